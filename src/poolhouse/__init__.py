@@ -1,0 +1,71 @@
+"""Poolhouse: an inference engine for pooling models.
+
+    from poolhouse import LLM
+
+    llm = LLM("intfloat/e5-small")
+    (output,) = llm.embed("Hello, my name is")
+    output.outputs.embedding
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from poolhouse.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineClosed,
+    EngineError,
+    InputTooLong,
+    InvalidRequest,
+    NonFiniteResult,
+    PoolhouseError,
+    UnknownModel,
+    UnsupportedDimensions,
+    UnsupportedTask,
+)
+from poolhouse.outputs import (
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    RequestOutput,
+)
+from poolhouse.params import PoolerConfig, PoolingParams
+
+if TYPE_CHECKING:
+    from poolhouse.llm import LLM
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "CheckpointError",
+    "ConfigError",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
+    "EngineClosed",
+    "EngineError",
+    "InputTooLong",
+    "InvalidRequest",
+    "NonFiniteResult",
+    "PoolerConfig",
+    "PoolhouseError",
+    "PoolingOutput",
+    "PoolingParams",
+    "PoolingRequestOutput",
+    "RequestOutput",
+    "UnknownModel",
+    "UnsupportedDimensions",
+    "UnsupportedTask",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # LLM draws in torch, which takes a second; the rest of the package's surface does not need it.
+    if name == "LLM":
+        from poolhouse.llm import LLM
+
+        return LLM
+    raise AttributeError(f"module 'poolhouse' has no attribute '{name}'")

@@ -1,0 +1,1 @@
+"""The engine: requests in, futures out; one device thread runs packed batches."""

@@ -1,0 +1,261 @@
+"""Engine: the one door. `submit` requests, wait for their futures.
+
+Tokenizer threads make ids, the scheduler packs them, one device thread runs the batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from poolhouse.engine import chunks
+from poolhouse.engine.request import Answer, Request
+from poolhouse.engine.runner import FatalDeviceError, Runner
+from poolhouse.engine.scheduler import Ready, Scheduler
+from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, did_you_mean
+from poolhouse.inputs.prompts import Prompt
+from poolhouse.inputs.tokenizer import Limit, Tokenizer
+from poolhouse.models.model import Model
+from poolhouse.params import PoolingParams
+from poolhouse.tasks import Task, parse_task
+from poolhouse.tokens import Tokens
+
+log = logging.getLogger("poolhouse")
+
+# A lone text of up to this many characters is tokenised by its caller: quicker than waking a thread.
+_INLINE_CHARACTERS = 2000
+# Texts per tokenizer call: enough to share the work among cores, few enough to start computing early.
+_TEXTS_PER_CALL = 128
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How an engine works, as opposed to what its model is.
+
+    max_batch_tokens: tokens of one pack. overflow: what to do with prompts over the model's limit.
+    default_params: what the model's owner wants where a request says nothing.
+    """
+
+    max_batch_tokens: int
+    overflow: Literal["error", "truncate", "chunk"] = "error"
+    tokenizer_threads: int = 2
+    default_params: PoolingParams = PoolingParams()
+
+
+class Engine:
+    """One model, ready to answer from any thread."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, options: EngineOptions) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.options = options
+        self._scheduler = Scheduler(options.max_batch_tokens)
+        self._runner = Runner(model)
+        self._tokenizing = ThreadPoolExecutor(options.tokenizer_threads, "poolhouse-tokenizer")
+        self._fatal: BaseException | None = None
+        self._closed = False
+        self._device = threading.Thread(target=self._work, name="poolhouse-device", daemon=True)
+        self._device.start()
+
+    @property
+    def name(self) -> str:
+        return self.model.facts.name
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return self.model.tasks
+
+    @property
+    def max_tokens(self) -> int:
+        return self.model.facts.max_tokens
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        return self.model.facts.prompts
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can still be answered."""
+        return not self._closed and self._fatal is None and self._device.is_alive()
+
+    def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]:
+        """Start work on requests; each future gets its answer or its error.
+
+        A request that cannot be answered fails alone, through its future. Cancel a future to leave the queue.
+        """
+        if len(requests) == 1 and _characters(requests[0].prompt) <= _INLINE_CHARACTERS:
+            self._prepare(requests)
+        else:
+            for start in range(0, len(requests), _TEXTS_PER_CALL):
+                part = requests[start : start + _TEXTS_PER_CALL]
+                try:
+                    self._tokenizing.submit(self._prepare, part)
+                except RuntimeError:
+                    _fail(part, EngineClosed("The engine is shut down."))
+        return [request.future for request in requests]
+
+    def close(self, drain_seconds: float = 30.0) -> None:
+        """Answer what was accepted, for at most `drain_seconds`, then stop; the rest fails with EngineClosed."""
+        if self._closed:
+            return
+        self._closed = True
+        stopper = threading.Thread(target=self._tokenizing.shutdown, name="poolhouse-stop", daemon=True)
+        stopper.start()
+        stopper.join(drain_seconds)
+        self._scheduler.close()
+        self._device.join(drain_seconds)
+        for ready in self._scheduler.drop_all():
+            _resolve_error(ready.future, EngineClosed("The engine was shut down before it could answer."))
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _prepare(self, requests: Sequence[Request]) -> None:
+        """Tokenise requests and let them wait for their batch."""
+        try:
+            self._tokenize(requests)
+        except Exception as error:  # noqa: BLE001 - a thread of ours must not swallow it
+            log.exception("Preparing %d requests failed", len(requests))
+            _fail(requests, EngineError(f"Preparing the request failed: {error}"))
+
+    def _tokenize(self, requests: Sequence[Request]) -> None:
+        valid: list[tuple[Request, PoolingParams]] = []
+        prompts: list[Prompt] = []
+        limits: list[Limit] = []
+        for request in requests:
+            try:
+                params = self._params(request)
+                prompts.append(self._with_prefix(request))
+                limits.append(self._limit(request, params))
+            except InvalidRequest as error:
+                _resolve_error(request.future, error)
+            else:
+                valid.append((request, params.for_pooler()))
+        ready: list[Ready] = []
+        for (request, params), tokens in zip(valid, self.tokenizer.encode(prompts, limits), strict=True):
+            if isinstance(tokens, Exception):
+                _resolve_error(request.future, tokens)
+            elif len(tokens) == 0:
+                _resolve_error(request.future, InvalidRequest("The prompt has no tokens.", "prompt"))
+            elif len(tokens) > self.max_tokens:
+                ready.extend(self._chunked(request, params, tokens))
+            else:
+                ready.append(Ready(tokens, request.task, params, request.future))
+        if ready and not self._scheduler.add(ready):
+            for item in ready:
+                _resolve_error(item.future, self._fatal or EngineClosed("The engine is shut down."))
+
+    def _params(self, request: Request) -> PoolingParams:
+        """The request's parameters, completed by the defaults, checked against the model."""
+        parse_task(request.task, self.tasks)
+        params, defaults = request.params, self.options.default_params
+        params.check(request.task, self.model.facts.matryoshka, self.name)
+        if defaults == _NO_PARAMS:
+            return params
+        dimensions = defaults.dimensions if request.task in ("embed", "token_embed") else None
+        return replace(
+            params,
+            dimensions=dimensions if params.dimensions is None else params.dimensions,
+            use_activation=defaults.use_activation if params.use_activation is None else params.use_activation,
+        )
+
+    def _with_prefix(self, request: Request) -> Prompt:
+        """The prompt with its named prefix; ids are taken as they are."""
+        prompts = self.prompts
+        name = request.prompt_name
+        if name and name not in prompts:
+            known = f"It has {sorted(prompts)}." if prompts else "It has none."
+            raise InvalidRequest(
+                f"The model has no prompt named '{name}'.{did_you_mean(name, prompts)} {known}", "prompt_name", name
+            )
+        if name is None:
+            name = self.model.facts.default_prompt_name
+        prefix = prompts.get(name, "") if name else ""
+        if not prefix or request.prompt.text is None:
+            return request.prompt
+        return replace(request.prompt, prefix=prefix)
+
+    def _limit(self, request: Request, params: PoolingParams) -> Limit:
+        overflow = self.options.overflow
+        return Limit(
+            max_tokens=self.max_tokens,
+            keep=params.truncate_prompt_tokens,
+            side=params.truncation_side,
+            overflow=overflow,
+            add_special_tokens=request.add_special_tokens,
+        )
+
+    def _chunked(self, request: Request, params: PoolingParams, tokens: Tokens) -> list[Ready]:
+        """Pieces of an over-long prompt; the request is answered when the last one is."""
+        pieces = chunks.split(tokens, self.max_tokens)
+        parts = [Ready(piece, request.task, params, Future()) for piece in pieces]
+        missing = len(parts)
+        lock = threading.Lock()
+
+        def one_done(_: Future[Answer]) -> None:
+            nonlocal missing
+            with lock:
+                missing -= 1
+                if missing:
+                    return
+            if not request.future.set_running_or_notify_cancel():
+                return
+            try:
+                arrays = [part.future.result().array for part in parts]
+            except Exception as error:  # noqa: BLE001 - the piece's error is the request's error
+                request.future.set_exception(error)
+                return
+            array = chunks.join(arrays, [part.length for part in parts], request.task)
+            request.future.set_result(Answer(array, tokens, chunks=len(parts)))
+
+        for part in parts:
+            part.future.add_done_callback(one_done)
+        return parts
+
+    def _work(self) -> None:
+        """The device thread: run batches until closed; on a device that can, keep one batch in flight."""
+        runner, scheduler = self._runner, self._scheduler
+        flying = None
+        try:
+            while True:
+                batch = scheduler.next(block=flying is None)
+                if batch is None and flying is None:
+                    return
+                launched = runner.launch(batch) if batch else None
+                if not runner.asynchronous:
+                    flying, launched = launched, None
+                if flying is not None:
+                    runner.finish(flying)
+                flying = launched
+        except BaseException as error:
+            self._fatal = error
+            scheduler.close()
+            log.critical("The engine cannot go on: %s", error, exc_info=error)
+            failure = error if isinstance(error, FatalDeviceError) else EngineError(f"The engine failed: {error}")
+            for ready in [*(flying.requests if flying else ()), *scheduler.drop_all()]:
+                _resolve_error(ready.future, failure)
+
+
+_NO_PARAMS = PoolingParams()
+
+
+def _characters(prompt: Prompt) -> int:
+    return 0 if prompt.text is None else len(prompt.text)
+
+
+def _fail(requests: Sequence[Request], error: Exception) -> None:
+    for request in requests:
+        _resolve_error(request.future, error)
+
+
+def _resolve_error(future: Future[Answer], error: BaseException) -> None:
+    """Give a future its error, whatever state it is in."""
+    if not future.done() and (future.running() or future.set_running_or_notify_cancel()):
+        future.set_exception(error)

@@ -1,0 +1,86 @@
+"""Settings -> a running engine, for `LLM` and for the server alike."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from poolhouse.engine.engine import Engine, EngineOptions
+from poolhouse.engine.memory import keep_freed_memory
+from poolhouse.errors import ConfigError
+from poolhouse.inputs.tokenizer import Tokenizer
+from poolhouse.models import embedded
+from poolhouse.models.hub import locate
+from poolhouse.models.load import LoadOptions, load
+from poolhouse.params import PoolerConfig, PoolingParams
+from poolhouse.pooling.sentence_transformers import read_sentence_transformers
+from poolhouse.settings import Settings
+
+log = logging.getLogger("poolhouse")
+
+# Tokens of one pack. Small packs stay in a CPU's caches; a GPU wants enough work per launch.
+_CPU_BATCH_TOKENS = 2048
+_CUDA_BATCH_TOKENS = 32768
+
+
+def open_engine(settings: Settings) -> Engine:
+    """Load what `settings` name and start its engine.
+
+    Raises:
+        ConfigError, CheckpointError: in words for the user.
+    """
+    if settings.runner in ("generate", "draft"):
+        raise ConfigError(f"runner={settings.runner!r}: Poolhouse runs pooling models only; use 'pooling' or 'auto'.")
+    if settings.model is None:
+        folder, name = embedded.embedded_model(), embedded.NAME
+        log.warning("No model was named: using the embedded default, %s.", name)
+    else:
+        name = settings.model
+        folder = locate(
+            name, revision=settings.revision, download_dir=settings.download_dir, token=settings.hf_token
+        )
+    torch.manual_seed(settings.seed)
+    pooler = PoolerConfig.parse(settings.pooler_config)
+    model = load(
+        folder,
+        LoadOptions(
+            name=settings.served_name or name,
+            dtype=settings.dtype,
+            device=settings.device,
+            implementation=settings.model_impl,
+            trust_remote_code=settings.trust_remote_code,
+            max_tokens=settings.max_model_len,
+            overrides=settings.hf_overrides,
+            pooler=pooler,
+            matryoshka_dimensions=tuple(settings.matryoshka_dimensions or ()),
+        ),
+    )
+    files = read_sentence_transformers(folder)
+    tokenizer_folder = folder if files is None else files.transformer_folder
+    if settings.tokenizer is not None:
+        tokenizer_folder = locate(
+            settings.tokenizer,
+            revision=settings.tokenizer_revision,
+            download_dir=settings.download_dir,
+            token=settings.hf_token,
+        )
+    tokenizer = Tokenizer.from_folder(
+        tokenizer_folder,
+        lower_case=files is not None and files.do_lower_case,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    on_cpu = model.facts.device.type == "cpu"
+    if on_cpu:
+        keep_freed_memory()
+    default_tokens = _CPU_BATCH_TOKENS if on_cpu else _CUDA_BATCH_TOKENS
+    return Engine(
+        model,
+        tokenizer,
+        EngineOptions(
+            max_batch_tokens=settings.max_num_batched_tokens or default_tokens,
+            overflow=settings.overflow,
+            tokenizer_threads=settings.tokenizer_workers,
+            default_params=PoolingParams(dimensions=pooler.dimensions, use_activation=pooler.use_activation),
+        ),
+    )

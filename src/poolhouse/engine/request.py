@@ -1,0 +1,40 @@
+"""Request: what one prompt asks of the engine, and the future of its answer."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from poolhouse.inputs.prompts import Prompt
+from poolhouse.outputs import Array
+from poolhouse.params import PoolingParams
+from poolhouse.tasks import Task
+from poolhouse.tokens import Tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What the engine made of one prompt.
+
+    array: [features] for embed and classify, [tokens, features] for token tasks.
+    tokens: the prompt as the model saw it (whole, when it was split into chunks).
+    """
+
+    array: Array
+    tokens: Tokens
+    chunks: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """One prompt, its task and parameters.
+
+    prompt_name: name of a prompt stored with the checkpoint, put before the text; None takes the default one.
+    """
+
+    prompt: Prompt
+    task: Task
+    params: PoolingParams = field(default_factory=PoolingParams)
+    prompt_name: str | None = None
+    add_special_tokens: bool = True
+    future: Future[Answer] = field(default_factory=Future)

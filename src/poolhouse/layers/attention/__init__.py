@@ -1,0 +1,41 @@
+"""Attention inside each sequence of a pack.
+
+`attend` picks the backend; reference.py is the definition that all of them are compared with.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from poolhouse.layers.attention import sdpa, varlen
+from poolhouse.segments import Segments
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    *,
+    scale: float,
+    causal: bool = False,
+    window: int | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Softmax attention of every token over its own sequence.
+
+    query: [total, heads, head_dim]; key, value: [total, kv_heads, head_dim], kv_heads a divisor of heads.
+    window: tokens seen on each side, inclusive; None sees all.
+    bias: [heads, longest, longest], added to the scores; a shorter sequence uses the top left corner.
+    softcap: scores are squeezed to (-softcap, softcap) by tanh before the bias and the mask.
+    Returns [total, heads, head_dim].
+    """
+    if varlen.can_run(query, bias, softcap):
+        return varlen.attend(query, key, value, segments, scale=scale, causal=causal, window=window)
+    return sdpa.attend(
+        query, key, value, segments, scale=scale, causal=causal, window=window, bias=bias, softcap=softcap
+    )
+
+
+__all__ = ["attend"]

@@ -1,0 +1,76 @@
+"""Attention by torch's own kernel: runs anywhere, neighbouring sequences of equal length in one call."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from poolhouse.layers.attention.reference import visible_mask
+from poolhouse.segments import Segments
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    *,
+    scale: float,
+    causal: bool = False,
+    window: int | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """See `poolhouse.layers.attention.attend`."""
+    group = query.shape[1] // key.shape[1]
+    if group > 1 and query.device.type == "cpu":
+        # The CPU kernel has no grouped heads of its own and falls to a slow path.
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+        group = 1
+    parts = []
+    for start, count, length in segments.runs:
+        rows = slice(start, start + count * length)
+        q, k, v = (x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (query, key, value))
+        masked = window is not None and window < length - 1
+        if softcap is not None:
+            out = _capped(q, k, v, length, scale, causal, window, bias, softcap)
+        elif bias is None and not masked:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=group > 1)
+        else:
+            mask = _mask(length, causal, window, bias, query)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=group > 1)
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _mask(length: int, causal: bool, window: int | None, bias: Tensor | None, like: Tensor) -> Tensor | None:
+    """What to add to the scores, or which of them to keep."""
+    visible = visible_mask(length, causal, window, like.device)
+    if bias is None:
+        return visible
+    corner = bias[:, :length, :length].to(like.dtype)
+    return corner if visible is None else corner.masked_fill(~visible, -torch.inf)
+
+
+def _capped(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    length: int,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    bias: Tensor | None,
+    softcap: float,
+) -> Tensor:
+    """Gemma 2 squeezes scores by tanh, which no fused kernel here does."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * scale / softcap)
+    if bias is not None:
+        scores = scores + bias[:, :length, :length]
+    visible = visible_mask(length, causal, window, q.device)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
+    return scores.float().softmax(-1).to(v.dtype) @ v

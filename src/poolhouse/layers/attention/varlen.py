@@ -1,0 +1,44 @@
+"""Attention by torch's variable-length kernel: CUDA, half precision, one call for the whole pack."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from poolhouse.segments import Segments
+
+
+def can_run(query: Tensor, bias: Tensor | None, softcap: float | None) -> bool:
+    """Flash kernels take half types, heads up to 256 wide, no bias and no softcap."""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and bias is None
+        and softcap is None
+        and query.shape[-1] <= 256
+        and query.shape[-1] % 8 == 0
+    )
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, *, scale: float, causal: bool, window: int | None
+) -> Tensor:
+    """See `poolhouse.layers.attention.attend`."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    right = 0 if causal else -1
+    grouped = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+    out = varlen_attn(
+        query,
+        key,
+        value,
+        segments.cumulative,
+        segments.cumulative,
+        segments.longest,
+        segments.longest,
+        scale=scale,
+        window_size=(-1, right) if window is None else (window, 0 if causal else window),
+        **grouped,
+    )
+    assert isinstance(out, Tensor)
+    return out

@@ -1,0 +1,121 @@
+"""Rotary positions and their stretched variants."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """How positions turn pairs of features.
+
+    dim: how many leading features of each head are turned. theta: base of the wavelengths.
+    The other fields belong to one scaling each; lengths are in tokens.
+    Source: the `rope_parameters` (older: `rope_scaling`) entry of config.json.
+    """
+
+    dim: int
+    theta: float = 10000.0
+    scaling: Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"] = "default"
+    factor: float = 1.0
+    original_length: int = 0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    max_length: int = 0
+
+
+def rope_table(rope: RopeSpec, positions: Tensor, longest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for each position: two [total, 1, dim], each half repeated.
+
+    longest: length of the longest sequence, on which dynamic and longrope scalings depend.
+    """
+    frequencies, scale = _frequencies(rope, longest)
+    angles = positions[:, None].float() * frequencies.to(positions.device)
+    angles = torch.cat((angles, angles), -1)[:, None]
+    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the leading features of each head; x: [total, heads, head_dim]."""
+    dim = cos.shape[-1]
+    turned = x if x.shape[-1] == dim else x[..., :dim]
+    first, second = turned.chunk(2, -1)
+    turned = turned * cos + torch.cat((-second, first), -1) * sin
+    return turned if x.shape[-1] == dim else torch.cat((turned, x[..., dim:]), -1)
+
+
+def _frequencies(rope: RopeSpec, longest: int) -> tuple[Tensor, float]:
+    """Turns per token of each feature pair, [dim / 2], and a factor on cosines and sines."""
+    exponents = torch.arange(0, rope.dim, 2, dtype=torch.int64).float() / rope.dim
+    plain = 1.0 / rope.theta**exponents
+    if rope.scaling == "default":
+        return plain, 1.0
+    if rope.scaling == "linear":
+        return plain / rope.factor, 1.0
+    if rope.scaling == "dynamic":
+        length = max(longest, rope.original_length)
+        stretch = rope.factor * length / rope.original_length - (rope.factor - 1)
+        theta: float = rope.theta * stretch ** (rope.dim / (rope.dim - 2))
+        return 1.0 / theta**exponents, 1.0
+    if rope.scaling == "llama3":
+        return _llama3(rope, plain), 1.0
+    if rope.scaling == "yarn":
+        return _yarn(rope, plain)
+    return _longrope(rope, exponents, longest)
+
+
+def _llama3(rope: RopeSpec, plain: Tensor) -> Tensor:
+    wavelengths = 2 * math.pi / plain
+    low = rope.original_length / rope.low_frequency_factor
+    high = rope.original_length / rope.high_frequency_factor
+    smooth = (rope.original_length / wavelengths - rope.low_frequency_factor) / (
+        rope.high_frequency_factor - rope.low_frequency_factor
+    )
+    blended = (1 - smooth) * plain / rope.factor + smooth * plain
+    slow = torch.where(wavelengths > low, plain / rope.factor, blended)
+    return torch.where(wavelengths < high, plain, slow)
+
+
+def _yarn(rope: RopeSpec, plain: Tensor) -> tuple[Tensor, float]:
+    def mscale(factor: float, weight: float = 1.0) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    def pair_of(turns: float) -> float:
+        """The feature pair that turns this often over the original length."""
+        return rope.dim * math.log(rope.original_length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    scale = rope.attention_factor
+    if scale is None and rope.mscale and rope.mscale_all_dim:
+        scale = mscale(rope.factor, rope.mscale) / mscale(rope.factor, rope.mscale_all_dim)
+    if scale is None:
+        scale = mscale(rope.factor)
+    low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
+    width = high - low if high > low else 0.001
+    ramp = ((torch.arange(rope.dim // 2).float() - low) / width).clamp(0, 1)
+    return plain / rope.factor * ramp + plain * (1 - ramp), scale
+
+
+def _longrope(rope: RopeSpec, exponents: Tensor, longest: int) -> tuple[Tensor, float]:
+    stretched = longest > rope.original_length
+    factors = torch.tensor(rope.long_factor if stretched else rope.short_factor)
+    scale = rope.attention_factor
+    if scale is None:
+        factor = rope.factor
+        scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(rope.original_length))
+    return 1.0 / (factors * rope.theta**exponents), scale

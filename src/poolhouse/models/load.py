@@ -1,0 +1,245 @@
+"""A folder of model files -> Model; the only place that decides who serves it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from poolhouse.errors import CheckpointError, ConfigError
+from poolhouse.models.checkpoint import Checkpoint, read_json
+from poolhouse.models.families import Family, family_of
+from poolhouse.models.families._config import NotNative
+from poolhouse.models.model import Backbone, Facts, Model
+from poolhouse.models.native import load_transformer
+from poolhouse.params import Matryoshka, PoolerConfig
+from poolhouse.pooling.pipelines import embed_pipelines
+from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
+
+log = logging.getLogger("poolhouse")
+
+Overrides = Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]] | None
+
+# Where neither the config nor the tokenizer states a limit.
+_DEFAULT_MAX_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What a user may decide about loading; see `Settings` for the words."""
+
+    name: str
+    dtype: str = "auto"
+    device: str = "auto"
+    implementation: Literal["auto", "native", "transformers"] = "auto"
+    trust_remote_code: bool = False
+    max_tokens: int | None = None
+    overrides: Overrides = None
+    pooler: PoolerConfig = PoolerConfig()
+    matryoshka_dimensions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A backbone, and what the loader must know of it."""
+
+    backbone: Backbone
+    words: str
+    hidden_size: int
+    vocabulary_size: int
+    parameters: int
+    max_tokens: int | None
+    pooling: str
+    notes: tuple[str, ...] = ()
+
+
+def load(folder: Path, options: LoadOptions) -> Model:
+    """The model in `folder`.
+
+    Raises:
+        CheckpointError: files missing, corrupt or not understood. ConfigError: an option that cannot be honoured.
+    """
+    files = read_sentence_transformers(folder)
+    checkpoint = Checkpoint(folder if files is None else files.transformer_folder)
+    config = _overridden(checkpoint.config, options.overrides)
+    device = _device(options.device)
+    served = _serve(checkpoint, config, device, options)
+    pipelines = embed_pipelines(served.hidden_size, options.pooler, files, served.pooling)
+    for pipeline in pipelines.values():
+        pipeline.to(device)
+    backbone_dtype = _dtype(options.dtype, config, family_of(str(config.get("model_type", ""))), device)
+    return Model(
+        backbone=served.backbone,
+        pipelines=pipelines,
+        facts=Facts(
+            name=options.name,
+            path=str(folder),
+            architecture=", ".join(config.get("architectures") or [str(config.get("model_type"))]),
+            served_by=served.words,
+            max_tokens=_max_tokens(served.max_tokens, checkpoint.folder, files, options.max_tokens),
+            vocabulary_size=served.vocabulary_size,
+            hidden_size=served.hidden_size,
+            width=pipelines["embed"].width,
+            parameters=served.parameters,
+            dtype=backbone_dtype,
+            device=device,
+            matryoshka=_matryoshka(config, options.matryoshka_dimensions, pipelines["embed"].width),
+            prompts={} if files is None else files.prompts,
+            default_prompt_name=None if files is None else files.default_prompt_name,
+            notes=served.notes,
+        ),
+    )
+
+
+def _serve(checkpoint: Checkpoint, config: dict[str, Any], device: torch.device, options: LoadOptions) -> _Served:
+    """Our Transformer where a family knows the checkpoint, else transformers."""
+    model_type = str(config.get("model_type", ""))
+    family = family_of(model_type)
+    if options.implementation == "native" and family is None:
+        raise ConfigError(f"model_impl='native': no native family serves model_type {model_type!r}.")
+    if family is None or options.implementation == "transformers":
+        return _transformers(checkpoint, config, device, options, ())
+    try:
+        return _native(family, checkpoint, config, device, options)
+    except NotNative as reason:
+        if options.implementation == "native":
+            raise
+        return _transformers(checkpoint, config, device, options, (f"Not served natively: {reason}",))
+
+
+def _native(
+    family: Family, checkpoint: Checkpoint, config: dict[str, Any], device: torch.device, options: LoadOptions
+) -> _Served:
+    dtype = _dtype(options.dtype, config, family, device)
+    loaded = load_transformer(family, config, checkpoint, dtype, device)
+    notes = (f"Tensors left out: {_short(loaded.aside)}.",) if loaded.aside else ()
+    return _Served(
+        backbone=loaded.transformer,
+        words=f"native {config['model_type']}, packed",
+        hidden_size=loaded.hidden_size,
+        vocabulary_size=loaded.vocabulary_size,
+        parameters=loaded.parameters,
+        max_tokens=loaded.max_tokens,
+        pooling=family.pooling,
+        notes=notes,
+    )
+
+
+def _transformers(
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    device: torch.device,
+    options: LoadOptions,
+    notes: tuple[str, ...],
+) -> _Served:
+    from poolhouse.models.hugging_face import load_hugging_face
+
+    fallback = load_hugging_face(
+        checkpoint,
+        config,
+        _dtype(options.dtype, config, None, device),
+        device,
+        trust_remote_code=options.trust_remote_code,
+    )
+    return _Served(
+        backbone=fallback.backbone,
+        words=f"transformers, {fallback.why}",
+        hidden_size=fallback.hidden_size,
+        vocabulary_size=fallback.vocabulary_size,
+        parameters=fallback.parameters,
+        max_tokens=fallback.max_tokens,
+        pooling=fallback.pooling,
+        notes=(*notes, *fallback.notes),
+    )
+
+
+def _overridden(config: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """config.json with the user's changes; nested objects are merged key by key."""
+    if overrides is None:
+        return config
+    if callable(overrides):
+        return dict(overrides(dict(config)))
+    merged = dict(config)
+    for key, value in overrides.items():
+        old = merged.get(key)
+        merged[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _device(word: str) -> torch.device:
+    if word == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(word)
+    except RuntimeError as error:
+        raise ConfigError(f"device={word!r} is not a device; try 'auto', 'cpu', 'cuda' or 'cuda:0'.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={word!r}, but this process sees no CUDA device.")
+    return device
+
+
+_DTYPES = {
+    **dict.fromkeys(("float32", "float"), torch.float32),
+    **dict.fromkeys(("float16", "half"), torch.float16),
+    "bfloat16": torch.bfloat16,
+}
+
+
+def _dtype(word: str, config: Mapping[str, Any], family: Family | None, device: torch.device) -> torch.dtype:
+    """float32 on CPUs, whose half types are slow; on CUDA as stored, float32 cut to a half type that is safe."""
+    if word != "auto":
+        if word not in _DTYPES:
+            raise ConfigError(f"dtype={word!r} is not one of {['auto', *_DTYPES]}.")
+        return _DTYPES[word]
+    if device.type != "cuda":
+        return torch.float32
+    stored = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype") or "float32"), torch.float32)
+    if stored != torch.float32:
+        return stored
+    return torch.float16 if family is not None and family.float16 else torch.bfloat16
+
+
+def _max_tokens(
+    by_config: int | None, folder: Path, files: SentenceTransformersFiles | None, wanted: int | None
+) -> int:
+    """The longest prompt: sentence-transformers' max_seq_length, else the lesser of config and tokenizer.
+
+    Raises:
+        ConfigError: the user wants more.
+    """
+    limit = by_config
+    tokenizer_config = folder / "tokenizer_config.json"
+    if tokenizer_config.is_file():
+        by_tokenizer = read_json(tokenizer_config).get("model_max_length")
+        # transformers writes 1e30 for "no limit".
+        if isinstance(by_tokenizer, int | float) and 0 < by_tokenizer < 1e9:
+            limit = min(limit or int(by_tokenizer), int(by_tokenizer))
+    if files is not None and files.max_seq_length is not None:
+        limit = files.max_seq_length if by_config is None else min(files.max_seq_length, by_config)
+    limit = limit or _DEFAULT_MAX_TOKENS
+    if wanted is None or wanted == -1:
+        return limit
+    if wanted < 1:
+        raise ConfigError(f"max_model_len must be at least 1, or -1 for the model's own limit, got {wanted}.")
+    if wanted > (by_config or limit):
+        raise ConfigError(
+            f"max_model_len={wanted} is more than the {by_config or limit} positions that the model was made for."
+        )
+    return wanted
+
+
+def _matryoshka(config: Mapping[str, Any], switched_on: tuple[int, ...], width: int) -> Matryoshka:
+    """Sizes by the user's switch, else by config.json (`matryoshka_dimensions`, `is_matryoshka`)."""
+    listed = switched_on or tuple(config.get("matryoshka_dimensions") or ())
+    for size in listed:
+        if not isinstance(size, int) or not 1 <= size <= width:
+            raise ConfigError(f"matryoshka_dimensions: {size!r} is not a whole number from 1 to {width}.")
+    return Matryoshka(width, bool(listed) or bool(config.get("is_matryoshka")), listed)
+
+
+def _short(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

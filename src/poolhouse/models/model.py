@@ -1,0 +1,64 @@
+"""Model: a backbone, a pipeline per task, and facts about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from poolhouse.batch import Batch
+from poolhouse.params import Matryoshka
+from poolhouse.pooling.pipelines import Pipeline
+from poolhouse.tasks import Task
+
+
+class Backbone(Protocol):
+    """Token ids in, hidden states out."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """[total, hidden] in the backbone's dtype, one row per token of the pack."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a model is, in words and numbers that do not change after loading.
+
+    served_by: who runs it: "native bert", or "transformers, packed" and why.
+    max_tokens: longest prompt, special tokens included.
+    width: length of an embedding before Matryoshka cuts.
+    notes: what was assumed, left out or found odd while loading, a sentence each.
+    """
+
+    name: str
+    path: str
+    architecture: str
+    served_by: str
+    max_tokens: int
+    vocabulary_size: int
+    hidden_size: int
+    width: int
+    parameters: int
+    dtype: torch.dtype
+    device: torch.device
+    matryoshka: Matryoshka
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    labels: Mapping[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """One loaded model, ready to run packs."""
+
+    backbone: Backbone
+    pipelines: Mapping[Task, Pipeline]
+    facts: Facts
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return tuple(self.pipelines)

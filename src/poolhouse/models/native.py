@@ -1,0 +1,65 @@
+"""A checkpoint of a native family -> Transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from poolhouse.errors import CheckpointError
+from poolhouse.models.checkpoint import Checkpoint, Config
+from poolhouse.models.families import Family
+from poolhouse.models.transformer import Transformer
+from poolhouse.models.weights import Weights, claim, find_layout, unclaimed
+from poolhouse.layers.linear import Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A Transformer, its sizes, and the tensors that were left out on purpose."""
+
+    transformer: Transformer
+    hidden_size: int
+    vocabulary_size: int
+    parameters: int
+    max_tokens: int | None
+    aside: tuple[str, ...]
+
+
+def load_transformer(
+    family: Family, config: Config, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+) -> Loaded:
+    """The backbone of a checkpoint, placed and laid out for its device.
+
+    Raises:
+        CheckpointError: names that nobody claims, slots without tensors, shapes that do not fit.
+    """
+    tensors = checkpoint.tensors
+    found = find_layout(family.layouts, tensors)
+    if found is None:
+        wanted = [layout.token_table + ".weight" for layout in family.layouts]
+        raise CheckpointError(f"{checkpoint.folder} has no token table. Looked for {wanted}, with any prefix.")
+    layout, prefix = found
+    spec = family.spec(config)
+    claimed = claim(layout, prefix, len(spec.layers), tensors, dtype)
+    aside, unknown = unclaimed(claimed.left, prefix, family.aside)
+    if unknown:
+        raise CheckpointError(
+            f"{checkpoint.folder} has {len(unknown)} tensors that the {config.get('model_type')} family does not know: "
+            f"{unknown[:5]}{' ...' if len(unknown) > 5 else ''}. "
+            "Use model_impl='transformers' to load it without the native family."
+        )
+    vocabulary_size, width = claimed.tensors["tokens.weight"].shape
+    project = claimed.tensors.get("project.weight")
+    loaded = Loaded(
+        transformer=Transformer(spec, Weights(claimed.tensors)).eval().to(device),
+        hidden_size=width if project is None else project.shape[0],
+        vocabulary_size=vocabulary_size,
+        parameters=sum(tensor.numel() for tensor in claimed.tensors.values()),
+        max_tokens=family.max_tokens(config),
+        aside=tuple(aside),
+    )
+    for module in loaded.transformer.modules():
+        if isinstance(module, Linear):
+            module.prepack()
+    return loaded

@@ -1,0 +1,163 @@
+"""The packed Transformer that every native family runs on.
+
+A block has six norm slots that a checkpoint fills or leaves, so pre-norm, post-norm and sandwich-norm are one code:
+
+    x = attn_post(x + attn_out(attention(attn_in(x))))
+    x = ffn_post(x + ffn_out(feed_forward(ffn_in(x))))
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from poolhouse.batch import Batch
+from poolhouse.layers.attention import attend
+from poolhouse.layers.bias import alibi_bias, relative_bias
+from poolhouse.layers.feed_forward import FeedForward
+from poolhouse.layers.linear import Linear
+from poolhouse.layers.norm import LayerNorm, RMSNorm
+from poolhouse.layers.rope import RopeSpec, rope_table, rotate
+from poolhouse.models.spec import LayerSpec, TransformerSpec
+from poolhouse.models.weights import Weights
+from poolhouse.segments import Segments
+
+Ropes = dict[RopeSpec, tuple[Tensor, Tensor]]
+
+
+class Transformer(nn.Module):
+    """Token ids in, hidden states out, no padding in between."""
+
+    def __init__(self, spec: TransformerSpec, weights: Weights) -> None:
+        super().__init__()
+        self.spec = spec
+        self.tokens = nn.Buffer((weights / "tokens").weight)
+        self.positions = _table(weights / "positions")
+        self.types = _table(weights / "types")
+        self.relative = _table(weights / "relative")
+        self.embedding_norm = _norm(weights / "embedding_norm", spec)
+        self.project = _linear(weights / "project") if weights / "project" else None
+        self.layers = nn.ModuleList(_blocks(spec, weights))
+        self.final_norm = _norm(weights / "final_norm", spec)
+        self.ropes = {layer.rope for layer in spec.layers if layer.rope}
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Tensor:
+        """[total, hidden], in the type of the weights."""
+        x = self._embed(batch)
+        longest = batch.segments.longest
+        ropes = {rope: rope_table(rope, batch.positions, longest, x.dtype) for rope in self.ropes}
+        bias = self._bias(longest)
+        for layer in self.layers:
+            x = layer(x, batch.segments, ropes, bias)
+        return x if self.final_norm is None else self.final_norm(x)
+
+    def _embed(self, batch: Batch) -> Tensor:
+        x = F.embedding(batch.ids, self.tokens)
+        if self.spec.embedding_scale != 1.0:
+            # The factor is rounded to the type of the weights first, as the reference does.
+            x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
+        if self.types is not None:
+            x = x + (self.types[0] if batch.types is None else F.embedding(batch.types, self.types))
+        if self.positions is not None:
+            x = x + F.embedding(batch.positions + self.spec.position_offset, self.positions)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        return x if self.project is None else self.project(x)
+
+    def _bias(self, length: int) -> Tensor | None:
+        if self.relative is not None:
+            return relative_bias(self.relative, length)
+        if self.spec.alibi:
+            return alibi_bias(self.spec.heads, length, self.tokens.device)
+        return None
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each added to what came in."""
+
+    def __init__(self, spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> None:
+        super().__init__()
+        self.attention = Attention(spec, layer, weights / "attn")
+        feed_forward = weights / "ffn"
+        self.feed_forward = FeedForward(
+            _linear(feed_forward / "up"), _linear(feed_forward / "down"), spec.activation, spec.gated
+        )
+        self.attn_in = _norm(weights / "attn_in", spec)
+        self.attn_out = _norm(weights / "attn_out", spec)
+        self.attn_post = _norm(weights / "attn_post", spec)
+        self.ffn_in = _norm(weights / "ffn_in", spec)
+        self.ffn_out = _norm(weights / "ffn_out", spec)
+        self.ffn_post = _norm(weights / "ffn_post", spec)
+
+    def forward(self, x: Tensor, segments: Segments, ropes: Ropes, bias: Tensor | None) -> Tensor:
+        mixed = self.attention.mix(x if self.attn_in is None else self.attn_in(x), segments, ropes, bias)
+        x = _add(x, self.attention.out, mixed, self.attn_out)
+        if self.attn_post is not None:
+            x = self.attn_post(x)
+        inner = self.feed_forward.inner(x if self.ffn_in is None else self.ffn_in(x))
+        x = _add(x, self.feed_forward.down, inner, self.ffn_out)
+        return x if self.ffn_post is None else self.ffn_post(x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention; query, key and value come from one product."""
+
+    def __init__(self, spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> None:
+        super().__init__()
+        self.spec, self.layer = spec, layer
+        self.qkv, self.out = _linear(weights / "qkv"), _linear(weights / "out")
+        self.q_norm, self.k_norm = _norm(weights / "q_norm", spec), _norm(weights / "k_norm", spec)
+        query = spec.heads * spec.head_dim
+        rest = self.qkv.out_features - query
+        self.sizes = (query, rest // 2, rest // 2)
+
+    def mix(self, x: Tensor, segments: Segments, ropes: Ropes, bias: Tensor | None) -> Tensor:
+        """What `out` is applied to: [total, heads * head_dim]."""
+        spec = self.spec
+        q, k, v = (part.unflatten(-1, (-1, spec.head_dim)) for part in self.qkv(x).split(self.sizes, -1))
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        if self.k_norm is not None:
+            k = self.k_norm(k)
+        if self.layer.rope is not None:
+            cos, sin = ropes[self.layer.rope]
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
+        mixed = attend(
+            q, k, v, segments, scale=scale, causal=spec.causal, window=self.layer.window, bias=bias, softcap=spec.softcap
+        )
+        return mixed.flatten(1)
+
+
+def _add(x: Tensor, linear: Linear, inner: Tensor, norm: nn.Module | None) -> Tensor:
+    """x plus the product, which a norm may change before it is added."""
+    if norm is None:
+        return linear.add_to(x, inner)
+    return x + norm(linear(inner))  # type: ignore[no-any-return]
+
+
+def _blocks(spec: TransformerSpec, weights: Weights) -> list[Block]:
+    """A block per layer; layers without weights of their own share (ALBERT)."""
+    if weights / "layers.shared":
+        shared = Block(spec, spec.layers[0], weights / "layers.shared")
+        return [shared] * len(spec.layers)
+    return [Block(spec, layer, weights / f"layers.{i}") for i, layer in enumerate(spec.layers)]
+
+
+def _linear(weights: Weights) -> Linear:
+    return Linear(weights.weight, weights.bias)
+
+
+def _table(weights: Weights) -> Tensor | None:
+    return nn.Buffer(weights.weight) if weights else None
+
+
+def _norm(weights: Weights, spec: TransformerSpec) -> nn.Module | None:
+    """A norm where the checkpoint has one, else nothing."""
+    if not weights:
+        return None
+    if spec.norm == "layer":
+        return LayerNorm(weights.weight, weights.bias, spec.norm_eps)
+    return RMSNorm(weights.weight, spec.norm_eps, spec.norm)

@@ -1,0 +1,156 @@
+"""A checkpoint's tensors under our names, strict both ways."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from poolhouse.errors import CheckpointError
+
+@dataclass(frozen=True, slots=True)
+class Reordered:
+    """Their tensor with the equal parts of its first dimension in another order (GTE stores up before gate)."""
+
+    name: str
+    order: tuple[int, ...]
+
+
+# What one of our slots stands for: their module, or several concatenated in this order, or one with parts reordered.
+Source = str | tuple[str, ...] | Reordered
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How one kind of checkpoint names its tensors.
+
+    names: our slot -> their module; "*" stands for the layer. Weight and bias follow.
+    optional: slots that a checkpoint may lack. Every other slot must be there, in every layer.
+    varying: slots that some layers may lack (ModernBERT has no first norm in layer 0).
+    """
+
+    names: Mapping[str, Source]
+    optional: frozenset[str] = frozenset()
+    varying: frozenset[str] = frozenset()
+
+    @property
+    def token_table(self) -> str:
+        source = self.names["tokens"]
+        assert isinstance(source, str)
+        return source
+
+
+class Weights:
+    """Tensors by our slots; `weights / "layers.3" / "attn"` narrows the view."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+        self._tensors = tensors
+        self._prefix = prefix
+
+    def __truediv__(self, name: str) -> Weights:
+        return Weights(self._tensors, f"{self._prefix}{name}.")
+
+    def __bool__(self) -> bool:
+        return any(name.startswith(self._prefix) for name in self._tensors)
+
+    def get(self, kind: str) -> Tensor | None:
+        return self._tensors.get(self._prefix + kind)
+
+    @property
+    def weight(self) -> Tensor:
+        return self._tensors[self._prefix + "weight"]
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.get("bias")
+
+
+@dataclass(slots=True)
+class Claimed:
+    """The outcome of `claim`: tensors under our names, and what was left aside."""
+
+    tensors: dict[str, Tensor]
+    left: list[str] = field(default_factory=list)
+
+
+def find_layout(layouts: Iterable[Layout], names: Iterable[str]) -> tuple[Layout, str] | None:
+    """The layout whose token table is in the checkpoint, and the prefix that stands before its names."""
+    names = list(names)
+    for layout in layouts:
+        wanted = f"{layout.token_table}.weight"
+        for name in names:
+            if name == wanted or name.endswith("." + wanted):
+                return layout, name.removesuffix(wanted)
+    return None
+
+
+def claim(layout: Layout, prefix: str, layers: int, theirs: Mapping[str, Tensor], dtype: torch.dtype) -> Claimed:
+    """Tensors under our names, cast to `dtype`.
+
+    Raises:
+        CheckpointError: a slot that has no tensor, naming both its names.
+    """
+    names = set(theirs)
+    ours: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for slot, source in layout.names.items():
+        starred = "*" in slot
+        # ALBERT has no layers of its own names: all share one set.
+        for kind in ("weight", "bias"):
+            present: list[bool] = []
+            for layer in range(layers) if starred else (0,):
+                sources = [f"{prefix}{name.replace('*', str(layer))}.{kind}" for name in _modules(source)]
+                there = [name in names for name in sources]
+                if any(there) and not all(there):
+                    lost = [name for name, found in zip(sources, there, strict=True) if not found]
+                    raise CheckpointError(f"The checkpoint lacks {lost}, but has their companions.")
+                present.append(all(there))
+                if all(there):
+                    parts = [theirs[name] for name in sources]
+                    ours[f"{slot.replace('*', str(layer))}.{kind}"] = _join(parts, source).to(dtype)
+                    used.update(sources)
+            _check_presence(slot, kind, source, present, layout, prefix)
+    return Claimed(ours, sorted(names - used))
+
+
+def unclaimed(left: Iterable[str], prefix: str, known: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Split names that no slot claimed into (known and left out on purpose, known to nobody).
+
+    known: regular expressions over names, with or without the model's prefix.
+    """
+    pattern = re.compile("|".join(f"(?:{expression})" for expression in known) or r"(?!)")
+    aside, unknown = [], []
+    for name in left:
+        found = pattern.fullmatch(name) or pattern.fullmatch(name.removeprefix(prefix))
+        (aside if found else unknown).append(name)
+    return aside, unknown
+
+
+def _modules(source: Source) -> tuple[str, ...]:
+    if isinstance(source, Reordered):
+        return (source.name,)
+    return (source,) if isinstance(source, str) else source
+
+
+def _join(parts: list[Tensor], source: Source) -> Tensor:
+    if isinstance(source, Reordered):
+        chunks = parts[0].chunk(len(source.order))
+        return torch.cat([chunks[index] for index in source.order])
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _check_presence(
+    slot: str, kind: str, source: Source, present: list[bool], layout: Layout, prefix: str
+) -> None:
+    if all(present) or slot in layout.varying:
+        return
+    named = [prefix + name for name in _modules(source)]
+    if any(present):
+        raise CheckpointError(
+            f"The checkpoint has {named}.{kind} in some layers but not in {[i for i, p in enumerate(present) if not p]}."
+        )
+    if kind == "weight" and slot not in layout.optional:
+        raise CheckpointError(f"The checkpoint lacks {named}.weight, which the model's '{slot}' needs.")

@@ -1,0 +1,93 @@
+"""What callers get back.
+
+Vectors stay numpy arrays until a caller asks for tensors or lists, so nothing is copied through Python floats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class PoolingOutput:
+    """The answer of `LLM.encode`.
+
+    array: [features] for embed and classify, [tokens, features] for token tasks.
+    """
+
+    array: Array
+
+    @cached_property
+    def data(self) -> torch.Tensor:
+        """The same numbers as a tensor that shares their memory."""
+        import torch
+
+        return torch.from_numpy(self.array)
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingOutput:
+    """The answer of `LLM.embed`; array: [dimensions]."""
+
+    array: Array
+
+    @cached_property
+    def embedding(self) -> list[float]:
+        return self.array.tolist()  # type: ignore[no-any-return]
+
+    @property
+    def hidden_size(self) -> int:
+        return len(self.array)
+
+    def __repr__(self) -> str:
+        return f"EmbeddingOutput(hidden_size={self.hidden_size})"
+
+
+OutputT = TypeVar("OutputT")
+
+
+@dataclass(frozen=True, eq=False)
+class RequestOutput(Generic[OutputT]):
+    """One prompt's answer, and what was done to the prompt.
+
+    truncated, original_tokens: whether the prompt was cut, and how many tokens it had before.
+    original_tokens is an estimate by characters when original_is_estimate is set (prompts far over the limit).
+    chunks: into how many pieces an over-long prompt was split (overflow="chunk").
+    """
+
+    request_id: str
+    outputs: OutputT
+    prompt_token_ids: list[int]
+    num_cached_tokens: int = 0
+    finished: bool = True
+    truncated: bool = False
+    original_tokens: int = 0
+    original_is_estimate: bool = False
+    chunks: int = 1
+    error: str | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        cut = f", truncated from {self.original_tokens} tokens" if self.truncated else ""
+        return (
+            f"{type(self).__name__}(request_id={self.request_id!r}, outputs={self.outputs!r}, "
+            f"prompt_tokens={len(self.prompt_token_ids)}{cut})"
+        )
+
+
+class PoolingRequestOutput(RequestOutput[PoolingOutput]):
+    """A prompt's answer from `LLM.encode`."""
+
+
+class EmbeddingRequestOutput(RequestOutput[EmbeddingOutput]):
+    """A prompt's answer from `LLM.embed`."""
+

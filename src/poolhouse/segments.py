@@ -1,0 +1,74 @@
+"""Segments: where each sequence lies in a pack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+class Segments:
+    """Lengths of sequences that lie end to end, with everything derived from them computed once.
+
+    lengths: tokens of each sequence, none of them 0 before pooling.
+    starts, ends: where each sequence begins and stops, as plain integers.
+    The tensors live on `device`.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.lengths = tuple(lengths)
+        self.device = torch.device(device)
+        bounds = list(accumulate(self.lengths, initial=0))
+        self.starts = bounds[:-1]
+        self.ends = bounds[1:]
+        self.total = bounds[-1]
+        self.longest = max(self.lengths, default=0)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @cached_property
+    def lengths_tensor(self) -> Tensor:
+        """[sequences], int64."""
+        return torch.tensor(self.lengths, dtype=torch.int64).to(self.device, non_blocking=True)
+
+    @cached_property
+    def starts_tensor(self) -> Tensor:
+        """[sequences], int64."""
+        return torch.tensor(self.starts, dtype=torch.int64).to(self.device, non_blocking=True)
+
+    @cached_property
+    def last_tensor(self) -> Tensor:
+        """[sequences], int64: the row of each sequence's last token."""
+        return torch.tensor(self.ends, dtype=torch.int64).to(self.device, non_blocking=True) - 1
+
+    @cached_property
+    def cumulative(self) -> Tensor:
+        """[sequences + 1], int32: bounds as variable-length attention kernels want them."""
+        return torch.tensor([0, *self.ends], dtype=torch.int32).to(self.device, non_blocking=True)
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """[total], int64: which sequence each row belongs to."""
+        index = torch.arange(len(self.lengths), device=self.device)
+        return torch.repeat_interleave(index, self.lengths_tensor, output_size=self.total)
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """[total], int64: the place of each row in its own sequence, from 0."""
+        return torch.arange(self.total, device=self.device) - self.starts_tensor[self.owner]
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Neighbouring sequences of equal length, together: (first row, how many, their length)."""
+        runs: list[tuple[int, int, int]] = []
+        for start, length in zip(self.starts, self.lengths, strict=True):
+            if runs and runs[-1][2] == length:
+                first, count, _ = runs[-1]
+                runs[-1] = (first, count + 1, length)
+            else:
+                runs.append((start, 1, length))
+        return runs

@@ -1,0 +1,35 @@
+"""Tokens: one prompt made ready for the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """Token ids of one prompt, and how much of it was cut.
+
+    ids: [tokens], special tokens included.
+    types: [tokens] token types (segment ids), or None where all are 0.
+    original_tokens: how many tokens the prompt had before it was cut, special tokens included.
+    original_is_estimate: the prompt was far over the limit, so its rest was counted by characters.
+    skip: leading tokens that pooling leaves out (an instruction, for `include_prompt: false`).
+    """
+
+    ids: Ids
+    types: Ids | None = None
+    original_tokens: int = 0
+    original_is_estimate: bool = False
+    skip: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def truncated(self) -> bool:
+        return self.original_tokens > len(self.ids)
