@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -57,6 +58,7 @@ class LLM:
         self.settings = Settings.parse(model=model, **options)
         self.engine = open_engine(self.settings)
         self._numbers = itertools.count()
+        weakref.finalize(self, self.engine.close)
 
     @property
     def model(self) -> Model:

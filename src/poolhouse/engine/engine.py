@@ -5,6 +5,7 @@ Tokenizer threads make ids, the scheduler packs them, one device thread runs the
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,8 @@ class Engine:
         self._closed = False
         self._device = threading.Thread(target=self._work, name="poolhouse-device", daemon=True)
         self._device.start()
+        # A thread inside torch while the interpreter is taken down aborts the process.
+        atexit.register(self.close)
 
     @property
     def name(self) -> str:
@@ -103,6 +106,7 @@ class Engine:
         if self._closed:
             return
         self._closed = True
+        atexit.unregister(self.close)
         stopper = threading.Thread(target=self._tokenizing.shutdown, name="poolhouse-stop", daemon=True)
         stopper.start()
         stopper.join(drain_seconds)

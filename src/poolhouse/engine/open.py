@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -16,6 +19,9 @@ from poolhouse.models.load import LoadOptions, load
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.pooling.sentence_transformers import read_sentence_transformers
 from poolhouse.settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = logging.getLogger("poolhouse")
 
@@ -42,7 +48,8 @@ def open_engine(settings: Settings) -> Engine:
         )
     torch.manual_seed(settings.seed)
     pooler = PoolerConfig.parse(settings.pooler_config)
-    model = load(
+    model = _in_a_passing_thread(
+        load,
         folder,
         LoadOptions(
             name=settings.served_name or name,
@@ -84,3 +91,13 @@ def open_engine(settings: Settings) -> Engine:
             default_params=PoolingParams(dimensions=pooler.dimensions, use_activation=pooler.use_activation),
         ),
     )
+
+
+def _in_a_passing_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call in a thread that ends with it, and its pool of OpenMP workers too.
+
+    While a second pool lives beside the device thread's, libgomp lets workers sleep between operations instead of
+    spinning, and a short query takes twice as long.
+    """
+    with ThreadPoolExecutor(1, "poolhouse-load") as thread:
+        return thread.submit(call, *args, **kwargs).result()

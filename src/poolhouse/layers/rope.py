@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from poolhouse.segments import Segments
+
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
@@ -37,12 +39,18 @@ class RopeSpec:
     max_length: int = 0
 
 
-def rope_table(rope: RopeSpec, positions: Tensor, longest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rope_table(rope: RopeSpec, positions: Tensor, segments: Segments, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines for each position: two [total, 1, dim], each half repeated.
 
-    longest: length of the longest sequence, on which dynamic and longrope scalings depend.
+    positions: [total]. Dynamic and longrope scalings look at the length of each sequence, never at its neighbours'.
     """
-    frequencies, scale = _frequencies(rope, longest)
+    if rope.scaling in ("dynamic", "longrope") and segments.longest > rope.original_length:
+        by_length = {length: _frequencies(rope, length) for length in set(segments.lengths)}
+        scale = by_length[segments.longest][1]
+        frequencies = torch.stack([by_length[length][0] for length in segments.lengths]).to(positions.device)
+        frequencies = frequencies[segments.owner]
+    else:
+        frequencies, scale = _frequencies(rope, segments.longest)
     angles = positions[:, None].float() * frequencies.to(positions.device)
     angles = torch.cat((angles, angles), -1)[:, None]
     return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
@@ -57,8 +65,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned if x.shape[-1] == dim else torch.cat((turned, x[..., dim:]), -1)
 
 
-def _frequencies(rope: RopeSpec, longest: int) -> tuple[Tensor, float]:
-    """Turns per token of each feature pair, [dim / 2], and a factor on cosines and sines."""
+def _frequencies(rope: RopeSpec, length: int) -> tuple[Tensor, float]:
+    """Turns per token of each feature pair, [dim / 2], and a factor on cosines and sines; length: of the sequence."""
     exponents = torch.arange(0, rope.dim, 2, dtype=torch.int64).float() / rope.dim
     plain = 1.0 / rope.theta**exponents
     if rope.scaling == "default":
@@ -66,7 +74,7 @@ def _frequencies(rope: RopeSpec, longest: int) -> tuple[Tensor, float]:
     if rope.scaling == "linear":
         return plain / rope.factor, 1.0
     if rope.scaling == "dynamic":
-        length = max(longest, rope.original_length)
+        length = max(length, rope.original_length)
         stretch = rope.factor * length / rope.original_length - (rope.factor - 1)
         theta: float = rope.theta * stretch ** (rope.dim / (rope.dim - 2))
         return 1.0 / theta**exponents, 1.0
@@ -74,7 +82,7 @@ def _frequencies(rope: RopeSpec, longest: int) -> tuple[Tensor, float]:
         return _llama3(rope, plain), 1.0
     if rope.scaling == "yarn":
         return _yarn(rope, plain)
-    return _longrope(rope, exponents, longest)
+    return _longrope(rope, exponents, length)
 
 
 def _llama3(rope: RopeSpec, plain: Tensor) -> Tensor:
@@ -111,8 +119,8 @@ def _yarn(rope: RopeSpec, plain: Tensor) -> tuple[Tensor, float]:
     return plain / rope.factor * ramp + plain * (1 - ramp), scale
 
 
-def _longrope(rope: RopeSpec, exponents: Tensor, longest: int) -> tuple[Tensor, float]:
-    stretched = longest > rope.original_length
+def _longrope(rope: RopeSpec, exponents: Tensor, length: int) -> tuple[Tensor, float]:
+    stretched = length > rope.original_length
     factors = torch.tensor(rope.long_factor if stretched else rope.short_factor)
     scale = rope.attention_factor
     if scale is None:

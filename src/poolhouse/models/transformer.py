@@ -47,7 +47,7 @@ class Transformer(nn.Module):
         """[total, hidden], in the type of the weights."""
         x = self._embed(batch)
         longest = batch.segments.longest
-        ropes = {rope: rope_table(rope, batch.positions, longest, x.dtype) for rope in self.ropes}
+        ropes = {rope: rope_table(rope, batch.positions, batch.segments, x.dtype) for rope in self.ropes}
         bias = self._bias(longest)
         for layer in self.layers:
             x = layer(x, batch.segments, ropes, bias)
@@ -116,7 +116,7 @@ class Attention(nn.Module):
     def mix(self, x: Tensor, segments: Segments, ropes: Ropes, bias: Tensor | None) -> Tensor:
         """What `out` is applied to: [total, heads * head_dim]."""
         spec = self.spec
-        q, k, v = (part.unflatten(-1, (-1, spec.head_dim)) for part in self.qkv(x).split(self.sizes, -1))
+        q, k, v = (part.view(len(x), -1, spec.head_dim) for part in self.qkv(x).split(self.sizes, -1))
         if self.q_norm is not None:
             q = self.q_norm(q)
         if self.k_norm is not None:

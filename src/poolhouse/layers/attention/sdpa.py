@@ -30,8 +30,7 @@ def attend(
         group = 1
     parts = []
     for start, count, length in segments.runs:
-        rows = slice(start, start + count * length)
-        q, k, v = (x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (query, key, value))
+        q, k, v = (_heads_first(x, start, count, length) for x in (query, key, value))
         masked = window is not None and window < length - 1
         if softcap is not None:
             out = _capped(q, k, v, length, scale, causal, window, bias, softcap)
@@ -42,6 +41,12 @@ def attend(
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=group > 1)
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _heads_first(x: Tensor, start: int, count: int, length: int) -> Tensor:
+    """[total, heads, head_dim] -> a view of some rows as [count, heads, length, head_dim]."""
+    rows = x.narrow(0, start, count * length)
+    return rows.view(count, length, *x.shape[1:]).transpose(1, 2)
 
 
 def _mask(length: int, causal: bool, window: int | None, bias: Tensor | None, like: Tensor) -> Tensor | None:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from poolhouse.models.families.bert import BERT, ROBERTA
 from poolhouse.models.families.family import Family
+from poolhouse.models.families.gemma import GEMMA, GEMMA2
+from poolhouse.models.families.gemma3 import GEMMA3
+from poolhouse.models.families.llama import LLAMA, LLAMA_BIDIRECTIONAL
+from poolhouse.models.families.mistral import MISTRAL
+from poolhouse.models.families.qwen import QWEN2, QWEN3
 
-FAMILIES: tuple[Family, ...] = (BERT, ROBERTA)
+FAMILIES: tuple[Family, ...] = (
+    *(BERT, ROBERTA),
+    *(LLAMA, LLAMA_BIDIRECTIONAL, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3),
+)
 
 
 def family_of(model_type: str) -> Family | None:

@@ -38,18 +38,19 @@ def rope(config: Config, head_dim: int, theta: float, layer_type: str | None = N
 
     theta: default of the family. layer_type: entry to take where there is one per kind of layer.
     """
-    found = dict(config.get("rope_parameters") or {})
+    # Where a file has both, transformers lets the older key win.
+    found = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
     if layer_type is not None and isinstance(found.get(layer_type), Mapping):
         found = dict(found[layer_type])
-    if not found:
-        found = dict(config.get("rope_scaling") or {})
     kind = found.get("rope_type", found.get("type", "default"))
     base = float(found.get("rope_theta", config.get("rope_theta", theta)) or theta)
     partial = found.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) or 1.0
     dim = int(head_dim * partial)
     longest = int(config.get("max_position_embeddings") or 0)
-    original = int(found.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or longest)
-    factor = float(found.get("factor") or 1.0)
+    original = int(
+        config.get("original_max_position_embeddings") or found.get("original_max_position_embeddings") or longest
+    )
+    factor = float(found.get("factor") or (longest / original if original else 1.0))
     if kind in ("default", "linear"):
         return RopeSpec(dim, base, kind, factor)
     if kind == "dynamic":
@@ -57,18 +58,19 @@ def rope(config: Config, head_dim: int, theta: float, layer_type: str | None = N
     if kind == "llama3":
         return RopeSpec(
             dim, base, "llama3", factor, original_length=original,
-            low_frequency_factor=float(found["low_freq_factor"]), high_frequency_factor=float(found["high_freq_factor"]),
+            low_frequency_factor=float(found["low_freq_factor"]),
+            high_frequency_factor=float(found["high_freq_factor"]),
         )  # fmt: skip
     if kind == "yarn":
         return RopeSpec(
-            dim, base, "yarn", factor or longest / original, original_length=original,
+            dim, base, "yarn", factor, original_length=original,
             beta_fast=float(found.get("beta_fast") or 32), beta_slow=float(found.get("beta_slow") or 1),
             truncate=found.get("truncate", True), attention_factor=found.get("attention_factor"),
             mscale=found.get("mscale"), mscale_all_dim=found.get("mscale_all_dim"),
         )  # fmt: skip
     if kind in ("longrope", "su"):
         return RopeSpec(
-            dim, base, "longrope", longest / original if original else factor, original_length=original,
+            dim, base, "longrope", factor, original_length=original,
             attention_factor=found.get("attention_factor"),
             short_factor=tuple(found["short_factor"]), long_factor=tuple(found["long_factor"]),
         )  # fmt: skip

@@ -1,0 +1,32 @@
+"""Over-long prompts: split before the model, joined after it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from poolhouse.engine.chunks import join, split
+from poolhouse.tokens import Tokens
+
+
+def test_slices_keep_every_token_in_order() -> None:
+    pieces = split(Tokens(np.arange(10), original_tokens=10, skip=5), 4)
+    assert [piece.ids.tolist() for piece in pieces] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [piece.skip for piece in pieces] == [4, 1, 0]
+    assert not any(piece.truncated for piece in pieces)
+
+
+def test_unit_vectors_join_to_their_weighted_mean_of_unit_length() -> None:
+    one, two = np.array([1.0, 0.0], np.float32), np.array([0.0, 1.0], np.float32)
+    joined = join([one, two], [3, 1], "embed")
+    assert joined == pytest.approx(np.array([3, 1]) / np.sqrt(10), abs=1e-6)
+
+
+def test_raw_vectors_join_to_their_weighted_mean() -> None:
+    one, two = np.array([4.0, 0.0], np.float32), np.array([0.0, 8.0], np.float32)
+    assert join([one, two], [1, 3], "embed") == pytest.approx([1.0, 6.0])
+
+
+def test_token_rows_are_joined_end_to_end() -> None:
+    rows = [np.ones((2, 3), np.float32), np.zeros((1, 3), np.float32)]
+    assert join(rows, [2, 1], "token_embed").shape == (3, 3)
