@@ -52,7 +52,7 @@ def open_engine(settings: Settings) -> Engine:
         load,
         folder,
         LoadOptions(
-            name=settings.served_name or name,
+            name=settings.names[0] if settings.names else name,
             dtype=settings.dtype,
             device=settings.device,
             implementation=settings.model_impl,
@@ -76,6 +76,7 @@ def open_engine(settings: Settings) -> Engine:
         tokenizer_folder,
         lower_case=files is not None and files.do_lower_case,
         trust_remote_code=settings.trust_remote_code,
+        vocabulary_size=model.facts.vocabulary_size,
     )
     on_cpu = model.facts.device.type == "cpu"
     if on_cpu:
@@ -88,7 +89,10 @@ def open_engine(settings: Settings) -> Engine:
             max_batch_tokens=settings.max_num_batched_tokens or default_tokens,
             overflow=settings.overflow,
             tokenizer_threads=settings.tokenizer_workers,
-            default_params=PoolingParams(dimensions=pooler.dimensions, use_activation=pooler.use_activation),
+            default_params=PoolingParams(
+                dimensions=pooler.dimensions or (None if files is None else files.truncate_dim),
+                use_activation=pooler.use_activation,
+            ),
         ),
     )
 

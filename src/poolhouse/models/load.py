@@ -68,9 +68,10 @@ def load(folder: Path, options: LoadOptions) -> Model:
     config = _overridden(checkpoint.config, options.overrides)
     device = _device(options.device)
     served = _serve(checkpoint, config, device, options)
-    pipelines = embed_pipelines(served.hidden_size, options.pooler, files, served.pooling)
-    for pipeline in pipelines.values():
-        pipeline.to(device)
+    pipelines = {
+        task: pipeline.to(device)
+        for task, pipeline in embed_pipelines(served.hidden_size, options.pooler, files, served.pooling).items()
+    }
     backbone_dtype = _dtype(options.dtype, config, family_of(str(config.get("model_type", ""))), device)
     return Model(
         backbone=served.backbone,

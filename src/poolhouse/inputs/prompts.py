@@ -1,0 +1,121 @@
+"""The forms in which callers may give prompts, made equal at the edge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from poolhouse.errors import InvalidRequest, did_you_mean
+from poolhouse.tokens import Ids
+
+# Options of vLLM's prompt dictionaries that change nothing here: there is no prefix cache to salt.
+_WITHOUT_EFFECT = ("cache_salt", "multi_modal_uuids", "prompt")
+_MEDIA = ("multi_modal_data", "mm_processor_kwargs", "prompt_embeds")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """A text, or token ids that somebody else made: exactly one of the two.
+
+    ids: [tokens] int64, special tokens included. prefix: a named prompt, put before the text.
+    """
+
+    text: str | None
+    ids: Ids | None = None
+    prefix: str = ""
+
+
+def parse_prompts(prompts: Any, parameter: str = "prompts") -> list[Prompt]:
+    """One Prompt for each that the caller gave, in order; a single prompt may stand bare.
+
+    prompts: a text, `{"prompt": text}`, `{"prompt_token_ids": ids}`, a list of ids, or a list of any of these.
+    parameter: what the caller calls this argument, for messages.
+
+    Raises:
+        InvalidRequest: naming the place and what may stand there.
+    """
+    if isinstance(prompts, str | Mapping) or _is_ids(prompts):
+        return [_parse(prompts, parameter)]
+    if isinstance(prompts, np.ndarray):
+        prompts = list(prompts)
+    if not isinstance(prompts, list | tuple):
+        raise _wrong(prompts, parameter)
+    if not prompts:
+        raise InvalidRequest("You must pass at least one prompt", parameter)
+    return [
+        Prompt(prompt) if type(prompt) is str else _parse(prompt, f"{parameter}[{index}]")
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def check_ids(ids: Ids, vocabulary_size: int) -> None:
+    """Raise InvalidRequest for an id that the model has no vector for."""
+    wrong = ids[(ids < 0) | (ids >= vocabulary_size)]
+    if len(wrong):
+        raise InvalidRequest(f"Token id {int(wrong[0])} is out of vocabulary", "prompt_token_ids")
+
+
+def _parse(prompt: Any, place: str) -> Prompt:
+    if isinstance(prompt, str):
+        return Prompt(prompt)
+    if isinstance(prompt, Mapping):
+        return _parse_mapping(prompt, place)
+    if isinstance(prompt, list | tuple | np.ndarray):
+        return Prompt(None, _ids(prompt, place))
+    raise _wrong(prompt, place)
+
+
+def _parse_mapping(prompt: Mapping[str, Any], place: str) -> Prompt:
+    known = ("prompt", "prompt_token_ids", "cache_salt")
+    for key, value in prompt.items():
+        if key in _MEDIA and value:
+            raise InvalidRequest(f"{place}: '{key}' is not supported by this model, which reads text.", f"{place}.{key}")
+        if key not in (*known, *_WITHOUT_EFFECT, *_MEDIA):
+            raise InvalidRequest(
+                f"{place} has an unknown key '{key}'.{did_you_mean(str(key), known)} Keys: {list(known)}.", place
+            )
+    if "prompt_token_ids" in prompt:
+        ids = prompt["prompt_token_ids"]
+        if not isinstance(ids, list | tuple | np.ndarray):
+            raise _wrong(ids, f"{place}.prompt_token_ids")
+        return Prompt(None, _ids(ids, f"{place}.prompt_token_ids"))
+    text = prompt.get("prompt")
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{place} needs 'prompt' (a text) or 'prompt_token_ids' (a list of integers).", place)
+    return Prompt(text)
+
+
+def _is_ids(prompts: Any) -> bool:
+    if isinstance(prompts, np.ndarray):
+        return prompts.ndim == 1 and prompts.dtype.kind in "iu"
+    return isinstance(prompts, list | tuple) and len(prompts) > 0 and _is_integer(prompts[0])
+
+
+def _ids(given: Any, place: str) -> Ids:
+    if len(given) == 0:
+        raise InvalidRequest(f"{place} is an empty list of token ids.", place)
+    if not isinstance(given, np.ndarray):
+        for index, value in enumerate(given):
+            if not _is_integer(value):
+                raise _wrong(value, f"{place}[{index}]", "a token id (an integer)")
+        try:
+            given = np.array(given, dtype=np.int64)
+        except OverflowError:
+            raise InvalidRequest(f"{place} holds a token id that is out of vocabulary", place) from None
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise InvalidRequest(f"{place} must be a flat list of integers, got {given.dtype}{list(given.shape)}.", place)
+    return given.astype(np.int64, copy=False)  # type: ignore[no-any-return]
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _wrong(
+    value: Any, place: str, wanted: str = "a text, a list of token ids, or a dict with 'prompt' or 'prompt_token_ids'"
+) -> InvalidRequest:
+    shown = "null" if value is None else type(value).__name__
+    return InvalidRequest(f"{place} is {shown}; it must be {wanted}.", place)

@@ -1,0 +1,52 @@
+"""Rows: vectors of several prompts, end to end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from poolhouse.segments import Segments
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """What steps take and give: many rows per prompt before a reduction, one after it.
+
+    values: [rows, features]. segments: which rows are whose. ids: [rows], the token behind each row.
+    skip: [prompts], leading rows that pooling leaves out; None where there are none.
+    """
+
+    values: Tensor
+    segments: Segments
+    ids: Tensor
+    skip: Tensor | None = None
+
+    def with_values(self, values: Tensor) -> Rows:
+        return replace(self, values=values)
+
+    def one_each(self, values: Tensor) -> Rows:
+        """The result of a reduction: values has one row per prompt."""
+        segments = Segments((1,) * len(self.segments), self.segments.device)
+        return Rows(values, segments, self.ids[self.segments.starts_tensor])
+
+    def pooled(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows that pooling looks at: values in float32, their places, and how many each prompt has."""
+        segments = self.segments
+        values = self.values.float()
+        if self.skip is None:
+            return values, segments.offsets, segments.lengths_tensor
+        skip = self.skip.to(segments.device)
+        kept = segments.offsets >= skip[segments.owner]
+        lengths = (segments.lengths_tensor - skip).clamp(min=0)
+        return values[kept], segments.offsets[kept], lengths
+
+    @property
+    def first(self) -> Tensor:
+        """[prompts]: the index of the first row that pooling looks at."""
+        starts = self.segments.starts_tensor
+        if self.skip is None:
+            return starts
+        skip = self.skip.to(self.segments.device)
+        return starts + torch.where(self.segments.lengths_tensor > skip, skip, 0)

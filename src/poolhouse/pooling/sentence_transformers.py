@@ -1,0 +1,210 @@
+"""Reading the files of a sentence-transformers folder: modules.json and what it names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from poolhouse.errors import CheckpointError
+from poolhouse.pooling.steps import Dense, Norm, Step, Unit
+
+# sentence-transformers' words for poolings -> ours; in the order in which it concatenates them.
+_POOLINGS = {
+    "cls": "CLS",
+    "max": "MAX",
+    "mean": "MEAN",
+    "mean_sqrt_len_tokens": "MEAN_SQRT_LEN",
+    "weightedmean": "WEIGHTEDMEAN",
+    "lasttoken": "LAST",
+}
+_LEGACY_POOLINGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_ACTIVATIONS = (nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Mish, nn.Softplus)
+_LENGTH_FILES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceTransformersFiles:
+    """What the files of a folder say.
+
+    transformer_folder: where config.json and the weights lie.
+    pooling: names of REDUCTIONS, concatenated; None where no Pooling module stands.
+    heads: what comes after it, in order. normalize: whether a Normalize module is last.
+    """
+
+    transformer_folder: Path
+    pooling: tuple[str, ...] | None = None
+    include_prompt: bool = True
+    heads: tuple[Step, ...] = ()
+    normalize: bool = False
+    max_seq_length: int | None = None
+    do_lower_case: bool = False
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    truncate_dim: int | None = None
+
+
+def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None:
+    """The description in `folder`, or None where it has no modules.json.
+
+    Raises:
+        CheckpointError: a file that is corrupt, missing, or describes a module that Poolhouse does not have.
+    """
+    path = folder / "modules.json"
+    if not path.is_file():
+        return None
+    modules = _json(path)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) and "type" in module for module in modules):
+        raise CheckpointError(f"{path} is not a list of modules.")
+    transformer = folder
+    pooling: tuple[str, ...] | None = None
+    include_prompt, normalize = True, False
+    heads: list[Step] = []
+    for module in modules:
+        kind, place = str(module["type"]).rsplit(".", 1)[-1], folder / str(module.get("path") or "")
+        if normalize and kind != "Dropout":
+            heads.append(Unit())
+            normalize = False
+        if kind == "Transformer":
+            transformer = place
+        elif kind == "Pooling":
+            pooling, include_prompt = _pooling(_object(place / "config.json"), place)
+        elif kind == "Dense":
+            heads.append(_dense(place))
+        elif kind == "LayerNorm":
+            heads.append(_layer_norm(place))
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Dropout":
+            raise CheckpointError(
+                f"{path}: the module {module['type']} is not one that Poolhouse has. "
+                "It has Transformer, Pooling, Dense, LayerNorm, Normalize and Dropout."
+            )
+    length, lower = _length(transformer)
+    config = _object(folder / "config_sentence_transformers.json", needed=False)
+    return SentenceTransformersFiles(
+        transformer_folder=transformer,
+        pooling=pooling,
+        include_prompt=include_prompt,
+        heads=tuple(heads),
+        normalize=normalize,
+        max_seq_length=length,
+        do_lower_case=lower,
+        prompts={str(name): str(text) for name, text in (config.get("prompts") or {}).items()},
+        default_prompt_name=config.get("default_prompt_name"),
+        truncate_dim=config.get("truncate_dim"),
+    )
+
+
+def _pooling(config: Mapping[str, Any], place: Path) -> tuple[tuple[str, ...], bool]:
+    words = config.get("pooling_mode")
+    if words is None:
+        words = [word for key, word in _LEGACY_POOLINGS.items() if config.get(key)] or ["mean"]
+    elif isinstance(words, str):
+        words = [words]
+    unknown = [word for word in words if word not in _POOLINGS]
+    if unknown:
+        raise CheckpointError(f"{place / 'config.json'}: unknown pooling {unknown}; known: {list(_POOLINGS)}.")
+    return tuple(_POOLINGS[word] for word in words), bool(config.get("include_prompt", True))
+
+
+def _dense(place: Path) -> Dense:
+    config = _object(place / "config.json")
+    if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+        raise CheckpointError(f"{place / 'config.json'}: a Dense over {config['module_input_name']} is not supported.")
+    tensors = _tensors(place)
+    weight, bias = _find(tensors, "weight", place), _find(tensors, "bias", place, needed=bool(config.get("bias", True)))
+    shape = (config.get("out_features"), config.get("in_features"))
+    if tuple(weight.shape) != shape:
+        raise CheckpointError(f"{place}: the weight is {list(weight.shape)}, but config.json says {list(shape)}.")
+    residual = None
+    if config.get("use_residual"):
+        residual = tensors.get("residual.weight", torch.empty(0)).float()
+    return Dense(weight.float(), None if bias is None else bias.float(), _activation(config, place), residual)
+
+
+def _activation(config: Mapping[str, Any], place: Path) -> nn.Module:
+    path = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    if not path.startswith("torch.nn."):
+        raise CheckpointError(
+            f"{place / 'config.json'}: activation_function {path!r}: activations are restricted to torch.nn.modules "
+            "for security reasons."
+        )
+    for kind in _ACTIVATIONS:
+        if path.rsplit(".", 1)[-1] == kind.__name__:
+            return kind()
+    names = [kind.__name__ for kind in _ACTIVATIONS]
+    raise CheckpointError(f"{place / 'config.json'}: activation_function {path!r} is not one of {names}.")
+
+
+def _layer_norm(place: Path) -> Norm:
+    tensors = _tensors(place)
+    weight, bias = _find(tensors, "weight", place), _find(tensors, "bias", place)
+    assert bias is not None
+    return Norm(weight.float(), bias.float())
+
+
+def _length(folder: Path) -> tuple[int | None, bool]:
+    """max_seq_length and do_lower_case from the first file that has them."""
+    for kind in _LENGTH_FILES:
+        config = _object(folder / f"sentence_{kind}_config.json", needed=False)
+        if config:
+            length = config.get("max_seq_length")
+            if length is not None and (not isinstance(length, int) or length < 1):
+                raise CheckpointError(f"{folder}/sentence_{kind}_config.json: max_seq_length is {length!r}.")
+            return length, bool(config.get("do_lower_case", False))
+    return None, False
+
+
+def _tensors(place: Path) -> dict[str, Tensor]:
+    safe, pickle = place / "model.safetensors", place / "pytorch_model.bin"
+    try:
+        if safe.is_file():
+            return load_file(safe)
+        if pickle.is_file():
+            tensors: dict[str, Tensor] = torch.load(pickle, map_location="cpu", weights_only=True)
+            return tensors
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{place}: the weights cannot be read: {error}") from error
+    except Exception as error:  # noqa: BLE001 - unpicklers raise many kinds
+        raise CheckpointError(f"{place}: {pickle.name} cannot be read as plain weights: {error}") from error
+    raise CheckpointError(f"{place} has no weights. Looked for {safe.name} and {pickle.name}.")
+
+
+def _find(tensors: Mapping[str, Tensor], kind: str, place: Path, needed: bool = True) -> Any:
+    for name in (f"linear.{kind}", f"dense.{kind}", f"norm.{kind}", kind):
+        if name in tensors:
+            return tensors[name]
+    if needed:
+        raise CheckpointError(f"{place}: no {kind} among the tensors {sorted(tensors)}.")
+    return None
+
+
+def _object(path: Path, needed: bool = True) -> dict[str, Any]:
+    if not needed and not path.is_file():
+        return {}
+    value = _json(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object.")
+    return value
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error

@@ -1,0 +1,218 @@
+"""Every step a pipeline may hold, and the table of public pooling names.
+
+A step is a callable `(rows, params) -> rows` with `words` for people. Sums and heads are computed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from poolhouse.params import PoolingParams
+from poolhouse.pooling.rows import Rows
+
+
+class Step(Protocol):
+    """One stage of a pipeline."""
+
+    @property
+    def words(self) -> str: ...
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows: ...
+
+    def to(self, device: torch.device) -> Step: ...
+
+
+Reduction = Callable[[Rows], Tensor]
+
+
+def cls(rows: Rows) -> Tensor:
+    """The first row of each prompt."""
+    return rows.values[rows.first].float()
+
+
+def last(rows: Rows) -> Tensor:
+    """The last row of each prompt."""
+    return rows.values[rows.segments.last_tensor].float()
+
+
+def mean(rows: Rows) -> Tensor:
+    total, lengths = _sum(rows)
+    return total / lengths
+
+
+def mean_sqrt_len(rows: Rows) -> Tensor:
+    """The sum divided by the root of the length, as in sentence-transformers."""
+    total, lengths = _sum(rows)
+    return total / lengths.sqrt()
+
+
+def largest(rows: Rows) -> Tensor:
+    """The maximum of each feature."""
+    values, _, lengths = rows.pooled()
+    return torch.segment_reduce(values, "max", lengths=lengths)
+
+
+def weighted_mean(rows: Rows) -> Tensor:
+    """The mean weighted by place, 1 for the first token (SGPT, Muennighoff 2022)."""
+    values, places, lengths = rows.pooled()
+    weights = (places + 1).float()[:, None]
+    return _sums(values * weights, lengths) / _sums(weights, lengths).clamp(min=1e-9)
+
+
+# The public names, upper case as in vLLM; several joined by "+" are concatenated.
+REDUCTIONS: dict[str, Reduction] = {
+    "CLS": cls,
+    "LAST": last,
+    "MEAN": mean,
+    "MAX": largest,
+    "WEIGHTEDMEAN": weighted_mean,
+    "MEAN_SQRT_LEN": mean_sqrt_len,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """One row per prompt. names: keys of REDUCTIONS, concatenated in this order."""
+
+    names: tuple[str, ...]
+    include_prompt: bool = True
+
+    @property
+    def words(self) -> str:
+        words = " + ".join(name.lower() for name in self.names)
+        return words if self.include_prompt else f"{words} without prompt"
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        if self.include_prompt and rows.skip is not None:
+            rows = Rows(rows.values, rows.segments, rows.ids)
+        parts = [REDUCTIONS[name](rows) for name in self.names]
+        return rows.one_each(parts[0] if len(parts) == 1 else torch.cat(parts, -1))
+
+    def to(self, device: torch.device) -> Reduce:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """A row per token, in float32."""
+
+    words: str = "all"
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        return rows.with_values(rows.values.float())
+
+    def to(self, device: torch.device) -> Every:
+        return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dense:
+    """activation(values @ weight.T + bias), plus the input where the module has a residual.
+
+    residual: None for none; else the matrix the input passes first, or an empty tensor where it is added as it is.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    activation: torch.nn.Module
+    residual: Tensor | None = None
+
+    @property
+    def words(self) -> str:
+        name = type(self.activation).__name__.lower()
+        return f"dense {self.weight.shape[0]}" + ("" if name == "identity" else f" {name}")
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        out = self.activation(F.linear(rows.values, self.weight, self.bias))
+        if self.residual is not None:
+            out = out + (F.linear(rows.values, self.residual) if self.residual.numel() else rows.values)
+        return rows.with_values(out)
+
+    def to(self, device: torch.device) -> Dense:
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
+        return Dense(self.weight.to(device), move(self.bias), self.activation.to(device), move(self.residual))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """Layer normalisation of each row, a module of sentence-transformers."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float = 1e-5
+    words: str = "layer norm"
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        return rows.with_values(F.layer_norm(rows.values, self.weight.shape, self.weight, self.bias, self.eps))
+
+    def to(self, device: torch.device) -> Norm:
+        return Norm(self.weight.to(device), self.bias.to(device), self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Unit length whatever the request says: a Normalize module with others behind it."""
+
+    words: str = "unit length"
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        return rows.with_values(F.normalize(rows.values, dim=-1))
+
+    def to(self, device: torch.device) -> Unit:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    """The first `params.dimensions` features (Matryoshka)."""
+
+    words: str = "truncate"
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        if params.dimensions is None:
+            return rows
+        return rows.with_values(rows.values[:, : params.dimensions])
+
+    def to(self, device: torch.device) -> Truncate:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Normalize:
+    """Unit length where the request, or else the model, wants it."""
+
+    default: bool
+
+    @property
+    def words(self) -> str:
+        return "normalize" if self.default else "normalize on request"
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        wanted = self.default if params.use_activation is None else params.use_activation
+        return rows.with_values(F.normalize(rows.values, dim=-1)) if wanted else rows
+
+    def to(self, device: torch.device) -> Normalize:
+        return self
+
+
+def _sum(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Sum of each prompt's rows, and their number, never 0: [prompts, features] and [prompts, 1]."""
+    if len(rows.segments) == 1 and rows.skip is None:
+        return rows.values.sum(0, keepdim=True, dtype=torch.float32), rows.segments.lengths_tensor[:, None].float()
+    values, _, lengths = rows.pooled()
+    return _sums(values, lengths), lengths[:, None].clamp(min=1).float()
+
+
+def _sums(values: Tensor, lengths: Tensor) -> Tensor:
+    """The sum of each run of rows: an embedding bag over the rows themselves is the quickest sum that torch has."""
+    return F.embedding_bag(
+        torch.arange(len(values), device=values.device), values, lengths.cumsum(0) - lengths, mode="sum"
+    )

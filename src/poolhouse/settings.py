@@ -1,0 +1,143 @@
+"""Every option that a user may set, once, with its help text; `LLM(...)` and the command line read the same class."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from poolhouse.errors import ConfigError, did_you_mean
+
+
+class Settings(BaseModel):
+    """One engine: its model, how it is loaded, and how it treats requests."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    model: str | None = Field(None, description="Folder or hub id; without one, the embedded default all-MiniLM-L6-v2.")
+    runner: Literal["auto", "generate", "pooling", "draft"] = Field(
+        "auto", description="Only pooling models are run; 'auto' and 'pooling' mean the same."
+    )
+    convert: Literal["auto", "none", "embed", "classify"] = Field(
+        "auto", description="Make an embedder of a model that is none."
+    )
+    tokenizer: str | None = Field(None, description="Folder or hub id of the tokenizer, if not the model's.")
+    tokenizer_mode: Literal["auto", "hf"] = Field("auto", description="How to read the tokenizer; one way exists.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the model on the hub.")
+    tokenizer_revision: str | None = Field(None, description="Branch, tag or commit of the tokenizer on the hub.")
+    download_dir: str | None = Field(None, description="Where to keep files from the hub.")
+    hf_token: str | bool | None = Field(None, description="Token for the hub, or true for the one stored by login.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the checkpoint.")
+    hf_overrides: Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]] | None = Field(
+        None, description="Changes to config.json: a mapping, or a function from config to config."
+    )
+    model_impl: Literal["auto", "native", "vllm", "transformers"] = Field(
+        "auto", description="Who runs the model: the native families, transformers, or whichever can."
+    )
+    dtype: str = Field("auto", description="auto, float32, float16 (half) or bfloat16; auto is float32 on CPUs.")
+    device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N.")
+    pooler_config: Any = Field(None, description="How to pool, where the model's files should not decide.")
+    matryoshka_dimensions: tuple[int, ...] | None = Field(
+        None, description="Vector lengths that requests may ask for, e.g. 64,128,256."
+    )
+    max_model_len: int | None = Field(None, description="Longest prompt in tokens; -1 or none: the model's own limit.")
+    overflow: Literal["error", "truncate", "chunk"] = Field(
+        "error", description="What to do with longer prompts: refuse, cut (and say so), or split and average."
+    )
+    served_model_name: str | tuple[str, ...] | None = Field(None, description="Name or names that requests may use.")
+    max_num_batched_tokens: int | None = Field(None, ge=1, description="Tokens of one pack; none: by the device.")
+    tokenizer_workers: int = Field(
+        2, ge=1, le=64, alias="renderer_num_workers", description="Threads that tokenise.", validate_default=True
+    )
+    seed: int = Field(0, description="Seed of torch's random numbers.")
+
+    @field_validator("model_impl")
+    @classmethod
+    def _native_by_its_old_name(cls, value: str) -> str:
+        return "native" if value == "vllm" else value
+
+    @field_validator("matryoshka_dimensions", mode="before")
+    @classmethod
+    def _sizes_in_one_word(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that requests may use; empty where the model's own name serves."""
+        if self.served_model_name is None:
+            return ()
+        return (self.served_model_name,) if isinstance(self.served_model_name, str) else self.served_model_name
+
+    @classmethod
+    def parse(cls, **options: Any) -> Settings:
+        """Settings from keyword options, vLLM's among them.
+
+        Raises:
+            ConfigError: an unknown option, naming the nearest, or a value that does not fit.
+        """
+        known = [*cls.model_fields, *(field.alias for field in cls.model_fields.values() if field.alias)]
+        meaningless = sorted(name for name in options if name in MEANINGLESS)
+        for name in options:
+            if name not in known and name not in MEANINGLESS:
+                raise ConfigError(f"There is no option '{name}'.{did_you_mean(name, known)}")
+        if meaningless:
+            warnings.warn(
+                f"These options mean nothing to Poolhouse and are ignored: {', '.join(meaningless)}.", stacklevel=3
+            )
+        return _validated(cls, {name: value for name, value in options.items() if name not in MEANINGLESS})
+
+
+class ServerSettings(BaseModel):
+    """The HTTP server."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - as vLLM does
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    max_body_bytes: int = Field(64 * 1024 * 1024, ge=1, description="Largest request body.")
+    error_format: Literal["flat", "nested"] = Field("flat", description="Shape of error bodies; nested is OpenAI's.")
+    shutdown_seconds: float = Field(30.0, ge=0, description="How long a stop waits for requests in flight.")
+    root_path: str = Field("", description="Path prefix that a proxy strips.")
+    log_level: str = Field("info", description="Level of the server's own log.")
+
+    @classmethod
+    def parse(cls, **options: Any) -> ServerSettings:
+        """Server settings from keyword options; raises ConfigError in plain words."""
+        return _validated(cls, options)
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+
+def _validated(cls: type[SettingsT], options: Mapping[str, Any]) -> SettingsT:
+    try:
+        return cls.model_validate(options)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']} (got {problem['input']!r})"
+            for problem in error.errors(include_url=False)
+        ]
+        raise ConfigError("; ".join(problems)) from None
+
+
+# Options of vLLM's constructor and server that steer what Poolhouse does not have: a key-value cache, generation,
+# compilation, parallel workers. They are accepted, with one warning, so that callers need not change.
+MEANINGLESS = frozenset(
+    """
+    additional_config allowed_local_media_path allowed_media_domains api_server_count async_scheduling attention_backend
+    attention_config block_size calculate_kv_scales code_revision compilation_config config_format cpu_offload_gb
+    data_parallel_backend data_parallel_size disable_cascade_attn disable_custom_all_reduce disable_log_requests
+    disable_log_stats disable_sliding_window distributed_executor_backend enable_chunked_prefill enable_expert_parallel
+    enable_prefix_caching enable_sleep_mode enforce_eager generation_config gpu_memory_utilization ignore_patterns
+    kernel_config kv_cache_dtype kv_cache_memory_bytes kv_transfer_config limit_mm_per_prompt load_format
+    logits_processors long_prefill_token_threshold max_cpu_loras max_logprobs max_long_partial_prefills
+    max_num_partial_prefills max_num_seqs max_parallel_loading_workers max_seq_len_to_capture mm_processor_cache_gb
+    mm_processor_kwargs model_loader_extra_config num_gpu_blocks_override num_scheduler_steps observability_config
+    optimization_level override_attention_dtype override_generation_config pipeline_parallel_size
+    preemption_mode prefix_caching_hash_algo profiler_config ray_workers_use_nsight reasoning_parser
+    scheduler_cls scheduler_delay_factor scheduling_policy skip_tokenizer_init speculative_config
+    structured_outputs_config swap_space tensor_parallel_size use_tqdm_on_load worker_cls worker_extension_cls
+    """.split()
+)

@@ -1,0 +1,177 @@
+"""From the name of a model to a folder, without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from poolhouse.errors import CheckpointError
+from poolhouse.models.hub import locate
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A hub cache that holds owner/name on its branch main."""
+    repository = tmp_path / "cache" / "models--owner--name"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    return tmp_path / "cache"
+
+
+def test_a_folder_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert locate(str(tmp_path)) == tmp_path
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert locate("owner/name") == Path("owner/name")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate("~/owner") == tmp_path / "owner"
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./nothing", "../nothing", "~/nothing", "a/b/c", "models/"])
+def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(path: str) -> None:
+    with pytest.raises(CheckpointError, match=f"^{path} does not exist"):
+        locate(path)
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(CheckpointError, match=r"model\.gguf is a file"):
+        locate(str(tmp_path / "model.gguf"))
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "0_Transformer/model.safetensors", "pytorch_model.bin"])
+def test_a_cached_hub_id_is_found_without_a_network(weights: str, cache: Path) -> None:
+    snapshot = cache / "models--owner--name" / "snapshots" / COMMIT
+    (snapshot / weights).parent.mkdir(exist_ok=True)
+    (snapshot / weights).touch()
+    assert locate("owner/name", download_dir=str(cache)) == snapshot
+    assert locate("owner/name", download_dir=str(cache), revision=COMMIT) == snapshot
+
+
+def test_a_hub_id_that_is_not_cached_says_so(cache: Path) -> None:
+    with pytest.raises(CheckpointError, match="owner/other is not in the cache, and HF_HUB_OFFLINE is set"):
+        locate("owner/other", download_dir=str(cache))
+    with pytest.raises(CheckpointError, match="owner/name at revision 'v2' is not in the cache"):
+        locate("owner/name", download_dir=str(cache), revision="v2")
+
+
+@pytest.mark.parametrize("name", ["owner/na me", "owner/name--more", "-name"])
+def test_a_name_that_is_no_hub_id_says_what_one_looks_like(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"'{name}' is neither a folder here nor a hub id"):
+        locate(name)
+
+
+def test_importing_the_module_does_not_import_the_hub_client() -> None:
+    code = "import sys, poolhouse.models.hub; sys.exit('huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+REPOSITORIES = {
+    "owner/safe": (
+        *("config.json", "modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/pytorch_model.bin"),
+        *("README.md", "tokenizer.json", "vocab.txt", "chat_template.jinja", "model.safetensors"),
+        *("pytorch_model.bin", "tf_model.h5", "onnx/model.onnx", "onnx/config.json", "openvino/openvino_model.xml"),
+        *("model.gguf", "consolidated.safetensors", "original/params.json", "training_args.bin"),
+    ),
+    "owner/pickled": ("config.json", "pytorch_model.bin", "sparse_linear.pt", "onnx/model.onnx_data", "optimizer.pt"),
+}
+REFUSALS = {"owner/closed": (403, "GatedRepo"), "owner/nothing": (404, "RepoNotFound")}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as a download asks for; each file holds its own name."""
+
+    def do_GET(self) -> None:
+        parts = self.path.split("?")[0].strip("/").split("/")
+        name = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
+        if name in REFUSALS:
+            status, code = REFUSALS[name]
+            self.answer(status, b"", {"X-Error-Code": code})
+        elif parts[0] != "api":
+            body = "/".join(parts[4:]).encode()
+            self.answer(200, body, {"ETag": hashlib.sha1(body).hexdigest(), "X-Repo-Commit": COMMIT})
+        elif parts[4] == "revision" and parts[5] != "main":
+            self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        elif parts[4] == "revision":
+            self.answer(200, json.dumps({"id": name, "sha": COMMIT, "siblings": []}).encode(), {})
+        else:
+            files = [
+                {"type": "file", "path": path, "size": len(path), "oid": hashlib.sha1(path.encode()).hexdigest()}
+                for path in REPOSITORIES[name]
+            ]
+            self.answer(200, json.dumps(files).encode(), {})
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for header in (headers | {"Content-Length": str(len(body)), "Content-Type": "application/json"}).items():
+            self.send_header(*header)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_download_takes_what_a_model_needs_and_says_what_went_wrong(hub: str, tmp_path: Path) -> None:
+    code = """
+import sys
+from poolhouse.errors import CheckpointError
+from poolhouse.models.hub import locate
+for model, revision in (
+    ("owner/safe", None), ("owner/pickled", None), ("owner/closed", None), ("owner/nothing", None), ("owner/safe", "v9")
+):
+    try:
+        print(locate(model, revision=revision, download_dir=sys.argv[1]))
+    except CheckpointError as error:
+        print(error)
+"""
+    # The client reads its environment when it is imported, so it gets a process of its own.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, check=True
+    )
+    safe, pickled, closed, nothing, revision = ran.stdout.splitlines()
+    assert files_in(safe) == {
+        *("config.json", "modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/pytorch_model.bin"),
+        *("README.md", "tokenizer.json", "vocab.txt", "chat_template.jinja", "model.safetensors"),
+    }
+    assert files_in(pickled) == {"config.json", "pytorch_model.bin", "sparse_linear.pt"}
+    assert "owner/closed is gated" in closed
+    assert "hf_token" in closed
+    assert "owner/nothing is neither a folder here nor a repository on the hub" in nothing
+    assert "not at revision 'v9'" in revision
+
+
+def files_in(folder: str) -> set[str]:
+    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
