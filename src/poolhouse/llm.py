@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from poolhouse.engine.open import open_engine
 from poolhouse.engine.request import Answer, Request
+from poolhouse.engine.waiting import gather
 from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
 from poolhouse.inputs.prompts import parse_prompts
 from poolhouse.outputs import (
@@ -95,7 +95,7 @@ class LLM:
     ) -> list[EmbeddingRequestOutput]:
         """`embed` for coroutines; cancelling it takes the prompts out of the queue."""
         requests = self._embed_requests(prompts, pooling_params, prompt_name, tokenization_kwargs)
-        return self._outputs(requests, await _gather(self.engine.submit(requests)), _embedding)
+        return self._outputs(requests, await gather(self.engine.submit(requests)), _embedding)
 
     def embed_array(
         self,
@@ -139,7 +139,7 @@ class LLM:
     ) -> list[PoolingRequestOutput]:
         """`encode` for coroutines; cancelling it takes the prompts out of the queue."""
         requests = self._requests(prompts, self._task(pooling_task), pooling_params, prompt_name, tokenization_kwargs)
-        return self._outputs(requests, await _gather(self.engine.submit(requests)), _pooling)
+        return self._outputs(requests, await gather(self.engine.submit(requests)), _pooling)
 
     def close(self) -> None:
         """Finish what was submitted and free the engine's threads."""
@@ -259,31 +259,6 @@ def _wait(futures: Sequence[Future[Answer]], progress: bool | Callable[..., Any]
         waited = tqdm(futures, desc=label, unit=" prompts", dynamic_ncols=True, disable=None)
     try:
         return [future.result() for future in waited]
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        raise
-
-
-async def _gather(futures: Sequence[Future[Answer]]) -> list[Answer]:
-    """`_wait` for coroutines; the loop is woken once, by the last future."""
-    loop = asyncio.get_running_loop()
-    finished = loop.create_future()
-    missing = itertools.count(len(futures) - 1, -1)
-
-    def wake() -> None:
-        if not finished.done():
-            finished.set_result(None)
-
-    def one_done(_: Future[Answer]) -> None:
-        if next(missing) == 0:
-            loop.call_soon_threadsafe(wake)
-
-    try:
-        for future in futures:
-            future.add_done_callback(one_done)
-        await finished
-        return [future.result() for future in futures]
     except BaseException:
         for future in futures:
             future.cancel()

@@ -1,0 +1,1 @@
+"""The HTTP server: dialects over engines. It sees numpy arrays, never tensors."""

@@ -1,0 +1,75 @@
+"""The application: dialects over engines, with one way to count and one way to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import poolhouse
+from poolhouse.server import errors
+from poolhouse.server.dialects import routers
+from poolhouse.server.metrics import Metrics
+from poolhouse.server.serving import Disconnected, Engine, Serving
+from poolhouse.settings import ServerSettings
+
+
+def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None) -> FastAPI:
+    """The HTTP application over these engines; it closes them when it is shut down."""
+    settings = settings or ServerSettings()
+    serving = Serving({engine.name: engine for engine in engines}, settings, Metrics())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        for engine in engines:
+            await asyncio.to_thread(engine.close, settings.shutdown_seconds)
+
+    app = FastAPI(
+        title="Poolhouse", version=poolhouse.__version__, lifespan=lifespan, root_path=settings.root_path, redoc_url=None
+    )
+    for router in routers(serving):
+        app.include_router(router)
+    errors.install(app, settings.error_format)
+    app.add_exception_handler(Disconnected, _nobody_listens)
+    app.add_middleware(Counting, metrics=serving.metrics)
+    return app
+
+
+async def _nobody_listens(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)
+
+
+class Counting:
+    """Counts and times every request by its route."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        started = time.perf_counter()
+        self.metrics.in_flight.inc()
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            self.metrics.in_flight.dec()
+            # Unknown paths share one name: a caller must not be able to grow the metrics.
+            route = getattr(scope.get("route"), "path", "unknown")
+            self.metrics.requests.labels(route, str(status)).inc()
+            self.metrics.seconds.labels(route).observe(time.perf_counter() - started)

@@ -1,0 +1,13 @@
+"""Dialects: each turns its bodies into requests and answers into its bodies. A new one is a file and a line here."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from poolhouse.server.dialects import health, openai, pooling
+from poolhouse.server.serving import Serving
+
+
+def routers(serving: Serving) -> list[APIRouter]:
+    """The routes of every dialect over these engines."""
+    return [health.router(serving), openai.router(serving), pooling.router(serving)]

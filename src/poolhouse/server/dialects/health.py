@@ -1,0 +1,57 @@
+"""Routes about the server itself."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter, Response
+
+import poolhouse
+from poolhouse.server.serving import Serving
+
+
+def router(serving: Serving) -> APIRouter:
+    routes = APIRouter(tags=["server"])
+    started = int(time.time())
+
+    async def health() -> Response:
+        """200 while every engine can answer, else 503."""
+        alive = all(engine.alive for engine in serving.engines.values())
+        return Response(status_code=200 if alive else 503)
+
+    routes.add_api_route("/health", health, methods=["GET"])
+    routes.add_api_route("/ping", health, methods=["GET", "POST"], include_in_schema=False)
+
+    @routes.get("/version")
+    async def version() -> dict[str, str]:
+        """The version of Poolhouse."""
+        return {"version": poolhouse.__version__}
+
+    @routes.get("/metrics")
+    async def metrics() -> Response:
+        """Counters and histograms in Prometheus' text format."""
+        return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @routes.get("/v1/models")
+    async def models() -> dict[str, object]:
+        """The served models, with the tasks and the limit of each."""
+        return {
+            "object": "list",
+            "data": [
+                {
+                    "id": name,
+                    "object": "model",
+                    "created": started,
+                    "owned_by": "poolhouse",
+                    "root": engine.name,
+                    "parent": None,
+                    "max_model_len": engine.max_tokens,
+                    "tasks": list(engine.tasks),
+                    "prompts": sorted(engine.prompts),
+                    "permission": [],
+                }
+                for name, engine in serving.engines.items()
+            ],
+        }
+
+    return routes
