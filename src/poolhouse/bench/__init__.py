@@ -1,0 +1,1 @@
+"""`poolhouse bench`: this engine against a reference library, each side in its own process."""

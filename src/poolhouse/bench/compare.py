@@ -1,0 +1,155 @@
+"""Two sides measured in turn: medians and ratios."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from poolhouse.data import ragged_texts
+from poolhouse.errors import EngineError
+
+US, THEM = "poolhouse", "sentence-transformers"
+_BATCH_SIZES = (8, 16, 32, 64)
+_LATENCY_RUNS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measure of both sides over the rounds; ratio: how many times better we are, as the median over rounds."""
+
+    name: str
+    unit: str
+    ours: float
+    theirs: float
+    ratio: float
+    lowest_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was measured, and on what."""
+
+    model: str
+    texts: int
+    mean_tokens: float
+    rounds: int
+    batch_size: int
+    gemm_gflops: float
+    prepacked_gflops: float
+    ceiling_texts_per_second: float
+    figures: tuple[Figure, ...]
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+
+class Worker:
+    """A side in its own process, and how long it took to its first vector."""
+
+    def __init__(self, side: str, model: str) -> None:
+        started = time.perf_counter()
+        self.process = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "poolhouse.bench.worker", side, model],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            text=True,
+        )
+        self.side = side
+        self._answer()
+        self.start_seconds = time.perf_counter() - started
+
+    def do(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Run a command there and wait for what it says."""
+        assert self.process.stdin is not None
+        print(json.dumps({"do": command, **arguments}), file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def close(self) -> None:
+        self.process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise EngineError(f"The {self.side} side of the benchmark died; is the library installed?")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def compare(model: str | None, texts: int, rounds: int, progress: Callable[[str], None]) -> Report:
+    """Measure both sides in turn, `rounds` times; only one side computes at a time."""
+    corpus = ragged_texts(texts)
+    named = model or "default"
+    progress("machine: float32 matrix products")
+    gemm = Worker("gemm", named)
+    ceiling = gemm.do("gemm")
+    gemm.close()
+
+    ours, theirs = Worker(US, named), Worker(THEM, named)
+    sample = corpus[: max(1, texts // 4)]
+    progress("batch sizes of sentence-transformers")
+    batch_size = min(_BATCH_SIZES, key=lambda size: theirs.do("throughput", texts=sample, batch_size=size)["seconds"])
+    facts = ours.do("facts", texts=corpus)
+
+    speeds: list[tuple[float, float]] = []
+    latencies: list[tuple[float, float]] = []
+    for number in range(1, rounds + 1):
+        progress(f"round {number} of {rounds}")
+        speeds.append(_both(ours, theirs, lambda side: texts / _seconds(side, "throughput", texts=corpus, batch_size=batch_size)))
+        latencies.append(_both(ours, theirs, lambda side: 1000 * _seconds(side, "latency", runs=_LATENCY_RUNS)))
+    ours.close()
+    theirs.close()
+
+    starts: list[tuple[float, float]] = []
+    for number in range(1, rounds + 1):
+        progress(f"start {number} of {rounds}")
+        starts.append((_start(US, named), _start(THEM, named)))
+
+    work = 2e-9 * facts["matrix_weights"] * facts["tokens"] / texts
+    return Report(
+        model=named,
+        texts=texts,
+        mean_tokens=facts["tokens"] / texts,
+        rounds=rounds,
+        batch_size=batch_size,
+        gemm_gflops=ceiling["plain"],
+        prepacked_gflops=ceiling["prepacked"],
+        ceiling_texts_per_second=max(ceiling.values()) / work,
+        figures=(
+            _figure("throughput", "texts/s", speeds, lambda us, them: us / them),
+            _figure("one query", "ms", latencies, lambda us, them: them / us),
+            _figure("fresh process to first vector", "s", starts, lambda us, them: them / us),
+        ),
+    )
+
+
+def _both(ours: Worker, theirs: Worker, measure: Callable[[Worker], float]) -> tuple[float, float]:
+    return measure(ours), measure(theirs)
+
+
+def _seconds(side: Worker, command: str, **arguments: Any) -> float:
+    return float(side.do(command, **arguments)["seconds"])
+
+
+def _start(side: str, model: str) -> float:
+    worker = Worker(side, model)
+    worker.close()
+    return worker.start_seconds
+
+
+def _figure(
+    name: str, unit: str, pairs: list[tuple[float, float]], better: Callable[[float, float], float]
+) -> Figure:
+    ratios = [better(*pair) for pair in pairs]
+    return Figure(
+        name, unit, median(pair[0] for pair in pairs), median(pair[1] for pair in pairs), median(ratios), min(ratios)
+    )

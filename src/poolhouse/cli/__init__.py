@@ -1,0 +1,39 @@
+"""The command line: `poolhouse serve | embed | check | bench`."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from poolhouse.cli import bench, check, embed, serve
+from poolhouse.cli.options import join_dotted
+from poolhouse.errors import ConfigError, PoolhouseError
+
+app = typer.Typer(
+    name="poolhouse",
+    help="An inference engine and server for pooling models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve.serve)
+app.command("embed")(embed.embed)
+app.command("check")(check.check)
+app.command("bench")(bench.bench)
+
+
+def main() -> None:
+    """Run the command line; what goes wrong is said in one line."""
+    try:
+        sys.argv[1:] = join_dotted(sys.argv[1:])
+        app()
+    except PoolhouseError as error:
+        print(f"poolhouse: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except OSError as error:
+        print(f"poolhouse: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+__all__ = ["app", "main"]

@@ -1,0 +1,5 @@
+"""`python -m poolhouse.cli`."""
+
+from poolhouse.cli import main
+
+main()

@@ -1,0 +1,48 @@
+"""`poolhouse bench`: this engine against sentence-transformers on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from poolhouse.bench.compare import Report, compare
+
+
+def bench(
+    model: Annotated[str | None, typer.Argument(help="Folder or hub id; none: the embedded default.")] = None,
+    texts: Annotated[int, typer.Option(min=1, help="How many ragged texts.")] = 512,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 5,
+    output: Annotated[Path | None, typer.Option("--json", help="Write the report here too.")] = None,
+) -> None:
+    """Measure throughput, latency and start-up beside sentence-transformers, in turn, each in its own process."""
+    with Console(stderr=True).status("starting") as status:
+        report = compare(model, texts, rounds, lambda words: status.update(words))
+    Console(soft_wrap=True).print(_table(report), *_words(report), sep="\n")
+    if output is not None:
+        output.write_text(report.as_json() + "\n", encoding="utf-8")
+
+
+def _table(report: Report) -> Table:
+    table = Table("measure", "unit")
+    for heading in ("Poolhouse", "sentence-transformers", "times better", "lowest of rounds"):
+        table.add_column(heading, justify="right")
+    for figure in report.figures:
+        table.add_row(
+            figure.name, figure.unit, f"{figure.ours:.2f}", f"{figure.theirs:.2f}", f"{figure.ratio:.2f}", f"{figure.lowest_ratio:.2f}"
+        )
+    return table
+
+
+def _words(report: Report) -> list[str]:
+    throughput = report.figures[0]
+    return [
+        f"{report.texts} texts of {report.mean_tokens:.0f} tokens on average, {report.rounds} rounds, float32; medians.",
+        f"sentence-transformers at its best batch size, {report.batch_size}.",
+        f"float32 matrix products here: {report.gemm_gflops:.0f} GFLOP/s by torch.mm, {report.prepacked_gflops:.0f} with a "
+        f"prepacked weight; at the better rate the model's matrices alone would allow {report.ceiling_texts_per_second:.0f} "
+        f"texts/s, and Poolhouse reaches {100 * throughput.ours / report.ceiling_texts_per_second:.0f} % of that.",
+    ]

@@ -1,0 +1,45 @@
+"""Texts that ship with the package: a small corpus, questions about it, and ragged texts made of it."""
+
+from __future__ import annotations
+
+import random
+from importlib.resources import files
+
+
+def passages() -> list[str]:
+    """The corpus, from three words to over a hundred."""
+    return _lines("passages.txt")
+
+
+def queries() -> list[str]:
+    """Questions about the corpus."""
+    return [question for question, _ in queries_with_answers()]
+
+
+def queries_with_answers() -> list[tuple[str, int]]:
+    """Questions, each with the index of the passage that answers it."""
+    corpus = passages()
+    pairs = [line.split("\t") for line in _lines("queries.txt")]
+    return [
+        (question, next(index for index, passage in enumerate(corpus) if passage.startswith(beginning)))
+        for question, beginning in pairs
+    ]
+
+
+def ragged_texts(count: int, seed: int = 0) -> list[str]:
+    """Texts of real sentences whose lengths are spread as in documents: from 3 words to some hundreds, 70 on average."""
+    source = random.Random(seed)  # noqa: S311 - repeatable, not secret
+    sentences = [sentence.strip() for passage in passages() for sentence in passage.replace("; ", ". ").split(". ")]
+    texts = []
+    for _ in range(count):
+        words = source.lognormvariate(3.9, 0.85)
+        text = source.choice(sentences)
+        while text.count(" ") + 1 < words:
+            text += ". " + source.choice(sentences)
+        texts.append(text)
+    return texts
+
+
+def _lines(name: str) -> list[str]:
+    text = (files(__name__) / name).read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line]
