@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from poolhouse.layers.linear import Linear, fusable
 
@@ -38,11 +38,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 _FUSED_NAMES = {F.gelu: "gelu", _gelu_tanh: "gelu_tanh", F.relu: "relu"}
 
 
-class FeedForward(nn.Module):
+class FeedForward:
     """down(activation(up(x))), or down(activation(gate) * up) with gate and up in one matrix, gate first."""
 
     def __init__(self, up: Linear, down: Linear, activation: str, gated: bool) -> None:
-        super().__init__()
         self.up, self.down, self.gated = up, down, gated
         self.activation = ACTIVATIONS[activation]
         self.fused = _FUSED_NAMES.get(self.activation, "") if not gated else ""
@@ -51,12 +50,9 @@ class FeedForward(nn.Module):
     def inner(self, x: Tensor) -> Tensor:
         """What `down` is applied to: [total, intermediate]."""
         if self.fused:
-            return self.up(x, self.fused)  # type: ignore[no-any-return]
+            return self.up(x, self.fused)
         hidden = self.up(x)
         if not self.gated:
             return self.activation(hidden)
         gate, value = hidden.chunk(2, -1)
         return self.activation(gate).mul_(value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.inner(x))  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 # Overloads are named below (`.default`, `.binary`): a failed overload match prints its tensors, at 10 ms a call.
 
@@ -12,20 +12,16 @@ from torch import Tensor, nn
 _FUSED_ACTIVATIONS = {"none": ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
 
 
-class Linear(nn.Module):
+class Linear:
     """`x @ weight.T + bias`.
 
     weight: [out, in]. bias: [out] or None.
     """
 
-    weight: Tensor | None
-    bias: Tensor | None
-
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
+        self.weight: Tensor | None = weight
+        self.bias = bias
         self.prepacked: Tensor | None = None
 
     def prepack(self) -> None:
@@ -40,7 +36,7 @@ class Linear(nn.Module):
             self.prepacked = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
             self.weight = None
 
-    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+    def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
         """[..., in] -> [..., out]; `activation` is one of `fusable`."""
         if self.prepacked is None:
             assert self.weight is not None
@@ -59,8 +55,8 @@ class Linear(nn.Module):
             x, residual, self.prepacked, self.bias, "add"
         )
 
-    def extra_repr(self) -> str:
-        return f"{self.in_features} -> {self.out_features}"
+    def __repr__(self) -> str:
+        return f"Linear({self.in_features} -> {self.out_features})"
 
 
 def _has_bfloat16() -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 # The order of casts in RMSNorm, named after who uses it. In bfloat16 a quarter of the results differ.
 #   rms        Llama: scale, cast back to the input's type, then multiply by the weight.
@@ -15,35 +15,33 @@ from torch import Tensor, nn
 NormKind = Literal["layer", "rms", "rms_float", "rms_plus_1"]
 
 
-class LayerNorm(nn.Module):
+class Norm(Protocol):
+    """Rows in, normalised rows out."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class LayerNorm:
     """weight: [features]; bias: [features] or None."""
 
-    weight: Tensor
-    bias: Tensor | None
-
     def __init__(self, weight: Tensor, bias: Tensor | None, eps: float) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
-        self.eps = eps
+        self.weight, self.bias, self.eps = weight, bias, eps
+        self.shape = weight.shape
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm:
     """weight: [features]; see NormKind for the order of casts."""
 
-    weight: Tensor
-
     def __init__(self, weight: Tensor, eps: float, kind: NormKind) -> None:
-        super().__init__()
         # Gemma's offset is applied here once: in float32 nothing is lost by it.
-        self.register_buffer("weight", weight.float() + 1 if kind == "rms_plus_1" else weight)
+        self.weight = weight.float() + 1 if kind == "rms_plus_1" else weight
         self.eps = eps
         self.kind = kind
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         wide = x.float()

@@ -11,7 +11,6 @@ from poolhouse.models.checkpoint import Checkpoint, Config
 from poolhouse.models.families import Family
 from poolhouse.models.transformer import Transformer
 from poolhouse.models.weights import Weights, claim, find_layout, unclaimed
-from poolhouse.layers.linear import Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ def load_transformer(
         raise CheckpointError(f"{checkpoint.folder} has no token table. Looked for {wanted}, with any prefix.")
     layout, prefix = found
     spec = family.spec(config)
-    claimed = claim(layout, prefix, len(spec.layers), tensors, dtype)
+    claimed = claim(layout, prefix, len(spec.layers), tensors, dtype, device)
     aside, unknown = unclaimed(claimed.left, prefix, family.aside)
     if unknown:
         raise CheckpointError(
@@ -51,15 +50,11 @@ def load_transformer(
         )
     vocabulary_size, width = claimed.tensors["tokens.weight"].shape
     project = claimed.tensors.get("project.weight")
-    loaded = Loaded(
-        transformer=Transformer(spec, Weights(claimed.tensors)).eval().to(device),
+    return Loaded(
+        transformer=Transformer(spec, Weights(claimed.tensors)),
         hidden_size=width if project is None else project.shape[0],
         vocabulary_size=vocabulary_size,
         parameters=sum(tensor.numel() for tensor in claimed.tensors.values()),
         max_tokens=family.max_tokens(config),
         aside=tuple(aside),
     )
-    for module in loaded.transformer.modules():
-        if isinstance(module, Linear):
-            module.prepack()
-    return loaded

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from poolhouse.batch import Batch
 from poolhouse.layers.attention import attend
 from poolhouse.layers.bias import alibi_bias, relative_bias
 from poolhouse.layers.feed_forward import FeedForward
 from poolhouse.layers.linear import Linear
-from poolhouse.layers.norm import LayerNorm, RMSNorm
+from poolhouse.layers.norm import LayerNorm, Norm, RMSNorm
 from poolhouse.layers.rope import RopeSpec, rope_table, rotate
 from poolhouse.models.spec import LayerSpec, TransformerSpec
 from poolhouse.models.weights import Weights
@@ -26,24 +26,22 @@ from poolhouse.segments import Segments
 Ropes = dict[RopeSpec, tuple[Tensor, Tensor]]
 
 
-class Transformer(nn.Module):
+class Transformer:
     """Token ids in, hidden states out, no padding in between."""
 
     def __init__(self, spec: TransformerSpec, weights: Weights) -> None:
-        super().__init__()
         self.spec = spec
-        self.tokens = nn.Buffer((weights / "tokens").weight)
+        self.tokens = (weights / "tokens").weight
         self.positions = _table(weights / "positions")
         self.types = _table(weights / "types")
         self.relative = _table(weights / "relative")
         self.embedding_norm = _norm(weights / "embedding_norm", spec)
         self.project = _linear(weights / "project") if weights / "project" else None
-        self.layers = nn.ModuleList(_blocks(spec, weights))
+        self.layers = _blocks(spec, weights)
         self.final_norm = _norm(weights / "final_norm", spec)
         self.ropes = {layer.rope for layer in spec.layers if layer.rope}
 
-    @torch.inference_mode()
-    def forward(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor:
         """[total, hidden], in the type of the weights."""
         x = self._embed(batch)
         longest = batch.segments.longest
@@ -74,11 +72,10 @@ class Transformer(nn.Module):
         return None
 
 
-class Block(nn.Module):
+class Block:
     """Attention and feed-forward, each added to what came in."""
 
     def __init__(self, spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> None:
-        super().__init__()
         self.attention = Attention(spec, layer, weights / "attn")
         feed_forward = weights / "ffn"
         self.feed_forward = FeedForward(
@@ -91,7 +88,7 @@ class Block(nn.Module):
         self.ffn_out = _norm(weights / "ffn_out", spec)
         self.ffn_post = _norm(weights / "ffn_post", spec)
 
-    def forward(self, x: Tensor, segments: Segments, ropes: Ropes, bias: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, segments: Segments, ropes: Ropes, bias: Tensor | None) -> Tensor:
         mixed = self.attention.mix(x if self.attn_in is None else self.attn_in(x), segments, ropes, bias)
         x = _add(x, self.attention.out, mixed, self.attn_out)
         if self.attn_post is not None:
@@ -101,11 +98,10 @@ class Block(nn.Module):
         return x if self.ffn_post is None else self.ffn_post(x)
 
 
-class Attention(nn.Module):
+class Attention:
     """Multi-head attention; query, key and value come from one product."""
 
     def __init__(self, spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> None:
-        super().__init__()
         self.spec, self.layer = spec, layer
         self.qkv, self.out = _linear(weights / "qkv"), _linear(weights / "out")
         self.q_norm, self.k_norm = _norm(weights / "q_norm", spec), _norm(weights / "k_norm", spec)
@@ -131,11 +127,11 @@ class Attention(nn.Module):
         return mixed.flatten(1)
 
 
-def _add(x: Tensor, linear: Linear, inner: Tensor, norm: nn.Module | None) -> Tensor:
+def _add(x: Tensor, linear: Linear, inner: Tensor, norm: Norm | None) -> Tensor:
     """x plus the product, which a norm may change before it is added."""
     if norm is None:
         return linear.add_to(x, inner)
-    return x + norm(linear(inner))  # type: ignore[no-any-return]
+    return x + norm(linear(inner))
 
 
 def _blocks(spec: TransformerSpec, weights: Weights) -> list[Block]:
@@ -147,14 +143,16 @@ def _blocks(spec: TransformerSpec, weights: Weights) -> list[Block]:
 
 
 def _linear(weights: Weights) -> Linear:
-    return Linear(weights.weight, weights.bias)
+    linear = Linear(weights.weight, weights.bias)
+    linear.prepack()
+    return linear
 
 
 def _table(weights: Weights) -> Tensor | None:
-    return nn.Buffer(weights.weight) if weights else None
+    return weights.weight if weights else None
 
 
-def _norm(weights: Weights, spec: TransformerSpec) -> nn.Module | None:
+def _norm(weights: Weights, spec: TransformerSpec) -> Norm | None:
     """A norm where the checkpoint has one, else nothing."""
     if not weights:
         return None

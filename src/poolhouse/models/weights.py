@@ -87,8 +87,10 @@ def find_layout(layouts: Iterable[Layout], names: Iterable[str]) -> tuple[Layout
     return None
 
 
-def claim(layout: Layout, prefix: str, layers: int, theirs: Mapping[str, Tensor], dtype: torch.dtype) -> Claimed:
-    """Tensors under our names, cast to `dtype`.
+def claim(
+    layout: Layout, prefix: str, layers: int, theirs: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+) -> Claimed:
+    """Tensors under our names, cast to `dtype`, on `device`.
 
     Raises:
         CheckpointError: a slot that has no tensor, naming both its names.
@@ -110,7 +112,7 @@ def claim(layout: Layout, prefix: str, layers: int, theirs: Mapping[str, Tensor]
                 present.append(all(there))
                 if all(there):
                     parts = [theirs[name] for name in sources]
-                    ours[f"{slot.replace('*', str(layer))}.{kind}"] = _join(parts, source).to(dtype)
+                    ours[f"{slot.replace('*', str(layer))}.{kind}"] = _join(parts, source).to(device, dtype)
                     used.update(sources)
             _check_presence(slot, kind, source, present, layout, prefix)
     return Claimed(ours, sorted(names - used))
