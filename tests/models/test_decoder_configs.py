@@ -16,7 +16,7 @@ TINY: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 4, "num_attentio
 @pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3Text"])
 def test_absent_keys_mean_the_defaults_of_transformers(name: str) -> None:
     config = getattr(transformers, f"{name}Config")().to_dict()
-    family = family_of(config["model_type"])
+    family = family_of(config)
     assert family is not None
     assert family.spec({}) == family.spec(config)
     assert family.max_tokens({}) == config["max_position_embeddings"]
@@ -40,13 +40,13 @@ OLDER_FILES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_older_files_mean_what_transformers_reads_in_them(row: str) -> None:
     name, older = OLDER_FILES[row]
     config = getattr(transformers, f"{name}Config")(**TINY | older).to_dict()
-    family = family_of(config["model_type"])
+    family = family_of(config)
     assert family is not None
     assert family.spec(TINY | older) == family.spec(config)
 
 
 def test_older_gemma3_files_name_two_bases_and_stretch_one() -> None:
-    family = family_of("gemma3_text")
+    family = family_of({"model_type": "gemma3_text"})
     assert family is not None
     older = OLDER_FILES["gemma3"][1] | OLDER_FILES["gemma3, stretched"][1]
     near, whole = family.spec(TINY | older | {"sliding_window": 6}).layers[:2]
@@ -57,7 +57,7 @@ def test_older_gemma3_files_name_two_bases_and_stretch_one() -> None:
 
 
 def test_the_window_of_embeddinggemma_is_half_of_what_its_file_says() -> None:
-    family = family_of("gemma3_text")
+    family = family_of({"model_type": "gemma3_text"})
     assert family is not None
     spec = family.spec({"sliding_window": 512, "use_bidirectional_attention": True})
     assert not spec.causal
@@ -81,7 +81,7 @@ def test_the_window_of_embeddinggemma_is_half_of_what_its_file_says() -> None:
     ],
 )
 def test_a_key_that_would_change_numbers_unheeded_is_refused_by_name(model_type: str, changes: dict[str, Any]) -> None:
-    family = family_of(model_type)
+    family = family_of({"model_type": model_type})
     assert family is not None
     (key,) = changes
     with pytest.raises(NotNative, match="rope type" if key == "rope_scaling" else key):

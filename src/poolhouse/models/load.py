@@ -72,7 +72,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
         task: pipeline.to(device)
         for task, pipeline in embed_pipelines(served.hidden_size, options.pooler, files, served.pooling).items()
     }
-    backbone_dtype = _dtype(options.dtype, config, family_of(str(config.get("model_type", ""))), device)
+    backbone_dtype = _dtype(options.dtype, config, family_of(config), device)
     return Model(
         backbone=served.backbone,
         pipelines=pipelines,
@@ -99,7 +99,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
 def _serve(checkpoint: Checkpoint, config: dict[str, Any], device: torch.device, options: LoadOptions) -> _Served:
     """Our Transformer where a family knows the checkpoint, else transformers."""
     model_type = str(config.get("model_type", ""))
-    family = family_of(model_type)
+    family = family_of(config)
     if options.implementation == "native" and family is None:
         raise ConfigError(f"model_impl='native': no native family serves model_type {model_type!r}.")
     if family is None or options.implementation == "transformers":

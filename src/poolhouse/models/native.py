@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from poolhouse.batch import Batch
 from poolhouse.errors import CheckpointError
 from poolhouse.models.checkpoint import Checkpoint, Config
 from poolhouse.models.families import Family
+from poolhouse.models.spec import TransformerSpec
 from poolhouse.models.transformer import Transformer
 from poolhouse.models.weights import Weights, claim, find_layout, unclaimed
+from poolhouse.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,11 @@ def load_transformer(
     tensors = checkpoint.tensors
     found = find_layout(family.layouts, tensors)
     if found is None:
+        adapted = next((name for name in tensors if ".parametrizations." in name), None)
+        if adapted is not None:
+            raise CheckpointError(
+                f"{checkpoint.folder} carries task adapters as parametrizations ({adapted}), which are not supported yet."
+            )
         wanted = [layout.token_table + ".weight" for layout in family.layouts]
         raise CheckpointError(f"{checkpoint.folder} has no token table. Looked for {wanted}, with any prefix.")
     layout, prefix = found
@@ -48,13 +58,25 @@ def load_transformer(
             f"{unknown[:5]}{' ...' if len(unknown) > 5 else ''}. "
             "Use model_impl='transformers' to load it without the native family."
         )
+    transformer = _fitting(spec, claimed.tensors, device)
     vocabulary_size, width = claimed.tensors["tokens.weight"].shape
     project = claimed.tensors.get("project.weight")
     return Loaded(
-        transformer=Transformer(spec, Weights(claimed.tensors)),
+        transformer=transformer,
         hidden_size=width if project is None else project.shape[0],
         vocabulary_size=vocabulary_size,
         parameters=sum(tensor.numel() for tensor in claimed.tensors.values()),
         max_tokens=family.max_tokens(config),
         aside=tuple(aside),
     )
+
+
+def _fitting(spec: TransformerSpec, tensors: dict[str, Tensor], device: torch.device) -> Transformer:
+    """The Transformer, tried on two tokens, so that tensors that do not fit are found now and not by a request."""
+    try:
+        transformer = Transformer(spec, Weights(tensors))
+        with torch.inference_mode():
+            transformer(Batch.pack([Tokens(np.zeros(2, np.int64))], device))
+    except (RuntimeError, IndexError) as error:
+        raise CheckpointError(f"The checkpoint's tensors do not fit together: {error}") from error
+    return transformer

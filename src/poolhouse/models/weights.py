@@ -77,14 +77,23 @@ class Claimed:
 
 
 def find_layout(layouts: Iterable[Layout], names: Iterable[str]) -> tuple[Layout, str] | None:
-    """The layout whose token table is in the checkpoint, and the prefix that stands before its names."""
-    names = list(names)
+    """The layout that fits the checkpoint's names best, and the prefix that stands before them.
+
+    A layout fits only if its token table is there.
+    """
+    present = set(names)
+    found: list[tuple[int, Layout, str]] = []
     for layout in layouts:
-        wanted = f"{layout.token_table}.weight"
-        for name in names:
-            if name == wanted or name.endswith("." + wanted):
-                return layout, name.removesuffix(wanted)
-    return None
+        table = f"{layout.token_table}.weight"
+        prefixes = [name.removesuffix(table) for name in present if name == table or name.endswith("." + table)]
+        for prefix in prefixes[:1]:
+            modules = [module for source in layout.names.values() for module in _modules(source)]
+            known = sum(f"{prefix}{module.replace('*', '0')}.weight" in present for module in modules)
+            found.append((known, layout, prefix))
+    if not found:
+        return None
+    _, layout, prefix = max(found, key=lambda candidate: candidate[0])
+    return layout, prefix
 
 
 def claim(
@@ -103,6 +112,7 @@ def claim(
         # ALBERT has no layers of its own names: all share one set.
         for kind in ("weight", "bias"):
             present: list[bool] = []
+            shapes: set[torch.Size] = set()
             for layer in range(layers) if starred else (0,):
                 sources = [f"{prefix}{name.replace('*', str(layer))}.{kind}" for name in _modules(source)]
                 there = [name in names for name in sources]
@@ -112,7 +122,13 @@ def claim(
                 present.append(all(there))
                 if all(there):
                     parts = [theirs[name] for name in sources]
-                    ours[f"{slot.replace('*', str(layer))}.{kind}"] = _join(parts, source).to(device, dtype)
+                    tensor = _join(parts, source)
+                    shapes.add(tensor.shape)
+                    if len(shapes) > 1:
+                        raise CheckpointError(
+                            f"{sources} ({slot}) is {list(tensor.shape)}, unlike in the layers before it."
+                        )
+                    ours[f"{slot.replace('*', str(layer))}.{kind}"] = tensor.to(device, dtype)
                     used.update(sources)
             _check_presence(slot, kind, source, present, layout, prefix)
     return Claimed(ours, sorted(names - used))

@@ -6,21 +6,35 @@ from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import activation, refuse
 from poolhouse.models.families.family import Family
 from poolhouse.models.spec import LayerSpec, TransformerSpec
-from poolhouse.models.weights import Layout
-
-_ABSOLUTE = {"position_embedding_type": ("absolute", None), "is_decoder": (False,), "add_cross_attention": (False,)}
+from poolhouse.models.weights import Layout, Source
 
 
-def _bert(config: Config) -> TransformerSpec:
+def bert(config: Config) -> TransformerSpec:
+    """BERT's behaviour, with the defaults of its config class."""
     return _spec(config, position_offset=0)
 
 
-def _roberta(config: Config) -> TransformerSpec:
-    return _spec(config, position_offset=config.get("pad_token_id", 1) + 1)
+def roberta(config: Config) -> TransformerSpec:
+    """BERT's behaviour with positions that start behind the pad id."""
+    return _spec(config, position_offset=_pad_id(config) + 1)
+
+
+def from_pad_id(config: Config) -> int:
+    """Positions left when the first pad id + 1 rows of the table come before the first token."""
+    positions: int = config.get("max_position_embeddings", 512)
+    return positions - _pad_id(config) - 1
+
+
+def _pad_id(config: Config) -> int:
+    pad_id: int = config.get("pad_token_id", 1)
+    return pad_id
 
 
 def _spec(config: Config, position_offset: int) -> TransformerSpec:
-    refuse(config, _ABSOLUTE)
+    refuse(
+        config,
+        {"position_embedding_type": ("absolute", None), "is_decoder": (False,), "add_cross_attention": (False,)},
+    )
     heads = config.get("num_attention_heads", 12)
     return TransformerSpec(
         heads=heads,
@@ -32,13 +46,13 @@ def _spec(config: Config, position_offset: int) -> TransformerSpec:
     )
 
 
-EMBEDDINGS = {
+EMBEDDINGS: dict[str, Source] = {
     "tokens": "embeddings.word_embeddings",
     "positions": "embeddings.position_embeddings",
     "types": "embeddings.token_type_embeddings",
     "embedding_norm": "embeddings.LayerNorm",
 }
-_LAYERS = {
+LAYERS: dict[str, Source] = {
     "layers.*.attn.qkv": tuple(f"encoder.layer.*.attention.self.{name}" for name in ("query", "key", "value")),
     "layers.*.attn.out": "encoder.layer.*.attention.output.dense",
     "layers.*.attn_post": "encoder.layer.*.attention.output.LayerNorm",
@@ -46,16 +60,18 @@ _LAYERS = {
     "layers.*.ffn.down": "encoder.layer.*.output.dense",
     "layers.*.ffn_post": "encoder.layer.*.output.LayerNorm",
 }
-HEADS = (r"pooler\..*", r"cls\..*", r"lm_head\..*", r"classifier\..*", r"embeddings\.(position_ids|token_type_ids)")
-
-_LAYOUT = Layout(EMBEDDINGS | _LAYERS)
-
-BERT = Family(("bert",), _bert, (_LAYOUT,), aside=HEADS)
-ROBERTA = Family(
-    ("roberta", "xlm-roberta", "camembert"),
-    _roberta,
-    (_LAYOUT,),
-    aside=HEADS,
-    # Two rows of the table come before the first token.
-    max_tokens=lambda config: config.get("max_position_embeddings", 512) - config.get("pad_token_id", 1) - 1,
+HEADS = (
+    r"pooler\.dense\.(weight|bias)",
+    r"cls\.(predictions|seq_relationship)\.[\w.]*(weight|bias)",
+    r"lm_head\.(bias|(dense|layer_norm|decoder)\.(weight|bias))",
+    r"classifier\.((dense|out_proj)\.)?(weight|bias)",
+    r"qa_outputs\.(weight|bias)",
+    r"embeddings\.(position_ids|token_type_ids)",
 )
+
+_LAYOUT = Layout(EMBEDDINGS | LAYERS)
+
+BERT = Family(
+    ("bert",), bert, (_LAYOUT,), aside=HEADS, max_tokens=lambda config: config.get("max_position_embeddings", 512)
+)
+ROBERTA = Family(("roberta", "xlm-roberta", "camembert"), roberta, (_LAYOUT,), aside=HEADS, max_tokens=from_pad_id)

@@ -33,6 +33,3 @@ class Family:
     float16: bool = True
 
 
-def layers_of(names: Mapping[str, str]) -> Mapping[str, str]:
-    """Our layer slots, `layers.*.` put before each."""
-    return {f"layers.*.{slot}": theirs for slot, theirs in names.items()}

@@ -1,0 +1,43 @@
+"""ALBERT: one set of weights for all layers, and narrow embeddings that are projected."""
+
+from __future__ import annotations
+
+from poolhouse.models.checkpoint import Config
+from poolhouse.models.families._config import refuse
+from poolhouse.models.families.bert import EMBEDDINGS, bert
+from poolhouse.models.families.family import Family
+from poolhouse.models.spec import TransformerSpec
+from poolhouse.models.weights import Layout, Source
+
+
+def _albert(config: Config) -> TransformerSpec:
+    refuse(config, {"num_hidden_groups": (1,), "inner_group_num": (1,)})
+    defaults = {"hidden_size": 4096, "num_attention_heads": 64, "hidden_act": "gelu_new"}
+    return bert({**defaults, **config})
+
+
+_SHARED = "encoder.albert_layer_groups.0.albert_layers.0."
+_NAMES: dict[str, Source] = {
+    **EMBEDDINGS,
+    "project": "encoder.embedding_hidden_mapping_in",
+    "layers.shared.attn.qkv": tuple(f"{_SHARED}attention.{name}" for name in ("query", "key", "value")),
+    "layers.shared.attn.out": f"{_SHARED}attention.dense",
+    "layers.shared.attn_post": f"{_SHARED}attention.LayerNorm",
+    "layers.shared.ffn.up": f"{_SHARED}ffn",
+    "layers.shared.ffn.down": f"{_SHARED}ffn_output",
+    "layers.shared.ffn_post": f"{_SHARED}full_layer_layer_norm",
+}
+
+ALBERT = Family(
+    ("albert",),
+    _albert,
+    (Layout(_NAMES),),
+    aside=(
+        r"pooler\.(weight|bias)",
+        r"predictions\.(bias|(LayerNorm|dense|decoder)\.(weight|bias))",
+        r"sop_classifier\.classifier\.(weight|bias)",
+        r"classifier\.(weight|bias)",
+        r"embeddings\.position_ids",
+    ),
+    max_tokens=lambda config: config.get("max_position_embeddings", 512),
+)

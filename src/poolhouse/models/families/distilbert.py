@@ -1,0 +1,42 @@
+"""DistilBERT: BERT without token types, under names of its own."""
+
+from __future__ import annotations
+
+from poolhouse.models.checkpoint import Config
+from poolhouse.models.families._config import activation, refuse
+from poolhouse.models.families.bert import EMBEDDINGS
+from poolhouse.models.families.family import Family
+from poolhouse.models.spec import LayerSpec, TransformerSpec
+from poolhouse.models.weights import Layout, Source
+
+
+def _distilbert(config: Config) -> TransformerSpec:
+    refuse(config, {"sinusoidal_pos_embds": (False,)})
+    heads = config.get("n_heads", 12)
+    return TransformerSpec(
+        heads=heads,
+        head_dim=config.get("dim", 768) // heads,
+        layers=(LayerSpec(),) * config.get("n_layers", 6),
+        activation=activation(config, "activation", "gelu"),
+        norm_eps=1e-12,
+    )
+
+
+_LAYER = "transformer.layer.*."
+_NAMES: dict[str, Source] = {
+    **{slot: theirs for slot, theirs in EMBEDDINGS.items() if slot != "types"},
+    "layers.*.attn.qkv": tuple(f"{_LAYER}attention.{name}_lin" for name in "qkv"),
+    "layers.*.attn.out": f"{_LAYER}attention.out_lin",
+    "layers.*.attn_post": f"{_LAYER}sa_layer_norm",
+    "layers.*.ffn.up": f"{_LAYER}ffn.lin1",
+    "layers.*.ffn.down": f"{_LAYER}ffn.lin2",
+    "layers.*.ffn_post": f"{_LAYER}output_layer_norm",
+}
+
+DISTILBERT = Family(
+    ("distilbert",),
+    _distilbert,
+    (Layout(_NAMES),),
+    aside=(r"(vocab_transform|vocab_layer_norm|vocab_projector|pre_classifier|classifier|qa_outputs)\.(weight|bias)",),
+    max_tokens=lambda config: config.get("max_position_embeddings", 512),
+)

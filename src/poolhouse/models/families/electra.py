@@ -1,0 +1,27 @@
+"""ELECTRA: BERT whose embeddings may be narrower than its layers."""
+
+from __future__ import annotations
+
+from poolhouse.models.checkpoint import Config
+from poolhouse.models.families.bert import EMBEDDINGS, HEADS, LAYERS, bert
+from poolhouse.models.families.family import Family
+from poolhouse.models.spec import TransformerSpec
+from poolhouse.models.weights import Layout
+
+
+def _electra(config: Config) -> TransformerSpec:
+    return bert({"hidden_size": 256, "num_attention_heads": 4, **config})
+
+
+ELECTRA = Family(
+    ("electra",),
+    _electra,
+    # Projected only where embedding_size differs from hidden_size.
+    (Layout(EMBEDDINGS | {"project": "embeddings_project"} | LAYERS, optional=frozenset({"project"})),),
+    aside=(
+        *HEADS,
+        r"(discriminator_predictions|generator_predictions)\.(dense|dense_prediction|LayerNorm)\.(weight|bias)",
+        r"generator_lm_head\.(weight|bias)",
+    ),
+    max_tokens=lambda config: config.get("max_position_embeddings", 512),
+)

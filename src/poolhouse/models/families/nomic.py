@@ -1,0 +1,104 @@
+"""NomicBERT: BERT with rotary positions and a gated feed-forward, in the hub's layout and in transformers'.
+
+Source of the hub's names: transformers' own conversion table for nomic_bert.
+"""
+
+from __future__ import annotations
+
+from poolhouse.layers.rope import RopeSpec
+from poolhouse.models.checkpoint import Config
+from poolhouse.models.families._config import activation, refuse, rope
+from poolhouse.models.families.bert import HEADS
+from poolhouse.models.families.family import Family
+from poolhouse.models.spec import LayerSpec, TransformerSpec
+from poolhouse.models.weights import Layout, Source
+
+
+def _nomic(config: Config) -> TransformerSpec:
+    return _hub(config) if "n_embd" in config else _native(config)
+
+
+def _native(config: Config) -> TransformerSpec:
+    heads = config.get("num_attention_heads", 12)
+    head_dim = config.get("head_dim") or config.get("hidden_size", 768) // heads
+    return TransformerSpec(
+        heads=heads,
+        head_dim=head_dim,
+        layers=(LayerSpec(rope=rope(config, head_dim, 1000.0)),) * config.get("num_hidden_layers", 12),
+        activation=activation(config, "hidden_act", "silu"),
+        gated=True,
+        norm_eps=config.get("layer_norm_eps", 1e-12),
+    )
+
+
+def _hub(config: Config) -> TransformerSpec:
+    """The config of the hub's repositories, in GPT-2's words."""
+    refuse(
+        config,
+        {
+            "activation_function": ("swiglu",),
+            "prenorm": (False,),
+            "rotary_emb_interleaved": (False,),
+            "rotary_emb_scale_base": (None,),
+            "use_rms_norm": (False, None),
+            "causal": (False,),
+            "parallel_block": (False,),
+            "moe_every_n_layers": (None, 0),
+            "num_experts": (None, 0),
+        },
+    )
+    heads = config["n_head"]
+    head_dim = config["n_embd"] // heads
+    dim, theta = int(head_dim * config.get("rotary_emb_fraction", 1.0)), float(config.get("rotary_emb_base", 1000))
+    factor = config.get("rotary_scaling_factor")
+    turns = RopeSpec(dim, theta)
+    if factor:
+        turns = RopeSpec(dim, theta, "dynamic", factor, original_length=config.get("max_trained_positions", 2048))
+    return TransformerSpec(
+        heads=heads,
+        head_dim=head_dim,
+        layers=(LayerSpec(rope=turns),) * config["n_layer"],
+        activation="silu",
+        gated=True,
+        norm_eps=config.get("layer_norm_epsilon", 1e-12),
+    )
+
+
+def _max_tokens(config: Config) -> int | None:
+    if "n_embd" not in config:
+        return config.get("max_position_embeddings", 2048)
+    positions = config.get("n_positions", 8192)
+    # Without a scaling, the model knows only the positions that it was trained on.
+    return positions if config.get("rotary_scaling_factor") else min(positions, config.get("max_trained_positions", positions))
+
+
+NATIVE_NAMES: dict[str, Source] = {
+    "tokens": "embeddings.word_embeddings",
+    "types": "embeddings.token_type_embeddings",
+    "embedding_norm": "embeddings.LayerNorm",
+    "layers.*.attn.qkv": tuple(f"layers.*.self_attn.{name}_proj" for name in "qkv"),
+    "layers.*.attn.out": "layers.*.self_attn.o_proj",
+    "layers.*.attn_post": "layers.*.post_attention_layernorm",
+    "layers.*.ffn.up": ("layers.*.mlp.gate_proj", "layers.*.mlp.up_proj"),
+    "layers.*.ffn.down": "layers.*.mlp.down_proj",
+    "layers.*.ffn_post": "layers.*.post_mlp_layernorm",
+}
+_HUB_NAMES: dict[str, Source] = {
+    "tokens": "embeddings.word_embeddings",
+    "types": "embeddings.token_type_embeddings",
+    "embedding_norm": "emb_ln",
+    "layers.*.attn.qkv": "encoder.layers.*.attn.Wqkv",
+    "layers.*.attn.out": "encoder.layers.*.attn.out_proj",
+    "layers.*.attn_post": "encoder.layers.*.norm1",
+    "layers.*.ffn.up": ("encoder.layers.*.mlp.fc12", "encoder.layers.*.mlp.fc11"),
+    "layers.*.ffn.down": "encoder.layers.*.mlp.fc2",
+    "layers.*.ffn_post": "encoder.layers.*.norm2",
+}
+
+NOMIC = Family(
+    ("nomic_bert",),
+    _nomic,
+    (Layout(_HUB_NAMES, optional=frozenset({"types"})), Layout(NATIVE_NAMES, optional=frozenset({"types"}))),
+    aside=HEADS,
+    max_tokens=_max_tokens,
+)

@@ -1,0 +1,339 @@
+"""The fallback: any encoder or decoder that transformers can build, packed where a probe at load allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from poolhouse.batch import Batch
+from poolhouse.errors import CheckpointError
+from poolhouse.models import packed_attention
+from poolhouse.models.checkpoint import Checkpoint
+from poolhouse.models.model import Backbone
+from poolhouse.models.packing_probe import Forward, may_pack, reads_ahead
+
+# Names in errors and notes; the rest is counted.
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A backbone of transformers, and what the loader must know of it.
+
+    why: "packed, positions from 0", or "unpacked: " and the reason.
+    max_tokens: None where the config states no limit.
+    pooling: for models without files of sentence-transformers: LAST for decoders, CLS for encoders.
+    """
+
+    backbone: Backbone
+    packed: bool
+    why: str
+    hidden_size: int
+    vocabulary_size: int
+    parameters: int
+    max_tokens: int | None
+    causal: bool
+    pooling: Literal["CLS", "LAST"]
+    notes: tuple[str, ...] = ()
+
+
+def load_hugging_face(
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Fallback:
+    """The model of `checkpoint` as transformers builds it.
+
+    config: config.json with the user's changes. revision: of code that lies in another repository.
+
+    Raises:
+        CheckpointError: an unknown type, code that is not trusted, weights that are missing or of another shape.
+    """
+    with _quiet_transformers():
+        model, notes = _build(checkpoint, config, dtype, trust_remote_code, revision)
+        model = model.eval().requires_grad_(False).to(device)
+        forward = Forward(model, dtype)
+        vocabulary_size = _vocabulary_size(model)
+        ids = _plain_ids(model.config, vocabulary_size)
+        hidden_size = _hidden_size(forward, ids, device)
+        causal = not reads_ahead(forward, ids, device)
+        _register_attention()
+        verdict = may_pack(forward, ids, _pad_id(model.config), device)
+    offset = verdict.position_offset
+    return Fallback(
+        backbone=Unpacked(forward, hidden_size) if offset is None else Packed(forward, offset),
+        packed=offset is not None,
+        why=verdict.why,
+        hidden_size=hidden_size,
+        vocabulary_size=vocabulary_size,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        max_tokens=_max_tokens(model),
+        causal=causal,
+        pooling="LAST" if causal else "CLS",
+        notes=notes,
+    )
+
+
+class Packed:
+    """Runs a model on a whole pack, as one row of tokens."""
+
+    def __init__(self, forward: Forward, position_offset: int) -> None:
+        self.forward = forward
+        self.position_offset = position_offset
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """[total, hidden]."""
+        types = None if batch.types is None else batch.types[None]
+        positions = (batch.positions + self.position_offset)[None]
+        return self.forward(batch.ids[None], positions, types, batch.segments)[0]
+
+
+class Unpacked:
+    """Runs texts of equal length together: no padding and no mask, so each is computed as if it were alone."""
+
+    def __init__(self, forward: Forward, hidden_size: int) -> None:
+        self.forward = forward
+        self.hidden_size = hidden_size
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """[total, hidden]."""
+        starts_by_length: dict[int, list[int]] = {}
+        for start, length in zip(batch.segments.starts, batch.segments.lengths, strict=True):
+            starts_by_length.setdefault(length, []).append(start)
+        hidden = torch.empty(batch.segments.total, self.hidden_size, dtype=self.forward.dtype, device=batch.ids.device)
+        for length, starts in starts_by_length.items():
+            rows = torch.tensor(starts)[:, None] + torch.arange(length)
+            rows = rows.to(batch.ids.device)
+            types = None if batch.types is None else batch.types[rows]
+            hidden[rows] = self.forward(batch.ids[rows], types=types)
+        return hidden
+
+
+def _build(
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    revision: str | None,
+) -> tuple[Any, tuple[str, ...]]:
+    """The part of the model that answers with hidden states, filled strictly, and what was odd about it."""
+    notes = []
+    code = config.get("auto_map") or {}
+    own_code = trust_remote_code and "AutoModel" in code
+    if "AutoModel" in code and not own_code:
+        notes.append(
+            f"{checkpoint.folder} brings code of its own for this model ({code['AutoModel']}), which was not run; "
+            "transformers' own was. Use trust_remote_code=True to run it."
+        )
+    settings = _config(checkpoint, config, trust_remote_code, revision)
+    model_class = _remote(code["AutoModel"], checkpoint, revision) if own_code else _auto_class(settings)
+    try:
+        whole, info = model_class.from_pretrained(
+            str(checkpoint.folder),
+            config=settings,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            # Not to accept them, but to learn their names.
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:  # noqa: BLE001 - transformers raises many kinds for what it cannot load
+        raise CheckpointError(
+            f"transformers cannot load {checkpoint.folder} (model_type {config.get('model_type')!r}): {error}"
+        ) from error
+    whole.eval()
+    model = whole.get_encoder() if getattr(settings, "is_encoder_decoder", False) else whole
+    if model is not whole:
+        notes.append("Of this encoder-decoder model only the encoder is used.")
+    notes += _check_weights(whole, model, info, checkpoint)
+    return model, tuple(notes)
+
+
+def _config(checkpoint: Checkpoint, config: Mapping[str, Any], trust_remote_code: bool, revision: str | None) -> Any:
+    """transformers' config object, of its own class or of the repository's."""
+    import transformers
+
+    model_type = config.get("model_type")
+    code = config.get("auto_map") or {}
+    known = model_type in transformers.CONFIG_MAPPING
+    if trust_remote_code and "AutoConfig" in code:
+        config_class = _remote(code["AutoConfig"], checkpoint, revision)
+    elif known:
+        config_class = transformers.CONFIG_MAPPING[model_type]
+    elif code and not trust_remote_code:
+        raise CheckpointError(
+            f"{checkpoint.folder} has model_type {model_type!r}, which transformers {transformers.__version__} does not "
+            f"know; the repository brings code of its own for it ({', '.join(map(str, code.values()))}). "
+            "Read that code, then use trust_remote_code=True to run it."
+        )
+    elif model_type is None:
+        raise CheckpointError(
+            f"{checkpoint.folder / 'config.json'} names no model_type, so nobody can tell what model this is. "
+            "Add it with hf_overrides={'model_type': ...}."
+        )
+    else:
+        raise CheckpointError(
+            f"{checkpoint.folder} has model_type {model_type!r}, which neither Poolhouse nor transformers "
+            f"{transformers.__version__} knows. A newer transformers may: pip install --upgrade transformers."
+        )
+    try:
+        settings = config_class.from_dict(dict(config))
+    except Exception as error:  # noqa: BLE001 - configs raise many kinds for values they do not take
+        raise CheckpointError(f"transformers refuses the config of {checkpoint.folder}: {error}") from error
+    settings.name_or_path = str(checkpoint.folder)
+    return settings
+
+
+def _auto_class(settings: Any) -> Any:
+    """transformers' door to the model; to its encoder alone, where it has a class for that (T5)."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
+
+    if getattr(settings, "is_encoder_decoder", False) and type(settings) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        return transformers.AutoModelForTextEncoding
+    if type(settings) not in MODEL_MAPPING:
+        raise CheckpointError(f"transformers has no model without a head for model_type {settings.model_type!r}.")
+    return transformers.AutoModel
+
+
+def _remote(reference: str, checkpoint: Checkpoint, revision: str | None) -> Any:
+    """A class from Python files of the checkpoint, or of the repository that `reference` names."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    try:
+        return get_class_from_dynamic_module(reference, str(checkpoint.folder), code_revision=revision)
+    except Exception as error:  # noqa: BLE001 - the repository's code may raise anything
+        raise CheckpointError(f"The code {reference!r} of {checkpoint.folder} cannot be used: {error}") from error
+
+
+def _check_weights(whole: nn.Module, model: nn.Module, info: Mapping[str, Any], checkpoint: Checkpoint) -> list[str]:
+    """Refuse a model with random weights in what it answers; notes about the rest."""
+    used = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    names = {name for name, tensor in _tensors(whole) if id(tensor) in used}
+    shapes = {name: (tuple(theirs), tuple(ours)) for name, theirs, ours in info["mismatched_keys"] if name in names}
+    if shapes:
+        listed = [f"{name} {theirs} instead of {ours}" for name, (theirs, ours) in sorted(shapes.items())]
+        raise CheckpointError(
+            f"{checkpoint.folder} has tensors of other shapes than its config asks for: {_short(listed)}."
+        )
+    notes = []
+    missing = sorted(names & set(info["missing_keys"]))
+    if missing:
+        if _matters(model, {id(tensor) for name, tensor in _tensors(whole) if name in missing}):
+            raise CheckpointError(
+                f"{checkpoint.folder} lacks {len(missing)} tensors that {type(model).__name__} needs: {_short(missing)}. "
+                f"It holds others that nobody claimed: {_short(sorted(info['unexpected_keys'])) or 'none'}."
+            )
+        notes.append(f"Not in the checkpoint, and not needed: {_short(missing)}.")
+    if info["unexpected_keys"]:
+        notes.append(f"Tensors left out: {_short(sorted(info['unexpected_keys']))}.")
+    return notes
+
+
+def _matters(model: Any, tensors: set[int]) -> bool:
+    """Whether hidden states depend on these tensors: they are spoilt for one short run.
+
+    They were made up by the initialisation (a pooler that a checkpoint lacks), so nothing is lost.
+    """
+    suspects = [tensor for _, tensor in _tensors(model) if id(tensor) in tensors and tensor.is_floating_point()]
+    kept = [tensor.detach().clone() for tensor in suspects]
+    with torch.no_grad():
+        for tensor in suspects:
+            tensor.fill_(torch.nan)
+        try:
+            ids = torch.tensor([_plain_ids(model.config, _vocabulary_size(model))[:5]])
+            answer = Forward(model, torch.float32)(ids)
+        finally:
+            for tensor, before in zip(suspects, kept, strict=True):
+                tensor.copy_(before)
+    return bool(answer.isnan().any())
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers under all their names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _hidden_size(forward: Forward, ids: list[int], device: torch.device) -> int:
+    """The width of an answer, seen by asking for one.
+
+    Raises:
+        CheckpointError: the model does not run on token ids alone (it wants pictures, sounds or a language).
+    """
+    try:
+        return forward(torch.tensor([ids[:5]], device=device)).shape[-1]
+    except Exception as error:
+        raise CheckpointError(
+            f"{type(forward.model).__name__} does not turn token ids alone into hidden states: {error}"
+        ) from error
+
+
+def _vocabulary_size(model: Any) -> int:
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (AttributeError, NotImplementedError):
+        size = getattr(model.config, "vocab_size", None)
+    if not isinstance(size, int):
+        raise CheckpointError(f"{type(model).__name__} has no token table, so it is no text model.")
+    return size
+
+
+def _plain_ids(config: Any, vocabulary_size: int) -> list[int]:
+    """Up to a thousand token ids that no config key gives a meaning (padding and pictures are treated apart)."""
+    special = {value for name, value in config.to_dict().items() if name.endswith(("_token_id", "_token_index"))}
+    step = max(vocabulary_size // 1000, 1)
+    return [token for token in range(0, vocabulary_size, step) if token not in special]
+
+
+def _pad_id(config: Any) -> int | None:
+    pad_id = getattr(config, "pad_token_id", None)
+    return pad_id if isinstance(pad_id, int) else None
+
+
+def _max_tokens(model: nn.Module) -> int | None:
+    """Positions that a text may use: RoBERTa and its kin lose those up to the padding id's."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def _register_attention() -> None:
+    """Make our attention known to transformers; doing so again changes nothing."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(packed_attention.RUN, packed_attention.packed_attention)
+    AttentionInterface.register(packed_attention.PROBE, packed_attention.packed_attention)
+    # RUN has no entry here, and so transformers makes no mask at all.
+    AttentionMaskInterface.register(packed_attention.PROBE, packed_attention.watched_mask)
+
+
+def _short(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and no log of transformers: what matters is in our errors and notes."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
