@@ -1,10 +1,10 @@
 """Poolhouse: an inference engine for pooling models.
 
-    from poolhouse import LLM
+from poolhouse import LLM
 
-    llm = LLM("intfloat/e5-small")
-    (output,) = llm.embed("Hello, my name is")
-    output.outputs.embedding
+llm = LLM("intfloat/e5-small")
+(output,) = llm.embed("Hello, my name is")
+output.outputs.embedding
 """
 
 from __future__ import annotations

@@ -243,9 +243,7 @@ def _tokenization(options: Mapping[str, Any] | None) -> tuple[PoolingParams | No
 def _with_cut(params: PoolingParams, cut: PoolingParams | None) -> PoolingParams:
     if cut is None:
         return params
-    return replace(
-        params, truncate_prompt_tokens=cut.truncate_prompt_tokens, truncation_side=cut.truncation_side
-    )
+    return replace(params, truncate_prompt_tokens=cut.truncate_prompt_tokens, truncation_side=cut.truncation_side)
 
 
 def _wait(futures: Sequence[Future[Answer]], progress: bool | Callable[..., Any], label: str) -> list[Answer]:

@@ -90,4 +90,3 @@ class PoolingRequestOutput(RequestOutput[PoolingOutput]):
 
 class EmbeddingRequestOutput(RequestOutput[EmbeddingOutput]):
     """A prompt's answer from `LLM.embed`."""
-

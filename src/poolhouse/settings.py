@@ -28,12 +28,12 @@ class Settings(BaseModel):
     revision: str | None = Field(None, description="Branch, tag or commit of the model on the hub.")
     tokenizer_revision: str | None = Field(None, description="Branch, tag or commit of the tokenizer on the hub.")
     download_dir: str | None = Field(None, description="Where to keep files from the hub.")
-    hf_token: str | bool | None = Field(None, description="Token for the hub, or true for the one stored by login.")
+    hf_token: str | None = Field(None, description="Token for the hub; none: the one stored by login, if any.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the checkpoint.")
     hf_overrides: Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]] | None = Field(
         None, description="Changes to config.json: a mapping, or a function from config to config."
     )
-    model_impl: Literal["auto", "native", "vllm", "transformers"] = Field(
+    model_impl: Literal["auto", "native", "transformers"] = Field(
         "auto", description="Who runs the model: the native families, transformers, or whichever can."
     )
     dtype: str = Field("auto", description="auto, float32, float16 (half) or bfloat16; auto is float32 on CPUs.")
@@ -53,10 +53,16 @@ class Settings(BaseModel):
     )
     seed: int = Field(0, description="Seed of torch's random numbers.")
 
-    @field_validator("model_impl")
+    @field_validator("model_impl", mode="before")
     @classmethod
-    def _native_by_its_old_name(cls, value: str) -> str:
+    def _native_in_vllms_word(cls, value: Any) -> Any:
         return "native" if value == "vllm" else value
+
+    @field_validator("hf_token", mode="before")
+    @classmethod
+    def _stored_token(cls, value: Any) -> Any:
+        # vLLM takes true for the token stored by login, which is our default.
+        return None if value is True else value
 
     @field_validator("matryoshka_dimensions", mode="before")
     @classmethod
@@ -139,5 +145,5 @@ MEANINGLESS = frozenset(
     preemption_mode prefix_caching_hash_algo profiler_config ray_workers_use_nsight reasoning_parser
     scheduler_cls scheduler_delay_factor scheduling_policy skip_tokenizer_init speculative_config
     structured_outputs_config swap_space tensor_parallel_size use_tqdm_on_load worker_cls worker_extension_cls
-    """.split()
+    """.split()  # noqa: SIM905 - a list of a hundred names reads better so
 )

@@ -22,14 +22,10 @@ def parse_task(word: str, supported: tuple[Task, ...]) -> Task:
         UnsupportedTask: the task exists but the model lacks it; the message names what it has.
     """
     if word == "encode":
-        raise InvalidRequest(
-            "`encode` task was removed; use `token_embed` or `token_classify` instead.", "task", word
-        )
+        raise InvalidRequest("`encode` task was removed; use `token_embed` or `token_classify` instead.", "task", word)
     task = next((task for task in TASKS if task == word), None)
     if task is None:
-        raise InvalidRequest(
-            f"Unknown task: '{word}'. Tasks: {list(TASKS)}.{did_you_mean(word, TASKS)}", "task", word
-        )
+        raise InvalidRequest(f"Unknown task: '{word}'. Tasks: {list(TASKS)}.{did_you_mean(word, TASKS)}", "task", word)
     if task not in supported:
         raise UnsupportedTask(f"Unsupported task: '{task}' Supported tasks: {list(supported)}", "task", word)
     return task

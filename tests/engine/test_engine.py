@@ -50,7 +50,9 @@ class Hurt:
 def hurt_engine(engine: Engine, harm: Any, token: int = 101010 % 30000) -> Engine:
     model = engine.model
     return Engine(
-        Model(Hurt(model, token, harm), model.pipelines, model.facts), engine.tokenizer, EngineOptions(max_batch_tokens=512)
+        Model(Hurt(model, token, harm), model.pipelines, model.facts),
+        engine.tokenizer,
+        EngineOptions(max_batch_tokens=512),
     )
 
 
@@ -194,5 +196,3 @@ def test_several_threads_get_the_answers_to_their_own_questions(engine: Engine) 
     for thread in threads:
         thread.join(120)
     assert wrong == []
-
-

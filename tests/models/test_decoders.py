@@ -98,7 +98,9 @@ def test_a_pack_equals_transformers_one_by_one(row: str, tmp_path: Path, record_
     save(tmp_path, name, TINY | options)
     transformer = load(tmp_path).transformer
     got = packed(transformer)
-    parity = Parity(row, "native", name + "Model", worst(got, reference(tmp_path, name)), worst(got, alone(transformer)))
+    parity = Parity(
+        row, "native", name + "Model", worst(got, reference(tmp_path, name)), worst(got, alone(transformer))
+    )
     record_parity(parity)
     # Both sides add the same float32 numbers in another order: 6e-7 at most was seen.
     assert parity.error < 1e-5
@@ -109,7 +111,11 @@ def test_a_pack_equals_transformers_one_by_one(row: str, tmp_path: Path, record_
 def test_rope_scalings_equal_transformers(scaling: str, tmp_path: Path) -> None:
     rope = SCALINGS[scaling]
     longest = 16 if scaling == "dynamic" else 64
-    save(tmp_path, "Llama", TINY | {"max_position_embeddings": longest, "rope_parameters": {"rope_theta": 10000.0, **rope}})
+    save(
+        tmp_path,
+        "Llama",
+        TINY | {"max_position_embeddings": longest, "rope_parameters": {"rope_theta": 10000.0, **rope}},
+    )
     transformer = load(tmp_path).transformer
     assert worst(packed(transformer), reference(tmp_path, "Llama")) < 1e-5
     assert worst(packed(transformer), alone(transformer)) < 1e-5

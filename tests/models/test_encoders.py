@@ -63,7 +63,9 @@ def test_a_pack_equals_transformers_one_by_one(row: str, tmp_path: Path, record_
     save(tmp_path, name, options)
     transformer = load(tmp_path).transformer
     got = packed(transformer)
-    parity = Parity(row, "native", name + "Model", worst(got, reference(tmp_path, name)), worst(got, alone(transformer)))
+    parity = Parity(
+        row, "native", name + "Model", worst(got, reference(tmp_path, name)), worst(got, alone(transformer))
+    )
     record_parity(parity)
     # Both sides add the same float32 numbers in another order.
     assert parity.error < 1e-5
@@ -82,7 +84,9 @@ def test_the_names_of_transformers_own_modules_are_read_too(row: str, tmp_path: 
     save_file(tensors, tmp_path / "model.safetensors")
     transformer = load(tmp_path).transformer
     got = packed(transformer)
-    parity = Parity(f"{row}, transformers' names", "native", name + "Model", worst(got, expected), worst(got, alone(transformer)))
+    parity = Parity(
+        f"{row}, transformers' names", "native", name + "Model", worst(got, expected), worst(got, alone(transformer))
+    )
     record_parity(parity)
     assert parity.error < 1e-5
 
@@ -109,7 +113,13 @@ def test_nomics_config_on_the_hub_means_the_same(tmp_path: Path, record_parity: 
     (tmp_path / "config.json").write_text(json.dumps(hub))
     loaded = load(tmp_path)
     got = packed(loaded.transformer)
-    parity = Parity("nomic_bert, hub's config", "native", "NomicBertModel", worst(got, expected), worst(got, alone(loaded.transformer)))
+    parity = Parity(
+        "nomic_bert, hub's config",
+        "native",
+        "NomicBertModel",
+        worst(got, expected),
+        worst(got, alone(loaded.transformer)),
+    )
     record_parity(parity)
     assert parity.error < 1e-5
     assert loaded.max_tokens == 2048
@@ -128,7 +138,9 @@ def test_gtes_config_on_the_hub_means_the_same(tmp_path: Path, record_parity: Re
     (tmp_path / "config.json").write_text(json.dumps(config))
     transformer = load(tmp_path).transformer
     got = packed(transformer)
-    parity = Parity("gte, hub's config (new)", "native", "GteModel", worst(got, expected), worst(got, alone(transformer)))
+    parity = Parity(
+        "gte, hub's config (new)", "native", "GteModel", worst(got, expected), worst(got, alone(transformer))
+    )
     record_parity(parity)
     assert parity.error < 1e-5
 
@@ -158,7 +170,13 @@ def test_jina_v3_on_the_hub_calls_itself_xlm_roberta(tmp_path: Path, record_pari
     (tmp_path / "config.json").write_text(json.dumps(config))
     transformer = load(tmp_path).transformer
     got = packed(transformer)
-    parity = Parity("jina_embeddings_v3, hub's config", "native", "JinaEmbeddingsV3Model", worst(got, expected), worst(got, alone(transformer)))
+    parity = Parity(
+        "jina_embeddings_v3, hub's config",
+        "native",
+        "JinaEmbeddingsV3Model",
+        worst(got, expected),
+        worst(got, alone(transformer)),
+    )
     record_parity(parity)
     assert parity.error < 1e-5
 
@@ -167,7 +185,9 @@ def test_jina_v3_with_adapters_is_refused_by_name(tmp_path: Path) -> None:
     save(tmp_path, *ROWS["jina_embeddings_v3"])
 
     def parametrize(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name.replace(".weight", ".parametrizations.weight.original"): tensor for name, tensor in tensors.items()}
+        return {
+            name.replace(".weight", ".parametrizations.weight.original"): tensor for name, tensor in tensors.items()
+        }
 
     save_file(parametrize(load_file(tmp_path / "model.safetensors")), tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="parametrizations"):

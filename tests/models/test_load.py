@@ -152,7 +152,9 @@ def test_overrides_change_the_config(tiny: Path) -> None:
         load(tiny, options(matryoshka_dimensions=(64,)))
 
 
-@pytest.mark.parametrize(("word", "dtype"), [("auto", torch.float32), ("bfloat16", torch.bfloat16), ("half", torch.float16)])
+@pytest.mark.parametrize(
+    ("word", "dtype"), [("auto", torch.float32), ("bfloat16", torch.bfloat16), ("half", torch.float16)]
+)
 def test_dtype_words(tiny: Path, word: str, dtype: torch.dtype) -> None:
     assert load(tiny, options(dtype=word)).facts.dtype == dtype
 

@@ -104,7 +104,9 @@ def compare(model: str | None, texts: int, rounds: int, progress: Callable[[str]
     latencies: list[tuple[float, float]] = []
     for number in range(1, rounds + 1):
         progress(f"round {number} of {rounds}")
-        speeds.append(_both(ours, theirs, lambda side: texts / _seconds(side, "throughput", texts=corpus, batch_size=batch_size)))
+        speeds.append(
+            _both(ours, theirs, lambda side: texts / _seconds(side, "throughput", texts=corpus, batch_size=batch_size))
+        )
         latencies.append(_both(ours, theirs, lambda side: 1000 * _seconds(side, "latency", runs=_LATENCY_RUNS)))
     ours.close()
     theirs.close()
@@ -146,9 +148,7 @@ def _start(side: str, model: str) -> float:
     return worker.start_seconds
 
 
-def _figure(
-    name: str, unit: str, pairs: list[tuple[float, float]], better: Callable[[float, float], float]
-) -> Figure:
+def _figure(name: str, unit: str, pairs: list[tuple[float, float]], better: Callable[[float, float], float]) -> Figure:
     ratios = [better(*pair) for pair in pairs]
     return Figure(
         name, unit, median(pair[0] for pair in pairs), median(pair[1] for pair in pairs), median(ratios), min(ratios)

@@ -20,7 +20,7 @@ def bench(
 ) -> None:
     """Measure throughput, latency and start-up beside sentence-transformers, in turn, each in its own process."""
     with Console(stderr=True).status("starting") as status:
-        report = compare(model, texts, rounds, lambda words: status.update(words))
+        report = compare(model, texts, rounds, status.update)
     Console(soft_wrap=True).print(_table(report), *_words(report), sep="\n")
     if output is not None:
         output.write_text(report.as_json() + "\n", encoding="utf-8")
@@ -32,17 +32,25 @@ def _table(report: Report) -> Table:
         table.add_column(heading, justify="right")
     for figure in report.figures:
         table.add_row(
-            figure.name, figure.unit, f"{figure.ours:.2f}", f"{figure.theirs:.2f}", f"{figure.ratio:.2f}", f"{figure.lowest_ratio:.2f}"
+            figure.name,
+            figure.unit,
+            f"{figure.ours:.2f}",
+            f"{figure.theirs:.2f}",
+            f"{figure.ratio:.2f}",
+            f"{figure.lowest_ratio:.2f}",
         )
     return table
 
 
 def _words(report: Report) -> list[str]:
-    throughput = report.figures[0]
+    reached = 100 * report.figures[0].ours / report.ceiling_texts_per_second
+    ceiling = (
+        f"float32 matrix products here: {report.gemm_gflops:.0f} GFLOP/s by torch.mm, {report.prepacked_gflops:.0f} with "
+        f"a prepacked weight; at the better rate the model's matrices alone would allow "
+        f"{report.ceiling_texts_per_second:.0f} texts/s, and Poolhouse reaches {reached:.0f} % of that."
+    )
     return [
         f"{report.texts} texts of {report.mean_tokens:.0f} tokens on average, {report.rounds} rounds, float32; medians.",
         f"sentence-transformers at its best batch size, {report.batch_size}.",
-        f"float32 matrix products here: {report.gemm_gflops:.0f} GFLOP/s by torch.mm, {report.prepacked_gflops:.0f} with a "
-        f"prepacked weight; at the better rate the model's matrices alone would allow {report.ceiling_texts_per_second:.0f} "
-        f"texts/s, and Poolhouse reaches {100 * throughput.ours / report.ceiling_texts_per_second:.0f} % of that.",
+        ceiling,
     ]

@@ -41,7 +41,9 @@ def check(
             console.print("No reference: sentence-transformers is not installed.")
             return
         if "modules.json" not in _files(llm):
-            console.print("No reference: the checkpoint has no modules.json, so sentence-transformers would guess its pooling.")
+            console.print(
+                "No reference: the checkpoint has no modules.json, so sentence-transformers would guess its pooling."
+            )
             return
         cosine, difference, count = _compare(llm)
     console.print(

@@ -34,8 +34,12 @@ class Format(StrEnum):
 def embed(
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; none: read them from --input.")] = None,
     model: Annotated[str | None, typer.Option(help="Folder or hub id; none: the embedded default.")] = None,
-    source: Annotated[str, typer.Option("--input", "-i", help="A file with a text per line; - is standard input.")] = "-",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write; none: standard output.")] = None,
+    source: Annotated[
+        str, typer.Option("--input", "-i", help="A file with a text per line; - is standard input.")
+    ] = "-",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write; none: standard output.")
+    ] = None,
     form: Annotated[Format, typer.Option("--format", "-f", help="JSON lines, or one numpy matrix.")] = Format.jsonl,
     prompt_name: Annotated[str | None, typer.Option(help="A prompt stored with the checkpoint.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Length of the vectors, for Matryoshka models.")] = None,
@@ -99,10 +103,7 @@ class _Writer:
 
 
 def _lines(source: str, stack: contextlib.ExitStack) -> Iterator[str]:
-    if source == "-":
-        stream: IO[bytes] = sys.stdin.buffer
-    else:
-        stream = stack.enter_context(Path(source).open("rb"))
+    stream: IO[bytes] = sys.stdin.buffer if source == "-" else stack.enter_context(Path(source).open("rb"))  # noqa: SIM115 - the stack closes it
     for number, line in enumerate(stream, start=1):
         try:
             text = line.decode("utf-8").rstrip("\r\n")

@@ -22,6 +22,8 @@ def serve(
     from poolhouse.server.run import serve as run
 
     options |= extra_options(context.args)
-    server = ServerSettings.parse(**{name: options.pop(name) for name in list(options) if name in ServerSettings.model_fields})
+    server = ServerSettings.parse(
+        **{name: options.pop(name) for name in list(options) if name in ServerSettings.model_fields}
+    )
     settings = Settings.parse(model=model, **options)
     run([open_engine(settings)], server)

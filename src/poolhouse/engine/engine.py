@@ -125,7 +125,7 @@ class Engine:
         """Tokenise requests and let them wait for their batch."""
         try:
             self._tokenize(requests)
-        except Exception as error:  # noqa: BLE001 - a thread of ours must not swallow it
+        except Exception as error:
             log.exception("Preparing %d requests failed", len(requests))
             _fail(requests, EngineError(f"Preparing the request failed: {error}"))
 

@@ -43,9 +43,7 @@ def open_engine(settings: Settings) -> Engine:
         log.warning("No model was named: using the embedded default, %s.", name)
     else:
         name = settings.model
-        folder = locate(
-            name, revision=settings.revision, download_dir=settings.download_dir, token=settings.hf_token
-        )
+        folder = locate(name, revision=settings.revision, download_dir=settings.download_dir, token=settings.hf_token)
     torch.manual_seed(settings.seed)
     pooler = PoolerConfig.parse(settings.pooler_config)
     model = _in_a_passing_thread(

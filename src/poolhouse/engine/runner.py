@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -72,9 +73,7 @@ class Runner:
         try:
             batch = Batch.pack([request.tokens for request in requests], self.device)
             hidden = self.model.backbone(batch)
-            groups = [
-                (members, self._pool(members, rows)) for members, rows in _groups(requests, batch, hidden)
-            ]
+            groups = [(members, self._pool(members, rows)) for members, rows in _groups(requests, batch, hidden)]
             done = None
             if self.asynchronous:
                 done = torch.cuda.Event()
@@ -91,7 +90,7 @@ class Runner:
 
     def _resolve(self, requests: list[Ready], rows: Rows) -> None:
         values: Array = rows.values.numpy()
-        finite = np.isfinite(values).all(axis=1)
+        finite: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(values), axis=1)
         token_task = requests[0].task in TOKEN_TASKS
         starts, ends = rows.segments.starts, rows.segments.ends
         all_finite = bool(finite.all())

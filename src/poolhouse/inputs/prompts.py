@@ -72,7 +72,9 @@ def _parse_mapping(prompt: Mapping[str, Any], place: str) -> Prompt:
     known = ("prompt", "prompt_token_ids", "cache_salt")
     for key, value in prompt.items():
         if key in _MEDIA and value:
-            raise InvalidRequest(f"{place}: '{key}' is not supported by this model, which reads text.", f"{place}.{key}")
+            raise InvalidRequest(
+                f"{place}: '{key}' is not supported by this model, which reads text.", f"{place}.{key}"
+            )
         if key not in (*known, *_WITHOUT_EFFECT, *_MEDIA):
             raise InvalidRequest(
                 f"{place} has an unknown key '{key}'.{did_you_mean(str(key), known)} Keys: {list(known)}.", place

@@ -72,7 +72,9 @@ class Tokenizer:
     vocabulary_size: ids from here on are refused.
     """
 
-    def __init__(self, native: tokenizers.Tokenizer, lower_case: bool = False, vocabulary_size: int | None = None) -> None:
+    def __init__(
+        self, native: tokenizers.Tokenizer, lower_case: bool = False, vocabulary_size: int | None = None
+    ) -> None:
         native.no_padding()
         native.no_truncation()
         self._native = native
@@ -87,7 +89,12 @@ class Tokenizer:
 
     @classmethod
     def from_folder(
-        cls, folder: Path, *, lower_case: bool = False, trust_remote_code: bool = False, vocabulary_size: int | None = None
+        cls,
+        folder: Path,
+        *,
+        lower_case: bool = False,
+        trust_remote_code: bool = False,
+        vocabulary_size: int | None = None,
     ) -> Tokenizer:
         """The tokenizer in a folder: tokenizer.json, or older files converted by transformers.
 
@@ -98,7 +105,7 @@ class Tokenizer:
         if path.is_file():
             try:
                 native = tokenizers.Tokenizer.from_file(str(path))
-            except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+            except Exception as error:
                 raise CheckpointError(f"{path} cannot be read: {error}") from error
         else:
             native = _converted(folder, trust_remote_code)
@@ -277,7 +284,14 @@ def _too_many_characters(limit: int, found: int, most: int) -> InputTooLong:
 
 def _converted(folder: Path, trust_remote_code: bool) -> tokenizers.Tokenizer:
     """A tokenizer of older files (vocab.txt, sentencepiece models), through transformers."""
-    names = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "tokenizer_config.json")
+    names = (
+        "vocab.txt",
+        "vocab.json",
+        "sentencepiece.bpe.model",
+        "spiece.model",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    )
     if not any((folder / name).is_file() for name in names):
         raise CheckpointError(f"{folder} has no tokenizer. Looked for tokenizer.json, {', '.join(names)}.")
     from transformers import AutoTokenizer
@@ -285,6 +299,7 @@ def _converted(folder: Path, trust_remote_code: bool) -> tokenizers.Tokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
         return tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    except Exception as error:  # noqa: BLE001 - whatever it is, the user must hear which folder
-        raise CheckpointError(f"{folder}: no tokenizer.json, and the older files cannot be converted: {error}") from error
-
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder}: no tokenizer.json, and the older files cannot be converted: {error}"
+        ) from error

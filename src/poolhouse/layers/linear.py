@@ -9,7 +9,12 @@ from torch import Tensor
 # Overloads are named below (`.default`, `.binary`): a failed overload match prints its tensors, at 10 ms a call.
 
 # How oneDNN names the activations that it can apply while it writes a product: (operation, algorithm).
-_FUSED_ACTIVATIONS = {"none": ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
+_FUSED_ACTIVATIONS = {
+    "none": ("none", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+}
 
 
 class Linear:

@@ -110,6 +110,6 @@ class TensorFiles(Mapping[str, Tensor]):
             try:
                 # mmap reads tensors when touched; weights_only keeps pickles from running code.
                 tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except Exception as error:  # noqa: BLE001 - torch raises many kinds for a bad file
+            except Exception as error:
                 raise CheckpointError(f"{path} cannot be read as plain weights: {error}") from error
             self._pickled.update(tensors)

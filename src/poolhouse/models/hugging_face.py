@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from poolhouse.batch import Batch
 from poolhouse.errors import CheckpointError
 from poolhouse.models import packed_attention
 from poolhouse.models.checkpoint import Checkpoint
+from poolhouse.models.hugging_face_backbones import Forward, Packed, Unpacked
+from poolhouse.models.hugging_face_weights import check_weights
 from poolhouse.models.model import Backbone
-from poolhouse.models.packing_probe import Forward, may_pack, reads_ahead
-
-# Names in errors and notes; the rest is counted.
-_NAMED = 5
+from poolhouse.models.packing_probe import may_pack, reads_ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,41 +81,6 @@ def load_hugging_face(
     )
 
 
-class Packed:
-    """Runs a model on a whole pack, as one row of tokens."""
-
-    def __init__(self, forward: Forward, position_offset: int) -> None:
-        self.forward = forward
-        self.position_offset = position_offset
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """[total, hidden]."""
-        types = None if batch.types is None else batch.types[None]
-        positions = (batch.positions + self.position_offset)[None]
-        return self.forward(batch.ids[None], positions, types, batch.segments)[0]
-
-
-class Unpacked:
-    """Runs texts of equal length together: no padding and no mask, so each is computed as if it were alone."""
-
-    def __init__(self, forward: Forward, hidden_size: int) -> None:
-        self.forward = forward
-        self.hidden_size = hidden_size
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """[total, hidden]."""
-        starts_by_length: dict[int, list[int]] = {}
-        for start, length in zip(batch.segments.starts, batch.segments.lengths, strict=True):
-            starts_by_length.setdefault(length, []).append(start)
-        hidden = torch.empty(batch.segments.total, self.hidden_size, dtype=self.forward.dtype, device=batch.ids.device)
-        for length, starts in starts_by_length.items():
-            rows = torch.tensor(starts)[:, None] + torch.arange(length)
-            rows = rows.to(batch.ids.device)
-            types = None if batch.types is None else batch.types[rows]
-            hidden[rows] = self.forward(batch.ids[rows], types=types)
-        return hidden
-
-
 def _build(
     checkpoint: Checkpoint,
     config: Mapping[str, Any],
@@ -146,7 +109,7 @@ def _build(
             # Not to accept them, but to learn their names.
             ignore_mismatched_sizes=True,
         )
-    except Exception as error:  # noqa: BLE001 - transformers raises many kinds for what it cannot load
+    except Exception as error:
         raise CheckpointError(
             f"transformers cannot load {checkpoint.folder} (model_type {config.get('model_type')!r}): {error}"
         ) from error
@@ -154,7 +117,8 @@ def _build(
     model = whole.get_encoder() if getattr(settings, "is_encoder_decoder", False) else whole
     if model is not whole:
         notes.append("Of this encoder-decoder model only the encoder is used.")
-    notes += _check_weights(whole, model, info, checkpoint)
+    ids = _plain_ids(settings, _vocabulary_size(model))
+    notes += check_weights(whole, Forward(model, dtype), info, ids, checkpoint.folder)
     return model, tuple(notes)
 
 
@@ -162,7 +126,7 @@ def _config(checkpoint: Checkpoint, config: Mapping[str, Any], trust_remote_code
     """transformers' config object, of its own class or of the repository's."""
     import transformers
 
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type", ""))
     code = config.get("auto_map") or {}
     known = model_type in transformers.CONFIG_MAPPING
     if trust_remote_code and "AutoConfig" in code:
@@ -171,11 +135,11 @@ def _config(checkpoint: Checkpoint, config: Mapping[str, Any], trust_remote_code
         config_class = transformers.CONFIG_MAPPING[model_type]
     elif code and not trust_remote_code:
         raise CheckpointError(
-            f"{checkpoint.folder} has model_type {model_type!r}, which transformers {transformers.__version__} does not "
-            f"know; the repository brings code of its own for it ({', '.join(map(str, code.values()))}). "
+            f"{checkpoint.folder} has model_type {model_type!r}, which transformers {transformers.__version__} does "
+            f"not know; the repository brings code of its own for it ({', '.join(map(str, code.values()))}). "
             "Read that code, then use trust_remote_code=True to run it."
         )
-    elif model_type is None:
+    elif not model_type:
         raise CheckpointError(
             f"{checkpoint.folder / 'config.json'} names no model_type, so nobody can tell what model this is. "
             "Add it with hf_overrides={'model_type': ...}."
@@ -187,7 +151,7 @@ def _config(checkpoint: Checkpoint, config: Mapping[str, Any], trust_remote_code
         )
     try:
         settings = config_class.from_dict(dict(config))
-    except Exception as error:  # noqa: BLE001 - configs raise many kinds for values they do not take
+    except Exception as error:
         raise CheckpointError(f"transformers refuses the config of {checkpoint.folder}: {error}") from error
     settings.name_or_path = str(checkpoint.folder)
     return settings
@@ -211,57 +175,8 @@ def _remote(reference: str, checkpoint: Checkpoint, revision: str | None) -> Any
 
     try:
         return get_class_from_dynamic_module(reference, str(checkpoint.folder), code_revision=revision)
-    except Exception as error:  # noqa: BLE001 - the repository's code may raise anything
+    except Exception as error:
         raise CheckpointError(f"The code {reference!r} of {checkpoint.folder} cannot be used: {error}") from error
-
-
-def _check_weights(whole: nn.Module, model: nn.Module, info: Mapping[str, Any], checkpoint: Checkpoint) -> list[str]:
-    """Refuse a model with random weights in what it answers; notes about the rest."""
-    used = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    names = {name for name, tensor in _tensors(whole) if id(tensor) in used}
-    shapes = {name: (tuple(theirs), tuple(ours)) for name, theirs, ours in info["mismatched_keys"] if name in names}
-    if shapes:
-        listed = [f"{name} {theirs} instead of {ours}" for name, (theirs, ours) in sorted(shapes.items())]
-        raise CheckpointError(
-            f"{checkpoint.folder} has tensors of other shapes than its config asks for: {_short(listed)}."
-        )
-    notes = []
-    missing = sorted(names & set(info["missing_keys"]))
-    if missing:
-        if _matters(model, {id(tensor) for name, tensor in _tensors(whole) if name in missing}):
-            raise CheckpointError(
-                f"{checkpoint.folder} lacks {len(missing)} tensors that {type(model).__name__} needs: {_short(missing)}. "
-                f"It holds others that nobody claimed: {_short(sorted(info['unexpected_keys'])) or 'none'}."
-            )
-        notes.append(f"Not in the checkpoint, and not needed: {_short(missing)}.")
-    if info["unexpected_keys"]:
-        notes.append(f"Tensors left out: {_short(sorted(info['unexpected_keys']))}.")
-    return notes
-
-
-def _matters(model: Any, tensors: set[int]) -> bool:
-    """Whether hidden states depend on these tensors: they are spoilt for one short run.
-
-    They were made up by the initialisation (a pooler that a checkpoint lacks), so nothing is lost.
-    """
-    suspects = [tensor for _, tensor in _tensors(model) if id(tensor) in tensors and tensor.is_floating_point()]
-    kept = [tensor.detach().clone() for tensor in suspects]
-    with torch.no_grad():
-        for tensor in suspects:
-            tensor.fill_(torch.nan)
-        try:
-            ids = torch.tensor([_plain_ids(model.config, _vocabulary_size(model))[:5]])
-            answer = Forward(model, torch.float32)(ids)
-        finally:
-            for tensor, before in zip(suspects, kept, strict=True):
-                tensor.copy_(before)
-    return bool(answer.isnan().any())
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers under all their names."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _hidden_size(forward: Forward, ids: list[int], device: torch.device) -> int:
@@ -317,10 +232,6 @@ def _register_attention() -> None:
     AttentionInterface.register(packed_attention.PROBE, packed_attention.packed_attention)
     # RUN has no entry here, and so transformers makes no mask at all.
     AttentionMaskInterface.register(packed_attention.PROBE, packed_attention.watched_mask)
-
-
-def _short(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 @contextmanager

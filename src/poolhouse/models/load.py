@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from poolhouse.errors import CheckpointError, ConfigError
+from poolhouse.errors import ConfigError
 from poolhouse.models.checkpoint import Checkpoint, read_json
 from poolhouse.models.families import Family, family_of
 from poolhouse.models.families._config import NotNative

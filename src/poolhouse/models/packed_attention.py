@@ -20,7 +20,7 @@ PROBE = "poolhouse_probe"
 _HARMLESS = frozenset({"position_ids", "cache_position", "token_type_ids", "input_ids"})
 
 
-class NotPackable(Exception):
+class PackingError(Exception):
     """Why a model must run unpacked; seen by the probe only."""
 
 
@@ -45,21 +45,23 @@ def packed_attention(
     Returns [1, total, heads, head_dim].
 
     Raises:
-        NotPackable: the model asks for what a pack cannot give; the probe then runs it unpacked.
+        PackingError: the model asks for what a pack cannot give; the probe then runs it unpacked.
     """
     if segments is None:
-        raise NotPackable("the model does not hand extra keywords on to its attention")
+        raise PackingError("the model does not hand extra keywords on to its attention")
     if attention_mask is not None:
-        raise NotPackable("the model makes an attention mask of its own")
+        raise PackingError("the model makes an attention mask of its own")
     if query.shape[0] != 1 or not query.shape[2] == key.shape[2] == segments.total:
-        raise NotPackable("attention does not run over the tokens of the pack")
+        raise PackingError("attention does not run over the tokens of the pack")
     for name, given in others.items():
         # Sinks and position biases change the scores; a bias is as large as the pack squared.
         if isinstance(given, Tensor) and name not in _HARMLESS:
-            raise NotPackable(f"attention takes '{name}', which packs do not support")
+            raise PackingError(f"attention takes '{name}', which packs do not support")
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     mixed = attend(
-        *(heads_first[0].transpose(0, 1) for heads_first in (query, key, value)),
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
         segments,
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         causal=causal,
@@ -75,4 +77,4 @@ def watched_mask(*, local_size: int | None = None, kv_length: int = 0, **_: Any)
     Sliding windows are made small for the probe, so a large size is something else (chunks of attention).
     """
     if local_size is not None and 2 * local_size > kv_length:
-        raise NotPackable(f"attention is limited to {local_size} tokens in a way that is no sliding window")
+        raise PackingError(f"attention is limited to {local_size} tokens in a way that is no sliding window")

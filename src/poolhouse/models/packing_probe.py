@@ -5,7 +5,6 @@ transformers' own flag says yes for models that then answer wrongly without any 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from poolhouse.models import packed_attention
+from poolhouse.models.hugging_face_backbones import Forward
 from poolhouse.segments import Segments
 
 # Tokens of the two probe texts; the second leaves the window below.
@@ -30,43 +30,6 @@ _LONG_PACK = 1024
 # depth; one pack against another runs the same kernels, so only a leak between texts (or a router's regrouping) shows.
 _ALONE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 _LEAK_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
-
-
-class Forward:
-    """One call of a transformers model, with only the keywords that it takes."""
-
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        self.model = model
-        self.dtype = dtype
-        self._takes = frozenset(inspect.signature(model.forward).parameters)
-        # Some models add token types only where they are given; there, none must stay none.
-        self._has_type_table = any("token_type_embeddings" in name for name, _ in model.named_modules())
-
-    @torch.inference_mode()
-    def __call__(
-        self,
-        ids: Tensor,
-        positions: Tensor | None = None,
-        types: Tensor | None = None,
-        segments: Segments | None = None,
-    ) -> Tensor:
-        """ids, positions, types: [rows, length] -> [rows, length, hidden]."""
-        given: dict[str, Any] = {"input_ids": ids}
-        if types is None and self._has_type_table:
-            # The default of several models is a slice of a table of limited length, which long packs outgrow.
-            types = torch.zeros_like(ids)
-        for name, value in (("position_ids", positions), ("token_type_ids", types), ("use_cache", False)):
-            if value is not None and name in self._takes:
-                given[name] = value
-        if segments is not None:
-            given["segments"] = segments
-        answer = self.model(**given)
-        hidden = getattr(answer, "last_hidden_state", None)
-        if hidden is None:
-            hidden = answer[0]
-        if not isinstance(hidden, Tensor) or hidden.shape[:2] != ids.shape:
-            raise ValueError("the model does not answer with one hidden state per token")
-        return hidden.to(self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +77,9 @@ class _Texts:
     @classmethod
     def draw(cls, ids: Sequence[int], device: torch.device) -> _Texts:
         places = torch.randint(len(ids), (sum(_LENGTHS),), generator=torch.Generator().manual_seed(0))
-        known = torch.tensor(ids)
-        texts, others = (known[(places + shift) % len(ids)].to(device).split(_LENGTHS) for shift in (0, 1))
-        return cls(*texts, *others)
+        known, cut = torch.tensor(ids), _LENGTHS[0]
+        texts, others = (known[(places + shift) % len(ids)].to(device) for shift in (0, 1))
+        return cls(texts[:cut], texts[cut:], others[:cut], others[cut:])
 
 
 def _try_packing(forward: Forward, texts: _Texts, pad_id: int | None) -> Verdict:
@@ -138,7 +101,7 @@ def _try_packing(forward: Forward, texts: _Texts, pad_id: int | None) -> Verdict
             error = _error(packed, alone.repeat(repeats, 1))
             if not error <= _ALONE_TOLERANCE[forward.dtype]:
                 return Verdict(None, f"unpacked: packs of more than {outgrown} tokens differ by {error:.1g}")
-    except packed_attention.NotPackable as reason:
+    except packed_attention.PackingError as reason:
         return Verdict(None, f"unpacked: {reason}")
     except Exception as error:  # noqa: BLE001 - whatever a model raises, it is a reason not to pack it
         return Verdict(None, f"unpacked: {name} raised {type(error).__name__}: {_first_line(error)}")
@@ -201,7 +164,7 @@ def _packed(forward: Forward, texts: list[Tensor], offset: int) -> Tensor:
 def _take_attention(model: Any, name: str) -> None:
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:  # noqa: SLF001 - see may_pack
-        raise packed_attention.NotPackable("its attention cannot be replaced")
+        raise packed_attention.PackingError("its attention cannot be replaced")
 
 
 def _error(got: Tensor, want: Tensor) -> float:
@@ -222,9 +185,10 @@ def _narrow_windows(model: nn.Module) -> Iterator[None]:
     disagree (ModernBERT's layers count the token itself) the difference is kept.
     """
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    everyone: list[Any] = [*configs.values(), *model.modules()]
     holders = [
-        (holder, holder.sliding_window)
-        for holder in (*configs.values(), *model.modules())
+        (holder, int(holder.sliding_window))
+        for holder in everyone
         if isinstance(getattr(holder, "sliding_window", None), int)
     ]
     less = max(min((window for _, window in holders), default=0) - _WINDOW, 0)

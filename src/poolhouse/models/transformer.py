@@ -122,7 +122,15 @@ class Attention:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
         mixed = attend(
-            q, k, v, segments, scale=scale, causal=spec.causal, window=self.layer.window, bias=bias, softcap=spec.softcap
+            q,
+            k,
+            v,
+            segments,
+            scale=scale,
+            causal=spec.causal,
+            window=self.layer.window,
+            bias=bias,
+            softcap=spec.softcap,
         )
         return mixed.flatten(1)
 

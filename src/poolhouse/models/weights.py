@@ -11,6 +11,7 @@ from torch import Tensor
 
 from poolhouse.errors import CheckpointError
 
+
 @dataclass(frozen=True, slots=True)
 class Reordered:
     """Their tensor with the equal parts of its first dimension in another order (GTE stores up before gate)."""
@@ -140,7 +141,8 @@ def unclaimed(left: Iterable[str], prefix: str, known: Iterable[str]) -> tuple[l
     known: regular expressions over names, with or without the model's prefix.
     """
     pattern = re.compile("|".join(f"(?:{expression})" for expression in known) or r"(?!)")
-    aside, unknown = [], []
+    aside: list[str] = []
+    unknown: list[str] = []
     for name in left:
         found = pattern.fullmatch(name) or pattern.fullmatch(name.removeprefix(prefix))
         (aside if found else unknown).append(name)
@@ -160,9 +162,7 @@ def _join(parts: list[Tensor], source: Source) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _check_presence(
-    slot: str, kind: str, source: Source, present: list[bool], layout: Layout, prefix: str
-) -> None:
+def _check_presence(slot: str, kind: str, source: Source, present: list[bool], layout: Layout, prefix: str) -> None:
     if all(present) or slot in layout.varying:
         return
     named = [prefix + name for name in _modules(source)]

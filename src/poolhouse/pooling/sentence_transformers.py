@@ -180,7 +180,7 @@ def _tensors(place: Path) -> dict[str, Tensor]:
             return tensors
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{place}: the weights cannot be read: {error}") from error
-    except Exception as error:  # noqa: BLE001 - unpicklers raise many kinds
+    except Exception as error:
         raise CheckpointError(f"{place}: {pickle.name} cannot be read as plain weights: {error}") from error
     raise CheckpointError(f"{place} has no weights. Looked for {safe.name} and {pickle.name}.")
 

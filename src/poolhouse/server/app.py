@@ -30,7 +30,11 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
             await asyncio.to_thread(engine.close, settings.shutdown_seconds)
 
     app = FastAPI(
-        title="Poolhouse", version=poolhouse.__version__, lifespan=lifespan, root_path=settings.root_path, redoc_url=None
+        title="Poolhouse",
+        version=poolhouse.__version__,
+        lifespan=lifespan,
+        root_path=settings.root_path,
+        redoc_url=None,
     )
     for router in routers(serving):
         app.include_router(router)

@@ -16,12 +16,13 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "poolhouse_requests", "Requests answered.", ("route", "status"), registry=registry
-        )
+        self.requests = Counter("poolhouse_requests", "Requests answered.", ("route", "status"), registry=registry)
         self.seconds = Histogram(
-            "poolhouse_request_seconds", "From the first byte read to the reply.", ("route",),
-            registry=registry, buckets=_SECONDS,
+            "poolhouse_request_seconds",
+            "From the first byte read to the reply.",
+            ("route",),
+            registry=registry,
+            buckets=_SECONDS,
         )
         self.in_flight = Gauge("poolhouse_requests_in_flight", "Requests being answered.", registry=registry)
         self.prompts = Counter("poolhouse_prompts", "Prompts answered.", ("model", "task"), registry=registry)

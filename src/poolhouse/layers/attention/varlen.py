@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ def attend(
     from torch.nn.attention.varlen import varlen_attn
 
     right = 0 if causal else -1
-    grouped = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+    grouped: dict[str, Any] = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
     out = varlen_attn(
         query,
         key,

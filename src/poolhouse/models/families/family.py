@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,5 +31,3 @@ class Family:
     aside: tuple[str, ...] = ()
     max_tokens: Callable[[Config], int | None] = lambda config: config.get("max_position_embeddings")
     float16: bool = True
-
-

@@ -16,7 +16,9 @@ def _modernbert(config: Config) -> TransformerSpec:
     window = config.get("local_attention", 128) // 2
     kinds = {
         "full_attention": LayerSpec(None, rope(_with_theta(config, "global"), head_dim, 160000.0, "full_attention")),
-        "sliding_attention": LayerSpec(window, rope(_with_theta(config, "local"), head_dim, 10000.0, "sliding_attention")),
+        "sliding_attention": LayerSpec(
+            window, rope(_with_theta(config, "local"), head_dim, 10000.0, "sliding_attention")
+        ),
     }
     types = config.get("layer_types") or _layer_types(config)
     if not set(types) <= set(kinds):

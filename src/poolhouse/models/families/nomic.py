@@ -66,10 +66,12 @@ def _hub(config: Config) -> TransformerSpec:
 
 def _max_tokens(config: Config) -> int | None:
     if "n_embd" not in config:
-        return config.get("max_position_embeddings", 2048)
-    positions = config.get("n_positions", 8192)
+        return int(config.get("max_position_embeddings", 2048))
+    positions = int(config.get("n_positions", 8192))
+    if config.get("rotary_scaling_factor"):
+        return positions
     # Without a scaling, the model knows only the positions that it was trained on.
-    return positions if config.get("rotary_scaling_factor") else min(positions, config.get("max_trained_positions", positions))
+    return min(positions, int(config.get("max_trained_positions") or positions))
 
 
 NATIVE_NAMES: dict[str, Source] = {

@@ -30,12 +30,16 @@ class Fields(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     # Checked by parse_prompts: a schema union over thousands of texts would be slower than answering them.
-    input: Any = Field(description="A text, a list of texts, token ids, or a list of them.", json_schema_extra=INPUT_SCHEMA)
+    input: Any = Field(
+        description="A text, a list of texts, token ids, or a list of them.", json_schema_extra=INPUT_SCHEMA
+    )
     model: str | None = Field(None, description="A served model; none takes the first.")
     user: str | None = None
     encoding_format: EncodingFormat = "float"
     truncate_prompt_tokens: int | None = Field(
-        None, ge=-1, description="Cut prompts to this many tokens; -1 cuts to the model's limit; none refuses longer ones."
+        None,
+        ge=-1,
+        description="Cut prompts to this many tokens; -1 cuts to the model's limit; none refuses longer ones.",
     )
     truncation_side: Literal["left", "right"] | None = None
     add_special_tokens: bool = True
@@ -73,4 +77,3 @@ class Fields(BaseModel):
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:
     """What OpenAPI says of a route that reads its body itself."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
-

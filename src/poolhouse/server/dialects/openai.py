@@ -26,6 +26,8 @@ def router(serving: Serving) -> APIRouter:
         engine = serving.engine(fields.model)
         if "embed" not in engine.tasks:
             raise UnsupportedTask("The model does not support Embeddings API", "model", engine.name)
-        return await vectors.reply(serving, http, fields, engine, "embed", prefix="embd", kind="embedding", key="embedding")
+        return await vectors.reply(
+            serving, http, fields, engine, "embed", prefix="embd", kind="embedding", key="embedding"
+        )
 
     return routes

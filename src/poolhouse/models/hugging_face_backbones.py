@@ -1,0 +1,83 @@
+"""Backbones around a model of transformers: on a whole pack, or on texts of equal length at a time."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poolhouse.batch import Batch
+from poolhouse.segments import Segments
+
+
+class Packed:
+    """Runs a model on a whole pack, as one row of tokens."""
+
+    def __init__(self, forward: Forward, position_offset: int) -> None:
+        self.forward = forward
+        self.position_offset = position_offset
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """[total, hidden]."""
+        types = None if batch.types is None else batch.types[None]
+        positions = (batch.positions + self.position_offset)[None]
+        return self.forward(batch.ids[None], positions, types, batch.segments)[0]
+
+
+class Unpacked:
+    """Runs texts of equal length together: no padding and no mask, so each is computed as if it were alone."""
+
+    def __init__(self, forward: Forward, hidden_size: int) -> None:
+        self.forward = forward
+        self.hidden_size = hidden_size
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """[total, hidden]."""
+        starts_by_length: dict[int, list[int]] = {}
+        for start, length in zip(batch.segments.starts, batch.segments.lengths, strict=True):
+            starts_by_length.setdefault(length, []).append(start)
+        hidden = torch.empty(batch.segments.total, self.hidden_size, dtype=self.forward.dtype, device=batch.ids.device)
+        for length, starts in starts_by_length.items():
+            rows = torch.tensor(starts)[:, None] + torch.arange(length)
+            rows = rows.to(batch.ids.device)
+            types = None if batch.types is None else batch.types[rows]
+            hidden[rows] = self.forward(batch.ids[rows], types=types)
+        return hidden
+
+
+class Forward:
+    """One call of a transformers model, with only the keywords that it takes."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        self.model = model
+        self.dtype = dtype
+        self._takes = frozenset(inspect.signature(model.forward).parameters)
+        # Some models add token types only where they are given; there, none must stay none.
+        self._has_type_table = any("token_type_embeddings" in name for name, _ in model.named_modules())
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        types: Tensor | None = None,
+        segments: Segments | None = None,
+    ) -> Tensor:
+        """ids, positions, types: [rows, length] -> [rows, length, hidden]."""
+        given: dict[str, Any] = {"input_ids": ids}
+        if types is None and self._has_type_table:
+            # The default of several models is a slice of a table of limited length, which long packs outgrow.
+            types = torch.zeros_like(ids)
+        optional = {"position_ids": positions, "token_type_ids": types, "use_cache": False}
+        given |= {name: value for name, value in optional.items() if value is not None and name in self._takes}
+        if segments is not None:
+            given["segments"] = segments
+        answer = self.model(**given)
+        hidden = getattr(answer, "last_hidden_state", None)
+        if hidden is None:
+            hidden = answer[0]
+        if not isinstance(hidden, Tensor) or hidden.shape[:2] != ids.shape:
+            raise ValueError("the model does not answer with one hidden state per token")
+        return hidden.to(self.dtype)
