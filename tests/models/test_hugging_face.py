@@ -113,10 +113,12 @@ def test_the_fallback_answers_as_transformers_does_text_by_text(
     assert error < TOLERANCE
     assert worst(alone, expected) < TOLERANCE
     words = "packed" if fallback.packed else "unpacked"
-    record_parity(Parity(family, f"transformers, {words}", "transformers", error, worst(together, alone)))
+    record_parity(Parity(family, f"transformers, {words}", f"{family}Model", error, worst(together, alone)))
 
 
-@pytest.mark.parametrize(("family", "packed"), [("Bert", True), ("Qwen3", True), ("FNet", False), ("Lfm2", False)])
+@pytest.mark.parametrize(
+    ("family", "packed"), [("Bert", True), ("Qwen3", True), ("MobileBert", False), ("Lfm2", False)]
+)
 def test_the_probe_tells_the_same_in_bfloat16(family: str, packed: bool, tmp_path: Path) -> None:
     options = {"Lfm2": DECODER | {"layer_types": ["conv", "full_attention", "conv"]}, "Qwen3": DECODER}
     save(tmp_path, family, options.get(family, ENCODER))
@@ -124,8 +126,8 @@ def test_the_probe_tells_the_same_in_bfloat16(family: str, packed: bool, tmp_pat
     assert fallback.packed == packed
     hidden = fallback.backbone(Batch.pack(texts()))
     assert hidden.dtype == torch.bfloat16
-    # Eight bits of mantissa through three layers.
-    assert worst(list(hidden.split(LENGTHS)), reference(tmp_path)) < 0.1
+    # Eight bits of mantissa through three layers, rounded in another order.
+    assert worst(list(hidden.split(LENGTHS)), reference(tmp_path, torch.bfloat16)) < 0.05
 
 
 @pytest.mark.parametrize(("family", "packed"), [("Bert", True), ("MegatronBert", False)])
@@ -242,7 +244,7 @@ def test_a_model_of_pictures_is_refused(tmp_path: Path) -> None:
 def test_a_config_that_transformers_refuses_is_reported(tmp_path: Path) -> None:
     save(tmp_path, "Bert", ENCODER)
     change_config(tmp_path, hidden_size=30)
-    with pytest.raises(CheckpointError, match="transformers .*30.* not a multiple of the number of attention"):
+    with pytest.raises(CheckpointError, match=r"transformers .*30.* not a multiple of the number of attention"):
         load(tmp_path)
 
 
@@ -371,9 +373,9 @@ def run(fallback: Fallback, prompts: list[Tokens]) -> list[Tensor]:
     return list(fallback.backbone(Batch.pack(prompts)).split([len(prompt) for prompt in prompts]))
 
 
-def reference(folder: Path) -> list[Tensor]:
+def reference(folder: Path, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """transformers by itself, text by text; the encoder of an encoder-decoder model."""
-    model = transformers.AutoModel.from_pretrained(folder).eval()
+    model = transformers.AutoModel.from_pretrained(folder, dtype=dtype).eval()
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     with torch.inference_mode():

@@ -7,8 +7,9 @@ import sys
 import typer
 
 from poolhouse.cli import bench, check, embed, serve
-from poolhouse.cli.options import join_dotted
+from poolhouse.cli.options import join_dotted, join_unknown
 from poolhouse.errors import ConfigError, PoolhouseError
+from poolhouse.settings import ServerSettings, Settings
 
 app = typer.Typer(
     name="poolhouse",
@@ -17,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve.serve)
+app.command("serve")(serve.serve)
 app.command("embed")(embed.embed)
 app.command("check")(check.check)
 app.command("bench")(bench.bench)
@@ -26,8 +27,10 @@ app.command("bench")(bench.bench)
 def main() -> None:
     """Run the command line; what goes wrong is said in one line."""
     try:
-        sys.argv[1:] = join_dotted(sys.argv[1:])
-        app()
+        arguments = join_dotted(sys.argv[1:])
+        if arguments[:1] == ["serve"]:
+            arguments[1:] = join_unknown(arguments[1:], Settings, ServerSettings)
+        app(arguments)
     except PoolhouseError as error:
         print(f"poolhouse: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)

@@ -59,19 +59,28 @@ def join_dotted(arguments: Sequence[str]) -> list[str]:
     return [*joined, "--pooler-config", json.dumps(fields)] if fields else joined
 
 
-def extra_options(arguments: Sequence[str]) -> dict[str, Any]:
-    """`--name value` pairs that no option claimed, for Settings to judge."""
-    found: dict[str, Any] = {}
+def join_unknown(arguments: Sequence[str], *classes: type[BaseModel]) -> list[str]:
+    """Arguments with options that no field describes gathered into one `--other-options '{...}'`, for Settings to judge.
+
+    So vLLM's options that mean nothing here are accepted, and a misspelt one is met with the nearest name.
+    """
+    known = {"--help", "--other-options"}
+    for name in (name for cls in classes for name in cls.model_fields):
+        flag = name.replace("_", "-")
+        known |= {f"--{flag}", f"--no-{flag}"}
+    joined: list[str] = []
+    others: dict[str, Any] = {}
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
-        if not argument.startswith("--"):
-            raise ConfigError(f"Unexpected argument {argument!r}.")
-        name, equals, value = argument[2:].partition("=")
+        flag, equals, value = argument.partition("=")
+        if not flag.startswith("--") or flag in known:
+            joined.append(argument)
+            continue
         if not equals:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        found[name.replace("-", "_").removeprefix("no_")] = _value(value)
-    return found
+        others[flag.removeprefix("--").removeprefix("no-").replace("-", "_")] = _value(value)
+    return [*joined, "--other-options", json.dumps(others)] if others else joined
 
 
 def _parameter(name: str, field: FieldInfo, cls: type[BaseModel]) -> inspect.Parameter:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
 
-from poolhouse.cli.options import extra_options, with_options
+from poolhouse.cli.options import with_options
 from poolhouse.settings import ServerSettings, Settings
 
 
 @with_options(Settings, ServerSettings)
 def serve(
-    context: typer.Context,
     model: Annotated[str | None, typer.Argument(help="Folder or hub id; none: the embedded default.")] = None,
+    other_options: Annotated[str, typer.Option(hidden=True)] = "{}",
     *,
     options: dict[str, Any],
 ) -> None:
@@ -21,7 +22,7 @@ def serve(
     from poolhouse.engine.open import open_engine
     from poolhouse.server.run import serve as run
 
-    options |= extra_options(context.args)
+    options |= json.loads(other_options)
     server = ServerSettings.parse(
         **{name: options.pop(name) for name in list(options) if name in ServerSettings.model_fields}
     )

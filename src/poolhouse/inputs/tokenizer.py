@@ -223,7 +223,9 @@ class Tokenizer:
         )
 
     def _cut(self, ids: Ids, keep: int, side: str, special: bool) -> Ids:
-        """`keep` ids, the special ones at both ends among them."""
+        """At most `keep` ids, the special ones at both ends among them."""
+        if len(ids) <= keep:
+            return ids
         head, tail = (self._head, self._tail) if special else (0, 0)
         room = keep - head - tail
         if room < 1:

@@ -126,7 +126,7 @@ def _config(checkpoint: Checkpoint, config: Mapping[str, Any], trust_remote_code
     """transformers' config object, of its own class or of the repository's."""
     import transformers
 
-    model_type = str(config.get("model_type", ""))
+    model_type = str(config.get("model_type") or "")
     code = config.get("auto_map") or {}
     known = model_type in transformers.CONFIG_MAPPING
     if trust_remote_code and "AutoConfig" in code:
@@ -189,7 +189,8 @@ def _hidden_size(forward: Forward, ids: list[int], device: torch.device) -> int:
         return forward(torch.tensor([ids[:5]], device=device)).shape[-1]
     except Exception as error:
         raise CheckpointError(
-            f"{type(forward.model).__name__} does not turn token ids alone into hidden states: {error}"
+            f"{type(forward.model).__name__} does not turn token ids alone into hidden states "
+            f"(dtype {forward.dtype}): {error}"
         ) from error
 
 

@@ -54,8 +54,6 @@ class Forward:
         self.model = model
         self.dtype = dtype
         self._takes = frozenset(inspect.signature(model.forward).parameters)
-        # Some models add token types only where they are given; there, none must stay none.
-        self._has_type_table = any("token_type_embeddings" in name for name, _ in model.named_modules())
 
     @torch.inference_mode()
     def __call__(
@@ -67,9 +65,6 @@ class Forward:
     ) -> Tensor:
         """ids, positions, types: [rows, length] -> [rows, length, hidden]."""
         given: dict[str, Any] = {"input_ids": ids}
-        if types is None and self._has_type_table:
-            # The default of several models is a slice of a table of limited length, which long packs outgrow.
-            types = torch.zeros_like(ids)
         optional = {"position_ids": positions, "token_type_ids": types, "use_cache": False}
         given |= {name: value for name, value in optional.items() if value is not None and name in self._takes}
         if segments is not None:

@@ -23,12 +23,12 @@ _LENGTHS = (5, 9)
 # Sliding windows are narrowed to this many tokens for the probe: a real one would need thousands of tokens to leave.
 _WINDOW = 4
 
-# Position tables up to this size are probed with a pack that is longer than the table.
+# Position tables up to this size are probed with a pack that is longer: models slice what they should look up.
 _LONG_PACK = 1024
 
 # Largest relative error of any token. Packed against alone compares two attention kernels, whose rounding grows with
 # depth; one pack against another runs the same kernels, so only a leak between texts (or a router's regrouping) shows.
-_ALONE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+_ALONE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 _LEAK_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
 
 

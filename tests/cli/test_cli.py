@@ -1,0 +1,176 @@
+"""The commands, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from poolhouse import LLM, ConfigError
+from poolhouse.cli.options import join_dotted, join_unknown
+from poolhouse.models.embedded import embedded_model
+from poolhouse.settings import MEANINGLESS, ServerSettings, Settings
+
+
+def run(*arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "poolhouse.cli", *arguments],
+        input=text, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120"},
+    )  # fmt: skip
+
+
+def test_embed_writes_json_lines(tmp_path: Path) -> None:
+    done = run("embed", "hello world", "another text")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["text"] for line in lines] == ["hello world", "another text"]
+    with LLM() as llm:
+        assert np.allclose(
+            [line["embedding"] for line in lines], llm.embed_array(["hello world", "another text"]), atol=1e-6
+        )
+    assert "embedded default" in done.stderr
+
+
+def test_embed_reads_standard_input_and_files_and_writes_numpy(tmp_path: Path) -> None:
+    texts = "one\n\ntwo\nthree\n"
+    (tmp_path / "texts.txt").write_text(texts)
+    assert run("embed", "--format", "npy", "--output", str(tmp_path / "a.npy"), text=texts).returncode == 0
+    assert run("embed", "-i", str(tmp_path / "texts.txt"), "-f", "npy", "-o", str(tmp_path / "b.npy")).returncode == 0
+    first, second = np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy")
+    assert first.shape == (3, 384)
+    assert np.array_equal(first, second)
+
+
+def test_embed_options_reach_the_model() -> None:
+    done = run(
+        "embed", "x", "--matryoshka-dimensions", "64,128", "--dimensions", "64", "--pooler-config.pooling-type", "CLS"
+    )
+    assert len(json.loads(done.stdout)["embedding"]) == 64, done.stderr
+    long = run("embed", "word " * 400, "--overflow", "truncate")
+    assert json.loads(long.stdout)["truncated"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "status"),
+    [
+        (["embed", "x", "--model", "/no/such"], "/no/such", 1),
+        (["embed", "x", "--format", "npy"], "needs --output", 2),
+        (["embed", "--input", "/no/such.txt"], "No such file", 1),
+        (["embed", "word " * 400], "maximum context length is 256 tokens", 1),
+        (["embed", "x", "--hf-overrides", "{"], "--hf-overrides is not valid JSON", 2),
+        (["embed", "x", "--dtype", "int3"], "dtype='int3' is not one of", 2),
+        (["embed", "x", "--overflow", "wrap"], "overflow: Input should be 'error', 'truncate' or 'chunk'", 2),
+        (["check", "/no/such"], "/no/such", 1),
+        (["sing"], "No such command", 2),
+    ],
+)
+def test_what_goes_wrong_is_one_clear_line(arguments: list[str], words: str, status: int) -> None:
+    done = run(*arguments)
+    assert words in done.stderr
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+
+
+def test_embed_without_any_text_says_so() -> None:
+    done = run("embed", text="\n\n")
+    assert "There is no text in standard input" in done.stderr
+    assert done.returncode == 2
+
+
+def test_check_tells_facts_pipelines_and_the_distance_to_sentence_transformers() -> None:
+    done = run("check")
+    assert done.returncode == 0, done.stderr
+    for words in ("native bert, packed", "mean > truncate > normalize", "256 tokens", "22,565,376"):
+        assert words in done.stdout
+    line = next(line for line in done.stdout.splitlines() if "lowest cosine" in line)
+    assert float(line.split("cosine ")[1].split(",")[0]) > 0.99999
+
+
+def test_check_fails_when_the_vectors_differ() -> None:
+    done = run("check", "--pooler-config", '{"pooling_type": "MAX"}')
+    assert done.returncode == 1
+    assert "differ from the reference" in done.stderr
+
+
+def test_check_names_a_tensor_that_nobody_claims(tmp_path: Path) -> None:
+    for path in embedded_model().rglob("*"):
+        if path.is_file():
+            target = tmp_path / path.relative_to(embedded_model())
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(
+        tensors | {"encoder.layer.0.extra.weight": tensors["pooler.dense.bias"].clone()}, tmp_path / "model.safetensors"
+    )
+    done = run("check", str(tmp_path))
+    assert done.returncode == 1
+    assert "encoder.layer.0.extra.weight" in done.stderr
+
+
+def test_bench_reports_both_sides(tmp_path: Path) -> None:
+    done = run("bench", "--rounds", "1", "--texts", "8", "--json", str(tmp_path / "report.json"))
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [figure["name"] for figure in report["figures"]] == [
+        "throughput",
+        "one query",
+        "fresh process to first vector",
+    ]
+    assert all(figure["ours"] > 0 and figure["theirs"] > 0 for figure in report["figures"])
+    assert report["texts"] == 8
+    assert "times better" in done.stdout
+
+
+def test_help_needs_no_heavy_library() -> None:
+    code = (
+        "import sys; from poolhouse.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'fastapi'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert "--matryoshka-dimensions" in run("serve", "--help").stdout
+
+
+def test_dotted_options_become_one_mapping() -> None:
+    joined = join_dotted(["serve", "--pooler-config.pooling-type", "CLS", "m", "--pooler-config.use_activation=false"])
+    assert joined[:2] == ["serve", "m"]
+    assert json.loads(joined[3]) == {"pooling_type": "CLS", "use_activation": False}
+
+
+def test_unknown_options_are_gathered_with_their_values() -> None:
+    joined = join_unknown(
+        ["m", "--max-num-seqs", "4", "--enforce-eager", "--port", "80", "--x=y"], Settings, ServerSettings
+    )
+    assert joined[:3] == ["m", "--port", "80"]
+    assert json.loads(joined[4]) == {"max_num_seqs": 4, "enforce_eager": True, "x": "y"}
+
+
+def test_options_of_vllm_that_mean_nothing_are_one_warning() -> None:
+    with pytest.warns(UserWarning, match="are ignored: enforce_eager, gpu_memory_utilization") as caught:
+        settings = Settings.parse(gpu_memory_utilization=0.5, enforce_eager=True, runner="pooling")
+    assert len(caught) == 1
+    assert settings.runner == "pooling"
+    assert not MEANINGLESS & set(Settings.model_fields)
+
+
+def test_settings_say_what_does_not_fit() -> None:
+    for given, words in (
+        ({"gpu_memory_utilisation": 1}, "There is no option 'gpu_memory_utilisation'"),
+        ({"tokeniser": "x"}, "Did you mean 'tokenizer'"),
+        ({"max_model_len": "many"}, "max_model_len: Input should be a valid integer"),
+        ({"overflow": "wrap"}, "'error', 'truncate' or 'chunk'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            Settings.parse(**given)
+    assert Settings.parse(model_impl="vllm").model_impl == "native"
+    assert Settings.parse(renderer_num_workers=3).tokenizer_workers == 3
+    assert Settings.parse(matryoshka_dimensions="64, 128").matryoshka_dimensions == (64, 128)
+    assert Settings.parse(hf_token=True).hf_token is None
+    with pytest.raises(ConfigError, match="port"):
+        ServerSettings.parse(port=99999)

@@ -1,0 +1,252 @@
+"""Tokens equal those of transformers, cuts included, and what was cut is reported."""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from poolhouse.errors import CheckpointError, InputTooLong, InvalidRequest
+from poolhouse.inputs.prompts import Prompt
+from poolhouse.inputs.tokenizer import Limit, Tokenizer
+from poolhouse.models.embedded import embedded_model
+from poolhouse.tokens import Tokens
+
+CORPUS = [
+    "the moon falls under the water",
+    "bread and ships, and the songs of sailors!",
+    "Größe naïve 東京 über alles",
+] * 20
+TEXTS = ["", " ", "a", "The moon  falls", "bread\nand\tships", "東京 über", "naïve sailors! " * 30, "x" * 300]
+
+
+def wordpiece() -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+def byte_bpe() -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<s>", "<pad>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return tokenizer
+
+
+def unigram() -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.UnigramTrainer(vocab_size=120, special_tokens=["<s>", "</s>", "<unk>"], unk_token="<unk>")
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return tokenizer
+
+
+def last_only() -> tokenizers.Tokenizer:
+    """As Qwen3-Embedding: nothing before the text, an end token after it."""
+    tokenizer = byte_bpe()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    return tokenizer
+
+
+KINDS = {"wordpiece": wordpiece, "byte bpe": byte_bpe, "unigram": unigram, "end token only": last_only}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any]:
+    """Our tokenizer of a folder, and transformers' of the same."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    native = KINDS[request.param]()
+    same = tokenizers.Tokenizer.from_str(native.to_str())
+    native.enable_truncation(4)
+    native.enable_padding(length=9)
+    native.save(str(folder / "tokenizer.json"))
+    return Tokenizer.from_folder(folder), transformers.PreTrainedTokenizerFast(tokenizer_object=same)
+
+
+def one(tokenizer: Tokenizer, text: str, limit: Limit, prefix: str = "") -> Tokens:
+    (result,) = tokenizer.encode([Prompt(text, None, prefix)], [limit])
+    if isinstance(result, InvalidRequest):
+        raise result
+    return result
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_ids_equal_transformers(pair: tuple[Tokenizer, Any], special: bool) -> None:
+    ours, theirs = pair
+    limits = [Limit(10_000, add_special_tokens=special)] * len(TEXTS)
+    for text, tokens in zip(TEXTS, ours.encode([Prompt(text) for text in TEXTS], limits), strict=True):
+        assert isinstance(tokens, Tokens)
+        assert tokens.ids.tolist() == theirs(text, add_special_tokens=special)["input_ids"]
+        assert not tokens.truncated
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("keep", [3, 5, 20])
+def test_cuts_equal_transformers(pair: tuple[Tokenizer, Any], side: Any, keep: int) -> None:
+    ours, theirs = pair
+    theirs.truncation_side = side
+    for text in TEXTS:
+        expected = theirs(text, truncation=True, max_length=keep)["input_ids"]
+        tokens = one(ours, text, Limit(10_000, keep, side))
+        assert tokens.ids.tolist() == expected
+        whole = len(theirs(text)["input_ids"])
+        assert tokens.original_tokens == whole
+        assert tokens.truncated == (whole > keep)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    words=st.lists(
+        st.sampled_from(["the", "moon", "falls", "under", "bread", "Größe", "東京", "\n", "", "!!", "qqqqqqqqq"]),
+        min_size=1,
+    ),
+    repeats=st.integers(50, 400),
+    keep=st.integers(3, 40),
+    side=st.sampled_from(["left", "right"]),
+    kind=st.sampled_from(sorted(KINDS)),
+)
+def test_a_huge_text_gives_the_tokens_of_the_whole_text(
+    words: list[str], repeats: int, keep: int, side: Any, kind: str
+) -> None:
+    text = " ".join(words * repeats)
+    native = KINDS_MADE.setdefault(kind, KINDS[kind]())
+    ours = Tokenizer(native)
+    whole = native.encode(text).ids
+    tokens = one(ours, text, Limit(10_000, keep, side))
+    head = native.encode("a").special_tokens_mask.index(0)
+    tail = native.encode("a").special_tokens_mask[::-1].index(0)
+    room = keep - head - tail
+    end = len(whole) - tail
+    content = whole[head:end]
+    expected = whole[:head] + (content[:room] if side == "right" else content[-room:]) + whole[end:]
+    assert tokens.ids.tolist() == (whole if len(whole) <= keep else expected)
+    assert tokens.truncated == (len(whole) > keep)
+
+
+KINDS_MADE: dict[str, tokenizers.Tokenizer] = {}
+
+
+def test_of_a_text_of_50_megabytes_only_the_part_that_counts_is_tokenised() -> None:
+    ours = Tokenizer.from_folder(embedded_model())
+    text = "the weather in the mountains is cold " * 1_350_000
+    assert len(text) > 49_000_000
+    tokens = one(ours, text, Limit(256, -1))
+    assert tokens.ids.tolist() == one(ours, text[:4000], Limit(256, -1)).ids.tolist()
+    assert tokens.original_is_estimate
+    assert tokens.original_tokens == pytest.approx(1_350_000 * 7, rel=0.02)
+    with pytest.raises(InputTooLong, match=r"contains \d{8} characters \(more than 4608 characters"):
+        one(ours, text, Limit(256))
+    # One endless word is a single unknown token, and must not be read in full again and again.
+    assert len(one(ours, "x" * 5_000_000, Limit(256, -1))) == 3
+
+
+def test_overflow_policies() -> None:
+    ours = Tokenizer(wordpiece())
+    text = "the moon falls " * 10
+    with pytest.raises(InputTooLong, match=r"maximum context length is 12 tokens.*at least 13 input tokens") as error:
+        one(ours, text, Limit(12))
+    assert (error.value.parameter, error.value.value) == ("input_tokens", 32)
+    assert len(one(ours, text, Limit(12, overflow="truncate"))) == 12
+    assert len(one(ours, text, Limit(12, overflow="chunk"))) == 32
+    with pytest.raises(InvalidRequest, match="greater than max_model_len"):
+        one(ours, text, Limit(12, 13))
+    with pytest.raises(InvalidRequest, match="leaves no room beside the 2 special tokens"):
+        one(ours, text, Limit(12, 2))
+
+
+def test_ids_are_cut_plainly_and_checked() -> None:
+    ours = Tokenizer(wordpiece(), vocabulary_size=50)
+    import numpy as np
+
+    def ids(values: list[int], limit: Limit) -> Tokens | InvalidRequest:
+        return ours.encode([Prompt(None, np.array(values))], [limit])[0]
+
+    cut = ids([5, 6, 7, 8], Limit(3, -1))
+    assert isinstance(cut, Tokens)
+    assert (cut.ids.tolist(), cut.original_tokens) == ([5, 6, 7], 4)
+    left = ids([5, 6, 7, 8], Limit(10, 2, "left"))
+    assert isinstance(left, Tokens)
+    assert left.ids.tolist() == [7, 8]
+    assert isinstance(ids([5, 6, 7, 8], Limit(3)), InputTooLong)
+    wrong = ids([5, 50], Limit(3))
+    assert isinstance(wrong, InvalidRequest)
+    assert str(wrong) == "Token id 50 is out of vocabulary"
+
+
+def test_a_bad_text_fails_alone() -> None:
+    ours = Tokenizer(wordpiece())
+    prompts = [Prompt("the moon"), Prompt("\ud800 lone"), Prompt("the\x00moon"), Prompt("bread")]
+    first, bad, nul, last = ours.encode(prompts, [Limit(100)] * 4)
+    assert isinstance(first, Tokens)
+    assert isinstance(last, Tokens)
+    assert isinstance(nul, Tokens)
+    assert isinstance(bad, InvalidRequest)
+    assert "no valid Unicode" in str(bad)
+
+
+def test_a_prefix_counts_the_tokens_to_skip() -> None:
+    ours = Tokenizer(wordpiece())
+    tokens = one(ours, "moon", Limit(100), prefix="the bread ")
+    assert tokens.ids.tolist() == one(ours, "the bread moon", Limit(100)).ids.tolist()
+    assert tokens.skip == len(one(ours, "the bread", Limit(100))) - 1
+
+
+def test_folders_without_a_tokenizer_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no tokenizer. Looked for tokenizer\.json, vocab\.txt"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_older_files_are_converted(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "moon", "##s"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert one(Tokenizer.from_folder(tmp_path), "The moons", Limit(100)).ids.tolist() == [2, 5, 6, 7, 3]
+
+
+def test_several_threads_may_share_a_tokenizer() -> None:
+    ours = Tokenizer(wordpiece())
+    texts = [" ".join(random.Random(n).choices(["the", "moon", "bread", "ships"], k=n % 30 + 1)) for n in range(200)]
+    expected = [one(ours, text, Limit(20, -1)).ids.tolist() for text in texts]
+    wrong: list[int] = []
+
+    def ask(start: int) -> None:
+        wrong.extend(
+            index
+            for index in range(start, 200, 4)
+            if one(ours, texts[index], Limit(20, -1)).ids.tolist() != expected[index]
+        )
+
+    threads = [threading.Thread(target=ask, args=(start,)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
