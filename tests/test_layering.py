@@ -14,6 +14,7 @@ LINES = [
     ["cli"],
     ["bench"],
     ["llm", "server", "testing"],
+    ["scoring"],
     ["engine"],
     ["models", "inputs"],
     ["pooling", "layers"],

@@ -25,11 +25,15 @@ from poolhouse.errors import (
     UnsupportedTask,
 )
 from poolhouse.outputs import (
+    ClassificationOutput,
+    ClassificationRequestOutput,
     EmbeddingOutput,
     EmbeddingRequestOutput,
     PoolingOutput,
     PoolingRequestOutput,
     RequestOutput,
+    ScoringOutput,
+    ScoringRequestOutput,
 )
 from poolhouse.params import PoolerConfig, PoolingParams
 
@@ -41,6 +45,8 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "CheckpointError",
+    "ClassificationOutput",
+    "ClassificationRequestOutput",
     "ConfigError",
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
@@ -55,6 +61,8 @@ __all__ = [
     "PoolingParams",
     "PoolingRequestOutput",
     "RequestOutput",
+    "ScoringOutput",
+    "ScoringRequestOutput",
     "UnknownModel",
     "UnsupportedDimensions",
     "UnsupportedTask",

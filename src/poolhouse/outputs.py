@@ -53,6 +53,36 @@ class EmbeddingOutput:
         return f"EmbeddingOutput(hidden_size={self.hidden_size})"
 
 
+@dataclass(frozen=True, eq=False)
+class ClassificationOutput:
+    """The answer of `LLM.classify`.
+
+    array: [labels], probabilities, or logits where asked. label: the name of the largest; None where it has none.
+    """
+
+    array: Array
+    label: str | None = None
+
+    @cached_property
+    def probs(self) -> list[float]:
+        return self.array.tolist()  # type: ignore[no-any-return]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.array)
+
+    def __repr__(self) -> str:
+        label = "" if self.label is None else f", label={self.label!r}"
+        return f"ClassificationOutput(num_classes={self.num_classes}{label})"
+
+
+@dataclass(frozen=True)
+class ScoringOutput:
+    """The answer of `LLM.score`: how well two texts fit, the larger the better."""
+
+    score: float
+
+
 OutputT = TypeVar("OutputT")
 
 
@@ -90,3 +120,11 @@ class PoolingRequestOutput(RequestOutput[PoolingOutput]):
 
 class EmbeddingRequestOutput(RequestOutput[EmbeddingOutput]):
     """A prompt's answer from `LLM.embed`."""
+
+
+class ClassificationRequestOutput(RequestOutput[ClassificationOutput]):
+    """A prompt's answer from `LLM.classify`."""
+
+
+class ScoringRequestOutput(RequestOutput[ScoringOutput]):
+    """A pair's answer from `LLM.score`."""

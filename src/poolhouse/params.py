@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import InitVar, dataclass, fields
 from typing import Any, Literal
 
 from poolhouse.errors import ConfigError, InvalidRequest, UnsupportedDimensions, did_you_mean
@@ -21,6 +22,9 @@ class PoolingParams:
     use_activation: normalise embeddings, or turn logits into probabilities.
     truncate_prompt_tokens: keep this many tokens; -1 keeps as many as the model takes.
     truncation_side: "right" drops the end of the prompt, "left" its beginning.
+    step_tag_id, returned_token_ids: rows and columns kept of token_classify with STEP pooling.
+    max_tokens_per_query, max_tokens_per_doc: content tokens that each side of a pair is cut to before they are joined.
+    normalize, softmax, activation: former words for use_activation.
     """
 
     dimensions: int | None = None
@@ -29,9 +33,20 @@ class PoolingParams:
     returned_token_ids: tuple[int, ...] | None = None
     truncate_prompt_tokens: int | None = None
     truncation_side: Literal["left", "right"] = "right"
+    max_tokens_per_query: int | None = None
+    max_tokens_per_doc: int | None = None
+    normalize: InitVar[bool | None] = None
+    softmax: InitVar[bool | None] = None
+    activation: InitVar[bool | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, normalize: bool | None, softmax: bool | None, activation: bool | None) -> None:
+        _take_former_words(self, normalize=normalize, softmax=softmax, activation=activation)
         _check_integer("dimensions", self.dimensions)
+        for name in ("max_tokens_per_query", "max_tokens_per_doc"):
+            limit = getattr(self, name)
+            _check_integer(name, limit)
+            if limit is not None and limit < 1:
+                raise InvalidRequest(f"{name} must be at least 1, got {limit}", name, limit)
         _check_integer("step_tag_id", self.step_tag_id)
         _check_integer("truncate_prompt_tokens", self.truncate_prompt_tokens)
         if self.use_activation is not None and not isinstance(self.use_activation, bool):
@@ -56,9 +71,10 @@ class PoolingParams:
 
     def for_pooler(self) -> PoolingParams:
         """Only what a pooling pipeline reads, so that equal poolings compare equal."""
-        if self.truncate_prompt_tokens is None and self.truncation_side == "right":
+        limits = (self.truncate_prompt_tokens, self.max_tokens_per_query, self.max_tokens_per_doc)
+        if limits == (None, None, None) and self.truncation_side == "right":
             return self
-        return replace(self, truncate_prompt_tokens=None, truncation_side="right")
+        return PoolingParams(self.dimensions, self.use_activation, self.step_tag_id, self.returned_token_ids)
 
     def check(self, task: Task, matryoshka: Matryoshka, model_name: str) -> None:
         """Refuse what `task` cannot honour or the model does not offer.
@@ -66,15 +82,25 @@ class PoolingParams:
         Raises:
             InvalidRequest, UnsupportedDimensions: naming the field.
         """
+        known = _TASK_PARAMS.get(task, _ALL_PARAMS)
+        wrong = [name for name in _ALL_PARAMS if name not in known and getattr(self, name) is not None]
+        if wrong:
+            raise InvalidRequest(
+                f"Task '{task}' only supports {list(known)} parameters, does not support {wrong} parameters",
+                wrong[0],
+                getattr(self, wrong[0]),
+            )
         if self.dimensions is not None:
-            if task not in ("embed", "token_embed"):
-                raise InvalidRequest(
-                    f"Task '{task}' only supports ['use_activation'] parameters, "
-                    "does not support ['dimensions'] parameters",
-                    "dimensions",
-                    self.dimensions,
-                )
             matryoshka.check(self.dimensions, model_name)
+
+
+_ALL_PARAMS = ("use_activation", "dimensions", "step_tag_id", "returned_token_ids")
+_TASK_PARAMS: dict[Task, tuple[str, ...]] = {
+    "embed": ("use_activation", "dimensions"),
+    "token_embed": ("use_activation", "dimensions"),
+    "classify": ("use_activation",),
+    "token_classify": ("use_activation", "step_tag_id", "returned_token_ids"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +137,10 @@ class PoolerConfig:
 
     pooling_type: shorthand for the next two; ALL and STEP concern token tasks, the others whole prompts.
     A pooling may be a concatenation, as in sentence-transformers: "CLS+MEAN".
+    enable_chunked_processing: split prompts over the model's limit and average the pieces, up to max_embed_len tokens.
+    logit_mean, logit_sigma: logits are shifted and divided by these before the activation.
+    step_tag_id, returned_token_ids: rows (by token id) and columns that STEP pooling keeps.
+    normalize, softmax, activation, logit_bias, logit_scale: former words.
     """
 
     pooling_type: str | None = None
@@ -125,8 +155,29 @@ class PoolerConfig:
     step_tag_id: int | None = None
     returned_token_ids: tuple[int, ...] | None = None
     task: str | None = None
+    normalize: InitVar[bool | None] = None
+    softmax: InitVar[bool | None] = None
+    activation: InitVar[bool | None] = None
+    logit_bias: InitVar[float | None] = None
+    logit_scale: InitVar[float | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(
+        self,
+        normalize: bool | None,
+        softmax: bool | None,
+        activation: bool | None,
+        logit_bias: float | None,
+        logit_scale: float | None,
+    ) -> None:
+        _take_former_words(self, normalize=normalize, softmax=softmax, activation=activation)
+        if logit_bias is not None:
+            _warn_former("logit_bias", "logit_mean")
+            object.__setattr__(self, "logit_mean", logit_bias)
+        if logit_scale is not None:
+            _warn_former("logit_scale", "logit_sigma (its inverse)")
+            if logit_scale == 0:
+                raise ConfigError("pooler_config: logit_scale must not be 0.")
+            object.__setattr__(self, "logit_sigma", 1 / logit_scale)
         if self.pooling_type is not None:
             if self.seq_pooling_type is not None or self.tok_pooling_type is not None:
                 raise ConfigError(
@@ -162,11 +213,12 @@ class PoolerConfig:
             raise ConfigError(f"pooler_config must be a PoolerConfig or a mapping, got {type(given).__name__}.")
         known = [field.name for field in fields(cls)]
         for name in given:
-            if name not in known:
+            if name not in known and name not in _FORMER_FIELDS:
                 raise ConfigError(f"pooler_config has no field '{name}'.{did_you_mean(name, known)} Fields: {known}.")
         return cls(**given)
 
 
+_FORMER_FIELDS = ("normalize", "softmax", "activation", "logit_bias", "logit_scale")
 _SEQUENCE_POOLINGS = ("CLS", "LAST", "MEAN", "MAX", "WEIGHTEDMEAN", "MEAN_SQRT_LEN")
 
 
@@ -179,6 +231,18 @@ def _pooling_words(text: str) -> str:
                 f"Pooling types: {list(_SEQUENCE_POOLINGS)}, joined by '+' to concatenate, and ALL or STEP for tokens."
             )
     return "+".join(words)
+
+
+def _take_former_words(params: object, **words: bool | None) -> None:
+    """Let vLLM's former words set use_activation, with a warning for each."""
+    for word, value in words.items():
+        if value is not None:
+            _warn_former(word, "use_activation")
+            object.__setattr__(params, "use_activation", value)
+
+
+def _warn_former(word: str, today: str) -> None:
+    warnings.warn(f"`{word}` was renamed; use `{today}` instead.", DeprecationWarning, stacklevel=5)
 
 
 def _check_integer(name: str, value: object) -> None:

@@ -21,7 +21,7 @@ class Settings(BaseModel):
         "auto", description="Only pooling models are run; 'auto' and 'pooling' mean the same."
     )
     convert: Literal["auto", "none", "embed", "classify"] = Field(
-        "auto", description="Make an embedder of a model that is none."
+        "auto", description="Make an embedder or a classifier of a model that is none; auto goes by its architecture."
     )
     tokenizer: str | None = Field(None, description="Folder or hub id of the tokenizer, if not the model's.")
     tokenizer_mode: Literal["auto", "hf"] = Field("auto", description="How to read the tokenizer; one way exists.")
@@ -83,6 +83,7 @@ class Settings(BaseModel):
         Raises:
             ConfigError: an unknown option, naming the nearest, or a value that does not fit.
         """
+        options = _with_former_words(options)
         known = [*cls.model_fields, *(field.alias for field in cls.model_fields.values() if field.alias)]
         meaningless = sorted(name for name in options if name in MEANINGLESS)
         for name in options:
@@ -112,6 +113,38 @@ class ServerSettings(BaseModel):
     def parse(cls, **options: Any) -> ServerSettings:
         """Server settings from keyword options; raises ConfigError in plain words."""
         return _validated(cls, options)
+
+
+# What vLLM's former option `task` meant, in terms of `convert`.
+_FORMER_TASKS = {
+    **dict.fromkeys(("embed", "embedding", "encode"), "embed"),
+    **dict.fromkeys(("classify", "score"), "classify"),
+    **dict.fromkeys(("auto", "reward"), "auto"),
+}
+
+
+def _with_former_words(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with vLLM's former names turned into today's, with a warning for each.
+
+    Raises:
+        ConfigError: a former task that cannot be served.
+    """
+    options = dict(options)
+    if "override_pooler_config" in options:
+        _warn_former("override_pooler_config", "pooler_config")
+        options.setdefault("pooler_config", options.pop("override_pooler_config"))
+    if "task" in options:
+        word = options.pop("task")
+        if word not in _FORMER_TASKS:
+            raise ConfigError(f"task={word!r}: Poolhouse runs pooling models only: {sorted(_FORMER_TASKS)}.")
+        _warn_former("task", "runner='pooling' and convert")
+        # A model that has the task already is not converted: auto would do for it too.
+        options.setdefault("convert", _FORMER_TASKS[word])
+    return options
+
+
+def _warn_former(word: str, today: str) -> None:
+    warnings.warn(f"The option `{word}` was renamed; use `{today}` instead.", DeprecationWarning, stacklevel=5)
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal, get_args
 
 from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
 
-Task = Literal["embed", "token_embed", "classify", "token_classify"]
+Task = Literal["embed", "token_embed", "classify", "token_classify", "plugin"]
 
 TASKS: tuple[Task, ...] = get_args(Task)
 
@@ -15,17 +16,30 @@ TOKEN_TASKS: frozenset[Task] = frozenset({"token_embed", "token_classify"})
 
 
 def parse_task(word: str, supported: tuple[Task, ...]) -> Task:
-    """The task that a caller means by `word`.
+    """The task that a caller means by `word`; vLLM's former words `score` and `encode` warn.
 
     Raises:
         InvalidRequest: no such task.
         UnsupportedTask: the task exists but the model lacks it; the message names what it has.
     """
-    if word == "encode":
-        raise InvalidRequest("`encode` task was removed; use `token_embed` or `token_classify` instead.", "task", word)
+    word = _today(word, supported)
     task = next((task for task in TASKS if task == word), None)
     if task is None:
         raise InvalidRequest(f"Unknown task: '{word}'. Tasks: {list(TASKS)}.{did_you_mean(word, TASKS)}", "task", word)
     if task not in supported:
+        if task == "plugin":
+            raise UnsupportedTask("No IOProcessor plugin installed. Please refer to the documentation.", "task", word)
         raise UnsupportedTask(f"Unsupported task: '{task}' Supported tasks: {list(supported)}", "task", word)
     return task
+
+
+def _today(word: str, supported: tuple[Task, ...]) -> str:
+    """What a former word means: `score` classifies a pair, `encode` gives a row per token."""
+    if word == "score":
+        meant: Task = "classify"
+    elif word == "encode":
+        meant = "token_classify" if "token_embed" not in supported and "token_classify" in supported else "token_embed"
+    else:
+        return word
+    warnings.warn(f"The task `{word}` was removed; use `{meant}` instead.", DeprecationWarning, stacklevel=4)
+    return meant

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from poolhouse.errors import CheckpointError, InputTooLong, InvalidRequest
+from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.inputs.tokenizer import Limit, Tokenizer
+from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.embedded import embedded_model
 from poolhouse.tokens import Tokens
 

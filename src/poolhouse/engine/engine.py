@@ -18,8 +18,9 @@ from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.runner import FatalDeviceError, Runner
 from poolhouse.engine.scheduler import Ready, Scheduler
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, did_you_mean
+from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.inputs.tokenizer import Limit, Tokenizer
+from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.model import Model
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task, parse_task
@@ -71,6 +72,16 @@ class Engine:
     @property
     def tasks(self) -> tuple[Task, ...]:
         return self.model.tasks
+
+    @property
+    def labels(self) -> int:
+        """How many numbers `classify` answers with; 0 where the model does not classify."""
+        pipeline = self.model.pipelines.get("classify")
+        return 0 if pipeline is None else pipeline.width
+
+    @property
+    def label_names(self) -> Mapping[int, str]:
+        return self.model.facts.labels
 
     @property
     def max_tokens(self) -> int:
@@ -194,6 +205,8 @@ class Engine:
             side=params.truncation_side,
             overflow=overflow,
             add_special_tokens=request.add_special_tokens,
+            max_query_tokens=params.max_tokens_per_query,
+            max_document_tokens=params.max_tokens_per_doc,
         )
 
     def _chunked(self, request: Request, params: PoolingParams, tokens: Tokens) -> list[Ready]:
@@ -251,7 +264,7 @@ _NO_PARAMS = PoolingParams()
 
 
 def _characters(prompt: Prompt) -> int:
-    return 0 if prompt.text is None else len(prompt.text)
+    return len(prompt.text or "") + len(prompt.pair or "")
 
 
 def _fail(requests: Sequence[Request], error: Exception) -> None:

@@ -57,6 +57,7 @@ def open_engine(settings: Settings) -> Engine:
             trust_remote_code=settings.trust_remote_code,
             max_tokens=settings.max_model_len,
             overrides=settings.hf_overrides,
+            convert=settings.convert,
             pooler=pooler,
             matryoshka_dimensions=tuple(settings.matryoshka_dimensions or ()),
         ),

@@ -14,7 +14,7 @@ from torch import Tensor
 from poolhouse.batch import Batch
 from poolhouse.engine.request import Answer
 from poolhouse.engine.scheduler import Ready
-from poolhouse.errors import EngineError, NonFiniteResult
+from poolhouse.errors import EngineError, InvalidRequest, NonFiniteResult
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
@@ -101,6 +101,13 @@ class Runner:
                     NonFiniteResult(
                         f"The model's answer holds NaN or infinity (dtype {self.model.facts.dtype}). "
                         "Try dtype='float32' or dtype='bfloat16'."
+                    )
+                )
+                continue
+            if token_task and start == end:
+                request.future.set_exception(
+                    InvalidRequest(
+                        "The prompt holds no step tag (step_tag_id), so there is no row to answer with.", "prompt"
                     )
                 )
                 continue

@@ -21,11 +21,13 @@ class Prompt:
     """A text, or token ids that somebody else made: exactly one of the two.
 
     ids: [tokens] int64, special tokens included. prefix: a named prompt, put before the text.
+    pair: a second text, which the tokenizer joins to the first (a document to a query).
     """
 
     text: str | None
     ids: Ids | None = None
     prefix: str = ""
+    pair: str | None = None
 
 
 def parse_prompts(prompts: Any, parameter: str = "prompts") -> list[Prompt]:
@@ -51,11 +53,51 @@ def parse_prompts(prompts: Any, parameter: str = "prompts") -> list[Prompt]:
     ]
 
 
+def parse_side(side: Any, parameter: str) -> list[str]:
+    """The texts of one side of a score, in order; a single one may stand bare.
+
+    side: a text, `{"text": text}`, `{"prompt": text}`, `{"content": [text parts]}`, or a list of any of these.
+
+    Raises:
+        InvalidRequest: naming the place and what may stand there.
+    """
+    if isinstance(side, str | Mapping):
+        return [_text_of(side, parameter)]
+    if not isinstance(side, list | tuple):
+        raise _wrong(side, parameter, _SIDE)
+    return [item if type(item) is str else _text_of(item, f"{parameter}[{index}]") for index, item in enumerate(side)]
+
+
 def check_ids(ids: Ids, vocabulary_size: int) -> None:
     """Raise InvalidRequest for an id that the model has no vector for."""
     wrong = ids[(ids < 0) | (ids >= vocabulary_size)]
     if len(wrong):
         raise InvalidRequest(f"Token id {int(wrong[0])} is out of vocabulary", "prompt_token_ids")
+
+
+_SIDE = "a text, a dict with 'text' or 'content' (a list of text parts), or a list of them"
+
+
+def _text_of(item: Any, place: str) -> str:
+    if isinstance(item, str):
+        return item
+    if not isinstance(item, Mapping):
+        raise _wrong(item, place, _SIDE)
+    for key in ("text", "prompt"):
+        if isinstance(item.get(key), str):
+            return str(item[key])
+    parts = item.get("content")
+    if isinstance(parts, str):
+        return parts
+    if not isinstance(parts, list) or not parts:
+        raise InvalidRequest(f"{place} must hold {_SIDE}.", place)
+    for number, part in enumerate(parts):
+        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise InvalidRequest(
+                f"{place}.content[{number}] is {kind!r}; this model reads text parts only.", f"{place}.content"
+            )
+    return "".join(part["text"] for part in parts)
 
 
 def _parse(prompt: Any, place: str) -> Prompt:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import tokenizers
 
 from poolhouse.errors import CheckpointError, InputTooLong, InvalidRequest
+from poolhouse.inputs.limits import Limit
+from poolhouse.inputs.pairs import PairTemplate, encode_pairs
 from poolhouse.inputs.prompts import Prompt, check_ids
 from poolhouse.tokens import Ids, Tokens
 
@@ -19,38 +21,6 @@ from poolhouse.tokens import Ids, Tokens
 _CHARACTERS_PER_TOKEN = 8
 # Tokens that a shortened text must have beyond those kept, so that the cut cannot have changed the kept ones.
 _SURPLUS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """How long a prompt may be, and what to do when it is longer.
-
-    max_tokens: the model's limit, special tokens included. keep: cut to this many; -1 means max_tokens.
-    side: "right" drops the end, "left" the beginning. overflow applies where `keep` is None.
-    """
-
-    max_tokens: int
-    keep: int | None = None
-    side: Literal["left", "right"] = "right"
-    overflow: Literal["error", "truncate", "chunk"] = "error"
-    add_special_tokens: bool = True
-
-    @property
-    def cut(self) -> int | None:
-        """Tokens to cut to, or None where nothing is to be cut.
-
-        Raises:
-            InvalidRequest: more than the model takes.
-        """
-        if self.keep is None:
-            return self.max_tokens if self.overflow == "truncate" else None
-        if self.keep > self.max_tokens:
-            raise InvalidRequest(
-                "truncate_prompt_tokens value is greater than max_model_len. Please request a smaller truncation size.",
-                "truncate_prompt_tokens",
-                self.keep,
-            )
-        return self.max_tokens if self.keep == -1 else self.keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +40,21 @@ class Tokenizer:
 
     lower_case: lower-case texts first (sentence-transformers' do_lower_case).
     vocabulary_size: ids from here on are refused.
+    pair_types: whether the second text of a pair gets token types of its own.
     """
 
     def __init__(
-        self, native: tokenizers.Tokenizer, lower_case: bool = False, vocabulary_size: int | None = None
+        self,
+        native: tokenizers.Tokenizer,
+        lower_case: bool = False,
+        vocabulary_size: int | None = None,
+        pair_types: bool = True,
     ) -> None:
         native.no_padding()
         native.no_truncation()
         self._native = native
         self._lower_case = lower_case
+        self._pair_types = pair_types
         self.vocabulary_size = vocabulary_size or native.get_vocab_size()
         self._check_texts = native.get_vocab_size() > self.vocabulary_size
         special = native.encode("a").special_tokens_mask
@@ -109,7 +85,7 @@ class Tokenizer:
                 raise CheckpointError(f"{path} cannot be read: {error}") from error
         else:
             native = _converted(folder, trust_remote_code)
-        return cls(native, lower_case, vocabulary_size)
+        return cls(native, lower_case, vocabulary_size, _gives_types(folder))
 
     @property
     def special_tokens(self) -> int:
@@ -121,16 +97,30 @@ class Tokenizer:
         """Characters of the longest vocabulary entry: no token stands for more."""
         return max(map(len, self._native.get_vocab()), default=1)
 
+    @cached_property
+    def pair_template(self) -> PairTemplate:
+        template = PairTemplate.of(self._native)
+        return template if self._pair_types else replace(template, types=(0, 0, 0, 0, 0))
+
     def encode(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
         """Tokens of each prompt, or the error that it alone gets; texts go to the library together."""
         results: list[Tokens | InvalidRequest | None] = [None] * len(prompts)
+        pairs = [index for index, prompt in enumerate(prompts) if prompt.pair is not None]
+        if pairs:
+            joined = encode_pairs(
+                self.encode, self.pair_template, [prompts[index] for index in pairs], [limits[index] for index in pairs]
+            )
+            for index, tokens in zip(pairs, joined, strict=True):
+                results[index] = tokens
         excerpts: dict[int, _Excerpt] = {}
         for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+            if prompt.pair is not None:
+                continue
             try:
                 if prompt.ids is not None:
                     results[index] = self._given(prompt.ids, limit)
                 else:
-                    excerpts[index] = self._excerpt(prompt, limit)
+                    excerpts[index] = self._excerpt(prompt, self._of_content(limit))
             except InvalidRequest as error:
                 results[index] = error
         for special in (True, False):
@@ -138,7 +128,7 @@ class Tokenizer:
             encoded = self._encode([excerpts[index].text for index in indexes], special)
             for index, ids in zip(indexes, encoded, strict=True):
                 try:
-                    results[index] = self._fitted(prompts[index], limits[index], excerpts[index], ids)
+                    results[index] = self._fitted(prompts[index], self._of_content(limits[index]), excerpts[index], ids)
                 except InvalidRequest as error:
                     results[index] = error
         return [result for result in results if result is not None]
@@ -150,6 +140,16 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of ids."""
         return self._native.decode(list(map(int, ids)), skip_special_tokens=skip_special_tokens)
+
+    def _of_content(self, limit: Limit) -> Limit:
+        """The limit of a single text, with what was asked of its content alone counted in."""
+        if limit.max_query_tokens is None:
+            return limit
+        most = limit.max_query_tokens + (self.special_tokens if limit.add_special_tokens else 0)
+        keep = limit.cut
+        if keep is None:
+            return limit if most > limit.max_tokens else replace(limit, keep=most)
+        return replace(limit, keep=min(keep, most))
 
     def _encode(self, texts: list[str], special: bool) -> list[Ids | InvalidRequest]:
         if not texts:
@@ -282,6 +282,23 @@ def _too_many_characters(limit: int, found: int, most: int) -> InputTooLong:
         "input_text",
         found,
     )
+
+
+# Tokenizer classes of transformers that keep token types to themselves, whatever tokenizer.json says.
+_WITHOUT_TYPES = (
+    *("Albert", "Barthez", "BigBird", "Camembert", "Cohere", "DistilBert", "GPT2", "GPTNeoX", "Gemma", "Herbert"),
+    *("Llama", "Luke", "MBart", "MPNet", "Qwen2", "RemBert", "Roberta", "Splinter", "T5", "XLMRoberta"),
+)
+
+
+def _gives_types(folder: Path) -> bool:
+    """Whether models see token types of pairs, by tokenizer_config.json."""
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    names = config.get("model_input_names")
+    if names is not None:
+        return "token_type_ids" in names
+    return not str(config.get("tokenizer_class", "")).startswith(_WITHOUT_TYPES)
 
 
 def _converted(folder: Path, trust_remote_code: bool) -> tokenizers.Tokenizer:

@@ -14,11 +14,15 @@ from poolhouse.errors import ConfigError
 from poolhouse.models.checkpoint import Checkpoint, read_json
 from poolhouse.models.families import Family, family_of
 from poolhouse.models.families._config import NotNative
+from poolhouse.models.heads import LoadedHead, check_head, read_head
 from poolhouse.models.model import Backbone, Facts, Model
 from poolhouse.models.native import load_transformer
+from poolhouse.models.roles import Convert, Role, architecture, head_of, role_of
 from poolhouse.params import Matryoshka, PoolerConfig
-from poolhouse.pooling.pipelines import embed_pipelines
+from poolhouse.pooling.activations import classifier_activation
+from poolhouse.pooling.pipelines import Pipeline, classify_pipelines, embed_pipelines
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
+from poolhouse.tasks import Task
 
 log = logging.getLogger("poolhouse")
 
@@ -39,13 +43,14 @@ class LoadOptions:
     trust_remote_code: bool = False
     max_tokens: int | None = None
     overrides: Overrides = None
+    convert: Convert = "auto"
     pooler: PoolerConfig = PoolerConfig()
     matryoshka_dimensions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Served:
-    """A backbone, and what the loader must know of it."""
+    """A backbone, what the loader must know of it, and the head of a classifier."""
 
     backbone: Backbone
     words: str
@@ -54,6 +59,7 @@ class _Served:
     parameters: int
     max_tokens: int | None
     pooling: str
+    head: LoadedHead | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -67,11 +73,11 @@ def load(folder: Path, options: LoadOptions) -> Model:
     checkpoint = Checkpoint(folder if files is None else files.transformer_folder)
     config = _overridden(checkpoint.config, options.overrides)
     device = _device(options.device)
-    served = _serve(checkpoint, config, device, options)
-    pipelines = {
-        task: pipeline.to(device)
-        for task, pipeline in embed_pipelines(served.hidden_size, options.pooler, files, served.pooling).items()
-    }
+    role = role_of(config, options.convert, files is not None and files.pooling is not None)
+    served = _serve(checkpoint, config, role, device, options)
+    pipelines = {task: pipeline.to(device) for task, pipeline in _pipelines(served, config, files, options).items()}
+    width = next(iter(pipelines.values())).width
+    labels, about_labels = _labels(config, served.head)
     backbone_dtype = _dtype(options.dtype, config, family_of(config), device)
     return Model(
         backbone=served.backbone,
@@ -84,40 +90,83 @@ def load(folder: Path, options: LoadOptions) -> Model:
             max_tokens=_max_tokens(served.max_tokens, checkpoint.folder, files, options.max_tokens),
             vocabulary_size=served.vocabulary_size,
             hidden_size=served.hidden_size,
-            width=pipelines["embed"].width,
+            width=width,
             parameters=served.parameters,
             dtype=backbone_dtype,
             device=device,
-            matryoshka=_matryoshka(config, options.matryoshka_dimensions, pipelines["embed"].width),
+            matryoshka=_matryoshka(config, options.matryoshka_dimensions, width),
             prompts={} if files is None else files.prompts,
             default_prompt_name=None if files is None else files.default_prompt_name,
-            notes=served.notes,
+            labels=labels,
+            notes=(*served.notes, *about_labels),
         ),
     )
 
 
-def _serve(checkpoint: Checkpoint, config: dict[str, Any], device: torch.device, options: LoadOptions) -> _Served:
+def _pipelines(
+    served: _Served, config: Mapping[str, Any], files: SentenceTransformersFiles | None, options: LoadOptions
+) -> dict[Task, Pipeline]:
+    """What the model answers: vectors, or labels where it has a head for them."""
+    if served.head is None:
+        return embed_pipelines(served.hidden_size, options.pooler, files, served.pooling)
+    head = served.head.head
+    return classify_pipelines(
+        served.head.steps,
+        served.head.labels,
+        options.pooler,
+        classifier_activation(config, served.head.labels, None if files is None else files.activation),
+        pooling=head.pooling,
+        fixed=head.fixed,
+        late=head.late,
+        use_activation=head.use_activation,
+        step_tag_id=head.step_tag_id,
+    )
+
+
+def _labels(config: Mapping[str, Any], head: LoadedHead | None) -> tuple[dict[int, str], tuple[str, ...]]:
+    """The names of a classifier's labels, and a note where the config names another number of them."""
+    if head is None:
+        return {}, ()
+    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    if names and len(names) != head.labels:
+        return {}, (f"The config names {len(names)} labels, but the head has {head.labels}: they are left unnamed.",)
+    return names, ()
+
+
+def _serve(
+    checkpoint: Checkpoint, config: dict[str, Any], role: Role, device: torch.device, options: LoadOptions
+) -> _Served:
     """Our Transformer where a family knows the checkpoint, else transformers."""
     model_type = str(config.get("model_type", ""))
     family = family_of(config)
     if options.implementation == "native" and family is None:
         raise ConfigError(f"model_impl='native': no native family serves model_type {model_type!r}.")
     if family is None or options.implementation == "transformers":
-        return _transformers(checkpoint, config, device, options, ())
+        return _transformers(checkpoint, config, role, device, options, ())
     try:
-        return _native(family, checkpoint, config, device, options)
+        return _native(family, checkpoint, config, role, device, options)
     except NotNative as reason:
         if options.implementation == "native":
             raise
-        return _transformers(checkpoint, config, device, options, (f"Not served natively: {reason}",))
+        return _transformers(checkpoint, config, role, device, options, (f"Not served natively: {reason}",))
 
 
 def _native(
-    family: Family, checkpoint: Checkpoint, config: dict[str, Any], device: torch.device, options: LoadOptions
+    family: Family,
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    role: Role,
+    device: torch.device,
+    options: LoadOptions,
 ) -> _Served:
     dtype = _dtype(options.dtype, config, family, device)
     loaded = load_transformer(family, config, checkpoint, dtype, device)
-    notes = (f"Tensors left out: {_short(loaded.aside)}.",) if loaded.aside else ()
+    head = None
+    if role != "embed":
+        head = read_head(head_of(family, config, role), checkpoint.tensors, loaded.prefix, architecture(config))
+        check_head(head, loaded.hidden_size, architecture(config))
+    left = tuple(name for name in loaded.aside if head is None or name not in head.used)
+    notes = (f"Tensors left out: {_short(left)}.",) if left else ()
     return _Served(
         backbone=loaded.transformer,
         words=f"native {config['model_type']}, packed",
@@ -126,6 +175,7 @@ def _native(
         parameters=loaded.parameters,
         max_tokens=loaded.max_tokens,
         pooling=family.pooling,
+        head=head,
         notes=notes,
     )
 
@@ -133,10 +183,13 @@ def _native(
 def _transformers(
     checkpoint: Checkpoint,
     config: dict[str, Any],
+    role: Role,
     device: torch.device,
     options: LoadOptions,
     notes: tuple[str, ...],
 ) -> _Served:
+    if role != "embed":
+        raise ConfigError(f"{architecture(config)} is not served natively, and its head is not read yet.")
     from poolhouse.models.hugging_face import load_hugging_face
 
     fallback = load_hugging_face(

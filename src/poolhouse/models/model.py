@@ -29,7 +29,8 @@ class Facts:
 
     served_by: who runs it: "native bert", or "transformers, packed" and why.
     max_tokens: longest prompt, special tokens included.
-    width: length of an embedding before Matryoshka cuts.
+    width: length of an embedding before Matryoshka cuts, or the number of labels.
+    labels: names of a classifier's labels; empty where the checkpoint names none.
     notes: what was assumed, left out or found odd while loading, a sentence each.
     """
 

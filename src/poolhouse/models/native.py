@@ -20,7 +20,10 @@ from poolhouse.tokens import Tokens
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A Transformer, its sizes, and the tensors that were left out on purpose."""
+    """A Transformer, its sizes, and the tensors that were left out on purpose.
+
+    prefix: what stands before the backbone's names in the checkpoint.
+    """
 
     transformer: Transformer
     hidden_size: int
@@ -28,6 +31,7 @@ class Loaded:
     parameters: int
     max_tokens: int | None
     aside: tuple[str, ...]
+    prefix: str = ""
 
 
 def load_transformer(
@@ -68,6 +72,7 @@ def load_transformer(
         parameters=sum(tensor.numel() for tensor in claimed.tensors.values()),
         max_tokens=family.max_tokens(config),
         aside=tuple(aside),
+        prefix=prefix,
     )
 
 

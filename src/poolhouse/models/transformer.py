@@ -57,7 +57,9 @@ class Transformer:
             # The factor is rounded to the type of the weights first, as the reference does.
             x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
         if self.types is not None:
-            x = x + (self.types[0] if batch.types is None else F.embedding(batch.types, self.types))
+            # A table of one row has one type for all (RoBERTa).
+            types = batch.types if len(self.types) > 1 else None
+            x = x + (self.types[0] if types is None else F.embedding(types, self.types))
         if self.positions is not None:
             x = x + F.embedding(batch.positions + self.spec.position_offset, self.positions)
         if self.embedding_norm is not None:

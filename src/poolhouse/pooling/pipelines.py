@@ -13,7 +13,19 @@ from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.pooling.rows import Rows
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles
-from poolhouse.pooling.steps import Dense, Every, Norm, Normalize, Reduce, Step, Truncate, Unit
+from poolhouse.pooling.steps import (
+    Activation,
+    Dense,
+    Every,
+    Norm,
+    Normalize,
+    Probabilities,
+    Reduce,
+    Step,
+    Steps,
+    Truncate,
+    Unit,
+)
 from poolhouse.tasks import Task
 
 
@@ -67,6 +79,52 @@ def embed_pipelines(
         unit = True if user.use_activation is None else user.use_activation
         pipelines["token_embed"] = Pipeline((Every(), Truncate(), Normalize(unit)), hidden_size)
     return pipelines
+
+
+def classify_pipelines(
+    steps: tuple[Step, ...],
+    labels: int,
+    user: PoolerConfig,
+    activation: Activation,
+    *,
+    pooling: str | None,
+    fixed: bool = False,
+    late: bool = False,
+    use_activation: bool = True,
+    step_tag_id: int | None = None,
+) -> dict[Task, Pipeline]:
+    """`classify` (one row of labels per prompt) where the head pools, and `token_classify` (one per token).
+
+    steps: from a hidden state to logits. activation: from logits to probabilities.
+    pooling, fixed, late, use_activation, step_tag_id: see `poolhouse.models.heads.Head`.
+
+    Raises:
+        ConfigError: a pooling that the model does not have.
+    """
+    if user.use_activation is not None:
+        use_activation = user.use_activation
+    tail = Probabilities(activation, use_activation, user.logit_mean, user.logit_sigma)
+    pipelines: dict[Task, Pipeline] = {}
+    if pooling is not None:
+        wanted = pooling if fixed or user.seq_pooling_type is None else user.seq_pooling_type
+        reduce = Reduce(tuple(wanted.split("+")))
+        if len(reduce.names) > 1:
+            raise ConfigError(f"pooler_config: {wanted} concatenates poolings, but the classifier was made for one.")
+        whole = (Every(), *steps, reduce) if late else (reduce, *steps)
+        pipelines["classify"] = Pipeline((*whole, tail), labels)
+    keep = _steps(user, step_tag_id)
+    pipelines["token_classify"] = Pipeline((Every(), *steps, *keep, tail), labels)
+    return pipelines
+
+
+def _steps(user: PoolerConfig, step_tag_id: int | None) -> tuple[Steps, ...]:
+    """STEP pooling where the user or the model wants it."""
+    if user.tok_pooling_type == "ALL" or (user.tok_pooling_type is None and step_tag_id is None):
+        return ()
+    tag = step_tag_id if user.step_tag_id is None else user.step_tag_id
+    if tag is None and user.returned_token_ids is None:
+        raise ConfigError("pooler_config: STEP pooling needs step_tag_id, returned_token_ids, or both.")
+    return (Steps(tag, user.returned_token_ids),)
 
 
 def _reduction(

@@ -31,6 +31,12 @@ class Rows:
         segments = Segments((1,) * len(self.segments), self.segments.device)
         return Rows(values, segments, self.ids[self.segments.starts_tensor])
 
+    def select(self, kept: Tensor) -> Rows:
+        """The rows where `kept` ([rows], bool) is true; a prompt may be left with none."""
+        counts = torch.zeros(len(self.segments), dtype=torch.int64, device=kept.device)
+        counts.index_add_(0, self.segments.owner, kept.long())
+        return Rows(self.values[kept], Segments(counts.tolist(), self.segments.device), self.ids[kept])
+
     def pooled(self) -> tuple[Tensor, Tensor, Tensor]:
         """The rows that pooling looks at: values in float32, their places, and how many each prompt has."""
         segments = self.segments

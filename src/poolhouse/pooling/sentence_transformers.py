@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from poolhouse.errors import CheckpointError
-from poolhouse.pooling.steps import Dense, Norm, Step, Unit
+from poolhouse.pooling.activations import named_activation
+from poolhouse.pooling.steps import Activation, Dense, Norm, Step, Unit
 
 # sentence-transformers' words for poolings -> ours; in the order in which it concatenates them.
 _POOLINGS = {
@@ -33,7 +34,6 @@ _LEGACY_POOLINGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_ACTIVATIONS = (nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Mish, nn.Softplus)
 _LENGTH_FILES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 
 
@@ -44,6 +44,7 @@ class SentenceTransformersFiles:
     transformer_folder: where config.json and the weights lie.
     pooling: names of REDUCTIONS, concatenated; None where no Pooling module stands.
     heads: what comes after it, in order. normalize: whether a Normalize module is last.
+    activation: dotted path of the function over a cross-encoder's logits.
     """
 
     transformer_folder: Path
@@ -56,6 +57,7 @@ class SentenceTransformersFiles:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     truncate_dim: int | None = None
+    activation: str | None = None
 
 
 def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None:
@@ -107,6 +109,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
         prompts={str(name): str(text) for name, text in (config.get("prompts") or {}).items()},
         default_prompt_name=config.get("default_prompt_name"),
         truncate_dim=config.get("truncate_dim"),
+        activation=config.get("activation_fn"),
     )
 
 
@@ -137,18 +140,9 @@ def _dense(place: Path) -> Dense:
     return Dense(weight.float(), None if bias is None else bias.float(), _activation(config, place), residual)
 
 
-def _activation(config: Mapping[str, Any], place: Path) -> nn.Module:
+def _activation(config: Mapping[str, Any], place: Path) -> Activation | None:
     path = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
-    if not path.startswith("torch.nn."):
-        raise CheckpointError(
-            f"{place / 'config.json'}: activation_function {path!r}: activations are restricted to torch.nn.modules "
-            "for security reasons."
-        )
-    for kind in _ACTIVATIONS:
-        if path.rsplit(".", 1)[-1] == kind.__name__:
-            return kind()
-    names = [kind.__name__ for kind in _ACTIVATIONS]
-    raise CheckpointError(f"{place / 'config.json'}: activation_function {path!r} is not one of {names}.")
+    return named_activation(path, f"{place / 'config.json'}: activation_function")
 
 
 def _layer_norm(place: Path) -> Norm:

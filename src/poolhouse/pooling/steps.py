@@ -111,25 +111,35 @@ class Every:
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """A function of each number, and what it is called."""
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense:
     """activation(values @ weight.T + bias), plus the input where the module has a residual.
 
+    activation: None applies none.
     residual: None for none; else the matrix the input passes first, or an empty tensor where it is added as it is.
     """
 
     weight: Tensor
-    bias: Tensor | None
-    activation: torch.nn.Module
+    bias: Tensor | None = None
+    activation: Activation | None = None
     residual: Tensor | None = None
 
     @property
     def words(self) -> str:
-        name = type(self.activation).__name__.lower()
-        return f"dense {self.weight.shape[0]}" + ("" if name == "identity" else f" {name}")
+        return f"dense {self.weight.shape[0]}" + ("" if self.activation is None else f" {self.activation.name}")
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
-        out = self.activation(F.linear(rows.values, self.weight, self.bias))
+        out = F.linear(rows.values, self.weight, self.bias)
+        if self.activation is not None:
+            out = self.activation.function(out)
         if self.residual is not None:
             out = out + (F.linear(rows.values, self.residual) if self.residual.numel() else rows.values)
         return rows.with_values(out)
@@ -138,15 +148,15 @@ class Dense:
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device)
 
-        return Dense(self.weight.to(device), move(self.bias), self.activation.to(device), move(self.residual))
+        return Dense(self.weight.to(device), move(self.bias), self.activation, move(self.residual))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Norm:
-    """Layer normalisation of each row, a module of sentence-transformers."""
+    """Layer normalisation of each row."""
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None = None
     eps: float = 1e-5
     words: str = "layer norm"
 
@@ -154,7 +164,7 @@ class Norm:
         return rows.with_values(F.layer_norm(rows.values, self.weight.shape, self.weight, self.bias, self.eps))
 
     def to(self, device: torch.device) -> Norm:
-        return Norm(self.weight.to(device), self.bias.to(device), self.eps)
+        return Norm(self.weight.to(device), None if self.bias is None else self.bias.to(device), self.eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +210,62 @@ class Normalize:
         return rows.with_values(F.normalize(rows.values, dim=-1)) if wanted else rows
 
     def to(self, device: torch.device) -> Normalize:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Probabilities:
+    """Logits to probabilities where the request, or else the model, wants it.
+
+    activation: over the labels of a row. mean, sigma: logits are calibrated by these first, wanted or not.
+    """
+
+    activation: Activation
+    default: bool
+    mean: float | None = None
+    sigma: float | None = None
+
+    @property
+    def words(self) -> str:
+        calibrated = "" if self.mean is None and self.sigma is None else "calibrate > "
+        return calibrated + (self.activation.name if self.default else f"{self.activation.name} on request")
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        values = rows.values
+        if self.mean is not None:
+            values = values - self.mean
+        if self.sigma is not None:
+            values = values / self.sigma
+        wanted = self.default if params.use_activation is None else params.use_activation
+        return rows.with_values(self.activation.function(values) if wanted else values)
+
+    def to(self, device: torch.device) -> Probabilities:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """STEP pooling: the columns `returned_token_ids`, then the rows of the token `step_tag_id`; the request may say which.
+
+    Either may be None, which keeps all. Source: process reward models (Wang et al. 2024, Math-Shepherd).
+    """
+
+    step_tag_id: int | None = None
+    returned_token_ids: tuple[int, ...] | None = None
+
+    @property
+    def words(self) -> str:
+        columns = "" if self.returned_token_ids is None else f"columns {list(self.returned_token_ids)} > "
+        return columns + f"rows of token {self.step_tag_id}"
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        columns = params.returned_token_ids or self.returned_token_ids
+        tag = self.step_tag_id if params.step_tag_id is None else params.step_tag_id
+        if columns is not None:
+            rows = rows.with_values(rows.values[:, list(columns)])
+        return rows if tag is None else rows.select(rows.ids == tag)
+
+    def to(self, device: torch.device) -> Steps:
         return self
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import refuse
 from poolhouse.models.families.bert import EMBEDDINGS, bert
-from poolhouse.models.families.family import Family
+from poolhouse.models.families.family import Family, token_classifier_head
+from poolhouse.models.heads import Head, HeadModule
 from poolhouse.models.spec import TransformerSpec
 from poolhouse.models.weights import Layout, Source
 
@@ -40,4 +41,6 @@ ALBERT = Family(
         r"embeddings\.position_ids",
     ),
     max_tokens=lambda config: config.get("max_position_embeddings", 512),
+    sequence_head=lambda _: Head((HeadModule("pooler", "tanh"), HeadModule("classifier"))),
+    token_head=token_classifier_head,
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import activation, refuse
-from poolhouse.models.families.family import Family
+from poolhouse.models.families.family import Family, token_classifier_head
+from poolhouse.models.heads import Head, HeadModule
 from poolhouse.models.spec import LayerSpec, TransformerSpec
 from poolhouse.models.weights import Layout, Source
 
@@ -69,9 +70,34 @@ HEADS = (
     r"embeddings\.(position_ids|token_type_ids)",
 )
 
+
+def pooler_head(_: Config) -> Head:
+    """BERT's: the first token through the pooler that came with pre-training."""
+    return Head((HeadModule("pooler.dense", "tanh"), HeadModule("classifier")))
+
+
+def roberta_head(_: Config) -> Head:
+    """RoBERTa's: the first token through a pooler of the classifier's own."""
+    return Head((HeadModule("classifier.dense", "tanh"), HeadModule("classifier.out_proj")))
+
+
 _LAYOUT = Layout(EMBEDDINGS | LAYERS)
 
 BERT = Family(
-    ("bert",), bert, (_LAYOUT,), aside=HEADS, max_tokens=lambda config: config.get("max_position_embeddings", 512)
+    ("bert",),
+    bert,
+    (_LAYOUT,),
+    aside=HEADS,
+    max_tokens=lambda config: config.get("max_position_embeddings", 512),
+    sequence_head=pooler_head,
+    token_head=token_classifier_head,
 )
-ROBERTA = Family(("roberta", "xlm-roberta", "camembert"), roberta, (_LAYOUT,), aside=HEADS, max_tokens=from_pad_id)
+ROBERTA = Family(
+    ("roberta", "xlm-roberta", "camembert"),
+    roberta,
+    (_LAYOUT,),
+    aside=HEADS,
+    max_tokens=from_pad_id,
+    sequence_head=roberta_head,
+    token_head=token_classifier_head,
+)

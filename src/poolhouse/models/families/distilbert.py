@@ -5,7 +5,8 @@ from __future__ import annotations
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import activation, refuse
 from poolhouse.models.families.bert import EMBEDDINGS
-from poolhouse.models.families.family import Family
+from poolhouse.models.families.family import Family, token_classifier_head
+from poolhouse.models.heads import Head, HeadModule
 from poolhouse.models.spec import LayerSpec, TransformerSpec
 from poolhouse.models.weights import Layout, Source
 
@@ -39,4 +40,6 @@ DISTILBERT = Family(
     (Layout(_NAMES),),
     aside=(r"(vocab_transform|vocab_layer_norm|vocab_projector|pre_classifier|classifier|qa_outputs)\.(weight|bias)",),
     max_tokens=lambda config: config.get("max_position_embeddings", 512),
+    sequence_head=lambda _: Head((HeadModule("pre_classifier", "relu"), HeadModule("classifier"))),
+    token_head=token_classifier_head,
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families.bert import EMBEDDINGS, HEADS, LAYERS, bert
-from poolhouse.models.families.family import Family
+from poolhouse.models.families.family import Family, token_classifier_head
+from poolhouse.models.heads import Head, HeadModule
 from poolhouse.models.spec import TransformerSpec
 from poolhouse.models.weights import Layout
 
@@ -24,4 +25,6 @@ ELECTRA = Family(
         r"generator_lm_head\.(weight|bias)",
     ),
     max_tokens=lambda config: config.get("max_position_embeddings", 512),
+    sequence_head=lambda _: Head((HeadModule("classifier.dense", "gelu"), HeadModule("classifier.out_proj"))),
+    token_head=token_classifier_head,
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from poolhouse.models.checkpoint import Config
-from poolhouse.models.families.family import Family
+from poolhouse.models.families._config import NotNative
+from poolhouse.models.families.family import Family, token_classifier_head
 from poolhouse.models.families.llama import HEADS, NAMES, decoder
+from poolhouse.models.heads import Head, HeadModule
 from poolhouse.models.spec import TransformerSpec
 from poolhouse.models.weights import Layout
 
@@ -22,6 +24,17 @@ def _eurobert(config: Config) -> TransformerSpec:
     return decoder(config, [None] * config["num_hidden_layers"])
 
 
+_POOLINGS = {"bos": "CLS", "mean": "MEAN", "late": "MEAN"}
+
+
+def _sequence_head(config: Config) -> Head:
+    word = config.get("classifier_pooling", "late")
+    if word not in _POOLINGS:
+        raise NotNative(f"config.json: classifier_pooling is {word!r}, which is not among {sorted(_POOLINGS)}.")
+    modules = (HeadModule("dense", "gelu"), HeadModule("classifier"))
+    return Head(modules, _POOLINGS[word], fixed=True, late=word == "late")
+
+
 EUROBERT = Family(
     ("eurobert",),
     _eurobert,
@@ -29,4 +42,6 @@ EUROBERT = Family(
     pooling="MEAN",
     aside=(*HEADS, r"dense\.(weight|bias)"),
     max_tokens=lambda config: config.get("max_position_embeddings", 8192),
+    sequence_head=_sequence_head,
+    token_head=token_classifier_head,
 )

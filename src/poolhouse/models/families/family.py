@@ -7,8 +7,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 from poolhouse.models.checkpoint import Config
+from poolhouse.models.heads import Head, HeadModule
 from poolhouse.models.spec import TransformerSpec
 from poolhouse.models.weights import Layout
+
+
+def score_head(_: Config) -> Head:
+    """A decoder's: the last token through one matrix."""
+    return Head((HeadModule("score"),), pooling="LAST")
+
+
+def token_score_head(_: Config) -> Head:
+    """A decoder's, of every token."""
+    return Head((HeadModule("score"),), pooling=None)
+
+
+def token_classifier_head(_: Config) -> Head:
+    """An encoder's, of every token."""
+    return Head((HeadModule("classifier"),), pooling=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +38,7 @@ class Family:
     aside: regular expressions of tensors that belong to heads or are not used by the backbone.
     max_tokens: longest prompt by the config, or None where the config does not say.
     float16: whether its activations stay within float16's range.
+    sequence_head, token_head: the heads of its classifiers of whole texts and of tokens; a decoder's by default.
     """
 
     model_types: tuple[str, ...]
@@ -31,3 +48,5 @@ class Family:
     aside: tuple[str, ...] = ()
     max_tokens: Callable[[Config], int | None] = lambda config: config.get("max_position_embeddings")
     float16: bool = True
+    sequence_head: Callable[[Config], Head] = score_head
+    token_head: Callable[[Config], Head] = token_score_head

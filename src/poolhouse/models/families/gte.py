@@ -8,8 +8,8 @@ from __future__ import annotations
 from poolhouse.layers.rope import RopeSpec
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import activation, refuse, rope
-from poolhouse.models.families.bert import HEADS
-from poolhouse.models.families.family import Family
+from poolhouse.models.families.bert import HEADS, pooler_head
+from poolhouse.models.families.family import Family, token_classifier_head
 from poolhouse.models.families.nomic import NATIVE_NAMES
 from poolhouse.models.spec import LayerSpec, TransformerSpec
 from poolhouse.models.weights import Layout, Reordered, Source
@@ -68,4 +68,6 @@ GTE = Family(
     (Layout(_HUB_NAMES, optional=frozenset({"types"})), Layout(NATIVE_NAMES, optional=frozenset({"types"}))),
     aside=(*HEADS, r"lm_head\.(norm|layer_norm)\.(weight|bias)"),
     max_tokens=lambda config: config.get("max_position_embeddings", 8192),
+    sequence_head=pooler_head,
+    token_head=token_classifier_head,
 )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import activation, rope
-from poolhouse.models.families.bert import HEADS
-from poolhouse.models.families.family import Family
+from poolhouse.models.families.bert import HEADS, roberta_head
+from poolhouse.models.families.family import Family, token_classifier_head
 from poolhouse.models.families.nomic import NATIVE_NAMES
 from poolhouse.models.spec import LayerSpec, TransformerSpec
 from poolhouse.models.weights import Layout, Source
@@ -48,4 +48,6 @@ JINA = Family(
     pooling="MEAN",
     aside=HEADS,
     max_tokens=lambda config: config.get("max_position_embeddings", 8194),
+    sequence_head=roberta_head,
+    token_head=token_classifier_head,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import NotNative, activation, rope
 from poolhouse.models.families.family import Family
+from poolhouse.models.heads import Head, HeadModule
 from poolhouse.models.spec import LayerSpec, TransformerSpec
 from poolhouse.models.weights import Layout, Source
 
@@ -57,6 +58,20 @@ _NAMES: dict[str, Source] = {
     "final_norm": "final_norm",
 }
 
+
+def _head_modules(config: Config) -> tuple[HeadModule, ...]:
+    word = activation(config, "classifier_activation", "gelu")
+    norm = HeadModule("head.norm", kind="norm", eps=config.get("norm_eps", 1e-5))
+    return (HeadModule("head.dense", word), norm, HeadModule("classifier"))
+
+
+def _sequence_head(config: Config) -> Head:
+    word = str(config.get("classifier_pooling", "cls"))
+    if word not in ("cls", "mean"):
+        raise NotNative(f"config.json: classifier_pooling is {word!r}, which is neither cls nor mean.")
+    return Head(_head_modules(config), word.upper(), fixed=True)
+
+
 MODERNBERT = Family(
     ("modernbert",),
     _modernbert,
@@ -64,4 +79,6 @@ MODERNBERT = Family(
     (Layout(_NAMES, varying=frozenset({"layers.*.attn_in"})),),
     aside=(r"head\.(dense|norm)\.(weight|bias)", r"(decoder|classifier)\.(weight|bias)"),
     max_tokens=lambda config: config.get("max_position_embeddings", 8192),
+    sequence_head=_sequence_head,
+    token_head=lambda config: Head(_head_modules(config), pooling=None),
 )

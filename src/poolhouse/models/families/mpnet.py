@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from poolhouse.models.families.bert import EMBEDDINGS, HEADS, LAYERS, from_pad_id, roberta
-from poolhouse.models.families.family import Family
+from poolhouse.models.families.bert import EMBEDDINGS, HEADS, LAYERS, from_pad_id, roberta, roberta_head
+from poolhouse.models.families.family import Family, token_classifier_head
 from poolhouse.models.weights import Layout, Source
 
 _NAMES: dict[str, Source] = {
@@ -15,4 +15,12 @@ _NAMES: dict[str, Source] = {
     "layers.*.attn_post": "encoder.layer.*.attention.LayerNorm",
 }
 
-MPNET = Family(("mpnet",), roberta, (Layout(_NAMES),), aside=HEADS, max_tokens=from_pad_id)
+MPNET = Family(
+    ("mpnet",),
+    roberta,
+    (Layout(_NAMES),),
+    aside=HEADS,
+    max_tokens=from_pad_id,
+    sequence_head=roberta_head,
+    token_head=token_classifier_head,
+)

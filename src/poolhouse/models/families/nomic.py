@@ -8,8 +8,8 @@ from __future__ import annotations
 from poolhouse.layers.rope import RopeSpec
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import activation, refuse, rope
-from poolhouse.models.families.bert import HEADS
-from poolhouse.models.families.family import Family
+from poolhouse.models.families.bert import HEADS, pooler_head
+from poolhouse.models.families.family import Family, token_classifier_head
 from poolhouse.models.spec import LayerSpec, TransformerSpec
 from poolhouse.models.weights import Layout, Source
 
@@ -103,4 +103,6 @@ NOMIC = Family(
     (Layout(_HUB_NAMES, optional=frozenset({"types"})), Layout(NATIVE_NAMES, optional=frozenset({"types"}))),
     aside=HEADS,
     max_tokens=_max_tokens,
+    sequence_head=pooler_head,
+    token_head=token_classifier_head,
 )

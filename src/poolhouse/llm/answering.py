@@ -1,0 +1,84 @@
+"""Answers of the engine, waited for and turned into what a caller of LLM gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from poolhouse.engine.request import Answer
+from poolhouse.outputs import (
+    ClassificationOutput,
+    ClassificationRequestOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    ScoringOutput,
+    ScoringRequestOutput,
+)
+from poolhouse.scoring import Score
+
+# Progress is drawn only when there is enough to wait for.
+_PROGRESS_FROM = 256
+
+
+def embedding(request_id: str, answer: Answer) -> EmbeddingRequestOutput:
+    return EmbeddingRequestOutput(request_id, EmbeddingOutput(answer.array), **_facts(answer))
+
+
+def pooling(request_id: str, answer: Answer) -> PoolingRequestOutput:
+    return PoolingRequestOutput(request_id, PoolingOutput(answer.array), **_facts(answer))
+
+
+def classification(
+    labels: Mapping[int, str],
+) -> Callable[[str, Answer], ClassificationRequestOutput]:
+    """Answers with the name of the likeliest of these labels."""
+
+    def named(request_id: str, answer: Answer) -> ClassificationRequestOutput:
+        output = ClassificationOutput(answer.array, labels.get(int(answer.array.argmax())))
+        return ClassificationRequestOutput(request_id, output, **_facts(answer))
+
+    return named
+
+
+def scored(request_id: str, score: Score) -> ScoringRequestOutput:
+    """A pair's score; its token ids are those of all prompts that were run for it."""
+    facts = [_facts(answer) for answer in score.answers]
+    return ScoringRequestOutput(
+        request_id,
+        ScoringOutput(score.score),
+        prompt_token_ids=[token for own in facts for token in own["prompt_token_ids"]],
+        truncated=any(own["truncated"] for own in facts),
+        original_tokens=sum(own["original_tokens"] for own in facts),
+        original_is_estimate=any(own["original_is_estimate"] for own in facts),
+    )
+
+
+def wait(futures: Sequence[Future[Answer]], progress: bool | Callable[..., Any], label: str) -> list[Answer]:
+    """All answers in order; the first failure is raised, and what still waits is cancelled."""
+    waited: Iterable[Future[Answer]] = futures
+    if callable(progress):
+        waited = progress(futures, total=len(futures), desc=label)
+    elif progress and len(futures) >= _PROGRESS_FROM:
+        from tqdm import tqdm
+
+        waited = tqdm(futures, desc=label, unit=" prompts", dynamic_ncols=True, disable=None)
+    try:
+        return [future.result() for future in waited]
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+
+
+def _facts(answer: Answer) -> dict[str, Any]:
+    tokens = answer.tokens
+    return {
+        "prompt_token_ids": tokens.ids.tolist(),
+        "truncated": tokens.truncated,
+        "original_tokens": tokens.original_tokens,
+        "original_is_estimate": tokens.original_is_estimate,
+        "chunks": answer.chunks,
+    }

@@ -1,0 +1,245 @@
+"""LLM: pooling models from Python; the methods of vLLM's class of the same name, and async twins."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from poolhouse.engine.open import open_engine
+from poolhouse.engine.request import Request
+from poolhouse.engine.waiting import gather
+from poolhouse.llm import answering
+from poolhouse.llm.answering import wait
+from poolhouse.llm.asking import Options, Params, requests_of, required_task, score_plan
+from poolhouse.outputs import (
+    Array,
+    ClassificationRequestOutput,
+    EmbeddingRequestOutput,
+    PoolingRequestOutput,
+    RequestOutput,
+    ScoringRequestOutput,
+)
+from poolhouse.params import PoolingParams
+from poolhouse.settings import Settings
+from poolhouse.tasks import Task
+
+if TYPE_CHECKING:
+    from poolhouse.models.model import Model
+
+T = TypeVar("T")
+OutputT = TypeVar("OutputT", bound=RequestOutput[Any])
+
+
+class LLM:
+    """A pooling model and the engine that runs it.
+
+    Safe from several threads at once; several may live in one process. Without `model` it takes the embedded
+    default, all-MiniLM-L6-v2. Options are those of `poolhouse.settings.Settings`, by keyword.
+
+    Raises:
+        ConfigError: an option that is unknown or cannot be honoured.
+        CheckpointError: model files that are missing, corrupt or not understood.
+    """
+
+    def __init__(self, model: str | None = None, **options: Any) -> None:
+        self.settings = Settings.parse(model=model, **options)
+        self.engine = open_engine(self.settings)
+        self._numbers = itertools.count()
+        weakref.finalize(self, self.engine.close)
+
+    @property
+    def model(self) -> Model:
+        return self.engine.model
+
+    def embed(
+        self,
+        prompts: Any,
+        *,
+        use_tqdm: bool | Callable[..., Any] = True,
+        pooling_params: Params = None,
+        prompt_name: str | None = None,
+        tokenization_kwargs: Options = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """One vector per prompt, in input order.
+
+        prompts: a text, token ids, TextPrompt, TokensPrompt, or a list of them.
+        prompt_name: a prompt stored with the checkpoint ("query", "document"), put before each text;
+            None takes the checkpoint's default, "" none.
+
+        Raises:
+            InvalidRequest: for the first prompt, in order, that could not be answered.
+        """
+        requests = self._requests(prompts, "embed", pooling_params, prompt_name, tokenization_kwargs)
+        return self._outputs(wait(self.engine.submit(requests), use_tqdm, "embed"), answering.embedding)
+
+    async def embed_async(
+        self,
+        prompts: Any,
+        *,
+        pooling_params: Params = None,
+        prompt_name: str | None = None,
+        tokenization_kwargs: Options = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """`embed` for coroutines; cancelling it takes the prompts out of the queue."""
+        requests = self._requests(prompts, "embed", pooling_params, prompt_name, tokenization_kwargs)
+        return self._outputs(await gather(self.engine.submit(requests)), answering.embedding)
+
+    def embed_array(
+        self,
+        prompts: Any,
+        *,
+        use_tqdm: bool | Callable[..., Any] = True,
+        pooling_params: Params = None,
+        prompt_name: str | None = None,
+        tokenization_kwargs: Options = None,
+    ) -> Array:
+        """`embed` as one matrix, [prompts, dimensions] float32; cuts are not reported here."""
+        requests = self._requests(prompts, "embed", pooling_params, prompt_name, tokenization_kwargs)
+        return np.stack([answer.array for answer in wait(self.engine.submit(requests), use_tqdm, "embed")])
+
+    def encode(
+        self,
+        prompts: Any,
+        pooling_params: Params = None,
+        *,
+        pooling_task: str | None = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        prompt_name: str | None = None,
+        tokenization_kwargs: Options = None,
+    ) -> list[PoolingRequestOutput]:
+        """The pooled rows of any task: one row per prompt, or one per token for the token tasks.
+
+        Raises:
+            UnsupportedTask: the model lacks the task; the message names what it has.
+        """
+        requests = self._requests(
+            prompts, required_task(pooling_task, self.engine), pooling_params, prompt_name, tokenization_kwargs
+        )
+        return self._outputs(wait(self.engine.submit(requests), use_tqdm, str(pooling_task)), answering.pooling)
+
+    async def encode_async(
+        self,
+        prompts: Any,
+        pooling_params: Params = None,
+        *,
+        pooling_task: str | None = None,
+        prompt_name: str | None = None,
+        tokenization_kwargs: Options = None,
+    ) -> list[PoolingRequestOutput]:
+        """`encode` for coroutines; cancelling it takes the prompts out of the queue."""
+        requests = self._requests(
+            prompts, required_task(pooling_task, self.engine), pooling_params, prompt_name, tokenization_kwargs
+        )
+        return self._outputs(await gather(self.engine.submit(requests)), answering.pooling)
+
+    def classify(
+        self,
+        prompts: Any,
+        *,
+        use_tqdm: bool | Callable[..., Any] = True,
+        pooling_params: Params = None,
+        prompt_name: str | None = None,
+        tokenization_kwargs: Options = None,
+    ) -> list[ClassificationRequestOutput]:
+        """The probability of each label, and the name of the likeliest, per prompt in input order.
+
+        `PoolingParams(use_activation=False)` asks for logits instead.
+
+        Raises:
+            UnsupportedTask: the model is no classifier; the message says how to make it one.
+        """
+        requests = self._requests(prompts, "classify", pooling_params, prompt_name, tokenization_kwargs)
+        return self._outputs(
+            wait(self.engine.submit(requests), use_tqdm, "classify"), answering.classification(self.engine.label_names)
+        )
+
+    async def classify_async(
+        self,
+        prompts: Any,
+        *,
+        pooling_params: Params = None,
+        prompt_name: str | None = None,
+        tokenization_kwargs: Options = None,
+    ) -> list[ClassificationRequestOutput]:
+        """`classify` for coroutines; cancelling it takes the prompts out of the queue."""
+        requests = self._requests(prompts, "classify", pooling_params, prompt_name, tokenization_kwargs)
+        return self._outputs(
+            await gather(self.engine.submit(requests)), answering.classification(self.engine.label_names)
+        )
+
+    def score(
+        self,
+        data_1: Any,
+        data_2: Any,
+        /,
+        *,
+        use_tqdm: bool | Callable[..., Any] = True,
+        pooling_params: PoolingParams | None = None,
+        tokenization_kwargs: Options = None,
+        instruction: str | None = None,
+    ) -> list[ScoringRequestOutput]:
+        """How well each pair of texts fits: by a cross-encoder, else by cosine, else by late interaction.
+
+        data_1, data_2: a text or a list of them (queries, documents), 1:1, 1:N or N:N.
+        instruction: what makes a document fit, for rerankers that read one.
+
+        Raises:
+            InvalidRequest: lists that do not fit together. UnsupportedTask: a model that cannot score, and why.
+        """
+        plan = score_plan(self.engine, data_1, data_2, pooling_params, tokenization_kwargs, instruction)
+        return self._outputs(plan.finish(wait(self.engine.submit(plan.requests), use_tqdm, "score")), answering.scored)
+
+    async def score_async(
+        self,
+        data_1: Any,
+        data_2: Any,
+        /,
+        *,
+        pooling_params: PoolingParams | None = None,
+        tokenization_kwargs: Options = None,
+        instruction: str | None = None,
+    ) -> list[ScoringRequestOutput]:
+        """`score` for coroutines; cancelling it takes the pairs out of the queue."""
+        plan = score_plan(self.engine, data_1, data_2, pooling_params, tokenization_kwargs, instruction)
+        return self._outputs(plan.finish(await gather(self.engine.submit(plan.requests))), answering.scored)
+
+    def reward(
+        self,
+        prompts: Any,
+        *,
+        use_tqdm: bool | Callable[..., Any] = True,
+        pooling_params: Params = None,
+        prompt_name: str | None = None,
+        tokenization_kwargs: Options = None,
+    ) -> list[PoolingRequestOutput]:
+        """The reward of every token, or of every step for process reward models: `encode` with token_classify."""
+        return self.encode(
+            prompts,
+            pooling_params,
+            pooling_task="token_classify",
+            use_tqdm=use_tqdm,
+            prompt_name=prompt_name,
+            tokenization_kwargs=tokenization_kwargs,
+        )
+
+    def close(self) -> None:
+        """Finish what was submitted and free the engine's threads."""
+        self.engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _requests(
+        self, prompts: Any, task: Task, params: Params, prompt_name: str | None, tokenization: Options
+    ) -> list[Request]:
+        return requests_of(self.engine, prompts, task, params, prompt_name, tokenization)
+
+    def _outputs(self, answers: Iterable[T], build: Callable[[str, T], OutputT]) -> list[OutputT]:
+        return [build(str(next(self._numbers)), answer) for answer in answers]

@@ -1,0 +1,119 @@
+"""Heads: what a classifier computes between hidden states and logits, read from its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from poolhouse.errors import CheckpointError
+from poolhouse.layers.feed_forward import ACTIVATIONS
+from poolhouse.pooling.steps import Activation, Dense, Norm, Step
+
+
+@dataclass(frozen=True, slots=True)
+class HeadModule:
+    """One module of a head.
+
+    name: the checkpoint's, without the prefix of its backbone. activation: a word of config.json, applied after it.
+    eps: of a norm.
+    """
+
+    name: str
+    activation: str = "linear"
+    kind: Literal["dense", "norm"] = "dense"
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The modules of a head, the last of which gives the logits, and what they are applied to.
+
+    pooling: a name of REDUCTIONS, or None for the row of every token (token classification, rewards).
+    fixed: the checkpoint's own word for the pooling, which the user's does not replace.
+    late: logits are computed for every token and pooled then.
+    use_activation: whether answers are probabilities unless somebody says otherwise.
+    step_tag_id: the token whose rows alone are answered (process rewards), or None for all.
+    """
+
+    modules: tuple[HeadModule, ...]
+    pooling: str | None = "CLS"
+    fixed: bool = False
+    late: bool = False
+    use_activation: bool = True
+    step_tag_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedHead:
+    """A head with its weights. labels: width of the logits. used: names of the tensors it took."""
+
+    head: Head
+    steps: tuple[Step, ...]
+    labels: int
+    used: frozenset[str] = frozenset()
+
+
+def read_head(head: Head, tensors: Mapping[str, Tensor], prefix: str, architecture: str) -> LoadedHead:
+    """The head's steps, in float32.
+
+    prefix: of the backbone's names; a head's module may stand with or without it.
+
+    Raises:
+        CheckpointError: a tensor that is missing, naming it.
+    """
+    steps: list[Step] = []
+    used: set[str] = set()
+    for module in head.modules:
+        place = _place(module, tensors, prefix, architecture)
+        weight, bias = tensors[f"{place}.weight"].float(), tensors.get(f"{place}.bias")
+        used |= {f"{place}.weight"} | ({f"{place}.bias"} if bias is not None else set())
+        bias = None if bias is None else bias.float()
+        if module.kind == "norm":
+            steps.append(Norm(weight, bias, module.eps))
+        else:
+            steps.append(Dense(weight, bias, activation_of(module.activation)))
+    return LoadedHead(head, tuple(steps), _labels(steps), frozenset(used))
+
+
+def vocabulary_head(head: Head, rows: Tensor, used: Sequence[str] = ()) -> LoadedHead:
+    """A head made of rows of a vocabulary matrix: [labels, hidden]."""
+    return LoadedHead(head, (Dense(rows.float()),), rows.shape[0], frozenset(used))
+
+
+def activation_of(word: str) -> Activation | None:
+    """The activation that a config calls so; None for none."""
+    return None if word in ("linear", "identity") else Activation(word, ACTIVATIONS[word])
+
+
+def check_head(loaded: LoadedHead, hidden_size: int, architecture: str) -> None:
+    """Raise CheckpointError for modules that do not fit together or the backbone."""
+    width = hidden_size
+    for step in loaded.steps:
+        weight = step.weight if isinstance(step, Dense | Norm) else torch.empty(width, width)
+        if weight.shape[-1] != width:
+            raise CheckpointError(
+                f"{architecture}: a {step.words.split()[0]} of the head takes {weight.shape[-1]} features, "
+                f"but {width} come in."
+            )
+        width = weight.shape[0]
+
+
+def _place(module: HeadModule, tensors: Mapping[str, Tensor], prefix: str, architecture: str) -> str:
+    places = (module.name, prefix + module.name, f"model.{module.name}")
+    for place in places:
+        if f"{place}.weight" in tensors:
+            return place
+    raise CheckpointError(
+        f"The checkpoint lacks {module.name}.weight, which {architecture} needs; a head is never made up. "
+        "Use convert='embed' to run the backbone without it."
+    )
+
+
+def _labels(steps: Sequence[Step]) -> int:
+    last = steps[-1]
+    assert isinstance(last, Dense)
+    return last.weight.shape[0]

@@ -1,0 +1,65 @@
+"""Roles: whether a checkpoint embeds, classifies texts or classifies tokens, and with which head.
+
+Source of the rules by name: vLLM's runner and conversion tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from poolhouse.errors import ConfigError
+from poolhouse.models.checkpoint import Config
+from poolhouse.models.families import Family
+from poolhouse.models.heads import Head
+
+Role = Literal["embed", "classify", "token_classify"]
+Convert = Literal["auto", "none", "embed", "classify"]
+
+# Endings of architecture names, the first that fits decides; every other name is an embedder.
+_ENDINGS: tuple[tuple[str, Role], ...] = (
+    ("ForTokenClassification", "token_classify"),
+    ("ForSequenceClassification", "classify"),
+    ("ClassificationModel", "classify"),
+)
+_GENERATORS = ("ForCausalLM", "ForConditionalGeneration", "ChatModel", "LMHeadModel")
+
+# Architectures whose head is not their family's: rewards of every token.
+ARCHITECTURE_HEADS: Mapping[str, Callable[[Config], Head]] = {}
+
+
+def role_of(config: Config, convert: Convert, described: bool) -> Role:
+    """What a checkpoint is run as.
+
+    convert: the user's wish, which wins. described: whether sentence-transformers' files state a pooling, which
+    makes an embedder of any architecture.
+
+    Raises:
+        ConfigError: a generator that the user does not want converted.
+    """
+    name = architecture(config)
+    if convert == "embed" or (convert == "auto" and described):
+        return "embed"
+    if convert == "none" and name.endswith(_GENERATORS) and not described:
+        raise ConfigError(
+            f"{name} does not support `--runner pooling` as it is; pass `--convert <embed|classify>` to adapt it."
+        )
+    if name in ARCHITECTURE_HEADS:
+        return "token_classify"
+    role = next((role for ending, role in _ENDINGS if name.endswith(ending)), None)
+    if role is None:
+        return "classify" if convert == "classify" else "embed"
+    return role
+
+
+def head_of(family: Family, config: Config, role: Role) -> Head:
+    """The head that a checkpoint of this role has."""
+    own = ARCHITECTURE_HEADS.get(architecture(config))
+    if own is not None:
+        return own(config)
+    return family.sequence_head(config) if role == "classify" else family.token_head(config)
+
+
+def architecture(config: Config) -> str:
+    """The name of the checkpoint's class; its model type where it names none."""
+    return next(iter(config.get("architectures") or ()), str(config.get("model_type")))

@@ -1,0 +1,153 @@
+"""Scores of pairs, composed of what one engine answers: who scores depends on what its model can do.
+
+A plan says which requests to run and how their answers become scores; offline callers wait for the answers, the server
+awaits them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from poolhouse.engine.request import Answer, Request
+from poolhouse.errors import InvalidRequest, UnsupportedTask
+from poolhouse.inputs.prompts import Prompt
+from poolhouse.outputs import Array
+from poolhouse.params import PoolingParams
+from poolhouse.tasks import Task
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Score:
+    """One pair's score, and the answers it was made of, the query's first."""
+
+    score: float
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Requests to run, and how their answers, in that order, become a score per pair."""
+
+    requests: list[Request]
+    finish: Callable[[Sequence[Answer]], list[Score]]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller says beside the texts. instruction: what makes a document fit, for models that read one."""
+
+    params: PoolingParams = PoolingParams()
+    instruction: str | None = None
+
+
+class Engine(Protocol):
+    """What scoring must know of an engine."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]: ...
+
+    @property
+    def labels(self) -> int:
+        """How many numbers `classify` answers with."""
+        ...
+
+
+def plan(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked: Asked) -> Plan:
+    """Who scores these pairs, 1:1, 1:N or N:N, and how.
+
+    Raises:
+        InvalidRequest: lists that do not fit. UnsupportedTask: a model that cannot score, and why.
+    """
+    _check_lengths(queries, documents)
+    if "classify" in engine.tasks:
+        if engine.labels != 1:
+            raise UnsupportedTask(
+                f"Scoring API is only enabled for num_labels == 1. This model has {engine.labels} labels; "
+                "use classify for the probability of each.",
+                "model",
+            )
+        return _cross_encoder(queries, documents, asked)
+    if "embed" in engine.tasks:
+        return _bi_encoder(queries, documents, asked)
+    if "token_embed" in engine.tasks:
+        return _late_interaction(queries, documents, asked)
+    raise UnsupportedTask(
+        f"This model does not support the Scoring API. Supported tasks: {list(engine.tasks)}.", "model"
+    )
+
+
+def _check_lengths(queries: Sequence[str], documents: Sequence[str]) -> None:
+    if not queries:
+        raise InvalidRequest("At least one text element must be given", "data_1")
+    if not documents:
+        raise InvalidRequest("At least one text_pair element must be given", "data_2")
+    if len(queries) not in (1, len(documents)):
+        raise InvalidRequest(
+            f"Input lengths must be either 1:1, 1:N or N:N, got {len(queries)}:{len(documents)}", "data_1"
+        )
+
+
+def _cross_encoder(queries: Sequence[str], documents: Sequence[str], asked: Asked) -> Plan:
+    """The model reads both texts of a pair together."""
+    pairs = zip(_stretched(queries, len(documents)), documents, strict=True)
+    requests = [Request(Prompt(query, pair=document), "classify", asked.params) for query, document in pairs]
+    return Plan(requests, lambda answers: [Score(float(answer.array[0]), (answer,)) for answer in answers])
+
+
+def _bi_encoder(queries: Sequence[str], documents: Sequence[str], asked: Asked) -> Plan:
+    """The cosine of two vectors; a query of many documents is embedded once."""
+
+    def finish(answers: Sequence[Answer]) -> list[Score]:
+        vectors = np.stack([answer.array for answer in answers])
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        ours, theirs = vectors[: len(queries)], vectors[len(queries) :]
+        return _scores((ours * theirs).sum(axis=1), answers, len(queries))
+
+    return Plan(_sides(queries, documents, "embed", asked.params), finish)
+
+
+def _late_interaction(queries: Sequence[str], documents: Sequence[str], asked: Asked) -> Plan:
+    """MaxSim: each vector of the query finds its best vector of the document, and their products are added."""
+
+    def finish(answers: Sequence[Answer]) -> list[Score]:
+        ours = _stretched([answer.array for answer in answers[: len(queries)]], len(documents))
+        theirs = [answer.array for answer in answers[len(queries) :]]
+        sums = [max_sim(query, document) for query, document in zip(ours, theirs, strict=True)]
+        return _scores(np.array(sums), answers, len(queries))
+
+    return Plan(_sides(queries, documents, "token_embed", asked.params), finish)
+
+
+def max_sim(query: Array, document: Array) -> float:
+    """The sum over query vectors of the largest product with a document vector; [tokens, features] each."""
+    return float((query @ document.T).max(axis=1).sum())
+
+
+def _sides(queries: Sequence[str], documents: Sequence[str], task: Task, params: PoolingParams) -> list[Request]:
+    """All queries, then all documents, each cut to its side's limit."""
+    ours, theirs = _side(params, params.max_tokens_per_query), _side(params, params.max_tokens_per_doc)
+    requests = [Request(Prompt(query), task, ours) for query in queries]
+    return requests + [Request(Prompt(document), task, theirs) for document in documents]
+
+
+def _side(params: PoolingParams, most: int | None) -> PoolingParams:
+    """A side that is a prompt of its own is the first, and only, side of its request."""
+    return replace(params, max_tokens_per_query=most, max_tokens_per_doc=None)
+
+
+def _scores(scores: Array, answers: Sequence[Answer], queries: int) -> list[Score]:
+    documents = answers[queries:]
+    ours = _stretched(answers[:queries], len(documents))
+    return [
+        Score(float(score), (query, document)) for score, query, document in zip(scores, ours, documents, strict=True)
+    ]
+
+
+def _stretched(items: Sequence[T], count: int) -> list[T]:
+    return list(items) * count if len(items) == 1 else list(items)
