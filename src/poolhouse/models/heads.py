@@ -19,13 +19,17 @@ class HeadModule:
     """One module of a head.
 
     name: the checkpoint's, without the prefix of its backbone. activation: a word of config.json, applied after it.
-    eps: of a norm.
+    eps: of a norm. also: other names for it. bias: the full name of a bias that stands apart.
+    tied: its weight is the table of tokens where the checkpoint has none for it.
     """
 
     name: str
     activation: str = "linear"
     kind: Literal["dense", "norm"] = "dense"
     eps: float = 1e-5
+    also: tuple[str, ...] = ()
+    bias: str = ""
+    tied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class Head:
     late: logits are computed for every token and pooled then.
     use_activation: whether answers are probabilities unless somebody says otherwise.
     step_tag_id: the token whose rows alone are answered (process rewards), or None for all.
+    tokens: whether single tokens can be classified, which a head that is part of the backbone may not allow.
     """
 
     modules: tuple[HeadModule, ...]
@@ -45,6 +50,7 @@ class Head:
     late: bool = False
     use_activation: bool = True
     step_tag_id: int | None = None
+    tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,10 +63,13 @@ class LoadedHead:
     used: frozenset[str] = frozenset()
 
 
-def read_head(head: Head, tensors: Mapping[str, Tensor], prefix: str, architecture: str) -> LoadedHead:
+def read_head(
+    head: Head, tensors: Mapping[str, Tensor], prefix: str, architecture: str, table: Tensor | None = None
+) -> LoadedHead:
     """The head's steps, in float32.
 
     prefix: of the backbone's names; a head's module may stand with or without it.
+    table: the backbone's table of tokens, [vocabulary, features], for a module that is tied to it.
 
     Raises:
         CheckpointError: a tensor that is missing, naming it.
@@ -68,10 +77,8 @@ def read_head(head: Head, tensors: Mapping[str, Tensor], prefix: str, architectu
     steps: list[Step] = []
     used: set[str] = set()
     for module in head.modules:
-        place = _place(module, tensors, prefix, architecture)
-        weight, bias = tensors[f"{place}.weight"].float(), tensors.get(f"{place}.bias")
-        used |= {f"{place}.weight"} | ({f"{place}.bias"} if bias is not None else set())
-        bias = None if bias is None else bias.float()
+        weight, bias, names = _read(module, tensors, prefix, architecture, table)
+        used |= names
         if module.kind == "norm":
             steps.append(Norm(weight, bias, module.eps))
         else:
@@ -102,14 +109,29 @@ def check_head(loaded: LoadedHead, hidden_size: int, architecture: str) -> None:
         width = weight.shape[0]
 
 
-def _place(module: HeadModule, tensors: Mapping[str, Tensor], prefix: str, architecture: str) -> str:
-    places = (module.name, prefix + module.name, f"model.{module.name}")
-    for place in places:
-        if f"{place}.weight" in tensors:
-            return place
-    raise CheckpointError(
-        f"The checkpoint lacks {module.name}.weight, which {architecture} needs; a head is never made up. "
-        "Use convert='embed' to run the backbone without it."
+def _read(
+    module: HeadModule, tensors: Mapping[str, Tensor], prefix: str, architecture: str, table: Tensor | None
+) -> tuple[Tensor, Tensor | None, set[str]]:
+    """Weight and bias in float32, and the names that they stood under."""
+    tied = table if module.tied else None
+    name = _find([f"{place}.weight" for place in (module.name, *module.also)], tensors, prefix)
+    if name is None and tied is None:
+        raise CheckpointError(
+            f"The checkpoint lacks {module.name}.weight, which {architecture} needs; a head is never made up. "
+            "Use convert='embed' to run the backbone without it."
+        )
+    biases = [f"{place}.bias" for place in (module.name, *module.also)] + ([module.bias] if module.bias else [])
+    bias_name = _find(biases, tensors, prefix)
+    weight = tensors[name] if name is not None else tied
+    assert weight is not None
+    bias = None if bias_name is None else tensors[bias_name].float()
+    return weight.float(), bias, {found for found in (name, bias_name) if found is not None}
+
+
+def _find(names: Sequence[str], tensors: Mapping[str, Tensor], prefix: str) -> str | None:
+    """The first of these names that the checkpoint has, with or without a prefix."""
+    return next(
+        (place for name in names for place in (name, prefix + name, f"model.{name}") if place in tensors), None
     )
 
 

@@ -1,4 +1,4 @@
-"""Roles: whether a checkpoint embeds, classifies texts or classifies tokens, and with which head.
+"""Roles: whether a checkpoint embeds, classifies texts or tokens, or weighs its vocabulary, and with which head.
 
 Source of the rules by name: vLLM's runner and conversion tables.
 """
@@ -13,14 +13,18 @@ from poolhouse.models.checkpoint import Config
 from poolhouse.models.families import Family
 from poolhouse.models.heads import Head
 
-Role = Literal["embed", "classify", "token_classify"]
+# A masked language model embeds, and classifies tokens by its vocabulary where the checkpoint has the head for it.
+Role = Literal["embed", "classify", "token_classify", "masked_lm", "splade"]
 Convert = Literal["auto", "none", "embed", "classify"]
 
 # Endings of architecture names, the first that fits decides; every other name is an embedder.
 _ENDINGS: tuple[tuple[str, Role], ...] = (
     ("ForTokenClassification", "token_classify"),
     ("ForSequenceClassification", "classify"),
+    *((f"For{medium}Classification", "classify") for medium in ("Audio", "Image", "Video")),
     ("ClassificationModel", "classify"),
+    ("ForMaskedLM", "masked_lm"),
+    ("SpladeSparseEmbeddingModel", "splade"),
 )
 _GENERATORS = ("ForCausalLM", "ForConditionalGeneration", "ChatModel", "LMHeadModel")
 
@@ -47,16 +51,20 @@ def role_of(config: Config, convert: Convert, described: bool) -> Role:
     if name in ARCHITECTURE_HEADS:
         return "token_classify"
     role = next((role for ending, role in _ENDINGS if name.endswith(ending)), None)
-    if role is None:
-        return "classify" if convert == "classify" else "embed"
+    if role in (None, "masked_lm"):
+        return "classify" if convert == "classify" else role or "embed"
     return role
 
 
-def head_of(family: Family, config: Config, role: Role) -> Head:
-    """The head that a checkpoint of this role has."""
+def head_of(family: Family, config: Config, role: Role) -> Head | None:
+    """The head that a checkpoint of this role has; None where it has none."""
+    if role == "embed":
+        return None
     own = ARCHITECTURE_HEADS.get(architecture(config))
     if own is not None:
         return own(config)
+    if role in ("masked_lm", "splade"):
+        return family.vocabulary_head(config) if family.vocabulary_head is not None else None
     return family.sequence_head(config) if role == "classify" else family.token_head(config)
 
 

@@ -13,6 +13,7 @@ from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.pooling.rows import Rows
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles
+from poolhouse.pooling.splade import Saturate, SpladePooling, WeighVocabulary
 from poolhouse.pooling.steps import (
     Activation,
     Dense,
@@ -92,11 +93,12 @@ def classify_pipelines(
     late: bool = False,
     use_activation: bool = True,
     step_tag_id: int | None = None,
+    tokens: bool = True,
 ) -> dict[Task, Pipeline]:
     """`classify` (one row of labels per prompt) where the head pools, and `token_classify` (one per token).
 
     steps: from a hidden state to logits. activation: from logits to probabilities.
-    pooling, fixed, late, use_activation, step_tag_id: see `poolhouse.models.heads.Head`.
+    pooling, fixed, late, use_activation, step_tag_id, tokens: see `poolhouse.models.heads.Head`.
 
     Raises:
         ConfigError: a pooling that the model does not have.
@@ -112,9 +114,26 @@ def classify_pipelines(
             raise ConfigError(f"pooler_config: {wanted} concatenates poolings, but the classifier was made for one.")
         whole = (Every(), *steps, reduce) if late else (reduce, *steps)
         pipelines["classify"] = Pipeline((*whole, tail), labels)
-    keep = _steps(user, step_tag_id)
-    pipelines["token_classify"] = Pipeline((Every(), *steps, *keep, tail), labels)
+    if tokens:
+        keep = _steps(user, step_tag_id)
+        pipelines["token_classify"] = Pipeline((Every(), *steps, *keep, tail), labels)
     return pipelines
+
+
+def splade_pipelines(
+    steps: tuple[Step, ...], vocabulary: int, pooling: SpladePooling, user: PoolerConfig
+) -> dict[Task, Pipeline]:
+    """`embed`: a dense vector of vocabulary size per prompt; `token_embed`: one per token. Not normalised by default.
+
+    steps: from a hidden state to logits, a Dense last; none where the rows are logits already.
+    """
+    decoder = steps[-1] if steps else None
+    assert decoder is None or isinstance(decoder, Dense)
+    tail = (Truncate(), Normalize(bool(user.use_activation)))
+    return {
+        "embed": Pipeline((Every(), *steps[:-1], WeighVocabulary(decoder, pooling), *tail), vocabulary),
+        "token_embed": Pipeline((Every(), *steps, Saturate(pooling.logarithms), *tail), vocabulary),
+    }
 
 
 def _steps(user: PoolerConfig, step_tag_id: int | None) -> tuple[Steps, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from poolhouse.errors import CheckpointError
 from poolhouse.pooling.activations import named_activation
+from poolhouse.pooling.splade import SpladePooling
 from poolhouse.pooling.steps import Activation, Dense, Norm, Step, Unit
 
 # sentence-transformers' words for poolings -> ours; in the order in which it concatenates them.
@@ -45,6 +46,7 @@ class SentenceTransformersFiles:
     pooling: names of REDUCTIONS, concatenated; None where no Pooling module stands.
     heads: what comes after it, in order. normalize: whether a Normalize module is last.
     activation: dotted path of the function over a cross-encoder's logits.
+    splade: how a SparseEncoder pools the logits of its masked language model; None for every other model.
     """
 
     transformer_folder: Path
@@ -58,6 +60,7 @@ class SentenceTransformersFiles:
     default_prompt_name: str | None = None
     truncate_dim: int | None = None
     activation: str | None = None
+    splade: SpladePooling | None = None
 
 
 def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None:
@@ -74,6 +77,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
         raise CheckpointError(f"{path} is not a list of modules.")
     transformer = folder
     pooling: tuple[str, ...] | None = None
+    splade: SpladePooling | None = None
     include_prompt, normalize = True, False
     heads: list[Step] = []
     for module in modules:
@@ -81,8 +85,10 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
         if normalize and kind != "Dropout":
             heads.append(Unit())
             normalize = False
-        if kind == "Transformer":
+        if kind in ("Transformer", "MLMTransformer"):
             transformer = place
+        elif kind == "SpladePooling":
+            splade = _splade(_object(place / "config.json"), place)
         elif kind == "Pooling":
             pooling, include_prompt = _pooling(_object(place / "config.json"), place)
         elif kind == "Dense":
@@ -94,7 +100,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
         elif kind != "Dropout":
             raise CheckpointError(
                 f"{path}: the module {module['type']} is not one that Poolhouse has. "
-                "It has Transformer, Pooling, Dense, LayerNorm, Normalize and Dropout."
+                "It has Transformer, Pooling, Dense, LayerNorm, Normalize, Dropout, MLMTransformer and SpladePooling."
             )
     length, lower = _length(transformer)
     config = _object(folder / "config_sentence_transformers.json", needed=False)
@@ -110,6 +116,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
         default_prompt_name=config.get("default_prompt_name"),
         truncate_dim=config.get("truncate_dim"),
         activation=config.get("activation_fn"),
+        splade=splade,
     )
 
 
@@ -123,6 +130,17 @@ def _pooling(config: Mapping[str, Any], place: Path) -> tuple[tuple[str, ...], b
     if unknown:
         raise CheckpointError(f"{place / 'config.json'}: unknown pooling {unknown}; known: {list(_POOLINGS)}.")
     return tuple(_POOLINGS[word] for word in words), bool(config.get("include_prompt", True))
+
+
+def _splade(config: Mapping[str, Any], place: Path) -> SpladePooling:
+    strategy, word = config.get("pooling_strategy", "max"), config.get("activation_function", "relu")
+    logarithms = {"relu": 1, "log1p_relu": 2}.get(word)
+    if strategy not in ("max", "sum") or logarithms is None:
+        raise CheckpointError(
+            f"{place / 'config.json'}: unknown SPLADE pooling {strategy!r} of {word!r}; "
+            "known: max and sum, of relu and log1p_relu."
+        )
+    return SpladePooling(strategy, logarithms)
 
 
 def _dense(place: Path) -> Dense:

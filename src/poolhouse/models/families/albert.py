@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from poolhouse.models.checkpoint import Config
-from poolhouse.models.families._config import refuse
-from poolhouse.models.families.bert import EMBEDDINGS, bert
+from poolhouse.models.families._config import activation, refuse
+from poolhouse.models.families.bert import EMBEDDINGS, bert, to_vocabulary
 from poolhouse.models.families.family import Family, token_classifier_head
 from poolhouse.models.heads import Head, HeadModule
 from poolhouse.models.spec import TransformerSpec
@@ -15,6 +15,13 @@ def _albert(config: Config) -> TransformerSpec:
     refuse(config, {"num_hidden_groups": (1,), "inner_group_num": (1,)})
     defaults = {"hidden_size": 4096, "num_attention_heads": 64, "hidden_act": "gelu_new"}
     return bert({**defaults, **config})
+
+
+def _vocabulary_head(config: Config) -> Head:
+    word = activation(config, "hidden_act", "gelu_new")
+    return to_vocabulary(
+        config, "predictions.dense", word, ("predictions.LayerNorm",), "predictions.decoder", "predictions.bias"
+    )
 
 
 _SHARED = "encoder.albert_layer_groups.0.albert_layers.0."
@@ -43,4 +50,5 @@ ALBERT = Family(
     max_tokens=lambda config: config.get("max_position_embeddings", 512),
     sequence_head=lambda _: Head((HeadModule("pooler", "tanh"), HeadModule("classifier"))),
     token_head=token_classifier_head,
+    vocabulary_head=_vocabulary_head,
 )

@@ -81,6 +81,31 @@ def roberta_head(_: Config) -> Head:
     return Head((HeadModule("classifier.dense", "tanh"), HeadModule("classifier.out_proj")))
 
 
+def vocabulary_head(config: Config) -> Head:
+    """BERT's masked language model: a transform, then a product with the table of tokens."""
+    place, word = "cls.predictions", activation(config, "hidden_act", "gelu")
+    norms = (f"{place}.transform.LayerNorm", f"{place}.transform.layer_norm")
+    return to_vocabulary(config, f"{place}.transform.dense", word, norms, f"{place}.decoder", f"{place}.bias")
+
+
+def roberta_vocabulary_head(config: Config) -> Head:
+    """RoBERTa's: the same under other names, its activation fixed."""
+    norms = ("lm_head.layer_norm", "lm_head.norm")
+    return to_vocabulary(config, "lm_head.dense", "gelu", norms, "lm_head.decoder", "lm_head.bias")
+
+
+def to_vocabulary(
+    config: Config, dense: str, word: str, norms: tuple[str, ...], decoder: str, bias: str = "", eps: float = 1e-12
+) -> Head:
+    """A layer, its activation, a norm, and a decoder that is the table of tokens unless the config unties them."""
+    modules = (
+        HeadModule(dense, word),
+        HeadModule(norms[0], kind="norm", eps=config.get("layer_norm_eps", eps), also=norms[1:]),
+        HeadModule(decoder, bias=bias, tied=config.get("tie_word_embeddings", True)),
+    )
+    return Head(modules, pooling=None)
+
+
 _LAYOUT = Layout(EMBEDDINGS | LAYERS)
 
 BERT = Family(
@@ -91,6 +116,7 @@ BERT = Family(
     max_tokens=lambda config: config.get("max_position_embeddings", 512),
     sequence_head=pooler_head,
     token_head=token_classifier_head,
+    vocabulary_head=vocabulary_head,
 )
 ROBERTA = Family(
     ("roberta", "xlm-roberta", "camembert"),
@@ -100,4 +126,5 @@ ROBERTA = Family(
     max_tokens=from_pad_id,
     sequence_head=roberta_head,
     token_head=token_classifier_head,
+    vocabulary_head=roberta_vocabulary_head,
 )

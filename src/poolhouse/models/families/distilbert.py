@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import activation, refuse
-from poolhouse.models.families.bert import EMBEDDINGS
+from poolhouse.models.families.bert import EMBEDDINGS, to_vocabulary
 from poolhouse.models.families.family import Family, token_classifier_head
 from poolhouse.models.heads import Head, HeadModule
 from poolhouse.models.spec import LayerSpec, TransformerSpec
@@ -21,6 +21,11 @@ def _distilbert(config: Config) -> TransformerSpec:
         activation=activation(config, "activation", "gelu"),
         norm_eps=1e-12,
     )
+
+
+def _vocabulary_head(config: Config) -> Head:
+    word = activation(config, "activation", "gelu")
+    return to_vocabulary(config, "vocab_transform", word, ("vocab_layer_norm",), "vocab_projector")
 
 
 _LAYER = "transformer.layer.*."
@@ -42,4 +47,5 @@ DISTILBERT = Family(
     max_tokens=lambda config: config.get("max_position_embeddings", 512),
     sequence_head=lambda _: Head((HeadModule("pre_classifier", "relu"), HeadModule("classifier"))),
     token_head=token_classifier_head,
+    vocabulary_head=_vocabulary_head,
 )

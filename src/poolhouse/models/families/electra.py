@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from poolhouse.models.checkpoint import Config
-from poolhouse.models.families.bert import EMBEDDINGS, HEADS, LAYERS, bert
+from poolhouse.models.families.bert import EMBEDDINGS, HEADS, LAYERS, bert, to_vocabulary
 from poolhouse.models.families.family import Family, token_classifier_head
 from poolhouse.models.heads import Head, HeadModule
 from poolhouse.models.spec import TransformerSpec
@@ -12,6 +12,11 @@ from poolhouse.models.weights import Layout
 
 def _electra(config: Config) -> TransformerSpec:
     return bert({"hidden_size": 256, "num_attention_heads": 4, **config})
+
+
+def _vocabulary_head(config: Config) -> Head:
+    place = "generator_predictions"
+    return to_vocabulary(config, f"{place}.dense", "gelu", (f"{place}.LayerNorm",), "generator_lm_head")
 
 
 ELECTRA = Family(
@@ -27,4 +32,5 @@ ELECTRA = Family(
     max_tokens=lambda config: config.get("max_position_embeddings", 512),
     sequence_head=lambda _: Head((HeadModule("classifier.dense", "gelu"), HeadModule("classifier.out_proj"))),
     token_head=token_classifier_head,
+    vocabulary_head=_vocabulary_head,
 )

@@ -35,6 +35,10 @@ def _sequence_head(config: Config) -> Head:
     return Head(modules, _POOLINGS[word], fixed=True, late=word == "late")
 
 
+def _vocabulary_head(config: Config) -> Head:
+    return Head((HeadModule("lm_head", tied=config.get("tie_word_embeddings", False)),), pooling=None)
+
+
 EUROBERT = Family(
     ("eurobert",),
     _eurobert,
@@ -44,4 +48,5 @@ EUROBERT = Family(
     max_tokens=lambda config: config.get("max_position_embeddings", 8192),
     sequence_head=_sequence_head,
     token_head=token_classifier_head,
+    vocabulary_head=_vocabulary_head,
 )

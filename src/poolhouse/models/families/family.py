@@ -39,6 +39,7 @@ class Family:
     max_tokens: longest prompt by the config, or None where the config does not say.
     float16: whether its activations stay within float16's range.
     sequence_head, token_head: the heads of its classifiers of whole texts and of tokens; a decoder's by default.
+    vocabulary_head: the head of its masked language models, None where it has none.
     """
 
     model_types: tuple[str, ...]
@@ -50,3 +51,4 @@ class Family:
     float16: bool = True
     sequence_head: Callable[[Config], Head] = score_head
     token_head: Callable[[Config], Head] = token_score_head
+    vocabulary_head: Callable[[Config], Head] | None = None

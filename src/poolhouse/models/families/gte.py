@@ -8,7 +8,7 @@ from __future__ import annotations
 from poolhouse.layers.rope import RopeSpec
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import activation, refuse, rope
-from poolhouse.models.families.bert import HEADS, pooler_head
+from poolhouse.models.families.bert import HEADS, pooler_head, roberta_vocabulary_head
 from poolhouse.models.families.family import Family, token_classifier_head
 from poolhouse.models.families.nomic import NATIVE_NAMES
 from poolhouse.models.spec import LayerSpec, TransformerSpec
@@ -70,4 +70,5 @@ GTE = Family(
     max_tokens=lambda config: config.get("max_position_embeddings", 8192),
     sequence_head=pooler_head,
     token_head=token_classifier_head,
+    vocabulary_head=roberta_vocabulary_head,
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import activation, rope
-from poolhouse.models.families.bert import HEADS, roberta_head
+from poolhouse.models.families.bert import HEADS, roberta_head, roberta_vocabulary_head
 from poolhouse.models.families.family import Family, token_classifier_head
 from poolhouse.models.families.nomic import NATIVE_NAMES
 from poolhouse.models.spec import LayerSpec, TransformerSpec
@@ -50,4 +50,5 @@ JINA = Family(
     max_tokens=lambda config: config.get("max_position_embeddings", 8194),
     sequence_head=roberta_head,
     token_head=token_classifier_head,
+    vocabulary_head=lambda config: roberta_vocabulary_head({"layer_norm_eps": 1e-5, **config}),
 )

@@ -59,17 +59,26 @@ _NAMES: dict[str, Source] = {
 }
 
 
-def _head_modules(config: Config) -> tuple[HeadModule, ...]:
+def _head_modules(config: Config, last: HeadModule) -> tuple[HeadModule, ...]:
     word = activation(config, "classifier_activation", "gelu")
     norm = HeadModule("head.norm", kind="norm", eps=config.get("norm_eps", 1e-5))
-    return (HeadModule("head.dense", word), norm, HeadModule("classifier"))
+    return (HeadModule("head.dense", word), norm, last)
 
 
 def _sequence_head(config: Config) -> Head:
     word = str(config.get("classifier_pooling", "cls"))
     if word not in ("cls", "mean"):
         raise NotNative(f"config.json: classifier_pooling is {word!r}, which is neither cls nor mean.")
-    return Head(_head_modules(config), word.upper(), fixed=True)
+    return Head(_head_modules(config, HeadModule("classifier")), word.upper(), fixed=True)
+
+
+def _token_head(config: Config) -> Head:
+    return Head(_head_modules(config, HeadModule("classifier")), pooling=None)
+
+
+def _vocabulary_head(config: Config) -> Head:
+    decoder = HeadModule("decoder", tied=config.get("tie_word_embeddings", True))
+    return Head(_head_modules(config, decoder), pooling=None)
 
 
 MODERNBERT = Family(
@@ -80,5 +89,6 @@ MODERNBERT = Family(
     aside=(r"head\.(dense|norm)\.(weight|bias)", r"(decoder|classifier)\.(weight|bias)"),
     max_tokens=lambda config: config.get("max_position_embeddings", 8192),
     sequence_head=_sequence_head,
-    token_head=lambda config: Head(_head_modules(config), pooling=None),
+    token_head=_token_head,
+    vocabulary_head=_vocabulary_head,
 )

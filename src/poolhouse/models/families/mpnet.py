@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolhouse.models.families.bert import EMBEDDINGS, HEADS, LAYERS, from_pad_id, roberta, roberta_head
+from poolhouse.models.families.bert import EMBEDDINGS, HEADS, LAYERS, from_pad_id, roberta, roberta_head, roberta_vocabulary_head
 from poolhouse.models.families.family import Family, token_classifier_head
 from poolhouse.models.weights import Layout, Source
 
@@ -23,4 +23,5 @@ MPNET = Family(
     max_tokens=from_pad_id,
     sequence_head=roberta_head,
     token_head=token_classifier_head,
+    vocabulary_head=roberta_vocabulary_head,
 )

@@ -8,8 +8,9 @@ from __future__ import annotations
 from poolhouse.layers.rope import RopeSpec
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import activation, refuse, rope
-from poolhouse.models.families.bert import HEADS, pooler_head
+from poolhouse.models.families.bert import HEADS, pooler_head, vocabulary_head
 from poolhouse.models.families.family import Family, token_classifier_head
+from poolhouse.models.heads import Head
 from poolhouse.models.spec import LayerSpec, TransformerSpec
 from poolhouse.models.weights import Layout, Source
 
@@ -64,6 +65,10 @@ def _hub(config: Config) -> TransformerSpec:
     )
 
 
+def _vocabulary_head(config: Config) -> Head:
+    return vocabulary_head({"hidden_act": "silu", "layer_norm_eps": config.get("layer_norm_epsilon", 1e-12), **config})
+
+
 def _max_tokens(config: Config) -> int | None:
     if "n_embd" not in config:
         return int(config.get("max_position_embeddings", 2048))
@@ -105,4 +110,5 @@ NOMIC = Family(
     max_tokens=_max_tokens,
     sequence_head=pooler_head,
     token_head=token_classifier_head,
+    vocabulary_head=_vocabulary_head,
 )

@@ -1,0 +1,97 @@
+"""SPLADE: a text as weights of vocabulary entries, from the logits of a masked language model.
+
+Source: Formal et al. 2021, SPLADE v2 (arXiv 2109.10086); the second logarithm: Geng et al. 2024 (arXiv 2411.04403).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from poolhouse.params import PoolingParams
+from poolhouse.pooling.rows import Rows
+from poolhouse.pooling.steps import Dense
+
+# Rows whose logits exist at a time; a row is as wide as the vocabulary.
+_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class SpladePooling:
+    """How token weights become those of a text. logarithms: how often log(1 + x) is taken of positive logits."""
+
+    strategy: Literal["max", "sum"] = "max"
+    logarithms: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Saturate:
+    """log(1 + positive part) of each number, so often."""
+
+    logarithms: int
+
+    @property
+    def words(self) -> str:
+        return "relu" + " > log1p" * self.logarithms
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        return rows.with_values(_saturated(rows.values, self.logarithms))
+
+    def to(self, device: torch.device) -> Saturate:
+        return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeighVocabulary:
+    """One weight per vocabulary entry and prompt: the largest, or the sum, of what its tokens give that entry.
+
+    decoder: to logits; None where the rows are logits.
+    """
+
+    decoder: Dense | None
+    pooling: SpladePooling
+
+    @property
+    def words(self) -> str:
+        dense = "" if self.decoder is None else f"{self.decoder.words} > "
+        return f"{dense}{Saturate(self.pooling.logarithms).words} > {self.pooling.strategy}"
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        starts, ends = rows.segments.starts, rows.segments.ends
+        pooled: list[Tensor] = []
+        for first, last in _groups(starts, ends):
+            offset = starts[first]
+            logits = rows.values[offset : ends[last]]
+            if self.decoder is not None:
+                logits = torch.nn.functional.linear(logits, self.decoder.weight, self.decoder.bias)
+            if self.pooling.strategy == "sum":
+                logits = _saturated(logits, self.pooling.logarithms)
+            for index in range(first, last + 1):
+                own = logits[starts[index] - offset : ends[index] - offset]
+                pooled.append(own.sum(0) if self.pooling.strategy == "sum" else own.amax(0))
+        values = torch.stack(pooled)
+        # The function rises, so the largest weight is that of the largest logit.
+        return rows.one_each(values if self.pooling.strategy == "sum" else _saturated(values, self.pooling.logarithms))
+
+    def to(self, device: torch.device) -> WeighVocabulary:
+        return WeighVocabulary(None if self.decoder is None else self.decoder.to(device), self.pooling)
+
+
+def _saturated(logits: Tensor, logarithms: int) -> Tensor:
+    weights = logits.relu()
+    for _ in range(logarithms):
+        weights = weights.log1p()
+    return weights
+
+
+def _groups(starts: Sequence[int], ends: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and last prompt of groups that hold about as many rows as may have logits at a time."""
+    first = 0
+    for index in range(1, len(starts) + 1):
+        if index == len(starts) or ends[index] - starts[first] > _ROWS:
+            yield first, index - 1
+            first = index
