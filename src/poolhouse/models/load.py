@@ -14,10 +14,10 @@ from poolhouse.errors import ConfigError
 from poolhouse.models.checkpoint import Checkpoint, read_json
 from poolhouse.models.families import Family, family_of
 from poolhouse.models.families._config import NotNative
-from poolhouse.models.heads import LoadedHead, check_head, read_head
+from poolhouse.models.heads import LoadedHead, check_head, read_head, step_head
 from poolhouse.models.model import Backbone, Facts, Model
 from poolhouse.models.native import load_transformer
-from poolhouse.models.roles import Convert, Role, architecture, head_of, role_of
+from poolhouse.models.roles import Convert, Role, architecture, head_of, judges_steps, role_of
 from poolhouse.params import Matryoshka, PoolerConfig
 from poolhouse.pooling.activations import classifier_activation
 from poolhouse.pooling.pipelines import Pipeline, classify_pipelines, embed_pipelines
@@ -73,7 +73,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
     checkpoint = Checkpoint(folder if files is None else files.transformer_folder)
     config = _overridden(checkpoint.config, options.overrides)
     device = _device(options.device)
-    role = role_of(config, options.convert, files is not None and files.pooling is not None)
+    role = role_of(config, options.convert, files is not None and files.pooling is not None, options.pooler)
     served = _serve(checkpoint, config, role, device, options)
     pipelines = {task: pipeline.to(device) for task, pipeline in _pipelines(served, config, files, options).items()}
     width = next(iter(pipelines.values())).width
@@ -120,6 +120,7 @@ def _pipelines(
         late=head.late,
         use_activation=head.use_activation,
         step_tag_id=head.step_tag_id,
+        columns=served.head.columns,
     )
 
 
@@ -162,8 +163,11 @@ def _native(
     dtype = _dtype(options.dtype, config, family, device)
     loaded = load_transformer(family, config, checkpoint, dtype, device)
     head = None
-    if role != "embed":
+    if judges_steps(config, options.pooler):
+        head = step_head(checkpoint.tensors, loaded.token_table, options.pooler)
+    elif role != "embed":
         head = read_head(head_of(family, config, role), checkpoint.tensors, loaded.prefix, architecture(config))
+    if head is not None:
         check_head(head, loaded.hidden_size, architecture(config))
     left = tuple(name for name in loaded.aside if head is None or name not in head.used)
     notes = (f"Tensors left out: {_short(left)}.",) if left else ()
