@@ -47,10 +47,14 @@ def record_parity(_parities: list[Parity]) -> Record:
 
 
 def _table(rows: list[Parity]) -> str:
-    head = "| model | served by | reference | relative error | packed against alone |\n|---|---|---|---|---|\n"
+    head = (
+        "| model | tasks | served by | reference | error | packed against alone | examples |\n"
+        "|---|---|---|---|---|---|---|\n"
+    )
     # Two digits change with the machine: the table states the order of magnitude.
     return head + "".join(
-        f"| {row.model} | {row.path} | {row.reference} | {_bound(row.error)} | {_bound(row.packing_error)} |\n"
+        f"| {row.model} | {row.tasks} | {row.path} | {row.reference} | {_bound(row.error)} "
+        f"| {_bound(row.packing_error)} | {row.examples} |\n"
         for row in sorted(rows, key=lambda row: (row.path, row.model))
     )
 

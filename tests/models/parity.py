@@ -29,7 +29,8 @@ LENGTHS = (3, 17, 1, 30, 12, 30)
 class Parity:
     """One row of docs/models.md.
 
-    error: largest difference to the reference, relative to its largest number. packing_error: packed against alone.
+    error: largest difference to the reference, relative to its largest number; of probabilities, the difference itself.
+    packing_error: packed against alone. examples: models of the hub that this row speaks for.
     """
 
     model: str
@@ -37,6 +38,8 @@ class Parity:
     reference: str
     error: float
     packing_error: float
+    tasks: str = "embed, token_embed"
+    examples: str = ""
 
 
 Record = Callable[[Parity], None]

@@ -172,6 +172,8 @@ class Engine:
         parse_task(request.task, self.tasks)
         params, defaults = request.params, self.options.default_params
         params.check(request.task, self.model.facts.matryoshka, self.name)
+        if params.step_tag_id is not None or params.returned_token_ids is not None:
+            self.model.pipelines[request.task].check(params)
         if defaults == _NO_PARAMS:
             return params
         dimensions = defaults.dimensions if request.task in ("embed", "token_embed") else None

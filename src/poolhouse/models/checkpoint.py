@@ -59,6 +59,7 @@ class TensorFiles(Mapping[str, Tensor]):
         self.folder = folder
         self._pickled: dict[str, Tensor] = {}
         self._file_of: dict[str, Any] = {}
+        self._former: dict[str, str] = {}
         single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
         pickle, pickle_index = folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"
         if single.is_file():
@@ -77,7 +78,7 @@ class TensorFiles(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name in self._pickled:
             return self._pickled[name]
-        tensor: Tensor = self._file_of[name].get_tensor(name)
+        tensor: Tensor = self._file_of[name].get_tensor(self._former.get(name, name))
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -103,7 +104,10 @@ class TensorFiles(Mapping[str, Tensor]):
                 file = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path} is corrupt or no safetensors file: {error}") from error
-            self._file_of.update(dict.fromkeys(file.keys(), file))
+            for name in file.keys():  # noqa: SIM118 - a file of tensors is no mapping
+                today = _todays_name(name)
+                self._file_of[today] = file
+                self._former[today] = name
 
     def _unpickle(self, paths: list[Path]) -> None:
         for path in paths:
@@ -112,4 +116,9 @@ class TensorFiles(Mapping[str, Tensor]):
                 tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except Exception as error:
                 raise CheckpointError(f"{path} cannot be read as plain weights: {error}") from error
-            self._pickled.update(tensors)
+            self._pickled.update({_todays_name(name): tensor for name, tensor in tensors.items()})
+
+
+def _todays_name(name: str) -> str:
+    """The first BERTs call a norm's weight gamma and its bias beta."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

@@ -13,10 +13,13 @@ from torch import nn
 from poolhouse.errors import CheckpointError
 from poolhouse.models import packed_attention
 from poolhouse.models.checkpoint import Checkpoint
-from poolhouse.models.hugging_face_backbones import Forward, Packed, Unpacked
+from poolhouse.models.heads import LoadedHead
+from poolhouse.models.hugging_face_backbones import Forward, Packed, Unpacked, hidden_states
+from poolhouse.models.hugging_face_heads import AUTO_CLASSES, kept_head, logits, take_head
 from poolhouse.models.hugging_face_weights import check_weights
 from poolhouse.models.model import Backbone
 from poolhouse.models.packing_probe import may_pack, reads_ahead
+from poolhouse.models.roles import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class Fallback:
     why: "packed, positions from 0", or "unpacked: " and the reason.
     max_tokens: None where the config states no limit.
     pooling: for models without files of sentence-transformers: LAST for decoders, CLS for encoders.
+    head: of a classifier or masked language model; one without steps where the backbone's rows are logits already.
     """
 
     backbone: Backbone
@@ -37,6 +41,7 @@ class Fallback:
     max_tokens: int | None
     causal: bool
     pooling: Literal["CLS", "LAST"]
+    head: LoadedHead | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -46,23 +51,32 @@ def load_hugging_face(
     dtype: torch.dtype,
     device: torch.device,
     *,
+    role: Role = "embed",
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Fallback:
     """The model of `checkpoint` as transformers builds it.
 
-    config: config.json with the user's changes. revision: of code that lies in another repository.
+    config: config.json with the user's changes. role: which head it has; that of a plain masked language model is
+    left aside. revision: of code that lies in another repository.
 
     Raises:
         CheckpointError: an unknown type, code that is not trusted, weights that are missing or of another shape.
     """
     with _quiet_transformers():
-        model, notes = _build(checkpoint, config, dtype, trust_remote_code, revision)
+        model, notes = _build(checkpoint, config, dtype, role, trust_remote_code, revision)
         model = model.eval().requires_grad_(False).to(device)
-        forward = Forward(model, dtype)
+        forward = Forward(model, dtype, logits if role in AUTO_CLASSES else hidden_states)
         vocabulary_size = _vocabulary_size(model)
         ids = _plain_ids(model.config, vocabulary_size)
-        hidden_size = _hidden_size(forward, ids, device)
+        hidden_size = _width(forward, ids, device)
+        head = None
+        if role in AUTO_CLASSES:
+            taken = take_head(forward, role, ids, device)
+            if taken is None:
+                return _whole(forward, role, hidden_size, vocabulary_size, notes)
+            forward, head = taken
+            hidden_size = _width(forward, ids, device)
         causal = not reads_ahead(forward, ids, device)
         _register_attention()
         verdict = may_pack(forward, ids, _pad_id(model.config), device)
@@ -77,6 +91,24 @@ def load_hugging_face(
         max_tokens=_max_tokens(model),
         causal=causal,
         pooling="LAST" if causal else "CLS",
+        head=head,
+        notes=notes,
+    )
+
+
+def _whole(forward: Forward, role: Role, labels: int, vocabulary_size: int, notes: tuple[str, ...]) -> Fallback:
+    """A model that keeps its head, and so is not packed: what such a head looks at is not known."""
+    return Fallback(
+        backbone=Unpacked(forward, labels),
+        packed=False,
+        why="unpacked: its head is more than one linear layer",
+        hidden_size=labels,
+        vocabulary_size=vocabulary_size,
+        parameters=sum(parameter.numel() for parameter in forward.model.parameters()),
+        max_tokens=_max_tokens(forward.model),
+        causal=False,
+        pooling="CLS",
+        head=kept_head(forward, role, labels),
         notes=notes,
     )
 
@@ -85,20 +117,21 @@ def _build(
     checkpoint: Checkpoint,
     config: Mapping[str, Any],
     dtype: torch.dtype,
+    role: Role,
     trust_remote_code: bool,
     revision: str | None,
 ) -> tuple[Any, tuple[str, ...]]:
-    """The part of the model that answers with hidden states, filled strictly, and what was odd about it."""
+    """The part of the model that answers with hidden states or logits, filled strictly, and what was odd about it."""
     notes = []
-    code = config.get("auto_map") or {}
-    own_code = trust_remote_code and "AutoModel" in code
-    if "AutoModel" in code and not own_code:
+    code, door = config.get("auto_map") or {}, AUTO_CLASSES.get(role, "AutoModel")
+    own_code = trust_remote_code and door in code
+    if door in code and not own_code:
         notes.append(
-            f"{checkpoint.folder} brings code of its own for this model ({code['AutoModel']}), which was not run; "
+            f"{checkpoint.folder} brings code of its own for this model ({code[door]}), which was not run; "
             "transformers' own was. Use trust_remote_code=True to run it."
         )
     settings = _config(checkpoint, config, trust_remote_code, revision)
-    model_class = _remote(code["AutoModel"], checkpoint, revision) if own_code else _auto_class(settings)
+    model_class = _remote(code[door], checkpoint, revision) if own_code else _auto_class(settings, door)
     try:
         whole, info = model_class.from_pretrained(
             str(checkpoint.folder),
@@ -114,11 +147,13 @@ def _build(
             f"transformers cannot load {checkpoint.folder} (model_type {config.get('model_type')!r}): {error}"
         ) from error
     whole.eval()
-    model = whole.get_encoder() if getattr(settings, "is_encoder_decoder", False) else whole
+    encoder_only = role not in AUTO_CLASSES and getattr(settings, "is_encoder_decoder", False)
+    model = whole.get_encoder() if encoder_only else whole
     if model is not whole:
         notes.append("Of this encoder-decoder model only the encoder is used.")
     ids = _plain_ids(settings, _vocabulary_size(model))
-    notes += check_weights(whole, Forward(model, dtype), info, ids, checkpoint.folder)
+    forward = Forward(model, dtype, logits if role in AUTO_CLASSES else hidden_states)
+    notes += check_weights(whole, forward, info, ids, checkpoint.folder)
     return model, tuple(notes)
 
 
@@ -157,9 +192,16 @@ def _config(checkpoint: Checkpoint, config: Mapping[str, Any], trust_remote_code
     return settings
 
 
-def _auto_class(settings: Any) -> Any:
+def _auto_class(settings: Any, door: str) -> Any:
     """transformers' door to the model; to its encoder alone, where it has a class for that (T5)."""
     import transformers
+
+    if door != "AutoModel":
+        auto_class = getattr(transformers, door)
+        if type(settings) not in auto_class._model_mapping:  # noqa: SLF001 - transformers has no public name for it
+            kind = door.removeprefix("AutoModel")
+            raise CheckpointError(f"transformers has no model {kind} of model_type {settings.model_type!r}.")
+        return auto_class
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
 
     if getattr(settings, "is_encoder_decoder", False) and type(settings) in MODEL_FOR_TEXT_ENCODING_MAPPING:
@@ -179,7 +221,7 @@ def _remote(reference: str, checkpoint: Checkpoint, revision: str | None) -> Any
         raise CheckpointError(f"The code {reference!r} of {checkpoint.folder} cannot be used: {error}") from error
 
 
-def _hidden_size(forward: Forward, ids: list[int], device: torch.device) -> int:
+def _width(forward: Forward, ids: list[int], device: torch.device) -> int:
     """The width of an answer, seen by asking for one.
 
     Raises:
@@ -189,7 +231,7 @@ def _hidden_size(forward: Forward, ids: list[int], device: torch.device) -> int:
         return forward(torch.tensor([ids[:5]], device=device)).shape[-1]
     except Exception as error:
         raise CheckpointError(
-            f"{type(forward.model).__name__} does not turn token ids alone into hidden states "
+            f"{type(forward.model).__name__} does not turn token ids alone into hidden states or logits "
             f"(dtype {forward.dtype}): {error}"
         ) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,12 +48,22 @@ class Unpacked:
         return hidden
 
 
-class Forward:
-    """One call of a transformers model, with only the keywords that it takes."""
+def hidden_states(answer: Any, ids: Tensor) -> Tensor:
+    """[rows, length, hidden] of what a model without a head answers."""
+    found: Tensor | None = getattr(answer, "last_hidden_state", None)
+    return answer[0] if found is None else found
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+
+class Forward:
+    """One call of a transformers model, with only the keywords that it takes.
+
+    read: takes from its answer the row of each token.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype, read: Callable[[Any, Tensor], Tensor] = hidden_states) -> None:
         self.model = model
         self.dtype = dtype
+        self._read = read
         self._takes = frozenset(inspect.signature(model.forward).parameters)
 
     @torch.inference_mode()
@@ -69,10 +80,7 @@ class Forward:
         given |= {name: value for name, value in optional.items() if value is not None and name in self._takes}
         if segments is not None:
             given["segments"] = segments
-        answer = self.model(**given)
-        hidden = getattr(answer, "last_hidden_state", None)
-        if hidden is None:
-            hidden = answer[0]
+        hidden = self._read(self.model(**given), ids)
         if not isinstance(hidden, Tensor) or hidden.shape[:2] != ids.shape:
             raise ValueError("the model does not answer with one hidden state per token")
         return hidden.to(self.dtype)

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from poolhouse.errors import ConfigError
+from poolhouse.errors import CheckpointError, ConfigError
+from poolhouse.models.answers import Served, labels_of, pipelines_of
 from poolhouse.models.checkpoint import Checkpoint, read_json
 from poolhouse.models.families import Family, family_of
 from poolhouse.models.families._config import NotNative
-from poolhouse.models.heads import LoadedHead, check_head, read_head
-from poolhouse.models.model import Backbone, Facts, Model
-from poolhouse.models.native import load_transformer
-from poolhouse.models.roles import Convert, Role, architecture, head_of, role_of
+from poolhouse.models.heads import LoadedHead, check_head, read_head, step_head
+from poolhouse.models.model import Facts, Model
+from poolhouse.models.native import Loaded, load_transformer
+from poolhouse.models.roles import RAW_LOGITS, Convert, Role, architecture, head_of, judges_steps, role_of
 from poolhouse.params import Matryoshka, PoolerConfig
-from poolhouse.pooling.activations import classifier_activation
-from poolhouse.pooling.pipelines import Pipeline, classify_pipelines, embed_pipelines
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
-from poolhouse.tasks import Task
 
 log = logging.getLogger("poolhouse")
 
@@ -48,21 +46,6 @@ class LoadOptions:
     matryoshka_dimensions: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """A backbone, what the loader must know of it, and the head of a classifier."""
-
-    backbone: Backbone
-    words: str
-    hidden_size: int
-    vocabulary_size: int
-    parameters: int
-    max_tokens: int | None
-    pooling: str
-    head: LoadedHead | None = None
-    notes: tuple[str, ...] = ()
-
-
 def load(folder: Path, options: LoadOptions) -> Model:
     """The model in `folder`.
 
@@ -73,15 +56,18 @@ def load(folder: Path, options: LoadOptions) -> Model:
     checkpoint = Checkpoint(folder if files is None else files.transformer_folder)
     config = _overridden(checkpoint.config, options.overrides)
     device = _device(options.device)
-    role = role_of(config, options.convert, files is not None and files.pooling is not None)
+    described = files is not None and files.pooling is not None
+    role = role_of(config, options.convert, described, options.pooler)
+    if files is not None and files.splade is not None:
+        role = "splade"
     served = _serve(checkpoint, config, role, device, options)
-    pipelines = {task: pipeline.to(device) for task, pipeline in _pipelines(served, config, files, options).items()}
+    pipelines = pipelines_of(served, config, files, options.pooler, checkpoint.folder)
     width = next(iter(pipelines.values())).width
-    labels, about_labels = _labels(config, served.head)
+    labels, about_labels = labels_of(config, served)
     backbone_dtype = _dtype(options.dtype, config, family_of(config), device)
     return Model(
         backbone=served.backbone,
-        pipelines=pipelines,
+        pipelines={task: pipeline.to(device) for task, pipeline in pipelines.items()},
         facts=Facts(
             name=options.name,
             path=str(folder),
@@ -103,39 +89,9 @@ def load(folder: Path, options: LoadOptions) -> Model:
     )
 
 
-def _pipelines(
-    served: _Served, config: Mapping[str, Any], files: SentenceTransformersFiles | None, options: LoadOptions
-) -> dict[Task, Pipeline]:
-    """What the model answers: vectors, or labels where it has a head for them."""
-    if served.head is None:
-        return embed_pipelines(served.hidden_size, options.pooler, files, served.pooling)
-    head = served.head.head
-    return classify_pipelines(
-        served.head.steps,
-        served.head.labels,
-        options.pooler,
-        classifier_activation(config, served.head.labels, None if files is None else files.activation),
-        pooling=head.pooling,
-        fixed=head.fixed,
-        late=head.late,
-        use_activation=head.use_activation,
-        step_tag_id=head.step_tag_id,
-    )
-
-
-def _labels(config: Mapping[str, Any], head: LoadedHead | None) -> tuple[dict[int, str], tuple[str, ...]]:
-    """The names of a classifier's labels, and a note where the config names another number of them."""
-    if head is None:
-        return {}, ()
-    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
-    if names and len(names) != head.labels:
-        return {}, (f"The config names {len(names)} labels, but the head has {head.labels}: they are left unnamed.",)
-    return names, ()
-
-
 def _serve(
     checkpoint: Checkpoint, config: dict[str, Any], role: Role, device: torch.device, options: LoadOptions
-) -> _Served:
+) -> Served:
     """Our Transformer where a family knows the checkpoint, else transformers."""
     model_type = str(config.get("model_type", ""))
     family = family_of(config)
@@ -158,16 +114,14 @@ def _native(
     role: Role,
     device: torch.device,
     options: LoadOptions,
-) -> _Served:
+) -> Served:
     dtype = _dtype(options.dtype, config, family, device)
     loaded = load_transformer(family, config, checkpoint, dtype, device)
-    head = None
-    if role != "embed":
-        head = read_head(head_of(family, config, role), checkpoint.tensors, loaded.prefix, architecture(config))
-        check_head(head, loaded.hidden_size, architecture(config))
+    head, notes = _head(family, checkpoint, config, role, loaded, options.pooler)
     left = tuple(name for name in loaded.aside if head is None or name not in head.used)
-    notes = (f"Tensors left out: {_short(left)}.",) if left else ()
-    return _Served(
+    notes += (f"Tensors left out: {_short(left)}.",) if left else ()
+    return Served(
+        role=role,
         backbone=loaded.transformer,
         words=f"native {config['model_type']}, packed",
         hidden_size=loaded.hidden_size,
@@ -180,6 +134,29 @@ def _native(
     )
 
 
+def _head(
+    family: Family, checkpoint: Checkpoint, config: dict[str, Any], role: Role, loaded: Loaded, pooler: PoolerConfig
+) -> tuple[LoadedHead | None, tuple[str, ...]]:
+    """The head of a native model, and a note where a masked language model lacks its own."""
+    name = architecture(config)
+    if judges_steps(config, pooler):
+        head = step_head(checkpoint.tensors, loaded.token_table, pooler)
+    else:
+        wanted = head_of(family, config, role)
+        if wanted is None and role == "splade":
+            raise NotNative(f"the native family of {name} has no head to its vocabulary.")
+        if wanted is None:
+            return None, ()
+        try:
+            head = read_head(wanted, checkpoint.tensors, loaded.prefix, name, loaded.transformer.tokens)
+        except CheckpointError as error:
+            if role != "masked_lm":
+                raise
+            return None, (f"Tokens are not classified by the vocabulary: {error}",)
+    check_head(head, loaded.hidden_size, name)
+    return head, ()
+
+
 def _transformers(
     checkpoint: Checkpoint,
     config: dict[str, Any],
@@ -187,9 +164,7 @@ def _transformers(
     device: torch.device,
     options: LoadOptions,
     notes: tuple[str, ...],
-) -> _Served:
-    if role != "embed":
-        raise ConfigError(f"{architecture(config)} is not served natively, and its head is not read yet.")
+) -> Served:
     from poolhouse.models.hugging_face import load_hugging_face
 
     fallback = load_hugging_face(
@@ -197,9 +172,14 @@ def _transformers(
         config,
         _dtype(options.dtype, config, None, device),
         device,
+        role=role,
         trust_remote_code=options.trust_remote_code,
     )
-    return _Served(
+    head = fallback.head
+    if head is not None and architecture(config) in RAW_LOGITS:
+        head = replace(head, head=replace(head.head, use_activation=False))
+    return Served(
+        role=role,
         backbone=fallback.backbone,
         words=f"transformers, {fallback.why}",
         hidden_size=fallback.hidden_size,
@@ -207,6 +187,7 @@ def _transformers(
         parameters=fallback.parameters,
         max_tokens=fallback.max_tokens,
         pooling=fallback.pooling,
+        head=head,
         notes=(*notes, *fallback.notes),
     )
 

@@ -22,7 +22,7 @@ from poolhouse.tokens import Tokens
 class Loaded:
     """A Transformer, its sizes, and the tensors that were left out on purpose.
 
-    prefix: what stands before the backbone's names in the checkpoint.
+    prefix: what stands before the backbone's names in the checkpoint. token_table: name of the matrix of its tokens.
     """
 
     transformer: Transformer
@@ -32,6 +32,7 @@ class Loaded:
     max_tokens: int | None
     aside: tuple[str, ...]
     prefix: str = ""
+    token_table: str = ""
 
 
 def load_transformer(
@@ -73,6 +74,7 @@ def load_transformer(
         max_tokens=family.max_tokens(config),
         aside=tuple(aside),
         prefix=prefix,
+        token_table=f"{prefix}{layout.token_table}.weight",
     )
 
 

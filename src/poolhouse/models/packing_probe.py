@@ -28,7 +28,7 @@ _LONG_PACK = 1024
 
 # Largest relative error of any token. Packed against alone compares two attention kernels, whose rounding grows with
 # depth; one pack against another runs the same kernels, so only a leak between texts (or a router's regrouping) shows.
-_ALONE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
+ALONE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 _LEAK_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
 
 
@@ -62,7 +62,7 @@ def reads_ahead(forward: Forward, ids: Sequence[int], device: torch.device) -> b
     changed = texts.first.clone()
     changed[-1] = texts.other_first[-1]
     before, after = (forward(text[None])[0, :-1] for text in (texts.first, changed))
-    return _error(after, before) > _LEAK_TOLERANCE[forward.dtype]
+    return relative_error(after, before) > _LEAK_TOLERANCE[forward.dtype]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +89,7 @@ def _try_packing(forward: Forward, texts: _Texts, pad_id: int | None) -> Verdict
         return Verdict(None, "unpacked: the answers to the probe at load are not finite")
     try:
         error, offset = _best_offset(forward, texts, alone, pad_id)
-        if not error <= _ALONE_TOLERANCE[forward.dtype]:
+        if not error <= ALONE_TOLERANCE[forward.dtype]:
             return Verdict(None, f"unpacked: packed and alone differ by {error:.1g}")
         leak = _leak(forward, texts, offset)
         if not leak <= _LEAK_TOLERANCE[forward.dtype]:
@@ -98,8 +98,8 @@ def _try_packing(forward: Forward, texts: _Texts, pad_id: int | None) -> Verdict
         if outgrown:
             repeats = outgrown // sum(_LENGTHS) + 1
             packed = _packed(forward, [texts.first, texts.second] * repeats, offset)
-            error = _error(packed, alone.repeat(repeats, 1))
-            if not error <= _ALONE_TOLERANCE[forward.dtype]:
+            error = relative_error(packed, alone.repeat(repeats, 1))
+            if not error <= ALONE_TOLERANCE[forward.dtype]:
                 return Verdict(None, f"unpacked: packs of more than {outgrown} tokens differ by {error:.1g}")
     except packed_attention.PackingError as reason:
         return Verdict(None, f"unpacked: {reason}")
@@ -121,8 +121,8 @@ def _best_offset(forward: Forward, texts: _Texts, alone: Tensor, pad_id: int | N
         offsets.append(pad_id + 1)
     tried = []
     for offset in offsets:
-        error = _error(_packed(forward, [texts.first, texts.second], offset), alone)
-        if error <= _ALONE_TOLERANCE[forward.dtype]:
+        error = relative_error(_packed(forward, [texts.first, texts.second], offset), alone)
+        if error <= ALONE_TOLERANCE[forward.dtype]:
             return error, offset
         tried.append((error, offset))
     return min(tried)
@@ -135,7 +135,7 @@ def _leak(forward: Forward, texts: _Texts, offset: int) -> float:
     after = _packed(forward, [texts.first, texts.other_second], offset)
     before = _packed(forward, [texts.other_first, texts.second], offset)
     cut = _LENGTHS[0]
-    return max(_error(after[:cut], packed[:cut]), _error(before[cut:], packed[cut:]))
+    return max(relative_error(after[:cut], packed[:cut]), relative_error(before[cut:], packed[cut:]))
 
 
 def _ropes_by_length(config: Any) -> str | None:
@@ -167,7 +167,7 @@ def _take_attention(model: Any, name: str) -> None:
         raise packed_attention.PackingError("its attention cannot be replaced")
 
 
-def _error(got: Tensor, want: Tensor) -> float:
+def relative_error(got: Tensor, want: Tensor) -> float:
     """The largest relative error of any row."""
     got, want = got.float(), want.float()
     return float(((got - want).norm(dim=-1) / want.norm(dim=-1).clamp_min(1e-12)).max())

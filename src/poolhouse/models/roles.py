@@ -11,7 +11,8 @@ from typing import Literal
 from poolhouse.errors import ConfigError
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families import Family
-from poolhouse.models.heads import Head
+from poolhouse.models.heads import Head, HeadModule
+from poolhouse.params import PoolerConfig
 
 # A masked language model embeds, and classifies tokens by its vocabulary where the checkpoint has the head for it.
 Role = Literal["embed", "classify", "token_classify", "masked_lm", "splade"]
@@ -28,20 +29,45 @@ _ENDINGS: tuple[tuple[str, Role], ...] = (
 )
 _GENERATORS = ("ForCausalLM", "ForConditionalGeneration", "ChatModel", "LMHeadModel")
 
+
+def _two_layers(_: Config) -> Head:
+    """Qwen's reward of every token; logits unless somebody wants probabilities."""
+    return Head((HeadModule("score.0", "relu"), HeadModule("score.2")), pooling=None, use_activation=False)
+
+
+def _of_steps(_: Config) -> Head:
+    """Qwen's process reward: the probabilities of a bad and a good step, where the tag <extra_0> ends one."""
+    return Head((HeadModule("score.0", "relu"), HeadModule("score.2")), pooling=None, step_tag_id=151651)
+
+
+def _value(_: Config) -> Head:
+    """InternLM2's reward of every token."""
+    return Head((HeadModule("v_head"),), pooling=None, use_activation=False)
+
+
 # Architectures whose head is not their family's: rewards of every token.
-ARCHITECTURE_HEADS: Mapping[str, Callable[[Config], Head]] = {}
+ARCHITECTURE_HEADS: Mapping[str, Callable[[Config], Head]] = {
+    "Qwen2ForRewardModel": _two_layers,
+    "Qwen2ForProcessRewardModel": _of_steps,
+    "InternLM2ForRewardModel": _value,
+}
+
+# Classifiers, served by transformers, whose answers are logits unless somebody wants probabilities.
+RAW_LOGITS = frozenset({"JambaForSequenceClassification"})
 
 
-def role_of(config: Config, convert: Convert, described: bool) -> Role:
+def role_of(config: Config, convert: Convert, described: bool, pooler: PoolerConfig) -> Role:
     """What a checkpoint is run as.
 
     convert: the user's wish, which wins. described: whether sentence-transformers' files state a pooling, which
-    makes an embedder of any architecture.
+    makes an embedder of any architecture. pooler: STEP pooling makes a process reward model of a generator.
 
     Raises:
         ConfigError: a generator that the user does not want converted.
     """
     name = architecture(config)
+    if judges_steps(config, pooler):
+        return "token_classify"
     if convert == "embed" or (convert == "auto" and described):
         return "embed"
     if convert == "none" and name.endswith(_GENERATORS) and not described:
@@ -54,6 +80,11 @@ def role_of(config: Config, convert: Convert, described: bool) -> Role:
     if role in (None, "masked_lm"):
         return "classify" if convert == "classify" else role or "embed"
     return role
+
+
+def judges_steps(config: Config, pooler: PoolerConfig) -> bool:
+    """Whether a generator is to judge steps by the words it would go on with (Math-Shepherd)."""
+    return pooler.tok_pooling_type == "STEP" and architecture(config).endswith(_GENERATORS)
 
 
 def head_of(family: Family, config: Config, role: Role) -> Head | None:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from poolhouse.models.families.bert import EMBEDDINGS, HEADS, LAYERS, from_pad_id, roberta, roberta_head, roberta_vocabulary_head
+from poolhouse.models.families.bert import (
+    EMBEDDINGS,
+    HEADS,
+    LAYERS,
+    from_pad_id,
+    roberta,
+    roberta_head,
+    roberta_vocabulary_head,
+)
 from poolhouse.models.families.family import Family, token_classifier_head
 from poolhouse.models.weights import Layout, Source
 

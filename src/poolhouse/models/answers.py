@@ -1,0 +1,92 @@
+"""What a loaded model answers: a pipeline per task, and the names of its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from poolhouse.models.heads import LoadedHead
+from poolhouse.models.model import Backbone
+from poolhouse.models.roles import Role, architecture
+from poolhouse.params import PoolerConfig
+from poolhouse.pooling.activations import classifier_activation
+from poolhouse.pooling.bge_m3 import bge_m3_pipelines
+from poolhouse.pooling.pipelines import Pipeline, classify_pipelines, embed_pipelines, splade_pipelines
+from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles
+from poolhouse.pooling.splade import SpladePooling
+from poolhouse.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A backbone, what the loader must know of it, and the head of a classifier or masked language model.
+
+    role: what it is run as. words: who runs it. pooling: the default where no file says.
+    """
+
+    role: Role
+    backbone: Backbone
+    words: str
+    hidden_size: int
+    vocabulary_size: int
+    parameters: int
+    max_tokens: int | None
+    pooling: str
+    head: LoadedHead | None = None
+    notes: tuple[str, ...] = ()
+
+
+def pipelines_of(
+    served: Served,
+    config: Mapping[str, Any],
+    files: SentenceTransformersFiles | None,
+    user: PoolerConfig,
+    folder: Path,
+) -> dict[Task, Pipeline]:
+    """Vectors, labels, or both, as the model's head and files have it.
+
+    folder: where config.json lies, and heads beside it.
+    """
+    head = served.head
+    if served.role in ("classify", "token_classify") and head is not None:
+        return _classifier(head, config, None if files is None else files.activation, user)
+    if served.role == "splade" and head is not None:
+        pooling = files.splade if files is not None and files.splade is not None else SpladePooling()
+        return splade_pipelines(head.steps, head.labels, pooling, user)
+    pipelines = embed_pipelines(served.hidden_size, user, files, served.pooling)
+    if head is not None:
+        pipelines |= _classifier(head, {}, None, user)
+    needed = architecture(config) == "BgeM3EmbeddingModel"
+    return pipelines | bge_m3_pipelines(folder, served.hidden_size, config, user, needed)
+
+
+def labels_of(config: Mapping[str, Any], served: Served) -> tuple[dict[int, str], tuple[str, ...]]:
+    """The names of a classifier's labels, and a note where the config names another number of them."""
+    head = served.head
+    if head is None or served.role not in ("classify", "token_classify"):
+        return {}, ()
+    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    if names and len(names) != head.labels:
+        return {}, (f"The config names {len(names)} labels, but the head has {head.labels}: they are left unnamed.",)
+    return names, ()
+
+
+def _classifier(
+    loaded: LoadedHead, config: Mapping[str, Any], activation: str | None, user: PoolerConfig
+) -> dict[Task, Pipeline]:
+    head = loaded.head
+    return classify_pipelines(
+        loaded.steps,
+        loaded.labels,
+        user,
+        classifier_activation(config, loaded.labels, activation),
+        pooling=head.pooling,
+        fixed=head.fixed,
+        late=head.late,
+        use_activation=head.use_activation,
+        step_tag_id=head.step_tag_id,
+        tokens=head.tokens,
+        columns=loaded.columns,
+    )
