@@ -136,23 +136,23 @@ def _read(
 ) -> tuple[Tensor, Tensor | None, set[str]]:
     """Weight and bias in float32, and the names that they stood under."""
     tied = table if module.tied else None
-    name = _find([f"{place}.weight" for place in (module.name, *module.also)], tensors, prefix)
-    if name is None and tied is None:
+    names = (module.name, *module.also)
+    weights = _present([f"{name}.weight" for name in names], tensors, prefix)
+    # Where a bias stands twice, the two are one.
+    biases = _present([*(f"{name}.bias" for name in names), module.bias], tensors, prefix)
+    if not weights and tied is None:
         raise CheckpointError(
             f"The checkpoint lacks {module.name}.weight, which {architecture} needs; a head is never made up. "
             "Use convert='embed' to run the backbone without it."
         )
-    biases = [f"{place}.bias" for place in (module.name, *module.also)] + ([module.bias] if module.bias else [])
-    bias_name = _find(biases, tensors, prefix)
-    weight = tensors[name] if name is not None else tied
+    weight = tensors[weights[0]] if weights else tied
     assert weight is not None
-    bias = None if bias_name is None else tensors[bias_name].float()
-    return weight.float(), bias, {found for found in (name, bias_name) if found is not None}
+    return weight.float(), tensors[biases[0]].float() if biases else None, {*weights[:1], *biases}
 
 
-def _find(names: Sequence[str], tensors: Mapping[str, Tensor], prefix: str) -> str | None:
-    """The first of these names that the checkpoint has, with or without a prefix."""
-    return next((place for name in names for place in (name, prefix + name, f"model.{name}") if place in tensors), None)
+def _present(names: Sequence[str], tensors: Mapping[str, Tensor], prefix: str) -> list[str]:
+    """Those of these names that the checkpoint has, with or without a prefix."""
+    return [place for name in names for place in (name, prefix + name, f"model.{name}") if place in tensors]
 
 
 def _labels(steps: Sequence[Step]) -> int:

@@ -250,7 +250,11 @@ def _plain_ids(config: Any, vocabulary_size: int) -> list[int]:
     """Up to a thousand token ids that no config key gives a meaning (padding and pictures are treated apart)."""
     special = {value for name, value in config.to_dict().items() if name.endswith(("_token_id", "_token_index"))}
     step = max(vocabulary_size // 1000, 1)
-    return [token for token in range(0, vocabulary_size, step) if token not in special]
+    plain = [token for token in range(0, vocabulary_size, step) if token not in special]
+    if getattr(config, "is_encoder_decoder", False) and isinstance(config.eos_token_id, int):
+        # Bart's classifier looks for the end of a text.
+        plain.insert(4, config.eos_token_id)
+    return plain
 
 
 def _pad_id(config: Any) -> int | None:

@@ -1,0 +1,107 @@
+"""BGE-M3: three answers of one model, against the published formulas over transformers' hidden states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from poolhouse import LLM, CheckpointError, InvalidRequest, PoolingParams
+from tests.models.parity import Parity, Record
+from tests.models.tiny import LAYERS, TEXTS, save, tokenizer
+
+TOLERANCE = 1e-4
+OVERRIDE = {"hf_overrides": {"architectures": ["BgeM3EmbeddingModel"]}}
+ENDS = {"bos_token_id": 0, "eos_token_id": 2}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Any:
+    made = save(tmp_path, "XLMRobertaModel", "XLMRobertaConfig", LAYERS | ENDS)
+    tokenizer(tmp_path, "roberta")
+    torch.save({"weight": torch.randn(1, 32), "bias": torch.randn(1)}, tmp_path / "sparse_linear.pt")
+    torch.save({"weight": torch.randn(24, 32), "bias": torch.randn(24)}, tmp_path / "colbert_linear.pt")
+    return made
+
+
+def test_dense_sparse_and_multi_vector_come_from_one_model(model: Any, tmp_path: Path, record_parity: Record) -> None:
+    sparse, vectors = (torch.load(tmp_path / f"{kind}_linear.pt") for kind in ("sparse", "colbert"))
+    worst = [0.0, 0.0]
+    with LLM(str(tmp_path)) as llm:
+        assert llm.engine.tasks == ("embed", "token_embed", "token_classify")
+        dense = llm.embed(TEXTS)
+        many = [output.outputs.array for output in llm.encode(TEXTS, pooling_task="token_embed")]
+        weights = [output.outputs.array for output in llm.encode(TEXTS, pooling_task="token_classify")]
+        raw = llm.encode(TEXTS[1], PoolingParams(use_activation=False), pooling_task="token_classify")[0].outputs.array
+        for place, output in enumerate(dense):
+            with torch.inference_mode():
+                hidden = model(input_ids=torch.tensor([output.prompt_token_ids])).last_hidden_state[0]
+            expected = (
+                F.normalize(hidden[0], dim=-1),
+                F.normalize(F.linear(hidden[1:], vectors["weight"], vectors["bias"]), dim=-1),
+                F.linear(hidden[1:-1], sparse["weight"], sparse["bias"]).relu(),
+            )
+            got = (output.outputs.array, many[place], weights[place])
+            assert [part.shape for part in got] == [tuple(part.shape) for part in expected]
+            # Weights of tokens are large numbers here: their size counts.
+            scale = float(expected[2].max().clamp(min=1))
+            differences = [np.abs(g - e.numpy()).max() for g, e in zip(got, expected, strict=True)]
+            worst[0] = max(worst[0], differences[0], differences[1], differences[2] / scale)
+            alone = (
+                llm.encode(TEXTS[place], pooling_task="token_embed")[0].outputs.array,
+                llm.encode(TEXTS[place], pooling_task="token_classify")[0].outputs.array / scale,
+            )
+            packed = (many[place], weights[place] / scale)
+            worst[1] = max(worst[1], *(float(np.abs(g - a).max()) for g, a in zip(packed, alone, strict=True)))
+    assert (raw < 0).any()
+    record_parity(
+        Parity(
+            "BgeM3EmbeddingModel, XLMRobertaModel with its two layers",
+            "native",
+            "formulas over XLMRobertaModel",
+            worst[0],
+            worst[1],
+            "embed, token_embed, token_classify",
+            "BAAI/bge-m3",
+        )
+    )
+    assert worst[0] < TOLERANCE
+    assert worst[1] < TOLERANCE
+
+
+def test_tokens_without_special_ones_all_stay(model: Any, tmp_path: Path) -> None:
+    with LLM(str(tmp_path)) as llm:
+        for task in ("token_embed", "token_classify"):
+            (output,) = llm.encode(TEXTS[0], pooling_task=task, tokenization_kwargs={"add_special_tokens": False})
+            assert len(output.outputs.array) == len(output.prompt_token_ids) == 3
+
+
+def test_a_prompt_of_special_tokens_alone_has_no_weights(model: Any, tmp_path: Path) -> None:
+    with LLM(str(tmp_path)) as llm, pytest.raises(InvalidRequest, match="nothing but special tokens"):
+        llm.encode("", pooling_task="token_classify")
+
+
+def test_the_architectures_name_demands_both_layers(model: Any, tmp_path: Path) -> None:
+    with LLM(str(tmp_path), **OVERRIDE) as llm:
+        assert llm.engine.tasks == ("embed", "token_embed", "token_classify")
+    (tmp_path / "sparse_linear.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"has no sparse_linear\.pt"):
+        LLM(str(tmp_path))
+    (tmp_path / "colbert_linear.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"has no sparse_linear\.pt"):
+        LLM(str(tmp_path), **OVERRIDE)
+    with LLM(str(tmp_path)) as llm:
+        assert llm.engine.tasks == ("embed", "token_embed")
+
+
+def test_a_layer_that_does_not_fit_is_named(model: Any, tmp_path: Path) -> None:
+    torch.save({"weight": torch.randn(1, 31)}, tmp_path / "sparse_linear.pt")
+    with pytest.raises(CheckpointError, match=r"sparse_linear\.pt takes 31 features"):
+        LLM(str(tmp_path))
+    torch.save([1, 2], tmp_path / "sparse_linear.pt")
+    with pytest.raises(CheckpointError, match=r"sparse_linear\.pt cannot be read as one linear layer"):
+        LLM(str(tmp_path))
