@@ -35,6 +35,9 @@ def test_a_masked_language_model_embeds_and_gives_every_token_its_vocabulary(
     with LLM(str(tmp_path)) as llm:
         assert llm.engine.tasks == ("embed", "token_embed", "token_classify")
         assert llm.model.facts.notes == ()
+        decoder, table = llm.model.pipelines["token_classify"].steps[-2], llm.model.backbone.tokens  # type: ignore[attr-defined]
+        # A tied decoder is the table itself: no second copy of a large matrix.
+        assert (decoder.weight.data_ptr() == table.data_ptr()) is (tied and "lm_head.weight" not in _names(tmp_path))
         raw = llm.encode(TEXTS, PoolingParams(use_activation=False), pooling_task="token_classify")
         alone = [
             llm.encode(text, PoolingParams(use_activation=False), pooling_task="token_classify")[0] for text in TEXTS
@@ -153,6 +156,12 @@ def test_a_sparse_encoder_without_a_native_family_runs_in_transformers(tmp_path:
         got = llm.embed_array(TEXTS)
     expected = [np.log1p(_logits(model, tokenize(text)["input_ids"]).clip(0)).max(0) for text in TEXTS]
     assert _relative(got, np.stack(expected)) < TOLERANCE
+
+
+def _names(folder: Path) -> set[str]:
+    from safetensors.torch import load_file
+
+    return set(load_file(folder / "model.safetensors"))
 
 
 @torch.inference_mode()
