@@ -307,7 +307,7 @@ def test_sigterm_answers_what_is_in_flight() -> None:
     statuses: list[int] = []
 
     def ask() -> None:
-        reply = httpx.post(f"{server.url}/v1/embeddings", json={"input": ["word " * 200] * 300}, timeout=60)
+        reply = httpx.post(f"{server.url}/v1/embeddings", json={"input": ["word " * 100] * 100}, timeout=60)
         statuses.append(reply.status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
@@ -322,6 +322,26 @@ def test_sigterm_answers_what_is_in_flight() -> None:
     assert statuses == [200, 200, 200]
     assert status == 0
     assert "gpu_memory_utilization" in log
+    assert "Traceback" not in log
+
+
+def test_a_stop_that_takes_too_long_refuses_what_is_left() -> None:
+    server = Server("--shutdown-seconds", "0.2", "--max-num-batched-tokens", "256")
+    replies: list[httpx.Response] = []
+
+    def ask() -> None:
+        replies.append(httpx.post(f"{server.url}/v1/embeddings", json={"input": ["word " * 200] * 2000}, timeout=60))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    with httpx.Client(base_url=server.url) as client:
+        while "poolhouse_requests_in_flight 2.0" not in client.get("/metrics").text:
+            time.sleep(0.01)
+    status, log = server.stop()
+    thread.join(60)
+    assert [reply.status_code for reply in replies] == [503]
+    assert "shut down" in replies[0].text
+    assert status == 0
     assert "Traceback" not in log
 
 

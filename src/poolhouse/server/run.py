@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
+import threading
 from collections.abc import Sequence
 
 import uvicorn
@@ -11,6 +13,8 @@ import uvicorn
 from poolhouse.server.app import create_app
 from poolhouse.server.serving import Engine
 from poolhouse.settings import ServerSettings
+
+_LAST_WORDS_SECONDS = 5
 
 
 def serve(engines: Sequence[Engine], settings: ServerSettings) -> None:
@@ -27,28 +31,43 @@ def serve(engines: Sequence[Engine], settings: ServerSettings) -> None:
         port=settings.port,
         log_level=settings.log_level,
         access_log=False,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
+        # Its cut is rude: by then what was left has been refused in words.
+        timeout_graceful_shutdown=round(settings.shutdown_seconds) + _LAST_WORDS_SECONDS,
     )
     listener = socket.create_server((settings.host, settings.port), backlog=2048)
     port = listener.getsockname()[1]
     names = ", ".join(engine.name for engine in engines)
-    server = _Announcing(config, f"Poolhouse serves {names} on http://{_reachable(settings.host)}:{port}")
+    words = f"Poolhouse serves {names} on http://{_reachable(settings.host)}:{port}"
+    server = _Server(config, words, engines, settings.shutdown_seconds)
     # uvicorn raises the signal again once it has stopped; by then the work is done, and that is a success.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run(sockets=[listener])
 
 
-class _Announcing(uvicorn.Server):
-    """Says where it listens, once it does."""
+class _Server(uvicorn.Server):
+    """Says where it listens, once it does; a stop that takes too long answers what is left with an error."""
 
-    def __init__(self, config: uvicorn.Config, words: str) -> None:
+    def __init__(self, config: uvicorn.Config, words: str, engines: Sequence[Engine], shutdown_seconds: float) -> None:
         super().__init__(config)
         self.words = words
+        self.engines = engines
+        self.shutdown_seconds = shutdown_seconds
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         print(self.words, flush=True)  # noqa: T201 - for people and scripts that wait for it
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        deadline = asyncio.get_running_loop().call_later(self.shutdown_seconds, self._give_up)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            deadline.cancel()
+
+    def _give_up(self) -> None:
+        for engine in self.engines:
+            threading.Thread(target=engine.close, args=(0.0,), daemon=True).start()
 
 
 def _reachable(host: str) -> str:
