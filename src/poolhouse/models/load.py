@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from poolhouse.models.families import Family, family_of
 from poolhouse.models.families._config import NotNative
 from poolhouse.models.model import Backbone, Facts, Model
 from poolhouse.models.native import load_transformer
+from poolhouse.models.published import published_sizes, repository
 from poolhouse.params import Matryoshka, PoolerConfig
 from poolhouse.pooling.pipelines import embed_pipelines
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
@@ -55,6 +56,7 @@ class _Served:
     max_tokens: int | None
     pooling: str
     notes: tuple[str, ...] = ()
+    stated_pooling: str | None = None
 
 
 def load(folder: Path, options: LoadOptions) -> Model:
@@ -68,10 +70,14 @@ def load(folder: Path, options: LoadOptions) -> Model:
     config = _overridden(checkpoint.config, options.overrides)
     device = _device(options.device)
     served = _serve(checkpoint, config, device, options)
+    default_pooling = served.stated_pooling or served.pooling
+    if files is not None and served.stated_pooling is not None:
+        files = replace(files, pooling=(served.stated_pooling,))
     pipelines = {
         task: pipeline.to(device)
-        for task, pipeline in embed_pipelines(served.hidden_size, options.pooler, files, served.pooling).items()
+        for task, pipeline in embed_pipelines(served.hidden_size, options.pooler, files, default_pooling).items()
     }
+    matryoshka, note = _matryoshka(config, options.matryoshka_dimensions, pipelines["embed"].width, folder)
     backbone_dtype = _dtype(options.dtype, config, family_of(config), device)
     return Model(
         backbone=served.backbone,
@@ -88,10 +94,10 @@ def load(folder: Path, options: LoadOptions) -> Model:
             parameters=served.parameters,
             dtype=backbone_dtype,
             device=device,
-            matryoshka=_matryoshka(config, options.matryoshka_dimensions, pipelines["embed"].width),
+            matryoshka=matryoshka,
             prompts={} if files is None else files.prompts,
             default_prompt_name=None if files is None else files.default_prompt_name,
-            notes=served.notes,
+            notes=(*served.notes, *note),
         ),
     )
 
@@ -117,7 +123,12 @@ def _native(
 ) -> _Served:
     dtype = _dtype(options.dtype, config, family, device)
     loaded = load_transformer(family, config, checkpoint, dtype, device)
-    notes = (f"Tensors left out: {_short(loaded.aside)}.",) if loaded.aside else ()
+    notes = [f"Tensors left out: {_short(loaded.aside)}."] if loaded.aside else []
+    if config.get("is_causal") is False and any("CausalLM" in name for name in config.get("architectures") or ()):
+        notes.append(
+            "config.json says is_causal: false, so tokens see both sides, as in transformers, although the model is "
+            "named after a decoder. hf_overrides={'is_causal': True} makes it one."
+        )
     return _Served(
         backbone=loaded.transformer,
         words=f"native {config['model_type']}, packed",
@@ -126,7 +137,8 @@ def _native(
         parameters=loaded.parameters,
         max_tokens=loaded.max_tokens,
         pooling=family.pooling,
-        notes=notes,
+        notes=tuple(notes),
+        stated_pooling=family.stated_pooling(config),
     )
 
 
@@ -233,13 +245,21 @@ def _max_tokens(
     return wanted
 
 
-def _matryoshka(config: Mapping[str, Any], switched_on: tuple[int, ...], width: int) -> Matryoshka:
-    """Sizes by the user's switch, else by config.json (`matryoshka_dimensions`, `is_matryoshka`)."""
+def _matryoshka(
+    config: Mapping[str, Any], switched_on: tuple[int, ...], width: int, folder: Path
+) -> tuple[Matryoshka, tuple[str, ...]]:
+    """Sizes by the user's switch, else by config.json, else by what the model card of a known repository states."""
     listed = switched_on or tuple(config.get("matryoshka_dimensions") or ())
     for size in listed:
         if not isinstance(size, int) or not 1 <= size <= width:
             raise ConfigError(f"matryoshka_dimensions: {size!r} is not a whole number from 1 to {width}.")
-    return Matryoshka(width, bool(listed) or bool(config.get("is_matryoshka")), listed)
+    if listed or "is_matryoshka" in config:
+        return Matryoshka(width, bool(listed) or bool(config.get("is_matryoshka")), listed), ()
+    sizes = published_sizes(folder, width)
+    if sizes is None:
+        return Matryoshka(width), ()
+    words = f"{list(sizes)}" if sizes else f"any length up to {width}"
+    return Matryoshka(width, True, sizes), (f"Matryoshka sizes by the model card of {repository(folder)}: {words}.",)
 
 
 def _short(names: tuple[str, ...]) -> str:
