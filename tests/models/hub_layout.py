@@ -65,17 +65,28 @@ def write(hub: Hub, folder: Path, twin: Path) -> None:
     torch.manual_seed(0)
     config = getattr(transformers, f"{hub.made}Config")(**{"vocab_size": vocabulary, **hub.options})
     model = getattr(transformers, _stem(hub) + hub.head)(config)
-    for name, parameter in model.named_parameters():
-        # Norms stay near one: hidden states of real models neither vanish nor explode.
-        torch.nn.init.normal_(parameter, mean=float("norm" in name.lower()), std=0.15)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(random_tensor(name, tuple(parameter.shape)))
     model.save_pretrained(twin)
     if hub.pooling is not None:
         write_modules(twin, config.to_dict().get("hidden_size") or config.dim, hub)
     shutil.copytree(twin, folder)
-    words = {**_older(json.loads((folder / "config.json").read_text())), "architectures": [hub.architecture], **hub.config}
+    words = {
+        **_older(json.loads((folder / "config.json").read_text())),
+        "architectures": [hub.architecture],
+        **hub.config,
+    }
     (folder / "config.json").write_text(json.dumps({key: word for key, word in words.items() if word is not None}))
     tensors = hub.tensors(load_file(folder / "model.safetensors"))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+
+
+def random_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Norms near one, small biases, tokens far apart: what a text says must outweigh what all texts share."""
+    if "norm" in name.lower() or name.endswith("bias"):
+        return float(name.endswith("weight")) + 0.1 * torch.randn(shape)
+    return torch.randn(shape) * (1.0 if "embed" in name and "type" not in name else 0.3)
 
 
 def write_tokenizer(folder: Path, kind: Kind, ends: tuple[bool, bool]) -> int:
@@ -147,7 +158,14 @@ def write_modules(folder: Path, width: int, hub: Hub) -> None:
     for path, kind in zip(places, kinds, strict=True):
         (folder / path).mkdir(exist_ok=True)
         if kind == "Pooling":
-            modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+            modes = (
+                "cls_token",
+                "mean_tokens",
+                "max_tokens",
+                "mean_sqrt_len_tokens",
+                "weightedmean_tokens",
+                "lasttoken",
+            )
             word = {"cls": "cls_token", "mean": "mean_tokens"}.get(hub.pooling or "", hub.pooling)
             flags = {f"pooling_mode_{mode}": mode == word for mode in modes}
             _json(folder / path / "config.json", {"word_embedding_dimension": width, **flags, "include_prompt": True})
@@ -157,7 +175,9 @@ def write_modules(folder: Path, width: int, hub: Hub) -> None:
             folder / f"{number}_Dense" / "config.json",
             {**config, "activation_function": "torch.nn.modules.linear.Identity"},
         )
-        save_file({"linear.weight": torch.randn(out, into) / into**0.5}, folder / f"{number}_Dense" / "model.safetensors")
+        save_file(
+            {"linear.weight": torch.randn(out, into) / into**0.5}, folder / f"{number}_Dense" / "model.safetensors"
+        )
     _json(folder / "sentence_bert_config.json", {"max_seq_length": hub.max_seq_length, "do_lower_case": False})
     _json(
         folder / "config_sentence_transformers.json",

@@ -16,7 +16,7 @@ from poolhouse.models.families import Family, family_of
 from poolhouse.models.families._config import NotNative
 from poolhouse.models.model import Backbone, Facts, Model
 from poolhouse.models.native import load_transformer
-from poolhouse.models.published import published_sizes, repository
+from poolhouse.models.published import published_pooling, published_sizes, repository
 from poolhouse.params import Matryoshka, PoolerConfig
 from poolhouse.pooling.pipelines import embed_pipelines
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
@@ -70,7 +70,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
     config = _overridden(checkpoint.config, options.overrides)
     device = _device(options.device)
     served = _serve(checkpoint, config, device, options)
-    default_pooling = served.stated_pooling or served.pooling
+    default_pooling = served.stated_pooling or published_pooling(folder) or served.pooling
     if files is not None and served.stated_pooling is not None:
         files = replace(files, pooling=(served.stated_pooling,))
     pipelines = {

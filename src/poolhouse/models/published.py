@@ -1,10 +1,10 @@
-"""What model cards state and files do not: the vector lengths that some published models were trained for."""
+"""What model cards state and files do not: vector lengths that models were trained for, and how to pool."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# Repository -> its Matryoshka sizes, by its model card; () where any length up to the full one may be asked for.
+# Repository -> its Matryoshka sizes, by its model card, the full one last; () where any length may be asked for.
 _MATRYOSHKA: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("Qwen3-Embedding-0.6B", "Qwen3-Embedding-4B", "Qwen3-Embedding-8B"), ()),
     "embeddinggemma-300m": (128, 256, 512, 768),
@@ -17,6 +17,8 @@ _MATRYOSHKA: dict[str, tuple[int, ...]] = {
     "voyage-4-nano": (256, 512, 1024, 2048),
     "llama-nemotron-embed-1b-v2": (384, 512, 768, 1024, 2048),
 }
+# Repository -> its pooling, where sentence-transformers' files are missing or broken.
+_POOLINGS = {"Qwen2-7B-Instruct-embed-base": "MEAN"}
 
 
 def repository(folder: Path) -> str:
@@ -26,9 +28,14 @@ def repository(folder: Path) -> str:
 
 
 def published_sizes(folder: Path, width: int) -> tuple[int, ...] | None:
-    """The sizes up to `width` that the model card of this repository states; None where none are known.
+    """The sizes that the model card of this repository states; None where none are known.
 
-    A fine-tuned copy has another name, and is not taken for the model that it came from.
+    A fine-tuned copy has another name, or another `width`, and is not taken for the model that it came from.
     """
     sizes = _MATRYOSHKA.get(repository(folder))
-    return None if sizes is None else tuple(size for size in sizes if size <= width)
+    return None if sizes and sizes[-1] != width else sizes
+
+
+def published_pooling(folder: Path) -> str | None:
+    """The pooling that the model card of this repository states; None where none is known."""
+    return _POOLINGS.get(repository(folder))

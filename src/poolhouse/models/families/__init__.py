@@ -41,10 +41,16 @@ def _model_type(config: Config) -> str | None:
         return "xlm-roberta-rotary"
     if word == "bert" and positions == "alibi":
         return "bert-alibi"
-    # Classifiers that transformers saves state their labels by name, never as a number.
-    if word == "qwen3" and "num_labels" in config and bidirectional_by_name(config):
-        return "qwen3-voyage"
-    return word
+    return "qwen3-voyage" if word == "qwen3" and _projects(config) else word
+
+
+def _projects(config: Config) -> bool:
+    """Whether `num_labels` is the width of Voyage's projection.
+
+    Files that transformers writes name their labels and never count them; nobody counts as many as there are features.
+    """
+    width = config.get("num_labels")
+    return isinstance(width, int) and (bidirectional_by_name(config) or width >= config.get("hidden_size", 4096))
 
 
 __all__ = ["FAMILIES", "Family", "family_of"]
