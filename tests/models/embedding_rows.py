@@ -44,10 +44,20 @@ E5_PROMPTS = {"query": "query: ", "passage": "passage: "}
 SNOWFLAKE_PROMPTS = {"query": "Represent this sentence for searching relevant passages: "}
 GTE_PROMPTS = {"query": "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "}
 GTE_WORDS: dict[str, Any] = {
-    **{"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "pack_qkv": True, "unpad_inputs": False},
+    "position_embedding_type": "rope",
+    "layer_norm_type": "layer_norm",
+    "pack_qkv": True,
+    "unpad_inputs": False,
     **dict.fromkeys(("use_memory_efficient_attention", "logn_attention_scale", "logn_attention_clip1"), False),
 }
 GEMMA_PROMPTS = {"query": "task: search result | query: ", "document": "title: none | text: "}
+
+
+# transformers' words, which Nomic's config on the hub does not have.
+NOT_NOMICS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "rope_theta", "head_dim"),
+    *("hidden_act", "layer_norm_eps", "max_position_embeddings"),
+)
 
 
 def _bert(pooling: str, **more: Any) -> Hub:
@@ -95,19 +105,7 @@ def _nomic(**more: Any) -> dict[str, Any]:
         "use_rms_norm": False,
         "parallel_block": False,
         "type_vocab_size": 2,
-        **dict.fromkeys(
-            (
-                "hidden_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-                "intermediate_size",
-                "rope_theta",
-                "head_dim",
-                "hidden_act",
-                "layer_norm_eps",
-                "max_position_embeddings",
-            )
-        ),
+        **dict.fromkeys(NOT_NOMICS),
         **more,
     }
 
