@@ -63,13 +63,11 @@ def load_transformer(
             f"{unknown[:5]}{' ...' if len(unknown) > 5 else ''}. "
             "Use model_impl='transformers' to load it without the native family."
         )
-    transformer = _fitting(spec, claimed.tensors, device)
-    vocabulary_size, width = claimed.tensors["tokens.weight"].shape
-    project = claimed.tensors.get("project.weight")
+    transformer, hidden_size = _fitting(spec, claimed.tensors, device)
     return Loaded(
         transformer=transformer,
-        hidden_size=width if project is None else project.shape[0],
-        vocabulary_size=vocabulary_size,
+        hidden_size=hidden_size,
+        vocabulary_size=len(claimed.tensors["tokens.weight"]),
         parameters=sum(tensor.numel() for tensor in claimed.tensors.values()),
         max_tokens=family.max_tokens(config),
         aside=tuple(aside),
@@ -78,12 +76,15 @@ def load_transformer(
     )
 
 
-def _fitting(spec: TransformerSpec, tensors: dict[str, Tensor], device: torch.device) -> Transformer:
-    """The Transformer, tried on two tokens, so that tensors that do not fit are found now and not by a request."""
+def _fitting(spec: TransformerSpec, tensors: dict[str, Tensor], device: torch.device) -> tuple[Transformer, int]:
+    """The Transformer and the width of its answers.
+
+    It is tried on two tokens, so that tensors that do not fit are found now and not by a request.
+    """
     try:
         transformer = Transformer(spec, Weights(tensors))
         with torch.inference_mode():
-            transformer(Batch.pack([Tokens(np.zeros(2, np.int64))], device))
+            hidden = transformer(Batch.pack([Tokens(np.zeros(2, np.int64))], device))
     except (RuntimeError, IndexError) as error:
         raise CheckpointError(f"The checkpoint's tensors do not fit together: {error}") from error
-    return transformer
+    return transformer, hidden.shape[-1]

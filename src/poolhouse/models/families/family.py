@@ -35,6 +35,7 @@ class Family:
     spec: behaviour from a config.json. Defaults are those of transformers' config class, for files that omit a key.
     layouts: how its checkpoints name tensors; the one whose token table is present wins.
     pooling: the default where neither the user nor sentence-transformers files say (CLS, MEAN or LAST).
+    stated_pooling: the pooling that a config.json demands, whatever the files say; None where it does not.
     aside: regular expressions of tensors that belong to heads or are not used by the backbone.
     max_tokens: longest prompt by the config, or None where the config does not say.
     float16: whether its activations stay within float16's range.
@@ -45,6 +46,7 @@ class Family:
     spec: Callable[[Config], TransformerSpec]
     layouts: tuple[Layout, ...]
     pooling: Literal["CLS", "MEAN", "LAST"] = "CLS"
+    stated_pooling: Callable[[Config], str | None] = lambda _: None
     aside: tuple[str, ...] = ()
     max_tokens: Callable[[Config], int | None] = lambda config: config.get("max_position_embeddings")
     float16: bool = True
