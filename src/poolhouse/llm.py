@@ -175,6 +175,7 @@ class LLM:
     ) -> list[Request]:
         parsed = parse_prompts(prompts)
         cut, special_tokens = _tokenization(tokenization)
+        _check_types(params, prompt_name)
         if params is None or isinstance(params, PoolingParams):
             one = _with_cut(params or PoolingParams(), cut)
             return [Request(prompt, task, one, prompt_name, special_tokens) for prompt in parsed]
@@ -195,6 +196,19 @@ class LLM:
         build: Callable[[str, Answer], OutputT],
     ) -> list[OutputT]:
         return [build(str(next(self._numbers)), answer) for answer in answers]
+
+
+def _check_types(params: object, prompt_name: object) -> None:
+    if prompt_name is not None and not isinstance(prompt_name, str):
+        raise InvalidRequest(f"prompt_name must be a text or None, got {prompt_name!r}.", "prompt_name", prompt_name)
+    several = params if isinstance(params, list | tuple) else (params,)
+    for one in several:
+        if not isinstance(one, PoolingParams | None):
+            raise InvalidRequest(
+                f"pooling_params must be PoolingParams, or a list of them with one per prompt, got {one!r}.",
+                "pooling_params",
+                one,
+            )
 
 
 def _embedding(request_id: str, answer: Answer) -> EmbeddingRequestOutput:

@@ -321,7 +321,29 @@ def test_sigterm_answers_what_is_in_flight() -> None:
         thread.join(60)
     assert statuses == [200, 200, 200]
     assert status == 0
-    assert "gpu_memory_utilization" in log
+    assert "poolhouse: These options mean nothing to Poolhouse and are ignored: gpu_memory_utilization." in log
+    assert "Traceback" not in log
+
+
+def test_a_text_of_fifty_megabytes_is_refused_or_cut_or_split_and_the_server_goes_on() -> None:
+    server = Server(
+        "--overflow", "chunk", "--hf-overrides", '{"is_matryoshka": true}', "--pooler-config.max-embed-len", "999"
+    )
+    huge = "word " * 10_000_000
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        refused = client.post("/v1/embeddings", json={"input": huge})
+        assert (refused.status_code, refused.json()["param"]) == (400, "input_text")
+        cut = client.post("/v1/embeddings", json={"input": huge, "truncate_prompt_tokens": -1}).json()
+        assert cut["usage"]["prompt_tokens"] == 256
+        assert (cut["data"][0]["truncated"], cut["data"][0]["original_is_estimate"]) == (True, True)
+        too_large = client.post("/v1/embeddings", json={"input": [huge, huge]})
+        assert (too_large.status_code, too_large.json()["code"]) == (413, 413)
+        split = client.post("/v1/embeddings", json={"input": "word " * 600, "dimensions": 8}).json()
+        assert (split["data"][0]["chunks"], split["usage"]["prompt_tokens"]) == (3, 602)
+        assert len(split["data"][0]["embedding"]) == 8
+        assert client.get("/health").status_code == 200
+    status, log = server.stop()
+    assert status == 0
     assert "Traceback" not in log
 
 

@@ -39,12 +39,14 @@ class EngineOptions:
 
     max_batch_tokens: tokens of one pack. overflow: what to do with prompts over the model's limit.
     default_params: what the model's owner wants where a request says nothing.
+    max_prompt_tokens: longest prompt in all, for prompts that are split too; None: no limit beside the model's.
     """
 
     max_batch_tokens: int
     overflow: Literal["error", "truncate", "chunk"] = "error"
     tokenizer_threads: int = 2
     default_params: PoolingParams = PoolingParams()
+    max_prompt_tokens: int | None = None
 
 
 class Engine:
@@ -187,9 +189,10 @@ class Engine:
         return replace(request.prompt, prefix=prefix)
 
     def _limit(self, request: Request, params: PoolingParams) -> Limit:
-        overflow = self.options.overflow
+        overflow, most = self.options.overflow, self.options.max_prompt_tokens
         return Limit(
-            max_tokens=self.max_tokens,
+            max_tokens=self.max_tokens if most is None else min(most, self.max_tokens),
+            chunked_tokens=most,
             keep=params.truncate_prompt_tokens,
             side=params.truncation_side,
             overflow=overflow,

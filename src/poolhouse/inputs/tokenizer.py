@@ -27,6 +27,7 @@ class Limit:
 
     max_tokens: the model's limit, special tokens included. keep: cut to this many; -1 means max_tokens.
     side: "right" drops the end, "left" the beginning. overflow applies where `keep` is None.
+    chunked_tokens: how long a prompt may be that is to be split; None: no limit.
     """
 
     max_tokens: int
@@ -34,6 +35,12 @@ class Limit:
     side: Literal["left", "right"] = "right"
     overflow: Literal["error", "truncate", "chunk"] = "error"
     add_special_tokens: bool = True
+    chunked_tokens: int | None = None
+
+    @property
+    def most(self) -> int | None:
+        """Tokens from which on a prompt that is not to be cut is refused, or None where it never is."""
+        return self.chunked_tokens if self.overflow == "chunk" else self.max_tokens
 
     @property
     def cut(self) -> int | None:
@@ -166,8 +173,8 @@ class Tokenizer:
         """Ids as the caller made them, cut plainly."""
         check_ids(ids, self.vocabulary_size)
         keep = limit.cut
-        if keep is None and limit.overflow == "error" and len(ids) > limit.max_tokens:
-            raise _too_many_tokens(limit.max_tokens, len(ids))
+        if keep is None and limit.most is not None and len(ids) > limit.most:
+            raise _too_many_tokens(limit.most, len(ids))
         if keep is None or len(ids) <= keep:
             return Tokens(ids, original_tokens=len(ids))
         return Tokens(ids[:keep] if limit.side == "right" else ids[-keep:], original_tokens=len(ids))
@@ -179,12 +186,12 @@ class Tokenizer:
         if self._lower_case:
             text = text.lower()
         keep = limit.cut
+        if keep is None and limit.most is not None and len(text) > 4 * _CHARACTERS_PER_TOKEN * limit.most:
+            most = limit.most * self.character_bound
+            if len(text) > most:
+                raise _too_many_characters(limit.most, len(text), most)
         if keep is None and limit.overflow == "chunk":
             return _Excerpt(text, len(text))
-        if keep is None and len(text) > 4 * _CHARACTERS_PER_TOKEN * limit.max_tokens:
-            most = limit.max_tokens * self.character_bound
-            if len(text) > most:
-                raise _too_many_characters(limit.max_tokens, len(text), most)
         return _shorten(text, (keep or limit.max_tokens) + _SURPLUS, limit.side)
 
     def _fitted(self, prompt: Prompt, limit: Limit, excerpt: _Excerpt, ids: Ids | InvalidRequest) -> Tokens:
@@ -207,8 +214,8 @@ class Tokenizer:
             check_ids(ids, self.vocabulary_size)
         skip = self._skip(prompt.prefix, special) if prompt.prefix else 0
         if keep is None:
-            if limit.overflow == "error" and len(ids) > limit.max_tokens:
-                raise _too_many_tokens(limit.max_tokens, len(ids))
+            if limit.most is not None and len(ids) > limit.most:
+                raise _too_many_tokens(limit.most, len(ids))
             return Tokens(ids, original_tokens=len(ids), skip=skip)
         if len(ids) <= keep and not excerpt.shortened:
             return Tokens(ids, original_tokens=len(ids), skip=skip)
