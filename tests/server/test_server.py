@@ -57,7 +57,7 @@ class Server:
     def stop(self) -> tuple[int, str]:
         """Exit status and what was logged."""
         self.process.send_signal(signal.SIGTERM)
-        log = self.process.communicate(timeout=60)[1]
+        log = self.process.communicate(timeout=180)[1]
         return self.process.returncode, log
 
 
@@ -294,7 +294,16 @@ def test_a_client_that_hangs_up_disturbs_nobody(server: Server, http: httpx.Clie
 
 
 def test_sigterm_answers_what_is_in_flight() -> None:
-    server = Server("--error-format", "nested", "--matryoshka-dimensions", "64,128", "--gpu-memory-utilization", "0.5")
+    server = Server(
+        "--error-format",
+        "nested",
+        "--matryoshka-dimensions",
+        "64,128",
+        "--gpu-memory-utilization",
+        "0.5",
+        "--shutdown-seconds",
+        "120",
+    )
     with httpx.Client(base_url=server.url, timeout=60) as client:
         reply = client.post("/v1/embeddings", json={"input": "x", "dimensions": 65})
         assert reply.json()["error"]["message"].startswith(
@@ -307,7 +316,7 @@ def test_sigterm_answers_what_is_in_flight() -> None:
     statuses: list[int] = []
 
     def ask() -> None:
-        reply = httpx.post(f"{server.url}/v1/embeddings", json={"input": ["word " * 200] * 300}, timeout=60)
+        reply = httpx.post(f"{server.url}/v1/embeddings", json={"input": ["word " * 200] * 60}, timeout=180)
         statuses.append(reply.status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
@@ -318,10 +327,30 @@ def test_sigterm_answers_what_is_in_flight() -> None:
             time.sleep(0.01)
     status, log = server.stop()
     for thread in threads:
-        thread.join(60)
+        thread.join(180)
     assert statuses == [200, 200, 200]
     assert status == 0
     assert "poolhouse: These options mean nothing to Poolhouse and are ignored: gpu_memory_utilization." in log
+    assert "Traceback" not in log
+
+
+def test_what_a_stop_cannot_wait_for_is_refused_in_the_words_of_the_contract() -> None:
+    server = Server("--shutdown-seconds", "0.2")
+    replies: list[httpx.Response] = []
+
+    def ask() -> None:
+        replies.append(httpx.post(f"{server.url}/v1/embeddings", json={"input": ["word " * 200] * 2000}, timeout=120))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with httpx.Client(base_url=server.url) as client:
+        while "poolhouse_requests_in_flight 2.0" not in client.get("/metrics").text:
+            time.sleep(0.01)
+    status, log = server.stop()
+    asking.join(60)
+    assert replies[0].status_code == 503
+    assert error(replies[0])["type"] == "ServiceUnavailableError"
+    assert status == 0
     assert "Traceback" not in log
 
 

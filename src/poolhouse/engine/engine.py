@@ -104,9 +104,10 @@ class Engine:
         return [request.future for request in requests]
 
     def close(self, drain_seconds: float = 30.0) -> None:
-        """Answer what was accepted, for at most `drain_seconds`, then stop; the rest fails with EngineClosed."""
-        if self._closed:
-            return
+        """Answer what was accepted, for at most `drain_seconds`, then stop; the rest fails with EngineClosed.
+
+        May be called again to wait longer for the batch that is running.
+        """
         self._closed = True
         atexit.unregister(self.close)
         stopper = threading.Thread(target=self._tokenizing.shutdown, name="poolhouse-stop", daemon=True)
