@@ -166,8 +166,8 @@ class Tokenizer:
         """Ids as the caller made them, cut plainly."""
         check_ids(ids, self.vocabulary_size)
         keep = limit.cut
-        if keep is None and limit.overflow == "error" and len(ids) > limit.max_tokens:
-            raise _too_many_tokens(limit.max_tokens, len(ids))
+        if keep is None and limit.most is not None and len(ids) > limit.most:
+            raise _too_many_tokens(limit.most, len(ids))
         if keep is None or len(ids) <= keep:
             return Tokens(ids, original_tokens=len(ids))
         return Tokens(ids[:keep] if limit.side == "right" else ids[-keep:], original_tokens=len(ids))
@@ -179,12 +179,12 @@ class Tokenizer:
         if self._lower_case:
             text = text.lower()
         keep = limit.cut
+        if keep is None and limit.most is not None and len(text) > 4 * _CHARACTERS_PER_TOKEN * limit.most:
+            most = limit.most * self.character_bound
+            if len(text) > most:
+                raise _too_many_characters(limit.most, len(text), most)
         if keep is None and limit.overflow == "chunk":
             return _Excerpt(text, len(text))
-        if keep is None and len(text) > 4 * _CHARACTERS_PER_TOKEN * limit.max_tokens:
-            most = limit.max_tokens * self.character_bound
-            if len(text) > most:
-                raise _too_many_characters(limit.max_tokens, len(text), most)
         return _shorten(text, (keep or limit.max_tokens) + _SURPLUS, limit.side)
 
     def _fitted(self, prompt: Prompt, limit: Limit, excerpt: _Excerpt, ids: Ids | InvalidRequest) -> Tokens:
@@ -207,8 +207,8 @@ class Tokenizer:
             check_ids(ids, self.vocabulary_size)
         skip = self._skip(prompt.prefix, special) if prompt.prefix else 0
         if keep is None:
-            if limit.overflow == "error" and len(ids) > limit.max_tokens:
-                raise _too_many_tokens(limit.max_tokens, len(ids))
+            if limit.most is not None and len(ids) > limit.most:
+                raise _too_many_tokens(limit.most, len(ids))
             return Tokens(ids, original_tokens=len(ids), skip=skip)
         if len(ids) <= keep and not excerpt.shortened:
             return Tokens(ids, original_tokens=len(ids), skip=skip)

@@ -239,7 +239,10 @@ def _overridden(config: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     if overrides is None:
         return config
     if callable(overrides):
-        return dict(overrides(dict(config)))
+        changed = overrides(dict(config))
+        if not isinstance(changed, Mapping):
+            raise ConfigError(f"hf_overrides must return the changed config, a mapping; it returned {changed!r}.")
+        return dict(changed)
     merged = dict(config)
     for key, value in overrides.items():
         old = merged.get(key)
@@ -313,7 +316,8 @@ def _matryoshka(
     config: Mapping[str, Any], switched_on: tuple[int, ...], width: int, folder: Path
 ) -> tuple[Matryoshka, tuple[str, ...]]:
     """Sizes by the user's switch, else by config.json, else by what the model card of a known repository states."""
-    listed = switched_on or tuple(config.get("matryoshka_dimensions") or ())
+    stated = switched_on or config.get("matryoshka_dimensions") or ()
+    listed = tuple(stated) if isinstance(stated, list | tuple) else (stated,)
     for size in listed:
         if not isinstance(size, int) or not 1 <= size <= width:
             raise ConfigError(f"matryoshka_dimensions: {size!r} is not a whole number from 1 to {width}.")

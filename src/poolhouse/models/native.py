@@ -54,7 +54,10 @@ def load_transformer(
         wanted = [layout.token_table + ".weight" for layout in family.layouts]
         raise CheckpointError(f"{checkpoint.folder} has no token table. Looked for {wanted}, with any prefix.")
     layout, prefix = found
-    spec = family.spec(config)
+    try:
+        spec = family.spec(config)
+    except (TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"The config of {checkpoint.folder} cannot be understood: {error!r}") from error
     claimed = claim(layout, prefix, len(spec.layers), tensors, dtype, device)
     aside, unknown = unclaimed(claimed.left, prefix, family.aside)
     if unknown:
@@ -64,12 +67,14 @@ def load_transformer(
             "Use model_impl='transformers' to load it without the native family."
         )
     transformer, hidden_size = _fitting(spec, claimed.tensors, device)
+    max_tokens = family.max_tokens(config)
+    _check_positions(claimed.tensors.get("positions.weight"), spec.position_offset, max_tokens)
     return Loaded(
         transformer=transformer,
         hidden_size=hidden_size,
         vocabulary_size=len(claimed.tensors["tokens.weight"]),
         parameters=sum(tensor.numel() for tensor in claimed.tensors.values()),
-        max_tokens=family.max_tokens(config),
+        max_tokens=max_tokens,
         aside=tuple(aside),
         prefix=prefix,
         token_table=f"{prefix}{layout.token_table}.weight",
@@ -88,3 +93,11 @@ def _fitting(spec: TransformerSpec, tensors: dict[str, Tensor], device: torch.de
     except (RuntimeError, IndexError) as error:
         raise CheckpointError(f"The checkpoint's tensors do not fit together: {error}") from error
     return transformer, hidden.shape[-1]
+
+
+def _check_positions(table: Tensor | None, offset: int, max_tokens: int | None) -> None:
+    """Refuse a table that ends before the limit: a long request would read behind it, which no CUDA device survives."""
+    if table is not None and max_tokens is not None and max_tokens > table.shape[0] - offset:
+        raise CheckpointError(
+            f"The config allows {max_tokens} positions, but the checkpoint has vectors for {table.shape[0] - offset}."
+        )

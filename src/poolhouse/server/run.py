@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import socket
-import threading
 from collections.abc import Sequence
 
 import uvicorn
@@ -14,7 +14,8 @@ from poolhouse.server.app import create_app
 from poolhouse.server.serving import Engine
 from poolhouse.settings import ServerSettings
 
-_LAST_WORDS_SECONDS = 5
+# What clients get to take their refusals in, once `shutdown_seconds` have passed.
+_SECONDS_TO_REFUSE = 5
 
 
 def serve(engines: Sequence[Engine], settings: ServerSettings) -> None:
@@ -31,8 +32,7 @@ def serve(engines: Sequence[Engine], settings: ServerSettings) -> None:
         port=settings.port,
         log_level=settings.log_level,
         access_log=False,
-        # Its cut is rude: by then what was left has been refused in words.
-        timeout_graceful_shutdown=round(settings.shutdown_seconds) + _LAST_WORDS_SECONDS,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds) + _SECONDS_TO_REFUSE,
     )
     listener = socket.create_server((settings.host, settings.port), backlog=2048)
     port = listener.getsockname()[1]
@@ -46,7 +46,7 @@ def serve(engines: Sequence[Engine], settings: ServerSettings) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens, once it does; a stop that takes too long answers what is left with an error."""
+    """Says where it listens, once it does; refuses what it cannot answer in time when it is stopped."""
 
     def __init__(self, config: uvicorn.Config, words: str, engines: Sequence[Engine], shutdown_seconds: float) -> None:
         super().__init__(config)
@@ -59,15 +59,14 @@ class _Server(uvicorn.Server):
         print(self.words, flush=True)  # noqa: T201 - for people and scripts that wait for it
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        deadline = asyncio.get_running_loop().call_later(self.shutdown_seconds, self._give_up)
-        try:
-            await super().shutdown(sockets)
-        finally:
-            deadline.cancel()
+        # A closed engine fails what still waits, and the clients hear a proper 503; uvicorn would cut them off.
+        late = asyncio.get_running_loop().call_later(self.shutdown_seconds, self._refuse_the_rest)
+        await super().shutdown(sockets)
+        late.cancel()
 
-    def _give_up(self) -> None:
+    def _refuse_the_rest(self) -> None:
         for engine in self.engines:
-            threading.Thread(target=engine.close, args=(0.0,), daemon=True).start()
+            engine.close(0)
 
 
 def _reachable(host: str) -> str:
