@@ -1,28 +1,28 @@
-"""A checkpoint of a native family -> Transformer."""
+"""A checkpoint of a native family -> its backbone, mostly a Transformer."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from poolhouse.batch import Batch
 from poolhouse.errors import CheckpointError
 from poolhouse.models.checkpoint import Checkpoint, Config
 from poolhouse.models.families import Family
-from poolhouse.models.spec import TransformerSpec
-from poolhouse.models.transformer import Transformer
+from poolhouse.models.model import Backbone
 from poolhouse.models.weights import Weights, claim, find_layout, unclaimed
 from poolhouse.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A Transformer, its sizes, and the tensors that were left out on purpose."""
+    """A backbone, its sizes, and the tensors that were left out on purpose."""
 
-    transformer: Transformer
+    transformer: Backbone
     hidden_size: int
     vocabulary_size: int
     parameters: int
@@ -50,7 +50,7 @@ def load_transformer(
         raise CheckpointError(f"{checkpoint.folder} has no token table. Looked for {wanted}, with any prefix.")
     layout, prefix = found
     spec = family.spec(config)
-    claimed = claim(layout, prefix, len(spec.layers), tensors, dtype, device)
+    claimed = claim(layout, prefix, spec, tensors, dtype, device)
     aside, unknown = unclaimed(claimed.left, prefix, family.aside)
     if unknown:
         raise CheckpointError(
@@ -58,7 +58,7 @@ def load_transformer(
             f"{unknown[:5]}{' ...' if len(unknown) > 5 else ''}. "
             "Use model_impl='transformers' to load it without the native family."
         )
-    transformer = _fitting(spec, claimed.tensors, device)
+    transformer = _fitting(partial(family.backbone, config, spec), Weights(claimed.tensors), device)
     vocabulary_size, width = claimed.tensors["tokens.weight"].shape
     project = claimed.tensors.get("project.weight")
     return Loaded(
@@ -71,12 +71,12 @@ def load_transformer(
     )
 
 
-def _fitting(spec: TransformerSpec, tensors: dict[str, Tensor], device: torch.device) -> Transformer:
-    """The Transformer, tried on two tokens, so that tensors that do not fit are found now and not by a request."""
+def _fitting(build: Callable[[Weights], Backbone], weights: Weights, device: torch.device) -> Backbone:
+    """The backbone, tried on two tokens, so that tensors that do not fit are found now and not by a request."""
     try:
-        transformer = Transformer(spec, Weights(tensors))
+        backbone = build(weights)
         with torch.inference_mode():
-            transformer(Batch.pack([Tokens(np.zeros(2, np.int64))], device))
+            backbone(Batch.pack([Tokens(np.zeros(2, np.int64))], device))
     except (RuntimeError, IndexError) as error:
         raise CheckpointError(f"The checkpoint's tensors do not fit together: {error}") from error
-    return transformer
+    return backbone

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
+from poolhouse.models.spec import TransformerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,18 @@ class Reordered:
     order: tuple[int, ...]
 
 
-# What one of our slots stands for: their module, or several concatenated in this order, or one with parts reordered.
-Source = str | tuple[str, ...] | Reordered
+@dataclass(frozen=True, slots=True)
+class ByGroup:
+    """Their tensor with the query heads, key and value of each key-value group together (InternLM2).
+
+    Ours has all query heads first, then all keys, then all values.
+    """
+
+    name: str
+
+
+# What one of our slots stands for: their module, several concatenated in this order, or one with parts reordered.
+Source = str | tuple[str, ...] | Reordered | ByGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +73,11 @@ class Weights:
 
     @property
     def weight(self) -> Tensor:
-        return self._tensors[self._prefix + "weight"]
+        tensor = self.get("weight")
+        if tensor is None:
+            slot = self._prefix.removesuffix(".")
+            raise CheckpointError(f"config.json asks for '{slot}', which no tensor of the checkpoint fills.")
+        return tensor
 
     @property
     def bias(self) -> Tensor | None:
@@ -98,7 +113,12 @@ def find_layout(layouts: Iterable[Layout], names: Iterable[str]) -> tuple[Layout
 
 
 def claim(
-    layout: Layout, prefix: str, layers: int, theirs: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+    layout: Layout,
+    prefix: str,
+    spec: TransformerSpec,
+    theirs: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Claimed:
     """Tensors under our names, cast to `dtype`, on `device`.
 
@@ -114,7 +134,7 @@ def claim(
         for kind in ("weight", "bias"):
             present: list[bool] = []
             shapes: set[torch.Size] = set()
-            for layer in range(layers) if starred else (0,):
+            for layer in range(len(spec.layers)) if starred else (0,):
                 sources = [f"{prefix}{name.replace('*', str(layer))}.{kind}" for name in _modules(source)]
                 there = [name in names for name in sources]
                 if any(there) and not all(there):
@@ -123,7 +143,7 @@ def claim(
                 present.append(all(there))
                 if all(there):
                     parts = [theirs[name] for name in sources]
-                    tensor = _join(parts, source)
+                    tensor = _join(parts, source, spec)
                     shapes.add(tensor.shape)
                     if len(shapes) > 1:
                         raise CheckpointError(
@@ -150,16 +170,32 @@ def unclaimed(left: Iterable[str], prefix: str, known: Iterable[str]) -> tuple[l
 
 
 def _modules(source: Source) -> tuple[str, ...]:
-    if isinstance(source, Reordered):
+    if isinstance(source, Reordered | ByGroup):
         return (source.name,)
     return (source,) if isinstance(source, str) else source
 
 
-def _join(parts: list[Tensor], source: Source) -> Tensor:
+def _join(parts: list[Tensor], source: Source, spec: TransformerSpec) -> Tensor:
+    if isinstance(source, ByGroup):
+        return _ungrouped(parts[0], spec)
     if isinstance(source, Reordered):
         chunks = parts[0].chunk(len(source.order))
         return torch.cat([chunks[index] for index in source.order])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _ungrouped(tensor: Tensor, spec: TransformerSpec) -> Tensor:
+    """Queries, keys and values one after another, from groups of (queries ..., key, value)."""
+    heads, rest = divmod(len(tensor), spec.head_dim)
+    groups = (heads - spec.heads) // 2
+    if rest or groups < 1 or heads != spec.heads + 2 * groups or spec.heads % groups:
+        raise CheckpointError(
+            f"A tensor of {len(tensor)} rows cannot hold {spec.heads} query heads {spec.head_dim} wide, "
+            "and keys and values that they share."
+        )
+    grouped = tensor.unflatten(0, (groups, -1, spec.head_dim))
+    parts = (grouped[:, :-2].flatten(0, 1), grouped[:, -2], grouped[:, -1])
+    return torch.cat(parts).flatten(0, 1)
 
 
 def _check_presence(slot: str, kind: str, source: Source, present: list[bool], layout: Layout, prefix: str) -> None:

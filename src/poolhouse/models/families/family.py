@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from poolhouse.models.checkpoint import Config
+from poolhouse.models.model import Backbone
 from poolhouse.models.spec import TransformerSpec
-from poolhouse.models.weights import Layout
+from poolhouse.models.transformer import Transformer
+from poolhouse.models.weights import Layout, Weights
+
+
+def _transformer(_: Config, spec: TransformerSpec, weights: Weights) -> Backbone:
+    return Transformer(spec, weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,7 @@ class Family:
     pooling: the default where neither the user nor sentence-transformers files say (CLS, MEAN or LAST).
     aside: regular expressions of tensors that belong to heads or are not used by the backbone.
     max_tokens: longest prompt by the config, or None where the config does not say.
+    backbone: what runs it, where that is no Transformer.
     float16: whether its activations stay within float16's range.
     """
 
@@ -30,4 +37,5 @@ class Family:
     pooling: Literal["CLS", "MEAN", "LAST"] = "CLS"
     aside: tuple[str, ...] = ()
     max_tokens: Callable[[Config], int | None] = lambda config: config.get("max_position_embeddings")
+    backbone: Callable[[Config, TransformerSpec, Weights], Backbone] = _transformer
     float16: bool = True
