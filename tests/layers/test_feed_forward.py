@@ -33,4 +33,4 @@ def test_the_inner_half_of_a_block_equals_its_formula(word: str, gated: bool, pr
     block = FeedForward(up, Linear(torch.eye(16 if gated else 32)), word, gated)
     hidden = x @ weight.T + bias
     expected = ACT2FN[word](hidden[:, :16]) * hidden[:, 16:] if gated else ACT2FN[word](hidden)
-    assert torch.allclose(block.inner(x), expected, atol=2e-5)
+    assert torch.allclose(block._inner(x), expected, atol=2e-5)

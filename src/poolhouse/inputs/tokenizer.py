@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
+from tokenizers import normalizers
 
 from poolhouse.errors import CheckpointError, InputTooLong, InvalidRequest
 from poolhouse.inputs.limits import Limit
@@ -308,6 +309,7 @@ def _converted(folder: Path, trust_remote_code: bool) -> tokenizers.Tokenizer:
         "vocab.json",
         "sentencepiece.bpe.model",
         "spiece.model",
+        "spm.model",
         "tokenizer.model",
         "tokenizer_config.json",
     )
@@ -316,9 +318,31 @@ def _converted(folder: Path, trust_remote_code: bool) -> tokenizers.Tokenizer:
     from transformers import AutoTokenizer
 
     try:
+        if _names_internlm2(folder):
+            return _internlm2(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
         return tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     except Exception as error:
         raise CheckpointError(
             f"{folder}: no tokenizer.json, and the older files cannot be converted: {error}"
         ) from error
+
+
+def _names_internlm2(folder: Path) -> bool:
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return config.get("tokenizer_class") in ("InternLM2Tokenizer", "InternLM2TokenizerFast")
+
+
+def _internlm2(folder: Path) -> tokenizers.Tokenizer:
+    """InternLM2's tokenizer, whose own class is code on the hub that transformers 5 does not run."""
+    from sentencepiece import SentencePieceProcessor
+    from transformers import TokenizersBackend
+
+    made = TokenizersBackend.from_pretrained(folder, local_files_only=True)
+    native = tokenizers.Tokenizer.from_str(made.backend_tokenizer.to_str())
+    pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).encode("a", out_type=str)
+    if pieces[0].startswith("▁"):
+        # transformers leaves out the space that sentencepiece may put before a text.
+        native.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), native.normalizer])
+    return native

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
+from poolhouse.models.spec import TransformerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,18 @@ class Bare:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class ByGroup:
+    """Their tensor with the query heads, key and value of each key-value group together (InternLM2).
+
+    Ours has all query heads first, then all keys, then all values.
+    """
+
+    name: str
+
+
 # What one of our slots stands for: their module, several concatenated in this order, one with parts reordered, a tensor.
-Source = str | tuple[str, ...] | Reordered | Bare
+Source = str | tuple[str, ...] | Reordered | ByGroup | Bare
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +85,8 @@ class Weights:
         """Raises CheckpointError where the checkpoint has none."""
         tensor = self.get("weight")
         if tensor is None:
-            raise CheckpointError(f"The checkpoint lacks what the model's '{self._prefix}weight' needs.")
+            slot = self._prefix.removesuffix(".")
+            raise CheckpointError(f"config.json asks for '{slot}', which no tensor of the checkpoint fills.")
         return tensor
 
     @property
@@ -116,7 +128,12 @@ def find_layout(layouts: Iterable[Layout], names: Iterable[str]) -> tuple[Layout
 
 
 def claim(
-    layout: Layout, prefix: str, layers: int, theirs: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+    layout: Layout,
+    prefix: str,
+    spec: TransformerSpec,
+    theirs: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Claimed:
     """Tensors under our names, cast to `dtype`, on `device`.
 
@@ -128,7 +145,7 @@ def claim(
     used: set[str] = set()
     for slot, source in layout.names.items():
         # ALBERT has no layers of its own names: all share one set.
-        places = range(layers) if "*" in slot else (0,)
+        places = range(len(spec.layers)) if "*" in slot else (0,)
         filled = dict.fromkeys(places, True)
         for kind in ("weight", "bias"):
             shapes: set[torch.Size] = set()
@@ -141,7 +158,7 @@ def claim(
                     raise CheckpointError(f"The checkpoint lacks {lost}, but has their companions.")
                 present[layer] = any(there)
                 if present[layer]:
-                    tensor = _join([theirs[names[name]] for name in wanted], source)
+                    tensor = _join([theirs[names[name]] for name in wanted], source, spec)
                     shapes.add(tensor.shape)
                     if len(shapes) > 1:
                         raise CheckpointError(
@@ -190,16 +207,32 @@ def _names(source: Source, prefix: str, layer: int, kind: str) -> list[str]:
 
 
 def _modules(source: Source) -> tuple[str, ...]:
-    if isinstance(source, Reordered | Bare):
+    if isinstance(source, Reordered | ByGroup | Bare):
         return (source.name,)
     return (source,) if isinstance(source, str) else source
 
 
-def _join(parts: list[Tensor], source: Source) -> Tensor:
+def _join(parts: list[Tensor], source: Source, spec: TransformerSpec) -> Tensor:
+    if isinstance(source, ByGroup):
+        return _ungrouped(parts[0], spec)
     if isinstance(source, Reordered):
         chunks = parts[0].chunk(len(source.order))
         return torch.cat([chunks[index] for index in source.order])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _ungrouped(tensor: Tensor, spec: TransformerSpec) -> Tensor:
+    """Queries, keys and values one after another, from groups of (queries ..., key, value)."""
+    heads, rest = divmod(len(tensor), spec.head_dim)
+    groups = (heads - spec.heads) // 2
+    if rest or groups < 1 or heads != spec.heads + 2 * groups or spec.heads % groups:
+        raise CheckpointError(
+            f"A tensor of {len(tensor)} rows cannot hold {spec.heads} query heads {spec.head_dim} wide, "
+            "and keys and values that they share."
+        )
+    grouped = tensor.unflatten(0, (groups, -1, spec.head_dim))
+    parts = (grouped[:, :-2].flatten(0, 1), grouped[:, -2], grouped[:, -1])
+    return torch.cat(parts).flatten(0, 1)
 
 
 def _check_presence(

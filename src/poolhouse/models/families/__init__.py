@@ -5,6 +5,7 @@ from __future__ import annotations
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families.albert import ALBERT
 from poolhouse.models.families.bert import BERT, ROBERTA
+from poolhouse.models.families.deberta import DEBERTA
 from poolhouse.models.families.distilbert import DISTILBERT
 from poolhouse.models.families.electra import ELECTRA
 from poolhouse.models.families.eurobert import EUROBERT
@@ -12,6 +13,7 @@ from poolhouse.models.families.family import Family
 from poolhouse.models.families.gemma import GEMMA, GEMMA2
 from poolhouse.models.families.gemma3 import GEMMA3
 from poolhouse.models.families.gte import GTE
+from poolhouse.models.families.internlm import INTERNLM2
 from poolhouse.models.families.jina import JINA
 from poolhouse.models.families.jina_v2 import JINA_V2
 from poolhouse.models.families.llama import LLAMA, LLAMA_BIDIRECTIONAL, bidirectional_by_name
@@ -22,9 +24,9 @@ from poolhouse.models.families.nomic import NOMIC
 from poolhouse.models.families.qwen import QWEN2, QWEN3, QWEN3_VOYAGE
 
 FAMILIES: tuple[Family, ...] = (
-    *(BERT, ROBERTA, DISTILBERT, MPNET, ALBERT, ELECTRA),
+    *(BERT, ROBERTA, DISTILBERT, MPNET, ALBERT, ELECTRA, DEBERTA),
     *(MODERNBERT, NOMIC, GTE, JINA_V2, JINA, EUROBERT),
-    *(LLAMA, LLAMA_BIDIRECTIONAL, MISTRAL, QWEN2, QWEN3, QWEN3_VOYAGE, GEMMA, GEMMA2, GEMMA3),
+    *(LLAMA, LLAMA_BIDIRECTIONAL, MISTRAL, QWEN2, QWEN3, QWEN3_VOYAGE, GEMMA, GEMMA2, GEMMA3, INTERNLM2),
 )
 
 
