@@ -30,7 +30,9 @@ class Parity:
     """One row of docs/models.md.
 
     error: largest difference to the reference, relative to its largest number; of probabilities, the difference itself.
-    packing_error: packed against alone. examples: models of the hub that this row speaks for.
+    packing_error: packed against alone.
+    architecture, tasks: of a whole model, compared from text to answer; empty for a bare backbone.
+    examples: models of the hub that the row speaks for.
     """
 
     model: str
@@ -38,7 +40,8 @@ class Parity:
     reference: str
     error: float
     packing_error: float
-    tasks: str = "embed, token_embed"
+    architecture: str = ""
+    tasks: tuple[str, ...] = ()
     examples: str = ""
 
 

@@ -60,12 +60,13 @@ def test_dense_sparse_and_multi_vector_come_from_one_model(model: Any, tmp_path:
     assert (raw < 0).any()
     record_parity(
         Parity(
-            "BgeM3EmbeddingModel, XLMRobertaModel with its two layers",
+            "xlm-roberta with BGE-M3's two layers",
             "native",
             "formulas over XLMRobertaModel",
             worst[0],
             worst[1],
-            "embed, token_embed, token_classify",
+            "BgeM3EmbeddingModel",
+            ("embed", "token_embed", "token_classify"),
             "BAAI/bge-m3",
         )
     )

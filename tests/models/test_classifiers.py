@@ -91,14 +91,15 @@ def test_texts_are_classified_as_transformers_and_cross_encoder_do(
     ours = np.stack([output.outputs.array for output in got])
     theirs = _cross_encoder(tmp_path, tokenize)
     parity = Parity(
-        f"{family}ForSequenceClassification ({row}), {labels} label{'s' if labels > 1 else ''}",
+        f"{row}, {labels} label{'s' if labels > 1 else ''}",
         "native",
         "transformers, CrossEncoder",
         float(
             max(np.abs(ours - probabilities).max(), np.abs(pairs - _probabilities(theirs.reshape(-1, labels))).max())
         ),
         float(np.abs(ours - alone).max()),
-        "classify, token_classify" + (", score" if labels == 1 else ""),
+        f"{family}ForSequenceClassification",
+        ("classify", "token_classify", *(("score",) if labels == 1 else ())),
         examples,
     )
     record_parity(parity)
@@ -118,12 +119,13 @@ def test_tokens_are_classified_as_transformers_does(row: str, tmp_path: Path, re
         alone = [llm.encode(text, pooling_task="token_classify")[0].outputs.array for text in TEXTS]
         assert llm.reward(TEXTS)[0].outputs.array.shape == expected[0].shape
     parity = Parity(
-        f"{family}ForTokenClassification ({row})",
+        f"{row}, tokens",
         "native",
         "transformers",
         max(float(np.abs(g - _probabilities(e)).max()) for g, e in zip(got, expected, strict=True)),
         max(float(np.abs(g - a).max()) for g, a in zip(got, alone, strict=True)),
-        "token_classify",
+        f"{family}ForTokenClassification",
+        ("token_classify",),
         examples,
     )
     record_parity(parity)

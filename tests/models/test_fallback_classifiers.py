@@ -116,7 +116,7 @@ def test_classifiers_without_a_native_family_answer_as_transformers_does(
         alone = [llm.encode(text, PoolingParams(use_activation=False), pooling_task=tasks[0])[0] for text in TEXTS]
     error = max(_relative(g.outputs.array, e) for g, e in zip(got, expected, strict=True))
     packing = max(_relative(g.outputs.array, a.outputs.array) for g, a in zip(got, alone, strict=True))
-    record_parity(Parity(row, served_by.split(":")[0], "transformers", error, packing, ", ".join(tasks), examples))
+    record_parity(Parity(family, served_by.split(":")[0], "transformers", error, packing, row, tasks, examples))
     assert error < TOLERANCE
     assert packing < TOLERANCE
     for output, logits in zip(default, expected, strict=True):

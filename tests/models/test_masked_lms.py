@@ -48,8 +48,8 @@ def test_a_masked_language_model_embeds_and_gives_every_token_its_vocabulary(
     packing = max(_relative(g.outputs.array, a.outputs.array) for g, a in zip(raw, alone, strict=True))
     if tied:
         examples = "google-bert/bert-base-uncased" if row == "bert" else ""
-        tasks = "embed, token_embed, token_classify"
-        record_parity(Parity(f"{family}ForMaskedLM", "native", "transformers", error, packing, tasks, examples))
+        tasks = ("embed", "token_embed", "token_classify")
+        record_parity(Parity(row, "native", "transformers", error, packing, f"{family}ForMaskedLM", tasks, examples))
     assert error < TOLERANCE
     assert packing < TOLERANCE
     assert np.allclose(probabilities, torch.from_numpy(expected[1]).softmax(-1), atol=TOLERANCE)
@@ -117,7 +117,16 @@ def test_a_sparse_encoder_answers_as_sentence_transformers_does(
             assert _relative(llm.embed_array(TEXTS), expected) < TOLERANCE
         examples = "naver/splade-v3" if row == "bert" else ""
         record_parity(
-            Parity(f"SparseEncoder ({row})", "native", "SparseEncoder", error, packing, "embed, token_embed", examples)
+            Parity(
+                f"{row}, SPLADE",
+                "native",
+                "SparseEncoder",
+                error,
+                packing,
+                f"{family}ForMaskedLM",
+                ("embed", "token_embed"),
+                examples,
+            )
         )
     assert error < TOLERANCE
     assert packing < TOLERANCE

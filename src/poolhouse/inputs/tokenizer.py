@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
+from tokenizers import normalizers
 
 from poolhouse.errors import CheckpointError, InputTooLong, InvalidRequest
 from poolhouse.inputs.limits import Limit
@@ -166,8 +167,8 @@ class Tokenizer:
         """Ids as the caller made them, cut plainly."""
         check_ids(ids, self.vocabulary_size)
         keep = limit.cut
-        if keep is None and limit.overflow == "error" and len(ids) > limit.max_tokens:
-            raise _too_many_tokens(limit.max_tokens, len(ids))
+        if keep is None and limit.most is not None and len(ids) > limit.most:
+            raise _too_many_tokens(limit.most, len(ids))
         if keep is None or len(ids) <= keep:
             return Tokens(ids, original_tokens=len(ids))
         return Tokens(ids[:keep] if limit.side == "right" else ids[-keep:], original_tokens=len(ids))
@@ -179,12 +180,12 @@ class Tokenizer:
         if self._lower_case:
             text = text.lower()
         keep = limit.cut
+        if keep is None and limit.most is not None and len(text) > 4 * _CHARACTERS_PER_TOKEN * limit.most:
+            most = limit.most * self.character_bound
+            if len(text) > most:
+                raise _too_many_characters(limit.most, len(text), most)
         if keep is None and limit.overflow == "chunk":
             return _Excerpt(text, len(text))
-        if keep is None and len(text) > 4 * _CHARACTERS_PER_TOKEN * limit.max_tokens:
-            most = limit.max_tokens * self.character_bound
-            if len(text) > most:
-                raise _too_many_characters(limit.max_tokens, len(text), most)
         return _shorten(text, (keep or limit.max_tokens) + _SURPLUS, limit.side)
 
     def _fitted(self, prompt: Prompt, limit: Limit, excerpt: _Excerpt, ids: Ids | InvalidRequest) -> Tokens:
@@ -207,8 +208,8 @@ class Tokenizer:
             check_ids(ids, self.vocabulary_size)
         skip = self._skip(prompt.prefix, special) if prompt.prefix else 0
         if keep is None:
-            if limit.overflow == "error" and len(ids) > limit.max_tokens:
-                raise _too_many_tokens(limit.max_tokens, len(ids))
+            if limit.most is not None and len(ids) > limit.most:
+                raise _too_many_tokens(limit.most, len(ids))
             return Tokens(ids, original_tokens=len(ids), skip=skip)
         if len(ids) <= keep and not excerpt.shortened:
             return Tokens(ids, original_tokens=len(ids), skip=skip)
@@ -308,6 +309,7 @@ def _converted(folder: Path, trust_remote_code: bool) -> tokenizers.Tokenizer:
         "vocab.json",
         "sentencepiece.bpe.model",
         "spiece.model",
+        "spm.model",
         "tokenizer.model",
         "tokenizer_config.json",
     )
@@ -316,9 +318,31 @@ def _converted(folder: Path, trust_remote_code: bool) -> tokenizers.Tokenizer:
     from transformers import AutoTokenizer
 
     try:
+        if _names_internlm2(folder):
+            return _internlm2(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
         return tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     except Exception as error:
         raise CheckpointError(
             f"{folder}: no tokenizer.json, and the older files cannot be converted: {error}"
         ) from error
+
+
+def _names_internlm2(folder: Path) -> bool:
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return config.get("tokenizer_class") in ("InternLM2Tokenizer", "InternLM2TokenizerFast")
+
+
+def _internlm2(folder: Path) -> tokenizers.Tokenizer:
+    """InternLM2's tokenizer, whose own class is code on the hub that transformers 5 does not run."""
+    from sentencepiece import SentencePieceProcessor
+    from transformers import TokenizersBackend
+
+    made = TokenizersBackend.from_pretrained(folder, local_files_only=True)
+    native = tokenizers.Tokenizer.from_str(made.backend_tokenizer.to_str())
+    pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).encode("a", out_type=str)
+    if pieces[0].startswith("▁"):
+        # transformers leaves out the space that sentencepiece may put before a text.
+        native.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), native.normalizer])
+    return native

@@ -24,6 +24,7 @@ class Served:
     """A backbone, what the loader must know of it, and the head of a classifier or masked language model.
 
     role: what it is run as. words: who runs it. pooling: the default where no file says.
+    stated_pooling: what config.json demands, whatever the files say.
     """
 
     role: Role
@@ -36,12 +37,14 @@ class Served:
     pooling: str
     head: LoadedHead | None = None
     notes: tuple[str, ...] = ()
+    stated_pooling: str | None = None
 
 
 def pipelines_of(
     served: Served,
     config: Mapping[str, Any],
     files: SentenceTransformersFiles | None,
+    default_pooling: str,
     user: PoolerConfig,
     folder: Path,
 ) -> dict[Task, Pipeline]:
@@ -55,7 +58,7 @@ def pipelines_of(
     if served.role == "splade" and head is not None:
         pooling = files.splade if files is not None and files.splade is not None else SpladePooling()
         return splade_pipelines(head.steps, head.labels, pooling, user)
-    pipelines = embed_pipelines(served.hidden_size, user, files, served.pooling)
+    pipelines = embed_pipelines(served.hidden_size, user, files, default_pooling)
     if head is not None:
         pipelines |= _classifier(head, {}, None, user)
     needed = architecture(config) == "BgeM3EmbeddingModel"

@@ -18,8 +18,9 @@ from poolhouse.models.families._config import NotNative
 from poolhouse.models.heads import LoadedHead, check_head, read_head, step_head
 from poolhouse.models.model import Facts, Model
 from poolhouse.models.native import Loaded, load_transformer
+from poolhouse.models.published import matryoshka_of, published_pooling
 from poolhouse.models.roles import RAW_LOGITS, Convert, Role, architecture, head_of, judges_steps, role_of
-from poolhouse.params import Matryoshka, PoolerConfig
+from poolhouse.params import PoolerConfig
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 
 log = logging.getLogger("poolhouse")
@@ -61,9 +62,13 @@ def load(folder: Path, options: LoadOptions) -> Model:
     if files is not None and files.splade is not None:
         role = "splade"
     served = _serve(checkpoint, config, role, device, options)
-    pipelines = pipelines_of(served, config, files, options.pooler, checkpoint.folder)
+    default_pooling = served.stated_pooling or published_pooling(folder) or served.pooling
+    if files is not None and served.stated_pooling is not None:
+        files = replace(files, pooling=(served.stated_pooling,))
+    pipelines = pipelines_of(served, config, files, default_pooling, options.pooler, checkpoint.folder)
     width = next(iter(pipelines.values())).width
     labels, about_labels = labels_of(config, served)
+    matryoshka, about_sizes = matryoshka_of(config, options.matryoshka_dimensions, width, folder)
     backbone_dtype = _dtype(options.dtype, config, family_of(config), device)
     return Model(
         backbone=served.backbone,
@@ -80,11 +85,11 @@ def load(folder: Path, options: LoadOptions) -> Model:
             parameters=served.parameters,
             dtype=backbone_dtype,
             device=device,
-            matryoshka=_matryoshka(config, options.matryoshka_dimensions, width),
+            matryoshka=matryoshka,
             prompts={} if files is None else files.prompts,
             default_prompt_name=None if files is None else files.default_prompt_name,
             labels=labels,
-            notes=(*served.notes, *about_labels),
+            notes=(*served.notes, *about_labels, *about_sizes),
         ),
     )
 
@@ -119,7 +124,12 @@ def _native(
     loaded = load_transformer(family, config, checkpoint, dtype, device)
     head, notes = _head(family, checkpoint, config, role, loaded, options.pooler)
     left = tuple(name for name in loaded.aside if head is None or name not in head.used)
-    notes += (f"Tensors left out: {_short(left)}.",) if left else ()
+    notes += [f"Tensors left out: {_short(left)}."] if left else []
+    if config.get("is_causal") is False and any("CausalLM" in name for name in config.get("architectures") or ()):
+        notes.append(
+            "config.json says is_causal: false, so tokens see both sides, as in transformers, although the model is "
+            "named after a decoder. hf_overrides={'is_causal': True} makes it one."
+        )
     return Served(
         role=role,
         backbone=loaded.transformer,
@@ -130,13 +140,14 @@ def _native(
         max_tokens=loaded.max_tokens,
         pooling=family.pooling,
         head=head,
-        notes=notes,
+        notes=tuple(notes),
+        stated_pooling=family.stated_pooling(config),
     )
 
 
 def _head(
     family: Family, checkpoint: Checkpoint, config: dict[str, Any], role: Role, loaded: Loaded, pooler: PoolerConfig
-) -> tuple[LoadedHead | None, tuple[str, ...]]:
+) -> tuple[LoadedHead | None, list[str]]:
     """The head of a native model, and a note where a masked language model lacks its own."""
     name = architecture(config)
     if judges_steps(config, pooler):
@@ -146,15 +157,15 @@ def _head(
         if wanted is None and role == "splade":
             raise NotNative(f"the native family of {name} has no head to its vocabulary.")
         if wanted is None:
-            return None, ()
+            return None, []
         try:
-            head = read_head(wanted, checkpoint.tensors, loaded.prefix, name, loaded.transformer.tokens)
+            head = read_head(wanted, checkpoint.tensors, loaded.prefix, name, loaded.table)
         except CheckpointError as error:
             if role != "masked_lm":
                 raise
-            return None, (f"Tokens are not classified by the vocabulary: {error}",)
+            return None, [f"Tokens are not classified by the vocabulary: {error}"]
     check_head(head, loaded.hidden_size, name)
-    return head, ()
+    return head, []
 
 
 def _transformers(
@@ -197,7 +208,10 @@ def _overridden(config: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     if overrides is None:
         return config
     if callable(overrides):
-        return dict(overrides(dict(config)))
+        changed = overrides(dict(config))
+        if not isinstance(changed, Mapping):
+            raise ConfigError(f"hf_overrides must return the changed config, a mapping; it returned {changed!r}.")
+        return dict(changed)
     merged = dict(config)
     for key, value in overrides.items():
         old = merged.get(key)
@@ -265,15 +279,6 @@ def _max_tokens(
             f"max_model_len={wanted} is more than the {by_config or limit} positions that the model was made for."
         )
     return wanted
-
-
-def _matryoshka(config: Mapping[str, Any], switched_on: tuple[int, ...], width: int) -> Matryoshka:
-    """Sizes by the user's switch, else by config.json (`matryoshka_dimensions`, `is_matryoshka`)."""
-    listed = switched_on or tuple(config.get("matryoshka_dimensions") or ())
-    for size in listed:
-        if not isinstance(size, int) or not 1 <= size <= width:
-            raise ConfigError(f"matryoshka_dimensions: {size!r} is not a whole number from 1 to {width}.")
-    return Matryoshka(width, bool(listed) or bool(config.get("is_matryoshka")), listed)
 
 
 def _short(names: tuple[str, ...]) -> str:

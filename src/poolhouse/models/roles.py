@@ -6,6 +6,7 @@ Source of the rules by name: vLLM's runner and conversion tables.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from poolhouse.errors import ConfigError
@@ -96,7 +97,10 @@ def head_of(family: Family, config: Config, role: Role) -> Head | None:
         return own(config)
     if role in ("masked_lm", "splade"):
         return family.vocabulary_head(config) if family.vocabulary_head is not None else None
-    return family.sequence_head(config) if role == "classify" else family.token_head(config)
+    if role == "token_classify":
+        return family.token_head(config)
+    head, stated = family.sequence_head(config), family.stated_pooling(config)
+    return head if stated is None else replace(head, pooling=stated, fixed=True)
 
 
 def architecture(config: Config) -> str:
