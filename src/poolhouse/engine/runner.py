@@ -107,8 +107,8 @@ class Runner:
             if token_task and start == end:
                 request.future.set_exception(
                     InvalidRequest(
-                        "No token of the prompt is left to answer with: it has no step tag (step_tag_id), "
-                        "or nothing but special tokens.",
+                        "The prompt holds no step tag (step_tag_id), or nothing but special tokens, "
+                        "so there is no row to answer with.",
                         "prompt",
                     )
                 )
