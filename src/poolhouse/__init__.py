@@ -24,6 +24,7 @@ from poolhouse.errors import (
     UnsupportedDimensions,
     UnsupportedTask,
 )
+from poolhouse.lora import LoRARequest
 from poolhouse.outputs import (
     EmbeddingOutput,
     EmbeddingRequestOutput,
@@ -48,6 +49,7 @@ __all__ = [
     "EngineError",
     "InputTooLong",
     "InvalidRequest",
+    "LoRARequest",
     "NonFiniteResult",
     "PoolerConfig",
     "PoolhouseError",

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from poolhouse.engine.open import open_engine
+from poolhouse.engine.open import find_adapter, open_engine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import gather
 from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
 from poolhouse.inputs.prompts import parse_prompts
+from poolhouse.lora import LoRARequest, parse_lora_requests
 from poolhouse.outputs import (
     Array,
     EmbeddingOutput,
@@ -71,6 +72,8 @@ class LLM:
         use_tqdm: bool | Callable[..., Any] = True,
         pooling_params: Params = None,
         prompt_name: str | None = None,
+        lora_request: Any = None,
+        task: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[EmbeddingRequestOutput]:
         """One vector per prompt, in input order.
@@ -78,11 +81,13 @@ class LLM:
         prompts: a text, token ids, TextPrompt, TokensPrompt, or a list of them.
         prompt_name: a prompt stored with the checkpoint ("query", "document"), put before each text;
             None takes the checkpoint's default, "" none.
+        lora_request: a LoRARequest or an adapter's name, one for all prompts or one per prompt; "" uses no adapter.
+        task: a task adapter of the checkpoint ("retrieval.query"), with the prompt stored under its name.
 
         Raises:
             InvalidRequest: for the first prompt, in order, that could not be answered.
         """
-        requests = self._embed_requests(prompts, pooling_params, prompt_name, tokenization_kwargs)
+        requests = self._embed_requests(prompts, pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
         return self._outputs(requests, _wait(self.engine.submit(requests), use_tqdm, "embed"), _embedding)
 
     async def embed_async(
@@ -91,10 +96,12 @@ class LLM:
         *,
         pooling_params: Params = None,
         prompt_name: str | None = None,
+        lora_request: Any = None,
+        task: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[EmbeddingRequestOutput]:
         """`embed` for coroutines; cancelling it takes the prompts out of the queue."""
-        requests = self._embed_requests(prompts, pooling_params, prompt_name, tokenization_kwargs)
+        requests = self._embed_requests(prompts, pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
         return self._outputs(requests, await gather(self.engine.submit(requests)), _embedding)
 
     def embed_array(
@@ -104,10 +111,12 @@ class LLM:
         use_tqdm: bool | Callable[..., Any] = True,
         pooling_params: Params = None,
         prompt_name: str | None = None,
+        lora_request: Any = None,
+        task: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> Array:
         """`embed` as one matrix, [prompts, dimensions] float32; cuts are not reported here."""
-        requests = self._embed_requests(prompts, pooling_params, prompt_name, tokenization_kwargs)
+        requests = self._embed_requests(prompts, pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
         return np.stack([answer.array for answer in _wait(self.engine.submit(requests), use_tqdm, "embed")])
 
     def encode(
@@ -118,6 +127,8 @@ class LLM:
         pooling_task: str | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
         prompt_name: str | None = None,
+        lora_request: Any = None,
+        task: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[PoolingRequestOutput]:
         """The pooled rows of any task: one row per prompt, or one per token for the token tasks.
@@ -125,7 +136,9 @@ class LLM:
         Raises:
             UnsupportedTask: the model lacks the task; the message names what it has.
         """
-        requests = self._requests(prompts, self._task(pooling_task), pooling_params, prompt_name, tokenization_kwargs)
+        requests = self._requests(
+            prompts, self._task(pooling_task), pooling_params, prompt_name, tokenization_kwargs, lora_request, task
+        )
         return self._outputs(requests, _wait(self.engine.submit(requests), use_tqdm, str(pooling_task)), _pooling)
 
     async def encode_async(
@@ -135,10 +148,14 @@ class LLM:
         *,
         pooling_task: str | None = None,
         prompt_name: str | None = None,
+        lora_request: Any = None,
+        task: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[PoolingRequestOutput]:
         """`encode` for coroutines; cancelling it takes the prompts out of the queue."""
-        requests = self._requests(prompts, self._task(pooling_task), pooling_params, prompt_name, tokenization_kwargs)
+        requests = self._requests(
+            prompts, self._task(pooling_task), pooling_params, prompt_name, tokenization_kwargs, lora_request, task
+        )
         return self._outputs(requests, await gather(self.engine.submit(requests)), _pooling)
 
     def close(self) -> None:
@@ -157,13 +174,19 @@ class LLM:
         return parse_task(word, self.engine.tasks)
 
     def _embed_requests(
-        self, prompts: Any, params: Params, prompt_name: str | None, tokenization: Mapping[str, Any] | None
+        self,
+        prompts: Any,
+        params: Params,
+        prompt_name: str | None,
+        tokenization: Mapping[str, Any] | None,
+        lora_request: Any,
+        adapter_task: str | None,
     ) -> list[Request]:
         if "embed" not in self.engine.tasks:
             raise UnsupportedTask(
                 "Embedding API is not supported by this model. Try converting the model using `--convert embed`."
             )
-        return self._requests(prompts, "embed", params, prompt_name, tokenization)
+        return self._requests(prompts, "embed", params, prompt_name, tokenization, lora_request, adapter_task)
 
     def _requests(
         self,
@@ -172,21 +195,46 @@ class LLM:
         params: Params,
         prompt_name: str | None,
         tokenization: Mapping[str, Any] | None,
+        lora_request: Any,
+        adapter_task: str | None,
     ) -> list[Request]:
         parsed = parse_prompts(prompts)
+        adapters = self._adapters(lora_request, adapter_task, len(parsed))
         cut, special_tokens = _tokenization(tokenization)
         if params is None or isinstance(params, PoolingParams):
             one = _with_cut(params or PoolingParams(), cut)
-            return [Request(prompt, task, one, prompt_name, special_tokens) for prompt in parsed]
+            return [
+                Request(prompt, task, one, prompt_name, special_tokens, adapter)
+                for prompt, adapter in zip(parsed, adapters, strict=True)
+            ]
         if len(params) != len(parsed):
             raise InvalidRequest(
                 f"pooling_params has {len(params)} entries for {len(parsed)} prompts; give one, or one per prompt.",
                 "pooling_params",
             )
         return [
-            Request(prompt, task, _with_cut(own, cut), prompt_name, special_tokens)
-            for prompt, own in zip(parsed, params, strict=True)
+            Request(prompt, task, _with_cut(own, cut), prompt_name, special_tokens, adapter)
+            for prompt, own, adapter in zip(parsed, params, adapters, strict=True)
         ]
+
+    def _adapters(self, lora_request: Any, task: str | None, prompts: int) -> list[str | None]:
+        """The adapter's name for each prompt; an adapter that a request brings is loaded once."""
+        if lora_request is None:
+            return [task] * prompts
+        if task is not None:
+            raise InvalidRequest("lora_request and task both choose an adapter; give one of them.", "task", task)
+        requests = parse_lora_requests(lora_request, prompts)
+        for request in {request for request in requests if request and request.lora_path}:
+            self._load_adapter(request)
+        return [None if request is None else request.lora_name for request in requests]
+
+    def _load_adapter(self, request: LoRARequest) -> None:
+        adapters = self.model.adapters
+        if adapters is None:
+            raise InvalidRequest("Adapters are for models of the native families.", "lora_request", request.lora_name)
+        declared = self.settings.lora_modules or {}
+        if declared.get(request.lora_name) != request.lora_path:
+            adapters.load(request.lora_name, find_adapter(self.settings, request.lora_path))
 
     def _outputs(
         self,

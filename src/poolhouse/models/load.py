@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from poolhouse.errors import ConfigError
+from poolhouse.models.adapters import AdapterOptions, Adapters
 from poolhouse.models.checkpoint import Checkpoint, read_json
 from poolhouse.models.families import Family, family_of
 from poolhouse.models.families._config import NotNative
@@ -41,6 +42,9 @@ class LoadOptions:
     overrides: Overrides = None
     pooler: PoolerConfig = PoolerConfig()
     matryoshka_dimensions: tuple[int, ...] = ()
+    # Where config.json and weights lie, if not where the folder's own files say.
+    weights_folder: Path | None = None
+    adapters: AdapterOptions = AdapterOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class _Served:
     max_tokens: int | None
     pooling: str
     notes: tuple[str, ...] = ()
+    adapters: Adapters | None = None
 
 
 def load(folder: Path, options: LoadOptions) -> Model:
@@ -64,10 +69,11 @@ def load(folder: Path, options: LoadOptions) -> Model:
         CheckpointError: files missing, corrupt or not understood. ConfigError: an option that cannot be honoured.
     """
     files = read_sentence_transformers(folder)
-    checkpoint = Checkpoint(folder if files is None else files.transformer_folder)
+    checkpoint = Checkpoint(options.weights_folder or (folder if files is None else files.transformer_folder))
     config = _overridden(checkpoint.config, options.overrides)
     device = _device(options.device)
     served = _serve(checkpoint, config, device, options)
+    task_prompts = {} if served.adapters is None else served.adapters.prompts
     pipelines = {
         task: pipeline.to(device)
         for task, pipeline in embed_pipelines(served.hidden_size, options.pooler, files, served.pooling).items()
@@ -89,10 +95,11 @@ def load(folder: Path, options: LoadOptions) -> Model:
             dtype=backbone_dtype,
             device=device,
             matryoshka=_matryoshka(config, options.matryoshka_dimensions, pipelines["embed"].width),
-            prompts={} if files is None else files.prompts,
+            prompts={**task_prompts, **({} if files is None else files.prompts)},
             default_prompt_name=None if files is None else files.default_prompt_name,
             notes=served.notes,
         ),
+        adapters=served.adapters,
     )
 
 
@@ -116,7 +123,7 @@ def _native(
     family: Family, checkpoint: Checkpoint, config: dict[str, Any], device: torch.device, options: LoadOptions
 ) -> _Served:
     dtype = _dtype(options.dtype, config, family, device)
-    loaded = load_transformer(family, config, checkpoint, dtype, device)
+    loaded = load_transformer(family, config, checkpoint, dtype, device, options.adapters)
     notes = (f"Tensors left out: {_short(loaded.aside)}.",) if loaded.aside else ()
     return _Served(
         backbone=loaded.transformer,
@@ -127,6 +134,7 @@ def _native(
         max_tokens=loaded.max_tokens,
         pooling=family.pooling,
         notes=notes,
+        adapters=loaded.adapters,
     )
 
 
@@ -139,6 +147,8 @@ def _transformers(
 ) -> _Served:
     from poolhouse.models.hugging_face import load_hugging_face
 
+    if options.adapters.asked:
+        raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
     fallback = load_hugging_face(
         checkpoint,
         config,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from poolhouse.batch import Batch
+from poolhouse.models.adapters import Adapters
 from poolhouse.params import Matryoshka
 from poolhouse.pooling.pipelines import Pipeline
 from poolhouse.tasks import Task
@@ -58,6 +59,7 @@ class Model:
     backbone: Backbone
     pipelines: Mapping[Task, Pipeline]
     facts: Facts
+    adapters: Adapters | None = None
 
     @property
     def tasks(self) -> tuple[Task, ...]:

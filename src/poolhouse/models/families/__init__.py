@@ -13,6 +13,7 @@ from poolhouse.models.families.gemma import GEMMA, GEMMA2
 from poolhouse.models.families.gemma3 import GEMMA3
 from poolhouse.models.families.gte import GTE
 from poolhouse.models.families.jina import JINA
+from poolhouse.models.families.jina_v5 import JINA_V5
 from poolhouse.models.families.llama import LLAMA, LLAMA_BIDIRECTIONAL
 from poolhouse.models.families.mistral import MISTRAL
 from poolhouse.models.families.modernbert import MODERNBERT
@@ -22,7 +23,7 @@ from poolhouse.models.families.qwen import QWEN2, QWEN3
 
 FAMILIES: tuple[Family, ...] = (
     *(BERT, ROBERTA, DISTILBERT, MPNET, ALBERT, ELECTRA),
-    *(MODERNBERT, NOMIC, GTE, JINA, EUROBERT),
+    *(MODERNBERT, NOMIC, GTE, JINA, JINA_V5, EUROBERT),
     *(LLAMA, LLAMA_BIDIRECTIONAL, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3),
 )
 

@@ -22,6 +22,7 @@ class Family:
     aside: regular expressions of tensors that belong to heads or are not used by the backbone.
     max_tokens: longest prompt by the config, or None where the config does not say.
     float16: whether its activations stay within float16's range.
+    default_adapter: the task adapter of its checkpoints for requests that name none.
     """
 
     model_types: tuple[str, ...]
@@ -31,3 +32,4 @@ class Family:
     aside: tuple[str, ...] = ()
     max_tokens: Callable[[Config], int | None] = lambda config: config.get("max_position_embeddings")
     float16: bool = True
+    default_adapter: str | None = None
