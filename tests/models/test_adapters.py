@@ -160,7 +160,7 @@ def test_an_adapter_for_another_base_is_named_with_its_shapes(base: Path, tmp_pa
         load(base, modules={"b": tmp_path / "b"})
     save(tmp_path / "llama", "Llama", DECODER)
     save_adapter(tmp_path / "llama", tmp_path / "c", "LlamaModel")
-    with pytest.raises(CheckpointError, match="bert family.*self_attn"):
+    with pytest.raises(CheckpointError, match=r"bert family.*self_attn"):
         load(base, modules={"c": tmp_path / "c"})
 
 
@@ -182,7 +182,7 @@ def test_lost_and_strange_tensors_are_named(base: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no adapter weights"):
         load(base, modules={"a": tmp_path / "a"})
     shutil.rmtree(tmp_path / "a")
-    with pytest.raises(CheckpointError, match="no adapter_config.json"):
+    with pytest.raises(CheckpointError, match=r"no adapter_config\.json"):
         load(base, modules={"a": tmp_path / "a"})
 
 
@@ -191,7 +191,7 @@ def test_options_that_contradict_each_other_are_refused(base: Path, tmp_path: Pa
     modules = {"a": tmp_path / "a", "b": tmp_path / "a"}
     with pytest.raises(ConfigError, match="made for"):
         load(base, modules=modules, merge="a")
-    with pytest.raises(ConfigError, match="Did you mean 'a'|neither a name"):
+    with pytest.raises(ConfigError, match="neither a name"):
         load(base, modules=modules, merge="c")
     with pytest.raises(ConfigError, match="enable_lora is False"):
         load(base, modules=modules, allowed=False)
