@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import warnings
@@ -78,6 +79,39 @@ def test_a_bare_adapter_takes_its_bases_pooling_and_tokenizer(
     with LLM(str(tmp_path)) as llm:
         assert np.abs(vectors(llm) - expected["sea"]).max() < 1e-5
         assert llm.engine.max_tokens == 256
+
+
+def with_config(folder: Path, path: str, **changes: object) -> str:
+    """A copy of an adapter with a changed adapter_config.json."""
+    shutil.copytree(path, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+    return str(folder)
+
+
+def test_an_adapter_on_an_adapted_model_adds_to_it(
+    adapters: tuple[dict[str, str], dict[str, Array]], tmp_path: Path
+) -> None:
+    sea = adapters[0]["sea"]
+    twice = with_config(tmp_path / "twice", sea, base_model_name_or_path=sea)
+    doubled = with_config(tmp_path / "doubled", sea, lora_alpha=16)
+    with LLM(twice) as one, LLM(doubled) as other:
+        assert np.abs(vectors(one) - vectors(other)).max() < 1e-5
+        assert [note for note in one.model.facts.notes if note.startswith("Merged")] == [
+            f"Merged into the weights: the adapter {path}." for path in (sea, twice)
+        ]
+
+
+def test_an_adapter_without_its_base_says_what_is_missing(
+    adapters: tuple[dict[str, str], dict[str, Array]], tmp_path: Path
+) -> None:
+    sea = adapters[0]["sea"]
+    with pytest.raises(CheckpointError, match="names no base_model_name_or_path"):
+        LLM(with_config(tmp_path / "none", sea, base_model_name_or_path=None))
+    with pytest.raises(CheckpointError, match="/nowhere does not exist"):
+        LLM(with_config(tmp_path / "lost", sea, base_model_name_or_path="/nowhere"))
+    with pytest.raises(CheckpointError, match="names itself as its base"):
+        LLM(with_config(tmp_path / "self", sea, base_model_name_or_path=str(tmp_path / "self")))
 
 
 def test_requests_choose_adapters_by_name_prompt_by_prompt(

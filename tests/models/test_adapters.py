@@ -61,7 +61,7 @@ def test_an_adapter_on_every_linear_layer_answers_as_in_peft(row: str, tmp_path:
     expected = save_adapter(base, folder, name + "Model")
     assert worst(expected, plain) > 1e-2
 
-    merged = packed(load(base, base_merge=folder).transformer)
+    merged = packed(load(base, base_merge=(folder,)).transformer)
     loaded = load(base, modules={"mine": folder})
     chosen = run(loaded, ["mine"] * len(LENGTHS))
     alone = [loaded.transformer(Batch.pack([text], adapters=["mine"])) for text in texts()]
@@ -109,14 +109,14 @@ def test_what_an_adapter_says_of_itself_is_honoured(row: str, options: dict[str,
     save(base, name, base_options)
     expected = save_adapter(base, folder, name + "Model", **options)
     assert worst(expected, reference(base, name)) > 1e-3
-    assert worst(packed(load(base, base_merge=folder).transformer), expected) < 2e-5
+    assert worst(packed(load(base, base_merge=(folder,)).transformer), expected) < 2e-5
     assert worst(run(load(base, modules={"a": folder}), ["a"] * len(LENGTHS)), expected) < 2e-5
 
 
 def test_an_adapter_of_a_classifier_leaves_its_head_to_whoever_builds_heads(base: Path, tmp_path: Path) -> None:
     expected = save_adapter(base, tmp_path / "a", "BertForSequenceClassification", task_type="SEQ_CLS")
     assert any("classifier" in name for name in load_file(tmp_path / "a" / "adapter_model.safetensors"))
-    assert worst(packed(load(base, base_merge=tmp_path / "a").transformer), expected) < 1e-5
+    assert worst(packed(load(base, base_merge=(tmp_path / "a",)).transformer), expected) < 1e-5
 
 
 def test_an_adapter_saved_as_a_pickle_is_read_too(base: Path, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_an_adapter_saved_as_a_pickle_is_read_too(base: Path, tmp_path: Path) ->
     tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
     torch.save(tensors, tmp_path / "a" / "adapter_model.bin")
-    assert worst(packed(load(base, base_merge=tmp_path / "a").transformer), expected) < 1e-5
+    assert worst(packed(load(base, base_merge=(tmp_path / "a",)).transformer), expected) < 1e-5
 
 
 @pytest.mark.parametrize(

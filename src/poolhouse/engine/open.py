@@ -64,7 +64,7 @@ def open_engine(settings: Settings) -> Engine:
             pooler=pooler,
             matryoshka_dimensions=tuple(settings.matryoshka_dimensions or ()),
             weights_folder=folders.weights,
-            adapters=_adapters(settings, folders.adapter),
+            adapters=_adapters(settings, folders.adapters),
         ),
     )
     files = read_sentence_transformers(folders.described)
@@ -106,7 +106,7 @@ def find_adapter(settings: Settings, name: str) -> Path:
     return locate(name, download_dir=settings.download_dir, token=settings.hf_token)
 
 
-def _adapters(settings: Settings, base_merge: Path | None) -> AdapterOptions:
+def _adapters(settings: Settings, base_merge: tuple[Path, ...]) -> AdapterOptions:
     modules = {name: find_adapter(settings, path) for name, path in (settings.lora_modules or {}).items()}
     merge = settings.merge_adapter
     if merge is not None and merge not in modules and "/" in merge:

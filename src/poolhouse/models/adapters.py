@@ -21,13 +21,13 @@ from poolhouse.models.transformer import Transformer
 class AdapterOptions:
     """What a user may decide about adapters; see `Settings` for the words.
 
-    merge: the adapter to merge: a name of `modules`, or a task of the checkpoint. base_merge: the folder of an adapter
-    that stands for the model itself. allowed: whether adapters may be used at all.
+    merge: the adapter to merge: a name of `modules`, or a task of the checkpoint. base_merge: folders of
+    adapters that belong to the model itself. allowed: whether adapters may be used at all.
     """
 
     modules: Mapping[str, Path] = field(default_factory=dict)
     merge: str | None = None
-    base_merge: Path | None = None
+    base_merge: tuple[Path, ...] = ()
     max_rank: int | None = None
     allowed: bool = True
 
@@ -128,18 +128,20 @@ class Adapters:
         return layer
 
 
-def merged_into(tensors: dict[str, Tensor], target: Target, options: AdapterOptions, tasks: TaskAdapters) -> None:
-    """Merge what `options` say into a model's tensors.
+def merged_into(tensors: dict[str, Tensor], target: Target, options: AdapterOptions, tasks: TaskAdapters) -> list[str]:
+    """Merge what `options` say into a model's tensors; the names of what came along and was left aside (heads).
 
     Raises:
         CheckpointError: an adapter that does not fit. ConfigError: options that contradict each other.
     """
     _check_options(options, tasks.names)
-    if options.base_merge is not None:
-        merge(tensors, target.place(read_peft(options.base_merge, options.base_merge.name)))
+    adapters = [read_peft(folder, folder.name) for folder in options.base_merge]
     if options.merge is not None:
         own = next((adapter for adapter in tasks.adapters if adapter.name == options.merge), None)
-        merge(tensors, target.place(own or read_peft(options.modules[options.merge], options.merge, options.max_rank)))
+        adapters.append(own or read_peft(options.modules[options.merge], options.merge, options.max_rank))
+    for adapter in adapters:
+        merge(tensors, target.place(adapter))
+    return [name for adapter in adapters for name in adapter.saved]
 
 
 def adapters_of(transformer: Transformer, target: Target, options: AdapterOptions, tasks: TaskAdapters) -> Adapters:

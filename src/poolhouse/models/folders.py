@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from poolhouse.errors import CheckpointError
 from poolhouse.models.peft_folder import base_of, is_peft_folder
 from poolhouse.pooling.sentence_transformers import read_sentence_transformers
 
@@ -14,13 +15,13 @@ from poolhouse.pooling.sentence_transformers import read_sentence_transformers
 class ModelFolders:
     """described: sentence-transformers' files and prompts. weights: config.json and tensors.
 
-    adapter: a PEFT folder to merge into the weights.
+    adapters: PEFT folders to merge into the weights; two where an adapter was trained on an adapted model.
     """
 
     described: Path
     weights: Path
     tokenizer: Path
-    adapter: Path | None = None
+    adapters: tuple[Path, ...] = ()
 
 
 def folders_of(folder: Path, find: Callable[[str], Path]) -> ModelFolders:
@@ -35,13 +36,16 @@ def folders_of(folder: Path, find: Callable[[str], Path]) -> ModelFolders:
     transformer = folder if files is None else files.transformer_folder
     if not is_peft_folder(transformer):
         return ModelFolders(folder, transformer, transformer)
-    base = folders_of(find(_near(base_of(transformer), transformer)), find)
+    base_folder = find(_near(base_of(transformer), transformer))
+    if base_folder.resolve() == folder.resolve():
+        raise CheckpointError(f"{transformer} holds an adapter that names itself as its base.")
+    base = folders_of(base_folder, find)
     own_tokenizer = (transformer / "tokenizer_config.json").is_file() or (transformer / "tokenizer.json").is_file()
     return ModelFolders(
         described=base.described if files is None else folder,
         weights=base.weights,
         tokenizer=transformer if own_tokenizer else base.tokenizer,
-        adapter=transformer,
+        adapters=(*base.adapters, transformer),
     )
 
 

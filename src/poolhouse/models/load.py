@@ -124,7 +124,11 @@ def _native(
 ) -> _Served:
     dtype = _dtype(options.dtype, config, family, device)
     loaded = load_transformer(family, config, checkpoint, dtype, device, options.adapters)
-    notes = (f"Tensors left out: {_short(loaded.aside)}.",) if loaded.aside else ()
+    notes = [f"Tensors left out: {_short(loaded.aside)}."] if loaded.aside else []
+    merged = [str(folder) for folder in options.adapters.base_merge] + [options.adapters.merge or ""]
+    notes += [f"Merged into the weights: the adapter {name}." for name in merged if name]
+    if loaded.adapters.names:
+        notes.append(f"Adapters: {_short(loaded.adapters.names)}.")
     return _Served(
         backbone=loaded.transformer,
         words=f"native {config['model_type']}, packed",
@@ -133,7 +137,7 @@ def _native(
         parameters=loaded.parameters,
         max_tokens=loaded.max_tokens,
         pooling=family.pooling,
-        notes=notes,
+        notes=tuple(notes),
         adapters=loaded.adapters,
     )
 

@@ -66,7 +66,7 @@ def load_transformer(
         )
     tasks = read_task_adapters(checkpoint, config, family.default_adapter)
     target = Target(family, spec, {name: tuple(tensor.shape) for name, tensor in claimed.tensors.items()})
-    merged_into(claimed.tensors, target, options, tasks)
+    aside += merged_into(claimed.tensors, target, options, tasks)
     transformer = _fitting(spec, claimed.tensors, device)
     vocabulary_size, width = claimed.tensors["tokens.weight"].shape
     project = claimed.tensors.get("project.weight")

@@ -103,10 +103,8 @@ def _change(
     if set(pair) != {"A", "B"}:
         raise CheckpointError(f"{folder}: {module} has lora_{min(pair)} without its companion.")
     a, b = pair["A"].float(), pair["B"].float()
-    rank, alpha = (
-        _by_pattern(config, "r", "rank_pattern", module),
-        _by_pattern(config, "lora_alpha", "alpha_pattern", module),
-    )
+    rank = int(_by_pattern(config, "r", "rank_pattern", module))
+    alpha = _by_pattern(config, "lora_alpha", "alpha_pattern", module)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
         raise CheckpointError(
             f"{folder}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}, but {CONFIG} says rank {rank}."
@@ -118,15 +116,15 @@ def _change(
     return LowRank(a.T * scale, b.T) if table else LowRank(b * scale, a)
 
 
-def _by_pattern(config: Config, key: str, patterns: str, module: str) -> int:
+def _by_pattern(config: Config, key: str, patterns: str, module: str) -> float:
     """The number for a module: the first pattern that matches the end of its name, else the one for all."""
     for pattern, value in (config.get(patterns) or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
-            return int(value)
+            return float(value)
     value = config.get(key, 8)
     if not isinstance(value, int | float) or value <= 0:
         raise CheckpointError(f"{CONFIG}: {key} is {value!r}; it must be a number above 0.")
-    return int(value) if key == "r" else value  # type: ignore[return-value]
+    return float(value)
 
 
 def _saved_name(name: str) -> str:
