@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from poolhouse import LLM
+from poolhouse.batch import Batch
 from poolhouse.errors import CheckpointError, ConfigError
+from poolhouse.models.embedded import embedded_model
+from poolhouse.tokens import Tokens
 from tests.models.adapters import save_adapter
 from tests.models.parity import LENGTHS, Parity, Record, change_config, packed, reference, save, worst
 from tests.models.test_adapters import ROWS, load, run
@@ -123,10 +131,10 @@ def test_jina_v3_with_half_a_change_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "v3")
 
 
-def save_v5(folder: Path, row: str) -> dict[str, list[Tensor]]:
+def save_v5(folder: Path, row: str, **more: Any) -> dict[str, list[Tensor]]:
     """A checkpoint as on the hub: config.json in Jina's words, a PEFT folder per task."""
     name, options = ROWS[row]
-    save(folder, name, options)
+    save(folder, name, options | more)
     answers = {"": reference(folder, name)}
     for seed, task in enumerate(V5_TASKS):
         answers[task] = save_adapter(folder, folder / "adapters" / task, name + "Model", seed, lora_alpha=4)
@@ -173,3 +181,44 @@ def test_a_name_of_a_task_is_not_free_for_another_adapter(tmp_path: Path) -> Non
     save_v5(tmp_path, "eurobert")
     with pytest.raises(ConfigError, match=r"task adapters named \['retrieval'\]"):
         load(tmp_path, modules={"retrieval": tmp_path / "adapters" / "retrieval"})
+
+
+def test_jina_v5_through_the_llm_takes_task_prompt_and_last_token(tmp_path: Path) -> None:
+    save_v5(tmp_path, "eurobert", vocab_size=30522)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        if (embedded_model() / name).is_file():
+            shutil.copy(embedded_model() / name, tmp_path / name)
+    modules = [{"idx": 0, "name": "transformer", "path": "", "type": "custom_st.Transformer"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    prompts = {"prompts": {"query": "Query: ", "document": "Document: "}, "default_prompt_name": "document"}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    transformer = load(tmp_path).transformer
+
+    def expected(task: str, ids: list[int]) -> Any:
+        last = transformer(Batch.pack([Tokens(np.array(ids))], adapters=[task]))[-1]
+        return (last / last.norm()).numpy()
+
+    def ids(llm: LLM, text: str) -> list[int]:
+        return llm.embed(text, prompt_name="")[0].prompt_token_ids
+
+    with LLM(str(tmp_path)) as llm:
+        for options, task, prefix in (
+            ({}, "retrieval", "Document: "),
+            ({"task": "clustering"}, "clustering", "Document: "),
+            ({"task": "text-matching", "prompt_name": "query"}, "text-matching", "Query: "),
+            ({"lora_request": "retrieval", "prompt_name": ""}, "retrieval", ""),
+        ):
+            (got,) = llm.embed_array("the sea", **options)  # type: ignore[arg-type]
+            assert np.abs(got - expected(task, ids(llm, prefix + "the sea"))).max() < 1e-5, options
+    with LLM(str(tmp_path), hf_overrides={"jina_task": "classification"}) as llm:
+        assert (
+            np.abs(llm.embed_array("the sea")[0] - expected("classification", ids(llm, "Document: the sea"))).max()
+            < 1e-5
+        )
+    with LLM(str(tmp_path), merge_adapter="clustering") as llm:
+        assert (
+            np.abs(
+                llm.embed_array("the sea", task="clustering")[0] - expected("clustering", ids(llm, "Document: the sea"))
+            ).max()
+            < 1e-5
+        )
