@@ -18,7 +18,7 @@ LINES = [
     ["engine"],
     ["models", "inputs"],
     ["pooling", "layers"],
-    ["tasks", "params", "outputs", "errors", "tokens", "segments", "batch", "settings", "data"],
+    ["tasks", "params", "lora", "outputs", "errors", "tokens", "segments", "batch", "settings", "data"],
 ]
 # Rooms of the last line know each other: they are single files without a common subject.
 LOWEST = len(LINES) - 1

@@ -24,6 +24,7 @@ from poolhouse.errors import (
     UnsupportedDimensions,
     UnsupportedTask,
 )
+from poolhouse.lora import LoRARequest
 from poolhouse.outputs import (
     ClassificationOutput,
     ClassificationRequestOutput,
@@ -54,6 +55,7 @@ __all__ = [
     "EngineError",
     "InputTooLong",
     "InvalidRequest",
+    "LoRARequest",
     "NonFiniteResult",
     "PoolerConfig",
     "PoolhouseError",

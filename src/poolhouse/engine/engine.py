@@ -21,6 +21,7 @@ from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, did_you_
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
+from poolhouse.models.adapters import unknown_adapter
 from poolhouse.models.model import Model
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task, parse_task
@@ -94,6 +95,11 @@ class Engine:
         return self.model.facts.prompts
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """Adapters that stand beside the model, each a model of its own to those who ask by name."""
+        return () if self.model.adapters is None else self.model.adapters.declared
+
+    @property
     def alive(self) -> bool:
         """Whether requests can still be answered."""
         return not self._closed and self._fatal is None and self._device.is_alive()
@@ -144,28 +150,29 @@ class Engine:
             _fail(requests, EngineError(f"Preparing the request failed: {error}"))
 
     def _tokenize(self, requests: Sequence[Request]) -> None:
-        valid: list[tuple[Request, PoolingParams]] = []
+        valid: list[tuple[Request, PoolingParams, str | None]] = []
         prompts: list[Prompt] = []
         limits: list[Limit] = []
         for request in requests:
             try:
                 params = self._params(request)
-                prompts.append(self._with_prefix(request))
+                adapter, prompt_name = self._adapter(request)
+                prompts.append(self._with_prefix(request, prompt_name))
                 limits.append(self._limit(request, params))
             except InvalidRequest as error:
                 _resolve_error(request.future, error)
             else:
-                valid.append((request, params.for_pooler()))
+                valid.append((request, params.for_pooler(), adapter))
         ready: list[Ready] = []
-        for (request, params), tokens in zip(valid, self.tokenizer.encode(prompts, limits), strict=True):
+        for (request, params, adapter), tokens in zip(valid, self.tokenizer.encode(prompts, limits), strict=True):
             if isinstance(tokens, Exception):
                 _resolve_error(request.future, tokens)
             elif len(tokens) == 0:
                 _resolve_error(request.future, InvalidRequest("The prompt has no tokens.", "prompt"))
             elif len(tokens) > self.max_tokens:
-                ready.extend(self._chunked(request, params, tokens))
+                ready.extend(self._chunked(request, params, tokens, adapter))
             else:
-                ready.append(Ready(tokens, request.task, params, request.future))
+                ready.append(Ready(tokens, request.task, params, request.future, adapter))
         if ready and not self._scheduler.add(ready):
             for item in ready:
                 _resolve_error(item.future, self._fatal or EngineClosed("The engine is shut down."))
@@ -186,10 +193,18 @@ class Engine:
             use_activation=defaults.use_activation if params.use_activation is None else params.use_activation,
         )
 
-    def _with_prefix(self, request: Request) -> Prompt:
+    def _adapter(self, request: Request) -> tuple[str | None, str | None]:
+        """The names of the request's adapter, if any, and of its prompt."""
+        adapters = self.model.adapters
+        if adapters is not None:
+            return adapters.choose(request.adapter, request.prompt_name, self.prompts)
+        if request.adapter:
+            raise unknown_adapter(request.adapter, ())
+        return None, request.prompt_name
+
+    def _with_prefix(self, request: Request, name: str | None) -> Prompt:
         """The prompt with its named prefix; ids are taken as they are."""
         prompts = self.prompts
-        name = request.prompt_name
         if name and name not in prompts:
             known = f"It has {sorted(prompts)}." if prompts else "It has none."
             raise InvalidRequest(
@@ -215,10 +230,10 @@ class Engine:
             max_document_tokens=params.max_tokens_per_doc,
         )
 
-    def _chunked(self, request: Request, params: PoolingParams, tokens: Tokens) -> list[Ready]:
+    def _chunked(self, request: Request, params: PoolingParams, tokens: Tokens, adapter: str | None) -> list[Ready]:
         """Pieces of an over-long prompt; the request is answered when the last one is."""
         pieces = chunks.split(tokens, self.max_tokens)
-        parts = [Ready(piece, request.task, params, Future()) for piece in pieces]
+        parts = [Ready(piece, request.task, params, Future(), adapter) for piece in pieces]
         missing = len(parts)
         lock = threading.Lock()
 

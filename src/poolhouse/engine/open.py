@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -15,6 +16,8 @@ from poolhouse.engine.memory import keep_freed_memory
 from poolhouse.errors import ConfigError, InvalidRequest
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models import embedded
+from poolhouse.models.adapters import AdapterOptions
+from poolhouse.models.folders import folders_of
 from poolhouse.models.hub import locate
 from poolhouse.models.load import LoadOptions, load
 from poolhouse.params import PoolerConfig, PoolingParams
@@ -45,11 +48,12 @@ def open_engine(settings: Settings) -> Engine:
     else:
         name = settings.model
         folder = locate(name, revision=settings.revision, download_dir=settings.download_dir, token=settings.hf_token)
+    folders = folders_of(folder, lambda name: find_adapter(settings, name))
     torch.manual_seed(settings.seed)
     pooler = PoolerConfig.parse(settings.pooler_config)
     model = _in_a_passing_thread(
         load,
-        folder,
+        folders.described,
         LoadOptions(
             name=settings.names[0] if settings.names else name,
             dtype=settings.dtype,
@@ -61,10 +65,12 @@ def open_engine(settings: Settings) -> Engine:
             convert=settings.convert,
             pooler=pooler,
             matryoshka_dimensions=tuple(settings.matryoshka_dimensions or ()),
+            weights_folder=folders.weights,
+            adapters=_adapters(settings, folders.adapters),
         ),
     )
-    files = read_sentence_transformers(folder)
-    tokenizer_folder = folder if files is None else files.transformer_folder
+    files = read_sentence_transformers(folders.described)
+    tokenizer_folder = folders.tokenizer
     if settings.tokenizer is not None:
         tokenizer_folder = locate(
             settings.tokenizer,
@@ -93,6 +99,19 @@ def open_engine(settings: Settings) -> Engine:
             max_prompt_tokens=pooler.max_embed_len,
         ),
     )
+
+
+def find_adapter(settings: Settings, name: str) -> Path:
+    """The folder of an adapter, or of an adapter's base: a path or a hub id, looked up as the model is."""
+    return locate(name, download_dir=settings.download_dir, token=settings.hf_token)
+
+
+def _adapters(settings: Settings, base_merge: tuple[Path, ...]) -> AdapterOptions:
+    modules = {name: find_adapter(settings, path) for name, path in (settings.lora_modules or {}).items()}
+    merge = settings.merge_adapter
+    if merge is not None and merge not in modules and "/" in merge:
+        modules[merge] = find_adapter(settings, merge)
+    return AdapterOptions(modules, merge, base_merge, settings.max_lora_rank, settings.enable_lora)
 
 
 def _default_params(pooler: PoolerConfig, truncate_dim: int | None, width: int) -> PoolingParams:

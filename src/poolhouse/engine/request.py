@@ -30,6 +30,7 @@ class Request:
     """One prompt, its task and parameters.
 
     prompt_name: name of a prompt stored with the checkpoint, put before the text; None takes the default one.
+    adapter: name of an adapter of the model; None takes the model's default, if it has one, "" none.
     """
 
     prompt: Prompt
@@ -37,4 +38,5 @@ class Request:
     params: PoolingParams = field(default_factory=PoolingParams)
     prompt_name: str | None = None
     add_special_tokens: bool = True
+    adapter: str | None = None
     future: Future[Answer] = field(default_factory=Future)

@@ -71,7 +71,12 @@ class Runner:
     @torch.inference_mode()
     def _launch(self, requests: list[Ready]) -> Launched | None:
         try:
-            batch = Batch.pack([request.tokens for request in requests], self.device)
+            if any(request.adapter for request in requests):
+                # Each adapter owns one span of rows.
+                requests = sorted(requests, key=lambda request: request.adapter or "")
+            batch = Batch.pack(
+                [request.tokens for request in requests], self.device, [request.adapter for request in requests]
+            )
             hidden = self.model.backbone(batch)
             groups = [(members, self._pool(members, rows)) for members, rows in _groups(requests, batch, hidden)]
             done = None

@@ -27,6 +27,7 @@ class Ready:
     task: Task
     params: PoolingParams
     future: Future[Answer]
+    adapter: str | None = None
     length: int = field(init=False)
     taken: bool = False
 

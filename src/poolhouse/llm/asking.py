@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from poolhouse import scoring
 from poolhouse.engine.engine import Engine
+from poolhouse.engine.open import find_adapter
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
 from poolhouse.inputs.prompts import parse_prompts, parse_side
+from poolhouse.lora import parse_lora_requests
 from poolhouse.params import PoolingParams
+from poolhouse.settings import Settings
 from poolhouse.tasks import Task, parse_task
 
 Params = PoolingParams | Sequence[PoolingParams] | None
@@ -29,12 +32,23 @@ _CANNOT: Mapping[Task, str] = {
 }
 
 
-def requests_of(
-    engine: Engine, prompts: Any, task: Task, params: Params, prompt_name: str | None, tokenization: Options
-) -> list[Request]:
-    """A request per prompt, in order.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a call says beside its prompts.
 
     params: one for all prompts, or one for each. tokenization: vLLM's `tokenization_kwargs`.
+    lora: vLLM's `lora_request`. adapter_task: a task adapter that came with the checkpoint.
+    """
+
+    params: Params = None
+    prompt_name: str | None = None
+    tokenization: Options = None
+    lora: Any = None
+    adapter_task: str | None = None
+
+
+def requests_of(engine: Engine, settings: Settings, prompts: Any, task: Task, asked: Asked) -> list[Request]:
+    """A request per prompt, in order.
 
     Raises:
         UnsupportedTask: naming what the model can do. InvalidRequest: naming what is wrong.
@@ -42,41 +56,49 @@ def requests_of(
     if task not in engine.tasks:
         cannot = _CANNOT.get(task, f"This model does not support {task}.")
         raise UnsupportedTask(f"{cannot} Supported tasks: {list(engine.tasks)}")
+    params = asked.params
+    _check_types(params, asked.prompt_name)
     parsed = parse_prompts(prompts)
-    cut, special_tokens = _tokenization(tokenization)
-    _check_types(params, prompt_name)
+    adapters = _adapters(engine, settings, asked, len(parsed))
+    cut, special_tokens = _tokenization(asked.tokenization)
     if params is None or isinstance(params, PoolingParams):
         one = _with_cut(params or PoolingParams(), cut)
-        return [Request(prompt, task, one, prompt_name, special_tokens) for prompt in parsed]
+        return [
+            Request(prompt, task, one, asked.prompt_name, special_tokens, adapter)
+            for prompt, adapter in zip(parsed, adapters, strict=True)
+        ]
     if len(params) != len(parsed):
         raise InvalidRequest(
             f"pooling_params has {len(params)} entries for {len(parsed)} prompts; give one, or one per prompt.",
             "pooling_params",
         )
     return [
-        Request(prompt, task, _with_cut(own, cut), prompt_name, special_tokens)
-        for prompt, own in zip(parsed, params, strict=True)
+        Request(prompt, task, _with_cut(own, cut), asked.prompt_name, special_tokens, adapter)
+        for prompt, own, adapter in zip(parsed, params, adapters, strict=True)
     ]
 
 
 def score_plan(
-    engine: Engine,
-    data_1: Any,
-    data_2: Any,
-    params: PoolingParams | None,
-    tokenization: Options,
-    instruction: str | None,
+    engine: Engine, settings: Settings, data_1: Any, data_2: Any, asked: Asked, instruction: str | None
 ) -> scoring.Plan:
     """Requests and composition of `LLM.score`.
 
     Raises:
         InvalidRequest, UnsupportedTask: see `poolhouse.scoring.plan`.
     """
-    cut, special_tokens = _tokenization(tokenization)
+    _check_types(asked.params, None)
+    if isinstance(asked.params, Sequence):
+        raise InvalidRequest("score takes one PoolingParams for all pairs.", "pooling_params")
+    cut, special_tokens = _tokenization(asked.tokenization)
     if not special_tokens:
         raise InvalidRequest("add_special_tokens=False means nothing to pairs.", "add_special_tokens")
-    asked = scoring.Asked(_with_cut(params or PoolingParams(), cut), instruction)
-    return scoring.plan(engine, parse_side(data_1, "data_1"), parse_side(data_2, "data_2"), asked)
+    params = _with_cut(asked.params or PoolingParams(), cut)
+    (adapter,) = _adapters(engine, settings, asked, 1)
+    queries, documents = parse_side(data_1, "data_1"), parse_side(data_2, "data_2")
+    plan = scoring.plan(engine, queries, documents, scoring.Asked(params, instruction))
+    if adapter is None:
+        return plan
+    return replace(plan, requests=[replace(request, adapter=adapter) for request in plan.requests])
 
 
 def required_task(word: str | None, engine: Engine) -> Task:
@@ -88,6 +110,26 @@ def required_task(word: str | None, engine: Engine) -> Task:
     if word is None:
         raise InvalidRequest(_NO_TASK, "pooling_task")
     return parse_task(word, engine.tasks)
+
+
+def _adapters(engine: Engine, settings: Settings, asked: Asked, prompts: int) -> list[str | None]:
+    """The adapter's name for each prompt; an adapter that a request brings is loaded once.
+
+    Raises:
+        InvalidRequest: two ways to choose one, or a model that takes none.
+    """
+    if asked.lora is None:
+        return [asked.adapter_task] * prompts
+    if asked.adapter_task is not None:
+        raise InvalidRequest("lora_request and task both choose an adapter; give one of them.", "task")
+    requests = parse_lora_requests(asked.lora, prompts)
+    for request in {request for request in requests if request and request.lora_path}:
+        adapters = engine.model.adapters
+        if adapters is None:
+            raise InvalidRequest("Adapters are for models of the native families.", "lora_request", request.lora_name)
+        if (settings.lora_modules or {}).get(request.lora_name) != request.lora_path:
+            adapters.load(request.lora_name, find_adapter(settings, request.lora_path))
+    return [None if request is None else request.lora_name for request in requests]
 
 
 def _check_types(params: object, prompt_name: object) -> None:

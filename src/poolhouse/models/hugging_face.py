@@ -12,10 +12,10 @@ from torch import nn
 
 from poolhouse.errors import CheckpointError
 from poolhouse.models import packed_attention
+from poolhouse.models.backbone import Backbone
 from poolhouse.models.checkpoint import Checkpoint
 from poolhouse.models.hugging_face_backbones import Forward, Packed, Unpacked
 from poolhouse.models.hugging_face_weights import check_weights
-from poolhouse.models.model import Backbone
 from poolhouse.models.packing_probe import may_pack, reads_ahead
 
 

@@ -11,11 +11,13 @@ from typing import Any, Literal
 import torch
 
 from poolhouse.errors import ConfigError
+from poolhouse.models.adapters import AdapterOptions, Adapters
+from poolhouse.models.backbone import Backbone
 from poolhouse.models.checkpoint import Checkpoint, read_json
 from poolhouse.models.families import Family, family_of
 from poolhouse.models.families._config import NotNative
 from poolhouse.models.heads import LoadedHead, check_head, read_head, step_head
-from poolhouse.models.model import Backbone, Facts, Model
+from poolhouse.models.model import Facts, Model
 from poolhouse.models.native import load_transformer
 from poolhouse.models.published import published_pooling, published_sizes, repository
 from poolhouse.models.roles import Convert, Role, architecture, head_of, judges_steps, role_of
@@ -47,6 +49,9 @@ class LoadOptions:
     convert: Convert = "auto"
     pooler: PoolerConfig = PoolerConfig()
     matryoshka_dimensions: tuple[int, ...] = ()
+    # Where config.json and weights lie, if not where the folder's own files say.
+    weights_folder: Path | None = None
+    adapters: AdapterOptions = AdapterOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class _Served:
     head: LoadedHead | None = None
     notes: tuple[str, ...] = ()
     stated_pooling: str | None = None
+    adapters: Adapters | None = None
 
 
 def load(folder: Path, options: LoadOptions) -> Model:
@@ -72,11 +78,12 @@ def load(folder: Path, options: LoadOptions) -> Model:
         CheckpointError: files missing, corrupt or not understood. ConfigError: an option that cannot be honoured.
     """
     files = read_sentence_transformers(folder)
-    checkpoint = Checkpoint(folder if files is None else files.transformer_folder)
+    checkpoint = Checkpoint(options.weights_folder or (folder if files is None else files.transformer_folder))
     config = _overridden(checkpoint.config, options.overrides)
     device = _device(options.device)
     role = role_of(config, options.convert, files is not None and files.pooling is not None, options.pooler)
     served = _serve(checkpoint, config, role, device, options)
+    task_prompts = {} if served.adapters is None else served.adapters.prompts
     default_pooling = served.stated_pooling or published_pooling(folder) or served.pooling
     if files is not None and served.stated_pooling is not None:
         files = replace(files, pooling=(served.stated_pooling,))
@@ -104,11 +111,12 @@ def load(folder: Path, options: LoadOptions) -> Model:
             dtype=backbone_dtype,
             device=device,
             matryoshka=matryoshka,
-            prompts={} if files is None else files.prompts,
+            prompts={**task_prompts, **({} if files is None else files.prompts)},
             default_prompt_name=None if files is None else files.default_prompt_name,
             labels=labels,
             notes=(*served.notes, *about_labels, *about_sizes),
         ),
+        adapters=served.adapters,
     )
 
 
@@ -174,7 +182,7 @@ def _native(
     options: LoadOptions,
 ) -> _Served:
     dtype = _dtype(options.dtype, config, family, device)
-    loaded = load_transformer(family, config, checkpoint, dtype, device)
+    loaded = load_transformer(family, config, checkpoint, dtype, device, options.adapters)
     head = None
     if judges_steps(config, options.pooler):
         head = step_head(checkpoint.tensors, loaded.token_table, options.pooler)
@@ -189,6 +197,10 @@ def _native(
             "config.json says is_causal: false, so tokens see both sides, as in transformers, although the model is "
             "named after a decoder. hf_overrides={'is_causal': True} makes it one."
         )
+    merged = [str(folder) for folder in options.adapters.base_merge] + [options.adapters.merge or ""]
+    notes += [f"Merged into the weights: the adapter {name}." for name in merged if name]
+    if loaded.adapters.names:
+        notes.append(f"Adapters: {_short(loaded.adapters.names)}.")
     return _Served(
         backbone=loaded.transformer,
         words=f"native {config['model_type']}, packed",
@@ -200,6 +212,7 @@ def _native(
         head=head,
         notes=tuple(notes),
         stated_pooling=family.stated_pooling(config),
+        adapters=loaded.adapters,
     )
 
 
@@ -215,6 +228,8 @@ def _transformers(
         raise ConfigError(f"{architecture(config)} is not served natively, and its head is not read yet.")
     from poolhouse.models.hugging_face import load_hugging_face
 
+    if options.adapters.asked:
+        raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
     fallback = load_hugging_face(
         checkpoint,
         config,

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from poolhouse.batch import Batch
+from poolhouse.models.adapters import Adapters
+from poolhouse.models.backbone import Backbone
 from poolhouse.params import Matryoshka
 from poolhouse.pooling.pipelines import Pipeline
 from poolhouse.tasks import Task
-
-
-class Backbone(Protocol):
-    """Token ids in, hidden states out."""
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """[total, hidden] in the backbone's dtype, one row per token of the pack."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +50,7 @@ class Model:
     backbone: Backbone
     pipelines: Mapping[Task, Pipeline]
     facts: Facts
+    adapters: Adapters | None = None
 
     @property
     def tasks(self) -> tuple[Task, ...]:

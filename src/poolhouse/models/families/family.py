@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from poolhouse.models.backbone import Backbone
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.heads import Head, HeadModule
-from poolhouse.models.model import Backbone
 from poolhouse.models.spec import TransformerSpec
 from poolhouse.models.transformer import Transformer
 from poolhouse.models.weights import Layout, Weights
@@ -47,6 +47,7 @@ class Family:
     backbone: what runs it, where that is no Transformer.
     float16: whether its activations stay within float16's range.
     sequence_head, token_head: the heads of its classifiers of whole texts and of tokens; a decoder's by default.
+    default_adapter: the task adapter of its checkpoints for requests that name none.
     """
 
     model_types: tuple[str, ...]
@@ -60,3 +61,4 @@ class Family:
     float16: bool = True
     sequence_head: Callable[[Config], Head] = score_head
     token_head: Callable[[Config], Head] = token_score_head
+    default_adapter: str | None = None
