@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 
@@ -17,6 +17,7 @@ from poolhouse.models import embedded
 from poolhouse.models.hub import locate
 from poolhouse.models.load import LoadOptions, load
 from poolhouse.params import PoolerConfig, PoolingParams
+from poolhouse.plugins import load_plugin
 from poolhouse.pooling.sentence_transformers import read_sentence_transformers
 from poolhouse.settings import Settings
 
@@ -77,6 +78,7 @@ def open_engine(settings: Settings) -> Engine:
         trust_remote_code=settings.trust_remote_code,
         vocabulary_size=model.facts.vocabulary_size,
     )
+    plugin = settings.io_processor_plugin or model.facts.plugin
     on_cpu = model.facts.device.type == "cpu"
     if on_cpu:
         keep_freed_memory()
@@ -86,14 +88,27 @@ def open_engine(settings: Settings) -> Engine:
         tokenizer,
         EngineOptions(
             max_batch_tokens=settings.max_num_batched_tokens or default_tokens,
-            overflow=settings.overflow,
+            overflow=_overflow(settings, pooler),
+            max_prompt_tokens=pooler.max_embed_len,
             tokenizer_threads=settings.tokenizer_workers,
             default_params=PoolingParams(
                 dimensions=pooler.dimensions or (None if files is None else files.truncate_dim),
                 use_activation=pooler.use_activation,
             ),
         ),
+        None if plugin is None else load_plugin(plugin, settings, tokenizer),
     )
+
+
+def _overflow(settings: Settings, pooler: PoolerConfig) -> Literal["error", "truncate", "chunk"]:
+    """What to do with over-long prompts, of the two options that may say it."""
+    if not pooler.enable_chunked_processing:
+        return settings.overflow
+    if settings.overflow == "truncate":
+        raise ConfigError(
+            "overflow='truncate' cuts over-long prompts, enable_chunked_processing splits them: choose one."
+        )
+    return "chunk"
 
 
 def _in_a_passing_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -9,8 +9,9 @@ from typing import Any
 from poolhouse import scoring
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Request
-from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
+from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import parse_prompts, parse_side
+from poolhouse.llm.tokenization import Tokenization
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task, parse_task
 
@@ -43,17 +44,17 @@ def requests_of(
         cannot = _CANNOT.get(task, f"This model does not support {task}.")
         raise UnsupportedTask(f"{cannot} Supported tasks: {list(engine.tasks)}")
     parsed = parse_prompts(prompts)
-    cut, special_tokens = _tokenization(tokenization)
+    made = Tokenization.parse(tokenization)
     if params is None or isinstance(params, PoolingParams):
-        one = _with_cut(params or PoolingParams(), cut)
-        return [Request(prompt, task, one, prompt_name, special_tokens) for prompt in parsed]
+        one = made.params(params)
+        return [made.applied(Request(prompt, task, one, prompt_name)) for prompt in parsed]
     if len(params) != len(parsed):
         raise InvalidRequest(
             f"pooling_params has {len(params)} entries for {len(parsed)} prompts; give one, or one per prompt.",
             "pooling_params",
         )
     return [
-        Request(prompt, task, _with_cut(own, cut), prompt_name, special_tokens)
+        made.applied(Request(prompt, task, made.params(own), prompt_name))
         for prompt, own in zip(parsed, params, strict=True)
     ]
 
@@ -71,11 +72,12 @@ def score_plan(
     Raises:
         InvalidRequest, UnsupportedTask: see `poolhouse.scoring.plan`.
     """
-    cut, special_tokens = _tokenization(tokenization)
-    if not special_tokens:
+    made = Tokenization.parse(tokenization)
+    if not made.add_special_tokens:
         raise InvalidRequest("add_special_tokens=False means nothing to pairs.", "add_special_tokens")
-    asked = scoring.Asked(_with_cut(params or PoolingParams(), cut), instruction)
-    return scoring.plan(engine, parse_side(data_1, "data_1"), parse_side(data_2, "data_2"), asked)
+    asked = scoring.Asked(made.params(params), instruction)
+    plan = scoring.plan(engine, parse_side(data_1, "data_1"), parse_side(data_2, "data_2"), asked)
+    return replace(plan, requests=[made.applied(request) for request in plan.requests])
 
 
 def required_task(word: str | None, engine: Engine) -> Task:
@@ -87,33 +89,3 @@ def required_task(word: str | None, engine: Engine) -> Task:
     if word is None:
         raise InvalidRequest(_NO_TASK, "pooling_task")
     return parse_task(word, engine.tasks)
-
-
-def _tokenization(options: Mapping[str, Any] | None) -> tuple[PoolingParams | None, bool]:
-    """What `tokenization_kwargs` asks: how to cut (None: nothing said), and whether to add special tokens.
-
-    Raises:
-        InvalidRequest: an option that means nothing here.
-    """
-    given = dict(options or {})
-    special_tokens = bool(given.pop("add_special_tokens", True))
-    side = given.pop("truncation_side", "right")
-    keep = given.pop("truncate_prompt_tokens", None)
-    longest = given.pop("max_length", None)
-    truncation = given.pop("truncation", None)
-    known = ("add_special_tokens", "truncate_prompt_tokens", "truncation_side", "max_length", "truncation")
-    for name in given:
-        raise InvalidRequest(
-            f"tokenization_kwargs has no option '{name}'.{did_you_mean(name, known)} Options: {list(known)}.", name
-        )
-    if keep is None and truncation not in (None, False):
-        keep = longest if longest is not None else -1
-    if keep is None and side == "right":
-        return None, special_tokens
-    return PoolingParams(truncate_prompt_tokens=keep, truncation_side=side), special_tokens
-
-
-def _with_cut(params: PoolingParams, cut: PoolingParams | None) -> PoolingParams:
-    if cut is None:
-        return params
-    return replace(params, truncate_prompt_tokens=cut.truncate_prompt_tokens, truncation_side=cut.truncation_side)

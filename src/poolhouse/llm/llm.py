@@ -12,7 +12,7 @@ import numpy as np
 from poolhouse.engine.open import open_engine
 from poolhouse.engine.request import Request
 from poolhouse.engine.waiting import gather
-from poolhouse.llm import answering
+from poolhouse.llm import answering, chunking, labelling, plugging
 from poolhouse.llm.answering import wait
 from poolhouse.llm.asking import Options, Params, requests_of, required_task, score_plan
 from poolhouse.outputs import (
@@ -113,9 +113,16 @@ class LLM:
     ) -> list[PoolingRequestOutput]:
         """The pooled rows of any task: one row per prompt, or one per token for the token tasks.
 
+        `pooling_task="plugin"` takes `{"data": ...}`, and `outputs` is what the plugin makes of it.
+
         Raises:
             UnsupportedTask: the model lacks the task; the message names what it has.
         """
+        plugin = plugging.wanted(self.engine, prompts, pooling_task)
+        if plugin is not None:
+            return plugging.encode(
+                self.engine, plugin, prompts, pooling_params, use_tqdm, prompt_name, tokenization_kwargs
+            )
         requests = self._requests(
             prompts, required_task(pooling_task, self.engine), pooling_params, prompt_name, tokenization_kwargs
         )
@@ -131,6 +138,11 @@ class LLM:
         tokenization_kwargs: Options = None,
     ) -> list[PoolingRequestOutput]:
         """`encode` for coroutines; cancelling it takes the prompts out of the queue."""
+        plugin = plugging.wanted(self.engine, prompts, pooling_task)
+        if plugin is not None:
+            return await plugging.encode_async(
+                self.engine, plugin, prompts, pooling_params, prompt_name, tokenization_kwargs
+            )
         requests = self._requests(
             prompts, required_task(pooling_task, self.engine), pooling_params, prompt_name, tokenization_kwargs
         )
@@ -225,6 +237,12 @@ class LLM:
             prompt_name=prompt_name,
             tokenization_kwargs=tokenization_kwargs,
         )
+
+    # Long enough for files of their own.
+    token_classify = labelling.token_classify
+    token_classify_async = labelling.token_classify_async
+    embed_chunks = chunking.embed_chunks
+    embed_chunks_async = chunking.embed_chunks_async
 
     def close(self) -> None:
         """Finish what was submitted and free the engine's threads."""
