@@ -1,7 +1,7 @@
 """Spans: entities of a text, read from the label probabilities of its tokens.
 
 Source of the strategies: transformers' token-classification pipeline, whose labels, scores and places these are, but for
-white space at the ends of an entity, which is left out.
+white space at the ends of an entity, and entities of nothing else, which are left out.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def entities(
         names = [name.split("-", 1)[-1] for name in names]
     ignored_labels = [index for index, name in enumerate(names) if name in ignored]
     kept = np.flatnonzero(~np.isin(parts.label, ignored_labels))
-    return [_entity(text, names, parts, index) for index in kept.tolist()]
+    found = (_entity(text, names, parts, index) for index in kept.tolist())
+    return [entity for entity in found if entity.text]
 
 
 def probabilities(logits: Array) -> Array:
