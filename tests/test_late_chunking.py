@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 from pathlib import Path
@@ -79,9 +80,9 @@ def test_chunks_of_tokens_hold_the_whole_text(llm: LLM) -> None:
     assert max(chunk.tokens for chunk in chunks) <= 5
     special = llm.engine.tokenizer.special_tokens
     assert sum(chunk.tokens for chunk in chunks) == len(output.prompt_token_ids) - special
-    gaps = [TEXT[one.end : two.start] for one, two in zip(chunks, chunks[1:], strict=False)]
+    gaps = [TEXT[one.end : two.start] for one, two in itertools.pairwise(chunks)]
     assert "".join(gaps).strip() == ""
-    assert all(one.end <= two.start for one, two in zip(chunks, chunks[1:], strict=False))
+    assert all(one.end <= two.start for one, two in itertools.pairwise(chunks))
 
 
 def test_a_chunk_of_the_whole_text_is_its_mean_without_special_tokens(llm: LLM) -> None:
@@ -135,7 +136,10 @@ def test_heads_and_prefix_of_the_model_are_used(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, "bert, wordpiece", tokens=180)
     with LLM(str(tmp_path), pooler_config={"pooling_type": "MEAN"}, hf_overrides={"is_matryoshka": True}) as llm:
         short = PoolingParams(dimensions=7)
-        (full,), (cut,) = llm.embed_chunks(TEXT, chunk_size=9), llm.embed_chunks(TEXT, chunk_size=9, pooling_params=short)
+        (full,), (cut,) = (
+            llm.embed_chunks(TEXT, chunk_size=9),
+            llm.embed_chunks(TEXT, chunk_size=9, pooling_params=short),
+        )
         for one, two in zip(full.outputs, cut.outputs, strict=True):
             assert two.array == pytest.approx(one.array[:7] / np.linalg.norm(one.array[:7]), abs=1e-5)
     (tmp_path / "modules.json").write_text(

@@ -63,15 +63,6 @@ def test_probabilities_are_weighted_and_stay_probabilities(classifier: Path) -> 
         assert rows.outputs.array == pytest.approx(alone, abs=1e-5)
 
 
-def test_sure_answers_are_not_stretched_to_unit_length(classifier: Path) -> None:
-    """The probabilities of a sure classifier have nearly unit length, yet are no vectors."""
-    with LLM(str(classifier), pooler_config=CHUNKED | {"logit_sigma": 1e-3}) as llm:
-        parts, shares = slices(llm.classify(TEXT)[0].prompt_token_ids)
-        each = np.stack([part.outputs.array for part in llm.classify(parts)])
-        assert np.allclose(np.linalg.norm(each, axis=1), 1, atol=1e-3)
-        assert llm.classify(TEXT)[0].outputs.array == pytest.approx((each * shares).sum(axis=0), abs=1e-5)
-
-
 def test_a_request_may_choose_for_itself(embedder: Path) -> None:
     with LLM(str(embedder)) as llm:
         with pytest.raises(InputTooLong):
@@ -97,7 +88,7 @@ def test_max_embed_len_is_the_limit(embedder: Path, config: dict[str, Any]) -> N
         within = [5] * most
         assert llm.embed([within])[0].chunks == (2 if most > 64 else 1)
         for prompt in ([[*within, 5]], TEXT, TEXT * 1000):
-            with pytest.raises(InputTooLong, match=f"maximum embedding input length is {most} tokens"):
+            with pytest.raises(InputTooLong, match=f"maximum context length is {most} tokens"):
                 llm.embed(prompt)
         (cut,) = llm.embed(TEXT, pooling_params=PoolingParams(truncate_prompt_tokens=-1))
         assert len(cut.prompt_token_ids) == min(most, 64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 def cosines(llm: LLM, lines: Sequence[str]) -> list[float]:
     rows = llm.embed_array(list(lines))
-    return [float(one @ two) for one, two in zip(rows, rows[1:], strict=False)]
+    return [float(one @ two) for one, two in itertools.pairwise(rows)]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_a_plugin_gets_its_data_and_makes_the_output(options: dict[str, Any]) ->
         assert np.allclose(twin.outputs["cosines"], cosines(llm, lines), atol=1e-5)
         with pytest.raises(InvalidRequest, match="lines are a text, not int"):
             llm.encode({"data": 3}, pooling_task="plugin")
-        with pytest.raises(InvalidRequest, match='of the form {"data"'):
+        with pytest.raises(InvalidRequest, match=r'of the form \{"data"'):
             llm.encode("text", pooling_task="plugin")
         with pytest.raises(InvalidRequest, match='are for pooling_task="plugin"'):
             llm.encode(data, pooling_task="embed")

@@ -96,6 +96,48 @@ def test_qwen2_rewards_every_token_with_logits(tmp_path: Path, record_parity: Re
         assert worst(squeezed, [torch.sigmoid(reward) for reward in got]) < 1e-6
 
 
+def test_internlm2_rewards_every_token_with_one_number(tmp_path: Path, record_parity: Record) -> None:
+    """Its backbone is a Llama under other names, with query heads, key and value of each group in one tensor."""
+    head = {"v_head.weight": torch.randn(1, 32)}
+    make(tmp_path, "Llama", "LlamaForCausalLM", head)
+    expected = [hidden(tmp_path, "Llama", ids) @ head["v_head.weight"].T for ids in PROMPTS]
+    to_internlm2(tmp_path)
+    with LLM(str(tmp_path), trust_remote_code=True) as llm:
+        assert llm.engine.tasks == ("token_classify",)
+        record(record_parity, llm, "InternLM2ForRewardModel", rewards(llm, PROMPTS), expected)
+
+
+def to_internlm2(folder: Path) -> None:
+    """Rewrite a Llama's folder in the words of internlm/internlm2-1_8b-reward."""
+    theirs = load_file(folder / "model.safetensors")
+    words = {
+        "model.embed_tokens": "model.tok_embeddings",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "self_attn.o_proj": "attention.wo",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.up_proj": "feed_forward.w3",
+        "mlp.down_proj": "feed_forward.w2",
+    }
+    ours = {}
+    for name, tensor in theirs.items():
+        for word, other in words.items():
+            name = name.replace(word, other)  # noqa: PLW2901
+        ours[name] = tensor
+    for layer in range(3):
+        place = f"model.layers.{layer}.self_attn."
+        query, key, value = (ours.pop(f"{place}{part}_proj.weight") for part in "qkv")
+        groups = [
+            torch.cat(
+                (query[group * 16 : group * 16 + 16], key[group * 8 : group * 8 + 8], value[group * 8 : group * 8 + 8])
+            )
+            for group in range(2)
+        ]
+        ours[f"model.layers.{layer}.attention.wqkv.weight"] = torch.cat(groups)
+    save_file(ours, folder / "model.safetensors")
+    change_config(folder, architectures=["InternLM2ForRewardModel"], model_type="internlm2", reward_token_id=92527)
+
+
 def test_qwen2_process_rewards_stand_at_the_tags(tmp_path: Path, record_parity: Record) -> None:
     head = two_layers(2)
     make(tmp_path, "Qwen2", "Qwen2ForProcessRewardModel", head)

@@ -39,8 +39,14 @@ def pieces(request: Request, params: PoolingParams, tokens: Tokens, size: int) -
         else:
             request.future.set_result(Answer(array, tokens, chunks=len(parts)))
 
+    def leave(whole: Future[Answer]) -> None:
+        if whole.cancelled():
+            for part in parts:
+                part.future.cancel()
+
     for part in parts:
         part.future.add_done_callback(one_done)
+    request.future.add_done_callback(leave)
     return parts
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from poolhouse.engine import chunks
 from poolhouse.engine.request import Answer, Request
-from poolhouse.engine.runner import FatalDeviceError, Runner
+from poolhouse.engine.runner import Launched, Runner
 from poolhouse.engine.scheduler import Ready, Scheduler
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, did_you_mean
 from poolhouse.inputs.limits import Limit
@@ -64,7 +64,7 @@ class Engine:
         self._scheduler = Scheduler(options.max_batch_tokens)
         self._runner = Runner(model)
         self._tokenizing = ThreadPoolExecutor(options.tokenizer_threads, "poolhouse-tokenizer")
-        self._fatal: BaseException | None = None
+        self._fatal: EngineError | None = None
         self._closed = False
         self._device = threading.Thread(target=self._work, name="poolhouse-device", daemon=True)
         self._device.start()
@@ -135,9 +135,10 @@ class Engine:
         return [result for result in tokens if isinstance(result, Tokens)]
 
     def close(self, drain_seconds: float = 30.0) -> None:
-        """Answer what was accepted, for at most `drain_seconds`, then stop; the rest fails with EngineClosed."""
-        if self._closed:
-            return
+        """Answer what was accepted, for at most `drain_seconds`, then stop; the rest fails with EngineClosed.
+
+        May be called again to wait longer for the batch that is running.
+        """
         self._closed = True
         atexit.unregister(self.close)
         stopper = threading.Thread(target=self._tokenizing.shutdown, name="poolhouse-stop", daemon=True)
@@ -241,7 +242,8 @@ class Engine:
     def _work(self) -> None:
         """The device thread: run batches until closed; on a device that can, keep one batch in flight."""
         runner, scheduler = self._runner, self._scheduler
-        flying = None
+        flying: Launched | None = None
+        batch: list[Ready] | None = None
         try:
             while True:
                 batch = scheduler.next(block=flying is None)
@@ -254,12 +256,11 @@ class Engine:
                     runner.finish(flying)
                 flying = launched
         except BaseException as error:
-            self._fatal = error
+            self._fatal = error if isinstance(error, EngineError) else EngineError(f"The engine failed: {error!r}")
             scheduler.close()
             log.critical("The engine cannot go on: %s", error, exc_info=error)
-            failure = error if isinstance(error, FatalDeviceError) else EngineError(f"The engine failed: {error}")
-            for ready in [*(flying.requests if flying else ()), *scheduler.drop_all()]:
-                _resolve_error(ready.future, failure)
+            for ready in [*(flying.requests if flying else ()), *(batch or ()), *scheduler.drop_all()]:
+                _resolve_error(ready.future, self._fatal)
 
 
 _NO_PARAMS = PoolingParams()

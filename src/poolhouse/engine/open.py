@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Literal, ParamSpec, TypeVar
 
 import torch
 
 from poolhouse.engine.engine import Engine, EngineOptions
 from poolhouse.engine.memory import keep_freed_memory
-from poolhouse.errors import ConfigError
+from poolhouse.errors import ConfigError, InvalidRequest
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models import embedded
 from poolhouse.models.hub import locate
@@ -91,10 +92,7 @@ def open_engine(settings: Settings) -> Engine:
             overflow=_overflow(settings, pooler),
             max_prompt_tokens=pooler.max_embed_len,
             tokenizer_threads=settings.tokenizer_workers,
-            default_params=PoolingParams(
-                dimensions=pooler.dimensions or (None if files is None else files.truncate_dim),
-                use_activation=pooler.use_activation,
-            ),
+            default_params=_default_params(pooler, None if files is None else files.truncate_dim, model.facts.width),
         ),
         None if plugin is None else load_plugin(plugin, settings, tokenizer),
     )
@@ -109,6 +107,19 @@ def _overflow(settings: Settings, pooler: PoolerConfig) -> Literal["error", "tru
             "overflow='truncate' cuts over-long prompts, enable_chunked_processing splits them: choose one."
         )
     return "chunk"
+
+
+def _default_params(pooler: PoolerConfig, truncate_dim: int | None, width: int) -> PoolingParams:
+    """What holds where a request says nothing: the user's words, else those of sentence-transformers' files."""
+    try:
+        params = PoolingParams(dimensions=pooler.dimensions, use_activation=pooler.use_activation)
+    except InvalidRequest as error:
+        raise ConfigError(f"pooler_config: {error}.") from None
+    if params.dimensions is None:
+        return replace(params, dimensions=truncate_dim)
+    if not 1 <= params.dimensions <= width:
+        raise ConfigError(f"pooler_config: dimensions must be from 1 to {width}, got {params.dimensions}.")
+    return params
 
 
 def _in_a_passing_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -58,10 +58,9 @@ class Limit:
         return self.within if self.keep == -1 else self.keep
 
 
-def too_many_tokens(limit: Limit, found: int) -> InputTooLong:
-    most, kind = _most(limit)
+def too_many_tokens(limit: int, found: int) -> InputTooLong:
     return InputTooLong(
-        f"This model's maximum {kind} length is {most} tokens. However, your prompt contains at least {most + 1} input "
+        f"This model's maximum context length is {limit} tokens. However, your prompt contains at least {limit + 1} input "
         "tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt, "
         "or cut it with truncate_prompt_tokens=-1.",
         "input_tokens",
@@ -69,18 +68,11 @@ def too_many_tokens(limit: Limit, found: int) -> InputTooLong:
     )
 
 
-def too_many_characters(limit: Limit, found: int, bound: int) -> InputTooLong:
-    most, kind = _most(limit)
+def too_many_characters(limit: int, found: int, most: int) -> InputTooLong:
     return InputTooLong(
-        f"This model's maximum {kind} length is {most} tokens. However, your prompt contains {found} characters "
-        f"(more than {bound} characters, which is the upper bound for {most} input tokens). Please reduce the length of "
+        f"This model's maximum context length is {limit} tokens. However, your prompt contains {found} characters "
+        f"(more than {most} characters, which is the upper bound for {limit} input tokens). Please reduce the length of "
         "the input prompt, or cut it with truncate_prompt_tokens=-1.",
         "input_text",
         found,
     )
-
-
-def _most(limit: Limit) -> tuple[int, str]:
-    """The limit that a prompt is over, and what it is called."""
-    most = limit.max_tokens if limit.most is None else limit.most
-    return most, "context" if most == limit.max_tokens else "embedding input"

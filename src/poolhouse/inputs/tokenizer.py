@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
+from tokenizers import normalizers
 
 from poolhouse.errors import CheckpointError, InvalidRequest
 from poolhouse.inputs.excerpts import CHARACTERS_PER_TOKEN, Excerpt, excerpt
@@ -170,7 +171,7 @@ class Tokenizer:
             raise InvalidRequest("Places of characters need a text; token ids have none.", "prompt_token_ids")
         keep = limit.cut
         if keep is None and limit.most is not None and len(ids) > limit.most:
-            raise too_many_tokens(limit, len(ids))
+            raise too_many_tokens(limit.most, len(ids))
         if keep is None or len(ids) <= keep:
             return Tokens(ids, original_tokens=len(ids))
         return Tokens(ids[:keep] if limit.side == "right" else ids[-keep:], original_tokens=len(ids))
@@ -186,7 +187,7 @@ class Tokenizer:
         if keep is None and len(text) > 4 * CHARACTERS_PER_TOKEN * wanted:
             most = wanted * self.character_bound
             if len(text) > most:
-                raise too_many_characters(limit, len(text), most)
+                raise too_many_characters(wanted, len(text), most)
         return excerpt(text, CHARACTERS_PER_TOKEN * (wanted + _SURPLUS), limit.side, self._lowers(limit))
 
     def _lowers(self, limit: Limit) -> bool:
@@ -207,7 +208,7 @@ class Tokenizer:
         skip = self._skip(prompt.prefix, special, self._lowers(limit)) if prompt.prefix else 0
         if keep is None:
             if limit.most is not None and len(ids) > limit.most:
-                raise too_many_tokens(limit, len(ids))
+                raise too_many_tokens(limit.most, len(ids))
             return Tokens(ids, original_tokens=len(ids), skip=skip, places=places)
         if len(ids) <= keep and not part.shortened:
             return Tokens(ids, original_tokens=len(ids), skip=skip, places=places)
@@ -289,6 +290,7 @@ def _converted(folder: Path, trust_remote_code: bool) -> tokenizers.Tokenizer:
         "vocab.json",
         "sentencepiece.bpe.model",
         "spiece.model",
+        "spm.model",
         "tokenizer.model",
         "tokenizer_config.json",
     )
@@ -297,9 +299,31 @@ def _converted(folder: Path, trust_remote_code: bool) -> tokenizers.Tokenizer:
     from transformers import AutoTokenizer
 
     try:
+        if _names_internlm2(folder):
+            return _internlm2(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
         return tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     except Exception as error:
         raise CheckpointError(
             f"{folder}: no tokenizer.json, and the older files cannot be converted: {error}"
         ) from error
+
+
+def _names_internlm2(folder: Path) -> bool:
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return config.get("tokenizer_class") in ("InternLM2Tokenizer", "InternLM2TokenizerFast")
+
+
+def _internlm2(folder: Path) -> tokenizers.Tokenizer:
+    """InternLM2's tokenizer, whose own class is code on the hub that transformers 5 does not run."""
+    from sentencepiece import SentencePieceProcessor
+    from transformers import TokenizersBackend
+
+    made = TokenizersBackend.from_pretrained(folder, local_files_only=True)
+    native = tokenizers.Tokenizer.from_str(made.backend_tokenizer.to_str())
+    pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).encode("a", out_type=str)
+    if pieces[0].startswith("▁"):
+        # transformers leaves out the space that sentencepiece may put before a text.
+        native.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), native.normalizer])
+    return native

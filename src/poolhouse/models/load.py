@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from poolhouse.models.families._config import NotNative
 from poolhouse.models.heads import LoadedHead, check_head, read_head, step_head
 from poolhouse.models.model import Backbone, Facts, Model
 from poolhouse.models.native import load_transformer
+from poolhouse.models.published import published_pooling, published_sizes, repository
 from poolhouse.models.roles import Convert, Role, architecture, head_of, judges_steps, role_of
 from poolhouse.params import Matryoshka, PoolerConfig
 from poolhouse.pooling.activations import classifier_activation
@@ -61,6 +62,7 @@ class _Served:
     pooling: str
     head: LoadedHead | None = None
     notes: tuple[str, ...] = ()
+    stated_pooling: str | None = None
 
 
 def load(folder: Path, options: LoadOptions) -> Model:
@@ -75,9 +77,16 @@ def load(folder: Path, options: LoadOptions) -> Model:
     device = _device(options.device)
     role = role_of(config, options.convert, files is not None and files.pooling is not None, options.pooler)
     served = _serve(checkpoint, config, role, device, options)
-    pipelines = {task: pipeline.to(device) for task, pipeline in _pipelines(served, config, files, options).items()}
+    default_pooling = served.stated_pooling or published_pooling(folder) or served.pooling
+    if files is not None and served.stated_pooling is not None:
+        files = replace(files, pooling=(served.stated_pooling,))
+    pipelines = {
+        task: pipeline.to(device)
+        for task, pipeline in _pipelines(served, config, files, default_pooling, options).items()
+    }
     width = next(iter(pipelines.values())).width
     labels, about_labels = _labels(config, served.head)
+    matryoshka, about_sizes = _matryoshka(config, options.matryoshka_dimensions, width, folder)
     backbone_dtype = _dtype(options.dtype, config, family_of(config), device)
     return Model(
         backbone=served.backbone,
@@ -94,22 +103,26 @@ def load(folder: Path, options: LoadOptions) -> Model:
             parameters=served.parameters,
             dtype=backbone_dtype,
             device=device,
-            matryoshka=_matryoshka(config, options.matryoshka_dimensions, width),
+            matryoshka=matryoshka,
             prompts={} if files is None else files.prompts,
             default_prompt_name=None if files is None else files.default_prompt_name,
             labels=labels,
             plugin=config.get("io_processor_plugin"),
-            notes=(*served.notes, *about_labels),
+            notes=(*served.notes, *about_labels, *about_sizes),
         ),
     )
 
 
 def _pipelines(
-    served: _Served, config: Mapping[str, Any], files: SentenceTransformersFiles | None, options: LoadOptions
+    served: _Served,
+    config: Mapping[str, Any],
+    files: SentenceTransformersFiles | None,
+    default_pooling: str,
+    options: LoadOptions,
 ) -> dict[Task, Pipeline]:
     """What the model answers: vectors, or labels where it has a head for them."""
     if served.head is None:
-        return embed_pipelines(served.hidden_size, options.pooler, files, served.pooling)
+        return embed_pipelines(served.hidden_size, options.pooler, files, default_pooling)
     head = served.head.head
     return classify_pipelines(
         served.head.steps,
@@ -171,7 +184,12 @@ def _native(
     if head is not None:
         check_head(head, loaded.hidden_size, architecture(config))
     left = tuple(name for name in loaded.aside if head is None or name not in head.used)
-    notes = (f"Tensors left out: {_short(left)}.",) if left else ()
+    notes = [f"Tensors left out: {_short(left)}."] if left else []
+    if config.get("is_causal") is False and any("CausalLM" in name for name in config.get("architectures") or ()):
+        notes.append(
+            "config.json says is_causal: false, so tokens see both sides, as in transformers, although the model is "
+            "named after a decoder. hf_overrides={'is_causal': True} makes it one."
+        )
     return _Served(
         backbone=loaded.transformer,
         words=f"native {config['model_type']}, packed",
@@ -181,7 +199,8 @@ def _native(
         max_tokens=loaded.max_tokens,
         pooling=family.pooling,
         head=head,
-        notes=notes,
+        notes=tuple(notes),
+        stated_pooling=family.stated_pooling(config),
     )
 
 
@@ -221,7 +240,10 @@ def _overridden(config: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     if overrides is None:
         return config
     if callable(overrides):
-        return dict(overrides(dict(config)))
+        changed = overrides(dict(config))
+        if not isinstance(changed, Mapping):
+            raise ConfigError(f"hf_overrides must return the changed config, a mapping; it returned {changed!r}.")
+        return dict(changed)
     merged = dict(config)
     for key, value in overrides.items():
         old = merged.get(key)
@@ -291,13 +313,22 @@ def _max_tokens(
     return wanted
 
 
-def _matryoshka(config: Mapping[str, Any], switched_on: tuple[int, ...], width: int) -> Matryoshka:
-    """Sizes by the user's switch, else by config.json (`matryoshka_dimensions`, `is_matryoshka`)."""
-    listed = switched_on or tuple(config.get("matryoshka_dimensions") or ())
+def _matryoshka(
+    config: Mapping[str, Any], switched_on: tuple[int, ...], width: int, folder: Path
+) -> tuple[Matryoshka, tuple[str, ...]]:
+    """Sizes by the user's switch, else by config.json, else by what the model card of a known repository states."""
+    stated = switched_on or config.get("matryoshka_dimensions") or ()
+    listed = tuple(stated) if isinstance(stated, list | tuple) else (stated,)
     for size in listed:
         if not isinstance(size, int) or not 1 <= size <= width:
             raise ConfigError(f"matryoshka_dimensions: {size!r} is not a whole number from 1 to {width}.")
-    return Matryoshka(width, bool(listed) or bool(config.get("is_matryoshka")), listed)
+    if listed or "is_matryoshka" in config:
+        return Matryoshka(width, bool(listed) or bool(config.get("is_matryoshka")), listed), ()
+    sizes = published_sizes(folder, width)
+    if sizes is None:
+        return Matryoshka(width), ()
+    words = f"{list(sizes)}" if sizes else f"any length up to {width}"
+    return Matryoshka(width, True, sizes), (f"Matryoshka sizes by the model card of {repository(folder)}: {words}.",)
 
 
 def _short(names: tuple[str, ...]) -> str:

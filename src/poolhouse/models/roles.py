@@ -6,6 +6,7 @@ Source of the rules by name: vLLM's runner and conversion tables.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from poolhouse.errors import ConfigError
@@ -85,7 +86,10 @@ def head_of(family: Family, config: Config, role: Role) -> Head:
     own = ARCHITECTURE_HEADS.get(architecture(config))
     if own is not None:
         return own(config)
-    return family.sequence_head(config) if role == "classify" else family.token_head(config)
+    if role == "token_classify":
+        return family.token_head(config)
+    head, stated = family.sequence_head(config), family.stated_pooling(config)
+    return head if stated is None else replace(head, pooling=stated, fixed=True)
 
 
 def architecture(config: Config) -> str:
