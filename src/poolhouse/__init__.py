@@ -19,6 +19,7 @@ from poolhouse.errors import (
     InputTooLong,
     InvalidRequest,
     NonFiniteResult,
+    NoStep,
     PoolhouseError,
     UnknownModel,
     UnsupportedDimensions,
@@ -26,8 +27,10 @@ from poolhouse.errors import (
 )
 from poolhouse.lora import LoRARequest
 from poolhouse.outputs import (
+    ChunkedEmbeddingRequestOutput,
     ClassificationOutput,
     ClassificationRequestOutput,
+    EmbeddedChunk,
     EmbeddingOutput,
     EmbeddingRequestOutput,
     PoolingOutput,
@@ -35,8 +38,11 @@ from poolhouse.outputs import (
     RequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
+    TokenClassificationOutput,
+    TokenClassificationRequestOutput,
 )
 from poolhouse.params import PoolerConfig, PoolingParams
+from poolhouse.spans import Entity
 
 if TYPE_CHECKING:
     from poolhouse.llm import LLM
@@ -46,16 +52,20 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "CheckpointError",
+    "ChunkedEmbeddingRequestOutput",
     "ClassificationOutput",
     "ClassificationRequestOutput",
     "ConfigError",
+    "EmbeddedChunk",
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
     "EngineClosed",
     "EngineError",
+    "Entity",
     "InputTooLong",
     "InvalidRequest",
     "LoRARequest",
+    "NoStep",
     "NonFiniteResult",
     "PoolerConfig",
     "PoolhouseError",
@@ -65,6 +75,8 @@ __all__ = [
     "RequestOutput",
     "ScoringOutput",
     "ScoringRequestOutput",
+    "TokenClassificationOutput",
+    "TokenClassificationRequestOutput",
     "UnknownModel",
     "UnsupportedDimensions",
     "UnsupportedTask",

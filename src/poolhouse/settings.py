@@ -63,6 +63,9 @@ class Settings(BaseModel):
     tokenizer_workers: int = Field(
         2, ge=1, le=64, alias="renderer_num_workers", description="Threads that tokenise.", validate_default=True
     )
+    io_processor_plugin: str | None = Field(
+        None, description="Plugin that turns its own data into prompts; none: the one that config.json names, if any."
+    )
     seed: int = Field(0, description="Seed of torch's random numbers.")
 
     @field_validator("model_impl", mode="before")

@@ -8,13 +8,12 @@ from typing import Any
 
 from poolhouse import scoring
 from poolhouse.engine.engine import Engine
-from poolhouse.engine.open import find_adapter
 from poolhouse.engine.request import Request
-from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
+from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import parse_prompts, parse_side
+from poolhouse.llm.tokenization import Tokenization
 from poolhouse.lora import parse_lora_requests
 from poolhouse.params import PoolingParams
-from poolhouse.settings import Settings
 from poolhouse.tasks import Task, parse_task
 
 Params = PoolingParams | Sequence[PoolingParams] | None
@@ -47,7 +46,7 @@ class Asked:
     adapter_task: str | None = None
 
 
-def requests_of(engine: Engine, settings: Settings, prompts: Any, task: Task, asked: Asked) -> list[Request]:
+def requests_of(engine: Engine, prompts: Any, task: Task, asked: Asked) -> list[Request]:
     """A request per prompt, in order.
 
     Raises:
@@ -59,12 +58,12 @@ def requests_of(engine: Engine, settings: Settings, prompts: Any, task: Task, as
     params = asked.params
     _check_types(params, asked.prompt_name)
     parsed = parse_prompts(prompts)
-    adapters = _adapters(engine, settings, asked, len(parsed))
-    cut, special_tokens = _tokenization(asked.tokenization)
+    adapters = _adapters(engine, asked, len(parsed))
+    made = Tokenization.parse(asked.tokenization)
     if params is None or isinstance(params, PoolingParams):
-        one = _with_cut(params or PoolingParams(), cut)
+        one = made.params(params)
         return [
-            Request(prompt, task, one, asked.prompt_name, special_tokens, adapter)
+            made.applied(Request(prompt, task, one, asked.prompt_name, adapter=adapter))
             for prompt, adapter in zip(parsed, adapters, strict=True)
         ]
     if len(params) != len(parsed):
@@ -73,14 +72,12 @@ def requests_of(engine: Engine, settings: Settings, prompts: Any, task: Task, as
             "pooling_params",
         )
     return [
-        Request(prompt, task, _with_cut(own, cut), asked.prompt_name, special_tokens, adapter)
+        made.applied(Request(prompt, task, made.params(own), asked.prompt_name, adapter=adapter))
         for prompt, own, adapter in zip(parsed, params, adapters, strict=True)
     ]
 
 
-def score_plan(
-    engine: Engine, settings: Settings, data_1: Any, data_2: Any, asked: Asked, instruction: str | None
-) -> scoring.Plan:
+def score_plan(engine: Engine, data_1: Any, data_2: Any, asked: Asked, instruction: str | None) -> scoring.Plan:
     """Requests and composition of `LLM.score`.
 
     Raises:
@@ -89,16 +86,14 @@ def score_plan(
     _check_types(asked.params, None)
     if isinstance(asked.params, Sequence):
         raise InvalidRequest("score takes one PoolingParams for all pairs.", "pooling_params")
-    cut, special_tokens = _tokenization(asked.tokenization)
-    if not special_tokens:
+    made = Tokenization.parse(asked.tokenization)
+    if not made.add_special_tokens:
         raise InvalidRequest("add_special_tokens=False means nothing to pairs.", "add_special_tokens")
-    params = _with_cut(asked.params or PoolingParams(), cut)
-    (adapter,) = _adapters(engine, settings, asked, 1)
+    (adapter,) = _adapters(engine, asked, 1)
     queries, documents = parse_side(data_1, "data_1"), parse_side(data_2, "data_2")
-    plan = scoring.plan(engine, queries, documents, scoring.Asked(params, instruction))
-    if adapter is None:
-        return plan
-    return replace(plan, requests=[replace(request, adapter=adapter) for request in plan.requests])
+    plan = scoring.plan(engine, queries, documents, scoring.Asked(made.params(asked.params), instruction))
+    requests = [made.applied(replace(request, adapter=adapter)) for request in plan.requests]
+    return replace(plan, requests=requests)
 
 
 def required_task(word: str | None, engine: Engine) -> Task:
@@ -112,7 +107,7 @@ def required_task(word: str | None, engine: Engine) -> Task:
     return parse_task(word, engine.tasks)
 
 
-def _adapters(engine: Engine, settings: Settings, asked: Asked, prompts: int) -> list[str | None]:
+def _adapters(engine: Engine, asked: Asked, prompts: int) -> list[str | None]:
     """The adapter's name for each prompt; an adapter that a request brings is loaded once.
 
     Raises:
@@ -127,8 +122,7 @@ def _adapters(engine: Engine, settings: Settings, asked: Asked, prompts: int) ->
         adapters = engine.model.adapters
         if adapters is None:
             raise InvalidRequest("Adapters are for models of the native families.", "lora_request", request.lora_name)
-        if (settings.lora_modules or {}).get(request.lora_name) != request.lora_path:
-            adapters.load(request.lora_name, find_adapter(settings, request.lora_path))
+        adapters.load(request.lora_name, request.lora_path)
     return [None if request is None else request.lora_name for request in requests]
 
 
@@ -143,33 +137,3 @@ def _check_types(params: object, prompt_name: object) -> None:
                 "pooling_params",
                 one,
             )
-
-
-def _tokenization(options: Mapping[str, Any] | None) -> tuple[PoolingParams | None, bool]:
-    """What `tokenization_kwargs` asks: how to cut (None: nothing said), and whether to add special tokens.
-
-    Raises:
-        InvalidRequest: an option that means nothing here.
-    """
-    given = dict(options or {})
-    special_tokens = bool(given.pop("add_special_tokens", True))
-    side = given.pop("truncation_side", "right")
-    keep = given.pop("truncate_prompt_tokens", None)
-    longest = given.pop("max_length", None)
-    truncation = given.pop("truncation", None)
-    known = ("add_special_tokens", "truncate_prompt_tokens", "truncation_side", "max_length", "truncation")
-    for name in given:
-        raise InvalidRequest(
-            f"tokenization_kwargs has no option '{name}'.{did_you_mean(name, known)} Options: {list(known)}.", name
-        )
-    if keep is None and truncation not in (None, False):
-        keep = longest if longest is not None else -1
-    if keep is None and side == "right":
-        return None, special_tokens
-    return PoolingParams(truncate_prompt_tokens=keep, truncation_side=side), special_tokens
-
-
-def _with_cut(params: PoolingParams, cut: PoolingParams | None) -> PoolingParams:
-    if cut is None:
-        return params
-    return replace(params, truncate_prompt_tokens=cut.truncate_prompt_tokens, truncation_side=cut.truncation_side)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from poolhouse.engine.open import open_engine
-from poolhouse.engine.request import Request
 from poolhouse.engine.waiting import gather
-from poolhouse.llm import answering
+from poolhouse.llm import answering, chunking, labelling, plugging
 from poolhouse.llm.answering import wait
 from poolhouse.llm.asking import Asked, Options, Params, requests_of, required_task, score_plan
 from poolhouse.outputs import (
@@ -25,7 +24,6 @@ from poolhouse.outputs import (
 )
 from poolhouse.params import PoolingParams
 from poolhouse.settings import Settings
-from poolhouse.tasks import Task
 
 if TYPE_CHECKING:
     from poolhouse.models.model import Model
@@ -78,7 +76,7 @@ class LLM:
             InvalidRequest: for the first prompt, in order, that could not be answered.
         """
         asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
-        requests = self._requests(prompts, "embed", asked)
+        requests = requests_of(self.engine, prompts, "embed", asked)
         return self._outputs(wait(self.engine.submit(requests), use_tqdm, "embed"), answering.embedding)
 
     async def embed_async(
@@ -93,7 +91,7 @@ class LLM:
     ) -> list[EmbeddingRequestOutput]:
         """`embed` for coroutines; cancelling it takes the prompts out of the queue."""
         asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
-        requests = self._requests(prompts, "embed", asked)
+        requests = requests_of(self.engine, prompts, "embed", asked)
         return self._outputs(await gather(self.engine.submit(requests)), answering.embedding)
 
     def embed_array(
@@ -109,7 +107,7 @@ class LLM:
     ) -> Array:
         """`embed` as one matrix, [prompts, dimensions] float32; cuts are not reported here."""
         asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
-        requests = self._requests(prompts, "embed", asked)
+        requests = requests_of(self.engine, prompts, "embed", asked)
         return np.stack([answer.array for answer in wait(self.engine.submit(requests), use_tqdm, "embed")])
 
     def encode(
@@ -126,11 +124,16 @@ class LLM:
     ) -> list[PoolingRequestOutput]:
         """The pooled rows of any task: one row per prompt, or one per token for the token tasks.
 
+        `pooling_task="plugin"` takes `{"data": ...}`, and `outputs` is what the plugin makes of it.
+
         Raises:
             UnsupportedTask: the model lacks the task; the message names what it has.
         """
         asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
-        requests = self._requests(prompts, required_task(pooling_task, self.engine), asked)
+        plugin = plugging.wanted(self.engine, prompts, pooling_task)
+        if plugin is not None:
+            return plugging.encode(self.engine, plugin, prompts, asked, use_tqdm)
+        requests = requests_of(self.engine, prompts, required_task(pooling_task, self.engine), asked)
         return self._outputs(wait(self.engine.submit(requests), use_tqdm, str(pooling_task)), answering.pooling)
 
     async def encode_async(
@@ -146,7 +149,10 @@ class LLM:
     ) -> list[PoolingRequestOutput]:
         """`encode` for coroutines; cancelling it takes the prompts out of the queue."""
         asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
-        requests = self._requests(prompts, required_task(pooling_task, self.engine), asked)
+        plugin = plugging.wanted(self.engine, prompts, pooling_task)
+        if plugin is not None:
+            return await plugging.encode_async(self.engine, plugin, prompts, asked)
+        requests = requests_of(self.engine, prompts, required_task(pooling_task, self.engine), asked)
         return self._outputs(await gather(self.engine.submit(requests)), answering.pooling)
 
     def classify(
@@ -167,7 +173,7 @@ class LLM:
             UnsupportedTask: the model is no classifier; the message says how to make it one.
         """
         asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request)
-        requests = self._requests(prompts, "classify", asked)
+        requests = requests_of(self.engine, prompts, "classify", asked)
         return self._outputs(
             wait(self.engine.submit(requests), use_tqdm, "classify"), answering.classification(self.engine.label_names)
         )
@@ -183,7 +189,7 @@ class LLM:
     ) -> list[ClassificationRequestOutput]:
         """`classify` for coroutines; cancelling it takes the prompts out of the queue."""
         asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request)
-        requests = self._requests(prompts, "classify", asked)
+        requests = requests_of(self.engine, prompts, "classify", asked)
         return self._outputs(
             await gather(self.engine.submit(requests)), answering.classification(self.engine.label_names)
         )
@@ -209,7 +215,7 @@ class LLM:
             InvalidRequest: lists that do not fit together. UnsupportedTask: a model that cannot score, and why.
         """
         asked = Asked(pooling_params, None, tokenization_kwargs, lora_request)
-        plan = score_plan(self.engine, self.settings, data_1, data_2, asked, instruction)
+        plan = score_plan(self.engine, data_1, data_2, asked, instruction)
         return self._outputs(plan.finish(wait(self.engine.submit(plan.requests), use_tqdm, "score")), answering.scored)
 
     async def score_async(
@@ -225,7 +231,7 @@ class LLM:
     ) -> list[ScoringRequestOutput]:
         """`score` for coroutines; cancelling it takes the pairs out of the queue."""
         asked = Asked(pooling_params, None, tokenization_kwargs, lora_request)
-        plan = score_plan(self.engine, self.settings, data_1, data_2, asked, instruction)
+        plan = score_plan(self.engine, data_1, data_2, asked, instruction)
         return self._outputs(plan.finish(await gather(self.engine.submit(plan.requests))), answering.scored)
 
     def reward(
@@ -249,6 +255,12 @@ class LLM:
             tokenization_kwargs=tokenization_kwargs,
         )
 
+    # Long enough for files of their own.
+    token_classify = labelling.token_classify
+    token_classify_async = labelling.token_classify_async
+    embed_chunks = chunking.embed_chunks
+    embed_chunks_async = chunking.embed_chunks_async
+
     def close(self) -> None:
         """Finish what was submitted and free the engine's threads."""
         self.engine.close()
@@ -258,9 +270,6 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _requests(self, prompts: Any, task: Task, asked: Asked) -> list[Request]:
-        return requests_of(self.engine, self.settings, prompts, task, asked)
 
     def _outputs(self, answers: Iterable[T], build: Callable[[str, T], OutputT]) -> list[OutputT]:
         return [build(str(next(self._numbers)), answer) for answer in answers]

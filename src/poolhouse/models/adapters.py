@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ class AdapterOptions:
 
     merge: the adapter to merge: a name of `modules`, or a task of the checkpoint. base_merge: folders of
     adapters that belong to the model itself. allowed: whether adapters may be used at all.
+    find: the folder of an adapter that a request brings, from a path or a hub id.
     """
 
     modules: Mapping[str, Path] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class AdapterOptions:
     base_merge: tuple[Path, ...] = ()
     max_rank: int | None = None
     allowed: bool = True
+    find: Callable[[str], Path] = Path
 
     @property
     def asked(self) -> bool:
@@ -83,12 +85,13 @@ class Adapters:
             prompt_name = asked
         return (None if asked == self.merged else asked or None), prompt_name
 
-    def load(self, name: str, folder: Path) -> None:
-        """Make a PEFT folder available under `name`; a no-op if that very folder is.
+    def load(self, name: str, place: str) -> None:
+        """Make a PEFT folder or hub id available under `name`; a no-op if that very folder is.
 
         Raises:
             InvalidRequest: the name is taken, or adapters cannot be added to this model. CheckpointError: the files.
         """
+        folder = self._options.find(place)
         if self._sources.get(name) == str(folder):
             return
         if not self._options.allowed:

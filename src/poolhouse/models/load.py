@@ -114,6 +114,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
             prompts={**task_prompts, **({} if files is None else files.prompts)},
             default_prompt_name=None if files is None else files.default_prompt_name,
             labels=labels,
+            plugin=config.get("io_processor_plugin"),
             notes=(*served.notes, *about_labels, *about_sizes),
         ),
         adapters=served.adapters,

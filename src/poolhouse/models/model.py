@@ -21,6 +21,7 @@ class Facts:
     served_by: who runs it: "native bert", or "transformers, packed" and why.
     max_tokens: longest prompt, special tokens included.
     width: length of an embedding before Matryoshka cuts, or the number of labels.
+    plugin: the IO processor plugin that config.json names.
     labels: names of a classifier's labels; empty where the checkpoint names none.
     notes: what was assumed, left out or found odd while loading, a sentence each.
     """
@@ -40,6 +41,7 @@ class Facts:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
+    plugin: str | None = None
     notes: tuple[str, ...] = ()
 
 
