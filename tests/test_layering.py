@@ -14,11 +14,14 @@ LINES = [
     ["cli"],
     ["bench"],
     ["llm", "server", "testing"],
-    ["scoring"],
+    ["scoring", "late_chunking"],
     ["engine"],
     ["models", "inputs"],
     ["pooling", "layers"],
-    ["tasks", "params", "outputs", "errors", "tokens", "segments", "batch", "settings", "data"],
+    [
+        *("tasks", "params", "lora", "outputs", "errors", "tokens", "segments", "batch", "settings", "data"),
+        *("spans", "plugins"),
+    ],
 ]
 # Rooms of the last line know each other: they are single files without a common subject.
 LOWEST = len(LINES) - 1

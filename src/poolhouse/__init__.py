@@ -19,14 +19,18 @@ from poolhouse.errors import (
     InputTooLong,
     InvalidRequest,
     NonFiniteResult,
+    NoStep,
     PoolhouseError,
     UnknownModel,
     UnsupportedDimensions,
     UnsupportedTask,
 )
+from poolhouse.lora import LoRARequest
 from poolhouse.outputs import (
+    ChunkedEmbeddingRequestOutput,
     ClassificationOutput,
     ClassificationRequestOutput,
+    EmbeddedChunk,
     EmbeddingOutput,
     EmbeddingRequestOutput,
     PoolingOutput,
@@ -34,8 +38,11 @@ from poolhouse.outputs import (
     RequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
+    TokenClassificationOutput,
+    TokenClassificationRequestOutput,
 )
 from poolhouse.params import PoolerConfig, PoolingParams
+from poolhouse.spans import Entity
 
 if TYPE_CHECKING:
     from poolhouse.llm import LLM
@@ -45,15 +52,20 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "CheckpointError",
+    "ChunkedEmbeddingRequestOutput",
     "ClassificationOutput",
     "ClassificationRequestOutput",
     "ConfigError",
+    "EmbeddedChunk",
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
     "EngineClosed",
     "EngineError",
+    "Entity",
     "InputTooLong",
     "InvalidRequest",
+    "LoRARequest",
+    "NoStep",
     "NonFiniteResult",
     "PoolerConfig",
     "PoolhouseError",
@@ -63,6 +75,8 @@ __all__ = [
     "RequestOutput",
     "ScoringOutput",
     "ScoringRequestOutput",
+    "TokenClassificationOutput",
+    "TokenClassificationRequestOutput",
     "UnknownModel",
     "UnsupportedDimensions",
     "UnsupportedTask",

@@ -3,6 +3,7 @@
 PoolhouseError
 ├── InvalidRequest          the caller's words; one request fails, others go on (HTTP 400)
 │   ├── InputTooLong        more tokens than the model or the caller allows
+│   ├── NoStep              process rewards of a prompt without a step
 │   ├── UnsupportedTask     the model cannot do this task; says what it can do
 │   ├── UnsupportedDimensions  a Matryoshka size that the model does not offer
 │   └── UnknownModel        a model name that is not served here (HTTP 404)
@@ -37,6 +38,17 @@ class InvalidRequest(PoolhouseError, ValueError):
 
 class InputTooLong(InvalidRequest):
     """A prompt of more tokens than allowed."""
+
+
+class NoStep(InvalidRequest):
+    """A prompt without the token whose rows were asked for, or of special tokens where those are left out."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The prompt holds no step tag (step_tag_id), or nothing but special tokens, "
+            "so there is no row to answer with.",
+            "prompt",
+        )
 
 
 class UnsupportedTask(InvalidRequest):

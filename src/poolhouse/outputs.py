@@ -15,6 +15,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
+    from poolhouse.spans import Entity
+
 Array = npt.NDArray[np.float32]
 
 
@@ -76,6 +78,37 @@ class ClassificationOutput:
         return f"ClassificationOutput(num_classes={self.num_classes}{label})"
 
 
+@dataclass(frozen=True, eq=False)
+class TokenClassificationOutput(PoolingOutput):
+    """The answer of `LLM.token_classify`.
+
+    array: [tokens, labels]. entities: what its rows say about the text, in order.
+    """
+
+    entities: tuple[Entity, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedChunk:
+    """A part of a text and its vector, by `LLM.embed_chunks`.
+
+    array: [dimensions]. text, start, end: the part, its first character and the one after its last. tokens: how many.
+    """
+
+    array: Array
+    text: str
+    start: int
+    end: int
+    tokens: int
+
+    @cached_property
+    def embedding(self) -> list[float]:
+        return self.array.tolist()  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        return f"EmbeddedChunk(text={self.text!r}, start={self.start}, end={self.end}, tokens={self.tokens})"
+
+
 @dataclass(frozen=True)
 class ScoringOutput:
     """The answer of `LLM.score`: how well two texts fit, the larger the better."""
@@ -124,6 +157,14 @@ class EmbeddingRequestOutput(RequestOutput[EmbeddingOutput]):
 
 class ClassificationRequestOutput(RequestOutput[ClassificationOutput]):
     """A prompt's answer from `LLM.classify`."""
+
+
+class TokenClassificationRequestOutput(RequestOutput[TokenClassificationOutput]):
+    """A prompt's answer from `LLM.token_classify`."""
+
+
+class ChunkedEmbeddingRequestOutput(RequestOutput[list[EmbeddedChunk]]):
+    """A text's chunks, in order, from `LLM.embed_chunks`; `chunks` counts the windows in which it was read."""
 
 
 class ScoringRequestOutput(RequestOutput[ScoringOutput]):

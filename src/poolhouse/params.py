@@ -22,6 +22,7 @@ class PoolingParams:
     use_activation: normalise embeddings, or turn logits into probabilities.
     truncate_prompt_tokens: keep this many tokens; -1 keeps as many as the model takes.
     truncation_side: "right" drops the end of the prompt, "left" its beginning.
+    overflow: what to do with a longer prompt that is not cut: refuse it, cut it, or split it and average the pieces.
     step_tag_id, returned_token_ids: rows and columns kept of token_classify with STEP pooling.
     max_tokens_per_query, max_tokens_per_doc: content tokens that each side of a pair is cut to before they are joined.
     normalize, softmax, activation: former words for use_activation.
@@ -35,6 +36,7 @@ class PoolingParams:
     truncation_side: Literal["left", "right"] = "right"
     max_tokens_per_query: int | None = None
     max_tokens_per_doc: int | None = None
+    overflow: Literal["error", "truncate", "chunk"] | None = None
     normalize: InitVar[bool | None] = None
     softmax: InitVar[bool | None] = None
     activation: InitVar[bool | None] = None
@@ -66,13 +68,17 @@ class PoolingParams:
             raise InvalidRequest(
                 f"truncation_side must be 'left' or 'right', got {self.truncation_side!r}", "truncation_side"
             )
+        if self.overflow not in (None, "error", "truncate", "chunk"):
+            raise InvalidRequest(
+                f"overflow must be 'error', 'truncate', 'chunk' or null, got {self.overflow!r}", "overflow"
+            )
         if self.returned_token_ids is not None and not isinstance(self.returned_token_ids, tuple):
             object.__setattr__(self, "returned_token_ids", tuple(self.returned_token_ids))
 
     def for_pooler(self) -> PoolingParams:
         """Only what a pooling pipeline reads, so that equal poolings compare equal."""
-        limits = (self.truncate_prompt_tokens, self.max_tokens_per_query, self.max_tokens_per_doc)
-        if limits == (None, None, None) and self.truncation_side == "right":
+        limits = (self.truncate_prompt_tokens, self.max_tokens_per_query, self.max_tokens_per_doc, self.overflow)
+        if limits == (None, None, None, None) and self.truncation_side == "right":
             return self
         return PoolingParams(self.dimensions, self.use_activation, self.step_tag_id, self.returned_token_ids)
 
@@ -137,7 +143,8 @@ class PoolerConfig:
 
     pooling_type: shorthand for the next two; ALL and STEP concern token tasks, the others whole prompts.
     A pooling may be a concatenation, as in sentence-transformers: "CLS+MEAN".
-    enable_chunked_processing: split prompts over the model's limit and average the pieces, up to max_embed_len tokens.
+    enable_chunked_processing: split prompts over the model's limit and average the pieces.
+    max_embed_len: longest prompt in tokens; None takes any where prompts are split, else the model's limit.
     logit_mean, logit_sigma: logits are shifted and divided by these before the activation.
     step_tag_id, returned_token_ids: rows (by token id) and columns that STEP pooling keeps.
     normalize, softmax, activation, logit_bias, logit_scale: former words.
@@ -195,6 +202,8 @@ class PoolerConfig:
             object.__setattr__(self, "tok_pooling_type", word)
         if self.logit_sigma == 0:
             raise ConfigError("pooler_config: logit_sigma must not be 0.")
+        if self.max_embed_len is not None and (type(self.max_embed_len) is not int or self.max_embed_len < 1):
+            raise ConfigError(f"pooler_config: max_embed_len must be at least 1, got {self.max_embed_len!r}.")
         if self.returned_token_ids is not None:
             object.__setattr__(self, "returned_token_ids", tuple(self.returned_token_ids))
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from poolhouse.errors import ConfigError, did_you_mean
+from poolhouse.lora import parse_lora_modules
 
 
 class Settings(BaseModel):
@@ -47,9 +48,23 @@ class Settings(BaseModel):
         "error", description="What to do with longer prompts: refuse, cut (and say so), or split and average."
     )
     served_model_name: str | tuple[str, ...] | None = Field(None, description="Name or names that requests may use.")
+    enable_lora: bool = Field(True, description="Whether requests may use adapters; needs no switching on.")
+    lora_modules: dict[str, str] | None = Field(
+        None,
+        description="Adapters that requests may name: name=path, several with commas; a path is a PEFT folder or hub id.",
+    )
+    max_lora_rank: int | None = Field(None, ge=1, description="Refuse adapters of a higher rank; none: any rank.")
+    merge_adapter: str | None = Field(
+        None,
+        description="Adapter to merge into the weights at load, so that it costs nothing: a name of lora_modules, "
+        "a task of the checkpoint, or a PEFT folder or hub id.",
+    )
     max_num_batched_tokens: int | None = Field(None, ge=1, description="Tokens of one pack; none: by the device.")
     tokenizer_workers: int = Field(
         2, ge=1, le=64, alias="renderer_num_workers", description="Threads that tokenise.", validate_default=True
+    )
+    io_processor_plugin: str | None = Field(
+        None, description="Plugin that turns its own data into prompts; none: the one that config.json names, if any."
     )
     seed: int = Field(0, description="Seed of torch's random numbers.")
 
@@ -63,6 +78,11 @@ class Settings(BaseModel):
     def _stored_token(cls, value: Any) -> Any:
         # vLLM takes true for the token stored by login, which is our default.
         return None if value is True else value
+
+    @field_validator("lora_modules", mode="before")
+    @classmethod
+    def _named_paths(cls, value: Any) -> Any:
+        return None if value is None else parse_lora_modules(value)
 
     @field_validator("matryoshka_dimensions", mode="before")
     @classmethod
@@ -171,9 +191,11 @@ MEANINGLESS = frozenset(
     attention_config block_size calculate_kv_scales code_revision compilation_config config_format cpu_offload_gb
     data_parallel_backend data_parallel_size disable_cascade_attn disable_custom_all_reduce disable_log_requests
     disable_log_stats disable_sliding_window distributed_executor_backend enable_chunked_prefill enable_expert_parallel
-    enable_prefix_caching enable_sleep_mode enforce_eager generation_config gpu_memory_utilization ignore_patterns
+    default_mm_loras enable_prefix_caching enable_sleep_mode enforce_eager fully_sharded_loras generation_config
+    gpu_memory_utilization ignore_patterns
     kernel_config kv_cache_dtype kv_cache_memory_bytes kv_transfer_config limit_mm_per_prompt load_format
-    logits_processors long_prefill_token_threshold max_cpu_loras max_logprobs max_long_partial_prefills
+    logits_processors long_prefill_token_threshold lora_dtype max_cpu_loras max_loras max_logprobs
+    max_long_partial_prefills
     max_num_partial_prefills max_num_seqs max_parallel_loading_workers max_seq_len_to_capture mm_processor_cache_gb
     mm_processor_kwargs model_loader_extra_config num_gpu_blocks_override num_scheduler_steps observability_config
     optimization_level override_attention_dtype override_generation_config pipeline_parallel_size

@@ -45,6 +45,7 @@ class FakeEngine:
         self.width = width
         self.max_tokens = max_tokens
         self.prompts: Mapping[str, str] = prompts or {}
+        self.adapters: tuple[str, ...] = ()
         self.label_names: Mapping[int, str] = label_names or {}
         self.labels = len(self.label_names)
         self.matryoshka = Matryoshka(width, bool(dimensions), dimensions)

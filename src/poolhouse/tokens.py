@@ -11,6 +11,21 @@ Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Places:
+    """Where each token stands in the text that the caller gave.
+
+    offsets: [tokens, 2], its first character and the one after its last; (0, 0) for special tokens.
+    words: [tokens], the number of its word; -1 for special tokens and those of a prefix.
+    """
+
+    offsets: Ids
+    words: Ids
+
+    def take(self, kept: Ids) -> Places:
+        return Places(self.offsets[kept], self.words[kept])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
     """Token ids of one prompt, and how much of it was cut.
 
@@ -19,6 +34,7 @@ class Tokens:
     original_tokens: how many tokens the prompt had before it was cut, special tokens included.
     original_is_estimate: the prompt was far over the limit, so its rest was counted by characters.
     skip: leading tokens that pooling leaves out (an instruction, for `include_prompt: false`).
+    places: where the tokens stand in the text, where the request asked for it.
     """
 
     ids: Ids
@@ -26,6 +42,7 @@ class Tokens:
     original_tokens: int = 0
     original_is_estimate: bool = False
     skip: int = 0
+    places: Places | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -30,3 +30,9 @@ def test_raw_vectors_join_to_their_weighted_mean() -> None:
 def test_token_rows_are_joined_end_to_end() -> None:
     rows = [np.ones((2, 3), np.float32), np.zeros((1, 3), np.float32)]
     assert join(rows, [2, 1], "token_embed").shape == (3, 3)
+
+
+def test_sure_probabilities_are_not_stretched_to_unit_length() -> None:
+    """Nearly all of a sure classifier's probability lies on one label, yet its answer is no vector."""
+    one, two = np.array([0.9999, 0.0001], np.float32), np.array([0.0001, 0.9999], np.float32)
+    assert join([one, two], [3, 1], "classify") == pytest.approx([0.74995, 0.25005], abs=1e-5)

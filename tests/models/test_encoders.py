@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from poolhouse.errors import CheckpointError
 from tests.models.parity import (
@@ -179,19 +178,6 @@ def test_jina_v3_on_the_hub_calls_itself_xlm_roberta(tmp_path: Path, record_pari
     )
     record_parity(parity)
     assert parity.error < 1e-5
-
-
-def test_jina_v3_with_adapters_is_refused_by_name(tmp_path: Path) -> None:
-    save(tmp_path, *ROWS["jina_embeddings_v3"])
-
-    def parametrize(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name.replace(".weight", ".parametrizations.weight.original"): tensor for name, tensor in tensors.items()
-        }
-
-    save_file(parametrize(load_file(tmp_path / "model.safetensors")), tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="parametrizations"):
-        load(tmp_path)
 
 
 def test_modernberts_config_before_transformers_5_means_the_same(tmp_path: Path) -> None:

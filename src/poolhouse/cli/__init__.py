@@ -8,7 +8,7 @@ import warnings
 import typer
 
 from poolhouse.cli import bench, check, embed, serve
-from poolhouse.cli.options import join_dotted, join_unknown
+from poolhouse.cli.options import join_dotted, join_lora_modules, join_unknown
 from poolhouse.errors import ConfigError, PoolhouseError
 from poolhouse.settings import ServerSettings, Settings
 
@@ -32,7 +32,7 @@ def main() -> None:
     try:
         arguments = join_dotted(sys.argv[1:])
         if arguments[:1] == ["serve"]:
-            arguments[1:] = join_unknown(arguments[1:], Settings, ServerSettings)
+            arguments[1:] = join_unknown(join_lora_modules(arguments[1:]), Settings, ServerSettings)
         app(arguments)
     except PoolhouseError as error:
         print(f"poolhouse: {error}", file=sys.stderr)

@@ -59,6 +59,18 @@ def join_dotted(arguments: Sequence[str]) -> list[str]:
     return [*joined, "--pooler-config", json.dumps(fields)] if fields else joined
 
 
+def join_lora_modules(arguments: Sequence[str]) -> list[str]:
+    """Arguments with `--lora-modules a=PATH b=PATH`, as vLLM takes it, made one word."""
+    joined: list[str] = []
+    for argument in arguments:
+        goes_on = len(joined) > 1 and joined[-2] == "--lora-modules" and not argument.startswith("-")
+        if goes_on and ("=" in argument or argument.startswith("{")):
+            joined[-1] += f",{argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
 def join_unknown(arguments: Sequence[str], *classes: type[BaseModel]) -> list[str]:
     """Arguments with options that no field describes gathered into one `--other-options '{...}'`, for Settings to judge.
 

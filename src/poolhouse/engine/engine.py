@@ -21,8 +21,10 @@ from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, did_you_
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
+from poolhouse.models.adapters import unknown_adapter
 from poolhouse.models.model import Model
 from poolhouse.params import PoolingParams
+from poolhouse.plugins import Plugin
 from poolhouse.tasks import Task, parse_task
 from poolhouse.tokens import Tokens
 
@@ -39,24 +41,27 @@ class EngineOptions:
     """How an engine works, as opposed to what its model is.
 
     max_batch_tokens: tokens of one pack. overflow: what to do with prompts over the model's limit.
+    max_prompt_tokens: another limit of prompts; with overflow "chunk" the only one.
     default_params: what the model's owner wants where a request says nothing.
-    max_prompt_tokens: longest prompt in all, for prompts that are split too; None: no limit beside the model's.
     """
 
     max_batch_tokens: int
     overflow: Literal["error", "truncate", "chunk"] = "error"
+    max_prompt_tokens: int | None = None
     tokenizer_threads: int = 2
     default_params: PoolingParams = PoolingParams()
-    max_prompt_tokens: int | None = None
 
 
 class Engine:
     """One model, ready to answer from any thread."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, options: EngineOptions) -> None:
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, options: EngineOptions, plugin: Plugin | None = None
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.options = options
+        self.plugin = plugin
         self._scheduler = Scheduler(options.max_batch_tokens)
         self._runner = Runner(model)
         self._tokenizing = ThreadPoolExecutor(options.tokenizer_threads, "poolhouse-tokenizer")
@@ -94,6 +99,11 @@ class Engine:
         return self.model.facts.prompts
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """Adapters that stand beside the model, each a model of its own to those who ask by name."""
+        return () if self.model.adapters is None else self.model.adapters.declared
+
+    @property
     def alive(self) -> bool:
         """Whether requests can still be answered."""
         return not self._closed and self._fatal is None and self._device.is_alive()
@@ -113,6 +123,22 @@ class Engine:
                 except RuntimeError:
                     _fail(part, EngineClosed("The engine is shut down."))
         return [request.future for request in requests]
+
+    def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
+        """The tokens of prompts, however long they are, without running them.
+
+        Raises:
+            InvalidRequest: for the first that has none.
+        """
+        prompts = [self._with_prefix(request, self._adapter(request)[1]) for request in requests]
+        limits = [
+            replace(self._limit(request, self._params(request)), overflow="chunk", longest=None) for request in requests
+        ]
+        tokens = self.tokenizer.encode(prompts, limits)
+        for result in tokens:
+            if isinstance(result, InvalidRequest):
+                raise result
+        return [result for result in tokens if isinstance(result, Tokens)]
 
     def close(self, drain_seconds: float = 30.0) -> None:
         """Answer what was accepted, for at most `drain_seconds`, then stop; the rest fails with EngineClosed.
@@ -144,28 +170,29 @@ class Engine:
             _fail(requests, EngineError(f"Preparing the request failed: {error}"))
 
     def _tokenize(self, requests: Sequence[Request]) -> None:
-        valid: list[tuple[Request, PoolingParams]] = []
+        valid: list[tuple[Request, PoolingParams, str | None]] = []
         prompts: list[Prompt] = []
         limits: list[Limit] = []
         for request in requests:
             try:
                 params = self._params(request)
-                prompts.append(self._with_prefix(request))
+                adapter, prompt_name = self._adapter(request)
+                prompts.append(self._with_prefix(request, prompt_name))
                 limits.append(self._limit(request, params))
             except InvalidRequest as error:
                 _resolve_error(request.future, error)
             else:
-                valid.append((request, params.for_pooler()))
+                valid.append((request, params.for_pooler(), adapter))
         ready: list[Ready] = []
-        for (request, params), tokens in zip(valid, self.tokenizer.encode(prompts, limits), strict=True):
+        for (request, params, adapter), tokens in zip(valid, self.tokenizer.encode(prompts, limits), strict=True):
             if isinstance(tokens, Exception):
                 _resolve_error(request.future, tokens)
             elif len(tokens) == 0:
                 _resolve_error(request.future, InvalidRequest("The prompt has no tokens.", "prompt"))
             elif len(tokens) > self.max_tokens:
-                ready.extend(self._chunked(request, params, tokens))
+                ready.extend(chunks.pieces(request, params, tokens, self.max_tokens, adapter))
             else:
-                ready.append(Ready(tokens, request.task, params, request.future))
+                ready.append(Ready(tokens, request.task, params, request.future, adapter, request.spans))
         if ready and not self._scheduler.add(ready):
             for item in ready:
                 _resolve_error(item.future, self._fatal or EngineClosed("The engine is shut down."))
@@ -175,6 +202,8 @@ class Engine:
         parse_task(request.task, self.tasks)
         params, defaults = request.params, self.options.default_params
         params.check(request.task, self.model.facts.matryoshka, self.name)
+        if request.spans is not None:
+            self.model.pipelines[request.task].of_spans()
         if params.step_tag_id is not None or params.returned_token_ids is not None:
             self.model.pipelines[request.task].check(params)
         if defaults == _NO_PARAMS:
@@ -186,10 +215,18 @@ class Engine:
             use_activation=defaults.use_activation if params.use_activation is None else params.use_activation,
         )
 
-    def _with_prefix(self, request: Request) -> Prompt:
+    def _adapter(self, request: Request) -> tuple[str | None, str | None]:
+        """The names of the request's adapter, if any, and of its prompt."""
+        adapters = self.model.adapters
+        if adapters is not None:
+            return adapters.choose(request.adapter, request.prompt_name, self.prompts)
+        if request.adapter:
+            raise unknown_adapter(request.adapter, ())
+        return None, request.prompt_name
+
+    def _with_prefix(self, request: Request, name: str | None) -> Prompt:
         """The prompt with its named prefix; ids are taken as they are."""
         prompts = self.prompts
-        name = request.prompt_name
         if name and name not in prompts:
             known = f"It has {sorted(prompts)}." if prompts else "It has none."
             raise InvalidRequest(
@@ -203,50 +240,19 @@ class Engine:
         return replace(request.prompt, prefix=prefix)
 
     def _limit(self, request: Request, params: PoolingParams) -> Limit:
-        overflow, most = self.options.overflow, self.options.max_prompt_tokens
+        limits = [most for most in (self.options.max_prompt_tokens, request.max_tokens) if most is not None]
         return Limit(
-            max_tokens=self.max_tokens if most is None else min(most, self.max_tokens),
-            chunked_tokens=most,
+            max_tokens=self.max_tokens,
             keep=params.truncate_prompt_tokens,
             side=params.truncation_side,
-            overflow=overflow,
+            overflow=params.overflow or self.options.overflow,
             add_special_tokens=request.add_special_tokens,
             max_query_tokens=params.max_tokens_per_query,
             max_document_tokens=params.max_tokens_per_doc,
+            longest=min(limits, default=None),
+            lower_case=request.lower_case,
+            places=request.places,
         )
-
-    def _chunked(self, request: Request, params: PoolingParams, tokens: Tokens) -> list[Ready]:
-        """Pieces of an over-long prompt; the request is answered when the last one is."""
-        pieces = chunks.split(tokens, self.max_tokens)
-        parts = [Ready(piece, request.task, params, Future()) for piece in pieces]
-        missing = len(parts)
-        lock = threading.Lock()
-
-        def one_done(_: Future[Answer]) -> None:
-            nonlocal missing
-            with lock:
-                missing -= 1
-                if missing:
-                    return
-            if not request.future.set_running_or_notify_cancel():
-                return
-            try:
-                arrays = [part.future.result().array for part in parts]
-            except Exception as error:  # noqa: BLE001 - the piece's error is the request's error
-                request.future.set_exception(error)
-                return
-            array = chunks.join(arrays, [part.length for part in parts], request.task)
-            request.future.set_result(Answer(array, tokens, chunks=len(parts)))
-
-        def leave(whole: Future[Answer]) -> None:
-            if whole.cancelled():
-                for part in parts:
-                    part.future.cancel()
-
-        for part in parts:
-            part.future.add_done_callback(one_done)
-        request.future.add_done_callback(leave)
-        return parts
 
     def _work(self) -> None:
         """The device thread: run batches until closed; on a device that can, keep one batch in flight."""

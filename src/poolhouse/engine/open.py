@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import ParamSpec, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 
@@ -15,9 +17,12 @@ from poolhouse.engine.memory import keep_freed_memory
 from poolhouse.errors import ConfigError, InvalidRequest
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models import embedded
+from poolhouse.models.adapters import AdapterOptions
+from poolhouse.models.folders import folders_of
 from poolhouse.models.hub import locate
 from poolhouse.models.load import LoadOptions, load
 from poolhouse.params import PoolerConfig, PoolingParams
+from poolhouse.plugins import load_plugin
 from poolhouse.pooling.sentence_transformers import read_sentence_transformers
 from poolhouse.settings import Settings
 
@@ -45,11 +50,12 @@ def open_engine(settings: Settings) -> Engine:
     else:
         name = settings.model
         folder = locate(name, revision=settings.revision, download_dir=settings.download_dir, token=settings.hf_token)
+    folders = folders_of(folder, lambda place: _found(settings, place))
     torch.manual_seed(settings.seed)
     pooler = PoolerConfig.parse(settings.pooler_config)
     model = _in_a_passing_thread(
         load,
-        folder,
+        folders.described,
         LoadOptions(
             name=settings.names[0] if settings.names else name,
             dtype=settings.dtype,
@@ -61,10 +67,12 @@ def open_engine(settings: Settings) -> Engine:
             convert=settings.convert,
             pooler=pooler,
             matryoshka_dimensions=tuple(settings.matryoshka_dimensions or ()),
+            weights_folder=folders.weights,
+            adapters=_adapters(settings, folders.adapters),
         ),
     )
-    files = read_sentence_transformers(folder)
-    tokenizer_folder = folder if files is None else files.transformer_folder
+    files = read_sentence_transformers(folders.described)
+    tokenizer_folder = folders.tokenizer
     if settings.tokenizer is not None:
         tokenizer_folder = locate(
             settings.tokenizer,
@@ -78,6 +86,7 @@ def open_engine(settings: Settings) -> Engine:
         trust_remote_code=settings.trust_remote_code,
         vocabulary_size=model.facts.vocabulary_size,
     )
+    plugin = settings.io_processor_plugin or model.facts.plugin
     on_cpu = model.facts.device.type == "cpu"
     if on_cpu:
         keep_freed_memory()
@@ -87,18 +96,43 @@ def open_engine(settings: Settings) -> Engine:
         tokenizer,
         EngineOptions(
             max_batch_tokens=settings.max_num_batched_tokens or default_tokens,
-            overflow="chunk" if pooler.enable_chunked_processing else settings.overflow,
+            overflow=_overflow(settings, pooler),
+            max_prompt_tokens=pooler.max_embed_len,
             tokenizer_threads=settings.tokenizer_workers,
             default_params=_default_params(pooler, None if files is None else files.truncate_dim, model.facts.width),
-            max_prompt_tokens=pooler.max_embed_len,
         ),
+        None if plugin is None else load_plugin(plugin, settings, tokenizer),
     )
+
+
+def _found(settings: Settings, place: str) -> Path:
+    """The folder of an adapter, or of an adapter's base: a path or a hub id, looked up as the model is."""
+    return locate(place, download_dir=settings.download_dir, token=settings.hf_token)
+
+
+def _adapters(settings: Settings, base_merge: tuple[Path, ...]) -> AdapterOptions:
+    """What the settings say of adapters."""
+    find = partial(_found, settings)
+    modules = {name: find(place) for name, place in (settings.lora_modules or {}).items()}
+    merge = settings.merge_adapter
+    if merge is not None and merge not in modules and "/" in merge:
+        modules[merge] = find(merge)
+    return AdapterOptions(modules, merge, base_merge, settings.max_lora_rank, settings.enable_lora, find)
+
+
+def _overflow(settings: Settings, pooler: PoolerConfig) -> Literal["error", "truncate", "chunk"]:
+    """What to do with over-long prompts, of the two options that may say it."""
+    if not pooler.enable_chunked_processing:
+        return settings.overflow
+    if settings.overflow == "truncate":
+        raise ConfigError(
+            "overflow='truncate' cuts over-long prompts, enable_chunked_processing splits them: choose one."
+        )
+    return "chunk"
 
 
 def _default_params(pooler: PoolerConfig, truncate_dim: int | None, width: int) -> PoolingParams:
     """What holds where a request says nothing: the user's words, else those of sentence-transformers' files."""
-    if pooler.max_embed_len is not None and not pooler.max_embed_len >= 1:
-        raise ConfigError(f"pooler_config: max_embed_len must be at least 1, got {pooler.max_embed_len}.")
     try:
         params = PoolingParams(dimensions=pooler.dimensions, use_activation=pooler.use_activation)
     except InvalidRequest as error:

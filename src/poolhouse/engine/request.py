@@ -9,14 +9,14 @@ from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
-from poolhouse.tokens import Tokens
+from poolhouse.tokens import Ids, Tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """What the engine made of one prompt.
 
-    array: [features] for embed and classify, [tokens, features] for token tasks.
+    array: [features] for embed and classify, [tokens, features] for token tasks, [spans, features] where spans were asked.
     tokens: the prompt as the model saw it (whole, when it was split into chunks).
     """
 
@@ -30,6 +30,10 @@ class Request:
     """One prompt, its task and parameters.
 
     prompt_name: name of a prompt stored with the checkpoint, put before the text; None takes the default one.
+    adapter: name of an adapter of the model; None takes the model's default, if it has one, "" none.
+    lower_case: None leaves it to the model. max_tokens: refuse longer prompts than this.
+    places: tell where in the text each token stands. spans: [spans, 2], token ranges to embed
+    instead of the whole, each by the mean of its tokens (late chunking).
     """
 
     prompt: Prompt
@@ -37,4 +41,9 @@ class Request:
     params: PoolingParams = field(default_factory=PoolingParams)
     prompt_name: str | None = None
     add_special_tokens: bool = True
+    adapter: str | None = None
+    lower_case: bool | None = None
+    max_tokens: int | None = None
+    places: bool = False
+    spans: Ids | None = None
     future: Future[Answer] = field(default_factory=Future)

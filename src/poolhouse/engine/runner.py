@@ -14,7 +14,7 @@ from torch import Tensor
 from poolhouse.batch import Batch
 from poolhouse.engine.request import Answer
 from poolhouse.engine.scheduler import Ready
-from poolhouse.errors import EngineError, InvalidRequest, NonFiniteResult
+from poolhouse.errors import EngineError, NonFiniteResult, NoStep
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
@@ -71,7 +71,12 @@ class Runner:
     @torch.inference_mode()
     def _launch(self, requests: list[Ready]) -> Launched | None:
         try:
-            batch = Batch.pack([request.tokens for request in requests], self.device)
+            if any(request.adapter for request in requests):
+                # Each adapter owns one span of rows.
+                requests = sorted(requests, key=lambda request: request.adapter or "")
+            batch = Batch.pack(
+                [request.tokens for request in requests], self.device, [request.adapter for request in requests]
+            )
             hidden = self.model.backbone(batch)
             groups = [(members, self._pool(members, rows)) for members, rows in _groups(requests, batch, hidden)]
             done = None
@@ -84,14 +89,16 @@ class Runner:
             return None
 
     def _pool(self, requests: list[Ready], rows: Rows) -> Rows:
-        pooled = self.model.pipelines[requests[0].task](rows, requests[0].params)
+        pipeline = self.model.pipelines[requests[0].task]
+        counts = [len(request.spans) for request in requests if request.spans is not None]
+        pooled = (pipeline.of_spans() if counts else pipeline)(rows, requests[0].params)
         values = pooled.values.to("cpu", non_blocking=self.asynchronous)
-        return Rows(values, pooled.segments, pooled.ids)
+        return Rows(values, Segments(counts) if counts else pooled.segments, pooled.ids)
 
     def _resolve(self, requests: list[Ready], rows: Rows) -> None:
         values: Array = rows.values.numpy()
         finite: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(values), axis=1)
-        token_task = requests[0].task in TOKEN_TASKS
+        several = requests[0].task in TOKEN_TASKS or requests[0].spans is not None
         starts, ends = rows.segments.starts, rows.segments.ends
         all_finite = bool(finite.all())
         for index, request in enumerate(requests):
@@ -104,16 +111,10 @@ class Runner:
                     )
                 )
                 continue
-            if token_task and start == end:
-                request.future.set_exception(
-                    InvalidRequest(
-                        "The prompt holds no step tag (step_tag_id), or nothing but special tokens, "
-                        "so there is no row to answer with.",
-                        "prompt",
-                    )
-                )
+            if several and start == end and not request.part:
+                request.future.set_exception(NoStep())
                 continue
-            request.future.set_result(Answer(values[start:end] if token_task else values[start], request.tokens))
+            request.future.set_result(Answer(values[start:end] if several else values[start], request.tokens))
 
     def _retry(self, requests: list[Ready], error: Exception) -> None:
         """Run the halves of a failed batch by themselves, so that a failing item fails alone."""
@@ -142,23 +143,41 @@ def _fail(request: Ready, error: Exception) -> None:
 
 def _groups(requests: list[Ready], batch: Batch, hidden: Tensor) -> list[tuple[list[Ready], Rows]]:
     """Requests that share task and params, each group with its own rows; usually there is one group."""
-    by_kind: dict[tuple[Task, PoolingParams], list[int]] = {}
+    by_kind: dict[tuple[Task, PoolingParams, bool], list[int]] = {}
     for index, request in enumerate(requests):
-        by_kind.setdefault((request.task, request.params), []).append(index)
-    if len(by_kind) == 1:
-        return [(requests, Rows(hidden, batch.segments, batch.ids, _skip(requests)))]
+        by_kind.setdefault((request.task, request.params, request.spans is not None), []).append(index)
     groups = []
-    starts, ends = batch.segments.starts, batch.segments.ends
-    for members in by_kind.values():
+    for (_, _, spans), members in by_kind.items():
         chosen = [requests[index] for index in members]
-        rows = Rows(
-            torch.cat([hidden[starts[index] : ends[index]] for index in members]),
-            Segments([request.length for request in chosen], batch.segments.device),
-            torch.cat([batch.ids[starts[index] : ends[index]] for index in members]),
-            _skip(chosen),
-        )
+        if spans:
+            rows = _rows_of_spans([(batch.segments.starts[index], requests[index]) for index in members], batch, hidden)
+        elif len(by_kind) == 1:
+            rows = Rows(hidden, batch.segments, batch.ids, _skip(requests))
+        else:
+            rows = _rows(members, batch, hidden, _skip(chosen))
         groups.append((chosen, rows))
     return groups
+
+
+def _rows(members: list[int], batch: Batch, hidden: Tensor, skip: Tensor | None) -> Rows:
+    """The rows of some sequences of a pack."""
+    bounds = [(batch.segments.starts[index], batch.segments.ends[index]) for index in members]
+    return _slices(bounds, batch, hidden, skip)
+
+
+def _rows_of_spans(members: list[tuple[int, Ready]], batch: Batch, hidden: Tensor) -> Rows:
+    """The rows of every span, as if each were a sequence of its own. members: first row of each request, and it."""
+    spans = np.concatenate([request.spans + first for first, request in members if request.spans is not None])
+    return _slices(spans.tolist(), batch, hidden, None)
+
+
+def _slices(bounds: Sequence[Sequence[int]], batch: Batch, hidden: Tensor, skip: Tensor | None) -> Rows:
+    return Rows(
+        torch.cat([hidden[start:end] for start, end in bounds]),
+        Segments([end - start for start, end in bounds], batch.segments.device),
+        torch.cat([batch.ids[start:end] for start, end in bounds]),
+        skip,
+    )
 
 
 def _skip(requests: list[Ready]) -> Tensor | None:

@@ -16,17 +16,23 @@ from dataclasses import dataclass, field
 from poolhouse.engine.request import Answer
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
-from poolhouse.tokens import Tokens
+from poolhouse.tokens import Ids, Tokens
 
 
 @dataclass(slots=True, eq=False)
 class Ready:
-    """A tokenised request that waits for its batch."""
+    """A tokenised request that waits for its batch.
+
+    spans: see `Request`. part: whether it is a piece of a longer prompt.
+    """
 
     tokens: Tokens
     task: Task
     params: PoolingParams
     future: Future[Answer]
+    adapter: str | None = None
+    spans: Ids | None = None
+    part: bool = False
     length: int = field(init=False)
     taken: bool = False
 

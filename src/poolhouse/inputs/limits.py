@@ -1,21 +1,22 @@
-"""Limit: how long a prompt may be."""
+"""Limit: how long a prompt may be, and how its tokens are made."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from poolhouse.errors import InvalidRequest
+from poolhouse.errors import InputTooLong, InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How long a prompt may be, and what to do when it is longer.
+    """How long a prompt may be, what to do when it is longer, and how its tokens are made.
 
     max_tokens: the model's limit, special tokens included. keep: cut to this many; -1 means max_tokens.
     side: "right" drops the end, "left" the beginning. overflow applies where `keep` is None.
-    chunked_tokens: how long a prompt may be that is to be split; None: no limit.
+    longest: another limit of what is not cut; with overflow "chunk" the only one.
     max_query_tokens, max_document_tokens: what each side of a pair is cut to first, special tokens not counted.
+    lower_case: None leaves it to the tokenizer. places: say where in the text each token stands.
     """
 
     max_tokens: int
@@ -23,14 +24,21 @@ class Limit:
     side: Literal["left", "right"] = "right"
     overflow: Literal["error", "truncate", "chunk"] = "error"
     add_special_tokens: bool = True
-    chunked_tokens: int | None = None
     max_query_tokens: int | None = None
     max_document_tokens: int | None = None
+    longest: int | None = None
+    lower_case: bool | None = None
+    places: bool = False
 
     @property
     def most(self) -> int | None:
-        """Tokens from which on a prompt that is not to be cut is refused, or None where it never is."""
-        return self.chunked_tokens if self.overflow == "chunk" else self.max_tokens
+        """The most tokens of a prompt, or None where any number is taken."""
+        return self.longest if self.overflow == "chunk" else self.within
+
+    @property
+    def within(self) -> int:
+        """The most tokens of a prompt that is read in one pass."""
+        return self.max_tokens if self.longest is None else min(self.max_tokens, self.longest)
 
     @property
     def cut(self) -> int | None:
@@ -40,11 +48,31 @@ class Limit:
             InvalidRequest: more than the model takes.
         """
         if self.keep is None:
-            return self.max_tokens if self.overflow == "truncate" else None
-        if self.keep > self.max_tokens:
+            return self.within if self.overflow == "truncate" else None
+        if self.most is not None and self.keep > self.most:
             raise InvalidRequest(
                 "truncate_prompt_tokens value is greater than max_model_len. Please request a smaller truncation size.",
                 "truncate_prompt_tokens",
                 self.keep,
             )
-        return self.max_tokens if self.keep == -1 else self.keep
+        return self.within if self.keep == -1 else self.keep
+
+
+def too_many_tokens(limit: int, found: int) -> InputTooLong:
+    return InputTooLong(
+        f"This model's maximum context length is {limit} tokens. However, your prompt contains at least {limit + 1} input "
+        "tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt, "
+        "or cut it with truncate_prompt_tokens=-1.",
+        "input_tokens",
+        found,
+    )
+
+
+def too_many_characters(limit: int, found: int, most: int) -> InputTooLong:
+    return InputTooLong(
+        f"This model's maximum context length is {limit} tokens. However, your prompt contains {found} characters "
+        f"(more than {most} characters, which is the upper bound for {limit} input tokens). Please reduce the length of "
+        "the input prompt, or cut it with truncate_prompt_tokens=-1.",
+        "input_text",
+        found,
+    )

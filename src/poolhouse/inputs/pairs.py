@@ -83,7 +83,7 @@ def encode_pairs(
 
 def _of_one_side(limit: Limit) -> Limit:
     """A side is cut only where the pair could not hold it anyway."""
-    return Limit(limit.max_tokens + 1, keep=-1, side=limit.side, add_special_tokens=False)
+    return Limit(limit.max_tokens + 1, keep=-1, side=limit.side, add_special_tokens=False, lower_case=limit.lower_case)
 
 
 def _joined(
@@ -104,7 +104,7 @@ def _joined(
     query = _cut(first.ids, limit.max_query_tokens, limit.side)
     document = _cut(second.ids, limit.max_document_tokens, limit.side)
     keep = limit.cut
-    room = (limit.max_tokens if keep is None else keep) - template.special_tokens
+    room = (limit.within if keep is None else keep) - template.special_tokens
     if len(query) + len(document) > room:
         if keep is None:
             raise _too_long(first, second, limit, template)
@@ -147,7 +147,7 @@ def _too_long(first: Tokens, second: Tokens, limit: Limit, template: PairTemplat
     total = sum(lengths.values()) + template.special_tokens
     field = "max_tokens_per_query" if longer == "query" else "max_tokens_per_doc"
     return InputTooLong(
-        f"This model's maximum context length is {limit.max_tokens} tokens. However, your pair contains {total} input "
+        f"This model's maximum context length is {limit.within} tokens. However, your pair contains {total} input "
         f"tokens: the query has {lengths['query']}, the document {lengths['document']}, and "
         f"{template.special_tokens} are special. Shorten the {longer}, cut it with {field}, or cut the pair with "
         "truncate_prompt_tokens=-1.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,28 +12,16 @@ import numpy as np
 import tokenizers
 from tokenizers import normalizers
 
-from poolhouse.errors import CheckpointError, InputTooLong, InvalidRequest
-from poolhouse.inputs.limits import Limit
+from poolhouse.errors import CheckpointError, InvalidRequest
+from poolhouse.inputs.excerpts import CHARACTERS_PER_TOKEN, Excerpt, excerpt
+from poolhouse.inputs.limits import Limit, too_many_characters, too_many_tokens
 from poolhouse.inputs.pairs import PairTemplate, encode_pairs
+from poolhouse.inputs.places import places_of
 from poolhouse.inputs.prompts import Prompt, check_ids
 from poolhouse.tokens import Ids, Tokens
 
-# A text is cut to about this many characters per token wanted before it is tokenised; more when that was too few.
-_CHARACTERS_PER_TOKEN = 8
 # Tokens that a shortened text must have beyond those kept, so that the cut cannot have changed the kept ones.
 _SURPLUS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class _Excerpt:
-    """What is tokenised of a text: all of it, or the part that decides the tokens kept."""
-
-    text: str
-    whole: int
-
-    @property
-    def shortened(self) -> bool:
-        return len(self.text) < self.whole
 
 
 class Tokenizer:
@@ -62,7 +50,7 @@ class Tokenizer:
         # Special tokens before and after the content: [CLS] ... [SEP].
         self._head = next((place for place, mask in enumerate(special) if not mask), len(special))
         self._tail = next((place for place, mask in enumerate(reversed(special)) if not mask), 0)
-        self._prefix_tokens: dict[str, int] = {}
+        self._prefix_tokens: dict[tuple[str, bool], int] = {}
 
     @classmethod
     def from_folder(
@@ -99,6 +87,17 @@ class Tokenizer:
         return max(map(len, self._native.get_vocab()), default=1)
 
     @cached_property
+    def _knows_words(self) -> bool:
+        """Whether tokens say themselves that they go on with a word, as WordPiece's do."""
+        return bool(getattr(self._native.model, "continuing_subword_prefix", None))
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        """The id of the unknown token."""
+        names = (getattr(self._native.model, "unk_token", None), "<unk>", "[UNK]")
+        return next((found for name in names if name and (found := self._native.token_to_id(name)) is not None), None)
+
+    @cached_property
     def pair_template(self) -> PairTemplate:
         template = PairTemplate.of(self._native)
         return template if self._pair_types else replace(template, types=(0, 0, 0, 0, 0))
@@ -113,7 +112,7 @@ class Tokenizer:
             )
             for index, tokens in zip(pairs, joined, strict=True):
                 results[index] = tokens
-        excerpts: dict[int, _Excerpt] = {}
+        excerpts: dict[int, Excerpt] = {}
         for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             if prompt.pair is not None:
                 continue
@@ -124,12 +123,15 @@ class Tokenizer:
                     excerpts[index] = self._excerpt(prompt, self._of_content(limit))
             except InvalidRequest as error:
                 results[index] = error
-        for special in (True, False):
-            indexes = [index for index in excerpts if limits[index].add_special_tokens is special]
-            encoded = self._encode([excerpts[index].text for index in indexes], special)
-            for index, ids in zip(indexes, encoded, strict=True):
+        groups: dict[tuple[bool, bool], list[int]] = {}
+        for index in excerpts:
+            groups.setdefault((limits[index].add_special_tokens, limits[index].places), []).append(index)
+        for (special, places), indexes in groups.items():
+            encoded = self._encode([excerpts[index].text for index in indexes], special, places)
+            for index, encoding in zip(indexes, encoded, strict=True):
                 try:
-                    results[index] = self._fitted(prompts[index], self._of_content(limits[index]), excerpts[index], ids)
+                    limit = self._of_content(limits[index])
+                    results[index] = self._fitted(prompts[index], limit, excerpts[index], encoding)
                 except InvalidRequest as error:
                     results[index] = error
         return [result for result in results if result is not None]
@@ -149,84 +151,100 @@ class Tokenizer:
         most = limit.max_query_tokens + (self.special_tokens if limit.add_special_tokens else 0)
         keep = limit.cut
         if keep is None:
-            return limit if most > limit.max_tokens else replace(limit, keep=most)
+            return limit if limit.most is not None and most > limit.most else replace(limit, keep=most)
         return replace(limit, keep=min(keep, most))
 
-    def _encode(self, texts: list[str], special: bool) -> list[Ids | InvalidRequest]:
-        if not texts:
-            return []
+    def _encode(self, texts: list[str], special: bool, places: bool) -> list[tokenizers.Encoding | InvalidRequest]:
+        # The fast call knows no places of tokens.
+        encode = self._native.encode_batch if places else self._native.encode_batch_fast
         try:
-            encodings = self._native.encode_batch_fast(texts, add_special_tokens=special)
+            return list(encode(texts, add_special_tokens=special))
         except Exception:  # noqa: BLE001 - one bad text fails the whole call, with whatever the library raises
             if len(texts) == 1:
                 return [InvalidRequest("The text cannot be tokenised: it is no valid Unicode.", "prompt")]
-            return [result for text in texts for result in self._encode([text], special)]
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+            return [result for text in texts for result in self._encode([text], special, places)]
 
     def _given(self, ids: Ids, limit: Limit) -> Tokens:
         """Ids as the caller made them, cut plainly."""
         check_ids(ids, self.vocabulary_size)
+        if limit.places:
+            raise InvalidRequest("Places of characters need a text; token ids have none.", "prompt_token_ids")
         keep = limit.cut
         if keep is None and limit.most is not None and len(ids) > limit.most:
-            raise _too_many_tokens(limit.most, len(ids))
+            raise too_many_tokens(limit.most, len(ids))
         if keep is None or len(ids) <= keep:
             return Tokens(ids, original_tokens=len(ids))
         return Tokens(ids[:keep] if limit.side == "right" else ids[-keep:], original_tokens=len(ids))
 
-    def _excerpt(self, prompt: Prompt, limit: Limit) -> _Excerpt:
+    def _excerpt(self, prompt: Prompt, limit: Limit) -> Excerpt:
         """The text to tokenise; of a text far over the limit, the part that matters."""
         assert prompt.text is not None
         text = prompt.prefix + prompt.text if prompt.prefix else prompt.text
-        if self._lower_case:
-            text = text.lower()
         keep = limit.cut
-        if keep is None and limit.most is not None and len(text) > 4 * _CHARACTERS_PER_TOKEN * limit.most:
-            most = limit.most * self.character_bound
+        wanted = limit.most if keep is None else keep
+        if wanted is None:
+            return excerpt(text, None, limit.side, self._lowers(limit))
+        if keep is None and len(text) > 4 * CHARACTERS_PER_TOKEN * wanted:
+            most = wanted * self.character_bound
             if len(text) > most:
-                raise _too_many_characters(limit.most, len(text), most)
-        if keep is None and limit.overflow == "chunk":
-            return _Excerpt(text, len(text))
-        return _shorten(text, (keep or limit.max_tokens) + _SURPLUS, limit.side)
+                raise too_many_characters(wanted, len(text), most)
+        return excerpt(text, CHARACTERS_PER_TOKEN * (wanted + _SURPLUS), limit.side, self._lowers(limit))
 
-    def _fitted(self, prompt: Prompt, limit: Limit, excerpt: _Excerpt, ids: Ids | InvalidRequest) -> Tokens:
-        """Ids within the limit, or an error."""
-        if isinstance(ids, InvalidRequest):
-            raise ids
+    def _lowers(self, limit: Limit) -> bool:
+        return self._lower_case if limit.lower_case is None else limit.lower_case
+
+    def _fitted(
+        self, prompt: Prompt, limit: Limit, part: Excerpt, encoding: tokenizers.Encoding | InvalidRequest
+    ) -> Tokens:
+        """Tokens within the limit, or an error."""
+        if isinstance(encoding, InvalidRequest):
+            raise encoding
         keep, special = limit.cut, limit.add_special_tokens
-        wanted = (keep or limit.max_tokens) + _SURPLUS
-        while excerpt.shortened and len(ids) < wanted:
-            if len(excerpt.text) > 2 * wanted * self.character_bound:
-                break  # a word too long for the vocabulary: its rest would be the same unknown token
-            excerpt = _shorten_to(prompt.prefix + (prompt.text or ""), 4 * len(excerpt.text), limit.side)
-            if self._lower_case:
-                excerpt = replace(excerpt, text=excerpt.text.lower())
-            (again,) = self._encode([excerpt.text], special)
-            if isinstance(again, InvalidRequest):
-                raise again
-            ids = again
+        part, encoding = self._enough(prompt, limit, part, encoding)
+        ids: Ids = np.array(encoding.ids, dtype=np.int64)
         if self._check_texts:
             check_ids(ids, self.vocabulary_size)
-        skip = self._skip(prompt.prefix, special) if prompt.prefix else 0
+        places = places_of(encoding, part, prompt, self._knows_words, self._unknown) if limit.places else None
+        skip = self._skip(prompt.prefix, special, self._lowers(limit)) if prompt.prefix else 0
         if keep is None:
             if limit.most is not None and len(ids) > limit.most:
-                raise _too_many_tokens(limit.most, len(ids))
-            return Tokens(ids, original_tokens=len(ids), skip=skip)
-        if len(ids) <= keep and not excerpt.shortened:
-            return Tokens(ids, original_tokens=len(ids), skip=skip)
+                raise too_many_tokens(limit.most, len(ids))
+            return Tokens(ids, original_tokens=len(ids), skip=skip, places=places)
+        if len(ids) <= keep and not part.shortened:
+            return Tokens(ids, original_tokens=len(ids), skip=skip, places=places)
         original = len(ids)
-        if excerpt.shortened:
-            original = max(round(len(ids) * excerpt.whole / max(len(excerpt.text), 1)), keep + 1)
+        if part.shortened:
+            original = max(round(len(ids) * part.whole / max(len(part.raw), 1)), keep + 1)
+        kept = self._kept(len(ids), keep, limit.side, special)
         return Tokens(
-            self._cut(ids, keep, limit.side, special),
+            ids[kept],
             original_tokens=original,
-            original_is_estimate=excerpt.shortened,
+            original_is_estimate=part.shortened,
             skip=min(skip, keep) if limit.side == "right" else max(0, skip - (len(ids) - keep)),
+            places=None if places is None else places.take(kept),
         )
 
-    def _cut(self, ids: Ids, keep: int, side: str, special: bool) -> Ids:
-        """At most `keep` ids, the special ones at both ends among them."""
-        if len(ids) <= keep:
-            return ids
+    def _enough(
+        self, prompt: Prompt, limit: Limit, part: Excerpt, encoding: tokenizers.Encoding
+    ) -> tuple[Excerpt, tokenizers.Encoding]:
+        """An excerpt that has the tokens wanted: this one, or a longer one."""
+        wanted = (limit.cut or limit.most or 0) + _SURPLUS
+        while part.shortened and len(encoding.ids) < wanted:
+            if len(part.raw) > 2 * wanted * self.character_bound:
+                break  # a word too long for the vocabulary: its rest would be the same unknown token
+            text = prompt.prefix + (prompt.text or "")
+            part = excerpt(text, 4 * len(part.raw), limit.side, self._lowers(limit))
+            (again,) = self._encode([part.text], limit.add_special_tokens, limit.places)
+            if isinstance(again, InvalidRequest):
+                raise again
+            encoding = again
+        return part, encoding
+
+    def _kept(self, length: int, keep: int, side: str, special: bool) -> Ids:
+        """Which of so many tokens are kept, the special ones at both ends among them."""
+        tokens = np.arange(length)
+        if length <= keep:
+            return tokens
         head, tail = (self._head, self._tail) if special else (0, 0)
         room = keep - head - tail
         if room < 1:
@@ -235,54 +253,17 @@ class Tokenizer:
                 "truncate_prompt_tokens",
                 keep,
             )
-        end = len(ids) - tail
-        content = ids[head : head + room] if side == "right" else ids[end - room : end]
-        return np.concatenate((ids[:head], content, ids[end:]))
+        end = length - tail
+        content = tokens[head : head + room] if side == "right" else tokens[end - room : end]
+        return np.concatenate((tokens[:head], content, tokens[end:]))
 
-    def _skip(self, prefix: str, special: bool) -> int:
+    def _skip(self, prefix: str, special: bool, lower_case: bool) -> int:
         """Leading tokens that a prefix makes, special ones included, counted as sentence-transformers does."""
-        if prefix not in self._prefix_tokens:
-            text = prefix.lower() if self._lower_case else prefix
-            ids = self._native.encode(text, add_special_tokens=special).ids
-            self._prefix_tokens[prefix] = len(ids) - (1 if special and self._tail else 0)
-        return self._prefix_tokens[prefix]
-
-
-def _shorten(text: str, tokens: int, side: str) -> _Excerpt:
-    return _shorten_to(text, _CHARACTERS_PER_TOKEN * tokens, side)
-
-
-def _shorten_to(text: str, characters: int, side: str) -> _Excerpt:
-    """At most about so many characters from one end, cut at white space where some is near."""
-    if len(text) <= 2 * characters:
-        return _Excerpt(text, len(text))
-    if side == "right":
-        space = text.rfind(" ", characters - 200, characters)
-        return _Excerpt(text[: space if space > 0 else characters], len(text))
-    start = len(text) - characters
-    space = text.find(" ", start, start + 200)
-    return _Excerpt(text[space if space > 0 else start :], len(text))
-
-
-def _too_many_tokens(limit: int, found: int) -> InputTooLong:
-    least = limit + 1
-    return InputTooLong(
-        f"This model's maximum context length is {limit} tokens. However, your prompt contains at least {least} input "
-        "tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt, "
-        "or cut it with truncate_prompt_tokens=-1.",
-        "input_tokens",
-        found,
-    )
-
-
-def _too_many_characters(limit: int, found: int, most: int) -> InputTooLong:
-    return InputTooLong(
-        f"This model's maximum context length is {limit} tokens. However, your prompt contains {found} characters "
-        f"(more than {most} characters, which is the upper bound for {limit} input tokens). Please reduce the length of "
-        "the input prompt, or cut it with truncate_prompt_tokens=-1.",
-        "input_text",
-        found,
-    )
+        key = (prefix.lower() if lower_case else prefix, special)
+        if key not in self._prefix_tokens:
+            ids = self._native.encode(key[0], add_special_tokens=special).ids
+            self._prefix_tokens[key] = len(ids) - (1 if special and self._tail else 0)
+        return self._prefix_tokens[key]
 
 
 # Tokenizer classes of transformers that keep token types to themselves, whatever tokenizer.json says.

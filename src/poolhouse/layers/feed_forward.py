@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poolhouse.layers.linear import Linear, fusable
+from poolhouse.layers.linear import Product, fusable
 
 
 def _relu_squared(x: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ _FUSED_NAMES = {F.gelu: "gelu", _gelu_tanh: "gelu_tanh", F.relu: "relu"}
 class FeedForward:
     """down(activation(up(x))), or down(activation(gate) * up) with gate and up in one matrix, gate first."""
 
-    def __init__(self, up: Linear, down: Linear, activation: str, gated: bool) -> None:
+    def __init__(self, up: Product, down: Product, activation: str, gated: bool) -> None:
         self.up, self.down, self.gated = up, down, gated
         self.activation = ACTIVATIONS[activation]
         self.fused = _FUSED_NAMES.get(self.activation, "") if not gated else ""
@@ -74,7 +74,7 @@ class Experts:
     Source: Nussbaum and Duderstadt 2025 (nomic-embed-text-v2-moe).
     """
 
-    def __init__(self, router: Linear, experts: list[FeedForward], bias: Tensor | None, chosen: int) -> None:
+    def __init__(self, router: Product, experts: list[FeedForward], bias: Tensor | None, chosen: int) -> None:
         self.router, self.experts, self.bias, self.chosen = router, experts, bias, chosen
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +17,17 @@ _FUSED_ACTIVATIONS = {
     "gelu_tanh": ("gelu", "tanh"),
     "relu": ("relu", ""),
 }
+
+
+class Product(Protocol):
+    """What blocks need of a linear layer; `Linear` and `AdaptedLinear` are two."""
+
+    out_features: int
+    in_features: int
+
+    def __call__(self, x: Tensor, activation: str = "none") -> Tensor: ...
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor: ...
 
 
 class Linear:

@@ -18,17 +18,18 @@ from poolhouse.outputs import (
     ScoringRequestOutput,
 )
 from poolhouse.scoring import Score
+from poolhouse.tokens import Tokens
 
 # Progress is drawn only when there is enough to wait for.
 _PROGRESS_FROM = 256
 
 
 def embedding(request_id: str, answer: Answer) -> EmbeddingRequestOutput:
-    return EmbeddingRequestOutput(request_id, EmbeddingOutput(answer.array), **_facts(answer))
+    return EmbeddingRequestOutput(request_id, EmbeddingOutput(answer.array), **facts(answer))
 
 
 def pooling(request_id: str, answer: Answer) -> PoolingRequestOutput:
-    return PoolingRequestOutput(request_id, PoolingOutput(answer.array), **_facts(answer))
+    return PoolingRequestOutput(request_id, PoolingOutput(answer.array), **facts(answer))
 
 
 def classification(
@@ -38,21 +39,21 @@ def classification(
 
     def named(request_id: str, answer: Answer) -> ClassificationRequestOutput:
         output = ClassificationOutput(answer.array, labels.get(int(answer.array.argmax())))
-        return ClassificationRequestOutput(request_id, output, **_facts(answer))
+        return ClassificationRequestOutput(request_id, output, **facts(answer))
 
     return named
 
 
 def scored(request_id: str, score: Score) -> ScoringRequestOutput:
     """A pair's score; its token ids are those of all prompts that were run for it."""
-    facts = [_facts(answer) for answer in score.answers]
+    prompts = [facts(answer) for answer in score.answers]
     return ScoringRequestOutput(
         request_id,
         ScoringOutput(score.score),
-        prompt_token_ids=[token for own in facts for token in own["prompt_token_ids"]],
-        truncated=any(own["truncated"] for own in facts),
-        original_tokens=sum(own["original_tokens"] for own in facts),
-        original_is_estimate=any(own["original_is_estimate"] for own in facts),
+        prompt_token_ids=[token for own in prompts for token in own["prompt_token_ids"]],
+        truncated=any(own["truncated"] for own in prompts),
+        original_tokens=sum(own["original_tokens"] for own in prompts),
+        original_is_estimate=any(own["original_is_estimate"] for own in prompts),
     )
 
 
@@ -73,12 +74,17 @@ def wait(futures: Sequence[Future[Answer]], progress: bool | Callable[..., Any],
         raise
 
 
-def _facts(answer: Answer) -> dict[str, Any]:
-    tokens = answer.tokens
+def facts(answer: Answer) -> dict[str, Any]:
+    """What every output says about its prompt."""
+    return facts_of(answer.tokens, answer.chunks)
+
+
+def facts_of(tokens: Tokens, chunks: int) -> dict[str, Any]:
+    """What an output says about these tokens, read in so many pieces."""
     return {
         "prompt_token_ids": tokens.ids.tolist(),
         "truncated": tokens.truncated,
         "original_tokens": tokens.original_tokens,
         "original_is_estimate": tokens.original_is_estimate,
-        "chunks": answer.chunks,
+        "chunks": chunks,
     }

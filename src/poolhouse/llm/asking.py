@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from poolhouse import scoring
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Request
-from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
+from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import parse_prompts, parse_side
+from poolhouse.llm.tokenization import Tokenization
+from poolhouse.lora import parse_lora_requests
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task, parse_task
 
@@ -29,12 +31,23 @@ _CANNOT: Mapping[Task, str] = {
 }
 
 
-def requests_of(
-    engine: Engine, prompts: Any, task: Task, params: Params, prompt_name: str | None, tokenization: Options
-) -> list[Request]:
-    """A request per prompt, in order.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a call says beside its prompts.
 
     params: one for all prompts, or one for each. tokenization: vLLM's `tokenization_kwargs`.
+    lora: vLLM's `lora_request`. adapter_task: a task adapter that came with the checkpoint.
+    """
+
+    params: Params = None
+    prompt_name: str | None = None
+    tokenization: Options = None
+    lora: Any = None
+    adapter_task: str | None = None
+
+
+def requests_of(engine: Engine, prompts: Any, task: Task, asked: Asked) -> list[Request]:
+    """A request per prompt, in order.
 
     Raises:
         UnsupportedTask: naming what the model can do. InvalidRequest: naming what is wrong.
@@ -42,41 +55,45 @@ def requests_of(
     if task not in engine.tasks:
         cannot = _CANNOT.get(task, f"This model does not support {task}.")
         raise UnsupportedTask(f"{cannot} Supported tasks: {list(engine.tasks)}")
+    params = asked.params
+    _check_types(params, asked.prompt_name)
     parsed = parse_prompts(prompts)
-    cut, special_tokens = _tokenization(tokenization)
-    _check_types(params, prompt_name)
+    adapters = _adapters(engine, asked, len(parsed))
+    made = Tokenization.parse(asked.tokenization)
     if params is None or isinstance(params, PoolingParams):
-        one = _with_cut(params or PoolingParams(), cut)
-        return [Request(prompt, task, one, prompt_name, special_tokens) for prompt in parsed]
+        one = made.params(params)
+        return [
+            made.applied(Request(prompt, task, one, asked.prompt_name, adapter=adapter))
+            for prompt, adapter in zip(parsed, adapters, strict=True)
+        ]
     if len(params) != len(parsed):
         raise InvalidRequest(
             f"pooling_params has {len(params)} entries for {len(parsed)} prompts; give one, or one per prompt.",
             "pooling_params",
         )
     return [
-        Request(prompt, task, _with_cut(own, cut), prompt_name, special_tokens)
-        for prompt, own in zip(parsed, params, strict=True)
+        made.applied(Request(prompt, task, made.params(own), asked.prompt_name, adapter=adapter))
+        for prompt, own, adapter in zip(parsed, params, adapters, strict=True)
     ]
 
 
-def score_plan(
-    engine: Engine,
-    data_1: Any,
-    data_2: Any,
-    params: PoolingParams | None,
-    tokenization: Options,
-    instruction: str | None,
-) -> scoring.Plan:
+def score_plan(engine: Engine, data_1: Any, data_2: Any, asked: Asked, instruction: str | None) -> scoring.Plan:
     """Requests and composition of `LLM.score`.
 
     Raises:
         InvalidRequest, UnsupportedTask: see `poolhouse.scoring.plan`.
     """
-    cut, special_tokens = _tokenization(tokenization)
-    if not special_tokens:
+    _check_types(asked.params, None)
+    if isinstance(asked.params, Sequence):
+        raise InvalidRequest("score takes one PoolingParams for all pairs.", "pooling_params")
+    made = Tokenization.parse(asked.tokenization)
+    if not made.add_special_tokens:
         raise InvalidRequest("add_special_tokens=False means nothing to pairs.", "add_special_tokens")
-    asked = scoring.Asked(_with_cut(params or PoolingParams(), cut), instruction)
-    return scoring.plan(engine, parse_side(data_1, "data_1"), parse_side(data_2, "data_2"), asked)
+    (adapter,) = _adapters(engine, asked, 1)
+    queries, documents = parse_side(data_1, "data_1"), parse_side(data_2, "data_2")
+    plan = scoring.plan(engine, queries, documents, scoring.Asked(made.params(asked.params), instruction))
+    requests = [made.applied(replace(request, adapter=adapter)) for request in plan.requests]
+    return replace(plan, requests=requests)
 
 
 def required_task(word: str | None, engine: Engine) -> Task:
@@ -90,6 +107,25 @@ def required_task(word: str | None, engine: Engine) -> Task:
     return parse_task(word, engine.tasks)
 
 
+def _adapters(engine: Engine, asked: Asked, prompts: int) -> list[str | None]:
+    """The adapter's name for each prompt; an adapter that a request brings is loaded once.
+
+    Raises:
+        InvalidRequest: two ways to choose one, or a model that takes none.
+    """
+    if asked.lora is None:
+        return [asked.adapter_task] * prompts
+    if asked.adapter_task is not None:
+        raise InvalidRequest("lora_request and task both choose an adapter; give one of them.", "task")
+    requests = parse_lora_requests(asked.lora, prompts)
+    for request in {request for request in requests if request and request.lora_path}:
+        adapters = engine.model.adapters
+        if adapters is None:
+            raise InvalidRequest("Adapters are for models of the native families.", "lora_request", request.lora_name)
+        adapters.load(request.lora_name, request.lora_path)
+    return [None if request is None else request.lora_name for request in requests]
+
+
 def _check_types(params: object, prompt_name: object) -> None:
     if prompt_name is not None and not isinstance(prompt_name, str):
         raise InvalidRequest(f"prompt_name must be a text or None, got {prompt_name!r}.", "prompt_name", prompt_name)
@@ -101,33 +137,3 @@ def _check_types(params: object, prompt_name: object) -> None:
                 "pooling_params",
                 one,
             )
-
-
-def _tokenization(options: Mapping[str, Any] | None) -> tuple[PoolingParams | None, bool]:
-    """What `tokenization_kwargs` asks: how to cut (None: nothing said), and whether to add special tokens.
-
-    Raises:
-        InvalidRequest: an option that means nothing here.
-    """
-    given = dict(options or {})
-    special_tokens = bool(given.pop("add_special_tokens", True))
-    side = given.pop("truncation_side", "right")
-    keep = given.pop("truncate_prompt_tokens", None)
-    longest = given.pop("max_length", None)
-    truncation = given.pop("truncation", None)
-    known = ("add_special_tokens", "truncate_prompt_tokens", "truncation_side", "max_length", "truncation")
-    for name in given:
-        raise InvalidRequest(
-            f"tokenization_kwargs has no option '{name}'.{did_you_mean(name, known)} Options: {list(known)}.", name
-        )
-    if keep is None and truncation not in (None, False):
-        keep = longest if longest is not None else -1
-    if keep is None and side == "right":
-        return None, special_tokens
-    return PoolingParams(truncate_prompt_tokens=keep, truncation_side=side), special_tokens
-
-
-def _with_cut(params: PoolingParams, cut: PoolingParams | None) -> PoolingParams:
-    if cut is None:
-        return params
-    return replace(params, truncate_prompt_tokens=cut.truncate_prompt_tokens, truncation_side=cut.truncation_side)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from poolhouse.engine.open import open_engine
-from poolhouse.engine.request import Request
 from poolhouse.engine.waiting import gather
-from poolhouse.llm import answering
+from poolhouse.llm import answering, chunking, labelling, plugging
 from poolhouse.llm.answering import wait
-from poolhouse.llm.asking import Options, Params, requests_of, required_task, score_plan
+from poolhouse.llm.asking import Asked, Options, Params, requests_of, required_task, score_plan
 from poolhouse.outputs import (
     Array,
     ClassificationRequestOutput,
@@ -25,7 +24,6 @@ from poolhouse.outputs import (
 )
 from poolhouse.params import PoolingParams
 from poolhouse.settings import Settings
-from poolhouse.tasks import Task
 
 if TYPE_CHECKING:
     from poolhouse.models.model import Model
@@ -62,6 +60,8 @@ class LLM:
         use_tqdm: bool | Callable[..., Any] = True,
         pooling_params: Params = None,
         prompt_name: str | None = None,
+        lora_request: Any = None,
+        task: str | None = None,
         tokenization_kwargs: Options = None,
     ) -> list[EmbeddingRequestOutput]:
         """One vector per prompt, in input order.
@@ -69,11 +69,14 @@ class LLM:
         prompts: a text, token ids, TextPrompt, TokensPrompt, or a list of them.
         prompt_name: a prompt stored with the checkpoint ("query", "document"), put before each text;
             None takes the checkpoint's default, "" none.
+        lora_request: a LoRARequest or an adapter's name, one for all prompts or one per prompt; "" uses no adapter.
+        task: a task adapter of the checkpoint ("retrieval.query"), with the prompt stored under its name.
 
         Raises:
             InvalidRequest: for the first prompt, in order, that could not be answered.
         """
-        requests = self._requests(prompts, "embed", pooling_params, prompt_name, tokenization_kwargs)
+        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
+        requests = requests_of(self.engine, prompts, "embed", asked)
         return self._outputs(wait(self.engine.submit(requests), use_tqdm, "embed"), answering.embedding)
 
     async def embed_async(
@@ -82,10 +85,13 @@ class LLM:
         *,
         pooling_params: Params = None,
         prompt_name: str | None = None,
+        lora_request: Any = None,
+        task: str | None = None,
         tokenization_kwargs: Options = None,
     ) -> list[EmbeddingRequestOutput]:
         """`embed` for coroutines; cancelling it takes the prompts out of the queue."""
-        requests = self._requests(prompts, "embed", pooling_params, prompt_name, tokenization_kwargs)
+        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
+        requests = requests_of(self.engine, prompts, "embed", asked)
         return self._outputs(await gather(self.engine.submit(requests)), answering.embedding)
 
     def embed_array(
@@ -95,10 +101,13 @@ class LLM:
         use_tqdm: bool | Callable[..., Any] = True,
         pooling_params: Params = None,
         prompt_name: str | None = None,
+        lora_request: Any = None,
+        task: str | None = None,
         tokenization_kwargs: Options = None,
     ) -> Array:
         """`embed` as one matrix, [prompts, dimensions] float32; cuts are not reported here."""
-        requests = self._requests(prompts, "embed", pooling_params, prompt_name, tokenization_kwargs)
+        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
+        requests = requests_of(self.engine, prompts, "embed", asked)
         return np.stack([answer.array for answer in wait(self.engine.submit(requests), use_tqdm, "embed")])
 
     def encode(
@@ -109,16 +118,22 @@ class LLM:
         pooling_task: str | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
         prompt_name: str | None = None,
+        lora_request: Any = None,
+        task: str | None = None,
         tokenization_kwargs: Options = None,
     ) -> list[PoolingRequestOutput]:
         """The pooled rows of any task: one row per prompt, or one per token for the token tasks.
 
+        `pooling_task="plugin"` takes `{"data": ...}`, and `outputs` is what the plugin makes of it.
+
         Raises:
             UnsupportedTask: the model lacks the task; the message names what it has.
         """
-        requests = self._requests(
-            prompts, required_task(pooling_task, self.engine), pooling_params, prompt_name, tokenization_kwargs
-        )
+        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
+        plugin = plugging.wanted(self.engine, prompts, pooling_task)
+        if plugin is not None:
+            return plugging.encode(self.engine, plugin, prompts, asked, use_tqdm)
+        requests = requests_of(self.engine, prompts, required_task(pooling_task, self.engine), asked)
         return self._outputs(wait(self.engine.submit(requests), use_tqdm, str(pooling_task)), answering.pooling)
 
     async def encode_async(
@@ -128,12 +143,16 @@ class LLM:
         *,
         pooling_task: str | None = None,
         prompt_name: str | None = None,
+        lora_request: Any = None,
+        task: str | None = None,
         tokenization_kwargs: Options = None,
     ) -> list[PoolingRequestOutput]:
         """`encode` for coroutines; cancelling it takes the prompts out of the queue."""
-        requests = self._requests(
-            prompts, required_task(pooling_task, self.engine), pooling_params, prompt_name, tokenization_kwargs
-        )
+        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
+        plugin = plugging.wanted(self.engine, prompts, pooling_task)
+        if plugin is not None:
+            return await plugging.encode_async(self.engine, plugin, prompts, asked)
+        requests = requests_of(self.engine, prompts, required_task(pooling_task, self.engine), asked)
         return self._outputs(await gather(self.engine.submit(requests)), answering.pooling)
 
     def classify(
@@ -143,6 +162,7 @@ class LLM:
         use_tqdm: bool | Callable[..., Any] = True,
         pooling_params: Params = None,
         prompt_name: str | None = None,
+        lora_request: Any = None,
         tokenization_kwargs: Options = None,
     ) -> list[ClassificationRequestOutput]:
         """The probability of each label, and the name of the likeliest, per prompt in input order.
@@ -152,7 +172,8 @@ class LLM:
         Raises:
             UnsupportedTask: the model is no classifier; the message says how to make it one.
         """
-        requests = self._requests(prompts, "classify", pooling_params, prompt_name, tokenization_kwargs)
+        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request)
+        requests = requests_of(self.engine, prompts, "classify", asked)
         return self._outputs(
             wait(self.engine.submit(requests), use_tqdm, "classify"), answering.classification(self.engine.label_names)
         )
@@ -163,10 +184,12 @@ class LLM:
         *,
         pooling_params: Params = None,
         prompt_name: str | None = None,
+        lora_request: Any = None,
         tokenization_kwargs: Options = None,
     ) -> list[ClassificationRequestOutput]:
         """`classify` for coroutines; cancelling it takes the prompts out of the queue."""
-        requests = self._requests(prompts, "classify", pooling_params, prompt_name, tokenization_kwargs)
+        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request)
+        requests = requests_of(self.engine, prompts, "classify", asked)
         return self._outputs(
             await gather(self.engine.submit(requests)), answering.classification(self.engine.label_names)
         )
@@ -179,6 +202,7 @@ class LLM:
         *,
         use_tqdm: bool | Callable[..., Any] = True,
         pooling_params: PoolingParams | None = None,
+        lora_request: Any = None,
         tokenization_kwargs: Options = None,
         instruction: str | None = None,
     ) -> list[ScoringRequestOutput]:
@@ -190,7 +214,8 @@ class LLM:
         Raises:
             InvalidRequest: lists that do not fit together. UnsupportedTask: a model that cannot score, and why.
         """
-        plan = score_plan(self.engine, data_1, data_2, pooling_params, tokenization_kwargs, instruction)
+        asked = Asked(pooling_params, None, tokenization_kwargs, lora_request)
+        plan = score_plan(self.engine, data_1, data_2, asked, instruction)
         return self._outputs(plan.finish(wait(self.engine.submit(plan.requests), use_tqdm, "score")), answering.scored)
 
     async def score_async(
@@ -200,11 +225,13 @@ class LLM:
         /,
         *,
         pooling_params: PoolingParams | None = None,
+        lora_request: Any = None,
         tokenization_kwargs: Options = None,
         instruction: str | None = None,
     ) -> list[ScoringRequestOutput]:
         """`score` for coroutines; cancelling it takes the pairs out of the queue."""
-        plan = score_plan(self.engine, data_1, data_2, pooling_params, tokenization_kwargs, instruction)
+        asked = Asked(pooling_params, None, tokenization_kwargs, lora_request)
+        plan = score_plan(self.engine, data_1, data_2, asked, instruction)
         return self._outputs(plan.finish(await gather(self.engine.submit(plan.requests))), answering.scored)
 
     def reward(
@@ -214,6 +241,7 @@ class LLM:
         use_tqdm: bool | Callable[..., Any] = True,
         pooling_params: Params = None,
         prompt_name: str | None = None,
+        lora_request: Any = None,
         tokenization_kwargs: Options = None,
     ) -> list[PoolingRequestOutput]:
         """The reward of every token, or of every step for process reward models: `encode` with token_classify."""
@@ -223,8 +251,15 @@ class LLM:
             pooling_task="token_classify",
             use_tqdm=use_tqdm,
             prompt_name=prompt_name,
+            lora_request=lora_request,
             tokenization_kwargs=tokenization_kwargs,
         )
+
+    # Long enough for files of their own.
+    token_classify = labelling.token_classify
+    token_classify_async = labelling.token_classify_async
+    embed_chunks = chunking.embed_chunks
+    embed_chunks_async = chunking.embed_chunks_async
 
     def close(self) -> None:
         """Finish what was submitted and free the engine's threads."""
@@ -235,11 +270,6 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _requests(
-        self, prompts: Any, task: Task, params: Params, prompt_name: str | None, tokenization: Options
-    ) -> list[Request]:
-        return requests_of(self.engine, prompts, task, params, prompt_name, tokenization)
 
     def _outputs(self, answers: Iterable[T], build: Callable[[str, T], OutputT]) -> list[OutputT]:
         return [build(str(next(self._numbers)), answer) for answer in answers]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from poolhouse.models.adapters import Adapters
+from poolhouse.models.backbone import Backbone
 from poolhouse.models.heads import LoadedHead
-from poolhouse.models.model import Backbone
 from poolhouse.models.roles import Role, architecture
 from poolhouse.params import PoolerConfig
 from poolhouse.pooling.activations import classifier_activation
@@ -38,6 +39,7 @@ class Served:
     head: LoadedHead | None = None
     notes: tuple[str, ...] = ()
     stated_pooling: str | None = None
+    adapters: Adapters | None = None
 
 
 def pipelines_of(

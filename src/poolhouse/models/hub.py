@@ -11,7 +11,7 @@ from poolhouse.errors import CheckpointError
 _FILES = (
     *("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "README.md", "*.safetensors"),
     # Small heads without a safetensors twin: sentence-transformers' modules, BGE-M3's sparse and multi-vector layers.
-    *("[1-9]_*/pytorch_model.bin", "*_linear.pt"),
+    *("[1-9]_*/pytorch_model.bin", "*_linear.pt", "*adapter_model.bin"),
 )
 _PICKLES = ("pytorch_model*.bin", "0_*/pytorch_model*.bin")
 _OTHER_RUNTIMES = (

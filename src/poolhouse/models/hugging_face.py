@@ -12,12 +12,12 @@ from torch import nn
 
 from poolhouse.errors import CheckpointError
 from poolhouse.models import packed_attention
+from poolhouse.models.backbone import Backbone
 from poolhouse.models.checkpoint import Checkpoint
 from poolhouse.models.heads import LoadedHead
 from poolhouse.models.hugging_face_backbones import Forward, Packed, Unpacked, hidden_states
 from poolhouse.models.hugging_face_heads import AUTO_CLASSES, kept_head, logits, take_head
 from poolhouse.models.hugging_face_weights import check_weights
-from poolhouse.models.model import Backbone
 from poolhouse.models.packing_probe import may_pack, reads_ahead
 from poolhouse.models.roles import Role
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from poolhouse.errors import CheckpointError, ConfigError
+from poolhouse.models.adapters import AdapterOptions
 from poolhouse.models.answers import Served, labels_of, pipelines_of
 from poolhouse.models.checkpoint import Checkpoint, read_json
 from poolhouse.models.families import Family, family_of
@@ -45,6 +46,9 @@ class LoadOptions:
     convert: Convert = "auto"
     pooler: PoolerConfig = PoolerConfig()
     matryoshka_dimensions: tuple[int, ...] = ()
+    # Where config.json and weights lie, if not where the folder's own files say.
+    weights_folder: Path | None = None
+    adapters: AdapterOptions = AdapterOptions()
 
 
 def load(folder: Path, options: LoadOptions) -> Model:
@@ -54,7 +58,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
         CheckpointError: files missing, corrupt or not understood. ConfigError: an option that cannot be honoured.
     """
     files = read_sentence_transformers(folder)
-    checkpoint = Checkpoint(folder if files is None else files.transformer_folder)
+    checkpoint = Checkpoint(options.weights_folder or (folder if files is None else files.transformer_folder))
     config = _overridden(checkpoint.config, options.overrides)
     device = _device(options.device)
     described = files is not None and files.pooling is not None
@@ -62,6 +66,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
     if files is not None and files.splade is not None:
         role = "splade"
     served = _serve(checkpoint, config, role, device, options)
+    task_prompts = {} if served.adapters is None else served.adapters.prompts
     default_pooling = served.stated_pooling or published_pooling(folder) or served.pooling
     if files is not None and served.stated_pooling is not None:
         files = replace(files, pooling=(served.stated_pooling,))
@@ -86,11 +91,13 @@ def load(folder: Path, options: LoadOptions) -> Model:
             dtype=backbone_dtype,
             device=device,
             matryoshka=matryoshka,
-            prompts={} if files is None else files.prompts,
+            prompts={**task_prompts, **({} if files is None else files.prompts)},
             default_prompt_name=None if files is None else files.default_prompt_name,
             labels=labels,
+            plugin=config.get("io_processor_plugin"),
             notes=(*served.notes, *about_labels, *about_sizes),
         ),
+        adapters=served.adapters,
     )
 
 
@@ -121,7 +128,7 @@ def _native(
     options: LoadOptions,
 ) -> Served:
     dtype = _dtype(options.dtype, config, family, device)
-    loaded = load_transformer(family, config, checkpoint, dtype, device)
+    loaded = load_transformer(family, config, checkpoint, dtype, device, options.adapters)
     head, notes = _head(family, checkpoint, config, role, loaded, options.pooler)
     left = tuple(name for name in loaded.aside if head is None or name not in head.used)
     notes += [f"Tensors left out: {_short(left)}."] if left else []
@@ -130,6 +137,10 @@ def _native(
             "config.json says is_causal: false, so tokens see both sides, as in transformers, although the model is "
             "named after a decoder. hf_overrides={'is_causal': True} makes it one."
         )
+    merged = [str(folder) for folder in options.adapters.base_merge] + [options.adapters.merge or ""]
+    notes += [f"Merged into the weights: the adapter {name}." for name in merged if name]
+    if loaded.adapters.names:
+        notes.append(f"Adapters: {_short(loaded.adapters.names)}.")
     return Served(
         role=role,
         backbone=loaded.transformer,
@@ -142,6 +153,7 @@ def _native(
         head=head,
         notes=tuple(notes),
         stated_pooling=family.stated_pooling(config),
+        adapters=loaded.adapters,
     )
 
 
@@ -178,6 +190,8 @@ def _transformers(
 ) -> Served:
     from poolhouse.models.hugging_face import load_hugging_face
 
+    if options.adapters.asked:
+        raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
     fallback = load_hugging_face(
         checkpoint,
         config,

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from poolhouse.batch import Batch
+from poolhouse.models.adapters import Adapters
+from poolhouse.models.backbone import Backbone
 from poolhouse.params import Matryoshka
 from poolhouse.pooling.pipelines import Pipeline
 from poolhouse.tasks import Task
-
-
-class Backbone(Protocol):
-    """Token ids in, hidden states out."""
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """[total, hidden] in the backbone's dtype, one row per token of the pack."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +21,7 @@ class Facts:
     served_by: who runs it: "native bert", or "transformers, packed" and why.
     max_tokens: longest prompt, special tokens included.
     width: length of an embedding before Matryoshka cuts, or the number of labels.
+    plugin: the IO processor plugin that config.json names.
     labels: names of a classifier's labels; empty where the checkpoint names none.
     notes: what was assumed, left out or found odd while loading, a sentence each.
     """
@@ -49,6 +41,7 @@ class Facts:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
+    plugin: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -59,6 +52,7 @@ class Model:
     backbone: Backbone
     pipelines: Mapping[Task, Pipeline]
     facts: Facts
+    adapters: Adapters | None = None
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -12,11 +12,16 @@ from torch import Tensor
 
 from poolhouse.batch import Batch
 from poolhouse.errors import CheckpointError
+from poolhouse.models.adapter import Target
+from poolhouse.models.adapters import AdapterOptions, Adapters, adapters_of, merged_into
+from poolhouse.models.backbone import Backbone
 from poolhouse.models.checkpoint import Checkpoint, Config
 from poolhouse.models.families import Family
-from poolhouse.models.model import Backbone
+from poolhouse.models.task_adapters import plain, read_task_adapters
 from poolhouse.models.weights import Weights, claim, find_layout, unclaimed
 from poolhouse.tokens import Tokens
+
+_NO_ADAPTERS = AdapterOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +39,27 @@ class Loaded:
     max_tokens: int | None
     aside: tuple[str, ...]
     table: Tensor
+    adapters: Adapters
     prefix: str = ""
     token_table: str = ""
 
 
 def load_transformer(
-    family: Family, config: Config, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+    family: Family,
+    config: Config,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    options: AdapterOptions = _NO_ADAPTERS,
 ) -> Loaded:
     """The backbone of a checkpoint, placed and laid out for its device.
 
     Raises:
         CheckpointError: names that nobody claims, slots without tensors, shapes that do not fit.
     """
-    tensors = checkpoint.tensors
+    tensors = plain(checkpoint.tensors)
     found = find_layout(family.layouts, tensors)
     if found is None:
-        adapted = next((name for name in tensors if ".parametrizations." in name), None)
-        if adapted is not None:
-            raise CheckpointError(
-                f"{checkpoint.folder} carries task adapters as parametrizations ({adapted}), which are not supported yet."
-            )
         wanted = [layout.token_table + ".weight" for layout in family.layouts]
         raise CheckpointError(f"{checkpoint.folder} has no token table. Looked for {wanted}, with any prefix.")
     layout, prefix = found
@@ -69,6 +75,9 @@ def load_transformer(
             f"{unknown[:5]}{' ...' if len(unknown) > 5 else ''}. "
             "Use model_impl='transformers' to load it without the native family."
         )
+    tasks = read_task_adapters(checkpoint, config, family.default_adapter)
+    target = Target(family, spec, {name: tuple(tensor.shape) for name, tensor in claimed.tensors.items()})
+    aside += merged_into(claimed.tensors, target, options, tasks)
     build = partial(family.backbone, config, spec)
     transformer, hidden_size = _fitting(build, Weights(claimed.tensors), device)
     max_tokens = family.max_tokens(config)
@@ -81,6 +90,7 @@ def load_transformer(
         max_tokens=max_tokens,
         aside=tuple(aside),
         table=claimed.tensors["tokens.weight"],
+        adapters=adapters_of(transformer, target, options, tasks),
         prefix=prefix,
         token_table=f"{prefix}{layout.token_table}.weight",
     )

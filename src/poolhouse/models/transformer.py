@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poolhouse.batch import Batch
+from poolhouse.layers.adapted import ActiveSpans, AdaptedTable
 from poolhouse.layers.attention import attend
 from poolhouse.layers.bias import alibi_bias, relative_bias
 from poolhouse.layers.feed_forward import Experts, FeedForward
-from poolhouse.layers.linear import Linear
+from poolhouse.layers.linear import Linear, Product
 from poolhouse.layers.norm import LayerNorm, Norm, RMSNorm
 from poolhouse.layers.rope import RopeSpec, rope_table, rotate
 from poolhouse.models.spec import LayerSpec, TransformerSpec
@@ -36,14 +37,19 @@ class Transformer:
         self.types = _table(weights / "types")
         self.relative = _table(weights / "relative")
         self.embedding_norm = _norm(weights / "embedding_norm", spec)
-        self.project = _linear(weights / "project") if weights / "project" else None
+        self.project: Product | None = _linear(weights / "project") if weights / "project" else None
         self.layers = _blocks(spec, weights)
         self.final_norm = _norm(weights / "final_norm", spec)
         self.output = _linear(weights / "output") if weights / "output" else None
         self.ropes = {layer.rope for layer in spec.layers if layer.rope}
+        # Set and filled by `Adapters`, where a model has some.
+        self.active: ActiveSpans | None = None
+        self.adapted_tables: dict[str, AdaptedTable] = {}
 
     def __call__(self, batch: Batch) -> Tensor:
         """[total, hidden], in the type of the weights; hidden is the width of `output` where there is one."""
+        if self.active is not None:
+            self.active.spans = batch.adapters
         x = self._embed(batch)
         longest = batch.segments.longest
         ropes = {rope: rope_table(rope, batch.positions, batch.segments, x.dtype) for rope in self.ropes}
@@ -55,7 +61,7 @@ class Transformer:
         return x if self.output is None else self.output(x)
 
     def _embed(self, batch: Batch) -> Tensor:
-        x = F.embedding(batch.ids, self.tokens)
+        x = self._adapted("tokens", F.embedding(batch.ids, self.tokens), batch.ids)
         if self.spec.embedding_scale != 1.0:
             # The factor is rounded to the type of the weights first, as the reference does.
             x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
@@ -63,11 +69,19 @@ class Transformer:
             # A table of one row has one type for all (RoBERTa).
             types = batch.types if len(self.types) > 1 else None
             x = x + (self.types[0] if types is None else F.embedding(types, self.types))
+            x = self._adapted("types", x, types)
         if self.positions is not None:
-            x = x + F.embedding(batch.positions + self.spec.position_offset, self.positions)
+            places = batch.positions + self.spec.position_offset
+            x = self._adapted("positions", x + F.embedding(places, self.positions), places)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         return x if self.project is None else self.project(x)
+
+    def _adapted(self, table: str, x: Tensor, ids: Tensor | None) -> Tensor:
+        """x, a tensor of our own, with what adapters change in the rows `ids` of a table."""
+        if table in self.adapted_tables:
+            self.adapted_tables[table].add_to(x, ids)
+        return x
 
     def _bias(self, length: int) -> Tensor | None:
         if self.relative is not None:
@@ -104,7 +118,8 @@ class Attention:
 
     def __init__(self, spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> None:
         self.spec, self.layer = spec, layer
-        self.qkv, self.out = _linear(weights / "qkv"), _linear(weights / "out")
+        self.qkv: Product = _linear(weights / "qkv")
+        self.out: Product = _linear(weights / "out")
         self.q_norm, self.k_norm = _norm(weights / "q_norm", spec), _norm(weights / "k_norm", spec)
         query = spec.heads * spec.head_dim
         rest = self.qkv.out_features - query
@@ -136,7 +151,7 @@ class Attention:
         return mixed.flatten(1)
 
 
-def _add(x: Tensor, layer: Linear | FeedForward | Experts, inner: Tensor, norm: Norm | None) -> Tensor:
+def _add(x: Tensor, layer: Product | FeedForward | Experts, inner: Tensor, norm: Norm | None) -> Tensor:
     """x plus the layer's answer to `inner`, which a norm may change before it is added."""
     if norm is None:
         return layer.add_to(x, inner)

@@ -158,7 +158,8 @@ def claim(
                     raise CheckpointError(f"The checkpoint lacks {lost}, but has their companions.")
                 present[layer] = any(there)
                 if present[layer]:
-                    tensor = _join([theirs[name] for name in wanted], source, spec)
+                    parts = [theirs[name] for name in wanted]
+                    tensor = in_our_order(parts[0] if len(parts) == 1 else torch.cat(parts), source, spec)
                     shapes.add(tensor.shape)
                     if len(shapes) > 1:
                         raise CheckpointError(
@@ -196,22 +197,23 @@ def _names(source: Source, prefix: str, layer: int, kind: str) -> list[str]:
     """The tensors of a slot in one layer."""
     if isinstance(source, Bare):
         return [prefix + source.name.replace("*", str(layer))] if kind == "weight" else []
-    return [f"{prefix}{name.replace('*', str(layer))}.{kind}" for name in _modules(source)]
+    return [f"{prefix}{name.replace('*', str(layer))}.{kind}" for name in modules_of(source)]
 
 
-def _modules(source: Source) -> tuple[str, ...]:
+def modules_of(source: Source) -> tuple[str, ...]:
     if isinstance(source, Reordered | ByGroup | Bare):
         return (source.name,)
     return (source,) if isinstance(source, str) else source
 
 
-def _join(parts: list[Tensor], source: Source, spec: TransformerSpec) -> Tensor:
+def in_our_order(rows: Tensor, source: Source, spec: TransformerSpec) -> Tensor:
+    """The rows of a tensor of theirs as our slot has them."""
     if isinstance(source, ByGroup):
-        return _ungrouped(parts[0], spec)
+        return _ungrouped(rows, spec)
     if isinstance(source, Reordered):
-        chunks = parts[0].chunk(len(source.order))
+        chunks = rows.chunk(len(source.order))
         return torch.cat([chunks[index] for index in source.order])
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return rows
 
 
 def _ungrouped(tensor: Tensor, spec: TransformerSpec) -> Tensor:
@@ -233,7 +235,7 @@ def _check_presence(
 ) -> None:
     if all(present.values()) or (kind == "weight" and slot in layout.varying):
         return
-    named = [_prefix(layout, slot, prefix) + name for name in _modules(source)]
+    named = [_prefix(layout, slot, prefix) + name for name in modules_of(source)]
     if any(present.values()):
         without = [layer for layer, there in present.items() if not there]
         raise CheckpointError(f"The checkpoint has {named}.{kind} in some layers but not in {without}.")

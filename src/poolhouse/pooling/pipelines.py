@@ -59,6 +59,24 @@ class Pipeline:
         for step in steps:
             step.check(params)
 
+    def activates(self, params: PoolingParams) -> bool:
+        """Whether an answer is normalised, or made of probabilities."""
+        last = self.steps[-1]
+        default = isinstance(last, Normalize | Probabilities) and last.default
+        return default if params.use_activation is None else params.use_activation
+
+    def of_spans(self) -> Pipeline:
+        """The same steps after the mean of each span, for late chunking (Günther et al. 2024).
+
+        Raises:
+            InvalidRequest: steps that no mean can be put before.
+        """
+        first, *rest = self.steps
+        heads = [step for step in rest if isinstance(step, Dense | Norm)]
+        if not isinstance(first, Reduce) or (len(first.names) > 1 and heads):
+            raise InvalidRequest(f"Late chunking puts a mean before the model's heads; here they follow {first.words}.")
+        return replace(self, steps=(Reduce(("MEAN",)), *rest))
+
     def to(self, device: torch.device) -> Pipeline:
         return replace(self, steps=tuple(step.to(device) for step in self.steps))
 

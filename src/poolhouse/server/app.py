@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import poolhouse
 from poolhouse.server import errors
+from poolhouse.server.adapted import with_adapters
 from poolhouse.server.dialects import routers
 from poolhouse.server.metrics import Metrics
 from poolhouse.server.serving import Disconnected, Engine, Serving
@@ -21,7 +22,7 @@ from poolhouse.settings import ServerSettings
 def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None) -> FastAPI:
     """The HTTP application over these engines; it closes them when it is shut down."""
     settings = settings or ServerSettings()
-    serving = Serving({engine.name: engine for engine in engines}, settings, Metrics())
+    serving = Serving({engine.name: engine for engine in with_adapters(engines)}, settings, Metrics())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

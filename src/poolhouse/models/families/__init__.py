@@ -16,6 +16,7 @@ from poolhouse.models.families.gte import GTE
 from poolhouse.models.families.internlm import INTERNLM2
 from poolhouse.models.families.jina import JINA
 from poolhouse.models.families.jina_v2 import JINA_V2
+from poolhouse.models.families.jina_v5 import JINA_V5
 from poolhouse.models.families.llama import LLAMA, LLAMA_BIDIRECTIONAL, bidirectional_by_name
 from poolhouse.models.families.mistral import MISTRAL
 from poolhouse.models.families.modernbert import MODERNBERT
@@ -25,7 +26,7 @@ from poolhouse.models.families.qwen import QWEN2, QWEN3, QWEN3_VOYAGE
 
 FAMILIES: tuple[Family, ...] = (
     *(BERT, ROBERTA, DISTILBERT, MPNET, ALBERT, ELECTRA, DEBERTA),
-    *(MODERNBERT, NOMIC, GTE, JINA_V2, JINA, EUROBERT),
+    *(MODERNBERT, NOMIC, GTE, JINA_V2, JINA, JINA_V5, EUROBERT),
     *(LLAMA, LLAMA_BIDIRECTIONAL, MISTRAL, QWEN2, QWEN3, QWEN3_VOYAGE, GEMMA, GEMMA2, GEMMA3, INTERNLM2),
 )
 

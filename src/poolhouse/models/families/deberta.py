@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import get_args
 
+from poolhouse.models.backbone import Backbone
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.deberta import Deberta, DebertaSpec, Term
 from poolhouse.models.families._config import NotNative, activation, refuse
 from poolhouse.models.families.bert import EMBEDDINGS, HEADS, LAYERS, bert
 from poolhouse.models.families.family import Family, token_classifier_head
 from poolhouse.models.heads import Head, HeadModule
-from poolhouse.models.model import Backbone
 from poolhouse.models.spec import TransformerSpec
 from poolhouse.models.weights import Layout, Source, Weights
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from poolhouse.models.backbone import Backbone
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.heads import Head, HeadModule
-from poolhouse.models.model import Backbone
 from poolhouse.models.spec import TransformerSpec
 from poolhouse.models.transformer import Transformer
 from poolhouse.models.weights import Layout, Weights
@@ -48,6 +48,7 @@ class Family:
     float16: whether its activations stay within float16's range.
     sequence_head, token_head: the heads of its classifiers of whole texts and of tokens; a decoder's by default.
     vocabulary_head: the head of its masked language models, None where it has none.
+    default_adapter: the task adapter of its checkpoints for requests that name none.
     """
 
     model_types: tuple[str, ...]
@@ -62,3 +63,4 @@ class Family:
     sequence_head: Callable[[Config], Head] = score_head
     token_head: Callable[[Config], Head] = token_score_head
     vocabulary_head: Callable[[Config], Head] | None = None
+    default_adapter: str | None = None

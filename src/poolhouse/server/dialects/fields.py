@@ -45,6 +45,7 @@ class Fields(BaseModel):
     add_special_tokens: bool = True
     use_activation: bool | None = Field(None, description="Normalise embeddings; none leaves it to the model.")
     prompt_name: str | None = Field(None, description='A prompt of the checkpoint ("query"); "" uses none.')
+    adapter: str | None = Field(None, description='An adapter of the model; "" uses none.')
     dimensions: int | None = Field(None, description="Length of the vectors, for Matryoshka models.")
     request_id: str | None = None
     priority: int = 0
@@ -69,7 +70,7 @@ class Fields(BaseModel):
             truncation_side=self.truncation_side or "right",
         )
         return [
-            Request(prompt, task, params, self.prompt_name, self.add_special_tokens)
+            Request(prompt, task, params, self.prompt_name, self.add_special_tokens, self.adapter)
             for prompt in parse_prompts(self.input, "input")
         ]
 

@@ -44,7 +44,7 @@ def router(serving: Serving) -> APIRouter:
                     "created": started,
                     "owned_by": "poolhouse",
                     "root": engine.name,
-                    "parent": None,
+                    "parent": getattr(engine, "parent", None),
                     "max_model_len": engine.max_tokens,
                     "tasks": list(engine.tasks),
                     "prompts": sorted(engine.prompts),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
+from pydantic import Field, model_validator
 
 from poolhouse.errors import UnsupportedTask
 from poolhouse.server.body import read_json
@@ -13,6 +14,19 @@ from poolhouse.server.serving import Serving
 
 class EmbeddingFields(Fields):
     """The body of POST /v1/embeddings."""
+
+    task: str | None = Field(
+        None, description='A task adapter of the checkpoint ("retrieval.query"), with the prompt stored under its name.'
+    )
+
+    @model_validator(mode="after")
+    def _task_is_an_adapter(self) -> EmbeddingFields:
+        # Clients that name the pooling task here mean what the route does anyway.
+        if self.task is not None and self.task != "embed":
+            if self.adapter is not None:
+                raise ValueError("adapter and task both choose an adapter; give one of them.")
+            self.adapter = self.task
+        return self
 
 
 def router(serving: Serving) -> APIRouter:

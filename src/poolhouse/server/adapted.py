@@ -1,0 +1,66 @@
+"""Adapters as models: a request that names an adapter as its model gets the engine's answer through that adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+
+from poolhouse.engine.request import Answer, Request
+from poolhouse.server.serving import Engine
+from poolhouse.tasks import Task
+
+
+def with_adapters(engines: Sequence[Engine]) -> list[Engine]:
+    """The engines, and after them one more for each adapter that they have by name; engines' own names win."""
+    names = {engine.name for engine in engines}
+    adapted = [AdaptedEngine(engine, name) for engine in engines for name in engine.adapters if name not in names]
+    return [*engines, *adapted]
+
+
+class AdaptedEngine:
+    """An engine whose requests go through one adapter, unless they name another."""
+
+    def __init__(self, engine: Engine, adapter: str) -> None:
+        self.engine, self.name = engine, adapter
+
+    @property
+    def parent(self) -> str:
+        """The name of the model beneath."""
+        return self.engine.name
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return self.engine.tasks
+
+    @property
+    def labels(self) -> int:
+        return self.engine.labels
+
+    @property
+    def label_names(self) -> Mapping[int, str]:
+        return self.engine.label_names
+
+    @property
+    def max_tokens(self) -> int:
+        return self.engine.max_tokens
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        return self.engine.prompts
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def alive(self) -> bool:
+        return self.engine.alive
+
+    def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]:
+        return self.engine.submit(
+            [request if request.adapter is not None else replace(request, adapter=self.name) for request in requests]
+        )
+
+    def close(self, drain_seconds: float = 30.0) -> None:
+        """Nothing: the engine beneath is closed by itself."""
