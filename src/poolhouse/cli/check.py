@@ -12,6 +12,7 @@ from rich.table import Table
 
 from poolhouse.cli.options import with_options
 from poolhouse.errors import CheckpointError
+from poolhouse.inputs.chat import SEAM
 from poolhouse.settings import Settings
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ def _facts(llm: LLM) -> Table:
         "matryoshka": matryoshka,
         "prompts": ", ".join(facts.prompts) or "none",
     }
+    template = llm.engine.score_template
+    if template is not None:
+        rows["score template"] = template.name
+        rows["a pair becomes"] = repr(template.render("QUERY", "DOCUMENT").replace(SEAM, ""))
     for task, pipeline in llm.model.pipelines.items():
         rows[task] = pipeline.words
     for index, note in enumerate(facts.notes):

@@ -18,7 +18,9 @@ from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.runner import FatalDeviceError, Runner
 from poolhouse.engine.scheduler import Ready, Scheduler
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, did_you_mean
+from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.limits import Limit
+from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.model import Model
@@ -40,12 +42,14 @@ class EngineOptions:
 
     max_batch_tokens: tokens of one pack. overflow: what to do with prompts over the model's limit.
     default_params: what the model's owner wants where a request says nothing.
+    score_template: what joins a query and a document, where the tokenizer does not.
     """
 
     max_batch_tokens: int
     overflow: Literal["error", "truncate", "chunk"] = "error"
     tokenizer_threads: int = 2
     default_params: PoolingParams = PoolingParams()
+    score_template: ScoreTemplate | None = None
 
 
 class Engine:
@@ -90,6 +94,16 @@ class Engine:
     @property
     def prompts(self) -> Mapping[str, str]:
         return self.model.facts.prompts
+
+    @property
+    def score_template(self) -> ScoreTemplate | None:
+        return self.options.score_template
+
+    @property
+    def listwise(self) -> ListwisePrompts | None:
+        """Makes the prompts of a model that scores all documents of a query together."""
+        tokens = self.model.facts.listwise
+        return None if tokens is None else ListwisePrompts(self.tokenizer, tokens.document_token, tokens.query_token)
 
     @property
     def alive(self) -> bool:
@@ -148,7 +162,7 @@ class Engine:
             try:
                 params = self._params(request)
                 prompts.append(self._with_prefix(request))
-                limits.append(self._limit(request, params))
+                limits.append(self.limit(params, request.add_special_tokens))
             except InvalidRequest as error:
                 _resolve_error(request.future, error)
             else:
@@ -197,14 +211,14 @@ class Engine:
             return request.prompt
         return replace(request.prompt, prefix=prefix)
 
-    def _limit(self, request: Request, params: PoolingParams) -> Limit:
-        overflow = self.options.overflow
+    def limit(self, params: PoolingParams, add_special_tokens: bool = True) -> Limit:
+        """How long a prompt with these parameters may be."""
         return Limit(
             max_tokens=self.max_tokens,
             keep=params.truncate_prompt_tokens,
             side=params.truncation_side,
-            overflow=overflow,
-            add_special_tokens=request.add_special_tokens,
+            overflow=self.options.overflow,
+            add_special_tokens=add_special_tokens,
             max_query_tokens=params.max_tokens_per_query,
             max_document_tokens=params.max_tokens_per_doc,
         )

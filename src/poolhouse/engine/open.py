@@ -11,11 +11,13 @@ import torch
 
 from poolhouse.engine.engine import Engine, EngineOptions
 from poolhouse.engine.memory import keep_freed_memory
-from poolhouse.errors import ConfigError
+from poolhouse.errors import ConfigError, InvalidRequest
+from poolhouse.inputs.chat import ScoreTemplate, score_template
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models import embedded
 from poolhouse.models.hub import locate
 from poolhouse.models.load import LoadOptions, load
+from poolhouse.models.model import Facts
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.pooling.sentence_transformers import read_sentence_transformers
 from poolhouse.settings import Settings
@@ -92,8 +94,38 @@ def open_engine(settings: Settings) -> Engine:
                 dimensions=pooler.dimensions or (None if files is None else files.truncate_dim),
                 use_activation=pooler.use_activation,
             ),
+            score_template=_score_template(settings.chat_template, model.facts),
         ),
     )
+
+
+def _score_template(wanted: str | None, facts: Facts) -> ScoreTemplate | None:
+    """The user's template, else the one of the model's recipe.
+
+    Raises:
+        ConfigError: a template that does not work.
+    """
+    recipe = facts.recipe
+    try:
+        if wanted is not None:
+            template = score_template(wanted)
+        elif recipe is None:
+            return None
+        elif recipe.name == recipe.template:
+            template = score_template(recipe.template)
+        else:
+            template = ScoreTemplate(
+                recipe.name,
+                recipe.template,
+                recipe.variables,
+                special_tokens=recipe.special_tokens,
+                structured=recipe.structured,
+                instruction_as_system=recipe.instruction_as_system,
+                keep_last_newline=recipe.keep_last_newline,
+            )
+        return template.bind()
+    except InvalidRequest as error:
+        raise ConfigError(f"{error} Another one can be set by chat_template.") from error
 
 
 def _in_a_passing_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

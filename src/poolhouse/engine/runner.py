@@ -107,7 +107,8 @@ class Runner:
             if token_task and start == end:
                 request.future.set_exception(
                     InvalidRequest(
-                        "The prompt holds no step tag (step_tag_id), so there is no row to answer with.", "prompt"
+                        "The prompt holds none of the tokens that rows are answered for, such as a step tag (step_tag_id).",
+                        "prompt",
                     )
                 )
                 continue

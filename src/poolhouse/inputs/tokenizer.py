@@ -15,6 +15,7 @@ from poolhouse.errors import CheckpointError, InputTooLong, InvalidRequest
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.pairs import PairTemplate, encode_pairs
 from poolhouse.inputs.prompts import Prompt, check_ids
+from poolhouse.inputs.rendered import RenderedPairs
 from poolhouse.tokens import Ids, Tokens
 
 # A text is cut to about this many characters per token wanted before it is tokenised; more when that was too few.
@@ -105,13 +106,15 @@ class Tokenizer:
     def encode(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
         """Tokens of each prompt, or the error that it alone gets; texts go to the library together."""
         results: list[Tokens | InvalidRequest | None] = [None] * len(prompts)
-        pairs = [index for index, prompt in enumerate(prompts) if prompt.pair is not None]
-        if pairs:
-            joined = encode_pairs(
-                self.encode, self.pair_template, [prompts[index] for index in pairs], [limits[index] for index in pairs]
-            )
-            for index, tokens in zip(pairs, joined, strict=True):
-                results[index] = tokens
+        for rendered in (False, True):
+            pairs = [
+                i for i, prompt in enumerate(prompts) if prompt.pair is not None and bool(prompt.template) is rendered
+            ]
+            if pairs:
+                encode = self.rendered.encode if rendered else self._encode_pairs
+                encoded_pairs = encode([prompts[index] for index in pairs], [limits[index] for index in pairs])
+                for index, tokens in zip(pairs, encoded_pairs, strict=True):
+                    results[index] = tokens
         excerpts: dict[int, _Excerpt] = {}
         for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             if prompt.pair is not None:
@@ -140,6 +143,17 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of ids."""
         return self._native.decode(list(map(int, ids)), skip_special_tokens=skip_special_tokens)
+
+    def _encode_pairs(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
+        return encode_pairs(self.encode, self.pair_template, prompts, limits)
+
+    @cached_property
+    def rendered(self) -> RenderedPairs:
+        """The same tokenizer for pairs that a template joins."""
+        ids = np.array(self._native.encode("a").ids, dtype=np.int64)
+        special = ids[: self._head], ids[len(ids) - self._tail :]
+        known = self.vocabulary_size if self._check_texts else None
+        return RenderedPairs(self._native, self._encode, special, self._lower_case, known)
 
     def _of_content(self, limit: Limit) -> Limit:
         """The limit of a single text, with what was asked of its content alone counted in."""

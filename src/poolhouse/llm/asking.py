@@ -10,6 +10,7 @@ from poolhouse import scoring
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
+from poolhouse.inputs.chat import score_template
 from poolhouse.inputs.prompts import parse_prompts, parse_side
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task, parse_task
@@ -65,6 +66,8 @@ def score_plan(
     params: PoolingParams | None,
     tokenization: Options,
     instruction: str | None,
+    chat_template: str | None = None,
+    chat_template_kwargs: Options = None,
 ) -> scoring.Plan:
     """Requests and composition of `LLM.score`.
 
@@ -74,7 +77,12 @@ def score_plan(
     cut, special_tokens = _tokenization(tokenization)
     if not special_tokens:
         raise InvalidRequest("add_special_tokens=False means nothing to pairs.", "add_special_tokens")
-    asked = scoring.Asked(_with_cut(params or PoolingParams(), cut), instruction)
+    asked = scoring.Asked(
+        _with_cut(params or PoolingParams(), cut),
+        instruction,
+        None if chat_template is None else score_template(chat_template),
+        chat_template_kwargs or {},
+    )
     return scoring.plan(engine, parse_side(data_1, "data_1"), parse_side(data_2, "data_2"), asked)
 
 

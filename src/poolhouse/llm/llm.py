@@ -181,16 +181,21 @@ class LLM:
         pooling_params: PoolingParams | None = None,
         tokenization_kwargs: Options = None,
         instruction: str | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Options = None,
     ) -> list[ScoringRequestOutput]:
         """How well each pair of texts fits: by a cross-encoder, else by cosine, else by late interaction.
 
         data_1, data_2: a text or a list of them (queries, documents), 1:1, 1:N or N:N.
         instruction: what makes a document fit, for rerankers that read one.
+        chat_template: joins the two texts of a pair: a file, its text, or a built-in name; chat_template_kwargs: its
+            further variables.
 
         Raises:
             InvalidRequest: lists that do not fit together. UnsupportedTask: a model that cannot score, and why.
         """
-        plan = score_plan(self.engine, data_1, data_2, pooling_params, tokenization_kwargs, instruction)
+        words = (instruction, chat_template, chat_template_kwargs)
+        plan = score_plan(self.engine, data_1, data_2, pooling_params, tokenization_kwargs, *words)
         return self._outputs(plan.finish(wait(self.engine.submit(plan.requests), use_tqdm, "score")), answering.scored)
 
     async def score_async(
@@ -202,9 +207,12 @@ class LLM:
         pooling_params: PoolingParams | None = None,
         tokenization_kwargs: Options = None,
         instruction: str | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Options = None,
     ) -> list[ScoringRequestOutput]:
         """`score` for coroutines; cancelling it takes the pairs out of the queue."""
-        plan = score_plan(self.engine, data_1, data_2, pooling_params, tokenization_kwargs, instruction)
+        words = (instruction, chat_template, chat_template_kwargs)
+        plan = score_plan(self.engine, data_1, data_2, pooling_params, tokenization_kwargs, *words)
         return self._outputs(plan.finish(await gather(self.engine.submit(plan.requests))), answering.scored)
 
     def reward(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,11 @@ from poolhouse.models.families._config import NotNative
 from poolhouse.models.heads import LoadedHead, check_head, read_head
 from poolhouse.models.model import Backbone, Facts, Model
 from poolhouse.models.native import load_transformer
+from poolhouse.models.rerankers import Reranker, projector, read_reranker, token_head
 from poolhouse.models.roles import Convert, Role, architecture, head_of, role_of
 from poolhouse.params import Matryoshka, PoolerConfig
 from poolhouse.pooling.activations import classifier_activation
-from poolhouse.pooling.pipelines import Pipeline, classify_pipelines, embed_pipelines
+from poolhouse.pooling.pipelines import Pipeline, classify_pipelines, embed_pipelines, listwise_pipelines
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 from poolhouse.tasks import Task
 
@@ -73,9 +74,18 @@ def load(folder: Path, options: LoadOptions) -> Model:
     checkpoint = Checkpoint(folder if files is None else files.transformer_folder)
     config = _overridden(checkpoint.config, options.overrides)
     device = _device(options.device)
-    role = role_of(config, options.convert, files is not None and files.pooling is not None)
-    served = _serve(checkpoint, config, role, device, options)
-    pipelines = {task: pipeline.to(device) for task, pipeline in _pipelines(served, config, files, options).items()}
+    reranker = Reranker()
+    if options.convert != "embed":
+        reranker = read_reranker(checkpoint, folder, config, files, options.name)
+        options = _for_reranker(options, reranker, device)
+    role: Role = "classify"
+    if reranker.tokens is None:
+        role = role_of(config, options.convert, files is not None and files.pooling is not None)
+    served = _serve(checkpoint, config, role, device, options, reranker)
+    found = _pipelines(served, config, files, options)
+    if reranker.listwise is not None:
+        found = _listwise_pipelines(checkpoint, reranker)
+    pipelines = {task: pipeline.to(device) for task, pipeline in found.items()}
     width = next(iter(pipelines.values())).width
     labels, about_labels = _labels(config, served.head)
     backbone_dtype = _dtype(options.dtype, config, family_of(config), device)
@@ -98,9 +108,25 @@ def load(folder: Path, options: LoadOptions) -> Model:
             prompts={} if files is None else files.prompts,
             default_prompt_name=None if files is None else files.default_prompt_name,
             labels=labels,
-            notes=(*served.notes, *about_labels),
+            recipe=reranker.recipe,
+            listwise=reranker.listwise,
+            notes=(*reranker.notes, *served.notes, *about_labels),
         ),
     )
+
+
+def _for_reranker(options: LoadOptions, reranker: Reranker, device: torch.device) -> LoadOptions:
+    """Options with what a reranker wants where the user says nothing: bfloat16 on CUDA, and its recipe's limit."""
+    if reranker.half and options.dtype == "auto" and device.type == "cuda":
+        options = replace(options, dtype="bfloat16")
+    if reranker.max_tokens is not None and options.max_tokens is None:
+        options = replace(options, max_tokens=reranker.max_tokens)
+    return options
+
+
+def _listwise_pipelines(checkpoint: Checkpoint, reranker: Reranker) -> dict[Task, Pipeline]:
+    steps = projector(checkpoint.tensors)
+    return listwise_pipelines(steps, steps[-1].weight.shape[0], reranker.listwise_ids)
 
 
 def _pipelines(
@@ -134,7 +160,12 @@ def _labels(config: Mapping[str, Any], head: LoadedHead | None) -> tuple[dict[in
 
 
 def _serve(
-    checkpoint: Checkpoint, config: dict[str, Any], role: Role, device: torch.device, options: LoadOptions
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    role: Role,
+    device: torch.device,
+    options: LoadOptions,
+    reranker: Reranker,
 ) -> _Served:
     """Our Transformer where a family knows the checkpoint, else transformers."""
     model_type = str(config.get("model_type", ""))
@@ -142,13 +173,13 @@ def _serve(
     if options.implementation == "native" and family is None:
         raise ConfigError(f"model_impl='native': no native family serves model_type {model_type!r}.")
     if family is None or options.implementation == "transformers":
-        return _transformers(checkpoint, config, role, device, options, ())
+        return _transformers(checkpoint, config, role, device, options, (), reranker)
     try:
-        return _native(family, checkpoint, config, role, device, options)
+        return _native(family, checkpoint, config, role, device, options, reranker)
     except NotNative as reason:
         if options.implementation == "native":
             raise
-        return _transformers(checkpoint, config, role, device, options, (f"Not served natively: {reason}",))
+        return _transformers(checkpoint, config, role, device, options, (f"Not served natively: {reason}",), reranker)
 
 
 def _native(
@@ -158,12 +189,16 @@ def _native(
     role: Role,
     device: torch.device,
     options: LoadOptions,
+    reranker: Reranker,
 ) -> _Served:
     dtype = _dtype(options.dtype, config, family, device)
     loaded = load_transformer(family, config, checkpoint, dtype, device)
     head = None
-    if role != "embed":
+    if reranker.tokens is not None:
+        head = token_head(reranker.tokens, checkpoint.tensors, config)
+    elif role != "embed":
         head = read_head(head_of(family, config, role), checkpoint.tensors, loaded.prefix, architecture(config))
+    if head is not None:
         check_head(head, loaded.hidden_size, architecture(config))
     left = tuple(name for name in loaded.aside if head is None or name not in head.used)
     notes = (f"Tensors left out: {_short(left)}.",) if left else ()
@@ -187,8 +222,9 @@ def _transformers(
     device: torch.device,
     options: LoadOptions,
     notes: tuple[str, ...],
+    reranker: Reranker,
 ) -> _Served:
-    if role != "embed":
+    if role != "embed" and reranker.tokens is None:
         raise ConfigError(f"{architecture(config)} is not served natively, and its head is not read yet.")
     from poolhouse.models.hugging_face import load_hugging_face
 
@@ -207,6 +243,7 @@ def _transformers(
         parameters=fallback.parameters,
         max_tokens=fallback.max_tokens,
         pooling=fallback.pooling,
+        head=None if reranker.tokens is None else token_head(reranker.tokens, checkpoint.tensors, config),
         notes=(*notes, *fallback.notes),
     )
 

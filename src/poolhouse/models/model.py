@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,30 @@ class Backbone(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreRecipe:
+    """How a query and a document become one prompt, where the tokenizer does not join them.
+
+    template: the name of a built-in template, or the text of one. The rest is as in `poolhouse.inputs.chat`.
+    """
+
+    name: str
+    template: str
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    special_tokens: bool = True
+    structured: bool = False
+    instruction_as_system: bool = False
+    keep_last_newline: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Listwise:
+    """Tokens at which a listwise reranker, that reads all documents in one prompt, is asked for their vectors."""
+
+    document_token: str
+    query_token: str
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What a model is, in words and numbers that do not change after loading.
 
@@ -31,6 +55,7 @@ class Facts:
     max_tokens: longest prompt, special tokens included.
     width: length of an embedding before Matryoshka cuts, or the number of labels.
     labels: names of a classifier's labels; empty where the checkpoint names none.
+    recipe: what rerankers make of a pair. listwise: for models that score all documents of a query together.
     notes: what was assumed, left out or found odd while loading, a sentence each.
     """
 
@@ -49,6 +74,8 @@ class Facts:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
+    recipe: ScoreRecipe | None = None
+    listwise: Listwise | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import NotNative, activation, refuse, rope
 from poolhouse.models.families.family import Family
+from poolhouse.models.heads import Head, HeadModule
 from poolhouse.models.spec import LayerSpec, TransformerSpec
 from poolhouse.models.weights import Layout, Source
 
@@ -102,11 +103,23 @@ def _bidirectional(config: Config) -> TransformerSpec:
     return _llama({**config, "is_causal": False})
 
 
+def _bidirectional_head(config: Config) -> Head:
+    """The mean of all tokens through one matrix (llama-nemotron-rerank)."""
+    refuse(config, {"temperature": (None, 1, 1.0)})
+    return Head((HeadModule("score"),), pooling="MEAN", fixed=True)
+
+
 def _max_tokens(config: Config) -> int:
     return int(config.get("max_position_embeddings", 2048))
 
 
 LLAMA = Family(("llama",), _llama, (Layout(NAMES),), pooling="LAST", aside=HEADS, max_tokens=_max_tokens)
 LLAMA_BIDIRECTIONAL = Family(
-    ("llama_bidirec",), _bidirectional, (Layout(NAMES),), pooling="MEAN", aside=HEADS, max_tokens=_max_tokens
+    ("llama_bidirec",),
+    _bidirectional,
+    (Layout(NAMES),),
+    pooling="MEAN",
+    aside=HEADS,
+    max_tokens=_max_tokens,
+    sequence_head=_bidirectional_head,
 )
