@@ -15,13 +15,16 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 
 from poolhouse import LLM, PoolingParams
-from poolhouse.errors import CheckpointError, ConfigError, InputTooLong, InvalidRequest, UnsupportedTask
-from tests.models.parity import Parity, Record
+from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, UnsupportedTask
+from poolhouse.models.load import LoadOptions, _for_reranker
+from poolhouse.models.model_card import ModelCard, read_card
+from poolhouse.models.rerankers import Reranker, TokenScore
+from tests.models.parity import Parity, Record, change_tensors
 from tests.models.tiny_rerankers import DOCUMENTS, QUERIES, card, logits, save, tokenizer
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
 JUDGE = (
-    '<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. '
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. "
     'Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
 )
 QUIET = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
@@ -179,13 +182,16 @@ PARTS = "Q {{ messages[0].content[0].text }}\nD {{ messages[1].content[0].text |
 
 
 def cross_encoder(
-    folder: Path, template: str | None = None, false: str | None = "no", options: Any = None, **more: Any
+    folder: Path,
+    template: str | None = None,
+    false: str | None = "no",
+    options: Any = None,
+    bos: bool = False,
+    **more: Any,
 ) -> CrossEncoder:
     """A LogitScore model as sentence-transformers saves it."""
-    own = save(folder / "source", "Qwen3", template=template)
-    first = Transformer(
-        str(folder / "source"), transformer_task="text-generation", processing_kwargs=options
-    )
+    own = save(folder / "source", "Qwen3", template=template, bos=bos)
+    first = Transformer(str(folder / "source"), transformer_task="text-generation", processing_kwargs=options)
     true, wrong = own.convert_tokens_to_ids("yes"), None if false is None else own.convert_tokens_to_ids(false)
     made = CrossEncoder(modules=[first, LogitScore(true, wrong)], device="cpu", **more)
     made.save_pretrained(str(folder / "saved"))
@@ -197,7 +203,9 @@ SAVED: dict[str, dict[str, Any]] = {
     "plain pairs": {},
     "one token, raw": {"false": None, "activation_fn": torch.nn.Identity()},
     "a prompt before the query": {"prompts": {"ask": "Task: "}, "default_prompt_name": "ask"},
+    "special tokens around both": {"bos": True},
     "a template": {"template": FLAT},
+    "a template and no special tokens": {"template": FLAT, "bos": True},
     "a template of parts": {"template": PARTS},
     "a template with options": {"template": FLAT, "options": {"chat_template": {"loud": True}}},
     "a template and a prompt": {"template": FLAT, "prompts": {"ask": "Find cats"}, "default_prompt_name": "ask"},
@@ -324,8 +332,6 @@ def test_a_causal_model_is_told_apart_by_card_and_name(
 
 
 def test_a_missing_vocabulary_matrix_is_never_made_up(tmp_path: Path) -> None:
-    from tests.models.parity import change_tensors
-
     folder = tmp_path / "Qwen3-Reranker"
     save(folder, "Qwen3", tie_word_embeddings=False)
     change_tensors(folder, drop="lm_head.weight")
@@ -343,103 +349,45 @@ def test_a_softcap_of_logits_is_applied(tmp_path: Path) -> None:
         assert raw(llm, queries="Paris is", documents=" the capital") == pytest.approx([expected], abs=1e-4)
 
 
-# --- templates -------------------------------------------------------------------------------------------------------
+def test_rerankers_run_in_bfloat16_on_cuda_unless_told() -> None:
+    cuda, cpu, reranker = torch.device("cuda"), torch.device("cpu"), Reranker(TokenScore((1,)))
+    options = LoadOptions("any")
+    assert _for_reranker(options, reranker, cuda).dtype == "bfloat16"
+    assert _for_reranker(options, reranker, cpu).dtype == "auto"
+    assert _for_reranker(LoadOptions("any", dtype="float16"), reranker, cuda).dtype == "float16"
+    assert _for_reranker(options, Reranker(), cuda).dtype == "auto"
 
 
-@pytest.fixture
-def qwen(tmp_path: Path) -> Path:
-    folder = tmp_path / "Qwen3-Reranker"
-    save(folder, "Qwen3")
-    return folder
+def test_a_card_is_read_without_a_yaml_library(tmp_path: Path) -> None:
+    assert read_card(tmp_path) == ModelCard()
+    text = "---\nlicense: mit\ntags: [a, 'b']\npipeline_tag: \"text-ranking\"\nbase_model:\n  - x/y\n- z\n---\n# pipeline_tag: no\n"
+    (tmp_path / "README.md").write_text(text)
+    assert read_card(tmp_path) == ModelCard("text-ranking", ("a", "b"), ("x/y", "z"))
+    (tmp_path / "README.md").write_text("# A model\n\npipeline_tag: text-ranking\n")
+    assert read_card(tmp_path) == ModelCard()
 
 
-def test_a_template_of_the_callers_own(qwen: Path) -> None:
-    text = "{{ messages[0].content }} / {{ messages[1].content }}{{ tone }}\n"
-    file = qwen / "own.jinja"
-    file.write_text(text)
-    with LLM(str(qwen)) as llm:
-        expected = [llm.classify(f"{q} / {d}!\n")[0].outputs.probs[0] for q, d in PAIRS]
-        for template in (text, str(file)):
-            got = scores(llm, chat_template=template, chat_template_kwargs={"tone": "!"})
-            assert got == pytest.approx(expected, abs=1e-5)
-    with LLM(str(qwen), chat_template=text.replace("{{ tone }}", "!")) as llm:
+@pytest.mark.parametrize("row", ["template", "no separator"])
+def test_a_classifier_reads_pairs_by_a_template_where_it_is_told_to(row: str, tmp_path: Path) -> None:
+    own = tokenizer(bos=True)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=len(own), num_labels=1, initializer_range=0.3, **sizes)
+    model = transformers.BertForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    template, between = ("{{ messages[0].content }} or {{ messages[1].content }}", " or ")
+    options: dict[str, Any] = {"chat_template": template}
+    if row == "no separator":
+        options, between = {"hf_overrides": {"use_sep_token": False}}, ""
+    expected = []
+    for query, document in PAIRS:
+        inputs = own(query + between + document, return_tensors="pt")
+        with torch.inference_mode():
+            expected.append(float(model(input_ids=inputs["input_ids"]).logits.sigmoid()))
+    with LLM(str(tmp_path), **options) as llm:
         assert scores(llm) == pytest.approx(expected, abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{{ messages[0].content }", "does not compile"),
-        ("{{ raise_exception('no system turn') }}", "no system turn"),
-        ("{{ messages[7].content.x.y }}", "failed"),
-        ("{{ messages[0].content }}", "does not show the document"),
-        ("{{ messages.append(1) }}", "failed"),
-        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "failed"),
-        ("qwen_reranker", "Did you mean 'qwen3_reranker'"),
-    ],
-)
-def test_templates_that_do_not_work_are_refused(template: str, message: str, qwen: Path) -> None:
-    with LLM(str(qwen)) as llm, pytest.raises(InvalidRequest, match=message):
-        llm.score("q", "d", chat_template=template)
-    with pytest.raises(ConfigError, match=message):
-        LLM(str(qwen), chat_template=template)
-
-
-def test_a_template_that_fails_on_one_pair_fails_that_pair_alone(qwen: Path) -> None:
-    template = "{% if 'boom' in messages[1].content %}{{ raise_exception('boom') }}{% endif %}" + "".join(
-        f"{{{{ messages[{n}].content }}}}" for n in (0, 1)
-    )
-    with LLM(str(qwen)) as llm:
-        with pytest.raises(InvalidRequest, match="failed: boom"):
-            llm.score("q", ["fine", "boom"], chat_template=template)
-        for name in ("chat_template", "tools", "tokenize"):
-            with pytest.raises(InvalidRequest, match="reserved"):
-                llm.score("q", "d", chat_template_kwargs={name: 1})
-
-
-def test_a_pair_that_is_too_long_names_its_longer_side(qwen: Path) -> None:
-    with LLM(str(qwen), max_model_len=200) as llm:
-        with pytest.raises(InputTooLong, match=r"the query has 1, the document 600, .* cut it with max_tokens_per_doc"):
-            llm.score("q", "!?" * 300)
-        with pytest.raises(InputTooLong, match="Shorten the query"):
-            llm.score("!?" * 300, "d")
-        whole = llm.score("q", "!?" * 300, pooling_params=PoolingParams(truncate_prompt_tokens=-1))[0]
-        assert (whole.truncated, len(whole.prompt_token_ids)) == (True, 200)
-        tail = ids(tokenizer(), QUIET)
-        assert whole.prompt_token_ids[-len(tail) :] == tail
-        left = llm.score(
-            "q", "!?" * 300 + "end", pooling_params=PoolingParams(truncate_prompt_tokens=-1, truncation_side="left")
-        )[0]
-        assert left.prompt_token_ids[-len(tail) - 1] == ids(tokenizer(), "?end")[-1]
-        assert left.prompt_token_ids[:10] == whole.prompt_token_ids[:10]
-        with pytest.raises(InputTooLong, match="leave no room for the document"):
-            llm.score("!?" * 300, "d", pooling_params=PoolingParams(truncate_prompt_tokens=-1))
-
-
-def test_sides_are_cut_by_their_own_tokens(qwen: Path) -> None:
-    with LLM(str(qwen)) as llm:
-        (cut,) = llm.score(
-            "!?" * 30, "!?" * 300, pooling_params=PoolingParams(max_tokens_per_query=3, max_tokens_per_doc=5)
-        )
-        (short,) = llm.score("!?!", "!?!?!")
-        assert cut.prompt_token_ids == short.prompt_token_ids
-        assert cut.truncated
-        assert cut.original_tokens == len(short.prompt_token_ids) + 57 + 595
-
-
-def test_a_huge_document_is_not_tokenised_whole(qwen: Path) -> None:
-    with LLM(str(qwen), max_model_len=300) as llm:
-        cut = PoolingParams(truncate_prompt_tokens=-1)
-        (output,) = llm.score("q", "!?" * 2_000_000, pooling_params=cut)
-        (smaller,) = llm.score("q", "!?" * 1000, pooling_params=cut)
-        assert output.prompt_token_ids == smaller.prompt_token_ids
-        assert output.original_tokens == pytest.approx(4_000_000, rel=0.01)
-        assert output.original_is_estimate
-
-
-def test_templates_and_instructions_are_for_models_that_read_them() -> None:
-    with LLM() as llm:
-        with pytest.raises(InvalidRequest, match="encodes query and document apart"):
-            llm.score("q", "d", chat_template="qwen3_reranker")
-        with pytest.raises(InvalidRequest, match="reads no instruction"):
-            llm.score("q", "d", instruction="Find cats")
+    with LLM(str(tmp_path)) as llm:
+        assert scores(llm) != pytest.approx(expected, abs=1e-4)
+        with pytest.raises(InvalidRequest, match="has no score template"):
+            llm.score("q", "d", chat_template_kwargs={"tone": "!"})

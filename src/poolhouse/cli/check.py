@@ -38,6 +38,9 @@ def check(
         console.print(_facts(llm))
         if not reference:
             return
+        if "embed" not in llm.model.tasks:
+            console.print("No reference: vectors of embedders are compared only.")
+            return
         if find_spec("sentence_transformers") is None:
             console.print("No reference: sentence-transformers is not installed.")
             return

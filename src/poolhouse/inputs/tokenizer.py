@@ -106,14 +106,13 @@ class Tokenizer:
     def encode(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
         """Tokens of each prompt, or the error that it alone gets; texts go to the library together."""
         results: list[Tokens | InvalidRequest | None] = [None] * len(prompts)
-        for rendered in (False, True):
-            pairs = [
-                i for i, prompt in enumerate(prompts) if prompt.pair is not None and bool(prompt.template) is rendered
-            ]
-            if pairs:
-                encode = self.rendered.encode if rendered else self._encode_pairs
-                encoded_pairs = encode([prompts[index] for index in pairs], [limits[index] for index in pairs])
-                for index, tokens in zip(pairs, encoded_pairs, strict=True):
+        pairs = [index for index, prompt in enumerate(prompts) if prompt.pair is not None]
+        rendered = [index for index in pairs if prompts[index].template is not None]
+        plain = pairs if not rendered else [index for index in pairs if prompts[index].template is None]
+        for encode, chosen in ((self._encode_pairs, plain), (self.rendered.encode, rendered)):
+            if chosen:
+                joined = encode([prompts[index] for index in chosen], [limits[index] for index in chosen])
+                for index, tokens in zip(chosen, joined, strict=True):
                     results[index] = tokens
         excerpts: dict[int, _Excerpt] = {}
         for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
