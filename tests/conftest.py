@@ -47,12 +47,26 @@ def record_parity(_parities: list[Parity]) -> Record:
 
 
 def _table(rows: list[Parity]) -> str:
-    head = "| model | served by | reference | relative error | packed against alone |\n|---|---|---|---|---|\n"
-    # Two digits change with the machine: the table states the order of magnitude.
-    return head + "".join(
-        f"| {row.model} | {row.path} | {row.reference} | {_bound(row.error)} | {_bound(row.packing_error)} |\n"
-        for row in sorted(rows, key=lambda row: (row.path, row.model))
-    )
+    """Whole models, from text to answer, and bare backbones; two digits change with the machine, so bounds are stated."""
+    whole = [row for row in rows if row.architecture]
+    bare = [row for row in rows if not row.architecture]
+    parts = []
+    if whole:
+        head = "| model | architecture | tasks | served by | reference | relative error | packed against alone |"
+        lines = [
+            f"| {row.model} | {row.architecture} | {', '.join(row.tasks)} | {_measured(row)} |"
+            for row in sorted(whole, key=lambda row: (row.architecture, row.model))
+        ]
+        parts.append("\n".join([head, "|---|---|---|---|---|---|---|", *lines]))
+    if bare:
+        head = "| backbone | served by | reference | relative error | packed against alone |"
+        lines = [f"| {row.model} | {_measured(row)} |" for row in sorted(bare, key=lambda row: (row.path, row.model))]
+        parts.append("\n".join([head, "|---|---|---|---|---|", *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _measured(row: Parity) -> str:
+    return f"{row.path} | {row.reference} | {_bound(row.error)} | {_bound(row.packing_error)}"
 
 
 def _bound(error: float) -> str:

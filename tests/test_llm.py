@@ -6,12 +6,18 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from poolhouse import LLM, ConfigError, InvalidRequest, PoolingParams, UnsupportedDimensions, UnsupportedTask
+from poolhouse.engine.request import Answer, Request
+from poolhouse.errors import EngineClosed
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +176,132 @@ def test_async_twins_share_the_engine_with_threads(llm: LLM) -> None:
     assert len(results) == 3
     for result in results:
         assert np.allclose(np.stack(result), expected, atol=1e-5)
+
+
+def test_threads_may_share_several_models(llm: LLM) -> None:
+    texts = [f"question {n} " + "word " * (n % 9) for n in range(60)]
+    with LLM(pooler_config={"pooling_type": "CLS"}) as other:
+        models = (llm, other)
+        expected = [model.embed_array(texts) for model in models]
+        assert not np.allclose(*expected, atol=1e-2)
+        worst: list[float] = []
+
+        def ask(number: int) -> None:
+            for index in range(number, len(texts), 6):
+                for model, matrix in zip(models, expected, strict=True):
+                    worst.append(float(np.abs(model.embed_array(texts[index])[0] - matrix[index]).max()))
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+    assert len(worst) == 120
+    assert max(worst) < 1e-5
+    assert llm.embed_array("the first still answers").shape == (1, 384)
+    with pytest.raises(EngineClosed):
+        other.embed("the second is closed")
+
+
+def test_a_cancelled_coroutine_takes_its_prompts_out_of_the_queue(llm: LLM) -> None:
+    submitted: list[Future[Answer]] = []
+    submit = llm.engine.submit
+
+    def watched(requests: Sequence[Request]) -> list[Future[Answer]]:
+        futures = submit(requests)
+        submitted.extend(futures)
+        return futures
+
+    async def give_up() -> None:
+        asking = asyncio.ensure_future(llm.embed_async(["word " * 200] * 600))
+        await asyncio.sleep(0.05)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    llm.engine.submit = watched  # type: ignore[method-assign]
+    try:
+        asyncio.run(give_up())
+    finally:
+        del llm.engine.submit
+    assert sum(future.cancelled() for future in submitted) > 300
+    assert llm.embed_array("and on it goes").shape == (1, 384)
+
+
+def test_progress_is_shown_when_there_is_enough_to_wait_for(llm: LLM) -> None:
+    seen: list[object] = []
+
+    def progress(futures: list[object], total: int, desc: str) -> list[object]:
+        seen.extend((total, desc))
+        return futures
+
+    llm.embed(["a", "b"], use_tqdm=progress)
+    llm.encode("a", pooling_task="token_embed", use_tqdm=progress)
+    assert seen == [2, "embed", 1, "token_embed"]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("text", ["word " * 10_000_000, "x" * 50_000_000, " " * 50_000_000, "\0" * 50_000_000])
+def test_a_text_of_fifty_megabytes_is_refused_or_cut_at_once(llm: LLM, text: str, side: Any) -> None:
+    started = time.perf_counter()
+    with pytest.raises(InvalidRequest, match="contains 50000000 characters"):
+        llm.embed(text)
+    (output,) = llm.embed(text, pooling_params=PoolingParams(truncate_prompt_tokens=-1, truncation_side=side))
+    assert output.truncated
+    assert output.original_is_estimate
+    assert len(output.prompt_token_ids) <= 256
+    # Tokenising all of it takes tens of seconds.
+    assert time.perf_counter() - started < 8
+
+
+def test_strange_characters_are_answered_or_refused_by_name(llm: LLM) -> None:
+    for text in ("", "\0", "a\0b", "\ufeff\u202e", "e\u0301", "👩‍👩‍👧"):
+        assert llm.embed_array(text).shape == (1, 384)
+    with pytest.raises(InvalidRequest, match="no valid Unicode"):
+        llm.embed(["fine", "a\ud800b"])
+
+
+def test_a_pooler_config_may_ask_for_pieces_and_limit_their_sum() -> None:
+    config = {"enable_chunked_processing": True, "max_embed_len": 600}
+    with LLM(pooler_config=config) as llm:
+        (output,) = llm.embed("word " * 500)
+        assert (output.chunks, len(output.prompt_token_ids), output.truncated) == (2, 502, False)
+        for prompt in ("word " * 700, [101] * 601, "word " * 1_000_000):
+            with pytest.raises(InvalidRequest, match="maximum context length is 600 tokens"):
+                llm.embed(prompt)
+    with LLM(pooler_config={"max_embed_len": 20}) as llm, pytest.raises(InvalidRequest, match="length is 20 tokens"):
+        llm.embed("word " * 30)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pooling_params": {"dimensions": 3}}, "pooling_params must be PoolingParams"),
+        ({"pooling_params": [{"dimensions": 3}]}, "pooling_params must be PoolingParams"),
+        ({"prompt_name": 5}, "prompt_name must be a text or None"),
+        ({"tokenization_kwargs": {"max_len": 3}}, "Did you mean 'max_length'"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(llm: LLM, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        llm.embed("x", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"enforce_eagr": True}, "Did you mean 'enforce_eager'"),
+        ({"hf_overrides": lambda config: None}, "hf_overrides must return the changed config"),
+        ({"hf_overrides": {"matryoshka_dimensions": "wide"}}, "'wide' is not a whole number from 1 to 384"),
+        ({"pooler_config": {"use_activation": "yes"}}, "pooler_config: use_activation must be true, false or null"),
+        ({"pooler_config": {"dimensions": 1000}}, "pooler_config: dimensions must be from 1 to 384, got 1000"),
+        ({"pooler_config": {"max_embed_len": 0}}, "max_embed_len must be at least 1"),
+        ({"pooler_config": {"pooling_typ": "CLS"}}, "Did you mean 'pooling_type'"),
+    ],
+)
+def test_options_that_cannot_be_honoured_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        LLM(**options)
 
 
 def test_importing_poolhouse_draws_in_neither_torch_nor_transformers() -> None:

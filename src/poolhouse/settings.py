@@ -91,7 +91,7 @@ class Settings(BaseModel):
         meaningless = sorted(name for name in options if name in MEANINGLESS)
         for name in options:
             if name not in known and name not in MEANINGLESS:
-                raise ConfigError(f"There is no option '{name}'.{did_you_mean(name, known)}")
+                raise ConfigError(f"There is no option '{name}'.{did_you_mean(name, [*known, *MEANINGLESS])}")
         if meaningless:
             warnings.warn(
                 f"These options mean nothing to Poolhouse and are ignored: {', '.join(meaningless)}.", stacklevel=3
@@ -110,7 +110,9 @@ class ServerSettings(BaseModel):
     error_format: Literal["flat", "nested"] = Field("flat", description="Shape of error bodies; nested is OpenAI's.")
     shutdown_seconds: float = Field(30.0, ge=0, description="How long a stop waits for requests in flight.")
     root_path: str = Field("", description="Path prefix that a proxy strips.")
-    log_level: str = Field("info", description="Level of the server's own log.")
+    log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = Field(
+        "info", description="Level of the server's own log."
+    )
 
     @classmethod
     def parse(cls, **options: Any) -> ServerSettings:

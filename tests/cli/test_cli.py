@@ -67,6 +67,7 @@ def test_embed_options_reach_the_model() -> None:
         (["embed", "x", "--dtype", "int3"], "dtype='int3' is not one of", 2),
         (["embed", "x", "--overflow", "wrap"], "overflow: Input should be 'error', 'truncate' or 'chunk'", 2),
         (["check", "/no/such"], "/no/such", 1),
+        (["serve", "--log-level", "loud"], "log_level: Input should be 'critical', 'error'", 2),
         (["sing"], "No such command", 2),
     ],
 )
@@ -75,6 +76,15 @@ def test_what_goes_wrong_is_one_clear_line(arguments: list[str], words: str, sta
     assert words in done.stderr
     assert done.returncode == status
     assert "Traceback" not in done.stderr
+
+
+def test_embed_names_the_line_that_is_no_utf_8() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "poolhouse.cli", "embed"],
+        input=b"fine\n\xff\n", capture_output=True, timeout=120, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert b"Line 2 of standard input is not UTF-8" in done.stderr
+    assert (done.returncode, done.stdout) == (2, b"")
 
 
 def test_embed_without_any_text_says_so() -> None:
@@ -102,6 +112,7 @@ def test_check_shows_what_a_reranker_was_taken_for_and_its_prompt(tmp_path: Path
         "<Query>: QUERY",
         "<Instruct>: Given a web search query",
         "Taken for Qwen3-Reranker by its name",
+        "sentence-transformers does not know the prompt",
     ):
         assert words in done.stdout
 

@@ -16,6 +16,8 @@ from poolhouse.batch import Batch
 from poolhouse.engine.engine import Engine, EngineOptions
 from poolhouse.engine.open import open_engine
 from poolhouse.engine.request import Request
+from poolhouse.engine.runner import FatalDeviceError, Launched
+from poolhouse.engine.scheduler import Ready
 from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest, NonFiniteResult, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.models.model import Model
@@ -141,6 +143,78 @@ def test_a_lost_device_fails_what_waits_and_the_engine_says_it_is_dead(engine: E
     with pytest.raises(EngineError):
         late.result(60)
     broken.close()
+
+
+@pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
+def test_a_device_thread_that_dies_answers_everybody_with_an_error(engine: Engine, end: type[BaseException]) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def harm(hidden: Tensor, where: Tensor) -> Tensor:
+        entered.set()
+        go_on.wait(60)
+        raise end
+
+    broken = hurt_engine(engine, harm, token=7777)
+    (running,) = broken.submit([ids(101, 7777, 102)])
+    assert entered.wait(60)
+    waiting = broken.submit([ids(101, 2000, 102), ids(101, 3000, 102)])
+    go_on.set()
+    for future in (running, *waiting):
+        with pytest.raises(EngineError, match="The engine failed"):
+            future.result(60)
+    broken._device.join(60)
+    assert not broken.alive
+    (late,) = broken.submit([embed("anyone there?")])
+    with pytest.raises(EngineError, match="The engine failed"):
+        late.result(60)
+    broken.close()
+
+
+def test_a_device_that_is_lost_with_two_batches_on_it_fails_both(engine: Engine) -> None:
+    def launch(batch: list[Ready]) -> Launched:
+        for ready in batch:
+            ready.future.set_running_or_notify_cancel()
+        return Launched(batch, [], None)
+
+    def finish(launched: Launched) -> None:
+        raise FatalDeviceError("The device is lost.")
+
+    # Two prompts do not fit into one batch of this size.
+    broken = Engine(engine.model, engine.tokenizer, EngineOptions(max_batch_tokens=4))
+    runner: Any = broken._runner
+    runner.asynchronous, runner.launch, runner.finish = True, launch, finish
+    for future in broken.submit([ids(101, 2000, 102), ids(101, 3000, 102)]):
+        with pytest.raises(FatalDeviceError):
+            future.result(60)
+    broken._device.join(60)
+    assert not broken.alive
+    broken.close()
+
+
+def test_a_cancelled_prompt_in_pieces_takes_its_pieces_out_of_the_queue(engine: Engine) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def harm(hidden: Tensor, where: Tensor) -> Tensor:
+        entered.set()
+        go_on.wait(60)
+        return hidden
+
+    def watched(batch: Batch) -> Tensor:
+        seen.append(len(batch.ids))
+        return hurt(batch)
+
+    hurt = Hurt(engine.model, 7777, harm)
+    model = Model(watched, engine.model.pipelines, engine.model.facts)
+    with Engine(model, engine.tokenizer, EngineOptions(max_batch_tokens=512, overflow="chunk")) as slow:
+        (first,) = slow.submit([ids(101, 7777, 102)])
+        assert entered.wait(60)
+        (long,) = slow.submit([ids(*[2000] * 1000)])
+        assert long.cancel()
+        go_on.set()
+        first.result(60)
+        slow.submit([ids(101, 102)])[0].result(60)
+    assert seen == [3, 2]
 
 
 def test_a_cancelled_request_leaves_the_queue(engine: Engine) -> None:

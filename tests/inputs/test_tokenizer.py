@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import tokenizers
 import transformers
 from hypothesis import given, settings
@@ -251,3 +253,48 @@ def test_several_threads_may_share_a_tokenizer() -> None:
     for thread in threads:
         thread.join(60)
     assert wrong == []
+
+
+@pytest.mark.parametrize("dummy_prefix", [True, False])
+def test_internlm2s_sentencepiece_model_needs_no_code_of_the_hub(dummy_prefix: bool, tmp_path: Path) -> None:
+    train_sentencepiece(
+        tmp_path / "tokenizer", 400, model_type="bpe", byte_fallback=True, add_dummy_prefix=dummy_prefix,
+        normalization_rule_name="identity", remove_extra_whitespaces=False,
+    )  # fmt: skip
+    config = {
+        "auto_map": {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]},
+        "tokenizer_class": "InternLM2Tokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "added_tokens_decoder": {"400": {"content": "<|reward|>", "special": True, "normalized": False}},
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text('{"model_type": "internlm2"}')
+    ours = Tokenizer.from_folder(tmp_path)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for text in [*filter(None, TEXTS), "  two  spaces ", "a smile 🙂"]:
+        assert one(ours, text, Limit(10_000)).ids.tolist() == [1, *theirs.encode(text)]
+    assert one(ours, "the moon<|reward|>", Limit(100)).ids.tolist() == [1, *theirs.encode("the moon"), 400]
+
+
+def test_debertas_sentencepiece_model_is_converted(tmp_path: Path) -> None:
+    special = {"pad": "[PAD]", "bos": "[CLS]", "eos": "[SEP]", "unk": "[UNK]"}
+    train_sentencepiece(
+        tmp_path / "spm", 100, model_type="unigram", hard_vocab_limit=False,
+        **{f"{name}_piece": piece for name, piece in special.items()},
+        **{f"{name}_id": number for number, name in enumerate(special)},
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}')
+    ours = Tokenizer.from_folder(tmp_path)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
+    for text in TEXTS:
+        assert one(ours, text, Limit(10_000)).ids.tolist() == [1, *theirs.encode(text), 2]
+
+
+def train_sentencepiece(prefix: Path, vocabulary: int, **options: Any) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS), model_prefix=str(prefix), vocab_size=vocabulary, minloglevel=2, **options
+    )

@@ -30,6 +30,7 @@ class Parity:
     """One row of docs/models.md.
 
     error: largest difference to the reference, relative to its largest number. packing_error: packed against alone.
+    architecture, tasks: of a whole model, compared from text to answer; empty for a bare backbone.
     """
 
     model: str
@@ -37,6 +38,8 @@ class Parity:
     reference: str
     error: float
     packing_error: float
+    architecture: str = ""
+    tasks: tuple[str, ...] = ()
 
 
 Record = Callable[[Parity], None]

@@ -52,6 +52,11 @@ def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(path: str) -> No
         locate(path)
 
 
+def test_an_empty_name_is_no_folder() -> None:
+    with pytest.raises(CheckpointError, match="name of the model is empty"):
+        locate("")
+
+
 def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").touch()
     with pytest.raises(CheckpointError, match=r"model\.gguf is a file"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,42 @@ def test_a_tensor_that_nobody_claims_is_an_error(tiny: Path) -> None:
         load(tiny, options())
 
 
+def test_a_position_table_that_ends_before_the_limit_is_an_error(tiny: Path) -> None:
+    change_config(tiny, max_position_embeddings=128)
+    with pytest.raises(CheckpointError, match="allows 128 positions, but the checkpoint has vectors for 64"):
+        load(tiny, options())
+
+
+def test_a_config_of_wrong_types_is_an_error(tiny: Path) -> None:
+    change_config(tiny, num_hidden_layers="2")
+    with pytest.raises(CheckpointError, match="cannot be understood"):
+        load(tiny, options())
+
+
+def test_an_index_that_names_a_missing_shard_is_an_error(tiny: Path) -> None:
+    (tiny / "model.safetensors").rename(tiny / "other.safetensors")
+    index = {"weight_map": {"embeddings.word_embeddings.weight": "model-1.safetensors"}}
+    (tiny / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"lacks \['model-1\.safetensors'\]"):
+        load(tiny, options())
+
+
+@pytest.mark.parametrize("damage", ["empty", "random", "flipped header", "text"])
+def test_a_damaged_safetensors_file_is_an_error_that_names_it(tiny: Path, damage: str) -> None:
+    file = tiny / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(
+        {
+            "empty": b"",
+            "random": bytes(range(256)) * 10,
+            "flipped header": b"\xff" * 8 + whole[8:],
+            "text": b"version https://git-lfs.github.com/spec/v1",
+        }[damage]
+    )
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is corrupt"):
+        load(tiny, options())
+
+
 def test_a_lost_tensor_is_an_error(tiny: Path) -> None:
     change_tensors(tiny, lambda tensors: tensors.pop("encoder.layer.1.attention.output.LayerNorm.weight"))
     with pytest.raises(CheckpointError, match=r"encoder\.layer\.\*\.attention\.output\.LayerNorm"):
@@ -135,12 +171,21 @@ def test_corrupt_files_are_errors_that_name_the_file(tiny: Path, tmp_path: Path)
 
 
 def test_a_pickle_with_code_is_refused(tiny: Path) -> None:
-    import pickle
+    touched = tiny / "touched"
+
+    class Malice:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (touched,)
 
     (tiny / "model.safetensors").unlink()
-    (tiny / "pytorch_model.bin").write_bytes(pickle.dumps(shutil.rmtree))
-    with pytest.raises(CheckpointError, match="cannot be read as plain weights"):
-        load(tiny, options())
+    for write in (
+        lambda path: path.write_bytes(pickle.dumps(Malice())),
+        lambda path: torch.save({"embeddings.word_embeddings.weight": Malice()}, path),
+    ):
+        write(tiny / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match="cannot be read as plain weights"):
+            load(tiny, options())
+    assert not touched.exists()
 
 
 def test_overrides_change_the_config(tiny: Path) -> None:

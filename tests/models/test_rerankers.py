@@ -16,7 +16,6 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 
 from poolhouse import LLM, PoolingParams
 from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, UnsupportedTask
-from poolhouse.models.load import LoadOptions, _for_reranker
 from poolhouse.models.model_card import ModelCard, read_card
 from poolhouse.models.rerankers import Reranker, TokenScore
 from tests.models.parity import Parity, Record, change_tensors
@@ -351,11 +350,10 @@ def test_a_softcap_of_logits_is_applied(tmp_path: Path) -> None:
 
 def test_rerankers_run_in_bfloat16_on_cuda_unless_told() -> None:
     cuda, cpu, reranker = torch.device("cuda"), torch.device("cpu"), Reranker(TokenScore((1,)))
-    options = LoadOptions("any")
-    assert _for_reranker(options, reranker, cuda).dtype == "bfloat16"
-    assert _for_reranker(options, reranker, cpu).dtype == "auto"
-    assert _for_reranker(LoadOptions("any", dtype="float16"), reranker, cuda).dtype == "float16"
-    assert _for_reranker(options, Reranker(), cuda).dtype == "auto"
+    assert reranker.dtype("auto", cuda) == "bfloat16"
+    assert reranker.dtype("auto", cpu) == "auto"
+    assert reranker.dtype("float16", cuda) == "float16"
+    assert Reranker().dtype("auto", cuda) == "auto"
 
 
 def test_a_card_is_read_without_a_yaml_library(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class Server:
     def stop(self) -> tuple[int, str]:
         """Exit status and what was logged."""
         self.process.send_signal(signal.SIGTERM)
-        log = self.process.communicate(timeout=60)[1]
+        log = self.process.communicate(timeout=180)[1]
         return self.process.returncode, log
 
 
@@ -294,7 +294,16 @@ def test_a_client_that_hangs_up_disturbs_nobody(server: Server, http: httpx.Clie
 
 
 def test_sigterm_answers_what_is_in_flight() -> None:
-    server = Server("--error-format", "nested", "--matryoshka-dimensions", "64,128", "--gpu-memory-utilization", "0.5")
+    server = Server(
+        "--error-format",
+        "nested",
+        "--matryoshka-dimensions",
+        "64,128",
+        "--gpu-memory-utilization",
+        "0.5",
+        "--shutdown-seconds",
+        "120",
+    )
     with httpx.Client(base_url=server.url, timeout=60) as client:
         reply = client.post("/v1/embeddings", json={"input": "x", "dimensions": 65})
         assert reply.json()["error"]["message"].startswith(
@@ -307,7 +316,7 @@ def test_sigterm_answers_what_is_in_flight() -> None:
     statuses: list[int] = []
 
     def ask() -> None:
-        reply = httpx.post(f"{server.url}/v1/embeddings", json={"input": ["word " * 200] * 300}, timeout=60)
+        reply = httpx.post(f"{server.url}/v1/embeddings", json={"input": ["word " * 200] * 60}, timeout=180)
         statuses.append(reply.status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
@@ -318,10 +327,52 @@ def test_sigterm_answers_what_is_in_flight() -> None:
             time.sleep(0.01)
     status, log = server.stop()
     for thread in threads:
-        thread.join(60)
+        thread.join(180)
     assert statuses == [200, 200, 200]
     assert status == 0
-    assert "gpu_memory_utilization" in log
+    assert "poolhouse: These options mean nothing to Poolhouse and are ignored: gpu_memory_utilization." in log
+    assert "Traceback" not in log
+
+
+def test_what_a_stop_cannot_wait_for_is_refused_in_the_words_of_the_contract() -> None:
+    server = Server("--shutdown-seconds", "0.2")
+    replies: list[httpx.Response] = []
+
+    def ask() -> None:
+        replies.append(httpx.post(f"{server.url}/v1/embeddings", json={"input": ["word " * 200] * 2000}, timeout=120))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with httpx.Client(base_url=server.url) as client:
+        while "poolhouse_requests_in_flight 2.0" not in client.get("/metrics").text:
+            time.sleep(0.01)
+    status, log = server.stop()
+    asking.join(60)
+    assert replies[0].status_code == 503
+    assert error(replies[0])["type"] == "ServiceUnavailableError"
+    assert status == 0
+    assert "Traceback" not in log
+
+
+def test_a_text_of_fifty_megabytes_is_refused_or_cut_or_split_and_the_server_goes_on() -> None:
+    server = Server(
+        "--overflow", "chunk", "--hf-overrides", '{"is_matryoshka": true}', "--pooler-config.max-embed-len", "999"
+    )
+    huge = "word " * 10_000_000
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        refused = client.post("/v1/embeddings", json={"input": huge})
+        assert (refused.status_code, refused.json()["param"]) == (400, "input_text")
+        cut = client.post("/v1/embeddings", json={"input": huge, "truncate_prompt_tokens": -1}).json()
+        assert cut["usage"]["prompt_tokens"] == 256
+        assert (cut["data"][0]["truncated"], cut["data"][0]["original_is_estimate"]) == (True, True)
+        too_large = client.post("/v1/embeddings", json={"input": [huge, huge]})
+        assert (too_large.status_code, too_large.json()["code"]) == (413, 413)
+        split = client.post("/v1/embeddings", json={"input": "word " * 600, "dimensions": 8}).json()
+        assert (split["data"][0]["chunks"], split["usage"]["prompt_tokens"]) == (3, 602)
+        assert len(split["data"][0]["embedding"]) == 8
+        assert client.get("/health").status_code == 200
+    status, log = server.stop()
+    assert status == 0
     assert "Traceback" not in log
 
 

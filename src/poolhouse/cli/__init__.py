@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import typer
 
@@ -26,6 +27,8 @@ app.command("bench")(bench.bench)
 
 def main() -> None:
     """Run the command line; what goes wrong is said in one line."""
+    # A warning is for the user; where in our code it was raised is not.
+    warnings.formatwarning = lambda message, *_, **__: f"poolhouse: {message}\n"
     try:
         arguments = join_dotted(sys.argv[1:])
         if arguments[:1] == ["serve"]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -11,8 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from poolhouse.cli.options import with_options
+from poolhouse.data import passages, queries
+from poolhouse.engine.request import Request
 from poolhouse.errors import CheckpointError
 from poolhouse.inputs.chat import SEAM
+from poolhouse.inputs.prompts import Prompt
+from poolhouse.params import PoolingParams
 from poolhouse.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,6 +26,8 @@ if TYPE_CHECKING:
 
 # Below this cosine to the reference a model must not be trusted.
 _LEAST_COSINE = 0.9999
+# Relative to the largest logit.
+_LARGEST_LOGIT_DIFFERENCE = 1e-3
 
 
 @with_options(Settings)
@@ -38,23 +46,16 @@ def check(
         console.print(_facts(llm))
         if not reference:
             return
-        if "embed" not in llm.model.tasks:
-            console.print("No reference: vectors of embedders are compared only.")
-            return
         if find_spec("sentence_transformers") is None:
             console.print("No reference: sentence-transformers is not installed.")
             return
-        if "modules.json" not in _files(llm):
-            console.print(
-                "No reference: the checkpoint has no modules.json, so sentence-transformers would guess its pooling."
-            )
-            return
-        cosine, difference, count = _compare(llm)
-    console.print(
-        f"Against sentence-transformers on {count} texts: lowest cosine {cosine:.7f}, largest difference {difference:.1e}."
-    )
-    if cosine < _LEAST_COSINE:
-        raise CheckpointError(f"The vectors differ from the reference: cosine {cosine:.6f} is below {_LEAST_COSINE}.")
+        compared = _compare(llm)
+    if isinstance(compared, str):
+        console.print(f"No reference: {compared}")
+        return
+    console.print(compared.words)
+    if not compared.close:
+        raise CheckpointError(f"The answers differ from the reference's. {compared.words}")
 
 
 def _facts(llm: LLM) -> Table:
@@ -71,8 +72,8 @@ def _facts(llm: LLM) -> Table:
         "parameters": f"{facts.parameters:,}",
         "dtype, device": f"{str(facts.dtype).removeprefix('torch.')}, {facts.device}",
         "longest prompt": f"{facts.max_tokens} tokens",
-        "vector": f"{facts.width} numbers",
-        "matryoshka": matryoshka,
+        **({"vector": f"{facts.width} numbers", "matryoshka": matryoshka} if "embed" in llm.engine.tasks else {}),
+        **({"labels": _labels(llm)} if llm.engine.labels else {}),
         "prompts": ", ".join(facts.prompts) or "none",
     }
     template = llm.engine.score_template
@@ -88,23 +89,68 @@ def _facts(llm: LLM) -> Table:
     return table
 
 
-def _files(llm: LLM) -> set[str]:
-    from pathlib import Path
+def _labels(llm: LLM) -> str:
+    names = llm.engine.label_names
+    return ", ".join(names.values()) if names else f"{llm.engine.labels}, unnamed"
 
-    return {path.name for path in Path(llm.model.facts.path).iterdir()}
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """What a comparison found, in words, and whether it is as close as rounding allows."""
+
+    words: str
+    close: bool
 
 
-def _compare(llm: LLM) -> tuple[float, float, int]:
-    """Lowest cosine, largest difference between entries, number of texts."""
+def _compare(llm: LLM) -> _Compared | str:
+    """The difference to sentence-transformers, or why there is nothing to compare with."""
+    if "embed" in llm.engine.tasks:
+        if not (Path(llm.model.facts.path) / "modules.json").is_file():
+            return "the checkpoint has no modules.json, so sentence-transformers would guess its pooling."
+        return _compare_vectors(llm)
+    template = llm.engine.score_template
+    if template is not None and not template.instruction_as_system:
+        return f"sentence-transformers does not know the prompt of this model ({template.name})."
+    if "classify" in llm.engine.tasks:
+        return _compare_pairs(llm)
+    return f"sentence-transformers has no {' or '.join(llm.engine.tasks)}."
+
+
+def _compare_vectors(llm: LLM) -> _Compared:
     from sentence_transformers import SentenceTransformer
 
-    from poolhouse.data import passages, queries
-
     texts = [*queries(), *passages()]
-    facts = llm.model.facts
-    theirs = SentenceTransformer(
-        facts.path, device=str(facts.device), trust_remote_code=llm.settings.trust_remote_code
-    ).encode(texts, show_progress_bar=False)
+    theirs = SentenceTransformer(**_loading(llm)).encode(texts, show_progress_bar=False)
     ours = llm.embed_array(texts, use_tqdm=False)
-    cosine = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
-    return float(cosine.min()), float(np.abs(ours - theirs).max()), len(texts)
+    cosines = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
+    lowest, largest = float(cosines.min()), float(np.abs(ours - theirs).max())
+    words = (
+        f"Against sentence-transformers on {len(texts)} texts: lowest cosine {lowest:.7f}, "
+        f"largest difference {largest:.1e}."
+    )
+    return _Compared(words, lowest >= _LEAST_COSINE)
+
+
+def _compare_pairs(llm: LLM) -> _Compared:
+    """Logits of pairs beside those of a CrossEncoder."""
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    pairs = [(question, passage) for question in queries()[:4] for passage in passages()[:12]]
+    theirs = CrossEncoder(**_loading(llm)).predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+    prompts = [Prompt(question, pair=passage, template=llm.engine.score_template) for question, passage in pairs]
+    raw = PoolingParams(use_activation=False)
+    futures = llm.engine.submit([Request(prompt, "classify", raw) for prompt in prompts])
+    ours = np.stack([future.result().array for future in futures])
+    largest = float(np.abs(ours - theirs.reshape(ours.shape)).max())
+    words = f"Against sentence-transformers on {len(pairs)} pairs: largest difference of a logit {largest:.1e}."
+    return _Compared(words, largest <= _LARGEST_LOGIT_DIFFERENCE * max(1.0, float(np.abs(theirs).max())))
+
+
+def _loading(llm: LLM) -> dict[str, Any]:
+    facts = llm.model.facts
+    return {
+        "model_name_or_path": facts.path,
+        "device": str(facts.device),
+        "trust_remote_code": llm.settings.trust_remote_code,
+    }

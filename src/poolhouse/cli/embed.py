@@ -108,7 +108,8 @@ def _lines(source: str, stack: contextlib.ExitStack) -> Iterator[str]:
         try:
             text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise ConfigError(f"Line {number} of {source} is not UTF-8: {error}") from None
+            place = "standard input" if source == "-" else source
+            raise ConfigError(f"Line {number} of {place} is not UTF-8: {error}") from None
         if text.strip():
             yield text
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from poolhouse.engine import chunks
 from poolhouse.engine.request import Answer, Request
-from poolhouse.engine.runner import FatalDeviceError, Runner
+from poolhouse.engine.runner import Launched, Runner
 from poolhouse.engine.scheduler import Ready, Scheduler
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, did_you_mean
 from poolhouse.inputs.chat import ScoreTemplate
@@ -43,6 +43,7 @@ class EngineOptions:
     max_batch_tokens: tokens of one pack. overflow: what to do with prompts over the model's limit.
     default_params: what the model's owner wants where a request says nothing.
     score_template: what joins a query and a document, where the tokenizer does not.
+    max_prompt_tokens: longest prompt in all, for prompts that are split too; None: no limit beside the model's.
     """
 
     max_batch_tokens: int
@@ -50,6 +51,7 @@ class EngineOptions:
     tokenizer_threads: int = 2
     default_params: PoolingParams = PoolingParams()
     score_template: ScoreTemplate | None = None
+    max_prompt_tokens: int | None = None
 
 
 class Engine:
@@ -62,7 +64,7 @@ class Engine:
         self._scheduler = Scheduler(options.max_batch_tokens)
         self._runner = Runner(model)
         self._tokenizing = ThreadPoolExecutor(options.tokenizer_threads, "poolhouse-tokenizer")
-        self._fatal: BaseException | None = None
+        self._fatal: EngineError | None = None
         self._closed = False
         self._device = threading.Thread(target=self._work, name="poolhouse-device", daemon=True)
         self._device.start()
@@ -127,9 +129,10 @@ class Engine:
         return [request.future for request in requests]
 
     def close(self, drain_seconds: float = 30.0) -> None:
-        """Answer what was accepted, for at most `drain_seconds`, then stop; the rest fails with EngineClosed."""
-        if self._closed:
-            return
+        """Answer what was accepted, for at most `drain_seconds`, then stop; the rest fails with EngineClosed.
+
+        May be called again to wait longer for the batch that is running.
+        """
         self._closed = True
         atexit.unregister(self.close)
         stopper = threading.Thread(target=self._tokenizing.shutdown, name="poolhouse-stop", daemon=True)
@@ -186,6 +189,8 @@ class Engine:
         parse_task(request.task, self.tasks)
         params, defaults = request.params, self.options.default_params
         params.check(request.task, self.model.facts.matryoshka, self.name)
+        if params.step_tag_id is not None or params.returned_token_ids is not None:
+            self.model.pipelines[request.task].check(params)
         if defaults == _NO_PARAMS:
             return params
         dimensions = defaults.dimensions if request.task in ("embed", "token_embed") else None
@@ -213,8 +218,10 @@ class Engine:
 
     def limit(self, params: PoolingParams, add_special_tokens: bool = True) -> Limit:
         """How long a prompt with these parameters may be."""
+        most = self.options.max_prompt_tokens
         return Limit(
-            max_tokens=self.max_tokens,
+            max_tokens=self.max_tokens if most is None else min(most, self.max_tokens),
+            chunked_tokens=most,
             keep=params.truncate_prompt_tokens,
             side=params.truncation_side,
             overflow=self.options.overflow,
@@ -246,14 +253,21 @@ class Engine:
             array = chunks.join(arrays, [part.length for part in parts], request.task)
             request.future.set_result(Answer(array, tokens, chunks=len(parts)))
 
+        def leave(whole: Future[Answer]) -> None:
+            if whole.cancelled():
+                for part in parts:
+                    part.future.cancel()
+
         for part in parts:
             part.future.add_done_callback(one_done)
+        request.future.add_done_callback(leave)
         return parts
 
     def _work(self) -> None:
         """The device thread: run batches until closed; on a device that can, keep one batch in flight."""
         runner, scheduler = self._runner, self._scheduler
-        flying = None
+        flying: Launched | None = None
+        batch: list[Ready] | None = None
         try:
             while True:
                 batch = scheduler.next(block=flying is None)
@@ -266,12 +280,11 @@ class Engine:
                     runner.finish(flying)
                 flying = launched
         except BaseException as error:
-            self._fatal = error
+            self._fatal = error if isinstance(error, EngineError) else EngineError(f"The engine failed: {error!r}")
             scheduler.close()
             log.critical("The engine cannot go on: %s", error, exc_info=error)
-            failure = error if isinstance(error, FatalDeviceError) else EngineError(f"The engine failed: {error}")
-            for ready in [*(flying.requests if flying else ()), *scheduler.drop_all()]:
-                _resolve_error(ready.future, failure)
+            for ready in [*(flying.requests if flying else ()), *(batch or ()), *scheduler.drop_all()]:
+                _resolve_error(ready.future, self._fatal)
 
 
 _NO_PARAMS = PoolingParams()

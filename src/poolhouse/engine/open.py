@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -88,12 +89,10 @@ def open_engine(settings: Settings) -> Engine:
         tokenizer,
         EngineOptions(
             max_batch_tokens=settings.max_num_batched_tokens or default_tokens,
-            overflow=settings.overflow,
+            overflow="chunk" if pooler.enable_chunked_processing else settings.overflow,
             tokenizer_threads=settings.tokenizer_workers,
-            default_params=PoolingParams(
-                dimensions=pooler.dimensions or (None if files is None else files.truncate_dim),
-                use_activation=pooler.use_activation,
-            ),
+            default_params=_default_params(pooler, None if files is None else files.truncate_dim, model.facts.width),
+            max_prompt_tokens=pooler.max_embed_len,
             score_template=_score_template(settings.chat_template, model.facts),
         ),
     )
@@ -126,6 +125,21 @@ def _score_template(wanted: str | None, facts: Facts) -> ScoreTemplate | None:
         return template.bind()
     except InvalidRequest as error:
         raise ConfigError(f"{error} Another one can be set by chat_template.") from error
+
+
+def _default_params(pooler: PoolerConfig, truncate_dim: int | None, width: int) -> PoolingParams:
+    """What holds where a request says nothing: the user's words, else those of sentence-transformers' files."""
+    if pooler.max_embed_len is not None and not pooler.max_embed_len >= 1:
+        raise ConfigError(f"pooler_config: max_embed_len must be at least 1, got {pooler.max_embed_len}.")
+    try:
+        params = PoolingParams(dimensions=pooler.dimensions, use_activation=pooler.use_activation)
+    except InvalidRequest as error:
+        raise ConfigError(f"pooler_config: {error}.") from None
+    if params.dimensions is None:
+        return replace(params, dimensions=truncate_dim)
+    if not 1 <= params.dimensions <= width:
+        raise ConfigError(f"pooler_config: dimensions must be from 1 to {width}, got {params.dimensions}.")
+    return params
 
 
 def _in_a_passing_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

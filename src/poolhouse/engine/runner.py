@@ -107,7 +107,7 @@ class Runner:
             if token_task and start == end:
                 request.future.set_exception(
                     InvalidRequest(
-                        "The prompt holds none of the tokens that rows are answered for, such as a step tag (step_tag_id).",
+                        "The prompt holds no step tag (step_tag_id), or other token that the model answers at, so there is no row.",
                         "prompt",
                     )
                 )

@@ -14,6 +14,7 @@ class Limit:
 
     max_tokens: the model's limit, special tokens included. keep: cut to this many; -1 means max_tokens.
     side: "right" drops the end, "left" the beginning. overflow applies where `keep` is None.
+    chunked_tokens: how long a prompt may be that is to be split; None: no limit.
     max_query_tokens, max_document_tokens: what each side of a pair is cut to first, special tokens not counted.
     """
 
@@ -22,8 +23,14 @@ class Limit:
     side: Literal["left", "right"] = "right"
     overflow: Literal["error", "truncate", "chunk"] = "error"
     add_special_tokens: bool = True
+    chunked_tokens: int | None = None
     max_query_tokens: int | None = None
     max_document_tokens: int | None = None
+
+    @property
+    def most(self) -> int | None:
+        """Tokens from which on a prompt that is not to be cut is refused, or None where it never is."""
+        return self.chunked_tokens if self.overflow == "chunk" else self.max_tokens
 
     @property
     def cut(self) -> int | None:

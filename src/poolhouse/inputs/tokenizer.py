@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import tokenizers
+from tokenizers import normalizers
 
 from poolhouse.errors import CheckpointError, InputTooLong, InvalidRequest
 from poolhouse.inputs.limits import Limit
@@ -107,13 +108,12 @@ class Tokenizer:
         """Tokens of each prompt, or the error that it alone gets; texts go to the library together."""
         results: list[Tokens | InvalidRequest | None] = [None] * len(prompts)
         pairs = [index for index, prompt in enumerate(prompts) if prompt.pair is not None]
-        rendered = [index for index in pairs if prompts[index].template is not None]
-        plain = pairs if not rendered else [index for index in pairs if prompts[index].template is None]
-        for encode, chosen in ((self._encode_pairs, plain), (self.rendered.encode, rendered)):
-            if chosen:
-                joined = encode([prompts[index] for index in chosen], [limits[index] for index in chosen])
-                for index, tokens in zip(chosen, joined, strict=True):
-                    results[index] = tokens
+        for rendered in (False, True) if pairs else ():
+            chosen = [index for index in pairs if (prompts[index].template is not None) is rendered]
+            encode = self.rendered.encode if rendered else partial(encode_pairs, self.encode, self.pair_template)
+            joined = encode([prompts[index] for index in chosen], [limits[index] for index in chosen])
+            for index, tokens in zip(chosen, joined, strict=True):
+                results[index] = tokens
         excerpts: dict[int, _Excerpt] = {}
         for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             if prompt.pair is not None:
@@ -142,9 +142,6 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of ids."""
         return self._native.decode(list(map(int, ids)), skip_special_tokens=skip_special_tokens)
-
-    def _encode_pairs(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
-        return encode_pairs(self.encode, self.pair_template, prompts, limits)
 
     @cached_property
     def rendered(self) -> RenderedPairs:
@@ -179,8 +176,8 @@ class Tokenizer:
         """Ids as the caller made them, cut plainly."""
         check_ids(ids, self.vocabulary_size)
         keep = limit.cut
-        if keep is None and limit.overflow == "error" and len(ids) > limit.max_tokens:
-            raise _too_many_tokens(limit.max_tokens, len(ids))
+        if keep is None and limit.most is not None and len(ids) > limit.most:
+            raise _too_many_tokens(limit.most, len(ids))
         if keep is None or len(ids) <= keep:
             return Tokens(ids, original_tokens=len(ids))
         return Tokens(ids[:keep] if limit.side == "right" else ids[-keep:], original_tokens=len(ids))
@@ -192,12 +189,12 @@ class Tokenizer:
         if self._lower_case:
             text = text.lower()
         keep = limit.cut
+        if keep is None and limit.most is not None and len(text) > 4 * _CHARACTERS_PER_TOKEN * limit.most:
+            most = limit.most * self.character_bound
+            if len(text) > most:
+                raise _too_many_characters(limit.most, len(text), most)
         if keep is None and limit.overflow == "chunk":
             return _Excerpt(text, len(text))
-        if keep is None and len(text) > 4 * _CHARACTERS_PER_TOKEN * limit.max_tokens:
-            most = limit.max_tokens * self.character_bound
-            if len(text) > most:
-                raise _too_many_characters(limit.max_tokens, len(text), most)
         return _shorten(text, (keep or limit.max_tokens) + _SURPLUS, limit.side)
 
     def _fitted(self, prompt: Prompt, limit: Limit, excerpt: _Excerpt, ids: Ids | InvalidRequest) -> Tokens:
@@ -220,8 +217,8 @@ class Tokenizer:
             check_ids(ids, self.vocabulary_size)
         skip = self._skip(prompt.prefix, special) if prompt.prefix else 0
         if keep is None:
-            if limit.overflow == "error" and len(ids) > limit.max_tokens:
-                raise _too_many_tokens(limit.max_tokens, len(ids))
+            if limit.most is not None and len(ids) > limit.most:
+                raise _too_many_tokens(limit.most, len(ids))
             return Tokens(ids, original_tokens=len(ids), skip=skip)
         if len(ids) <= keep and not excerpt.shortened:
             return Tokens(ids, original_tokens=len(ids), skip=skip)
@@ -321,6 +318,7 @@ def _converted(folder: Path, trust_remote_code: bool) -> tokenizers.Tokenizer:
         "vocab.json",
         "sentencepiece.bpe.model",
         "spiece.model",
+        "spm.model",
         "tokenizer.model",
         "tokenizer_config.json",
     )
@@ -329,9 +327,31 @@ def _converted(folder: Path, trust_remote_code: bool) -> tokenizers.Tokenizer:
     from transformers import AutoTokenizer
 
     try:
+        if _names_internlm2(folder):
+            return _internlm2(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
         return tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     except Exception as error:
         raise CheckpointError(
             f"{folder}: no tokenizer.json, and the older files cannot be converted: {error}"
         ) from error
+
+
+def _names_internlm2(folder: Path) -> bool:
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return config.get("tokenizer_class") in ("InternLM2Tokenizer", "InternLM2TokenizerFast")
+
+
+def _internlm2(folder: Path) -> tokenizers.Tokenizer:
+    """InternLM2's tokenizer, whose own class is code on the hub that transformers 5 does not run."""
+    from sentencepiece import SentencePieceProcessor
+    from transformers import TokenizersBackend
+
+    made = TokenizersBackend.from_pretrained(folder, local_files_only=True)
+    native = tokenizers.Tokenizer.from_str(made.backend_tokenizer.to_str())
+    pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).encode("a", out_type=str)
+    if pieces[0].startswith("▁"):
+        # transformers leaves out the space that sentencepiece may put before a text.
+        native.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), native.normalizer])
+    return native

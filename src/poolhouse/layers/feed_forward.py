@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -47,7 +48,15 @@ class FeedForward:
         self.fused = _FUSED_NAMES.get(self.activation, "") if not gated else ""
         assert not self.fused or self.fused in fusable
 
-    def inner(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
+        """[total, hidden] -> [total, hidden]."""
+        return self.down(self._inner(x))
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual + self(x)."""
+        return self.down.add_to(residual, self._inner(x))
+
+    def _inner(self, x: Tensor) -> Tensor:
         """What `down` is applied to: [total, intermediate]."""
         if self.fused:
             return self.up(x, self.fused)
@@ -56,3 +65,29 @@ class FeedForward:
             return self.activation(hidden)
         gate, value = hidden.chunk(2, -1)
         return self.activation(gate).mul_(value)
+
+
+class Experts:
+    """Feed-forwards of which a router chooses `chosen` for each token; their answers are weighted, summed and shifted.
+
+    The weights are the router's softmax over all experts, not made to sum to one again. bias: [hidden] or None.
+    Source: Nussbaum and Duderstadt 2025 (nomic-embed-text-v2-moe).
+    """
+
+    def __init__(self, router: Linear, experts: list[FeedForward], bias: Tensor | None, chosen: int) -> None:
+        self.router, self.experts, self.bias, self.chosen = router, experts, bias, chosen
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[total, hidden] -> [total, hidden]; each expert runs once, on all tokens that chose it."""
+        weights, chosen = self.router(x).softmax(-1, dtype=torch.float32).topk(self.chosen)
+        by_expert = chosen.flatten().argsort(stable=True)
+        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
+        parts = x[by_expert // self.chosen].split(counts)
+        answers = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part)])
+        by_token = torch.empty_like(answers).index_copy_(0, by_expert, answers).view(len(x), self.chosen, -1)
+        mixed = (by_token * weights.to(x.dtype)[..., None]).sum(1)
+        return mixed if self.bias is None else mixed + self.bias
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual + self(x)."""
+        return residual + self(x)

@@ -45,6 +45,7 @@ def requests_of(
         raise UnsupportedTask(f"{cannot} Supported tasks: {list(engine.tasks)}")
     parsed = parse_prompts(prompts)
     cut, special_tokens = _tokenization(tokenization)
+    _check_types(params, prompt_name)
     if params is None or isinstance(params, PoolingParams):
         one = _with_cut(params or PoolingParams(), cut)
         return [Request(prompt, task, one, prompt_name, special_tokens) for prompt in parsed]
@@ -95,6 +96,19 @@ def required_task(word: str | None, engine: Engine) -> Task:
     if word is None:
         raise InvalidRequest(_NO_TASK, "pooling_task")
     return parse_task(word, engine.tasks)
+
+
+def _check_types(params: object, prompt_name: object) -> None:
+    if prompt_name is not None and not isinstance(prompt_name, str):
+        raise InvalidRequest(f"prompt_name must be a text or None, got {prompt_name!r}.", "prompt_name", prompt_name)
+    several = params if isinstance(params, list | tuple) else (params,)
+    for one in several:
+        if not isinstance(one, PoolingParams | None):
+            raise InvalidRequest(
+                f"pooling_params must be PoolingParams, or a list of them with one per prompt, got {one!r}.",
+                "pooling_params",
+                one,
+            )
 
 
 def _tokenization(options: Mapping[str, Any] | None) -> tuple[PoolingParams | None, bool]:

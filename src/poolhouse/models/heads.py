@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from poolhouse.errors import CheckpointError
+from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.layers.feed_forward import ACTIVATIONS
+from poolhouse.params import PoolerConfig
 from poolhouse.pooling.steps import Activation, Dense, Norm, Step
 
 
@@ -49,12 +50,17 @@ class Head:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedHead:
-    """A head with its weights. labels: width of the logits. used: names of the tensors it took."""
+    """A head with its weights.
+
+    labels: width of the logits. used: names of the tensors it took.
+    columns: the token that each logit stands for, where the head is made of rows of a vocabulary.
+    """
 
     head: Head
     steps: tuple[Step, ...]
     labels: int
     used: frozenset[str] = frozenset()
+    columns: tuple[int, ...] | None = None
 
 
 def read_head(head: Head, tensors: Mapping[str, Tensor], prefix: str, architecture: str) -> LoadedHead:
@@ -79,9 +85,25 @@ def read_head(head: Head, tensors: Mapping[str, Tensor], prefix: str, architectu
     return LoadedHead(head, tuple(steps), _labels(steps), frozenset(used))
 
 
-def vocabulary_head(head: Head, rows: Tensor, used: Sequence[str] = ()) -> LoadedHead:
-    """A head made of rows of a vocabulary matrix: [labels, hidden]."""
-    return LoadedHead(head, (Dense(rows.float()),), rows.shape[0], frozenset(used))
+def vocabulary_matrix(tensors: Mapping[str, Tensor], token_table: str) -> str:
+    """The name of the matrix from hidden states to the vocabulary; the token table where the two are tied."""
+    return next((name for name in ("lm_head.weight", "output.weight") if name in tensors), token_table)
+
+
+def step_head(tensors: Mapping[str, Tensor], token_table: str, pooler: PoolerConfig) -> LoadedHead:
+    """The head of a generator that judges steps: the rows of its vocabulary that the user names.
+
+    Raises:
+        ConfigError: tokens that are not named, or not in the vocabulary.
+    """
+    name, tokens = vocabulary_matrix(tensors, token_table), pooler.returned_token_ids
+    if not tokens or pooler.step_tag_id is None:
+        raise ConfigError("pooler_config: STEP pooling of a language model needs step_tag_id and returned_token_ids.")
+    matrix = tensors[name]
+    if not all(0 <= token < len(matrix) for token in tokens):
+        raise ConfigError(f"pooler_config: returned_token_ids {list(tokens)} are not all in 0..{len(matrix) - 1}.")
+    head = Head((), pooling=None, step_tag_id=pooler.step_tag_id)
+    return LoadedHead(head, (Dense(matrix[list(tokens)].float()),), len(tokens), frozenset({name}), tokens)
 
 
 def activation_of(word: str) -> Activation | None:

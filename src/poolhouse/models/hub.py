@@ -31,6 +31,10 @@ def locate(
     Raises:
         CheckpointError: a path that is no folder, or a repository that does not exist, is closed or out of reach.
     """
+    if not model:
+        raise CheckpointError(
+            "The name of the model is empty. Name a folder on this machine, or a hub id like 'owner/name'."
+        )
     path = Path(model).expanduser()
     if path.is_dir():
         return path
@@ -45,9 +49,7 @@ def locate(
 
 
 def _looks_like_a_path(model: str) -> bool:
-    return (
-        not model or model.startswith(("/", ".", "~")) or model.endswith("/") or "\\" in model or model.count("/") > 1
-    )
+    return model.startswith(("/", ".", "~")) or model.endswith("/") or "\\" in model or model.count("/") > 1
 
 
 def _snapshot(

@@ -14,14 +14,15 @@ from poolhouse.errors import ConfigError
 from poolhouse.models.checkpoint import Checkpoint, read_json
 from poolhouse.models.families import Family, family_of
 from poolhouse.models.families._config import NotNative
-from poolhouse.models.heads import LoadedHead, check_head, read_head
+from poolhouse.models.heads import LoadedHead, check_head, read_head, step_head
 from poolhouse.models.model import Backbone, Facts, Model
 from poolhouse.models.native import load_transformer
-from poolhouse.models.rerankers import Reranker, projector, read_reranker, token_head
-from poolhouse.models.roles import Convert, Role, architecture, head_of, role_of
+from poolhouse.models.published import published_pooling, published_sizes, repository
+from poolhouse.models.rerankers import Reranker, listwise_vectors, read_reranker, token_head
+from poolhouse.models.roles import Convert, Role, architecture, head_of, judges_steps, role_of
 from poolhouse.params import Matryoshka, PoolerConfig
 from poolhouse.pooling.activations import classifier_activation
-from poolhouse.pooling.pipelines import Pipeline, classify_pipelines, embed_pipelines, listwise_pipelines
+from poolhouse.pooling.pipelines import Pipeline, classify_pipelines, embed_pipelines
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 from poolhouse.tasks import Task
 
@@ -62,6 +63,7 @@ class _Served:
     pooling: str
     head: LoadedHead | None = None
     notes: tuple[str, ...] = ()
+    stated_pooling: str | None = None
 
 
 def load(folder: Path, options: LoadOptions) -> Model:
@@ -75,19 +77,24 @@ def load(folder: Path, options: LoadOptions) -> Model:
     config = _overridden(checkpoint.config, options.overrides)
     device = _device(options.device)
     reranker = Reranker()
-    if options.convert != "embed":
+    if options.convert != "embed" and not judges_steps(config, options.pooler):
         reranker = read_reranker(checkpoint, folder, config, files, options.name)
-        options = _for_reranker(options, reranker, device)
+    most = reranker.max_tokens if options.max_tokens is None else options.max_tokens
+    options = replace(options, dtype=reranker.dtype(options.dtype, device), max_tokens=most)
     role: Role = "classify"
     if reranker.tokens is None:
-        role = role_of(config, options.convert, files is not None and files.pooling is not None)
+        role = role_of(config, options.convert, files is not None and files.pooling is not None, options.pooler)
     served = _serve(checkpoint, config, role, device, options, reranker)
-    found = _pipelines(served, config, files, options)
+    default_pooling = served.stated_pooling or published_pooling(folder) or served.pooling
+    if files is not None and served.stated_pooling is not None:
+        files = replace(files, pooling=(served.stated_pooling,))
+    found = _pipelines(served, config, files, default_pooling, options)
     if reranker.listwise is not None:
-        found = _listwise_pipelines(checkpoint, reranker)
+        found = listwise_vectors(reranker, checkpoint.tensors)
     pipelines = {task: pipeline.to(device) for task, pipeline in found.items()}
     width = next(iter(pipelines.values())).width
     labels, about_labels = _labels(config, served.head)
+    matryoshka, about_sizes = _matryoshka(config, options.matryoshka_dimensions, width, folder)
     backbone_dtype = _dtype(options.dtype, config, family_of(config), device)
     return Model(
         backbone=served.backbone,
@@ -104,37 +111,27 @@ def load(folder: Path, options: LoadOptions) -> Model:
             parameters=served.parameters,
             dtype=backbone_dtype,
             device=device,
-            matryoshka=_matryoshka(config, options.matryoshka_dimensions, width),
+            matryoshka=matryoshka,
             prompts={} if files is None else files.prompts,
             default_prompt_name=None if files is None else files.default_prompt_name,
             labels=labels,
             recipe=reranker.recipe,
             listwise=reranker.listwise,
-            notes=(*reranker.notes, *served.notes, *about_labels),
+            notes=(*reranker.notes, *served.notes, *about_labels, *about_sizes),
         ),
     )
 
 
-def _for_reranker(options: LoadOptions, reranker: Reranker, device: torch.device) -> LoadOptions:
-    """Options with what a reranker wants where the user says nothing: bfloat16 on CUDA, and its recipe's limit."""
-    if reranker.half and options.dtype == "auto" and device.type == "cuda":
-        options = replace(options, dtype="bfloat16")
-    if reranker.max_tokens is not None and options.max_tokens is None:
-        options = replace(options, max_tokens=reranker.max_tokens)
-    return options
-
-
-def _listwise_pipelines(checkpoint: Checkpoint, reranker: Reranker) -> dict[Task, Pipeline]:
-    steps = projector(checkpoint.tensors)
-    return listwise_pipelines(steps, steps[-1].weight.shape[0], reranker.listwise_ids)
-
-
 def _pipelines(
-    served: _Served, config: Mapping[str, Any], files: SentenceTransformersFiles | None, options: LoadOptions
+    served: _Served,
+    config: Mapping[str, Any],
+    files: SentenceTransformersFiles | None,
+    default_pooling: str,
+    options: LoadOptions,
 ) -> dict[Task, Pipeline]:
     """What the model answers: vectors, or labels where it has a head for them."""
     if served.head is None:
-        return embed_pipelines(served.hidden_size, options.pooler, files, served.pooling)
+        return embed_pipelines(served.hidden_size, options.pooler, files, default_pooling)
     head = served.head.head
     return classify_pipelines(
         served.head.steps,
@@ -146,6 +143,7 @@ def _pipelines(
         late=head.late,
         use_activation=head.use_activation,
         step_tag_id=head.step_tag_id,
+        columns=served.head.columns,
     )
 
 
@@ -194,14 +192,21 @@ def _native(
     dtype = _dtype(options.dtype, config, family, device)
     loaded = load_transformer(family, config, checkpoint, dtype, device)
     head = None
-    if reranker.tokens is not None:
+    if judges_steps(config, options.pooler):
+        head = step_head(checkpoint.tensors, loaded.token_table, options.pooler)
+    elif reranker.tokens is not None:
         head = token_head(reranker.tokens, checkpoint.tensors, config)
     elif role != "embed":
         head = read_head(head_of(family, config, role), checkpoint.tensors, loaded.prefix, architecture(config))
     if head is not None:
         check_head(head, loaded.hidden_size, architecture(config))
     left = tuple(name for name in loaded.aside if head is None or name not in head.used)
-    notes = (f"Tensors left out: {_short(left)}.",) if left else ()
+    notes = [f"Tensors left out: {_short(left)}."] if left else []
+    if config.get("is_causal") is False and any("CausalLM" in name for name in config.get("architectures") or ()):
+        notes.append(
+            "config.json says is_causal: false, so tokens see both sides, as in transformers, although the model is "
+            "named after a decoder. hf_overrides={'is_causal': True} makes it one."
+        )
     return _Served(
         backbone=loaded.transformer,
         words=f"native {config['model_type']}, packed",
@@ -211,7 +216,8 @@ def _native(
         max_tokens=loaded.max_tokens,
         pooling=family.pooling,
         head=head,
-        notes=notes,
+        notes=tuple(notes),
+        stated_pooling=family.stated_pooling(config),
     )
 
 
@@ -253,7 +259,10 @@ def _overridden(config: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     if overrides is None:
         return config
     if callable(overrides):
-        return dict(overrides(dict(config)))
+        changed = overrides(dict(config))
+        if not isinstance(changed, Mapping):
+            raise ConfigError(f"hf_overrides must return the changed config, a mapping; it returned {changed!r}.")
+        return dict(changed)
     merged = dict(config)
     for key, value in overrides.items():
         old = merged.get(key)
@@ -323,13 +332,22 @@ def _max_tokens(
     return wanted
 
 
-def _matryoshka(config: Mapping[str, Any], switched_on: tuple[int, ...], width: int) -> Matryoshka:
-    """Sizes by the user's switch, else by config.json (`matryoshka_dimensions`, `is_matryoshka`)."""
-    listed = switched_on or tuple(config.get("matryoshka_dimensions") or ())
+def _matryoshka(
+    config: Mapping[str, Any], switched_on: tuple[int, ...], width: int, folder: Path
+) -> tuple[Matryoshka, tuple[str, ...]]:
+    """Sizes by the user's switch, else by config.json, else by what the model card of a known repository states."""
+    stated = switched_on or config.get("matryoshka_dimensions") or ()
+    listed = tuple(stated) if isinstance(stated, list | tuple) else (stated,)
     for size in listed:
         if not isinstance(size, int) or not 1 <= size <= width:
             raise ConfigError(f"matryoshka_dimensions: {size!r} is not a whole number from 1 to {width}.")
-    return Matryoshka(width, bool(listed) or bool(config.get("is_matryoshka")), listed)
+    if listed or "is_matryoshka" in config:
+        return Matryoshka(width, bool(listed) or bool(config.get("is_matryoshka")), listed), ()
+    sizes = published_sizes(folder, width)
+    if sizes is None:
+        return Matryoshka(width), ()
+    words = f"{list(sizes)}" if sizes else f"any length up to {width}"
+    return Matryoshka(width, True, sizes), (f"Matryoshka sizes by the model card of {repository(folder)}: {words}.",)
 
 
 def _short(names: tuple[str, ...]) -> str:

@@ -1,8 +1,10 @@
-"""A checkpoint of a native family -> Transformer."""
+"""A checkpoint of a native family -> its backbone, mostly a Transformer."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,26 +14,26 @@ from poolhouse.batch import Batch
 from poolhouse.errors import CheckpointError
 from poolhouse.models.checkpoint import Checkpoint, Config
 from poolhouse.models.families import Family
-from poolhouse.models.spec import TransformerSpec
-from poolhouse.models.transformer import Transformer
+from poolhouse.models.model import Backbone
 from poolhouse.models.weights import Weights, claim, find_layout, unclaimed
 from poolhouse.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A Transformer, its sizes, and the tensors that were left out on purpose.
+    """A backbone, its sizes, and the tensors that were left out on purpose.
 
-    prefix: what stands before the backbone's names in the checkpoint.
+    prefix: what stands before the backbone's names in the checkpoint. token_table: name of the matrix of its tokens.
     """
 
-    transformer: Transformer
+    transformer: Backbone
     hidden_size: int
     vocabulary_size: int
     parameters: int
     max_tokens: int | None
     aside: tuple[str, ...]
     prefix: str = ""
+    token_table: str = ""
 
 
 def load_transformer(
@@ -53,8 +55,11 @@ def load_transformer(
         wanted = [layout.token_table + ".weight" for layout in family.layouts]
         raise CheckpointError(f"{checkpoint.folder} has no token table. Looked for {wanted}, with any prefix.")
     layout, prefix = found
-    spec = family.spec(config)
-    claimed = claim(layout, prefix, len(spec.layers), tensors, dtype, device)
+    try:
+        spec = family.spec(config)
+    except (TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"The config of {checkpoint.folder} cannot be understood: {error!r}") from error
+    claimed = claim(layout, prefix, spec, tensors, dtype, device)
     aside, unknown = unclaimed(claimed.left, prefix, family.aside)
     if unknown:
         raise CheckpointError(
@@ -62,26 +67,39 @@ def load_transformer(
             f"{unknown[:5]}{' ...' if len(unknown) > 5 else ''}. "
             "Use model_impl='transformers' to load it without the native family."
         )
-    transformer = _fitting(spec, claimed.tensors, device)
-    vocabulary_size, width = claimed.tensors["tokens.weight"].shape
-    project = claimed.tensors.get("project.weight")
+    build = partial(family.backbone, config, spec)
+    transformer, hidden_size = _fitting(build, Weights(claimed.tensors), device)
+    max_tokens = family.max_tokens(config)
+    _check_positions(claimed.tensors.get("positions.weight"), spec.position_offset, max_tokens)
     return Loaded(
         transformer=transformer,
-        hidden_size=width if project is None else project.shape[0],
-        vocabulary_size=vocabulary_size,
+        hidden_size=hidden_size,
+        vocabulary_size=len(claimed.tensors["tokens.weight"]),
         parameters=sum(tensor.numel() for tensor in claimed.tensors.values()),
-        max_tokens=family.max_tokens(config),
+        max_tokens=max_tokens,
         aside=tuple(aside),
         prefix=prefix,
+        token_table=f"{prefix}{layout.token_table}.weight",
     )
 
 
-def _fitting(spec: TransformerSpec, tensors: dict[str, Tensor], device: torch.device) -> Transformer:
-    """The Transformer, tried on two tokens, so that tensors that do not fit are found now and not by a request."""
+def _fitting(build: Callable[[Weights], Backbone], weights: Weights, device: torch.device) -> tuple[Backbone, int]:
+    """The backbone and the width of its answers.
+
+    It is tried on two tokens, so that tensors that do not fit are found now and not by a request.
+    """
     try:
-        transformer = Transformer(spec, Weights(tensors))
+        backbone = build(weights)
         with torch.inference_mode():
-            transformer(Batch.pack([Tokens(np.zeros(2, np.int64))], device))
+            hidden = backbone(Batch.pack([Tokens(np.zeros(2, np.int64))], device))
     except (RuntimeError, IndexError) as error:
         raise CheckpointError(f"The checkpoint's tensors do not fit together: {error}") from error
-    return transformer
+    return backbone, hidden.shape[-1]
+
+
+def _check_positions(table: Tensor | None, offset: int, max_tokens: int | None) -> None:
+    """Refuse a table that ends before the limit: a long request would read behind it, which no CUDA device survives."""
+    if table is not None and max_tokens is not None and max_tokens > table.shape[0] - offset:
+        raise CheckpointError(
+            f"The config allows {max_tokens} positions, but the checkpoint has vectors for {table.shape[0] - offset}."
+        )

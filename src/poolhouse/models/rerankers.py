@@ -20,10 +20,13 @@ from poolhouse.models.checkpoint import Checkpoint, Config
 from poolhouse.models.heads import Head, LoadedHead
 from poolhouse.models.model import Listwise, ScoreRecipe
 from poolhouse.models.model_card import ModelCard, read_card
+from poolhouse.models.published import repository
 from poolhouse.models.score_recipes import BUILT_IN, stored_max_tokens, stored_recipe
 from poolhouse.models.vocabulary import token_ids
+from poolhouse.pooling.pipelines import Pipeline, listwise_pipelines
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles
 from poolhouse.pooling.steps import Activation, Dense, Step
+from poolhouse.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class TokenScore:
 class Reranker:
     """What is special about scoring with a checkpoint; nothing of it, for most.
 
-    projector, listwise: of a model that scores all documents of a query in one prompt; its token ids.
+    listwise, listwise_ids: of a model that scores all documents of a query in one prompt, and its tokens' ids.
     max_tokens: a limit that the checkpoint's own recipe sets.
     """
 
@@ -54,10 +57,10 @@ class Reranker:
     max_tokens: int | None = None
     notes: tuple[str, ...] = ()
 
-    @property
-    def half(self) -> bool:
-        """Whether it is made for bfloat16: float16 overflows in some of these models."""
-        return self.tokens is not None or self.listwise is not None
+    def dtype(self, word: str, device: torch.device) -> str:
+        """The type to run in where the user says "auto": bfloat16 on CUDA, for float16 overflows in such models."""
+        made_for_it = self.tokens is not None or self.listwise is not None
+        return "bfloat16" if word == "auto" and made_for_it and device.type == "cuda" else word
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +149,8 @@ def token_head(score: TokenScore, tensors: Mapping[str, Tensor], config: Config)
     return LoadedHead(Head((), pooling="LAST", fixed=True), steps, len(turn), used)
 
 
-def projector(tensors: Mapping[str, Tensor]) -> tuple[Dense, ...]:
-    """jina-reranker-v3's: two matrices with a ReLU between.
+def listwise_vectors(reranker: Reranker, tensors: Mapping[str, Tensor]) -> dict[Task, Pipeline]:
+    """What a listwise reranker answers: vectors through jina-reranker-v3's two matrices, with a ReLU between.
 
     Raises:
         CheckpointError: one is missing.
@@ -156,7 +159,8 @@ def projector(tensors: Mapping[str, Tensor]) -> tuple[Dense, ...]:
         if name not in tensors:
             raise CheckpointError(f"The checkpoint lacks {name}, which JinaForRanking needs; it is never made up.")
     first, second = (tensors[f"projector.{place}.weight"].float() for place in (0, 2))
-    return Dense(first, None, Activation("relu", torch.relu)), Dense(second)
+    steps = (Dense(first, None, Activation("relu", torch.relu)), Dense(second))
+    return listwise_pipelines(steps, second.shape[0], reranker.listwise_ids)
 
 
 def _overridden(checkpoint: Checkpoint, config: Config, kind: Kind | None) -> Reranker:
@@ -218,9 +222,8 @@ def _kind(config: Config, card: ModelCard, names: tuple[str, ...], sure: bool) -
 
 
 def _names(folder: Path, name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the checkpoint is called: by the user, on disk (the hub's cache names folders two levels up), in its config."""
-    own = folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
-    return (name.rstrip("/").rsplit("/", 1)[-1], own, str(config.get("_name_or_path") or ""))
+    """What the checkpoint is called: by the user, on disk, in its config."""
+    return (name.rstrip("/").rsplit("/", 1)[-1], repository(folder), str(config.get("_name_or_path") or ""))
 
 
 def _told(template: str, why: str) -> str:

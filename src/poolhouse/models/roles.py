@@ -6,12 +6,14 @@ Source of the rules by name: vLLM's runner and conversion tables.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from poolhouse.errors import ConfigError
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families import Family
-from poolhouse.models.heads import Head
+from poolhouse.models.heads import Head, HeadModule
+from poolhouse.params import PoolerConfig
 
 Role = Literal["embed", "classify", "token_classify"]
 Convert = Literal["auto", "none", "embed", "classify"]
@@ -24,20 +26,42 @@ _ENDINGS: tuple[tuple[str, Role], ...] = (
 )
 _GENERATORS = ("ForCausalLM", "ForConditionalGeneration", "ChatModel", "LMHeadModel")
 
+
+def _two_layers(_: Config) -> Head:
+    """Qwen's reward of every token; logits unless somebody wants probabilities."""
+    return Head((HeadModule("score.0", "relu"), HeadModule("score.2")), pooling=None, use_activation=False)
+
+
+def _of_steps(_: Config) -> Head:
+    """Qwen's process reward: the probabilities of a bad and a good step, where the tag <extra_0> ends one."""
+    return Head((HeadModule("score.0", "relu"), HeadModule("score.2")), pooling=None, step_tag_id=151651)
+
+
+def _value(_: Config) -> Head:
+    """InternLM2's reward of every token."""
+    return Head((HeadModule("v_head"),), pooling=None, use_activation=False)
+
+
 # Architectures whose head is not their family's: rewards of every token.
-ARCHITECTURE_HEADS: Mapping[str, Callable[[Config], Head]] = {}
+ARCHITECTURE_HEADS: Mapping[str, Callable[[Config], Head]] = {
+    "Qwen2ForRewardModel": _two_layers,
+    "Qwen2ForProcessRewardModel": _of_steps,
+    "InternLM2ForRewardModel": _value,
+}
 
 
-def role_of(config: Config, convert: Convert, described: bool) -> Role:
+def role_of(config: Config, convert: Convert, described: bool, pooler: PoolerConfig) -> Role:
     """What a checkpoint is run as.
 
     convert: the user's wish, which wins. described: whether sentence-transformers' files state a pooling, which
-    makes an embedder of any architecture.
+    makes an embedder of any architecture. pooler: STEP pooling makes a process reward model of a generator.
 
     Raises:
         ConfigError: a generator that the user does not want converted.
     """
     name = architecture(config)
+    if judges_steps(config, pooler):
+        return "token_classify"
     if convert == "embed" or (convert == "auto" and described):
         return "embed"
     if convert == "none" and name.endswith(_GENERATORS) and not described:
@@ -52,12 +76,20 @@ def role_of(config: Config, convert: Convert, described: bool) -> Role:
     return role
 
 
+def judges_steps(config: Config, pooler: PoolerConfig) -> bool:
+    """Whether a generator is to judge steps by the words it would go on with (Math-Shepherd)."""
+    return pooler.tok_pooling_type == "STEP" and architecture(config).endswith(_GENERATORS)
+
+
 def head_of(family: Family, config: Config, role: Role) -> Head:
     """The head that a checkpoint of this role has."""
     own = ARCHITECTURE_HEADS.get(architecture(config))
     if own is not None:
         return own(config)
-    return family.sequence_head(config) if role == "classify" else family.token_head(config)
+    if role == "token_classify":
+        return family.token_head(config)
+    head, stated = family.sequence_head(config), family.stated_pooling(config)
+    return head if stated is None else replace(head, pooling=stated, fixed=True)
 
 
 def architecture(config: Config) -> str:

@@ -13,10 +13,12 @@ class LayerSpec:
     """What may differ from layer to layer.
 
     window: tokens seen on each side, inclusive; None sees all.
+    experts: how many experts a token passes in place of one feed-forward; 0 where there are none.
     """
 
     window: int | None = None
     rope: RopeSpec | None = None
+    experts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

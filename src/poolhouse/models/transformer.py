@@ -15,7 +15,7 @@ from torch import Tensor
 from poolhouse.batch import Batch
 from poolhouse.layers.attention import attend
 from poolhouse.layers.bias import alibi_bias, relative_bias
-from poolhouse.layers.feed_forward import FeedForward
+from poolhouse.layers.feed_forward import Experts, FeedForward
 from poolhouse.layers.linear import Linear
 from poolhouse.layers.norm import LayerNorm, Norm, RMSNorm
 from poolhouse.layers.rope import RopeSpec, rope_table, rotate
@@ -39,17 +39,20 @@ class Transformer:
         self.project = _linear(weights / "project") if weights / "project" else None
         self.layers = _blocks(spec, weights)
         self.final_norm = _norm(weights / "final_norm", spec)
+        self.output = _linear(weights / "output") if weights / "output" else None
         self.ropes = {layer.rope for layer in spec.layers if layer.rope}
 
     def __call__(self, batch: Batch) -> Tensor:
-        """[total, hidden], in the type of the weights."""
+        """[total, hidden], in the type of the weights; hidden is the width of `output` where there is one."""
         x = self._embed(batch)
         longest = batch.segments.longest
         ropes = {rope: rope_table(rope, batch.positions, batch.segments, x.dtype) for rope in self.ropes}
         bias = self._bias(longest)
         for layer in self.layers:
             x = layer(x, batch.segments, ropes, bias)
-        return x if self.final_norm is None else self.final_norm(x)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        return x if self.output is None else self.output(x)
 
     def _embed(self, batch: Batch) -> Tensor:
         x = F.embedding(batch.ids, self.tokens)
@@ -79,10 +82,7 @@ class Block:
 
     def __init__(self, spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> None:
         self.attention = Attention(spec, layer, weights / "attn")
-        feed_forward = weights / "ffn"
-        self.feed_forward = FeedForward(
-            _linear(feed_forward / "up"), _linear(feed_forward / "down"), spec.activation, spec.gated
-        )
+        self.feed_forward = _feed_forward(spec, layer, weights / "ffn")
         self.attn_in = _norm(weights / "attn_in", spec)
         self.attn_out = _norm(weights / "attn_out", spec)
         self.attn_post = _norm(weights / "attn_post", spec)
@@ -95,8 +95,7 @@ class Block:
         x = _add(x, self.attention.out, mixed, self.attn_out)
         if self.attn_post is not None:
             x = self.attn_post(x)
-        inner = self.feed_forward.inner(x if self.ffn_in is None else self.ffn_in(x))
-        x = _add(x, self.feed_forward.down, inner, self.ffn_out)
+        x = _add(x, self.feed_forward, x if self.ffn_in is None else self.ffn_in(x), self.ffn_out)
         return x if self.ffn_post is None else self.ffn_post(x)
 
 
@@ -137,11 +136,11 @@ class Attention:
         return mixed.flatten(1)
 
 
-def _add(x: Tensor, linear: Linear, inner: Tensor, norm: Norm | None) -> Tensor:
-    """x plus the product, which a norm may change before it is added."""
+def _add(x: Tensor, layer: Linear | FeedForward | Experts, inner: Tensor, norm: Norm | None) -> Tensor:
+    """x plus the layer's answer to `inner`, which a norm may change before it is added."""
     if norm is None:
-        return linear.add_to(x, inner)
-    return x + norm(linear(inner))
+        return layer.add_to(x, inner)
+    return x + norm(layer(inner))
 
 
 def _blocks(spec: TransformerSpec, weights: Weights) -> list[Block]:
@@ -152,8 +151,25 @@ def _blocks(spec: TransformerSpec, weights: Weights) -> list[Block]:
     return [Block(spec, layer, weights / f"layers.{i}") for i, layer in enumerate(spec.layers)]
 
 
+def _feed_forward(spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> FeedForward | Experts:
+    if not layer.experts:
+        return FeedForward(_linear(weights / "up"), _linear(weights / "down"), spec.activation, spec.gated)
+    router = weights / "router"
+    # Both matrices of all experts lie below each other: [experts * intermediate, hidden].
+    ups, downs = ((weights / name).weight.chunk(len(router.weight)) for name in ("expert_up", "expert_down"))
+    experts = [
+        FeedForward(_prepacked(up), _prepacked(down.T.contiguous()), spec.activation, spec.gated)
+        for up, down in zip(ups, downs, strict=True)
+    ]
+    return Experts(_linear(router), experts, (weights / "experts").bias, layer.experts)
+
+
 def _linear(weights: Weights) -> Linear:
-    linear = Linear(weights.weight, weights.bias)
+    return _prepacked(weights.weight, weights.bias)
+
+
+def _prepacked(weight: Tensor, bias: Tensor | None = None) -> Linear:
+    linear = Linear(weight, bias)
     linear.prepack()
     return linear
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
+from poolhouse.models.spec import TransformerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,25 @@ class Reordered:
     order: tuple[int, ...]
 
 
-# What one of our slots stands for: their module, or several concatenated in this order, or one with parts reordered.
-Source = str | tuple[str, ...] | Reordered
+@dataclass(frozen=True, slots=True)
+class Bare:
+    """Their tensor under a name of its own, without ".weight" behind it (Nomic's experts)."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ByGroup:
+    """Their tensor with the query heads, key and value of each key-value group together (InternLM2).
+
+    Ours has all query heads first, then all keys, then all values.
+    """
+
+    name: str
+
+
+# What one of our slots stands for: their module, several concatenated in this order, one with parts reordered, a tensor.
+Source = str | tuple[str, ...] | Reordered | ByGroup | Bare
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +49,13 @@ class Layout:
     names: our slot -> their module; "*" stands for the layer. Weight and bias follow.
     optional: slots that a checkpoint may lack. Every other slot must be there, in every layer.
     varying: slots that some layers may lack (ModernBERT has no first norm in layer 0).
+    outside: slots whose names never carry the prefix of the others (a projection beside the model).
     """
 
     names: Mapping[str, Source]
     optional: frozenset[str] = frozenset()
     varying: frozenset[str] = frozenset()
+    outside: frozenset[str] = frozenset()
 
     @property
     def token_table(self) -> str:
@@ -62,7 +82,12 @@ class Weights:
 
     @property
     def weight(self) -> Tensor:
-        return self._tensors[self._prefix + "weight"]
+        """Raises CheckpointError where the checkpoint has none."""
+        tensor = self.get("weight")
+        if tensor is None:
+            slot = self._prefix.removesuffix(".")
+            raise CheckpointError(f"config.json asks for '{slot}', which no tensor of the checkpoint fills.")
+        return tensor
 
     @property
     def bias(self) -> Tensor | None:
@@ -82,15 +107,20 @@ def find_layout(layouts: Iterable[Layout], names: Iterable[str]) -> tuple[Layout
 
     A layout fits only if its token table is there.
     """
-    present = set(names)
+    present = set(map(_modern, names))
     found: list[tuple[int, Layout, str]] = []
     for layout in layouts:
         table = f"{layout.token_table}.weight"
         prefixes = [name.removesuffix(table) for name in present if name == table or name.endswith("." + table)]
         for prefix in prefixes[:1]:
-            modules = [module for source in layout.names.values() for module in _modules(source)]
-            known = sum(f"{prefix}{module.replace('*', '0')}.weight" in present for module in modules)
-            found.append((known, layout, prefix))
+            # Two layers, because experts may stand in every second one only.
+            names = {
+                name
+                for slot, source in layout.names.items()
+                for layer in (0, 1)
+                for name in _names(source, _prefix(layout, slot, prefix), layer, "weight")
+            }
+            found.append((len(names & present), layout, prefix))
     if not found:
         return None
     _, layout, prefix = max(found, key=lambda candidate: candidate[0])
@@ -98,41 +128,50 @@ def find_layout(layouts: Iterable[Layout], names: Iterable[str]) -> tuple[Layout
 
 
 def claim(
-    layout: Layout, prefix: str, layers: int, theirs: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+    layout: Layout,
+    prefix: str,
+    spec: TransformerSpec,
+    theirs: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Claimed:
     """Tensors under our names, cast to `dtype`, on `device`.
 
     Raises:
         CheckpointError: a slot that has no tensor, naming both its names.
     """
-    names = set(theirs)
+    names = {_modern(name): name for name in theirs}
     ours: dict[str, Tensor] = {}
     used: set[str] = set()
     for slot, source in layout.names.items():
-        starred = "*" in slot
         # ALBERT has no layers of its own names: all share one set.
+        places = range(len(spec.layers)) if "*" in slot else (0,)
+        filled = dict.fromkeys(places, True)
         for kind in ("weight", "bias"):
-            present: list[bool] = []
             shapes: set[torch.Size] = set()
-            for layer in range(layers) if starred else (0,):
-                sources = [f"{prefix}{name.replace('*', str(layer))}.{kind}" for name in _modules(source)]
-                there = [name in names for name in sources]
+            present: dict[int, bool] = {}
+            for layer in places:
+                wanted = _names(source, _prefix(layout, slot, prefix), layer, kind)
+                there = [name in names for name in wanted]
                 if any(there) and not all(there):
-                    lost = [name for name, found in zip(sources, there, strict=True) if not found]
+                    lost = [name for name, found in zip(wanted, there, strict=True) if not found]
                     raise CheckpointError(f"The checkpoint lacks {lost}, but has their companions.")
-                present.append(all(there))
-                if all(there):
-                    parts = [theirs[name] for name in sources]
-                    tensor = _join(parts, source)
+                present[layer] = any(there)
+                if present[layer]:
+                    tensor = _join([theirs[names[name]] for name in wanted], source, spec)
                     shapes.add(tensor.shape)
                     if len(shapes) > 1:
                         raise CheckpointError(
-                            f"{sources} ({slot}) is {list(tensor.shape)}, unlike in the layers before it."
+                            f"{wanted} ({slot}) is {list(tensor.shape)}, unlike in the layers before it."
                         )
                     ours[f"{slot.replace('*', str(layer))}.{kind}"] = tensor.to(device, dtype)
-                    used.update(sources)
+                    used.update(names[name] for name in wanted)
+            if slot in layout.varying:
+                # A layer may lack the whole slot, but not only its bias.
+                filled = present if kind == "weight" else filled
+                present = {layer: there for layer, there in present.items() if filled[layer]}
             _check_presence(slot, kind, source, present, layout, prefix)
-    return Claimed(ours, sorted(names - used))
+    return Claimed(ours, sorted(set(theirs) - used))
 
 
 def unclaimed(left: Iterable[str], prefix: str, known: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -149,26 +188,61 @@ def unclaimed(left: Iterable[str], prefix: str, known: Iterable[str]) -> tuple[l
     return aside, unknown
 
 
+def _modern(name: str) -> str:
+    """Norms of the oldest files call their weight gamma and their bias beta."""
+    if name.endswith("LayerNorm.gamma"):
+        return name.removesuffix("gamma") + "weight"
+    return name.removesuffix("beta") + "bias" if name.endswith("LayerNorm.beta") else name
+
+
+def _prefix(layout: Layout, slot: str, prefix: str) -> str:
+    return "" if slot in layout.outside else prefix
+
+
+def _names(source: Source, prefix: str, layer: int, kind: str) -> list[str]:
+    """The tensors of a slot in one layer."""
+    if isinstance(source, Bare):
+        return [prefix + source.name.replace("*", str(layer))] if kind == "weight" else []
+    return [f"{prefix}{name.replace('*', str(layer))}.{kind}" for name in _modules(source)]
+
+
 def _modules(source: Source) -> tuple[str, ...]:
-    if isinstance(source, Reordered):
+    if isinstance(source, Reordered | ByGroup | Bare):
         return (source.name,)
     return (source,) if isinstance(source, str) else source
 
 
-def _join(parts: list[Tensor], source: Source) -> Tensor:
+def _join(parts: list[Tensor], source: Source, spec: TransformerSpec) -> Tensor:
+    if isinstance(source, ByGroup):
+        return _ungrouped(parts[0], spec)
     if isinstance(source, Reordered):
         chunks = parts[0].chunk(len(source.order))
         return torch.cat([chunks[index] for index in source.order])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _check_presence(slot: str, kind: str, source: Source, present: list[bool], layout: Layout, prefix: str) -> None:
-    if all(present) or slot in layout.varying:
-        return
-    named = [prefix + name for name in _modules(source)]
-    if any(present):
+def _ungrouped(tensor: Tensor, spec: TransformerSpec) -> Tensor:
+    """Queries, keys and values one after another, from groups of (queries ..., key, value)."""
+    heads, rest = divmod(len(tensor), spec.head_dim)
+    groups = (heads - spec.heads) // 2
+    if rest or groups < 1 or heads != spec.heads + 2 * groups or spec.heads % groups:
         raise CheckpointError(
-            f"The checkpoint has {named}.{kind} in some layers but not in {[i for i, p in enumerate(present) if not p]}."
+            f"A tensor of {len(tensor)} rows cannot hold {spec.heads} query heads {spec.head_dim} wide, "
+            "and keys and values that they share."
         )
+    grouped = tensor.unflatten(0, (groups, -1, spec.head_dim))
+    parts = (grouped[:, :-2].flatten(0, 1), grouped[:, -2], grouped[:, -1])
+    return torch.cat(parts).flatten(0, 1)
+
+
+def _check_presence(
+    slot: str, kind: str, source: Source, present: Mapping[int, bool], layout: Layout, prefix: str
+) -> None:
+    if all(present.values()) or (kind == "weight" and slot in layout.varying):
+        return
+    named = [_prefix(layout, slot, prefix) + name for name in _modules(source)]
+    if any(present.values()):
+        without = [layer for layer, there in present.items() if not there]
+        raise CheckpointError(f"The checkpoint has {named}.{kind} in some layers but not in {without}.")
     if kind == "weight" and slot not in layout.optional:
         raise CheckpointError(f"The checkpoint lacks {named}.weight, which the model's '{slot}' needs.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from poolhouse.errors import CheckpointError, ConfigError
+from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.pooling.rows import Rows
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles
@@ -46,6 +46,18 @@ class Pipeline:
         for step in self.steps:
             rows = step(rows, params)
         return rows
+
+    def check(self, params: PoolingParams) -> None:
+        """Raise InvalidRequest for what no step of this task can honour."""
+        steps = [step for step in self.steps if isinstance(step, Steps)]
+        if not steps and (params.step_tag_id is not None or params.returned_token_ids is not None):
+            raise InvalidRequest(
+                "step_tag_id and returned_token_ids belong to STEP pooling, which this model does not use; "
+                "load it with pooler_config={'tok_pooling_type': 'STEP', ...}.",
+                "step_tag_id",
+            )
+        for step in steps:
+            step.check(params)
 
     def to(self, device: torch.device) -> Pipeline:
         return replace(self, steps=tuple(step.to(device) for step in self.steps))
@@ -93,11 +105,13 @@ def classify_pipelines(
     late: bool = False,
     use_activation: bool = True,
     step_tag_id: int | None = None,
+    columns: tuple[int, ...] | None = None,
 ) -> dict[Task, Pipeline]:
     """`classify` (one row of labels per prompt) where the head pools, and `token_classify` (one per token).
 
     steps: from a hidden state to logits. activation: from logits to probabilities.
     pooling, fixed, late, use_activation, step_tag_id: see `poolhouse.models.heads.Head`.
+    columns: the token that each label stands for; None numbers the labels.
 
     Raises:
         ConfigError: a pooling that the model does not have.
@@ -113,7 +127,7 @@ def classify_pipelines(
             raise ConfigError(f"pooler_config: {wanted} concatenates poolings, but the classifier was made for one.")
         whole = (Every(), *steps, reduce) if late else (reduce, *steps)
         pipelines["classify"] = Pipeline((*whole, tail), labels)
-    keep = _steps(user, step_tag_id)
+    keep = _steps(user, step_tag_id, labels, columns)
     pipelines["token_classify"] = Pipeline((Every(), *steps, *keep, tail), labels)
     return pipelines
 
@@ -126,14 +140,24 @@ def listwise_pipelines(projector: tuple[Step, ...], width: int, tokens: tuple[in
     return {"token_embed": Pipeline((AtTokens(tokens), Every(), *projector, Truncate(), Normalize(False)), width)}
 
 
-def _steps(user: PoolerConfig, step_tag_id: int | None) -> tuple[Steps, ...]:
-    """STEP pooling where the user or the model wants it."""
+def _steps(
+    user: PoolerConfig, step_tag_id: int | None, labels: int, columns: tuple[int, ...] | None
+) -> tuple[Steps, ...]:
+    """STEP pooling where the user or the model wants it.
+
+    Raises:
+        ConfigError: STEP without saying which rows or columns, or columns that are not there.
+    """
     if user.tok_pooling_type == "ALL" or (user.tok_pooling_type is None and step_tag_id is None):
         return ()
     tag = step_tag_id if user.step_tag_id is None else user.step_tag_id
-    if tag is None and user.returned_token_ids is None:
+    kept = None if columns is not None else user.returned_token_ids
+    if tag is None and kept is None:
         raise ConfigError("pooler_config: STEP pooling needs step_tag_id, returned_token_ids, or both.")
-    return (Steps(tag, user.returned_token_ids),)
+    named = columns or tuple(range(labels))
+    if not set(kept or ()) <= set(named):
+        raise ConfigError(f"pooler_config: returned_token_ids {list(kept or ())} are not all among {list(named)}.")
+    return (Steps(tag, named, kept),)
 
 
 def _reduction(

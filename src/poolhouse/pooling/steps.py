@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poolhouse.errors import InvalidRequest
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import Rows
 
@@ -245,25 +246,35 @@ class Probabilities:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """STEP pooling: the columns `returned_token_ids`, then the rows of the token `step_tag_id`; the request may say which.
+    """STEP pooling: some columns, then the rows of the token `step_tag_id`; the request may say which.
 
-    Either may be None, which keeps all. Source: process reward models (Wang et al. 2024, Math-Shepherd).
+    columns: what each column is called, by token or by label. kept: the columns to keep, None for all.
+    Source: process reward models (Wang et al. 2024, Math-Shepherd).
     """
 
-    step_tag_id: int | None = None
-    returned_token_ids: tuple[int, ...] | None = None
+    step_tag_id: int | None
+    columns: tuple[int, ...]
+    kept: tuple[int, ...] | None = None
 
     @property
     def words(self) -> str:
-        columns = "" if self.returned_token_ids is None else f"columns {list(self.returned_token_ids)} > "
-        return columns + f"rows of token {self.step_tag_id}"
+        kept = "" if self.kept is None else f"columns {list(self.kept)} > "
+        return kept + ("all" if self.step_tag_id is None else f"rows of token {self.step_tag_id}")
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
-        columns = params.returned_token_ids or self.returned_token_ids
+        kept = params.returned_token_ids or self.kept
         tag = self.step_tag_id if params.step_tag_id is None else params.step_tag_id
-        if columns is not None:
-            rows = rows.with_values(rows.values[:, list(columns)])
+        if kept is not None:
+            rows = rows.with_values(rows.values[:, [self.columns.index(column) for column in kept]])
         return rows if tag is None else rows.select(rows.ids == tag)
+
+    def check(self, params: PoolingParams) -> None:
+        """Raise InvalidRequest for a column that is not there."""
+        for column in params.returned_token_ids or ():
+            if column not in self.columns:
+                raise InvalidRequest(
+                    f"returned_token_ids: {column} is not one of {list(self.columns)}.", "returned_token_ids", column
+                )
 
     def to(self, device: torch.device) -> Steps:
         return self

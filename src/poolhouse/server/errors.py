@@ -45,7 +45,10 @@ def install(app: FastAPI, shape: Format) -> None:
     async def schema(_: Request, error: Exception) -> Response:
         assert isinstance(error, ValidationError)
         problems = error.errors(include_url=False, include_context=False, include_input=False)
-        lines = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems[:_MOST_PROBLEMS]]
+        lines = [
+            ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
+            for problem in problems[:_MOST_PROBLEMS]
+        ]
         first = ".".join(map(str, problems[0]["loc"]))
         message = f"{len(problems)} validation error(s): " + "; ".join(lines)
         return reply(shape, message, "Bad Request", f"body.{first}" if first else "body", 400)

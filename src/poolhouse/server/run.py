@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import signal
 import socket
 from collections.abc import Sequence
@@ -11,6 +13,9 @@ import uvicorn
 from poolhouse.server.app import create_app
 from poolhouse.server.serving import Engine
 from poolhouse.settings import ServerSettings
+
+# What clients get to take their refusals in, once `shutdown_seconds` have passed.
+_SECONDS_TO_REFUSE = 5
 
 
 def serve(engines: Sequence[Engine], settings: ServerSettings) -> None:
@@ -27,28 +32,41 @@ def serve(engines: Sequence[Engine], settings: ServerSettings) -> None:
         port=settings.port,
         log_level=settings.log_level,
         access_log=False,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds) + _SECONDS_TO_REFUSE,
     )
     listener = socket.create_server((settings.host, settings.port), backlog=2048)
     port = listener.getsockname()[1]
     names = ", ".join(engine.name for engine in engines)
-    server = _Announcing(config, f"Poolhouse serves {names} on http://{_reachable(settings.host)}:{port}")
+    words = f"Poolhouse serves {names} on http://{_reachable(settings.host)}:{port}"
+    server = _Server(config, words, engines, settings.shutdown_seconds)
     # uvicorn raises the signal again once it has stopped; by then the work is done, and that is a success.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run(sockets=[listener])
 
 
-class _Announcing(uvicorn.Server):
-    """Says where it listens, once it does."""
+class _Server(uvicorn.Server):
+    """Says where it listens, once it does; refuses what it cannot answer in time when it is stopped."""
 
-    def __init__(self, config: uvicorn.Config, words: str) -> None:
+    def __init__(self, config: uvicorn.Config, words: str, engines: Sequence[Engine], shutdown_seconds: float) -> None:
         super().__init__(config)
         self.words = words
+        self.engines = engines
+        self.shutdown_seconds = shutdown_seconds
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         print(self.words, flush=True)  # noqa: T201 - for people and scripts that wait for it
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # A closed engine fails what still waits, and the clients hear a proper 503; uvicorn would cut them off.
+        late = asyncio.get_running_loop().call_later(self.shutdown_seconds, self._refuse_the_rest)
+        await super().shutdown(sockets)
+        late.cancel()
+
+    def _refuse_the_rest(self) -> None:
+        for engine in self.engines:
+            engine.close(0)
 
 
 def _reachable(host: str) -> str:

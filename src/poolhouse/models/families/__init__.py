@@ -5,6 +5,7 @@ from __future__ import annotations
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families.albert import ALBERT
 from poolhouse.models.families.bert import BERT, ROBERTA
+from poolhouse.models.families.deberta import DEBERTA
 from poolhouse.models.families.distilbert import DISTILBERT
 from poolhouse.models.families.electra import ELECTRA
 from poolhouse.models.families.eurobert import EUROBERT
@@ -12,27 +13,46 @@ from poolhouse.models.families.family import Family
 from poolhouse.models.families.gemma import GEMMA, GEMMA2
 from poolhouse.models.families.gemma3 import GEMMA3
 from poolhouse.models.families.gte import GTE
+from poolhouse.models.families.internlm import INTERNLM2
 from poolhouse.models.families.jina import JINA
-from poolhouse.models.families.llama import LLAMA, LLAMA_BIDIRECTIONAL
+from poolhouse.models.families.jina_v2 import JINA_V2
+from poolhouse.models.families.llama import LLAMA, LLAMA_BIDIRECTIONAL, bidirectional_by_name
 from poolhouse.models.families.mistral import MISTRAL
 from poolhouse.models.families.modernbert import MODERNBERT
 from poolhouse.models.families.mpnet import MPNET
 from poolhouse.models.families.nomic import NOMIC
-from poolhouse.models.families.qwen import QWEN2, QWEN3
+from poolhouse.models.families.qwen import QWEN2, QWEN3, QWEN3_VOYAGE
 
 FAMILIES: tuple[Family, ...] = (
-    *(BERT, ROBERTA, DISTILBERT, MPNET, ALBERT, ELECTRA),
-    *(MODERNBERT, NOMIC, GTE, JINA, EUROBERT),
-    *(LLAMA, LLAMA_BIDIRECTIONAL, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3),
+    *(BERT, ROBERTA, DISTILBERT, MPNET, ALBERT, ELECTRA, DEBERTA),
+    *(MODERNBERT, NOMIC, GTE, JINA_V2, JINA, EUROBERT),
+    *(LLAMA, LLAMA_BIDIRECTIONAL, MISTRAL, QWEN2, QWEN3, QWEN3_VOYAGE, GEMMA, GEMMA2, GEMMA3, INTERNLM2),
 )
 
 
 def family_of(config: Config) -> Family | None:
     """The family that serves a config.json, or None."""
-    model_type = config.get("model_type")
-    if model_type == "xlm-roberta" and config.get("position_embedding_type") == "rotary":
-        model_type = "xlm-roberta-rotary"
+    model_type = _model_type(config)
     return next((family for family in FAMILIES if model_type in family.model_types), None)
+
+
+def _model_type(config: Config) -> str | None:
+    """The word under `model_type`, made exact where several architectures share it."""
+    word, positions = config.get("model_type"), config.get("position_embedding_type")
+    if word == "xlm-roberta" and positions == "rotary":
+        return "xlm-roberta-rotary"
+    if word == "bert" and positions == "alibi":
+        return "bert-alibi"
+    return "qwen3-voyage" if word == "qwen3" and _projects(config) else word
+
+
+def _projects(config: Config) -> bool:
+    """Whether `num_labels` is the width of Voyage's projection.
+
+    Files that transformers writes name their labels and never count them; nobody counts as many as there are features.
+    """
+    width = config.get("num_labels")
+    return isinstance(width, int) and (bidirectional_by_name(config) or width >= config.get("hidden_size", 4096))
 
 
 __all__ = ["FAMILIES", "Family", "family_of"]

@@ -33,6 +33,23 @@ def refuse(config: Config, allowed: Mapping[str, tuple[Any, ...]]) -> None:
             raise NotNative(f"config.json: {key} is {config[key]!r}; the native family handles only {values}.")
 
 
+_POOLINGS = {"avg": "MEAN", "mean": "MEAN", "cls": "CLS", "last": "LAST", "max": "MAX"}
+
+
+def pooling(config: Config, key: str) -> str | None:
+    """Our name of the pooling under `key`, None where there is no such key.
+
+    Raises:
+        CheckpointError: a word that we do not have.
+    """
+    word = config.get(key)
+    if word is None:
+        return None
+    if word not in _POOLINGS:
+        raise CheckpointError(f"config.json: {key} is {word!r}, which is not among {sorted(_POOLINGS)}.")
+    return _POOLINGS[word]
+
+
 def rope(config: Config, head_dim: int, theta: float, layer_type: str | None = None) -> RopeSpec:
     """Rotary positions from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
 

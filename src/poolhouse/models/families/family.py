@@ -8,8 +8,14 @@ from typing import Literal
 
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.heads import Head, HeadModule
+from poolhouse.models.model import Backbone
 from poolhouse.models.spec import TransformerSpec
-from poolhouse.models.weights import Layout
+from poolhouse.models.transformer import Transformer
+from poolhouse.models.weights import Layout, Weights
+
+
+def _transformer(_: Config, spec: TransformerSpec, weights: Weights) -> Backbone:
+    return Transformer(spec, weights)
 
 
 def score_head(_: Config) -> Head:
@@ -35,8 +41,10 @@ class Family:
     spec: behaviour from a config.json. Defaults are those of transformers' config class, for files that omit a key.
     layouts: how its checkpoints name tensors; the one whose token table is present wins.
     pooling: the default where neither the user nor sentence-transformers files say (CLS, MEAN or LAST).
+    stated_pooling: the pooling that a config.json demands, whatever the files say; None where it does not.
     aside: regular expressions of tensors that belong to heads or are not used by the backbone.
     max_tokens: longest prompt by the config, or None where the config does not say.
+    backbone: what runs it, where that is no Transformer.
     float16: whether its activations stay within float16's range.
     sequence_head, token_head: the heads of its classifiers of whole texts and of tokens; a decoder's by default.
     """
@@ -45,8 +53,10 @@ class Family:
     spec: Callable[[Config], TransformerSpec]
     layouts: tuple[Layout, ...]
     pooling: Literal["CLS", "MEAN", "LAST"] = "CLS"
+    stated_pooling: Callable[[Config], str | None] = lambda _: None
     aside: tuple[str, ...] = ()
     max_tokens: Callable[[Config], int | None] = lambda config: config.get("max_position_embeddings")
+    backbone: Callable[[Config, TransformerSpec, Weights], Backbone] = _transformer
     float16: bool = True
     sequence_head: Callable[[Config], Head] = score_head
     token_head: Callable[[Config], Head] = token_score_head

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from poolhouse.models.checkpoint import Config
-from poolhouse.models.families._config import NotNative, activation, refuse, rope
+from poolhouse.models.families._config import NotNative, activation, pooling, refuse, rope
 from poolhouse.models.families.family import Family
 from poolhouse.models.heads import Head, HeadModule
 from poolhouse.models.spec import LayerSpec, TransformerSpec
@@ -38,9 +38,15 @@ def is_causal(config: Config) -> bool:
     bidirectional = (
         config.get("is_causal") is False
         or config.get("use_bidirectional_attention") is True
-        or any("Bidirectional" in name for name in config.get("architectures") or ())
+        or bidirectional_by_name(config)
     )
     return not bidirectional
+
+
+def bidirectional_by_name(config: Config) -> bool:
+    """Whether a config names a class, of its own code or of vLLM's, that lets tokens see both sides."""
+    named = (*(config.get("architectures") or ()), str((config.get("auto_map") or {}).get("AutoModel", "")))
+    return any("Bidirectional" in name for name in named)
 
 
 def each_side(window: int, causal: bool) -> int:
@@ -99,7 +105,6 @@ def _llama(config: Config) -> TransformerSpec:
 
 
 def _bidirectional(config: Config) -> TransformerSpec:
-    refuse(config, {"pooling": ("avg",)})
     return _llama({**config, "is_causal": False})
 
 
@@ -109,16 +114,31 @@ def _bidirectional_head(config: Config) -> Head:
     return Head((HeadModule("score"),), pooling="MEAN", fixed=True)
 
 
+def _stated_pooling(config: Config) -> str | None:
+    """Nvidia's bidirectional embedders say how to pool in config.json; a plain Llama's files have no such key."""
+    return None if is_causal(config) and config["model_type"] == "llama" else pooling(config, "pooling")
+
+
 def _max_tokens(config: Config) -> int:
     return int(config.get("max_position_embeddings", 2048))
 
 
-LLAMA = Family(("llama",), _llama, (Layout(NAMES),), pooling="LAST", aside=HEADS, max_tokens=_max_tokens)
+LLAMA = Family(
+    # Aquila is Llama under another name.
+    ("llama", "aquila"),
+    _llama,
+    (Layout(NAMES),),
+    pooling="LAST",
+    stated_pooling=_stated_pooling,
+    aside=HEADS,
+    max_tokens=_max_tokens,
+)
 LLAMA_BIDIRECTIONAL = Family(
     ("llama_bidirec",),
     _bidirectional,
     (Layout(NAMES),),
     pooling="MEAN",
+    stated_pooling=_stated_pooling,
     aside=HEADS,
     max_tokens=_max_tokens,
     sequence_head=_bidirectional_head,

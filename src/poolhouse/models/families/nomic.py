@@ -1,6 +1,6 @@
-"""NomicBERT: BERT with rotary positions and a gated feed-forward, in the hub's layout and in transformers'.
+"""NomicBERT: BERT with rotary positions and a gated feed-forward or experts, in the hub's layout and in transformers'.
 
-Source of the hub's names: transformers' own conversion table for nomic_bert.
+Source of the hub's names: transformers' own conversion table for nomic_bert; of the experts: the hub's own model code.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from poolhouse.models.families._config import activation, refuse, rope
 from poolhouse.models.families.bert import HEADS, pooler_head
 from poolhouse.models.families.family import Family, token_classifier_head
 from poolhouse.models.spec import LayerSpec, TransformerSpec
-from poolhouse.models.weights import Layout, Source
+from poolhouse.models.weights import Bare, Layout, Source
 
 
 def _nomic(config: Config) -> TransformerSpec:
@@ -31,22 +31,28 @@ def _native(config: Config) -> TransformerSpec:
     )
 
 
+# The hub's word for the feed-forward -> its activation, and whether it is gated.
+_FEED_FORWARDS = {"swiglu": ("silu", True), "geglu": ("gelu", True), "gelu": ("gelu", False), "relu": ("relu", False)}
+
+
 def _hub(config: Config) -> TransformerSpec:
     """The config of the hub's repositories, in GPT-2's words."""
     refuse(
         config,
         {
-            "activation_function": ("swiglu",),
+            "activation_function": tuple(_FEED_FORWARDS),
             "prenorm": (False,),
             "rotary_emb_interleaved": (False,),
             "rotary_emb_scale_base": (None,),
             "use_rms_norm": (False, None),
             "causal": (False,),
             "parallel_block": (False,),
-            "moe_every_n_layers": (None, 0),
-            "num_experts": (None, 0),
+            "expert_choice_router": (False, None),
+            "moe_normalize_expert_weights": (False, None),
+            "num_shared_experts": (None, 0),
         },
     )
+    word, gated = _FEED_FORWARDS[config.get("activation_function", "swiglu")]
     heads = config["n_head"]
     head_dim = config["n_embd"] // heads
     dim, theta = int(head_dim * config.get("rotary_emb_fraction", 1.0)), float(config.get("rotary_emb_base", 1000))
@@ -57,11 +63,17 @@ def _hub(config: Config) -> TransformerSpec:
     return TransformerSpec(
         heads=heads,
         head_dim=head_dim,
-        layers=(LayerSpec(rope=turns),) * config["n_layer"],
-        activation="silu",
-        gated=True,
+        layers=tuple(LayerSpec(rope=turns, experts=_experts(config, layer)) for layer in range(config["n_layer"])),
+        activation=word,
+        gated=gated,
         norm_eps=config.get("layer_norm_epsilon", 1e-12),
     )
+
+
+def _experts(config: Config, layer: int) -> int:
+    """How many experts a token passes in this layer: every n-th layer has some, the first never."""
+    every = config.get("moe_every_n_layers") or 0
+    return int(config.get("moe_top_k", 1)) if every > 0 and layer % every == 1 else 0
 
 
 def _max_tokens(config: Config) -> int | None:
@@ -97,10 +109,25 @@ _HUB_NAMES: dict[str, Source] = {
     "layers.*.ffn_post": "encoder.layers.*.norm2",
 }
 
+_PLAIN_NAMES = _HUB_NAMES | {"layers.*.ffn.up": "encoder.layers.*.mlp.fc1"}
+_EXPERT_NAMES: dict[str, Source] = {
+    "layers.*.ffn.router": "encoder.layers.*.mlp.router.layer",
+    "layers.*.ffn.expert_up": Bare("encoder.layers.*.mlp.experts.mlp.w1"),
+    "layers.*.ffn.expert_down": Bare("encoder.layers.*.mlp.experts.mlp.w2"),
+    "layers.*.ffn.experts": "encoder.layers.*.mlp.experts",
+}
+_EITHER = frozenset({"layers.*.ffn.up", "layers.*.ffn.down", *_EXPERT_NAMES})
+_TYPES = frozenset({"types"})
+
 NOMIC = Family(
     ("nomic_bert",),
     _nomic,
-    (Layout(_HUB_NAMES, optional=frozenset({"types"})), Layout(NATIVE_NAMES, optional=frozenset({"types"}))),
+    (
+        Layout(_HUB_NAMES, optional=_TYPES),
+        Layout(_PLAIN_NAMES, optional=_TYPES),
+        Layout(_PLAIN_NAMES | _EXPERT_NAMES, optional=_TYPES, varying=_EITHER),
+        Layout(NATIVE_NAMES, optional=_TYPES),
+    ),
     aside=HEADS,
     max_tokens=_max_tokens,
     sequence_head=pooler_head,

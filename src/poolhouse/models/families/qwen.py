@@ -1,4 +1,4 @@
-"""Qwen2, with biases on query, key and value, and Qwen3, with norms on query and key."""
+"""Qwen2, with biases on query, key and value, Qwen3, with norms on query and key, and Voyage's embedder of Qwen3."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ def _qwen3(config: Config) -> TransformerSpec:
     return decoder(config, _windows(config), head_dim=128)
 
 
+def _voyage(config: Config) -> TransformerSpec:
+    return _qwen3({**config, "is_causal": False})
+
+
 def _windows(config: Config) -> list[int | None]:
     """Without `layer_types` the first `max_window_layers` layers see everything."""
     window = config["sliding_window"] if config.get("use_sliding_window") else None
@@ -49,5 +53,14 @@ QWEN3 = Family(
     pooling="LAST",
     # jina-reranker-v3 has a projector.
     aside=(*HEADS, r"projector\.[02]\.weight"),
+    max_tokens=_max_tokens,
+)
+# Tokens see both sides, and each hidden state is projected to `num_labels` features, before any pooling.
+QWEN3_VOYAGE = Family(
+    ("qwen3-voyage",),
+    _voyage,
+    (Layout(NAMES | QK_NORMS | {"output": "linear"}, outside=frozenset({"output"})),),
+    pooling="MEAN",
+    aside=HEADS,
     max_tokens=_max_tokens,
 )

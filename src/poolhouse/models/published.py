@@ -1,0 +1,41 @@
+"""What model cards state and files do not: vector lengths that models were trained for, and how to pool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# Repository -> its Matryoshka sizes, by its model card, the full one last; () where any length may be asked for.
+_MATRYOSHKA: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Qwen3-Embedding-0.6B", "Qwen3-Embedding-4B", "Qwen3-Embedding-8B"), ()),
+    "embeddinggemma-300m": (128, 256, 512, 768),
+    "nomic-embed-text-v1.5": (64, 128, 256, 512, 768),
+    "nomic-embed-text-v2-moe": (256, 768),
+    "modernbert-embed-base": (256, 768),
+    "snowflake-arctic-embed-m-v1.5": (256, 768),
+    "snowflake-arctic-embed-m-v2.0": (256, 768),
+    "snowflake-arctic-embed-l-v2.0": (256, 1024),
+    "voyage-4-nano": (256, 512, 1024, 2048),
+    "llama-nemotron-embed-1b-v2": (384, 512, 768, 1024, 2048),
+}
+# Repository -> its pooling, where sentence-transformers' files are missing or broken.
+_POOLINGS = {"Qwen2-7B-Instruct-embed-base": "MEAN"}
+
+
+def repository(folder: Path) -> str:
+    """The repository's name without its owner: of a hub cache (models--owner--name/snapshots/...), else the folder's."""
+    cached = next((part for part in folder.parts if part.startswith("models--")), None)
+    return folder.name if cached is None else cached.rsplit("--", 1)[-1]
+
+
+def published_sizes(folder: Path, width: int) -> tuple[int, ...] | None:
+    """The sizes that the model card of this repository states; None where none are known.
+
+    A fine-tuned copy has another name, or another `width`, and is not taken for the model that it came from.
+    """
+    sizes = _MATRYOSHKA.get(repository(folder))
+    return None if sizes and sizes[-1] != width else sizes
+
+
+def published_pooling(folder: Path) -> str | None:
+    """The pooling that the model card of this repository states; None where none is known."""
+    return _POOLINGS.get(repository(folder))
