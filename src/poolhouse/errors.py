@@ -44,7 +44,10 @@ class NoStep(InvalidRequest):
     """A prompt without the token whose rows were asked for."""
 
     def __init__(self) -> None:
-        super().__init__("The prompt holds no step tag (step_tag_id), so there is no row to answer with.", "prompt")
+        super().__init__(
+            "The prompt holds no step tag (step_tag_id), or other token that the model answers at, so there is no row.",
+            "prompt",
+        )
 
 
 class UnsupportedTask(InvalidRequest):

@@ -20,6 +20,7 @@ from poolhouse.models.heads import LoadedHead, check_head, read_head, step_head
 from poolhouse.models.model import Facts, Model
 from poolhouse.models.native import load_transformer
 from poolhouse.models.published import published_pooling, published_sizes, repository
+from poolhouse.models.rerankers import Reranker, listwise_vectors, read_reranker, token_head
 from poolhouse.models.roles import Convert, Role, architecture, head_of, judges_steps, role_of
 from poolhouse.params import Matryoshka, PoolerConfig
 from poolhouse.pooling.activations import classifier_activation
@@ -81,16 +82,23 @@ def load(folder: Path, options: LoadOptions) -> Model:
     checkpoint = Checkpoint(options.weights_folder or (folder if files is None else files.transformer_folder))
     config = _overridden(checkpoint.config, options.overrides)
     device = _device(options.device)
-    role = role_of(config, options.convert, files is not None and files.pooling is not None, options.pooler)
-    served = _serve(checkpoint, config, role, device, options)
+    reranker = Reranker()
+    if options.convert != "embed" and not judges_steps(config, options.pooler):
+        reranker = read_reranker(checkpoint, folder, config, files, options.name)
+    most = reranker.max_tokens if options.max_tokens is None else options.max_tokens
+    options = replace(options, dtype=reranker.dtype(options.dtype, device), max_tokens=most)
+    role: Role = "classify"
+    if reranker.tokens is None:
+        role = role_of(config, options.convert, files is not None and files.pooling is not None, options.pooler)
+    served = _serve(checkpoint, config, role, device, options, reranker)
     task_prompts = {} if served.adapters is None else served.adapters.prompts
     default_pooling = served.stated_pooling or published_pooling(folder) or served.pooling
     if files is not None and served.stated_pooling is not None:
         files = replace(files, pooling=(served.stated_pooling,))
-    pipelines = {
-        task: pipeline.to(device)
-        for task, pipeline in _pipelines(served, config, files, default_pooling, options).items()
-    }
+    found = _pipelines(served, config, files, default_pooling, options)
+    if reranker.listwise is not None:
+        found = listwise_vectors(reranker, checkpoint.tensors)
+    pipelines = {task: pipeline.to(device) for task, pipeline in found.items()}
     width = next(iter(pipelines.values())).width
     labels, about_labels = _labels(config, served.head)
     matryoshka, about_sizes = _matryoshka(config, options.matryoshka_dimensions, width, folder)
@@ -115,7 +123,9 @@ def load(folder: Path, options: LoadOptions) -> Model:
             default_prompt_name=None if files is None else files.default_prompt_name,
             labels=labels,
             plugin=config.get("io_processor_plugin"),
-            notes=(*served.notes, *about_labels, *about_sizes),
+            recipe=reranker.recipe,
+            listwise=reranker.listwise,
+            notes=(*reranker.notes, *served.notes, *about_labels, *about_sizes),
         ),
         adapters=served.adapters,
     )
@@ -157,7 +167,12 @@ def _labels(config: Mapping[str, Any], head: LoadedHead | None) -> tuple[dict[in
 
 
 def _serve(
-    checkpoint: Checkpoint, config: dict[str, Any], role: Role, device: torch.device, options: LoadOptions
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    role: Role,
+    device: torch.device,
+    options: LoadOptions,
+    reranker: Reranker,
 ) -> _Served:
     """Our Transformer where a family knows the checkpoint, else transformers."""
     model_type = str(config.get("model_type", ""))
@@ -165,13 +180,13 @@ def _serve(
     if options.implementation == "native" and family is None:
         raise ConfigError(f"model_impl='native': no native family serves model_type {model_type!r}.")
     if family is None or options.implementation == "transformers":
-        return _transformers(checkpoint, config, role, device, options, ())
+        return _transformers(checkpoint, config, role, device, options, (), reranker)
     try:
-        return _native(family, checkpoint, config, role, device, options)
+        return _native(family, checkpoint, config, role, device, options, reranker)
     except NotNative as reason:
         if options.implementation == "native":
             raise
-        return _transformers(checkpoint, config, role, device, options, (f"Not served natively: {reason}",))
+        return _transformers(checkpoint, config, role, device, options, (f"Not served natively: {reason}",), reranker)
 
 
 def _native(
@@ -181,12 +196,15 @@ def _native(
     role: Role,
     device: torch.device,
     options: LoadOptions,
+    reranker: Reranker,
 ) -> _Served:
     dtype = _dtype(options.dtype, config, family, device)
     loaded = load_transformer(family, config, checkpoint, dtype, device, options.adapters)
     head = None
     if judges_steps(config, options.pooler):
         head = step_head(checkpoint.tensors, loaded.token_table, options.pooler)
+    elif reranker.tokens is not None:
+        head = token_head(reranker.tokens, checkpoint.tensors, config)
     elif role != "embed":
         head = read_head(head_of(family, config, role), checkpoint.tensors, loaded.prefix, architecture(config))
     if head is not None:
@@ -224,8 +242,9 @@ def _transformers(
     device: torch.device,
     options: LoadOptions,
     notes: tuple[str, ...],
+    reranker: Reranker,
 ) -> _Served:
-    if role != "embed":
+    if role != "embed" and reranker.tokens is None:
         raise ConfigError(f"{architecture(config)} is not served natively, and its head is not read yet.")
     from poolhouse.models.hugging_face import load_hugging_face
 
@@ -246,6 +265,7 @@ def _transformers(
         parameters=fallback.parameters,
         max_tokens=fallback.max_tokens,
         pooling=fallback.pooling,
+        head=None if reranker.tokens is None else token_head(reranker.tokens, checkpoint.tensors, config),
         notes=(*notes, *fallback.notes),
     )
 

@@ -15,6 +15,7 @@ from poolhouse.pooling.rows import Rows
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles
 from poolhouse.pooling.steps import (
     Activation,
+    AtTokens,
     Dense,
     Every,
     Norm,
@@ -147,6 +148,14 @@ def classify_pipelines(
     keep = _steps(user, step_tag_id, labels, columns)
     pipelines["token_classify"] = Pipeline((Every(), *steps, *keep, tail), labels)
     return pipelines
+
+
+def listwise_pipelines(projector: tuple[Step, ...], width: int, tokens: tuple[int, ...]) -> dict[Task, Pipeline]:
+    """`token_embed` of a listwise reranker: projected vectors of the passages, in order, and of the query behind them.
+
+    tokens: ids of the tokens that stand for passages and query.
+    """
+    return {"token_embed": Pipeline((AtTokens(tokens), Every(), *projector, Truncate(), Normalize(False)), width)}
 
 
 def _steps(

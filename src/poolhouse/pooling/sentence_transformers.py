@@ -45,6 +45,7 @@ class SentenceTransformersFiles:
     pooling: names of REDUCTIONS, concatenated; None where no Pooling module stands.
     heads: what comes after it, in order. normalize: whether a Normalize module is last.
     activation: dotted path of the function over a cross-encoder's logits.
+    logit_score: ids of the tokens whose logits a language model's score is made of, true and false (or None).
     """
 
     transformer_folder: Path
@@ -58,6 +59,7 @@ class SentenceTransformersFiles:
     default_prompt_name: str | None = None
     truncate_dim: int | None = None
     activation: str | None = None
+    logit_score: tuple[int, int | None] | None = None
 
 
 def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None:
@@ -76,6 +78,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
     pooling: tuple[str, ...] | None = None
     include_prompt, normalize = True, False
     heads: list[Step] = []
+    logit_score: tuple[int, int | None] | None = None
     for module in modules:
         kind, place = str(module["type"]).rsplit(".", 1)[-1], folder / str(module.get("path") or "")
         if normalize and kind != "Dropout":
@@ -91,10 +94,12 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
             heads.append(_layer_norm(place))
         elif kind == "Normalize":
             normalize = True
+        elif kind == "LogitScore":
+            logit_score = _logit_score(_object(place / "config.json"), place)
         elif kind != "Dropout":
             raise CheckpointError(
                 f"{path}: the module {module['type']} is not one that Poolhouse has. "
-                "It has Transformer, Pooling, Dense, LayerNorm, Normalize and Dropout."
+                "It has Transformer, Pooling, Dense, LayerNorm, Normalize, Dropout and LogitScore."
             )
     length, lower = _length(transformer)
     config = _object(folder / "config_sentence_transformers.json", needed=False)
@@ -110,6 +115,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
         default_prompt_name=config.get("default_prompt_name"),
         truncate_dim=config.get("truncate_dim"),
         activation=config.get("activation_fn"),
+        logit_score=logit_score,
     )
 
 
@@ -123,6 +129,15 @@ def _pooling(config: Mapping[str, Any], place: Path) -> tuple[tuple[str, ...], b
     if unknown:
         raise CheckpointError(f"{place / 'config.json'}: unknown pooling {unknown}; known: {list(_POOLINGS)}.")
     return tuple(_POOLINGS[word] for word in words), bool(config.get("include_prompt", True))
+
+
+def _logit_score(config: Mapping[str, Any], place: Path) -> tuple[int, int | None]:
+    true, false = config.get("true_token_id"), config.get("false_token_id")
+    if not isinstance(true, int) or not isinstance(false, int | None):
+        raise CheckpointError(f"{place / 'config.json'}: true_token_id and false_token_id must be token ids.")
+    if config.get("module_input_name", "causal_logits") != "causal_logits":
+        raise CheckpointError(f"{place / 'config.json'}: a score of {config['module_input_name']} is not supported.")
+    return true, false
 
 
 def _dense(place: Path) -> Dense:
