@@ -70,7 +70,7 @@ def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
         assert "torch" not in libraries
     if "transformers" in libraries:
         # The tokenizer converts old files; everything else of transformers is the fallback's.
-        assert place.parts[0] == "models" or str(place) == "inputs/tokenizer.py", place
+        assert place.parts[0] == "models" or str(place) == "inputs/tokenizer_files.py", place
         assert place.parts[0] != "models" or place.name.startswith(("hugging_face", "pack")), place
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from poolhouse import LLM, InvalidRequest, PoolingParams, UnsupportedTask
 from poolhouse.engine.request import Answer
+from poolhouse.inputs.limits import Limit
 from poolhouse.scoring import Asked, max_sim, plan
 from poolhouse.tasks import Task
 from poolhouse.tokens import Tokens
@@ -23,6 +24,11 @@ class Engine:
 
     tasks: tuple[Task, ...]
     labels: int = 0
+    score_template: None = None
+    listwise: None = None
+
+    def limit(self, params: PoolingParams) -> Limit:
+        return Limit(64)
 
 
 @pytest.fixture(scope="module")

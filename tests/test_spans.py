@@ -75,7 +75,10 @@ def test_a_cut_text_has_the_places_of_the_whole(llm: LLM, folder: Path) -> None:
     assert output.truncated
     check(output.outputs.entities, by_transformers(folder, "first", text), text)
     (end,) = llm.token_classify(
-        text, tokenization_kwargs={"truncation": True, "truncation_side": "left"}, aggregation_strategy="none"
+        text,
+        tokenization_kwargs={"truncation": True, "truncation_side": "left"},
+        aggregation_strategy="none",
+        ignore_labels=(),
     )
     tail = text.rstrip()
     assert end.outputs.entities[-1].end == len(tail)

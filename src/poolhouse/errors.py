@@ -45,8 +45,7 @@ class NoStep(InvalidRequest):
 
     def __init__(self) -> None:
         super().__init__(
-            "The prompt holds no step tag (step_tag_id), or nothing but special tokens, "
-            "so there is no row to answer with.",
+            "The prompt holds no step tag (step_tag_id), or other token that the model answers at, so there is no row.",
             "prompt",
         )
 

@@ -6,14 +6,17 @@ awaits them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask
+from poolhouse.inputs.chat import ScoreTemplate
+from poolhouse.inputs.limits import Limit
+from poolhouse.inputs.listwise import Block, ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
@@ -40,10 +43,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a caller says beside the texts. instruction: what makes a document fit, for models that read one."""
+    """What a caller says beside the texts.
+
+    instruction: what makes a document fit, for models that read one.
+    template: joins the texts of a pair, instead of the model's own. variables: what the template sees beside them.
+    """
 
     params: PoolingParams = PoolingParams()
     instruction: str | None = None
+    template: ScoreTemplate | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -57,6 +66,20 @@ class Engine(Protocol):
         """How many numbers `classify` answers with."""
         ...
 
+    @property
+    def score_template(self) -> ScoreTemplate | None:
+        """What joins pairs for the model, where its tokenizer does not."""
+        ...
+
+    @property
+    def listwise(self) -> ListwisePrompts | None:
+        """Makes the prompts of a model that scores all documents of a query together."""
+        ...
+
+    def limit(self, params: PoolingParams) -> Limit:
+        """How long a prompt may be."""
+        ...
+
 
 def plan(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked: Asked) -> Plan:
     """Who scores these pairs, 1:1, 1:N or N:N, and how.
@@ -65,6 +88,9 @@ def plan(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked
         InvalidRequest: lists that do not fit. UnsupportedTask: a model that cannot score, and why.
     """
     _check_lengths(queries, documents)
+    if engine.listwise is not None:
+        _refuse_templates(asked, "scores all documents in one prompt of its own")
+        return _listwise(engine, engine.listwise, queries, documents, asked)
     if "classify" in engine.tasks:
         if engine.labels != 1:
             raise UnsupportedTask(
@@ -72,7 +98,9 @@ def plan(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked
                 "use classify for the probability of each.",
                 "model",
             )
-        return _cross_encoder(queries, documents, asked)
+        return _cross_encoder(queries, documents, asked, _bound_template(engine, asked))
+    _refuse_templates(asked, "encodes query and document apart")
+    _refuse_instruction(asked)
     if "embed" in engine.tasks:
         return _bi_encoder(queries, documents, asked)
     if "token_embed" in engine.tasks:
@@ -93,11 +121,77 @@ def _check_lengths(queries: Sequence[str], documents: Sequence[str]) -> None:
         )
 
 
-def _cross_encoder(queries: Sequence[str], documents: Sequence[str], asked: Asked) -> Plan:
+def _bound_template(engine: Engine, asked: Asked) -> ScoreTemplate | None:
+    """What joins pairs, with the words of this request; None for the tokenizer."""
+    template = asked.template or engine.score_template
+    if template is not None:
+        return template.bind(asked.instruction, asked.variables)
+    if asked.variables:
+        raise InvalidRequest("chat_template_kwargs: this model has no score template.", "chat_template_kwargs")
+    _refuse_instruction(asked)
+    return None
+
+
+def _refuse_templates(asked: Asked, why: str) -> None:
+    if asked.template is not None or asked.variables:
+        raise InvalidRequest(f"chat_template is for cross-encoders; this model {why}.", "chat_template")
+
+
+def _refuse_instruction(asked: Asked) -> None:
+    if asked.instruction:
+        raise InvalidRequest("This model reads no instruction; put it into the query.", "instruction")
+
+
+def _cross_encoder(
+    queries: Sequence[str], documents: Sequence[str], asked: Asked, template: ScoreTemplate | None
+) -> Plan:
     """The model reads both texts of a pair together."""
     pairs = zip(_stretched(queries, len(documents)), documents, strict=True)
-    requests = [Request(Prompt(query, pair=document), "classify", asked.params) for query, document in pairs]
+    requests = [
+        Request(Prompt(query, pair=document, template=template), "classify", asked.params) for query, document in pairs
+    ]
     return Plan(requests, lambda answers: [Score(float(answer.array[0]), (answer,)) for answer in answers])
+
+
+def _listwise(
+    engine: Engine, prompts: ListwisePrompts, queries: Sequence[str], documents: Sequence[str], asked: Asked
+) -> Plan:
+    """The model reads all documents of a query in one prompt, or in several that are weighed against each other."""
+    limit = engine.limit(asked.params)
+    lists = [documents] if len(queries) == 1 else [[document] for document in documents]
+    groups = [prompts.blocks(query, own, asked.instruction, limit) for query, own in zip(queries, lists, strict=True)]
+    # What is too long was cut, document by document, or refused: the prompts themselves are not to be cut.
+    params = replace(asked.params, truncate_prompt_tokens=None, max_tokens_per_query=None, max_tokens_per_doc=None)
+    requests = [Request(Prompt(block.prompt), "token_embed", params) for blocks in groups for block in blocks]
+
+    def finish(answers: Sequence[Answer]) -> list[Score]:
+        rest = iter(answers)
+        return [score for blocks in groups for score in _listwise_scores(blocks, [next(rest) for _ in blocks])]
+
+    return Plan(requests, finish)
+
+
+def _listwise_scores(blocks: Sequence[Block], answers: Sequence[Answer]) -> list[Score]:
+    """Cosines of the documents' vectors with the query's, which stands last in each block.
+
+    Of several blocks, the query's vectors are averaged, the more of a block the better its best document; as in
+    jina-reranker-v3's own code.
+    """
+    bests = [float((1 + _cosines(answer.array[-1], answer.array[:-1]).max()) / 2) for answer in answers]
+    query = np.average([answer.array[-1] for answer in answers], axis=0, weights=bests)
+    scores: list[Score] = []
+    for block, answer in zip(blocks, answers, strict=True):
+        tokens = replace(answer.tokens, original_tokens=answer.tokens.original_tokens + block.cut)
+        scores.extend(
+            Score(float(score), (replace(answer, tokens=tokens),)) for score in _cosines(query, answer.array[:-1])
+        )
+    return scores
+
+
+def _cosines(query: Array, documents: Array) -> Array:
+    lengths = np.linalg.norm(query) * np.linalg.norm(documents, axis=1)
+    cosines: Array = documents @ query / np.maximum(lengths, 1e-12)
+    return cosines
 
 
 def _bi_encoder(queries: Sequence[str], documents: Sequence[str], asked: Asked) -> Plan:

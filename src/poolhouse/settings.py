@@ -40,6 +40,9 @@ class Settings(BaseModel):
     dtype: str = Field("auto", description="auto, float32, float16 (half) or bfloat16; auto is float32 on CPUs.")
     device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N.")
     pooler_config: Any = Field(None, description="How to pool, where the model's files should not decide.")
+    chat_template: str | None = Field(
+        None, description="Template that joins a query and a document to score: a file, its text, or a built-in name."
+    )
     matryoshka_dimensions: tuple[int, ...] | None = Field(
         None, description="Vector lengths that requests may ask for, e.g. 64,128,256."
     )

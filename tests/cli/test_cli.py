@@ -16,6 +16,7 @@ from poolhouse import LLM, ConfigError
 from poolhouse.cli.options import join_dotted, join_unknown
 from poolhouse.models.embedded import embedded_model
 from poolhouse.settings import MEANINGLESS, ServerSettings, Settings
+from tests.models.tiny_rerankers import save
 
 
 def run(*arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -99,6 +100,21 @@ def test_check_tells_facts_pipelines_and_the_distance_to_sentence_transformers()
         assert words in done.stdout
     line = next(line for line in done.stdout.splitlines() if "lowest cosine" in line)
     assert float(line.split("cosine ")[1].split(",")[0]) > 0.99999
+
+
+def test_check_shows_what_a_reranker_was_taken_for_and_its_prompt(tmp_path: Path) -> None:
+    save(tmp_path / "Qwen3-Reranker", "Qwen3")
+    done = run("check", str(tmp_path / "Qwen3-Reranker"))
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "score template:",
+        "qwen3_reranker",
+        "<Query>: QUERY",
+        "<Instruct>: Given a web search query",
+        "Taken for Qwen3-Reranker by its name",
+        "sentence-transformers does not know the prompt",
+    ):
+        assert words in done.stdout
 
 
 def test_check_fails_when_the_vectors_differ() -> None:

@@ -16,6 +16,7 @@ from poolhouse.cli.options import with_options
 from poolhouse.data import passages, queries
 from poolhouse.engine.request import Request
 from poolhouse.errors import CheckpointError
+from poolhouse.inputs.chat import SEAM
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
 from poolhouse.settings import Settings
@@ -75,6 +76,10 @@ def _facts(llm: LLM) -> Table:
         **({"labels": _labels(llm)} if llm.engine.labels else {}),
         "prompts": ", ".join(facts.prompts) or "none",
     }
+    template = llm.engine.score_template
+    if template is not None:
+        rows["score template"] = template.name
+        rows["a pair becomes"] = repr(template.render("QUERY", "DOCUMENT").replace(SEAM, ""))
     for task, pipeline in llm.model.pipelines.items():
         rows[task] = pipeline.words
     for index, note in enumerate(facts.notes):
@@ -103,6 +108,9 @@ def _compare(llm: LLM) -> _Compared | str:
         if not (Path(llm.model.facts.path) / "modules.json").is_file():
             return "the checkpoint has no modules.json, so sentence-transformers would guess its pooling."
         return _compare_vectors(llm)
+    template = llm.engine.score_template
+    if template is not None and not template.instruction_as_system:
+        return f"sentence-transformers does not know the prompt of this model ({template.name})."
     if "classify" in llm.engine.tasks:
         return _compare_pairs(llm)
     return f"sentence-transformers has no {' or '.join(llm.engine.tasks)}."
@@ -130,7 +138,7 @@ def _compare_pairs(llm: LLM) -> _Compared:
 
     pairs = [(question, passage) for question in queries()[:4] for passage in passages()[:12]]
     theirs = CrossEncoder(**_loading(llm)).predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
-    prompts = [Prompt(question, pair=passage) for question, passage in pairs]
+    prompts = [Prompt(question, pair=passage, template=llm.engine.score_template) for question, passage in pairs]
     raw = PoolingParams(use_activation=False)
     futures = llm.engine.submit([Request(prompt, "classify", raw) for prompt in prompts])
     ours = np.stack([future.result().array for future in futures])

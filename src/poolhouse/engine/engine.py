@@ -18,7 +18,9 @@ from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.runner import Launched, Runner
 from poolhouse.engine.scheduler import Ready, Scheduler
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, did_you_mean
+from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.limits import Limit
+from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.adapters import unknown_adapter
@@ -43,6 +45,7 @@ class EngineOptions:
     max_batch_tokens: tokens of one pack. overflow: what to do with prompts over the model's limit.
     max_prompt_tokens: another limit of prompts; with overflow "chunk" the only one.
     default_params: what the model's owner wants where a request says nothing.
+    score_template: what joins a query and a document, where the tokenizer does not.
     """
 
     max_batch_tokens: int
@@ -50,6 +53,7 @@ class EngineOptions:
     max_prompt_tokens: int | None = None
     tokenizer_threads: int = 2
     default_params: PoolingParams = PoolingParams()
+    score_template: ScoreTemplate | None = None
 
 
 class Engine:
@@ -102,6 +106,16 @@ class Engine:
     def adapters(self) -> tuple[str, ...]:
         """Adapters that stand beside the model, each a model of its own to those who ask by name."""
         return () if self.model.adapters is None else self.model.adapters.declared
+
+    @property
+    def score_template(self) -> ScoreTemplate | None:
+        return self.options.score_template
+
+    @property
+    def listwise(self) -> ListwisePrompts | None:
+        """Makes the prompts of a model that scores all documents of a query together."""
+        tokens = self.model.facts.listwise
+        return None if tokens is None else ListwisePrompts(self.tokenizer, tokens.document_token, tokens.query_token)
 
     @property
     def alive(self) -> bool:
@@ -238,6 +252,18 @@ class Engine:
         if not prefix or request.prompt.text is None:
             return request.prompt
         return replace(request.prompt, prefix=prefix)
+
+    def limit(self, params: PoolingParams) -> Limit:
+        """How long a prompt with these parameters may be."""
+        return Limit(
+            max_tokens=self.max_tokens,
+            keep=params.truncate_prompt_tokens,
+            side=params.truncation_side,
+            overflow=params.overflow or self.options.overflow,
+            max_query_tokens=params.max_tokens_per_query,
+            max_document_tokens=params.max_tokens_per_doc,
+            longest=self.options.max_prompt_tokens,
+        )
 
     def _limit(self, request: Request, params: PoolingParams) -> Limit:
         limits = [most for most in (self.options.max_prompt_tokens, request.max_tokens) if most is not None]

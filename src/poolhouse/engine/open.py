@@ -15,12 +15,14 @@ import torch
 from poolhouse.engine.engine import Engine, EngineOptions
 from poolhouse.engine.memory import keep_freed_memory
 from poolhouse.errors import ConfigError, InvalidRequest
+from poolhouse.inputs.chat import ScoreTemplate, score_template
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models import embedded
 from poolhouse.models.adapters import AdapterOptions
 from poolhouse.models.folders import folders_of
 from poolhouse.models.hub import locate
 from poolhouse.models.load import LoadOptions, load
+from poolhouse.models.model import Facts
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.plugins import load_plugin
 from poolhouse.pooling.sentence_transformers import read_sentence_transformers
@@ -100,6 +102,7 @@ def open_engine(settings: Settings) -> Engine:
             max_prompt_tokens=pooler.max_embed_len,
             tokenizer_threads=settings.tokenizer_workers,
             default_params=_default_params(pooler, None if files is None else files.truncate_dim, model.facts.width),
+            score_template=_score_template(settings.chat_template, model.facts),
         ),
         None if plugin is None else load_plugin(plugin, settings, tokenizer),
     )
@@ -129,6 +132,35 @@ def _overflow(settings: Settings, pooler: PoolerConfig) -> Literal["error", "tru
             "overflow='truncate' cuts over-long prompts, enable_chunked_processing splits them: choose one."
         )
     return "chunk"
+
+
+def _score_template(wanted: str | None, facts: Facts) -> ScoreTemplate | None:
+    """The user's template, else the one of the model's recipe.
+
+    Raises:
+        ConfigError: a template that does not work.
+    """
+    recipe = facts.recipe
+    try:
+        if wanted is not None:
+            template = score_template(wanted)
+        elif recipe is None:
+            return None
+        elif recipe.name == recipe.template:
+            template = score_template(recipe.template)
+        else:
+            template = ScoreTemplate(
+                recipe.name,
+                recipe.template,
+                recipe.variables,
+                special_tokens=recipe.special_tokens,
+                structured=recipe.structured,
+                instruction_as_system=recipe.instruction_as_system,
+                keep_last_newline=recipe.keep_last_newline,
+            )
+        return template.bind()
+    except InvalidRequest as error:
+        raise ConfigError(f"{error} Another one can be set by chat_template.") from error
 
 
 def _default_params(pooler: PoolerConfig, truncate_dim: int | None, width: int) -> PoolingParams:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from poolhouse.errors import InvalidRequest, did_you_mean
 from poolhouse.tokens import Ids
+
+if TYPE_CHECKING:
+    from poolhouse.inputs.chat import ScoreTemplate
 
 # Options of vLLM's prompt dictionaries that change nothing here: there is no prefix cache to salt.
 _WITHOUT_EFFECT = ("cache_salt", "multi_modal_uuids", "prompt")
@@ -22,12 +25,14 @@ class Prompt:
 
     ids: [tokens] int64, special tokens included. prefix: a named prompt, put before the text.
     pair: a second text, which the tokenizer joins to the first (a document to a query).
+    template: what joins a pair instead, with the words of its request.
     """
 
     text: str | None
     ids: Ids | None = None
     prefix: str = ""
     pair: str | None = None
+    template: ScoreTemplate | None = None
 
 
 def parse_prompts(prompts: Any, parameter: str = "prompts") -> list[Prompt]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import normalizers
 
-from poolhouse.errors import CheckpointError, InvalidRequest
+from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.excerpts import CHARACTERS_PER_TOKEN, Excerpt, excerpt
 from poolhouse.inputs.limits import Limit, too_many_characters, too_many_tokens
 from poolhouse.inputs.pairs import PairTemplate, encode_pairs
 from poolhouse.inputs.places import places_of
 from poolhouse.inputs.prompts import Prompt, check_ids
+from poolhouse.inputs.rendered import RenderedPairs
+from poolhouse.inputs.tokenizer_files import gives_types, read_tokenizer
 from poolhouse.tokens import Ids, Tokens
 
 # Tokens that a shortened text must have beyond those kept, so that the cut cannot have changed the kept ones.
@@ -66,15 +66,7 @@ class Tokenizer:
         Raises:
             CheckpointError: no tokenizer, or one that cannot be read.
         """
-        path = folder / "tokenizer.json"
-        if path.is_file():
-            try:
-                native = tokenizers.Tokenizer.from_file(str(path))
-            except Exception as error:
-                raise CheckpointError(f"{path} cannot be read: {error}") from error
-        else:
-            native = _converted(folder, trust_remote_code)
-        return cls(native, lower_case, vocabulary_size, _gives_types(folder))
+        return cls(read_tokenizer(folder, trust_remote_code), lower_case, vocabulary_size, gives_types(folder))
 
     @property
     def special_tokens(self) -> int:
@@ -106,11 +98,11 @@ class Tokenizer:
         """Tokens of each prompt, or the error that it alone gets; texts go to the library together."""
         results: list[Tokens | InvalidRequest | None] = [None] * len(prompts)
         pairs = [index for index, prompt in enumerate(prompts) if prompt.pair is not None]
-        if pairs:
-            joined = encode_pairs(
-                self.encode, self.pair_template, [prompts[index] for index in pairs], [limits[index] for index in pairs]
-            )
-            for index, tokens in zip(pairs, joined, strict=True):
+        for rendered in (False, True) if pairs else ():
+            chosen = [index for index in pairs if (prompts[index].template is not None) is rendered]
+            encode = self.rendered.encode if rendered else partial(encode_pairs, self.encode, self.pair_template)
+            joined = encode([prompts[index] for index in chosen], [limits[index] for index in chosen])
+            for index, tokens in zip(chosen, joined, strict=True):
                 results[index] = tokens
         excerpts: dict[int, Excerpt] = {}
         for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
@@ -144,6 +136,14 @@ class Tokenizer:
         """The text of ids."""
         return self._native.decode(list(map(int, ids)), skip_special_tokens=skip_special_tokens)
 
+    @cached_property
+    def rendered(self) -> RenderedPairs:
+        """The same tokenizer for pairs that a template joins."""
+        ids = np.array(self._native.encode("a").ids, dtype=np.int64)
+        special = ids[: self._head], ids[len(ids) - self._tail :]
+        known = self.vocabulary_size if self._check_texts else None
+        return RenderedPairs(self._native, self._ids, special, self._lower_case, known)
+
     def _of_content(self, limit: Limit) -> Limit:
         """The limit of a single text, with what was asked of its content alone counted in."""
         if limit.max_query_tokens is None:
@@ -163,6 +163,12 @@ class Tokenizer:
             if len(texts) == 1:
                 return [InvalidRequest("The text cannot be tokenised: it is no valid Unicode.", "prompt")]
             return [result for text in texts for result in self._encode([text], special, places)]
+
+    def _ids(self, texts: list[str], special: bool) -> list[Ids | InvalidRequest]:
+        return [
+            encoding if isinstance(encoding, InvalidRequest) else np.array(encoding.ids, dtype=np.int64)
+            for encoding in self._encode(texts, special, places=False)
+        ]
 
     def _given(self, ids: Ids, limit: Limit) -> Tokens:
         """Ids as the caller made them, cut plainly."""
@@ -264,66 +270,3 @@ class Tokenizer:
             ids = self._native.encode(key[0], add_special_tokens=special).ids
             self._prefix_tokens[key] = len(ids) - (1 if special and self._tail else 0)
         return self._prefix_tokens[key]
-
-
-# Tokenizer classes of transformers that keep token types to themselves, whatever tokenizer.json says.
-_WITHOUT_TYPES = (
-    *("Albert", "Barthez", "BigBird", "Camembert", "Cohere", "DistilBert", "GPT2", "GPTNeoX", "Gemma", "Herbert"),
-    *("Llama", "Luke", "MBart", "MPNet", "Qwen2", "RemBert", "Roberta", "Splinter", "T5", "XLMRoberta"),
-)
-
-
-def _gives_types(folder: Path) -> bool:
-    """Whether models see token types of pairs, by tokenizer_config.json."""
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    names = config.get("model_input_names")
-    if names is not None:
-        return "token_type_ids" in names
-    return not str(config.get("tokenizer_class", "")).startswith(_WITHOUT_TYPES)
-
-
-def _converted(folder: Path, trust_remote_code: bool) -> tokenizers.Tokenizer:
-    """A tokenizer of older files (vocab.txt, sentencepiece models), through transformers."""
-    names = (
-        "vocab.txt",
-        "vocab.json",
-        "sentencepiece.bpe.model",
-        "spiece.model",
-        "spm.model",
-        "tokenizer.model",
-        "tokenizer_config.json",
-    )
-    if not any((folder / name).is_file() for name in names):
-        raise CheckpointError(f"{folder} has no tokenizer. Looked for tokenizer.json, {', '.join(names)}.")
-    from transformers import AutoTokenizer
-
-    try:
-        if _names_internlm2(folder):
-            return _internlm2(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-        return tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    except Exception as error:
-        raise CheckpointError(
-            f"{folder}: no tokenizer.json, and the older files cannot be converted: {error}"
-        ) from error
-
-
-def _names_internlm2(folder: Path) -> bool:
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return config.get("tokenizer_class") in ("InternLM2Tokenizer", "InternLM2TokenizerFast")
-
-
-def _internlm2(folder: Path) -> tokenizers.Tokenizer:
-    """InternLM2's tokenizer, whose own class is code on the hub that transformers 5 does not run."""
-    from sentencepiece import SentencePieceProcessor
-    from transformers import TokenizersBackend
-
-    made = TokenizersBackend.from_pretrained(folder, local_files_only=True)
-    native = tokenizers.Tokenizer.from_str(made.backend_tokenizer.to_str())
-    pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).encode("a", out_type=str)
-    if pieces[0].startswith("▁"):
-        # transformers leaves out the space that sentencepiece may put before a text.
-        native.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), native.normalizer])
-    return native

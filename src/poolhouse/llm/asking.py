@@ -10,6 +10,7 @@ from poolhouse import scoring
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask
+from poolhouse.inputs.chat import score_template
 from poolhouse.inputs.prompts import parse_prompts, parse_side
 from poolhouse.llm.tokenization import Tokenization
 from poolhouse.lora import parse_lora_requests
@@ -46,6 +47,15 @@ class Asked:
     adapter_task: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """How a call of `LLM.score` wants pairs joined; variables: vLLM's `chat_template_kwargs`."""
+
+    instruction: str | None = None
+    chat_template: str | None = None
+    variables: Options = None
+
+
 def requests_of(engine: Engine, prompts: Any, task: Task, asked: Asked) -> list[Request]:
     """A request per prompt, in order.
 
@@ -77,7 +87,7 @@ def requests_of(engine: Engine, prompts: Any, task: Task, asked: Asked) -> list[
     ]
 
 
-def score_plan(engine: Engine, data_1: Any, data_2: Any, asked: Asked, instruction: str | None) -> scoring.Plan:
+def score_plan(engine: Engine, data_1: Any, data_2: Any, asked: Asked, joining: Joining) -> scoring.Plan:
     """Requests and composition of `LLM.score`.
 
     Raises:
@@ -91,7 +101,11 @@ def score_plan(engine: Engine, data_1: Any, data_2: Any, asked: Asked, instructi
         raise InvalidRequest("add_special_tokens=False means nothing to pairs.", "add_special_tokens")
     (adapter,) = _adapters(engine, asked, 1)
     queries, documents = parse_side(data_1, "data_1"), parse_side(data_2, "data_2")
-    plan = scoring.plan(engine, queries, documents, scoring.Asked(made.params(asked.params), instruction))
+    template = None if joining.chat_template is None else score_template(joining.chat_template)
+    params = made.params(asked.params)
+    plan = scoring.plan(
+        engine, queries, documents, scoring.Asked(params, joining.instruction, template, joining.variables or {})
+    )
     requests = [made.applied(replace(request, adapter=adapter)) for request in plan.requests]
     return replace(plan, requests=requests)
 

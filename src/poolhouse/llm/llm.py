@@ -13,7 +13,7 @@ from poolhouse.engine.open import open_engine
 from poolhouse.engine.waiting import gather
 from poolhouse.llm import answering, chunking, labelling, plugging
 from poolhouse.llm.answering import wait
-from poolhouse.llm.asking import Asked, Options, Params, requests_of, required_task, score_plan
+from poolhouse.llm.asking import Asked, Joining, Options, Params, requests_of, required_task, score_plan
 from poolhouse.outputs import (
     Array,
     ClassificationRequestOutput,
@@ -205,17 +205,22 @@ class LLM:
         lora_request: Any = None,
         tokenization_kwargs: Options = None,
         instruction: str | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Options = None,
     ) -> list[ScoringRequestOutput]:
         """How well each pair of texts fits: by a cross-encoder, else by cosine, else by late interaction.
 
         data_1, data_2: a text or a list of them (queries, documents), 1:1, 1:N or N:N.
         instruction: what makes a document fit, for rerankers that read one.
+        chat_template: joins the two texts of a pair: a file, its text, or a built-in name; chat_template_kwargs: its
+            further variables.
 
         Raises:
             InvalidRequest: lists that do not fit together. UnsupportedTask: a model that cannot score, and why.
         """
         asked = Asked(pooling_params, None, tokenization_kwargs, lora_request)
-        plan = score_plan(self.engine, data_1, data_2, asked, instruction)
+        joining = Joining(instruction, chat_template, chat_template_kwargs)
+        plan = score_plan(self.engine, data_1, data_2, asked, joining)
         return self._outputs(plan.finish(wait(self.engine.submit(plan.requests), use_tqdm, "score")), answering.scored)
 
     async def score_async(
@@ -228,10 +233,13 @@ class LLM:
         lora_request: Any = None,
         tokenization_kwargs: Options = None,
         instruction: str | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Options = None,
     ) -> list[ScoringRequestOutput]:
         """`score` for coroutines; cancelling it takes the pairs out of the queue."""
         asked = Asked(pooling_params, None, tokenization_kwargs, lora_request)
-        plan = score_plan(self.engine, data_1, data_2, asked, instruction)
+        joining = Joining(instruction, chat_template, chat_template_kwargs)
+        plan = score_plan(self.engine, data_1, data_2, asked, joining)
         return self._outputs(plan.finish(await gather(self.engine.submit(plan.requests))), answering.scored)
 
     def reward(

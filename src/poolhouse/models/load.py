@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +18,15 @@ from poolhouse.models.families._config import NotNative
 from poolhouse.models.heads import LoadedHead, check_head, read_head, step_head
 from poolhouse.models.model import Facts, Model
 from poolhouse.models.native import Loaded, load_transformer
+from poolhouse.models.overrides import Overrides, overridden
+from poolhouse.models.placement import device_of, dtype_of
 from poolhouse.models.published import matryoshka_of, published_pooling
+from poolhouse.models.rerankers import Reranker, listwise_vectors, read_reranker, token_head
 from poolhouse.models.roles import RAW_LOGITS, Convert, Role, architecture, head_of, judges_steps, role_of
 from poolhouse.params import PoolerConfig
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 
 log = logging.getLogger("poolhouse")
-
-Overrides = Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]] | None
 
 # Where neither the config nor the tokenizer states a limit.
 _DEFAULT_MAX_TOKENS = 2048
@@ -59,22 +59,26 @@ def load(folder: Path, options: LoadOptions) -> Model:
     """
     files = read_sentence_transformers(folder)
     checkpoint = Checkpoint(options.weights_folder or (folder if files is None else files.transformer_folder))
-    config = _overridden(checkpoint.config, options.overrides)
-    device = _device(options.device)
-    described = files is not None and files.pooling is not None
-    role = role_of(config, options.convert, described, options.pooler)
-    if files is not None and files.splade is not None:
-        role = "splade"
-    served = _serve(checkpoint, config, role, device, options)
+    config = overridden(checkpoint.config, options.overrides)
+    device = device_of(options.device)
+    reranker = Reranker()
+    if options.convert != "embed" and not judges_steps(config, options.pooler):
+        reranker = read_reranker(checkpoint, folder, config, files, options.name)
+    most = reranker.max_tokens if options.max_tokens is None else options.max_tokens
+    options = replace(options, dtype=reranker.dtype(options.dtype, device), max_tokens=most)
+    role = _role(config, files, reranker, options)
+    served = _serve(checkpoint, config, role, device, options, reranker)
     task_prompts = {} if served.adapters is None else served.adapters.prompts
     default_pooling = served.stated_pooling or published_pooling(folder) or served.pooling
     if files is not None and served.stated_pooling is not None:
         files = replace(files, pooling=(served.stated_pooling,))
     pipelines = pipelines_of(served, config, files, default_pooling, options.pooler, checkpoint.folder)
+    if reranker.listwise is not None:
+        pipelines = listwise_vectors(reranker, checkpoint.tensors)
     width = next(iter(pipelines.values())).width
     labels, about_labels = labels_of(config, served)
     matryoshka, about_sizes = matryoshka_of(config, options.matryoshka_dimensions, width, folder)
-    backbone_dtype = _dtype(options.dtype, config, family_of(config), device)
+    backbone_dtype = dtype_of(options.dtype, config, family_of(config), device)
     return Model(
         backbone=served.backbone,
         pipelines={task: pipeline.to(device) for task, pipeline in pipelines.items()},
@@ -95,14 +99,32 @@ def load(folder: Path, options: LoadOptions) -> Model:
             default_prompt_name=None if files is None else files.default_prompt_name,
             labels=labels,
             plugin=config.get("io_processor_plugin"),
-            notes=(*served.notes, *about_labels, *about_sizes),
+            recipe=reranker.recipe,
+            listwise=reranker.listwise,
+            notes=(*reranker.notes, *served.notes, *about_labels, *about_sizes),
         ),
         adapters=served.adapters,
     )
 
 
+def _role(
+    config: dict[str, Any], files: SentenceTransformersFiles | None, reranker: Reranker, options: LoadOptions
+) -> Role:
+    """What the files make of the model, else its architecture's name."""
+    if reranker.tokens is not None:
+        return "classify"
+    if files is not None and files.splade is not None:
+        return "splade"
+    return role_of(config, options.convert, files is not None and files.pooling is not None, options.pooler)
+
+
 def _serve(
-    checkpoint: Checkpoint, config: dict[str, Any], role: Role, device: torch.device, options: LoadOptions
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    role: Role,
+    device: torch.device,
+    options: LoadOptions,
+    reranker: Reranker,
 ) -> Served:
     """Our Transformer where a family knows the checkpoint, else transformers."""
     model_type = str(config.get("model_type", ""))
@@ -110,13 +132,13 @@ def _serve(
     if options.implementation == "native" and family is None:
         raise ConfigError(f"model_impl='native': no native family serves model_type {model_type!r}.")
     if family is None or options.implementation == "transformers":
-        return _transformers(checkpoint, config, role, device, options, ())
+        return _transformers(checkpoint, config, role, device, options, (), reranker)
     try:
-        return _native(family, checkpoint, config, role, device, options)
+        return _native(family, checkpoint, config, role, device, options, reranker)
     except NotNative as reason:
         if options.implementation == "native":
             raise
-        return _transformers(checkpoint, config, role, device, options, (f"Not served natively: {reason}",))
+        return _transformers(checkpoint, config, role, device, options, (f"Not served natively: {reason}",), reranker)
 
 
 def _native(
@@ -126,10 +148,11 @@ def _native(
     role: Role,
     device: torch.device,
     options: LoadOptions,
+    reranker: Reranker,
 ) -> Served:
-    dtype = _dtype(options.dtype, config, family, device)
+    dtype = dtype_of(options.dtype, config, family, device)
     loaded = load_transformer(family, config, checkpoint, dtype, device, options.adapters)
-    head, notes = _head(family, checkpoint, config, role, loaded, options.pooler)
+    head, notes = _head(family, checkpoint, config, role, loaded, options.pooler, reranker)
     left = tuple(name for name in loaded.aside if head is None or name not in head.used)
     notes += [f"Tensors left out: {_short(left)}."] if left else []
     if config.get("is_causal") is False and any("CausalLM" in name for name in config.get("architectures") or ()):
@@ -158,12 +181,20 @@ def _native(
 
 
 def _head(
-    family: Family, checkpoint: Checkpoint, config: dict[str, Any], role: Role, loaded: Loaded, pooler: PoolerConfig
+    family: Family,
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    role: Role,
+    loaded: Loaded,
+    pooler: PoolerConfig,
+    reranker: Reranker,
 ) -> tuple[LoadedHead | None, list[str]]:
     """The head of a native model, and a note where a masked language model lacks its own."""
     name = architecture(config)
     if judges_steps(config, pooler):
         head = step_head(checkpoint.tensors, loaded.token_table, pooler)
+    elif reranker.tokens is not None:
+        head = token_head(reranker.tokens, checkpoint.tensors, config)
     else:
         wanted = head_of(family, config, role)
         if wanted is None and role == "splade":
@@ -187,6 +218,7 @@ def _transformers(
     device: torch.device,
     options: LoadOptions,
     notes: tuple[str, ...],
+    reranker: Reranker,
 ) -> Served:
     from poolhouse.models.hugging_face import load_hugging_face
 
@@ -195,13 +227,16 @@ def _transformers(
     fallback = load_hugging_face(
         checkpoint,
         config,
-        _dtype(options.dtype, config, None, device),
+        dtype_of(options.dtype, config, None, device),
         device,
-        role=role,
+        # A reranker reads its score off the vocabulary, behind a model without a head.
+        role=role if reranker.tokens is None else "embed",
         trust_remote_code=options.trust_remote_code,
     )
     head = fallback.head
-    if head is not None and architecture(config) in RAW_LOGITS:
+    if reranker.tokens is not None:
+        head = token_head(reranker.tokens, checkpoint.tensors, config)
+    elif head is not None and architecture(config) in RAW_LOGITS:
         head = replace(head, head=replace(head.head, use_activation=False))
     return Served(
         role=role,
@@ -215,55 +250,6 @@ def _transformers(
         head=head,
         notes=(*notes, *fallback.notes),
     )
-
-
-def _overridden(config: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
-    """config.json with the user's changes; nested objects are merged key by key."""
-    if overrides is None:
-        return config
-    if callable(overrides):
-        changed = overrides(dict(config))
-        if not isinstance(changed, Mapping):
-            raise ConfigError(f"hf_overrides must return the changed config, a mapping; it returned {changed!r}.")
-        return dict(changed)
-    merged = dict(config)
-    for key, value in overrides.items():
-        old = merged.get(key)
-        merged[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _device(word: str) -> torch.device:
-    if word == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(word)
-    except RuntimeError as error:
-        raise ConfigError(f"device={word!r} is not a device; try 'auto', 'cpu', 'cuda' or 'cuda:0'.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={word!r}, but this process sees no CUDA device.")
-    return device
-
-
-_DTYPES = {
-    **dict.fromkeys(("float32", "float"), torch.float32),
-    **dict.fromkeys(("float16", "half"), torch.float16),
-    "bfloat16": torch.bfloat16,
-}
-
-
-def _dtype(word: str, config: Mapping[str, Any], family: Family | None, device: torch.device) -> torch.dtype:
-    """float32 on CPUs, whose half types are slow; on CUDA as stored, float32 cut to a half type that is safe."""
-    if word != "auto":
-        if word not in _DTYPES:
-            raise ConfigError(f"dtype={word!r} is not one of {['auto', *_DTYPES]}.")
-        return _DTYPES[word]
-    if device.type != "cuda":
-        return torch.float32
-    stored = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype") or "float32"), torch.float32)
-    if stored != torch.float32:
-        return stored
-    return torch.float16 if family is not None and family.float16 else torch.bfloat16
 
 
 def _max_tokens(

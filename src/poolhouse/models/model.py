@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -15,6 +16,30 @@ from poolhouse.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreRecipe:
+    """How a query and a document become one prompt, where the tokenizer does not join them.
+
+    template: the name of a built-in template, or the text of one. The rest is as in `poolhouse.inputs.chat`.
+    """
+
+    name: str
+    template: str
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    special_tokens: bool = True
+    structured: bool = False
+    instruction_as_system: bool = False
+    keep_last_newline: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Listwise:
+    """Tokens at which a listwise reranker, that reads all documents in one prompt, is asked for their vectors."""
+
+    document_token: str
+    query_token: str
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What a model is, in words and numbers that do not change after loading.
 
@@ -23,6 +48,7 @@ class Facts:
     width: length of an embedding before Matryoshka cuts, or the number of labels.
     plugin: the IO processor plugin that config.json names.
     labels: names of a classifier's labels; empty where the checkpoint names none.
+    recipe: what rerankers make of a pair. listwise: for models that score all documents of a query together.
     notes: what was assumed, left out or found odd while loading, a sentence each.
     """
 
@@ -42,6 +68,8 @@ class Facts:
     default_prompt_name: str | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
     plugin: str | None = None
+    recipe: ScoreRecipe | None = None
+    listwise: Listwise | None = None
     notes: tuple[str, ...] = ()
 
 

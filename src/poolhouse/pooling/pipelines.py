@@ -16,6 +16,7 @@ from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles
 from poolhouse.pooling.splade import Saturate, SpladePooling, WeighVocabulary
 from poolhouse.pooling.steps import (
     Activation,
+    AtTokens,
     Dense,
     Every,
     Norm,
@@ -166,6 +167,14 @@ def splade_pipelines(
         "embed": Pipeline((Every(), *steps[:-1], WeighVocabulary(decoder, pooling), *tail), vocabulary),
         "token_embed": Pipeline((Every(), *steps, Saturate(pooling.logarithms), *tail), vocabulary),
     }
+
+
+def listwise_pipelines(projector: tuple[Step, ...], width: int, tokens: tuple[int, ...]) -> dict[Task, Pipeline]:
+    """`token_embed` of a listwise reranker: projected vectors of the passages, in order, and of the query behind them.
+
+    tokens: ids of the tokens that stand for passages and query.
+    """
+    return {"token_embed": Pipeline((AtTokens(tokens), Every(), *projector, Truncate(), Normalize(False)), width)}
 
 
 def _steps(

@@ -47,6 +47,7 @@ class SentenceTransformersFiles:
     heads: what comes after it, in order. normalize: whether a Normalize module is last.
     activation: dotted path of the function over a cross-encoder's logits.
     splade: how a SparseEncoder pools the logits of its masked language model; None for every other model.
+    logit_score: ids of the tokens whose logits a language model's score is made of, true and false (or None).
     """
 
     transformer_folder: Path
@@ -61,6 +62,7 @@ class SentenceTransformersFiles:
     truncate_dim: int | None = None
     activation: str | None = None
     splade: SpladePooling | None = None
+    logit_score: tuple[int, int | None] | None = None
 
 
 def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None:
@@ -80,6 +82,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
     splade: SpladePooling | None = None
     include_prompt, normalize = True, False
     heads: list[Step] = []
+    logit_score: tuple[int, int | None] | None = None
     for module in modules:
         kind, place = str(module["type"]).rsplit(".", 1)[-1], folder / str(module.get("path") or "")
         if normalize and kind != "Dropout":
@@ -97,10 +100,13 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
             heads.append(_layer_norm(place))
         elif kind == "Normalize":
             normalize = True
+        elif kind == "LogitScore":
+            logit_score = _logit_score(_object(place / "config.json"), place)
         elif kind != "Dropout":
             raise CheckpointError(
                 f"{path}: the module {module['type']} is not one that Poolhouse has. "
-                "It has Transformer, Pooling, Dense, LayerNorm, Normalize, Dropout, MLMTransformer and SpladePooling."
+                "It has Transformer, Pooling, Dense, LayerNorm, Normalize, Dropout, LogitScore, MLMTransformer and "
+                "SpladePooling."
             )
     length, lower = _length(transformer)
     config = _object(folder / "config_sentence_transformers.json", needed=False)
@@ -117,6 +123,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
         truncate_dim=config.get("truncate_dim"),
         activation=config.get("activation_fn"),
         splade=splade,
+        logit_score=logit_score,
     )
 
 
@@ -141,6 +148,15 @@ def _splade(config: Mapping[str, Any], place: Path) -> SpladePooling:
             "known: max and sum, of relu and log1p_relu."
         )
     return SpladePooling(strategy, logarithms)
+
+
+def _logit_score(config: Mapping[str, Any], place: Path) -> tuple[int, int | None]:
+    true, false = config.get("true_token_id"), config.get("false_token_id")
+    if not isinstance(true, int) or not isinstance(false, int | None):
+        raise CheckpointError(f"{place / 'config.json'}: true_token_id and false_token_id must be token ids.")
+    if config.get("module_input_name", "causal_logits") != "causal_logits":
+        raise CheckpointError(f"{place / 'config.json'}: a score of {config['module_input_name']} is not supported.")
+    return true, false
 
 
 def _dense(place: Path) -> Dense:

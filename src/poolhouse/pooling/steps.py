@@ -280,6 +280,23 @@ class Steps:
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class AtTokens:
+    """The rows of these tokens only, in their order (listwise rerankers)."""
+
+    tokens: tuple[int, ...]
+
+    @property
+    def words(self) -> str:
+        return f"rows of tokens {', '.join(map(str, self.tokens))}"
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        return rows.select(torch.isin(rows.ids, torch.tensor(self.tokens, device=rows.ids.device)))
+
+    def to(self, device: torch.device) -> AtTokens:
+        return self
+
+
 def _sum(rows: Rows) -> tuple[Tensor, Tensor]:
     """Sum of each prompt's rows, and their number, never 0: [prompts, features] and [prompts, 1]."""
     if len(rows.segments) == 1 and rows.skip is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import NotNative, activation, pooling, refuse, rope
 from poolhouse.models.families.family import Family
+from poolhouse.models.heads import Head, HeadModule
 from poolhouse.models.spec import LayerSpec, TransformerSpec
 from poolhouse.models.weights import Layout, Source
 
@@ -107,6 +108,12 @@ def _bidirectional(config: Config) -> TransformerSpec:
     return _llama({**config, "is_causal": False})
 
 
+def _bidirectional_head(config: Config) -> Head:
+    """The mean of all tokens through one matrix (llama-nemotron-rerank)."""
+    refuse(config, {"temperature": (None, 1, 1.0)})
+    return Head((HeadModule("score"),), pooling="MEAN", fixed=True)
+
+
 def _stated_pooling(config: Config) -> str | None:
     """Nvidia's bidirectional embedders say how to pool in config.json; a plain Llama's files have no such key."""
     return None if is_causal(config) and config["model_type"] == "llama" else pooling(config, "pooling")
@@ -134,4 +141,5 @@ LLAMA_BIDIRECTIONAL = Family(
     stated_pooling=_stated_pooling,
     aside=HEADS,
     max_tokens=_max_tokens,
+    sequence_head=_bidirectional_head,
 )

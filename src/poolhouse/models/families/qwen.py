@@ -46,7 +46,15 @@ def _max_tokens(config: Config) -> int:
 
 
 QWEN2 = Family(("qwen2",), _qwen2, (Layout(NAMES),), pooling="LAST", aside=HEADS, max_tokens=_max_tokens)
-QWEN3 = Family(("qwen3",), _qwen3, (Layout(NAMES | QK_NORMS),), pooling="LAST", aside=HEADS, max_tokens=_max_tokens)
+QWEN3 = Family(
+    ("qwen3",),
+    _qwen3,
+    (Layout(NAMES | QK_NORMS),),
+    pooling="LAST",
+    # jina-reranker-v3 has a projector.
+    aside=(*HEADS, r"projector\.[02]\.weight"),
+    max_tokens=_max_tokens,
+)
 # Tokens see both sides, and each hidden state is projected to `num_labels` features, before any pooling.
 QWEN3_VOYAGE = Family(
     ("qwen3-voyage",),

@@ -1,0 +1,96 @@
+"""Recipes of prompts: the built-in ones, and what sentence-transformers stores with a cross-encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from poolhouse.errors import CheckpointError
+from poolhouse.models.checkpoint import Config, read_json
+from poolhouse.models.model import ScoreRecipe
+
+BUILT_IN = {
+    name: ScoreRecipe(name, name)
+    for name in (
+        *("qwen3_reranker", "zerank", "mxbai_rerank_v2", "bge_reranker_v2_gemma", "nemotron_rerank"),
+        "concatenation",
+    )
+}
+
+# Of sentence-transformers' chat template options, those that are not for the template.
+_NOT_VARIABLES = ("restore_suffix", "padding", "truncation", "max_length", "return_tensors")
+# Signs in a template that contents are lists of parts; sentence-transformers looks for the same.
+_PARTS = ("content[0]", ".type", "'type'", '"type"', "item.type", "message.content[")
+_FLAT_TYPES = ("apertus", "deepseek_v3", "gpt_oss", "seed_oss")
+
+
+def stored_recipe(folder: Path, config: Config) -> ScoreRecipe | None:
+    """How sentence-transformers joins pairs for the model in `folder`, where it does so by a chat template.
+
+    Source: its Transformer module. The template is rendered and tokenised as transformers does, without the tokenizer's
+    special tokens.
+    """
+    settings = _settings(folder)
+    modalities: Mapping[str, Any] | None = settings.get("modality_config")
+    template = _stored_template(folder)
+    if template is None and modalities is not None and "message" in modalities:
+        raise CheckpointError(f"{folder} is to render pairs by a chat template, but stores none.")
+    if template is None or (modalities is not None and "message" not in modalities):
+        return None
+    message = {} if modalities is None else modalities["message"]
+    form = message.get("format", "auto")
+    if form == "auto":
+        flat = config.get("model_type") in _FLAT_TYPES or not any(sign in template for sign in _PARTS)
+        form = "flat" if flat else "structured"
+    options = (settings.get("processing_kwargs") or {}).get("chat_template") or {}
+    return ScoreRecipe(
+        name="stored with the checkpoint",
+        template=template,
+        variables={
+            **_special_tokens(folder),
+            **{name: value for name, value in options.items() if name not in _NOT_VARIABLES},
+        },
+        special_tokens=False,
+        structured=form == "structured",
+        instruction_as_system=True,
+        keep_last_newline=False,
+    )
+
+
+def stored_max_tokens(folder: Path) -> int | None:
+    """The longest prompt by sentence-transformers' processing options."""
+    processing = _settings(folder).get("processing_kwargs") or {}
+    lengths = [(processing.get(place) or {}).get("max_length") for place in ("chat_template", "text", "common")]
+    return next((length for length in lengths if isinstance(length, int)), None)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "sentence_bert_config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _stored_template(folder: Path) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    stored = _tokenizer_config(folder).get("chat_template")
+    if isinstance(stored, list):
+        named = {item.get("name"): item.get("template") for item in stored if isinstance(item, dict)}
+        stored = named.get("default")
+    return stored if isinstance(stored, str) else None
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    """bos_token, eos_token and their like, which templates may write."""
+    found = {}
+    for name, value in _tokenizer_config(folder).items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(text, str):
+            found[name] = text
+    return found
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return read_json(path) if path.is_file() else {}
