@@ -45,7 +45,7 @@ def attend(
 
 def _heads_first(x: Tensor, start: int, count: int, length: int) -> Tensor:
     """[total, heads, head_dim] -> a view of some rows as [count, heads, length, head_dim]."""
-    rows = x.narrow(0, start, count * length)
+    rows = x if len(x) == count * length else x.narrow(0, start, count * length)
     return rows.view(count, length, *x.shape[1:]).transpose(1, 2)
 
 
