@@ -33,6 +33,7 @@ from poolhouse.outputs import (
     EmbeddedChunk,
     EmbeddingOutput,
     EmbeddingRequestOutput,
+    Entity,
     PoolingOutput,
     PoolingRequestOutput,
     RequestOutput,
@@ -42,7 +43,6 @@ from poolhouse.outputs import (
     TokenClassificationRequestOutput,
 )
 from poolhouse.params import PoolerConfig, PoolingParams
-from poolhouse.spans import Entity
 
 if TYPE_CHECKING:
     from poolhouse.llm import LLM

@@ -15,7 +15,6 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-    from poolhouse.spans import Entity
 
 Array = npt.NDArray[np.float32]
 
@@ -76,6 +75,21 @@ class ClassificationOutput:
     def __repr__(self) -> str:
         label = "" if self.label is None else f", label={self.label!r}"
         return f"ClassificationOutput(num_classes={self.num_classes}{label})"
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A stretch of a text and its label.
+
+    label: without its B- or I-, except for single tokens (strategy "none"). score: the mean probability of its parts.
+    start, end: its first character, and the one after its last. text: what stands there.
+    """
+
+    label: str
+    score: float
+    start: int
+    end: int
+    text: str
 
 
 @dataclass(frozen=True, eq=False)

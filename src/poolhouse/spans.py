@@ -14,27 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from poolhouse.errors import InvalidRequest, did_you_mean
-from poolhouse.outputs import Array
+from poolhouse.outputs import Array, Entity
 from poolhouse.tokens import Ids, Places
 
 Strategy = Literal["none", "simple", "first", "average", "max"]
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-
-
-@dataclass(frozen=True, slots=True)
-class Entity:
-    """A stretch of a text and its label.
-
-    label: without its B- or I-, except for single tokens (strategy "none"). score: the mean probability of its parts.
-    start, end: its first character, and the one after its last. text: what stands there.
-    """
-
-    label: str
-    score: float
-    start: int
-    end: int
-    text: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)

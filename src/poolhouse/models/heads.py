@@ -11,6 +11,7 @@ from torch import Tensor
 
 from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.layers.feed_forward import ACTIVATIONS
+from poolhouse.models.checkpoint import Config
 from poolhouse.params import PoolerConfig
 from poolhouse.pooling.steps import Activation, Dense, Norm, Step
 
@@ -92,18 +93,28 @@ def read_head(
     return LoadedHead(head, tuple(steps), _labels(steps), frozenset(used))
 
 
-def vocabulary_matrix(tensors: Mapping[str, Tensor], token_table: str) -> str:
-    """The name of the matrix from hidden states to the vocabulary; the token table where the two are tied."""
-    return next((name for name in ("lm_head.weight", "output.weight") if name in tensors), token_table)
+def vocabulary_matrix(tensors: Mapping[str, Tensor], config: Config, token_table: str) -> str:
+    """The name of the matrix from hidden states to the vocabulary; the token table where the two are tied.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    name = next((name for name in ("lm_head.weight", "output.weight") if name in tensors), None)
+    if name is not None:
+        return name
+    tied = config.get("tie_word_embeddings", str(config.get("model_type")).startswith("gemma"))
+    if not tied or token_table not in tensors:
+        raise CheckpointError("The checkpoint lacks lm_head.weight, which its score is made of; it is never made up.")
+    return token_table
 
 
-def step_head(tensors: Mapping[str, Tensor], token_table: str, pooler: PoolerConfig) -> LoadedHead:
+def step_head(tensors: Mapping[str, Tensor], config: Config, token_table: str, pooler: PoolerConfig) -> LoadedHead:
     """The head of a generator that judges steps: the rows of its vocabulary that the user names.
 
     Raises:
         ConfigError: tokens that are not named, or not in the vocabulary.
     """
-    name, tokens = vocabulary_matrix(tensors, token_table), pooler.returned_token_ids
+    name, tokens = vocabulary_matrix(tensors, config, token_table), pooler.returned_token_ids
     if not tokens or pooler.step_tag_id is None:
         raise ConfigError("pooler_config: STEP pooling of a language model needs step_tag_id and returned_token_ids.")
     matrix = tensors[name]

@@ -192,7 +192,7 @@ def _head(
     """The head of a native model, and a note where a masked language model lacks its own."""
     name = architecture(config)
     if judges_steps(config, pooler):
-        head = step_head(checkpoint.tensors, loaded.token_table, pooler)
+        head = step_head(checkpoint.tensors, config, loaded.token_table, pooler)
     elif reranker.tokens is not None:
         head = token_head(reranker.tokens, checkpoint.tensors, config)
     else:

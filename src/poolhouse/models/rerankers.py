@@ -17,7 +17,7 @@ from torch import Tensor
 
 from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.models.checkpoint import Checkpoint, Config
-from poolhouse.models.heads import Head, LoadedHead
+from poolhouse.models.heads import Head, LoadedHead, vocabulary_matrix
 from poolhouse.models.model import Listwise, ScoreRecipe
 from poolhouse.models.model_card import ModelCard, read_card
 from poolhouse.models.published import repository
@@ -132,7 +132,9 @@ def token_head(score: TokenScore, tensors: Mapping[str, Tensor], config: Config)
     for key in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
         if config.get(key) not in (None, 1, 1.0):
             raise CheckpointError(f"config.json: {key} is {config[key]}; logits so scaled cannot be scored with.")
-    name, matrix = _vocabulary_matrix(tensors, config)
+    table = next((name for name in tensors if name.split(".")[-2:] == ["embed_tokens", "weight"]), "")
+    name = vocabulary_matrix(tensors, config, table)
+    matrix = tensors[name]
     if max(score.tokens) >= len(matrix):
         raise CheckpointError(f"Token {max(score.tokens)} is outside the vocabulary of {len(matrix)} that {name} has.")
     rows = matrix[list(score.tokens)].float()
@@ -145,7 +147,7 @@ def token_head(score: TokenScore, tensors: Mapping[str, Tensor], config: Config)
         steps = (Dense((rows[1:] - rows[:1]) * score.scale),)
     else:
         steps = (Dense(rows * score.scale),)
-    used = frozenset({name}) if name == "lm_head.weight" else frozenset()
+    used = frozenset() if name == table else frozenset({name})
     return LoadedHead(Head((), pooling="LAST", fixed=True), steps, len(turn), used)
 
 
@@ -228,16 +230,6 @@ def _names(folder: Path, name: str, config: Mapping[str, Any]) -> tuple[str, ...
 
 def _told(template: str, why: str) -> str:
     return f"Pairs go through the template {template!r} {why}; chat_template sets another."
-
-
-def _vocabulary_matrix(tensors: Mapping[str, Tensor], config: Config) -> tuple[str, Tensor]:
-    if "lm_head.weight" in tensors:
-        return "lm_head.weight", tensors["lm_head.weight"]
-    table = next((name for name in tensors if name.split(".")[-2:] == ["embed_tokens", "weight"]), None)
-    tied = config.get("tie_word_embeddings", str(config.get("model_type")).startswith("gemma"))
-    if not tied or table is None:
-        raise CheckpointError("The checkpoint lacks lm_head.weight, which its score is made of; it is never made up.")
-    return table, tensors[table]
 
 
 def _softcap(most: float) -> Activation:
