@@ -145,7 +145,7 @@ def test_bench_reports_both_sides(tmp_path: Path) -> None:
     assert [figure["name"] for figure in report["figures"]] == [
         "throughput",
         "one query",
-        "fresh process to first vector",
+        "first vector",
     ]
     assert all(figure["ours"] > 0 and figure["theirs"] > 0 for figure in report["figures"])
     assert report["texts"] == 8
