@@ -241,6 +241,13 @@ def test_a_model_of_pictures_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_config_may_name_several_tokens_that_end_a_text(tmp_path: Path) -> None:
+    save(tmp_path, "Glm", DECODER | {"head_dim": 8, "pad_token_id": 0})
+    change_config(tmp_path, eos_token_id=[1, 2, 3])
+    fallback = load(tmp_path)
+    assert worst(run(fallback, texts()), reference(tmp_path)) < TOLERANCE
+
+
 def test_a_config_that_transformers_refuses_is_reported(tmp_path: Path) -> None:
     save(tmp_path, "Bert", ENCODER)
     change_config(tmp_path, hidden_size=30)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poolhouse.errors import ConfigError
+from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.models.roles import Convert, Role, architecture, role_of
 from poolhouse.params import PoolerConfig
 
@@ -62,3 +62,10 @@ def test_without_an_architecture_the_model_type_stands_in() -> None:
     assert architecture({"model_type": "bert"}) == "bert"
     assert architecture({"model_type": "bert", "architectures": []}) == "bert"
     assert role_of({"model_type": "bert"}, "auto", False, NO_WISH) == "embed"
+
+
+@pytest.mark.parametrize("name", ["JinaVLForRanking", "Qwen3VLForSequenceClassification"])
+def test_scores_of_pictures_are_refused_and_not_taken_for_embeddings(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{name} is not served"):
+        role_of({"architectures": [name]}, "auto", False, PoolerConfig())
+    assert role_of({"architectures": [name]}, "embed", False, PoolerConfig()) == "embed"

@@ -29,6 +29,8 @@ def main() -> None:
     """Run the command line; what goes wrong is said in one line."""
     # A warning is for the user; where in our code it was raised is not.
     warnings.formatwarning = lambda message, *_, **__: f"poolhouse: {message}\n"
+    # Python hides what is deprecated from users, but here they are the ones to act.
+    warnings.filterwarnings("default", r".*was (renamed|removed); use", DeprecationWarning)
     try:
         arguments = join_dotted(sys.argv[1:])
         if arguments[:1] == ["serve"]:

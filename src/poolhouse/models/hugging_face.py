@@ -248,7 +248,11 @@ def _vocabulary_size(model: Any) -> int:
 
 def _plain_ids(config: Any, vocabulary_size: int) -> list[int]:
     """Up to a thousand token ids that no config key gives a meaning (padding and pictures are treated apart)."""
-    special = {value for name, value in config.to_dict().items() if name.endswith(("_token_id", "_token_index"))}
+    special: set[int] = set()
+    for name, value in config.to_dict().items():
+        if name.endswith(("_token_id", "_token_index")):
+            # GLM-4 has several tokens that end a text.
+            special.update(value if isinstance(value, list) else [value])
     step = max(vocabulary_size // 1000, 1)
     plain = [token for token in range(0, vocabulary_size, step) if token not in special]
     if getattr(config, "is_encoder_decoder", False) and isinstance(config.eos_token_id, int):

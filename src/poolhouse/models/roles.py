@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
-from poolhouse.errors import ConfigError
+from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families import Family
 from poolhouse.models.heads import Head, HeadModule
@@ -46,6 +46,9 @@ def _value(_: Config) -> Head:
     return Head((HeadModule("v_head"),), pooling=None, use_activation=False)
 
 
+# Classes that score pairs of pictures and texts; without their heads they would pass for embedders.
+_NOT_READ = ("JinaVLForRanking", "VLForSequenceClassification")
+
 # Architectures whose head is not their family's: rewards of every token.
 ARCHITECTURE_HEADS: Mapping[str, Callable[[Config], Head]] = {
     "Qwen2ForRewardModel": _two_layers,
@@ -64,9 +67,14 @@ def role_of(config: Config, convert: Convert, described: bool, pooler: PoolerCon
     makes an embedder of any architecture. pooler: STEP pooling makes a process reward model of a generator.
 
     Raises:
-        ConfigError: a generator that the user does not want converted.
+        ConfigError: a generator that the user does not want converted. CheckpointError: a head that nobody here reads.
     """
     name = architecture(config)
+    if convert != "embed" and any(word in name for word in _NOT_READ):
+        raise CheckpointError(
+            f"{name} is not served: its score reads texts and pictures together, and its head is not known here. "
+            "Use convert='embed' to run its text side as an embedder."
+        )
     if judges_steps(config, pooler):
         return "token_classify"
     if convert == "embed" or (convert == "auto" and described):
