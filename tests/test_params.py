@@ -102,8 +102,19 @@ def test_a_field_of_another_task_is_refused(task: Task, given: dict[str, Any], w
         PoolingParams(**given).check(task, NONE, "tiny")
 
 
+def test_the_sides_of_a_pair_are_limited_in_vllms_place_too() -> None:
+    params = PoolingParams(extra_kwargs={"max_tokens_per_query": 3, "max_tokens_per_doc": 0})
+    assert (params.max_tokens_per_query, params.max_tokens_per_doc) == (3, None)
+    assert params.for_pooler() == PoolingParams()
+    with pytest.raises(
+        InvalidRequest, match=r"extra_kwargs has no 'max_tokens_per_dok'. Did you mean 'max_tokens_per_doc'"
+    ):
+        PoolingParams(extra_kwargs={"max_tokens_per_dok": 3})
+
+
 def test_equal_poolings_compare_equal_whatever_was_cut() -> None:
     asked = PoolingParams(use_activation=False, truncate_prompt_tokens=5, max_tokens_per_doc=3)
+    assert PoolingParams(task="embed").for_pooler() == PoolingParams()
     assert asked.for_pooler() == PoolingParams(use_activation=False)
     assert hash(PoolingParams(returned_token_ids=[1, 2])) == hash(PoolingParams(returned_token_ids=(1, 2)))  # type: ignore[arg-type]
 
@@ -138,7 +149,7 @@ def test_tasks_that_cannot_be_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("task", "convert"),
-    [("embed", "embed"), ("embedding", "embed"), ("encode", "embed"), ("classify", "classify"), ("score", "classify"),
+    [("embed", "embed"), ("embedding", "embed"), ("encode", "embed"), ("classify", "classify"), ("score", "auto"),
      ("reward", "auto"), ("auto", "auto")],
 )  # fmt: skip
 def test_the_former_option_task_is_understood(task: str, convert: str) -> None:
@@ -153,6 +164,14 @@ def test_other_former_options() -> None:
         Settings.parse(task="generate")
     assert Settings.parse(model_impl="vllm").model_impl == "native"
     assert Settings.parse(hf_token=True).hf_token is None
+    assert Settings.parse(seed=None).seed == 0
+
+
+@pytest.mark.parametrize("word", ["quantization", "quantization_config"])
+def test_quantised_weights_are_refused_not_ignored(word: str) -> None:
+    assert getattr(Settings.parse(**{word: None}), word) is None
+    with pytest.raises(ConfigError, match=f"^{word}: Poolhouse does not quantise weights.*'fp8'"):
+        Settings.parse(**{word: "fp8"})
 
 
 def test_options_of_other_engines_warn_once_and_unknown_ones_are_refused() -> None:

@@ -25,7 +25,8 @@ class PoolingParams:
     overflow: what to do with a longer prompt that is not cut: refuse it, cut it, or split it and average the pieces.
     step_tag_id, returned_token_ids: rows and columns kept of token_classify with STEP pooling.
     max_tokens_per_query, max_tokens_per_doc: content tokens that each side of a pair is cut to before they are joined.
-    normalize, softmax, activation: former words for use_activation.
+    task: what vLLM's callers say again beside the method; it must agree.
+    normalize, softmax, activation: former words for use_activation. extra_kwargs: vLLM's place of max_tokens_per_*.
     """
 
     dimensions: int | None = None
@@ -37,14 +38,23 @@ class PoolingParams:
     max_tokens_per_query: int | None = None
     max_tokens_per_doc: int | None = None
     overflow: Literal["error", "truncate", "chunk"] | None = None
+    task: str | None = None
     normalize: InitVar[bool | None] = None
     softmax: InitVar[bool | None] = None
     activation: InitVar[bool | None] = None
+    extra_kwargs: InitVar[Mapping[str, Any] | None] = None
 
-    def __post_init__(self, normalize: bool | None, softmax: bool | None, activation: bool | None) -> None:
+    def __post_init__(
+        self,
+        normalize: bool | None,
+        softmax: bool | None,
+        activation: bool | None,
+        extra_kwargs: Mapping[str, Any] | None,
+    ) -> None:
+        _take_sides(self, extra_kwargs or {})
         _take_former_words(self, normalize=normalize, softmax=softmax, activation=activation)
         _check_integer("dimensions", self.dimensions)
-        for name in ("max_tokens_per_query", "max_tokens_per_doc"):
+        for name in _SIDES:
             limit = getattr(self, name)
             _check_integer(name, limit)
             if limit is not None and limit < 1:
@@ -78,7 +88,7 @@ class PoolingParams:
     def for_pooler(self) -> PoolingParams:
         """Only what a pooling pipeline reads, so that equal poolings compare equal."""
         limits = (self.truncate_prompt_tokens, self.max_tokens_per_query, self.max_tokens_per_doc, self.overflow)
-        if limits == (None, None, None, None) and self.truncation_side == "right":
+        if limits == (None, None, None, None) and self.truncation_side == "right" and self.task is None:
             return self
         return PoolingParams(self.dimensions, self.use_activation, self.step_tag_id, self.returned_token_ids)
 
@@ -100,6 +110,7 @@ class PoolingParams:
             matryoshka.check(self.dimensions, model_name)
 
 
+_SIDES = ("max_tokens_per_query", "max_tokens_per_doc")
 _ALL_PARAMS = ("use_activation", "dimensions", "step_tag_id", "returned_token_ids")
 _TASK_PARAMS: dict[Task, tuple[str, ...]] = {
     "embed": ("use_activation", "dimensions"),
@@ -147,6 +158,7 @@ class PoolerConfig:
     max_embed_len: longest prompt in tokens; None takes any where prompts are split, else the model's limit.
     logit_mean, logit_sigma: logits are shifted and divided by these before the activation.
     step_tag_id, returned_token_ids: rows (by token id) and columns that STEP pooling keeps.
+    task: what /pooling answers where a body names none; all tasks of the model stay served.
     normalize, softmax, activation, logit_bias, logit_scale: former words.
     """
 
@@ -240,6 +252,20 @@ def _pooling_words(text: str) -> str:
                 f"Pooling types: {list(_SEQUENCE_POOLINGS)}, joined by '+' to concatenate, and ALL or STEP for tokens."
             )
     return "+".join(words)
+
+
+def _take_sides(params: PoolingParams, extra: Mapping[str, Any]) -> None:
+    """Let vLLM's extra_kwargs limit the sides of a pair.
+
+    Raises:
+        InvalidRequest: anything else in it.
+    """
+    for name, limit in extra.items():
+        if name not in _SIDES:
+            raise InvalidRequest(
+                f"extra_kwargs has no '{name}'.{did_you_mean(name, _SIDES)} It takes {list(_SIDES)}.", "extra_kwargs"
+            )
+        object.__setattr__(params, name, limit or None)
 
 
 def _take_former_words(params: object, **words: bool | None) -> None:
