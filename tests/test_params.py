@@ -59,6 +59,13 @@ def test_pooling_types(given: dict[str, Any], sequence: str | None, tokens: str 
         ({"pooling_type": "MEAN", "seq_pooling_type": "CLS"}, "not both"),
         ({"pooling_type": "MEDIAN"}, "unknown pooling type 'MEDIAN'"),
         ({"tok_pooling_type": "MEAN"}, "ALL or STEP, got 'MEAN'"),
+        ({"pooling_type": 7}, "pooling_type must be a word, got 7"),
+        ({"task": 3}, "task must be a word, got 3"),
+        ({"step_tag_id": "x"}, "step_tag_id must be an integer, got 'x'"),
+        ({"returned_token_ids": 3}, "returned_token_ids must be a list of integers or null, got 3"),
+        ({"logit_sigma": "b"}, "logit_sigma must be a number, got 'b'"),
+        ({"logit_scale": "c"}, "logit_scale must be a number, got 'c'"),
+        ({"enable_chunked_processing": "yes"}, "enable_chunked_processing must be true or false, got 'yes'"),
         ({"poolingtype": "MEAN"}, "no field 'poolingtype'. Did you mean 'pooling_type'"),
         (7, "must be a PoolerConfig or a mapping, got int"),
     ],
@@ -80,6 +87,9 @@ def test_pooler_configs_that_make_no_sense_are_named(given: Any, message: str) -
         ({"max_tokens_per_query": 0}, "max_tokens_per_query"),
         ({"max_tokens_per_doc": -1}, "max_tokens_per_doc"),
         ({"step_tag_id": "x"}, "step_tag_id"),
+        ({"returned_token_ids": 3}, "returned_token_ids"),
+        ({"returned_token_ids": "ab"}, "returned_token_ids"),
+        ({"returned_token_ids": [1.5]}, "returned_token_ids"),
     ],
 )
 def test_params_of_the_wrong_kind_are_named(given: dict[str, Any], field: str) -> None:

@@ -82,8 +82,8 @@ class PoolingParams:
             raise InvalidRequest(
                 f"overflow must be 'error', 'truncate', 'chunk' or null, got {self.overflow!r}", "overflow"
             )
-        if self.returned_token_ids is not None and not isinstance(self.returned_token_ids, tuple):
-            object.__setattr__(self, "returned_token_ids", tuple(self.returned_token_ids))
+        if self.returned_token_ids is not None:
+            object.__setattr__(self, "returned_token_ids", _ids(self.returned_token_ids))
 
     def for_pooler(self) -> PoolingParams:
         """Only what a pooling pipeline reads, so that equal poolings compare equal."""
@@ -189,6 +189,7 @@ class PoolerConfig:
         logit_scale: float | None,
     ) -> None:
         _take_former_words(self, normalize=normalize, softmax=softmax, activation=activation)
+        self._check_types(logit_bias=logit_bias, logit_scale=logit_scale)
         if logit_bias is not None:
             _warn_former("logit_bias", "logit_mean")
             object.__setattr__(self, "logit_mean", logit_bias)
@@ -216,8 +217,19 @@ class PoolerConfig:
             raise ConfigError("pooler_config: logit_sigma must not be 0.")
         if self.max_embed_len is not None and (type(self.max_embed_len) is not int or self.max_embed_len < 1):
             raise ConfigError(f"pooler_config: max_embed_len must be at least 1, got {self.max_embed_len!r}.")
+
+    def _check_types(self, **further: object) -> None:
+        """Raise ConfigError for a value of the wrong kind, and settle the ids. further: former words."""
+        for names, kinds, wanted in _KINDS:
+            for name in names:
+                value = further.get(name) if name in further else getattr(self, name)
+                if value is not None and type(value) not in kinds:
+                    raise ConfigError(f"pooler_config: {name} must be {wanted}, got {value!r}.")
         if self.returned_token_ids is not None:
-            object.__setattr__(self, "returned_token_ids", tuple(self.returned_token_ids))
+            try:
+                object.__setattr__(self, "returned_token_ids", _ids(self.returned_token_ids))
+            except InvalidRequest as error:
+                raise ConfigError(f"pooler_config: {error}.") from None
 
     @classmethod
     def parse(cls, given: PoolerConfig | Mapping[str, Any] | None) -> PoolerConfig:
@@ -239,6 +251,13 @@ class PoolerConfig:
         return cls(**given)
 
 
+# Fields of PoolerConfig that are checked where they are read first, before anything is made of them.
+_KINDS: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
+    (("pooling_type", "seq_pooling_type", "tok_pooling_type", "task"), (str,), "a word"),
+    (("step_tag_id",), (int,), "an integer"),
+    (("logit_mean", "logit_sigma", "logit_bias", "logit_scale"), (int, float), "a number"),
+    (("enable_chunked_processing",), (bool,), "true or false"),
+)
 _FORMER_FIELDS = ("normalize", "softmax", "activation", "logit_bias", "logit_scale")
 _SEQUENCE_POOLINGS = ("CLS", "LAST", "MEAN", "MAX", "WEIGHTEDMEAN", "MEAN_SQRT_LEN")
 
@@ -278,6 +297,15 @@ def _take_former_words(params: object, **words: bool | None) -> None:
 
 def _warn_former(word: str, today: str) -> None:
     warnings.warn(f"`{word}` was renamed; use `{today}` instead.", DeprecationWarning, stacklevel=5)
+
+
+def _ids(given: object) -> tuple[int, ...]:
+    """Token ids as a tuple; raises InvalidRequest for anything else."""
+    if not isinstance(given, list | tuple) or not all(type(value) is int for value in given):
+        raise InvalidRequest(
+            f"returned_token_ids must be a list of integers or null, got {given!r}", "returned_token_ids", given
+        )
+    return tuple(given)
 
 
 def _check_integer(name: str, value: object) -> None:
