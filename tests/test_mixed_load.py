@@ -38,7 +38,7 @@ def llm(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]
     modules = {}
     for seed, name in enumerate(("law", "art")):
         modules[name] = str(tmp_path_factory.mktemp(name))
-        save_adapter(folder, Path(modules[name]), "BertModel", seed)
+        save_adapter(folder, Path(modules[name]), "BertModel", seed, target_modules=["query", "value", "output.dense"])
     with LLM(str(folder), lora_modules=modules) as llm:
         yield llm
 
