@@ -136,6 +136,21 @@ def test_matryoshka_of_any_size() -> None:
                 small.embed("x", pooling_params=PoolingParams(dimensions=wrong))
 
 
+def test_parameters_may_name_the_task_but_not_another_one(llm: LLM) -> None:
+    (named,) = llm.encode("hello", PoolingParams(task="token_embed"))
+    assert named.outputs.array.ndim == 2
+    assert len(llm.embed("hello", pooling_params=[PoolingParams(task="embed")])) == 1
+    with pytest.raises(InvalidRequest, match="You cannot overwrite task='token_embed' of pooling_params with 'embed'"):
+        llm.embed("hello", pooling_params=PoolingParams(task="token_embed"))
+    with pytest.raises(UnsupportedTask, match="Unsupported task: 'classify'"):
+        llm.encode("hello", PoolingParams(task="classify"))
+
+
+def test_the_pooler_configs_task_is_the_first_of_all_that_are_served() -> None:
+    with LLM(pooler_config={"task": "token_embed"}) as llm:
+        assert llm.engine.tasks == ("token_embed", "embed")
+
+
 def test_the_users_pooler_config_wins_over_the_files(llm: LLM) -> None:
     with LLM(pooler_config={"pooling_type": "CLS", "use_activation": False}) as other:
         rows = llm.encode("hello world", PoolingParams(use_activation=False), pooling_task="token_embed")
@@ -295,6 +310,7 @@ def test_arguments_of_the_wrong_kind_are_named(llm: LLM, options: dict[str, Any]
         ({"hf_overrides": {"matryoshka_dimensions": "wide"}}, "'wide' is not a whole number from 1 to 384"),
         ({"pooler_config": {"use_activation": "yes"}}, "pooler_config: use_activation must be true, false or null"),
         ({"pooler_config": {"dimensions": 1000}}, "pooler_config: dimensions must be from 1 to 384, got 1000"),
+        ({"pooler_config": {"task": "classify"}}, "task: Unsupported task: 'classify' Supported tasks"),
         ({"pooler_config": {"max_embed_len": 0}}, "max_embed_len must be at least 1"),
         ({"pooler_config": {"pooling_typ": "CLS"}}, "Did you mean 'pooling_type'"),
     ],

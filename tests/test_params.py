@@ -59,6 +59,13 @@ def test_pooling_types(given: dict[str, Any], sequence: str | None, tokens: str 
         ({"pooling_type": "MEAN", "seq_pooling_type": "CLS"}, "not both"),
         ({"pooling_type": "MEDIAN"}, "unknown pooling type 'MEDIAN'"),
         ({"tok_pooling_type": "MEAN"}, "ALL or STEP, got 'MEAN'"),
+        ({"pooling_type": 7}, "pooling_type must be a word, got 7"),
+        ({"task": 3}, "task must be a word, got 3"),
+        ({"step_tag_id": "x"}, "step_tag_id must be an integer, got 'x'"),
+        ({"returned_token_ids": 3}, "returned_token_ids must be a list of integers or null, got 3"),
+        ({"logit_sigma": "b"}, "logit_sigma must be a number, got 'b'"),
+        ({"logit_scale": "c"}, "logit_scale must be a number, got 'c'"),
+        ({"enable_chunked_processing": "yes"}, "enable_chunked_processing must be true or false, got 'yes'"),
         ({"poolingtype": "MEAN"}, "no field 'poolingtype'. Did you mean 'pooling_type'"),
         (7, "must be a PoolerConfig or a mapping, got int"),
     ],
@@ -80,6 +87,9 @@ def test_pooler_configs_that_make_no_sense_are_named(given: Any, message: str) -
         ({"max_tokens_per_query": 0}, "max_tokens_per_query"),
         ({"max_tokens_per_doc": -1}, "max_tokens_per_doc"),
         ({"step_tag_id": "x"}, "step_tag_id"),
+        ({"returned_token_ids": 3}, "returned_token_ids"),
+        ({"returned_token_ids": "ab"}, "returned_token_ids"),
+        ({"returned_token_ids": [1.5]}, "returned_token_ids"),
     ],
 )
 def test_params_of_the_wrong_kind_are_named(given: dict[str, Any], field: str) -> None:
@@ -102,8 +112,19 @@ def test_a_field_of_another_task_is_refused(task: Task, given: dict[str, Any], w
         PoolingParams(**given).check(task, NONE, "tiny")
 
 
+def test_the_sides_of_a_pair_are_limited_in_vllms_place_too() -> None:
+    params = PoolingParams(extra_kwargs={"max_tokens_per_query": 3, "max_tokens_per_doc": 0})
+    assert (params.max_tokens_per_query, params.max_tokens_per_doc) == (3, None)
+    assert params.for_pooler() == PoolingParams()
+    with pytest.raises(
+        InvalidRequest, match=r"extra_kwargs has no 'max_tokens_per_dok'. Did you mean 'max_tokens_per_doc'"
+    ):
+        PoolingParams(extra_kwargs={"max_tokens_per_dok": 3})
+
+
 def test_equal_poolings_compare_equal_whatever_was_cut() -> None:
     asked = PoolingParams(use_activation=False, truncate_prompt_tokens=5, max_tokens_per_doc=3)
+    assert PoolingParams(task="embed").for_pooler() == PoolingParams()
     assert asked.for_pooler() == PoolingParams(use_activation=False)
     assert hash(PoolingParams(returned_token_ids=[1, 2])) == hash(PoolingParams(returned_token_ids=(1, 2)))  # type: ignore[arg-type]
 
@@ -138,7 +159,7 @@ def test_tasks_that_cannot_be_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("task", "convert"),
-    [("embed", "embed"), ("embedding", "embed"), ("encode", "embed"), ("classify", "classify"), ("score", "classify"),
+    [("embed", "embed"), ("embedding", "embed"), ("encode", "embed"), ("classify", "classify"), ("score", "auto"),
      ("reward", "auto"), ("auto", "auto")],
 )  # fmt: skip
 def test_the_former_option_task_is_understood(task: str, convert: str) -> None:
@@ -153,6 +174,14 @@ def test_other_former_options() -> None:
         Settings.parse(task="generate")
     assert Settings.parse(model_impl="vllm").model_impl == "native"
     assert Settings.parse(hf_token=True).hf_token is None
+    assert Settings.parse(seed=None).seed == 0
+
+
+@pytest.mark.parametrize("word", ["quantization", "quantization_config"])
+def test_quantised_weights_are_refused_not_ignored(word: str) -> None:
+    assert getattr(Settings.parse(**{word: None}), word) is None
+    with pytest.raises(ConfigError, match=f"^{word}: Poolhouse does not quantise weights.*'fp8'"):
+        Settings.parse(**{word: "fp8"})
 
 
 def test_options_of_other_engines_warn_once_and_unknown_ones_are_refused() -> None:

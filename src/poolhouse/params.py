@@ -25,7 +25,8 @@ class PoolingParams:
     overflow: what to do with a longer prompt that is not cut: refuse it, cut it, or split it and average the pieces.
     step_tag_id, returned_token_ids: rows and columns kept of token_classify with STEP pooling.
     max_tokens_per_query, max_tokens_per_doc: content tokens that each side of a pair is cut to before they are joined.
-    normalize, softmax, activation: former words for use_activation.
+    task: what vLLM's callers say again beside the method; it must agree.
+    normalize, softmax, activation: former words for use_activation. extra_kwargs: vLLM's place of max_tokens_per_*.
     """
 
     dimensions: int | None = None
@@ -37,14 +38,23 @@ class PoolingParams:
     max_tokens_per_query: int | None = None
     max_tokens_per_doc: int | None = None
     overflow: Literal["error", "truncate", "chunk"] | None = None
+    task: str | None = None
     normalize: InitVar[bool | None] = None
     softmax: InitVar[bool | None] = None
     activation: InitVar[bool | None] = None
+    extra_kwargs: InitVar[Mapping[str, Any] | None] = None
 
-    def __post_init__(self, normalize: bool | None, softmax: bool | None, activation: bool | None) -> None:
+    def __post_init__(
+        self,
+        normalize: bool | None,
+        softmax: bool | None,
+        activation: bool | None,
+        extra_kwargs: Mapping[str, Any] | None,
+    ) -> None:
+        _take_sides(self, extra_kwargs or {})
         _take_former_words(self, normalize=normalize, softmax=softmax, activation=activation)
         _check_integer("dimensions", self.dimensions)
-        for name in ("max_tokens_per_query", "max_tokens_per_doc"):
+        for name in _SIDES:
             limit = getattr(self, name)
             _check_integer(name, limit)
             if limit is not None and limit < 1:
@@ -72,13 +82,13 @@ class PoolingParams:
             raise InvalidRequest(
                 f"overflow must be 'error', 'truncate', 'chunk' or null, got {self.overflow!r}", "overflow"
             )
-        if self.returned_token_ids is not None and not isinstance(self.returned_token_ids, tuple):
-            object.__setattr__(self, "returned_token_ids", tuple(self.returned_token_ids))
+        if self.returned_token_ids is not None:
+            object.__setattr__(self, "returned_token_ids", _ids(self.returned_token_ids))
 
     def for_pooler(self) -> PoolingParams:
         """Only what a pooling pipeline reads, so that equal poolings compare equal."""
         limits = (self.truncate_prompt_tokens, self.max_tokens_per_query, self.max_tokens_per_doc, self.overflow)
-        if limits == (None, None, None, None) and self.truncation_side == "right":
+        if limits == (None, None, None, None) and self.truncation_side == "right" and self.task is None:
             return self
         return PoolingParams(self.dimensions, self.use_activation, self.step_tag_id, self.returned_token_ids)
 
@@ -100,6 +110,7 @@ class PoolingParams:
             matryoshka.check(self.dimensions, model_name)
 
 
+_SIDES = ("max_tokens_per_query", "max_tokens_per_doc")
 _ALL_PARAMS = ("use_activation", "dimensions", "step_tag_id", "returned_token_ids")
 _TASK_PARAMS: dict[Task, tuple[str, ...]] = {
     "embed": ("use_activation", "dimensions"),
@@ -147,6 +158,7 @@ class PoolerConfig:
     max_embed_len: longest prompt in tokens; None takes any where prompts are split, else the model's limit.
     logit_mean, logit_sigma: logits are shifted and divided by these before the activation.
     step_tag_id, returned_token_ids: rows (by token id) and columns that STEP pooling keeps.
+    task: what /pooling answers where a body names none; all tasks of the model stay served.
     normalize, softmax, activation, logit_bias, logit_scale: former words.
     """
 
@@ -177,6 +189,7 @@ class PoolerConfig:
         logit_scale: float | None,
     ) -> None:
         _take_former_words(self, normalize=normalize, softmax=softmax, activation=activation)
+        self._check_types(logit_bias=logit_bias, logit_scale=logit_scale)
         if logit_bias is not None:
             _warn_former("logit_bias", "logit_mean")
             object.__setattr__(self, "logit_mean", logit_bias)
@@ -204,8 +217,19 @@ class PoolerConfig:
             raise ConfigError("pooler_config: logit_sigma must not be 0.")
         if self.max_embed_len is not None and (type(self.max_embed_len) is not int or self.max_embed_len < 1):
             raise ConfigError(f"pooler_config: max_embed_len must be at least 1, got {self.max_embed_len!r}.")
+
+    def _check_types(self, **further: object) -> None:
+        """Raise ConfigError for a value of the wrong kind, and settle the ids. further: former words."""
+        for names, kinds, wanted in _KINDS:
+            for name in names:
+                value = further.get(name) if name in further else getattr(self, name)
+                if value is not None and type(value) not in kinds:
+                    raise ConfigError(f"pooler_config: {name} must be {wanted}, got {value!r}.")
         if self.returned_token_ids is not None:
-            object.__setattr__(self, "returned_token_ids", tuple(self.returned_token_ids))
+            try:
+                object.__setattr__(self, "returned_token_ids", _ids(self.returned_token_ids))
+            except InvalidRequest as error:
+                raise ConfigError(f"pooler_config: {error}.") from None
 
     @classmethod
     def parse(cls, given: PoolerConfig | Mapping[str, Any] | None) -> PoolerConfig:
@@ -227,6 +251,13 @@ class PoolerConfig:
         return cls(**given)
 
 
+# Fields of PoolerConfig that are checked where they are read first, before anything is made of them.
+_KINDS: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
+    (("pooling_type", "seq_pooling_type", "tok_pooling_type", "task"), (str,), "a word"),
+    (("step_tag_id",), (int,), "an integer"),
+    (("logit_mean", "logit_sigma", "logit_bias", "logit_scale"), (int, float), "a number"),
+    (("enable_chunked_processing",), (bool,), "true or false"),
+)
 _FORMER_FIELDS = ("normalize", "softmax", "activation", "logit_bias", "logit_scale")
 _SEQUENCE_POOLINGS = ("CLS", "LAST", "MEAN", "MAX", "WEIGHTEDMEAN", "MEAN_SQRT_LEN")
 
@@ -242,6 +273,20 @@ def _pooling_words(text: str) -> str:
     return "+".join(words)
 
 
+def _take_sides(params: PoolingParams, extra: Mapping[str, Any]) -> None:
+    """Let vLLM's extra_kwargs limit the sides of a pair.
+
+    Raises:
+        InvalidRequest: anything else in it.
+    """
+    for name, limit in extra.items():
+        if name not in _SIDES:
+            raise InvalidRequest(
+                f"extra_kwargs has no '{name}'.{did_you_mean(name, _SIDES)} It takes {list(_SIDES)}.", "extra_kwargs"
+            )
+        object.__setattr__(params, name, limit or None)
+
+
 def _take_former_words(params: object, **words: bool | None) -> None:
     """Let vLLM's former words set use_activation, with a warning for each."""
     for word, value in words.items():
@@ -252,6 +297,15 @@ def _take_former_words(params: object, **words: bool | None) -> None:
 
 def _warn_former(word: str, today: str) -> None:
     warnings.warn(f"`{word}` was renamed; use `{today}` instead.", DeprecationWarning, stacklevel=5)
+
+
+def _ids(given: object) -> tuple[int, ...]:
+    """Token ids as a tuple; raises InvalidRequest for anything else."""
+    if not isinstance(given, list | tuple) or not all(type(value) is int for value in given):
+        raise InvalidRequest(
+            f"returned_token_ids must be a list of integers or null, got {given!r}", "returned_token_ids", given
+        )
+    return tuple(given)
 
 
 def _check_integer(name: str, value: object) -> None:

@@ -50,7 +50,9 @@ class Settings(BaseModel):
     overflow: Literal["error", "truncate", "chunk"] = Field(
         "error", description="What to do with longer prompts: refuse, cut (and say so), or split and average."
     )
-    served_model_name: str | tuple[str, ...] | None = Field(None, description="Name or names that requests may use.")
+    served_model_name: str | tuple[str, ...] | None = Field(
+        None, description="Name or names (with commas) that requests may use; replies give the first."
+    )
     enable_lora: bool = Field(True, description="Whether requests may use adapters; needs no switching on.")
     lora_modules: dict[str, str] | None = Field(
         None,
@@ -69,7 +71,23 @@ class Settings(BaseModel):
     io_processor_plugin: str | None = Field(
         None, description="Plugin that turns its own data into prompts; none: the one that config.json names, if any."
     )
+    quantization: str | None = Field(None, description="Nothing is quantised: only none is taken.")
+    quantization_config: Any = Field(None, description="As quantization.")
     seed: int = Field(0, description="Seed of torch's random numbers.")
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _vllms_former_default(cls, value: Any) -> Any:
+        return 0 if value is None else value
+
+    @field_validator("quantization", "quantization_config", mode="before")
+    @classmethod
+    def _nothing_is_quantised(cls, value: Any) -> Any:
+        if value in (None, "", "none", "auto"):
+            return None
+        raise ValueError(
+            "Poolhouse does not quantise weights; leave it out, or ask for dtype='bfloat16' to save memory"
+        )
 
     @field_validator("model_impl", mode="before")
     @classmethod
@@ -143,8 +161,9 @@ class ServerSettings(BaseModel):
 # What vLLM's former option `task` meant, in terms of `convert`.
 _FORMER_TASKS = {
     **dict.fromkeys(("embed", "embedding", "encode"), "embed"),
-    **dict.fromkeys(("classify", "score"), "classify"),
-    **dict.fromkeys(("auto", "reward"), "auto"),
+    "classify": "classify",
+    # Every kind of model can score or reward as what it is: score falls back to cosines.
+    **dict.fromkeys(("auto", "reward", "score"), "auto"),
 }
 
 
@@ -180,7 +199,7 @@ def _validated(cls: type[SettingsT], options: Mapping[str, Any]) -> SettingsT:
         return cls.model_validate(options)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']} (got {problem['input']!r})"
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})"
             for problem in error.errors(include_url=False)
         ]
         raise ConfigError("; ".join(problems)) from None

@@ -41,5 +41,5 @@ def _today(word: str, supported: tuple[Task, ...]) -> str:
         meant = "token_classify" if "token_embed" not in supported and "token_classify" in supported else "token_embed"
     else:
         return word
-    warnings.warn(f"The task `{word}` was removed; use `{meant}` instead.", DeprecationWarning, stacklevel=4)
+    warnings.warn(f"The task `{word}` was removed; use `{meant}` instead.", DeprecationWarning, stacklevel=5)
     return meant

@@ -45,6 +45,8 @@ class FakeEngine:
         self.width = width
         self.max_tokens = max_tokens
         self.prompts: Mapping[str, str] = prompts or {}
+        self.aliases: tuple[str, ...] = ()
+        self.token_weights = False
         self.adapters: tuple[str, ...] = ()
         self.label_names: Mapping[int, str] = label_names or {}
         self.labels = len(self.label_names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from poolhouse import LLM, ConfigError
-from poolhouse.cli.options import join_dotted, join_unknown
+from poolhouse.cli.options import join_dotted, join_served_names, join_unknown
 from poolhouse.models.embedded import embedded_model
 from poolhouse.settings import MEANINGLESS, ServerSettings, Settings
+from tests.checkpoints import save_checkpoint
 from tests.models.tiny_rerankers import save
 
 
@@ -117,6 +119,13 @@ def test_check_shows_what_a_reranker_was_taken_for_and_its_prompt(tmp_path: Path
         assert words in done.stdout
 
 
+def test_check_names_the_labels_of_a_token_classifier(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, "bert, wordpiece", "ForTokenClassification", id2label={0: "O", 1: "PERSON"})
+    done = run("check", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"labels: +O, PERSON", done.stdout)
+
+
 def test_check_fails_when_the_vectors_differ() -> None:
     done = run("check", "--pooler-config", '{"pooling_type": "MAX"}')
     assert done.returncode == 1
@@ -175,6 +184,13 @@ def test_unknown_options_are_gathered_with_their_values() -> None:
     )
     assert joined[:3] == ["m", "--port", "80"]
     assert json.loads(joined[4]) == {"max_num_seqs": 4, "enforce_eager": True, "x": "y"}
+
+
+def test_several_served_names_are_one_word_where_the_model_stands_first() -> None:
+    words = ["--served-model-name", "a", "b", "--port", "80"]
+    assert join_served_names(["m", *words]) == ["m", "--served-model-name", "a,b", "--port", "80"]
+    assert join_served_names(words) == words
+    assert join_served_names([]) == []
 
 
 def test_options_of_vllm_that_mean_nothing_are_one_warning() -> None:

@@ -115,6 +115,12 @@ def test_too_long_a_pair_is_refused_with_the_side_to_shorten(
     assert all(part in str(refused.value) for part in said)
 
 
+def test_a_side_that_was_cut_already_is_not_the_one_to_shorten(tmp_path: Path) -> None:
+    tokenizer(tmp_path)
+    with pytest.raises(InputTooLong, match=r"query has 4, the document 12.* Shorten the document.*max_tokens_per_doc"):
+        joined(Tokenizer.from_folder(tmp_path), words(20), words(12), Limit(12, max_query_tokens=4))
+
+
 def test_a_cut_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
     tokenizer(tmp_path)
     with pytest.raises(InvalidRequest, match="truncate_prompt_tokens=4 leaves no room beside the 3 special tokens"):

@@ -133,6 +133,14 @@ def test_a_prompt_holds_at_most_125_documents(folder: Path) -> None:
         assert [output.prompt_token_ids.count(embed) for output in outputs] == [125] * 125 + [5] * 5
 
 
+def test_a_query_that_leaves_no_room_is_the_side_to_shorten(folder: Path) -> None:
+    with (
+        LLM(str(folder), max_model_len=600) as llm,
+        pytest.raises(InputTooLong, match=r"query \(800 tokens, twice\).* Shorten the query"),
+    ):
+        llm.score("x " * 400, ["short"])
+
+
 def test_special_tokens_in_texts_are_taken_out(folder: Path) -> None:
     with LLM(str(folder)) as llm:
         clean = scores(llm, "q", ["one", "two"])
@@ -144,7 +152,7 @@ def test_long_documents_are_refused_or_cut_alone(folder: Path) -> None:
     cut = PoolingParams(truncate_prompt_tokens=-1)
     for options in ({}, {"overflow": "chunk"}):
         with LLM(str(folder), max_model_len=700, **options) as llm:
-            with pytest.raises(InputTooLong, match=r"document 1 \(800 tokens\)"):
+            with pytest.raises(InputTooLong, match=r"document 1 \(800 tokens\).* Shorten the document"):
                 llm.score("q", ["one", long])
             outputs = llm.score("q", ["one", long], pooling_params=cut)
             assert [output.truncated for output in outputs] == [False, True]

@@ -8,7 +8,7 @@ import warnings
 import typer
 
 from poolhouse.cli import bench, check, embed, serve
-from poolhouse.cli.options import join_dotted, join_lora_modules, join_unknown
+from poolhouse.cli.options import join_dotted, join_lora_modules, join_served_names, join_unknown
 from poolhouse.errors import ConfigError, PoolhouseError
 from poolhouse.settings import ServerSettings, Settings
 
@@ -29,12 +29,13 @@ def main() -> None:
     """Run the command line; what goes wrong is said in one line."""
     # A warning is for the user; where in our code it was raised is not.
     warnings.formatwarning = lambda message, *_, **__: f"poolhouse: {message}\n"
-    # Python hides what is deprecated from users, but here they are the ones to act.
-    warnings.filterwarnings("default", r".*was (renamed|removed); use", DeprecationWarning)
+    # Here former words are a person's, whom Python would tell nothing of them.
+    warnings.filterwarnings("default", r".* was re(nam|mov)ed; use ", DeprecationWarning)
     try:
         arguments = join_dotted(sys.argv[1:])
         if arguments[:1] == ["serve"]:
-            arguments[1:] = join_unknown(join_lora_modules(arguments[1:]), Settings, ServerSettings)
+            words = join_served_names(join_lora_modules(arguments[1:]))
+            arguments[1:] = join_unknown(words, Settings, ServerSettings)
         app(arguments)
     except PoolhouseError as error:
         print(f"poolhouse: {error}", file=sys.stderr)

@@ -73,7 +73,7 @@ def _facts(llm: LLM) -> Table:
         "dtype, device": f"{str(facts.dtype).removeprefix('torch.')}, {facts.device}",
         "longest prompt": f"{facts.max_tokens} tokens",
         **({"vector": f"{facts.width} numbers", "matryoshka": matryoshka} if "embed" in llm.engine.tasks else {}),
-        **({"labels": _labels(llm)} if llm.engine.labels else {}),
+        **({"labels": _labels(llm)} if llm.engine.labels or llm.engine.label_names else {}),
         "prompts": ", ".join(facts.prompts) or "none",
     }
     template = llm.engine.score_template

@@ -71,6 +71,22 @@ def join_lora_modules(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
+def join_served_names(arguments: Sequence[str]) -> list[str]:
+    """Arguments with `--served-model-name a b` made one word, where the model stands first, as in vLLM's own examples.
+
+    Else the second name could be the model.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        return list(arguments)
+    joined: list[str] = []
+    for argument in arguments:
+        if len(joined) > 1 and joined[-2] == "--served-model-name" and not argument.startswith("-"):
+            joined[-1] += f",{argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
 def join_unknown(arguments: Sequence[str], *classes: type[BaseModel]) -> list[str]:
     """Arguments with options that no field describes gathered into one `--other-options '{...}'`, for Settings to judge.
 
@@ -119,6 +135,8 @@ def _parsed(options: Mapping[str, Any]) -> dict[str, Any]:
                 parsed[name] = json.loads(parsed[name])
             except ValueError as error:
                 raise ConfigError(f"--{name.replace('_', '-')} is not valid JSON: {error}") from None
+    if isinstance(parsed.get("served_model_name"), str):
+        parsed["served_model_name"] = tuple(name.strip() for name in parsed["served_model_name"].split(","))
     return parsed
 
 

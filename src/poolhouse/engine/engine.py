@@ -46,6 +46,7 @@ class EngineOptions:
     max_prompt_tokens: another limit of prompts; with overflow "chunk" the only one.
     default_params: what the model's owner wants where a request says nothing.
     score_template: what joins a query and a document, where the tokenizer does not.
+    aliases: names beside the model's own that requests may use.
     """
 
     max_batch_tokens: int
@@ -54,6 +55,7 @@ class EngineOptions:
     tokenizer_threads: int = 2
     default_params: PoolingParams = PoolingParams()
     score_template: ScoreTemplate | None = None
+    aliases: tuple[str, ...] = ()
 
 
 class Engine:
@@ -81,6 +83,11 @@ class Engine:
         return self.model.facts.name
 
     @property
+    def aliases(self) -> tuple[str, ...]:
+        """Further names that requests may use."""
+        return self.options.aliases
+
+    @property
     def tasks(self) -> tuple[Task, ...]:
         return self.model.tasks
 
@@ -93,6 +100,12 @@ class Engine:
     @property
     def label_names(self) -> Mapping[int, str]:
         return self.model.facts.labels
+
+    @property
+    def token_weights(self) -> bool:
+        """Whether `token_classify` weighs tokens for sparse retrieval, as BGE-M3 does."""
+        pipeline = self.model.pipelines.get("token_classify")
+        return pipeline is not None and pipeline.weights
 
     @property
     def max_tokens(self) -> int:

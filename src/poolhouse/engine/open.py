@@ -22,11 +22,12 @@ from poolhouse.models.adapters import AdapterOptions
 from poolhouse.models.folders import folders_of
 from poolhouse.models.hub import locate
 from poolhouse.models.load import LoadOptions, load
-from poolhouse.models.model import Facts
+from poolhouse.models.model import Facts, Model
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.plugins import load_plugin
 from poolhouse.pooling.sentence_transformers import read_sentence_transformers
 from poolhouse.settings import Settings
+from poolhouse.tasks import parse_task
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -73,6 +74,7 @@ def open_engine(settings: Settings) -> Engine:
             adapters=_adapters(settings, folders.adapters),
         ),
     )
+    model = _preferring(pooler.task, model)
     files = read_sentence_transformers(folders.described)
     tokenizer_folder = folders.tokenizer
     if settings.tokenizer is not None:
@@ -103,6 +105,7 @@ def open_engine(settings: Settings) -> Engine:
             tokenizer_threads=settings.tokenizer_workers,
             default_params=_default_params(pooler, None if files is None else files.truncate_dim, model.facts.width),
             score_template=_score_template(settings.chat_template, model.facts),
+            aliases=settings.names[1:],
         ),
         None if plugin is None else load_plugin(plugin, settings, tokenizer),
     )
@@ -111,6 +114,21 @@ def open_engine(settings: Settings) -> Engine:
 def _found(settings: Settings, place: str) -> Path:
     """The folder of an adapter, or of an adapter's base: a path or a hub id, looked up as the model is."""
     return locate(place, download_dir=settings.download_dir, token=settings.hf_token)
+
+
+def _preferring(word: str | None, model: Model) -> Model:
+    """The model with this task as its first.
+
+    Raises:
+        ConfigError: it has no such task.
+    """
+    if word is None:
+        return model
+    try:
+        task = parse_task(word, model.tasks)
+    except InvalidRequest as error:
+        raise ConfigError(f"pooler_config: task: {error}") from None
+    return replace(model, pipelines={task: model.pipelines[task], **model.pipelines})
 
 
 def _adapters(settings: Settings, base_merge: tuple[Path, ...]) -> AdapterOptions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,9 @@ from poolhouse.segments import Segments
 from poolhouse.tasks import TOKEN_TASKS, Task
 
 log = logging.getLogger("poolhouse")
+
+# Numbers that token tasks compute at once: a vocabulary per token takes gigabytes, and every step as much again.
+_MOST_NUMBERS = 2**27
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +81,8 @@ class Runner:
                 [request.tokens for request in requests], self.device, [request.adapter for request in requests]
             )
             hidden = self.model.backbone(batch)
-            groups = [(members, self._pool(members, rows)) for members, rows in _groups(requests, batch, hidden)]
+            parts = self._parts(requests)
+            groups = [(members, self._pool(members, rows)) for members, rows in _groups(parts, requests, batch, hidden)]
             done = None
             if self.asynchronous:
                 done = torch.cuda.Event()
@@ -87,6 +91,17 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - whatever it is, callers must hear of it
             self._retry(requests, error)
             return None
+
+    def _parts(self, requests: list[Ready]) -> list[list[int]]:
+        """Requests that can be pooled together: of one task and params, and of not too many numbers; usually one part."""
+        by_kind: dict[tuple[Task, PoolingParams, bool], list[int]] = {}
+        for index, request in enumerate(requests):
+            by_kind.setdefault((request.task, request.params, request.spans is not None), []).append(index)
+        parts: list[list[int]] = []
+        for (task, _, _), members in by_kind.items():
+            width = self.model.pipelines[task].width if task in TOKEN_TASKS else 1
+            parts.extend(_slices_of(members, requests, _MOST_NUMBERS // width))
+        return parts
 
     def _pool(self, requests: list[Ready], rows: Rows) -> Rows:
         pipeline = self.model.pipelines[requests[0].task]
@@ -141,22 +156,32 @@ def _fail(request: Ready, error: Exception) -> None:
         request.future.set_exception(failure)
 
 
-def _groups(requests: list[Ready], batch: Batch, hidden: Tensor) -> list[tuple[list[Ready], Rows]]:
-    """Requests that share task and params, each group with its own rows; usually there is one group."""
-    by_kind: dict[tuple[Task, PoolingParams, bool], list[int]] = {}
-    for index, request in enumerate(requests):
-        by_kind.setdefault((request.task, request.params, request.spans is not None), []).append(index)
-    groups = []
-    for (_, _, spans), members in by_kind.items():
+def _groups(
+    parts: list[list[int]], requests: list[Ready], batch: Batch, hidden: Tensor
+) -> Iterator[tuple[list[Ready], Rows]]:
+    """The requests of each part, with rows of their own. parts: places in the pack."""
+    for members in parts:
         chosen = [requests[index] for index in members]
-        if spans:
+        if chosen[0].spans is not None:
             rows = _rows_of_spans([(batch.segments.starts[index], requests[index]) for index in members], batch, hidden)
-        elif len(by_kind) == 1:
+        elif len(parts) == 1:
             rows = Rows(hidden, batch.segments, batch.ids, _skip(requests))
         else:
             rows = _rows(members, batch, hidden, _skip(chosen))
-        groups.append((chosen, rows))
-    return groups
+        yield chosen, rows
+
+
+def _slices_of(members: list[int], requests: list[Ready], most_rows: int) -> list[list[int]]:
+    """Members in order, in slices of at most so many rows; one longer request goes alone."""
+    slices: list[list[int]] = []
+    room = 0
+    for index in members:
+        if not slices or requests[index].length > room:
+            slices.append([])
+            room = most_rows
+        slices[-1].append(index)
+        room -= requests[index].length
+    return slices
 
 
 def _rows(members: list[int], batch: Batch, hidden: Tensor, skip: Tensor | None) -> Rows:

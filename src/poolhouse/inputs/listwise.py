@@ -112,10 +112,11 @@ class ListwisePrompts:
 
 
 def _too_long(most: int, index: int, length: int, query: int) -> InputTooLong:
+    longer = "query" if 2 * query > length else "document"
     return InputTooLong(
         f"This model's maximum context length is {most} tokens, which document {index} ({length} tokens) does not fit "
-        f"into beside the query ({query} tokens, twice) and the template. Shorten them, cut them with max_tokens_per_doc "
-        "and max_tokens_per_query, or cut the documents with truncate_prompt_tokens=-1.",
+        f"into beside the query ({query} tokens, twice) and the template. Shorten the {longer}, cut "
+        "both with max_tokens_per_doc and max_tokens_per_query, or cut the documents with truncate_prompt_tokens=-1.",
         "input_tokens",
         length,
     )

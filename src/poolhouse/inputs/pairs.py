@@ -142,7 +142,10 @@ def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def _too_long(first: Tokens, second: Tokens, limit: Limit, template: PairTemplate) -> InputTooLong:
-    lengths = {"query": first.original_tokens, "document": second.original_tokens}
+    lengths = {
+        "query": min(first.original_tokens, limit.max_query_tokens or first.original_tokens),
+        "document": min(second.original_tokens, limit.max_document_tokens or second.original_tokens),
+    }
     longer = max(lengths, key=lambda side: lengths[side])
     total = sum(lengths.values()) + template.special_tokens
     field = "max_tokens_per_query" if longer == "query" else "max_tokens_per_doc"

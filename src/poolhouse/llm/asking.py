@@ -63,10 +63,11 @@ def requests_of(engine: Engine, prompts: Any, task: Task, asked: Asked) -> list[
         UnsupportedTask: naming what the model can do. InvalidRequest: naming what is wrong.
     """
     if task not in engine.tasks:
-        cannot = _CANNOT.get(task, f"This model does not support {task}.")
+        cannot = _CANNOT.get(task, f"Unsupported task: '{task}'")
         raise UnsupportedTask(f"{cannot} Supported tasks: {list(engine.tasks)}")
     params = asked.params
     _check_types(params, asked.prompt_name)
+    _check_tasks(params, task, engine)
     parsed = parse_prompts(prompts)
     adapters = _adapters(engine, asked, len(parsed))
     made = Tokenization.parse(asked.tokenization)
@@ -110,12 +111,14 @@ def score_plan(engine: Engine, data_1: Any, data_2: Any, asked: Asked, joining: 
     return replace(plan, requests=requests)
 
 
-def required_task(word: str | None, engine: Engine) -> Task:
-    """The task that `LLM.encode` was told.
+def required_task(word: str | None, params: Params, engine: Engine) -> Task:
+    """The task that `LLM.encode` was told, by itself or within its parameters.
 
     Raises:
         InvalidRequest: none was; the message lists them.
     """
+    if word is None and isinstance(params, PoolingParams):
+        word = params.task
     if word is None:
         raise InvalidRequest(_NO_TASK, "pooling_task")
     return parse_task(word, engine.tasks)
@@ -138,6 +141,14 @@ def _adapters(engine: Engine, asked: Asked, prompts: int) -> list[str | None]:
             raise InvalidRequest("Adapters are for models of the native families.", "lora_request", request.lora_name)
         adapters.load(request.lora_name, request.lora_path)
     return [None if request is None else request.lora_name for request in requests]
+
+
+def _check_tasks(params: Params, task: Task, engine: Engine) -> None:
+    """Raise InvalidRequest for parameters that name another task than the call."""
+    several = params if isinstance(params, Sequence) else (params,)
+    for word in {one.task for one in several if one is not None and one.task is not None}:
+        if parse_task(word, engine.tasks) != task:
+            raise InvalidRequest(f"You cannot overwrite task='{word}' of pooling_params with '{task}'.", "task", word)
 
 
 def _check_types(params: object, prompt_name: object) -> None:

@@ -133,7 +133,7 @@ class LLM:
         plugin = plugging.wanted(self.engine, prompts, pooling_task)
         if plugin is not None:
             return plugging.encode(self.engine, plugin, prompts, asked, use_tqdm)
-        requests = requests_of(self.engine, prompts, required_task(pooling_task, self.engine), asked)
+        requests = requests_of(self.engine, prompts, required_task(pooling_task, pooling_params, self.engine), asked)
         return self._outputs(wait(self.engine.submit(requests), use_tqdm, str(pooling_task)), answering.pooling)
 
     async def encode_async(
@@ -152,7 +152,7 @@ class LLM:
         plugin = plugging.wanted(self.engine, prompts, pooling_task)
         if plugin is not None:
             return await plugging.encode_async(self.engine, plugin, prompts, asked)
-        requests = requests_of(self.engine, prompts, required_task(pooling_task, self.engine), asked)
+        requests = requests_of(self.engine, prompts, required_task(pooling_task, pooling_params, self.engine), asked)
         return self._outputs(await gather(self.engine.submit(requests)), answering.pooling)
 
     def classify(

@@ -43,7 +43,7 @@ class Target:
     def place(self, adapter: Adapter) -> dict[str, LowRank]:
         """The adapter's changes by slot ("layers.3.attn.qkv"); parts of one slot become one change.
 
-        Tensors of heads are passed over; whoever builds a head finds them in `adapter.saved`.
+        Heads are passed over: see `head_tensors`.
 
         Raises:
             CheckpointError: a module that the family does not have, or a shape of another base.
@@ -69,6 +69,23 @@ class Target:
             slot: _joined(found, self._part_rows(slot, sources[slot]), sources[slot], self.spec)
             for slot, found in parts.items()
         }
+
+    def head_tensors(self, adapter: Adapter, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the adapter makes of heads, whole tensors by their names in the checkpoint; tensors: the checkpoint's."""
+        heads = {name: tensor for name, tensor in adapter.saved.items() if self._is_head(name)}
+        for module, change in adapter.changes.items():
+            name = next((tail for tail in _tails(f"{module}.weight") if tail in tensors), None)
+            if name is not None and self._is_head(name):
+                heads[name] = tensors[name].float() + change.delta()
+        return heads
+
+    def heads_of(self, adapter: Adapter) -> list[str]:
+        """The tensors of heads that the adapter changes, as it calls them."""
+        return [
+            name
+            for name in (*adapter.saved, *(f"{module}.weight" for module in adapter.changes))
+            if self._is_head(name)
+        ]
 
     def _places(self, adapter: Adapter) -> tuple[dict[str, tuple[str, int, Source]], list[str]]:
         """Where each module goes, and modules that go nowhere, by the layout that knows most of them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import ChainMap
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,8 @@ class Adapters:
             self.default = next(iter(self.task_names), None)
         self._backbone, self._target, self._options = backbone, target, options
         self._sources: dict[str, str] = {}
+        self._heads: dict[str, list[str]] = {}
+        self._head_in_use: frozenset[str] = frozenset()
         self._adding = threading.Lock()
 
     @property
@@ -85,6 +88,28 @@ class Adapters:
             prompt_name = asked
         return (None if asked == self.merged else asked or None), prompt_name
 
+    def keep_head(self, used: frozenset[str]) -> None:
+        """Take no adapter that changes these tensors, of which the model's head is made: there is one head for all.
+
+        Raises:
+            CheckpointError: one was taken already.
+        """
+        self._head_in_use = used
+        for name in self._heads:
+            self._refuse_head(name, self._sources[name])
+
+    def _refuse_head(self, name: str, source: str) -> None:
+        changed = [
+            own
+            for own in self._heads[name]
+            if any(own.endswith(used) or used.endswith(own) for used in self._head_in_use)
+        ]
+        if changed:
+            raise CheckpointError(
+                f"The adapter '{name}' in {source} changes the model's head ({', '.join(changed[:4])}), which is possible "
+                "by merging only: merge_adapter, or the adapter's folder as the model."
+            )
+
     def load(self, name: str, place: str) -> None:
         """Make a PEFT folder or hub id available under `name`; a no-op if that very folder is.
 
@@ -111,6 +136,8 @@ class Adapters:
             CheckpointError: it does not fit the model.
         """
         changes = self._target.place(adapter)
+        self._heads[adapter.name] = self._target.heads_of(adapter)
+        self._refuse_head(adapter.name, source)
         transformer = self._backbone
         if not isinstance(transformer, Transformer):
             raise CheckpointError(
@@ -127,8 +154,16 @@ class Adapters:
             self._sources[adapter.name] = source
 
 
-def merged_into(tensors: dict[str, Tensor], target: Target, options: AdapterOptions, tasks: TaskAdapters) -> list[str]:
-    """Merge what `options` say into a model's tensors; the names of what came along and was left aside (heads).
+def merged_into(
+    tensors: dict[str, Tensor],
+    stored: Mapping[str, Tensor],
+    target: Target,
+    options: AdapterOptions,
+    tasks: TaskAdapters,
+) -> dict[str, Tensor]:
+    """Merge what `options` say into a model's tensors; what becomes of heads is returned, by the checkpoint's names.
+
+    stored: the checkpoint's own tensors.
 
     Raises:
         CheckpointError: an adapter that does not fit. ConfigError: options that contradict each other.
@@ -138,9 +173,11 @@ def merged_into(tensors: dict[str, Tensor], target: Target, options: AdapterOpti
     if options.merge is not None:
         own = next((adapter for adapter in tasks.adapters if adapter.name == options.merge), None)
         adapters.append(own or read_peft(options.modules[options.merge], options.merge, options.max_rank))
+    heads: dict[str, Tensor] = {}
     for adapter in adapters:
         merge(tensors, target.place(adapter))
-    return [name for adapter in adapters for name in adapter.saved]
+        heads |= target.head_tensors(adapter, ChainMap(heads, stored))  # type: ignore[arg-type]
+    return heads
 
 
 def adapters_of(backbone: Backbone, target: Target, options: AdapterOptions, tasks: TaskAdapters) -> Adapters:

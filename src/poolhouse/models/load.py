@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.models.adapters import AdapterOptions
@@ -191,10 +194,13 @@ def _head(
 ) -> tuple[LoadedHead | None, list[str]]:
     """The head of a native model, and a note where a masked language model lacks its own."""
     name = architecture(config)
+    tensors: Mapping[str, Tensor] = checkpoint.tensors
+    if loaded.merged_heads:
+        tensors = ChainMap(loaded.merged_heads, tensors)  # type: ignore[arg-type]
     if judges_steps(config, pooler):
-        head = step_head(checkpoint.tensors, config, loaded.token_table, pooler)
+        head = step_head(tensors, config, loaded.token_table, pooler)
     elif reranker.tokens is not None:
-        head = token_head(reranker.tokens, checkpoint.tensors, config)
+        head = token_head(reranker.tokens, tensors, config)
     else:
         wanted = head_of(family, config, role)
         if wanted is None and role == "splade":
@@ -202,12 +208,13 @@ def _head(
         if wanted is None:
             return None, []
         try:
-            head = read_head(wanted, checkpoint.tensors, loaded.prefix, name, loaded.table)
+            head = read_head(wanted, tensors, loaded.prefix, name, loaded.table)
         except CheckpointError as error:
             if role != "masked_lm":
                 raise
             return None, [f"Tokens are not classified by the vocabulary: {error}"]
     check_head(head, loaded.hidden_size, name)
+    loaded.adapters.keep_head(head.used)
     return head, []
 
 

@@ -84,4 +84,5 @@ class Model:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
+        """What it can do; the first is what a request means that names no task."""
         return tuple(self.pipelines)

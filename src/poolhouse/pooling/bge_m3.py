@@ -45,7 +45,7 @@ def bge_m3_pipelines(
             (Every(), WithoutEnds(bos, None), vectors, Truncate(), Normalize(unit)), vectors.weight.shape[0]
         ),
         "token_classify": Pipeline(
-            (Every(), WithoutEnds(bos, eos), sparse, Probabilities(_RELU, unit)), sparse.weight.shape[0]
+            (Every(), WithoutEnds(bos, eos), sparse, Probabilities(_RELU, unit)), sparse.weight.shape[0], weights=True
         ),
     }
 

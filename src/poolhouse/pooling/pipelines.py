@@ -33,10 +33,14 @@ from poolhouse.tasks import Task
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """The steps of one task. width: features of its answer, before Matryoshka cuts."""
+    """The steps of one task.
+
+    width: features of its answer, before Matryoshka cuts. weights: its rows are weights of tokens for sparse retrieval.
+    """
 
     steps: tuple[Step, ...]
     width: int
+    weights: bool = False
 
     @property
     def words(self) -> str:

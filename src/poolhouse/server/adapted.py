@@ -13,7 +13,7 @@ from poolhouse.tasks import Task
 
 def with_adapters(engines: Sequence[Engine]) -> list[Engine]:
     """The engines, and after them one more for each adapter that they have by name; engines' own names win."""
-    names = {engine.name for engine in engines}
+    names = {name for engine in engines for name in (engine.name, *engine.aliases)}
     adapted = [AdaptedEngine(engine, name) for engine in engines for name in engine.adapters if name not in names]
     return [*engines, *adapted]
 
@@ -30,6 +30,10 @@ class AdaptedEngine:
         return self.engine.name
 
     @property
+    def aliases(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def tasks(self) -> tuple[Task, ...]:
         return self.engine.tasks
 
@@ -40,6 +44,10 @@ class AdaptedEngine:
     @property
     def label_names(self) -> Mapping[int, str]:
         return self.engine.label_names
+
+    @property
+    def token_weights(self) -> bool:
+        return self.engine.token_weights
 
     @property
     def max_tokens(self) -> int:

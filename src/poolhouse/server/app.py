@@ -22,7 +22,7 @@ from poolhouse.settings import ServerSettings
 def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None) -> FastAPI:
     """The HTTP application over these engines; it closes them when it is shut down."""
     settings = settings or ServerSettings()
-    serving = Serving({engine.name: engine for engine in with_adapters(engines)}, settings, Metrics())
+    serving = Serving.of(with_adapters(engines), settings, Metrics())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -23,7 +23,12 @@ class Engine(Protocol):
     """What a server needs of an engine; `poolhouse.engine.engine.Engine` and `poolhouse.testing.FakeEngine` have it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name that replies give, whichever the request used."""
+        ...
+
+    @property
+    def aliases(self) -> tuple[str, ...]: ...
 
     @property
     def tasks(self) -> tuple[Task, ...]: ...
@@ -33,6 +38,11 @@ class Engine(Protocol):
 
     @property
     def label_names(self) -> Mapping[int, str]: ...
+
+    @property
+    def token_weights(self) -> bool:
+        """Whether `token_classify` weighs tokens for sparse retrieval."""
+        ...
 
     @property
     def max_tokens(self) -> int: ...
@@ -62,6 +72,15 @@ class Serving:
     engines: Mapping[str, Engine]
     settings: ServerSettings
     metrics: Metrics
+
+    @classmethod
+    def of(cls, engines: Sequence[Engine], settings: ServerSettings, metrics: Metrics) -> Serving:
+        """These engines by name and alias; of engines that share a name, the first has it."""
+        names: dict[str, Engine] = {}
+        for engine in engines:
+            for name in (engine.name, *engine.aliases):
+                names.setdefault(name, engine)
+        return cls(names, settings, metrics)
 
     def engine(self, model: str | None) -> Engine:
         """The engine of that name; without a name, the first.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -12,6 +13,8 @@ from poolhouse.params import PoolingParams
 from poolhouse.server.encoding import EncodingFormat
 from poolhouse.tasks import Task
 
+# vLLM's for use_activation.
+_FORMER_WORDS = ("normalize", "softmax", "activation")
 _TEXT = {"type": "string"}
 _IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
 INPUT_SCHEMA: dict[str, Any] = {
@@ -52,9 +55,14 @@ class Fields(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_old_words(cls, body: Any) -> Any:
-        if isinstance(body, dict) and "normalize" in body:
-            raise ValueError("Parameter `normalize` was removed; use `use_activation` instead.")
+    def _understand_former_words(cls, body: Any) -> Any:
+        given = [word for word in _FORMER_WORDS if isinstance(body, dict) and body.get(word) is not None]
+        for word in given:
+            warnings.warn(
+                f"Parameter `{word}` was renamed; use `use_activation` instead.", DeprecationWarning, stacklevel=1
+            )
+            if body.get("use_activation") is None:
+                body = {**body, "use_activation": body[word]}
         return body
 
     def requests(self, task: Task) -> list[Request]:

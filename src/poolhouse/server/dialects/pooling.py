@@ -15,7 +15,9 @@ from poolhouse.tasks import parse_task
 class PoolingFields(Fields):
     """The body of POST /pooling."""
 
-    task: str | None = Field(None, description="embed or token_embed; none takes the model's first.")
+    task: str | None = Field(
+        None, description="embed, token_embed, classify or token_classify, as the model has it; none takes its first."
+    )
 
 
 def router(serving: Serving) -> APIRouter:
@@ -23,7 +25,7 @@ def router(serving: Serving) -> APIRouter:
 
     @routes.post("/pooling", openapi_extra=body_schema(PoolingFields))
     async def pooling(http: Request) -> Response:
-        """One vector, or one vector per token, for each input."""
+        """One row, or one row per token, for each input."""
         fields = PoolingFields.model_validate(await read_json(http, serving.settings.max_body_bytes))
         engine = serving.engine(fields.model)
         task = engine.tasks[0] if fields.task is None else parse_task(fields.task, engine.tasks)

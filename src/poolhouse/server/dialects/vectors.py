@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fastapi import Request, Response
 
@@ -26,6 +27,9 @@ async def reply(
     requests = fields.requests(task)
     serving.metrics.parse_seconds.observe(time.perf_counter() - started)
     answers = await serving.answers(http, engine, requests)
+    if task == "token_classify" and engine.token_weights:
+        # A number per token, as vLLM writes them, not a row of one number.
+        answers = [replace(answer, array=answer.array[:, 0]) for answer in answers]
     serving.metrics.count(engine.name, task, answers)
 
     started = time.perf_counter()
@@ -33,7 +37,7 @@ async def reply(
         "id": reply_id(prefix, http, fields.request_id),
         "object": "list",
         "created": int(time.time()),
-        "model": fields.model or engine.name,
+        "model": engine.name,
     }
     if sum(answer.array.size for answer in answers) > _LARGE:
         body = await asyncio.to_thread(_render, head, answers, fields.encoding_format, kind, key)

@@ -1,0 +1,137 @@
+"""Every task over /pooling, by today's and former words, and models under several names."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from poolhouse import LLM, PoolingParams
+from poolhouse.server.app import create_app
+from poolhouse.testing import FakeEngine
+from tests.models.tiny import LAYERS, TEXTS, save, tokenizer
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    folder = tmp_path_factory.mktemp("classifier")
+    tokenizer(folder)
+    save(folder, "BertForSequenceClassification", "BertConfig", LAYERS, num_labels=1)
+    with LLM(str(folder), served_model_name=["first", "second"]) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def m3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    folder = tmp_path_factory.mktemp("m3")
+    tokenizer(folder, "roberta")
+    save(folder, "XLMRobertaModel", "XLMRobertaConfig", LAYERS | {"bos_token_id": 0, "eos_token_id": 2})
+    torch.save({"weight": torch.randn(1, 32), "bias": torch.randn(1)}, folder / "sparse_linear.pt")
+    torch.save({"weight": torch.randn(24, 32), "bias": torch.randn(24)}, folder / "colbert_linear.pt")
+    with LLM(str(folder), served_model_name="m3") as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def http(classifier: LLM, m3: LLM) -> TestClient:
+    # Without its lifespan, which would close the engines.
+    return TestClient(create_app([classifier.engine, m3.engine]))
+
+
+def pooled(http: TestClient, **body: Any) -> list[Any]:
+    reply = http.post("/pooling", json=body)
+    assert reply.status_code == 200, reply.text
+    return [item["data"] for item in reply.json()["data"]]
+
+
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [("first", "classify"), ("first", "token_classify"), ("m3", "embed"), ("m3", "token_embed")],
+)
+def test_the_rows_of_every_task(http: TestClient, classifier: LLM, m3: LLM, model: str, task: str) -> None:
+    llm = m3 if model == "m3" else classifier
+    expected = [output.outputs.array for output in llm.encode(TEXTS, pooling_task=task)]
+    got = pooled(http, model=model, input=TEXTS, task=task)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert np.shape(ours) == theirs.shape
+        assert np.allclose(ours, theirs, atol=1e-6)
+
+
+def test_sparse_weights_of_bge_m3_are_a_flat_list(http: TestClient, m3: LLM) -> None:
+    expected = [output.outputs.array[:, 0] for output in m3.encode(TEXTS, pooling_task="token_classify")]
+    got = pooled(http, model="m3", input=TEXTS, task="token_classify")
+    assert [np.shape(weights) for weights in got] == [(len(text.split()),) for text in TEXTS]
+    assert all(np.allclose(ours, theirs, atol=1e-6) for ours, theirs in zip(got, expected, strict=True))
+    (packed,) = pooled(http, model="m3", input=TEXTS[0], task="token_classify", encoding_format="base64")
+    assert np.allclose(np.frombuffer(base64.b64decode(packed), "<f4"), expected[0], atol=1e-6)
+
+
+def test_the_former_task_score_classifies(http: TestClient) -> None:
+    with pytest.warns(DeprecationWarning, match="`score` was removed; use `classify`"):
+        former = pooled(http, model="first", input=TEXTS[0], task="score")
+    assert former == pooled(http, model="first", input=TEXTS[0], task="classify")
+
+
+def test_tasks_that_a_model_lacks_are_named_with_those_it_has(http: TestClient) -> None:
+    for task, words in (
+        ("embed", "Unsupported task: 'embed' Supported tasks: ['classify', 'token_classify']"),
+        ("plugin", "No IOProcessor plugin installed"),
+        ("sing", "Unknown task: 'sing'"),
+    ):
+        reply = http.post("/pooling", json={"model": "first", "input": "w1", "task": task})
+        assert (reply.status_code, reply.json()["param"]) == (400, "task")
+        assert words in reply.json()["message"]
+
+
+@pytest.mark.parametrize("word", ["normalize", "softmax", "activation"])
+def test_former_words_mean_use_activation_and_give_way_to_it(http: TestClient, classifier: LLM, word: str) -> None:
+    raw = classifier.encode(TEXTS[0], PoolingParams(use_activation=False), pooling_task="classify")[0].outputs.array
+    sure = classifier.encode(TEXTS[0], pooling_task="classify")[0].outputs.array
+    body = {"model": "first", "input": TEXTS[0], "task": "classify", word: False}
+    with pytest.warns(DeprecationWarning, match=f"`{word}` was renamed; use `use_activation`"):
+        assert np.allclose(pooled(http, **body), [raw], atol=1e-6)
+    with pytest.warns(DeprecationWarning, match="use_activation"):
+        assert np.allclose(pooled(http, **body, use_activation=True), [sure], atol=1e-6)
+    assert np.allclose(pooled(http, **body | {word: None}), [sure], atol=1e-6)
+
+
+def test_a_model_answers_to_all_its_names_and_gives_the_first(http: TestClient) -> None:
+    for name in ("first", "second"):
+        assert http.post("/pooling", json={"model": name, "input": "w1"}).json()["model"] == "first"
+    models = http.get("/v1/models").json()["data"]
+    assert [(model["id"], model["root"]) for model in models] == [("first", "first"), ("second", "first"), ("m3", "m3")]
+
+
+def test_of_two_models_with_one_name_the_first_has_it() -> None:
+    one, other = FakeEngine("one", width=4), FakeEngine("other", width=16)
+    one.aliases, other.aliases = ("both",), ("both", "else")
+    http = TestClient(create_app([one, other]))
+    for name, width in (("both", 4), ("else", 16), ("other", 16)):
+        reply = http.post("/v1/embeddings", json={"model": name, "input": "x"}).json()
+        assert len(reply["data"][0]["embedding"]) == width
+
+
+def test_the_command_line_takes_names_as_vllm_does_and_speaks_of_former_words(classifier: LLM) -> None:
+    folder = classifier.model.facts.path
+    words = ["--host", "127.0.0.1", "--port", "0", "--task", "score", "--served-model-name", "first", "second"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "poolhouse.cli", "serve", folder, *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    url = process.stdout.readline().rsplit(" ", 1)[-1].strip()
+    for body in ({"input": "w1", "model": "second", "softmax": False}, {"input": "w2", "softmax": False}) * 2:
+        assert httpx.post(f"{url}/pooling", json=body, timeout=60).json()["model"] == "first"
+    process.terminate()
+    log = process.communicate(timeout=60)[1]
+    assert log.count("The option `task` was renamed") == 1
+    assert log.count("Parameter `softmax` was renamed; use `use_activation`") == 1
