@@ -22,7 +22,16 @@ from poolhouse.models.overrides import Overrides, overridden
 from poolhouse.models.placement import device_of, dtype_of
 from poolhouse.models.published import matryoshka_of, published_pooling
 from poolhouse.models.rerankers import Reranker, listwise_vectors, read_reranker, token_head
-from poolhouse.models.roles import RAW_LOGITS, Convert, Role, architecture, head_of, judges_steps, role_of
+from poolhouse.models.roles import (
+    DEFAULT_POOLINGS,
+    RAW_LOGITS,
+    Convert,
+    Role,
+    architecture,
+    head_of,
+    judges_steps,
+    role_of,
+)
 from poolhouse.params import PoolerConfig
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 
@@ -246,7 +255,7 @@ def _transformers(
         vocabulary_size=fallback.vocabulary_size,
         parameters=fallback.parameters,
         max_tokens=fallback.max_tokens,
-        pooling=fallback.pooling,
+        pooling=DEFAULT_POOLINGS.get(architecture(config), fallback.pooling),
         head=head,
         notes=(*notes, *fallback.notes),
     )
