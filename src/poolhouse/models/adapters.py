@@ -25,6 +25,7 @@ class AdapterOptions:
     merge: the adapter to merge: a name of `modules`, or a task of the checkpoint. base_merge: folders of
     adapters that belong to the model itself. allowed: whether adapters may be used at all.
     find: the folder of an adapter that a request brings, from a path or a hub id.
+    classifier: whether the model has a head, which adapters chosen per request leave as it is.
     """
 
     modules: Mapping[str, Path] = field(default_factory=dict)
@@ -33,11 +34,18 @@ class AdapterOptions:
     max_rank: int | None = None
     allowed: bool = True
     find: Callable[[str], Path] = Path
+    classifier: bool = False
 
     @property
     def asked(self) -> bool:
         """Whether any adapter was named."""
         return bool(self.modules or self.merge or self.base_merge)
+
+    @property
+    def merged_folders(self) -> tuple[Path, ...]:
+        """The folders of adapters that are merged into the weights."""
+        chosen = self.modules.get(self.merge or "")
+        return self.base_merge if chosen is None else (*self.base_merge, chosen)
 
 
 class Adapters:
@@ -108,9 +116,15 @@ class Adapters:
         """Make an adapter available; batches that run meanwhile do not see it.
 
         Raises:
-            CheckpointError: it does not fit the model.
+            CheckpointError: it does not fit the model, or has a head of its own.
         """
         changes = self._target.place(adapter)
+        heads = self._target.heads(adapter)
+        if heads and (self._options.classifier or adapter.classifies):
+            raise CheckpointError(
+                f"{adapter.source} has a head of its own ({', '.join(heads[:3])}), and heads cannot be chosen per "
+                f"request. Merge it: merge_adapter={adapter.name!r}, or name its folder as the model."
+            )
         transformer = self._backbone
         if not isinstance(transformer, Transformer):
             raise CheckpointError(
@@ -127,8 +141,10 @@ class Adapters:
             self._sources[adapter.name] = source
 
 
-def merged_into(tensors: dict[str, Tensor], target: Target, options: AdapterOptions, tasks: TaskAdapters) -> list[str]:
-    """Merge what `options` say into a model's tensors; the names of what came along and was left aside (heads).
+def merged_into(
+    tensors: dict[str, Tensor], target: Target, options: AdapterOptions, tasks: TaskAdapters
+) -> tuple[Adapter, ...]:
+    """Merge what `options` say into a model's tensors; the adapters, for what they have of heads.
 
     Raises:
         CheckpointError: an adapter that does not fit. ConfigError: options that contradict each other.
@@ -140,7 +156,7 @@ def merged_into(tensors: dict[str, Tensor], target: Target, options: AdapterOpti
         adapters.append(own or read_peft(options.modules[options.merge], options.merge, options.max_rank))
     for adapter in adapters:
         merge(tensors, target.place(adapter))
-    return [name for adapter in adapters for name in adapter.saved]
+    return tuple(adapters)
 
 
 def adapters_of(backbone: Backbone, target: Target, options: AdapterOptions, tasks: TaskAdapters) -> Adapters:
