@@ -35,6 +35,17 @@ MODERN = ENCODER | {
     "sep_token_id": 3,
     "num_hidden_layers": 4,
 }
+DEBERTA_V3 = ENCODER | {
+    "pad_token_id": 1,
+    "type_vocab_size": 0,
+    "relative_attention": True,
+    "position_buckets": 8,
+    "max_relative_positions": 64,
+    "pos_att_type": ["p2c", "c2p"],
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+}
 MIXED = ["sliding_attention", "full_attention"] * 2
 QWEN3_PROMPTS = {
     "query": "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:",
@@ -263,6 +274,15 @@ ROWS: dict[str, Hub] = {
     ),
     "a Llama embedder": Hub("LlamaModel", "Llama", DECODER, ends=(True, True)),
     "a Llama with its language head": Hub("LlamaForCausalLM", "Llama", DECODER, head="ForCausalLM", ends=(True, False)),
+    "a Gemma embedder": Hub("GemmaModel", "Gemma", DECODER, ends=(True, True)),
+    "a GPT-2 embedder": Hub(
+        "GPT2Model",
+        "GPT2",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "bos_token_id": 0, "eos_token_id": 2},
+    ),
+    "an ERNIE embedder": Hub("ErnieModel", "Ernie", BERT, tokenizer="wordpiece", pooling="cls"),
+    "a DeBERTa v1 embedder": Hub("DebertaModel", "Deberta", BERT, tokenizer="wordpiece", pooling="mean"),
+    "a DeBERTa v3 embedder": Hub("DebertaV2Model", "DebertaV2", DEBERTA_V3, tokenizer="unigram", pooling="mean"),
     "an Aquila embedder": Hub("AquilaModel", "Llama", PLAIN_DECODER, config={"model_type": "aquila"}),
     "nvidia/llama-nemotron-embed-1b-v2": _nemotron("avg", "mean"),
     "nvidia/llama-nemotron-embed, pooling cls": _nemotron("cls", "cls"),

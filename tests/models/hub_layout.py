@@ -70,7 +70,7 @@ def write(hub: Hub, folder: Path, twin: Path) -> None:
             parameter.copy_(random_tensor(name, tuple(parameter.shape)))
     model.save_pretrained(twin)
     if hub.pooling is not None:
-        write_modules(twin, config.to_dict().get("hidden_size") or config.dim, hub)
+        write_modules(twin, config.hidden_size, hub)
     shutil.copytree(twin, folder)
     words = {
         **_older(json.loads((folder / "config.json").read_text())),

@@ -24,6 +24,16 @@ GROUPED = LAYERS | {"num_key_value_heads": 2, "head_dim": 8}
 DISTIL = {"vocab_size": 99, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "pad_token_id": 1}
 MODERN = LAYERS | ENDS | {"local_attention": 8, "cls_token_id": 0, "sep_token_id": 2}
 EURO = GROUPED | ENDS
+DEBERTA = LAYERS | {
+    "relative_attention": True,
+    "position_buckets": 8,
+    "max_relative_positions": 32,
+    "pos_att_type": "p2c|c2p",
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
 
 # Row: kind of tokenizer, family, options, hub models of whole texts, hub models of tokens.
 Row = tuple[str, str, dict[str, Any], str, str]
@@ -56,6 +66,7 @@ ROWS: dict[str, Row] = {
     "eurobert, mean": ("roberta", "EuroBert", EURO | {"classifier_pooling": "mean"}, "", ""),
     "eurobert, late": ("roberta", "EuroBert", EURO | {"classifier_pooling": "late"}, "", ""),
     "jina_embeddings_v3": ("roberta", "JinaEmbeddingsV3", LAYERS, "", ""),
+    "deberta v3": ("bert", "DebertaV2", DEBERTA, "mixedbread-ai/mxbai-rerank-base-v1", ""),
     "llama": ("decoder", "Llama", GROUPED, "Skywork/Skywork-Reward-V2-Llama-3.1-8B", ""),
     "mistral": ("decoder", "Mistral", GROUPED | {"sliding_window": 6}, "", ""),
     "qwen2": ("decoder", "Qwen2", GROUPED, "jason9693/Qwen2.5-1.5B-apeach", ""),

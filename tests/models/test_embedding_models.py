@@ -51,7 +51,7 @@ def test_vectors_are_those_of_sentence_transformers(row: str, tmp_path: Path, re
         record_parity(
             Parity(
                 row, llm.model.facts.served_by, "sentence-transformers", error, packing_error,
-                architecture=hub.architecture, tasks=llm.model.tasks,
+                architecture=hub.architecture, tasks=llm.model.tasks, examples=row if "/" in row else "",
             )
         )  # fmt: skip
     # A model that forgets its text would pass all of the above.
@@ -94,7 +94,7 @@ def check_written_out(folder: Path, row: str, hidden: Callable[[Tensor], Tensor]
     record_parity(
         Parity(
             row, facts.served_by, "written out in the tests", error, packing_error,
-            architecture=facts.architecture, tasks=llm.model.tasks,
+            architecture=facts.architecture, tasks=llm.model.tasks, examples=row,
         )
     )  # fmt: skip
     assert error < TOLERANCE
@@ -213,7 +213,45 @@ def test_voyage_projects_every_token(named: str, tmp_path: Path, record_parity: 
     parity = Parity(
         f"voyageai/voyage-4-nano, named by {named}", facts.served_by, "sentence-transformers", difference(got, expected),
         difference(got, alone), architecture=facts.architecture, tasks=llm.model.tasks,
+        examples="voyageai/voyage-4-nano",
     )  # fmt: skip
     record_parity(parity)
     assert parity.error < TOLERANCE
     assert parity.packing_error < TOLERANCE
+
+
+def test_the_text_part_of_embedding_gemma_2_is_served(tmp_path: Path, record_parity: Record) -> None:
+    """Each token is projected inside the model; without sentence-transformers' files the mean is taken."""
+    import transformers
+
+    vocabulary = write_tokenizer(tmp_path, "bpe", (True, True))
+    text = transformers.EmbeddingGemma2TextConfig(
+        **{key: value for key, value in DECODER.items() if key != "max_position_embeddings"},
+        vocab_size=vocabulary, global_head_dim=16, sliding_window=8, sliding_window_pattern=2,
+        hidden_size_per_layer_input=8, embedding_dim=24, max_position_embeddings=512,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    # Tokens of other media have ids of their own, which no text holds.
+    media = dict.fromkeys(("image_token_id", "video_token_id", "audio_token_id"), vocabulary)
+    model = transformers.EmbeddingGemma2Model(transformers.EmbeddingGemma2Config(text_config=text, **media)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(random_tensor(name, tuple(parameter.shape)))
+    model.save_pretrained(tmp_path)
+    with LLM(str(tmp_path), dtype="float32", device="cpu") as llm:
+        outputs = llm.embed(TEXTS, use_tqdm=False)
+        got = np.array([output.outputs.embedding for output in outputs])
+        alone = np.concatenate([llm.embed_array(text, use_tqdm=False) for text in TEXTS])
+        facts = llm.model.facts
+        with torch.inference_mode():
+            rows = [model(input_ids=torch.tensor([output.prompt_token_ids])).last_hidden_state[0] for output in outputs]
+    expected = np.stack([F.normalize(row.mean(0), dim=0).numpy() for row in rows])
+    parity = Parity(
+        "EmbeddingGemma 2, its text part", facts.served_by, "transformers", difference(got, expected),
+        difference(got, alone), architecture=facts.architecture, tasks=llm.model.tasks,
+    )  # fmt: skip
+    record_parity(parity)
+    assert facts.width == 24
+    assert parity.error < TOLERANCE
+    assert parity.packing_error < TOLERANCE
+    assert cosines(got[:1], got[1:]).max() < 0.999

@@ -30,6 +30,7 @@ JAMBA = GROUPED | {
     "mamba_d_state": 4,
     "mamba_dt_rank": 4,
 }
+DEBERTA = LAYERS | {"relative_attention": True, "max_relative_positions": 32, "pos_att_type": ["c2p", "p2c"]}
 FUNNEL = {
     "vocab_size": 99,
     "block_sizes": [1, 1],
@@ -83,6 +84,10 @@ ROWS: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...], str]] = {
         ("classify", "token_classify"),
         "ai21labs/Jamba-tiny-reward-dev",
     ),
+    "ErnieForSequenceClassification": ("Ernie", LAYERS, WHOLE, ("classify",), ""),
+    "ErnieForTokenClassification": ("Ernie", LAYERS, PACKED, ("token_classify",), ""),
+    "DebertaForSequenceClassification": ("Deberta", DEBERTA, WHOLE, ("classify",), "microsoft/deberta-base-mnli"),
+    "DebertaForTokenClassification": ("Deberta", DEBERTA, UNPACKED, ("token_classify",), ""),
     "MegatronBertForSequenceClassification": ("MegatronBert", LAYERS, WHOLE, ("classify",), ""),
     "BigBirdForSequenceClassification": ("BigBird", LAYERS, WHOLE, ("classify",), ""),
     "BigBirdForTokenClassification": ("BigBird", LAYERS, UNPACKED, ("token_classify",), ""),

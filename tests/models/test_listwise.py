@@ -94,7 +94,11 @@ def test_one_prompt_holds_all_documents(instruction: str | None, folder: Path, r
     error = float(np.abs(np.array(got) - expected).max())
     if instruction is None:
         packing = float(np.abs(np.array(again) - got).max())
-        record_parity(Parity("jina-reranker-v3", "native", "its own code, written out", error, packing))
+        examples, tasks = "jinaai/jina-reranker-v3", ("token_embed", "score")
+        reference = "its own code, written out"
+        record_parity(
+            Parity("jina-reranker-v3", "native", reference, error, packing, "JinaForRanking", tasks, examples)
+        )
     assert np.std(expected) > 0.01
     assert error < 2e-5
 

@@ -42,12 +42,22 @@ def ids(tokenizer: Any, *texts: str) -> list[int]:
     return [token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
+EXAMPLES = {
+    "Qwen3-Reranker": "Qwen/Qwen3-Reranker-0.6B, -4B, -8B",
+    "bge-reranker-v2-gemma": "BAAI/bge-reranker-v2-gemma",
+    "mxbai-rerank-v2": "mixedbread-ai/mxbai-rerank-base-v2, -large-v2",
+    "zerank-2": "zeroentropy/zerank-2",
+    "llama-nemotron-rerank": "nvidia/llama-nemotron-rerank-1b-v2",
+}
+
+
 def compare(name: str, reference: str, llm: LLM, expected: list[float], record: Record) -> None:
     got = scores(llm)
     alone = [scores(llm, query, document)[0] for query, document in zip(QUERIES, DOCUMENTS, strict=True)]
     error = float(np.abs(np.array(got) - expected).max())
     packing = float(np.abs(np.array(got) - alone).max())
-    record(Parity(name, "native", reference, error, packing))
+    facts, examples = llm.model.facts, EXAMPLES.get(name.removesuffix(", tied"), "")
+    record(Parity(name, "native", reference, error, packing, facts.architecture, llm.engine.tasks, examples))
     # Scores must differ from pair to pair, or any prompt would do.
     assert np.std(expected) > 0.01
     # 2e-6 at most was seen, which is float32 summed in another order.

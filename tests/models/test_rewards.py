@@ -72,10 +72,19 @@ def rewards(llm: LLM, prompts: list[list[int]], **params: Any) -> list[Tensor]:
     return [output.outputs.data for output in llm.reward(prompts, pooling_params=PoolingParams(**params))]
 
 
-def record(record_parity: Record, llm: LLM, model: str, got: list[Tensor], expected: list[Tensor]) -> None:
+def record(
+    record_parity: Record, llm: LLM, model: str, got: list[Tensor], expected: list[Tensor], examples: str
+) -> None:
     alone = [rewards(llm, [prompt])[0] for prompt in PROMPTS]
     parity = Parity(
-        model, "native", "transformers' backbone and the head by hand", worst(got, expected), worst(got, alone)
+        model,
+        "native",
+        "transformers' backbone and the head by hand",
+        worst(got, expected),
+        worst(got, alone),
+        llm.model.facts.architecture,
+        llm.engine.tasks,
+        examples,
     )
     record_parity(parity)
     # Probabilities and rewards of float32 models.
@@ -89,9 +98,8 @@ def test_qwen2_rewards_every_token_with_logits(tmp_path: Path, record_parity: Re
     with LLM(str(tmp_path)) as llm:
         assert llm.engine.tasks == ("token_classify",)
         got = rewards(llm, PROMPTS)
-        record(
-            record_parity, llm, "Qwen2ForRewardModel", got, [by_hand(tmp_path, "Qwen2", head, ids) for ids in PROMPTS]
-        )
+        expected = [by_hand(tmp_path, "Qwen2", head, ids) for ids in PROMPTS]
+        record(record_parity, llm, "qwen2, rewards", got, expected, "Qwen/Qwen2.5-Math-RM-72B")
         squeezed = rewards(llm, PROMPTS, use_activation=True)
         assert worst(squeezed, [torch.sigmoid(reward) for reward in got]) < 1e-6
 
@@ -104,7 +112,8 @@ def test_internlm2_rewards_every_token_with_one_number(tmp_path: Path, record_pa
     to_internlm2(tmp_path)
     with LLM(str(tmp_path), trust_remote_code=True) as llm:
         assert llm.engine.tasks == ("token_classify",)
-        record(record_parity, llm, "InternLM2ForRewardModel", rewards(llm, PROMPTS), expected)
+        got, examples = rewards(llm, PROMPTS), "internlm/internlm2-1_8b-reward, internlm2-7b-reward"
+        record(record_parity, llm, "internlm2, rewards", got, expected, examples)
 
 
 def to_internlm2(folder: Path) -> None:
@@ -143,7 +152,7 @@ def test_qwen2_process_rewards_stand_at_the_tags(tmp_path: Path, record_parity: 
     make(tmp_path, "Qwen2", "Qwen2ForProcessRewardModel", head)
     with LLM(str(tmp_path), pooler_config={"step_tag_id": TAG, "pooling_type": "STEP"}) as llm:
         expected = [by_hand(tmp_path, "Qwen2", head, ids).softmax(-1)[torch.tensor(ids) == TAG] for ids in PROMPTS]
-        record(record_parity, llm, "Qwen2ForProcessRewardModel", rewards(llm, PROMPTS), expected)
+        record(record_parity, llm, "qwen2, steps", rewards(llm, PROMPTS), expected, "Qwen/Qwen2.5-Math-PRM-7B")
         columns = rewards(llm, PROMPTS, returned_token_ids=[1], use_activation=False)
         raw = [by_hand(tmp_path, "Qwen2", head, ids)[torch.tensor(ids) == TAG][:, 1:] for ids in PROMPTS]
         assert worst(columns, raw) < 1e-4
@@ -167,22 +176,22 @@ def test_a_text_without_a_tag_is_an_error_for_it_alone(tmp_path: Path) -> None:
         assert len(llm.reward([[TAG]])) == 1
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("family", "tied"), [("Llama", False), ("Llama", True), ("Mistral", False)])
 def test_a_language_model_judges_steps_by_the_words_it_would_go_on_with(
-    tied: bool, tmp_path: Path, record_parity: Record
+    family: str, tied: bool, tmp_path: Path, record_parity: Record
 ) -> None:
     matrix = torch.randn(99, 32)
-    make(tmp_path, "Llama", "LlamaForCausalLM", {} if tied else {"lm_head.weight": matrix}, tie_word_embeddings=tied)
+    make(tmp_path, family, f"{family}ForCausalLM", {} if tied else {"lm_head.weight": matrix}, tie_word_embeddings=tied)
     if tied:
         matrix = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
     pooler = {"pooling_type": "STEP", "step_tag_id": TAG, "returned_token_ids": [40, 12]}
     with LLM(str(tmp_path), pooler_config=pooler) as llm:
         expected = [
-            (hidden(tmp_path, "Llama", ids) @ matrix.T)[:, [40, 12]].softmax(-1)[torch.tensor(ids) == TAG]
+            (hidden(tmp_path, family, ids) @ matrix.T)[:, [40, 12]].softmax(-1)[torch.tensor(ids) == TAG]
             for ids in PROMPTS
         ]
-        words = "tied" if tied else "own matrix"
-        record(record_parity, llm, f"LlamaForCausalLM, steps ({words})", rewards(llm, PROMPTS), expected)
+        model = f"{family.lower()}, steps ({'tied' if tied else 'own matrix'})"
+        record(record_parity, llm, model, rewards(llm, PROMPTS), expected, "peiyi9979/math-shepherd-mistral-7b-prm")
         only = rewards(llm, PROMPTS, returned_token_ids=[12], use_activation=False)
         assert [len(reward) for reward in only] == [2, 1, 3]
     for wrong in ({"pooling_type": "STEP", "step_tag_id": TAG}, pooler | {"returned_token_ids": [99]}):

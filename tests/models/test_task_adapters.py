@@ -28,9 +28,9 @@ V5_TASKS = ["retrieval", "text-matching", "clustering", "classification"]
 RANK, ALPHA = 4, 2
 
 
-def save_v3(folder: Path) -> dict[str, list[Tensor]]:
+def save_v3(folder: Path, **more: Any) -> dict[str, list[Tensor]]:
     """A checkpoint in the hub's layout; returns what transformers answers with each task's changes added in."""
-    save(folder / "plain", "JinaEmbeddingsV3", TINY)
+    save(folder / "plain", "JinaEmbeddingsV3", TINY | more)
     plain = load_file(folder / "plain" / "model.safetensors")
     torch.manual_seed(1)
     stored: dict[str, Tensor] = {}
@@ -83,6 +83,9 @@ def test_jina_v3_answers_by_task_in_one_pack(tmp_path: Path, record_parity: Reco
         "JinaEmbeddingsV3Model with the changes added in",
         worst(got, expected),
         worst(got, alone),
+        "XLMRobertaModel",
+        ("embed", "token_embed"),
+        "jinaai/jina-embeddings-v3",
     )
     record_parity(parity)
     assert parity.error < 1e-5
@@ -159,6 +162,9 @@ def test_jina_v5_answers_by_task_in_one_pack(row: str, tmp_path: Path, record_pa
         f"peft on {ROWS[row][0]}Model",
         worst(got, expected),
         worst(got, alone),
+        "JinaEmbeddingsV5Model",
+        ("embed", "token_embed"),
+        f"jinaai/jina-embeddings-v5-text-{'small' if row == 'qwen3' else 'nano'}",
     )
     record_parity(parity)
     assert parity.error < 1e-5

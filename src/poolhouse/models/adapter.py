@@ -23,6 +23,7 @@ class Adapter:
     changes: module -> the change of its weight.
     saved: whole tensors that came with it (PEFT's `modules_to_save`), by their names in the model.
     source: where it was read, for messages. base: the model that it says it was made for.
+    classifies: whether it was trained as a classifier, and so has a head of its own.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Adapter:
     source: str
     saved: Mapping[str, Tensor] = field(default_factory=dict)
     base: str | None = None
+    classifies: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Target:
     def place(self, adapter: Adapter) -> dict[str, LowRank]:
         """The adapter's changes by slot ("layers.3.attn.qkv"); parts of one slot become one change.
 
-        Heads are passed over: see `head_tensors`.
+        Heads are passed over; whoever builds one finds them in the adapter.
 
         Raises:
             CheckpointError: a module that the family does not have, or a shape of another base.
@@ -70,22 +72,10 @@ class Target:
             for slot, found in parts.items()
         }
 
-    def head_tensors(self, adapter: Adapter, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the adapter makes of heads, whole tensors by their names in the checkpoint; tensors: the checkpoint's."""
-        heads = {name: tensor for name, tensor in adapter.saved.items() if self._is_head(name)}
-        for module, change in adapter.changes.items():
-            name = next((tail for tail in _tails(f"{module}.weight") if tail in tensors), None)
-            if name is not None and self._is_head(name):
-                heads[name] = tensors[name].float() + change.delta()
-        return heads
-
-    def heads_of(self, adapter: Adapter) -> list[str]:
-        """The tensors of heads that the adapter changes, as it calls them."""
-        return [
-            name
-            for name in (*adapter.saved, *(f"{module}.weight" for module in adapter.changes))
-            if self._is_head(name)
-        ]
+    def heads(self, adapter: Adapter) -> list[str]:
+        """What the adapter has for a head: names of saved tensors and changed modules."""
+        changed = [module for module in adapter.changes if self._is_head(f"{module}.weight")]
+        return [name for name in adapter.saved if self._is_head(name)] + changed
 
     def _places(self, adapter: Adapter) -> tuple[dict[str, tuple[str, int, Source]], list[str]]:
         """Where each module goes, and modules that go nowhere, by the layout that knows most of them."""
@@ -94,7 +84,7 @@ class Target:
             known = dict(_modules(layout, len(self.spec.layers)))
             found = {}
             for module in adapter.changes:
-                name = next((tail for tail in _tails(module) if tail in known), None)
+                name = next((tail for tail in tails(module) if tail in known), None)
                 if name is not None and f"{known[name][0]}.weight" in self.shapes:
                     found[module] = known[name]
             best = max(best, found, key=len)
@@ -104,7 +94,7 @@ class Target:
 
     def _is_head(self, name: str) -> bool:
         patterns = [re.compile(expression) for expression in self.family.aside]
-        return any(pattern.fullmatch(tail) for pattern in patterns for tail in _tails(name))
+        return any(pattern.fullmatch(tail) for pattern in patterns for tail in tails(name))
 
     def _is_frozen_copy(self, name: str, tensor: Tensor, places: Mapping[str, tuple[str, int, Source]]) -> bool:
         """PEFT saves a token table that it changes by low rank a second time, as it was."""
@@ -158,7 +148,7 @@ def _modules(layout: Layout, layers: int) -> Iterator[tuple[str, tuple[str, int,
                 yield name.replace("*", str(layer)), (slot.replace("*", str(layer)), index, source)
 
 
-def _tails(name: str) -> Iterator[str]:
+def tails(name: str) -> Iterator[str]:
     """The name, then without its first part, and so on: training wraps models in "model." or "bert."."""
     yield name
     while "." in name:

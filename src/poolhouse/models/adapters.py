@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import ChainMap
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ class AdapterOptions:
     merge: the adapter to merge: a name of `modules`, or a task of the checkpoint. base_merge: folders of
     adapters that belong to the model itself. allowed: whether adapters may be used at all.
     find: the folder of an adapter that a request brings, from a path or a hub id.
+    classifier: whether the model has a head, which adapters chosen per request leave as it is.
     """
 
     modules: Mapping[str, Path] = field(default_factory=dict)
@@ -34,11 +34,18 @@ class AdapterOptions:
     max_rank: int | None = None
     allowed: bool = True
     find: Callable[[str], Path] = Path
+    classifier: bool = False
 
     @property
     def asked(self) -> bool:
         """Whether any adapter was named."""
         return bool(self.modules or self.merge or self.base_merge)
+
+    @property
+    def merged_folders(self) -> tuple[Path, ...]:
+        """The folders of adapters that are merged into the weights."""
+        chosen = self.modules.get(self.merge or "")
+        return self.base_merge if chosen is None else (*self.base_merge, chosen)
 
 
 class Adapters:
@@ -56,8 +63,6 @@ class Adapters:
             self.default = next(iter(self.task_names), None)
         self._backbone, self._target, self._options = backbone, target, options
         self._sources: dict[str, str] = {}
-        self._heads: dict[str, list[str]] = {}
-        self._head_in_use: frozenset[str] = frozenset()
         self._adding = threading.Lock()
 
     @property
@@ -88,28 +93,6 @@ class Adapters:
             prompt_name = asked
         return (None if asked == self.merged else asked or None), prompt_name
 
-    def keep_head(self, used: frozenset[str]) -> None:
-        """Take no adapter that changes these tensors, of which the model's head is made: there is one head for all.
-
-        Raises:
-            CheckpointError: one was taken already.
-        """
-        self._head_in_use = used
-        for name in self._heads:
-            self._refuse_head(name, self._sources[name])
-
-    def _refuse_head(self, name: str, source: str) -> None:
-        changed = [
-            own
-            for own in self._heads[name]
-            if any(own.endswith(used) or used.endswith(own) for used in self._head_in_use)
-        ]
-        if changed:
-            raise CheckpointError(
-                f"The adapter '{name}' in {source} changes the model's head ({', '.join(changed[:4])}), which is possible "
-                "by merging only: merge_adapter, or the adapter's folder as the model."
-            )
-
     def load(self, name: str, place: str) -> None:
         """Make a PEFT folder or hub id available under `name`; a no-op if that very folder is.
 
@@ -133,11 +116,15 @@ class Adapters:
         """Make an adapter available; batches that run meanwhile do not see it.
 
         Raises:
-            CheckpointError: it does not fit the model.
+            CheckpointError: it does not fit the model, or has a head of its own.
         """
         changes = self._target.place(adapter)
-        self._heads[adapter.name] = self._target.heads_of(adapter)
-        self._refuse_head(adapter.name, source)
+        heads = self._target.heads(adapter)
+        if heads and (self._options.classifier or adapter.classifies):
+            raise CheckpointError(
+                f"{adapter.source} has a head of its own ({', '.join(heads[:3])}), and heads cannot be chosen per "
+                f"request. Merge it: merge_adapter={adapter.name!r}, or name its folder as the model."
+            )
         transformer = self._backbone
         if not isinstance(transformer, Transformer):
             raise CheckpointError(
@@ -155,15 +142,9 @@ class Adapters:
 
 
 def merged_into(
-    tensors: dict[str, Tensor],
-    stored: Mapping[str, Tensor],
-    target: Target,
-    options: AdapterOptions,
-    tasks: TaskAdapters,
-) -> dict[str, Tensor]:
-    """Merge what `options` say into a model's tensors; what becomes of heads is returned, by the checkpoint's names.
-
-    stored: the checkpoint's own tensors.
+    tensors: dict[str, Tensor], target: Target, options: AdapterOptions, tasks: TaskAdapters
+) -> tuple[Adapter, ...]:
+    """Merge what `options` say into a model's tensors; the adapters, for what they have of heads.
 
     Raises:
         CheckpointError: an adapter that does not fit. ConfigError: options that contradict each other.
@@ -173,11 +154,9 @@ def merged_into(
     if options.merge is not None:
         own = next((adapter for adapter in tasks.adapters if adapter.name == options.merge), None)
         adapters.append(own or read_peft(options.modules[options.merge], options.merge, options.max_rank))
-    heads: dict[str, Tensor] = {}
     for adapter in adapters:
         merge(tensors, target.place(adapter))
-        heads |= target.head_tensors(adapter, ChainMap(heads, stored))  # type: ignore[arg-type]
-    return heads
+    return tuple(adapters)
 
 
 def adapters_of(backbone: Backbone, target: Target, options: AdapterOptions, tasks: TaskAdapters) -> Adapters:

@@ -55,6 +55,10 @@ class Head:
     tokens: bool = True
 
 
+# What a language model goes on with.
+VOCABULARY = Head((HeadModule("lm_head"),))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedHead:
     """A head with its weights.
@@ -148,9 +152,9 @@ def _read(
     """Weight and bias in float32, and the names that they stood under."""
     tied = table if module.tied else None
     names = (module.name, *module.also)
-    weights = _present([f"{name}.weight" for name in names], tensors, prefix)
+    weights = present([f"{name}.weight" for name in names], tensors, prefix)
     # Where a bias stands twice, the two are one.
-    biases = _present([*(f"{name}.bias" for name in names), module.bias], tensors, prefix)
+    biases = present([*(f"{name}.bias" for name in names), module.bias], tensors, prefix)
     if not weights and tied is None:
         raise CheckpointError(
             f"The checkpoint lacks {module.name}.weight, which {architecture} needs; a head is never made up. "
@@ -161,7 +165,7 @@ def _read(
     return weight.float(), tensors[biases[0]].float() if biases else None, {*weights[:1], *biases}
 
 
-def _present(names: Sequence[str], tensors: Mapping[str, Tensor], prefix: str) -> list[str]:
+def present(names: Sequence[str], tensors: Mapping[str, Tensor], prefix: str) -> list[str]:
     """Those of these names that the checkpoint has, with or without a prefix."""
     return [place for name in names for place in (name, prefix + name, f"model.{name}") if place in tensors]
 

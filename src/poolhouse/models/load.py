@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import logging
-from collections import ChainMap
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from poolhouse.errors import CheckpointError, ConfigError
+from poolhouse.models.adapted_heads import with_heads
+from poolhouse.models.adapter import tails
 from poolhouse.models.adapters import AdapterOptions
 from poolhouse.models.answers import Served, labels_of, pipelines_of
-from poolhouse.models.checkpoint import Checkpoint, read_json
+from poolhouse.models.checkpoint import Checkpoint
 from poolhouse.models.families import Family, family_of
 from poolhouse.models.families._config import NotNative
-from poolhouse.models.heads import LoadedHead, check_head, read_head, step_head
+from poolhouse.models.heads import VOCABULARY, LoadedHead, check_head, read_head, step_head
+from poolhouse.models.longest import longest_prompt
 from poolhouse.models.model import Facts, Model
 from poolhouse.models.native import Loaded, load_transformer
 from poolhouse.models.overrides import Overrides, overridden
+from poolhouse.models.peft_folder import trained_labels, trained_role
 from poolhouse.models.placement import device_of, dtype_of
 from poolhouse.models.published import matryoshka_of, published_pooling
 from poolhouse.models.rerankers import Reranker, listwise_vectors, read_reranker, token_head
-from poolhouse.models.roles import RAW_LOGITS, Convert, Role, architecture, head_of, judges_steps, role_of
+from poolhouse.models.roles import (
+    DEFAULT_POOLINGS,
+    RAW_LOGITS,
+    Convert,
+    Role,
+    architecture,
+    head_of,
+    judges_steps,
+    role_of,
+)
 from poolhouse.params import PoolerConfig
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 
 log = logging.getLogger("poolhouse")
-
-# Where neither the config nor the tokenizer states a limit.
-_DEFAULT_MAX_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +72,14 @@ def load(folder: Path, options: LoadOptions) -> Model:
     config = overridden(checkpoint.config, options.overrides)
     device = device_of(options.device)
     reranker = Reranker()
-    if options.convert != "embed" and not judges_steps(config, options.pooler):
+    trained = trained_role(options.adapters.merged_folders) if options.convert == "auto" else None
+    if trained is not None:
+        config = {**config, **trained_labels(options.adapters.merged_folders)}
+    if trained is None and options.convert != "embed" and not judges_steps(config, options.pooler):
         reranker = read_reranker(checkpoint, folder, config, files, options.name)
     most = reranker.max_tokens if options.max_tokens is None else options.max_tokens
     options = replace(options, dtype=reranker.dtype(options.dtype, device), max_tokens=most)
-    role = _role(config, files, reranker, options)
+    role = trained or _role(config, files, reranker, options)
     served = _serve(checkpoint, config, role, device, options, reranker)
     task_prompts = {} if served.adapters is None else served.adapters.prompts
     default_pooling = served.stated_pooling or published_pooling(folder) or served.pooling
@@ -90,7 +100,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
             path=str(folder),
             architecture=", ".join(config.get("architectures") or [str(config.get("model_type"))]),
             served_by=served.words,
-            max_tokens=_max_tokens(served.max_tokens, checkpoint.folder, files, options.max_tokens),
+            max_tokens=longest_prompt(served.max_tokens, checkpoint.folder, files, options.max_tokens),
             vocabulary_size=served.vocabulary_size,
             hidden_size=served.hidden_size,
             width=width,
@@ -154,9 +164,11 @@ def _native(
     reranker: Reranker,
 ) -> Served:
     dtype = dtype_of(options.dtype, config, family, device)
-    loaded = load_transformer(family, config, checkpoint, dtype, device, options.adapters)
+    adapters = replace(options.adapters, classifier=role in ("classify", "token_classify"))
+    loaded = load_transformer(family, config, checkpoint, dtype, device, adapters)
     head, notes = _head(family, checkpoint, config, role, loaded, options.pooler, reranker)
-    left = tuple(name for name in loaded.aside if head is None or name not in head.used)
+    used = frozenset() if head is None else head.used
+    left = tuple(name for name in loaded.aside if used.isdisjoint(tails(name)))
     notes += [f"Tensors left out: {_short(left)}."] if left else []
     if config.get("is_causal") is False and any("CausalLM" in name for name in config.get("architectures") or ()):
         notes.append(
@@ -194,13 +206,12 @@ def _head(
 ) -> tuple[LoadedHead | None, list[str]]:
     """The head of a native model, and a note where a masked language model lacks its own."""
     name = architecture(config)
-    tensors: Mapping[str, Tensor] = checkpoint.tensors
-    if loaded.merged_heads:
-        tensors = ChainMap(loaded.merged_heads, tensors)  # type: ignore[arg-type]
-    if judges_steps(config, pooler):
-        head = step_head(tensors, config, loaded.token_table, pooler)
-    elif reranker.tokens is not None:
-        head = token_head(reranker.tokens, tensors, config)
+    if judges_steps(config, pooler) or reranker.tokens is not None:
+        tensors = with_heads(VOCABULARY, checkpoint.tensors, loaded.prefix, loaded.merged)
+        if reranker.tokens is None:
+            head = step_head(tensors, config, loaded.token_table, pooler)
+        else:
+            head = token_head(reranker.tokens, tensors, config)
     else:
         wanted = head_of(family, config, role)
         if wanted is None and role == "splade":
@@ -208,13 +219,13 @@ def _head(
         if wanted is None:
             return None, []
         try:
+            tensors = with_heads(wanted, checkpoint.tensors, loaded.prefix, loaded.merged)
             head = read_head(wanted, tensors, loaded.prefix, name, loaded.table)
         except CheckpointError as error:
             if role != "masked_lm":
                 raise
             return None, [f"Tokens are not classified by the vocabulary: {error}"]
     check_head(head, loaded.hidden_size, name)
-    loaded.adapters.keep_head(head.used)
     return head, []
 
 
@@ -253,39 +264,10 @@ def _transformers(
         vocabulary_size=fallback.vocabulary_size,
         parameters=fallback.parameters,
         max_tokens=fallback.max_tokens,
-        pooling=fallback.pooling,
+        pooling=DEFAULT_POOLINGS.get(architecture(config), fallback.pooling),
         head=head,
         notes=(*notes, *fallback.notes),
     )
-
-
-def _max_tokens(
-    by_config: int | None, folder: Path, files: SentenceTransformersFiles | None, wanted: int | None
-) -> int:
-    """The longest prompt: sentence-transformers' max_seq_length, else the lesser of config and tokenizer.
-
-    Raises:
-        ConfigError: the user wants more.
-    """
-    limit = by_config
-    tokenizer_config = folder / "tokenizer_config.json"
-    if tokenizer_config.is_file():
-        by_tokenizer = read_json(tokenizer_config).get("model_max_length")
-        # transformers writes 1e30 for "no limit".
-        if isinstance(by_tokenizer, int | float) and 0 < by_tokenizer < 1e9:
-            limit = min(limit or int(by_tokenizer), int(by_tokenizer))
-    if files is not None and files.max_seq_length is not None:
-        limit = files.max_seq_length if by_config is None else min(files.max_seq_length, by_config)
-    limit = limit or _DEFAULT_MAX_TOKENS
-    if wanted is None or wanted == -1:
-        return limit
-    if wanted < 1:
-        raise ConfigError(f"max_model_len must be at least 1, or -1 for the model's own limit, got {wanted}.")
-    if wanted > (by_config or limit):
-        raise ConfigError(
-            f"max_model_len={wanted} is more than the {by_config or limit} positions that the model was made for."
-        )
-    return wanted
 
 
 def _short(names: tuple[str, ...]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from poolhouse.batch import Batch
 from poolhouse.errors import CheckpointError
-from poolhouse.models.adapter import Target
+from poolhouse.models.adapter import Adapter, Target
 from poolhouse.models.adapters import AdapterOptions, Adapters, adapters_of, merged_into
 from poolhouse.models.backbone import Backbone
 from poolhouse.models.checkpoint import Checkpoint, Config
@@ -29,7 +29,7 @@ class Loaded:
     """A backbone, its sizes, and the tensors that were left out on purpose.
 
     prefix: what stands before the backbone's names in the checkpoint. token_table: name of the matrix of its tokens.
-    table: that matrix, [vocabulary, features]. merged_heads: tensors of heads as merged adapters have them.
+    table: that matrix, [vocabulary, features]. merged: the adapters that the weights hold.
     """
 
     transformer: Backbone
@@ -40,9 +40,9 @@ class Loaded:
     aside: tuple[str, ...]
     table: Tensor
     adapters: Adapters
-    merged_heads: Mapping[str, Tensor] = field(default_factory=dict)
     prefix: str = ""
     token_table: str = ""
+    merged: tuple[Adapter, ...] = ()
 
 
 def load_transformer(
@@ -78,7 +78,8 @@ def load_transformer(
         )
     tasks = read_task_adapters(checkpoint, config, family.default_adapter)
     target = Target(family, spec, {name: tuple(tensor.shape) for name, tensor in claimed.tensors.items()})
-    heads = merged_into(claimed.tensors, checkpoint.tensors, target, options, tasks)
+    merged = merged_into(claimed.tensors, target, options, tasks)
+    aside += [name for adapter in merged for name in adapter.saved]
     build = partial(family.backbone, config, spec)
     transformer, hidden_size = _fitting(build, Weights(claimed.tensors), device)
     max_tokens = family.max_tokens(config)
@@ -89,12 +90,12 @@ def load_transformer(
         vocabulary_size=len(claimed.tensors["tokens.weight"]),
         parameters=sum(tensor.numel() for tensor in claimed.tensors.values()),
         max_tokens=max_tokens,
-        aside=tuple(dict.fromkeys([*aside, *heads])),
+        aside=tuple(aside),
         table=claimed.tensors["tokens.weight"],
         adapters=adapters_of(transformer, target, options, tasks),
-        merged_heads=heads,
         prefix=prefix,
         token_table=f"{prefix}{layout.token_table}.weight",
+        merged=merged,
     )
 
 

@@ -6,7 +6,7 @@ Source of names and meanings: the peft library's LoRA. What changes numbers and 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from poolhouse.errors import CheckpointError
 from poolhouse.layers.adapted import LowRank
 from poolhouse.models.adapter import Adapter
 from poolhouse.models.checkpoint import Config, read_json
+from poolhouse.models.roles import Role
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -38,6 +39,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
         (None, False),
     ),
 }
+# The words of `task_type` that make a classifier.
+_ROLES: Mapping[object, Role] = {"SEQ_CLS": "classify", "TOKEN_CLS": "token_classify"}
 _LOW_RANK = re.compile(r"(?P<module>.+)\.lora_(?P<table>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?")
 
 
@@ -58,6 +61,19 @@ def base_of(folder: Path) -> str:
             "Name the base as the model, and the adapter with merge_adapter or lora_modules."
         )
     return base
+
+
+def trained_role(folders: Sequence[Path]) -> Role | None:
+    """What the last of these adapters was trained as whose `task_type` names a classifier."""
+    words = [read_json(folder / CONFIG).get("task_type") for folder in folders if is_peft_folder(folder)]
+    return next((_ROLES[word] for word in reversed(words) if word in _ROLES), None)
+
+
+def trained_labels(folders: Sequence[Path]) -> dict[str, Any]:
+    """What a config.json beside the last of these adapters says of its labels, if there is one."""
+    path = folders[-1] / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    return {key: config[key] for key in ("id2label", "label2id", "problem_type") if key in config}
 
 
 def read_peft(folder: Path, name: str, max_rank: int | None = None) -> Adapter:
@@ -94,6 +110,7 @@ def read_peft(folder: Path, name: str, max_rank: int | None = None) -> Adapter:
         source=f"The adapter '{name}' in {folder}",
         saved=saved,
         base=config.get("base_model_name_or_path"),
+        classifies=config.get("task_type") in _ROLES,
     )
 
 

@@ -56,6 +56,9 @@ ARCHITECTURE_HEADS: Mapping[str, Callable[[Config], Head]] = {
     "InternLM2ForRewardModel": _value,
 }
 
+# Embedders, served by transformers, that pool otherwise than others of their kind where no file says.
+DEFAULT_POOLINGS: Mapping[str, str] = {"EmbeddingGemma2Model": "MEAN"}
+
 # Classifiers, served by transformers, whose answers are logits unless somebody wants probabilities.
 RAW_LOGITS = frozenset({"JambaForSequenceClassification"})
 

@@ -93,6 +93,22 @@ def _sequence_head(config: Config) -> Head:
     return Head((HeadModule("pooler.dense", word), HeadModule("classifier")))
 
 
+def _vocabulary_head(config: Config) -> Head:
+    """A transform, then a product with the table of tokens; under BERT's names or the names of the original files."""
+    old, new = "cls.predictions", "lm_predictions.lm_head"
+    modules = (
+        HeadModule(f"{old}.transform.dense", activation(config, "hidden_act", "gelu"), also=(f"{new}.dense",)),
+        HeadModule(
+            f"{old}.transform.LayerNorm",
+            kind="norm",
+            eps=config.get("layer_norm_eps", 1e-7),
+            also=(f"{new}.LayerNorm",),
+        ),
+        HeadModule(f"{old}.decoder", also=(new,), bias=f"{old}.bias", tied=config.get("tie_word_embeddings", True)),
+    )
+    return Head(modules, pooling=None)
+
+
 DEBERTA = Family(
     ("deberta-v2",),
     _spec,
@@ -104,4 +120,5 @@ DEBERTA = Family(
     float16=False,
     sequence_head=_sequence_head,
     token_head=token_classifier_head,
+    vocabulary_head=_vocabulary_head,
 )

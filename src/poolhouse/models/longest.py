@@ -1,0 +1,41 @@
+"""The longest prompt of a model, of all that its files and the user say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from poolhouse.errors import ConfigError
+from poolhouse.models.checkpoint import read_json
+from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles
+
+# Where neither the config nor the tokenizer states a limit.
+_DEFAULT_MAX_TOKENS = 2048
+
+
+def longest_prompt(
+    by_config: int | None, folder: Path, files: SentenceTransformersFiles | None, wanted: int | None
+) -> int:
+    """The longest prompt: sentence-transformers' max_seq_length, else the lesser of config and tokenizer.
+
+    Raises:
+        ConfigError: the user wants more.
+    """
+    limit = by_config
+    tokenizer_config = folder / "tokenizer_config.json"
+    if tokenizer_config.is_file():
+        by_tokenizer = read_json(tokenizer_config).get("model_max_length")
+        # transformers writes 1e30 for "no limit".
+        if isinstance(by_tokenizer, int | float) and 0 < by_tokenizer < 1e9:
+            limit = min(limit or int(by_tokenizer), int(by_tokenizer))
+    if files is not None and files.max_seq_length is not None:
+        limit = files.max_seq_length if by_config is None else min(files.max_seq_length, by_config)
+    limit = limit or _DEFAULT_MAX_TOKENS
+    if wanted is None or wanted == -1:
+        return limit
+    if wanted < 1:
+        raise ConfigError(f"max_model_len must be at least 1, or -1 for the model's own limit, got {wanted}.")
+    if wanted > (by_config or limit):
+        raise ConfigError(
+            f"max_model_len={wanted} is more than the {by_config or limit} positions that the model was made for."
+        )
+    return wanted
