@@ -165,3 +165,5 @@ def test_labels_are_named_beside_the_adapter_else_by_the_base(tmp_path: Path) ->
     (folder / "config.json").write_text('{"id2label": {"0": "sea", "1": "land", "2": "air"}}')
     with LLM(str(folder)) as llm:
         assert llm.model.facts.labels == {0: "sea", 1: "land", 2: "air"}
+    with LLM(str(folder), hf_overrides={"id2label": {"0": "x", "1": "y", "2": "z"}}) as llm:
+        assert llm.model.facts.labels == {0: "x", 1: "y", 2: "z"}

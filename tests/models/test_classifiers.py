@@ -172,7 +172,8 @@ def test_the_names_of_transformers_own_modules_are_read_too(row: str, tmp_path: 
     )
 
 
-def test_gtes_own_name_on_the_hub_means_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [None, "GteNewForSequenceClassification"])
+def test_gtes_own_name_on_the_hub_and_vllms_override_mean_the_same(name: str | None, tmp_path: Path) -> None:
     from tests.models.parity import change_config
 
     tokenize = tokenizer(tmp_path, "roberta")
@@ -185,7 +186,7 @@ def test_gtes_own_name_on_the_hub_means_the_same(tmp_path: Path) -> None:
         rope_theta=160000,
         rope_parameters=None,
     )
-    with LLM(str(tmp_path)) as llm:
+    with LLM(str(tmp_path), hf_overrides=name and {"architectures": [name]}) as llm:
         assert llm.model.facts.served_by == "native new, packed"
         (got,) = llm.classify(TEXTS[1])
     assert got.outputs.probs == pytest.approx(

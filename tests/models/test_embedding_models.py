@@ -255,3 +255,12 @@ def test_the_text_part_of_embedding_gemma_2_is_served(tmp_path: Path, record_par
     assert parity.error < TOLERANCE
     assert parity.packing_error < TOLERANCE
     assert cosines(got[:1], got[1:]).max() < 0.999
+
+
+def test_vllms_override_for_gte_changes_nothing(tmp_path: Path) -> None:
+    row = "Alibaba-NLP/gte-multilingual-base"
+    folder = repository(tmp_path, row)
+    write(ROWS[row], folder, tmp_path / "twin")
+    expected = SentenceTransformer(str(tmp_path / "twin"), device="cpu").encode(TEXTS, batch_size=1)
+    with LLM(str(folder), hf_overrides={"architectures": ["GteNewModel"]}, dtype="float32", device="cpu") as llm:
+        assert difference(llm.embed_array(TEXTS, use_tqdm=False), expected) < TOLERANCE

@@ -69,12 +69,11 @@ def load(folder: Path, options: LoadOptions) -> Model:
     """
     files = read_sentence_transformers(folder)
     checkpoint = Checkpoint(options.weights_folder or (folder if files is None else files.transformer_folder))
-    config = overridden(checkpoint.config, options.overrides)
+    trained = trained_role(options.adapters.merged_folders) if options.convert == "auto" else None
+    labels_beside = {} if trained is None else trained_labels(options.adapters.merged_folders)
+    config = overridden({**checkpoint.config, **labels_beside}, options.overrides)
     device = device_of(options.device)
     reranker = Reranker()
-    trained = trained_role(options.adapters.merged_folders) if options.convert == "auto" else None
-    if trained is not None:
-        config = {**config, **trained_labels(options.adapters.merged_folders)}
     if trained is None and options.convert != "embed" and not judges_steps(config, options.pooler):
         reranker = read_reranker(checkpoint, folder, config, files, options.name)
     most = reranker.max_tokens if options.max_tokens is None else options.max_tokens
