@@ -12,8 +12,9 @@ from poolhouse.models.heads import Head, LoadedHead
 from poolhouse.models.hugging_face_backbones import Forward, hidden_states
 from poolhouse.models.packing_probe import ALONE_TOLERANCE, relative_error
 from poolhouse.models.roles import Role
+from poolhouse.pooling.reductions import REDUCTIONS
 from poolhouse.pooling.rows import Rows
-from poolhouse.pooling.steps import REDUCTIONS, Dense
+from poolhouse.pooling.steps import Dense
 from poolhouse.segments import Segments
 
 # transformers' doors to models with a head.
