@@ -28,7 +28,11 @@ def parse_task(word: str, supported: tuple[Task, ...]) -> Task:
         raise InvalidRequest(f"Unknown task: '{word}'. Tasks: {list(TASKS)}.{did_you_mean(word, TASKS)}", "task", word)
     if task not in supported:
         if task == "plugin":
-            raise UnsupportedTask("No IOProcessor plugin installed. Please refer to the documentation.", "task", word)
+            raise UnsupportedTask(
+                "No IOProcessor plugin installed. Install one and name it by io_processor_plugin; see docs/offline.md.",
+                "task",
+                word,
+            )
         raise UnsupportedTask(f"Unsupported task: '{task}' Supported tasks: {list(supported)}", "task", word)
     return task
 
