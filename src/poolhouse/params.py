@@ -10,9 +10,6 @@ from typing import Any, Literal
 from poolhouse.errors import ConfigError, InvalidRequest, UnsupportedDimensions, did_you_mean
 from poolhouse.tasks import Task
 
-# The pooling words of vLLM (upper case) and of sentence-transformers, under one spelling each.
-PoolingType = Literal["CLS", "LAST", "MEAN", "MAX", "WEIGHTEDMEAN", "MEAN_SQRT_LEN", "ALL", "STEP"]
-
 
 @dataclass(frozen=True, slots=True)
 class PoolingParams:
@@ -259,6 +256,7 @@ _KINDS: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
     (("enable_chunked_processing",), (bool,), "true or false"),
 )
 _FORMER_FIELDS = ("normalize", "softmax", "activation", "logit_bias", "logit_scale")
+# The pooling words of vLLM and of sentence-transformers, under one spelling each: the keys of pooling's REDUCTIONS.
 _SEQUENCE_POOLINGS = ("CLS", "LAST", "MEAN", "MAX", "WEIGHTEDMEAN", "MEAN_SQRT_LEN")
 
 

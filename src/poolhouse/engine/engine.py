@@ -279,15 +279,11 @@ class Engine:
         )
 
     def _limit(self, request: Request, params: PoolingParams) -> Limit:
-        limits = [most for most in (self.options.max_prompt_tokens, request.max_tokens) if most is not None]
-        return Limit(
-            max_tokens=self.max_tokens,
-            keep=params.truncate_prompt_tokens,
-            side=params.truncation_side,
-            overflow=params.overflow or self.options.overflow,
+        limit = self.limit(params)
+        limits = [most for most in (limit.longest, request.max_tokens) if most is not None]
+        return replace(
+            limit,
             add_special_tokens=request.add_special_tokens,
-            max_query_tokens=params.max_tokens_per_query,
-            max_document_tokens=params.max_tokens_per_doc,
             longest=min(limits, default=None),
             lower_case=request.lower_case,
             places=request.places,

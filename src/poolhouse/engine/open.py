@@ -25,7 +25,6 @@ from poolhouse.models.load import LoadOptions, load
 from poolhouse.models.model import Facts, Model
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.plugins import load_plugin
-from poolhouse.pooling.sentence_transformers import read_sentence_transformers
 from poolhouse.settings import Settings
 from poolhouse.tasks import parse_task
 
@@ -75,7 +74,7 @@ def open_engine(settings: Settings) -> Engine:
         ),
     )
     model = _preferring(pooler.task, model)
-    files = read_sentence_transformers(folders.described)
+    files = folders.files
     tokenizer_folder = folders.tokenizer
     if settings.tokenizer is not None:
         tokenizer_folder = locate(

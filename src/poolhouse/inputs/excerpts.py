@@ -10,6 +10,8 @@ from poolhouse.tokens import Ids
 
 # A text is cut to about this many characters per token wanted before it is tokenised; more when that was too few.
 CHARACTERS_PER_TOKEN = 8
+# Tokens that a shortened text must have beyond those kept, so that the cut cannot have changed the kept ones.
+SURPLUS = 32
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,13 @@ import tokenizers
 
 from poolhouse.errors import InputTooLong, InvalidRequest
 from poolhouse.inputs.chat import SEAM, ScoreTemplate
+from poolhouse.inputs.excerpts import CHARACTERS_PER_TOKEN, SURPLUS
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt, check_ids
 from poolhouse.tokens import Ids, Tokens
 
 # Two documents without a token in common: what their prompts share is the template's and the query's.
 _FILLERS = ("0", "1 2 3 4")
-# Tokens that a shortened document has beyond those that could be kept.
-_SURPLUS = 32
-_CHARACTERS_PER_TOKEN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,7 @@ class RenderedPairs:
 
         side: "right" drops the end, "left" the beginning.
         """
-        characters = _CHARACTERS_PER_TOKEN * (tokens + _SURPLUS)
+        characters = CHARACTERS_PER_TOKEN * (tokens + SURPLUS)
         while True:
             part = text[:characters] if side == "right" else text[-characters:]
             offsets = self._offsets(part)
@@ -118,8 +116,8 @@ class RenderedPairs:
         if limit.max_document_tokens is not None:
             document, more = self.cut_text(document, limit.max_document_tokens, limit.side)
             cut += more
-        most = (limit.max_tokens + 1 if keep is None else keep) + _SURPLUS
-        if len(document) > 2 * _CHARACTERS_PER_TOKEN * most:
+        most = (limit.max_tokens + 1 if keep is None else keep) + SURPLUS
+        if len(document) > 2 * CHARACTERS_PER_TOKEN * most:
             document, lost = self.cut_text(document, most, limit.side)
         return _Pair(prompt, query, document, limit, cut, lost)
 

@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 
 from poolhouse.errors import InvalidRequest
-from poolhouse.inputs.excerpts import CHARACTERS_PER_TOKEN, Excerpt, excerpt
+from poolhouse.inputs.excerpts import CHARACTERS_PER_TOKEN, SURPLUS, Excerpt, excerpt
 from poolhouse.inputs.limits import Limit, too_many_characters, too_many_tokens
 from poolhouse.inputs.pairs import PairTemplate, encode_pairs
 from poolhouse.inputs.places import places_of
@@ -19,9 +19,6 @@ from poolhouse.inputs.prompts import Prompt, check_ids
 from poolhouse.inputs.rendered import RenderedPairs
 from poolhouse.inputs.tokenizer_files import gives_types, read_tokenizer
 from poolhouse.tokens import Ids, Tokens
-
-# Tokens that a shortened text must have beyond those kept, so that the cut cannot have changed the kept ones.
-_SURPLUS = 32
 
 
 class Tokenizer:
@@ -194,7 +191,7 @@ class Tokenizer:
             most = wanted * self.character_bound
             if len(text) > most:
                 raise too_many_characters(wanted, len(text), most)
-        return excerpt(text, CHARACTERS_PER_TOKEN * (wanted + _SURPLUS), limit.side, self._lowers(limit))
+        return excerpt(text, CHARACTERS_PER_TOKEN * (wanted + SURPLUS), limit.side, self._lowers(limit))
 
     def _lowers(self, limit: Limit) -> bool:
         return self._lower_case if limit.lower_case is None else limit.lower_case
@@ -234,7 +231,7 @@ class Tokenizer:
         self, prompt: Prompt, limit: Limit, part: Excerpt, encoding: tokenizers.Encoding
     ) -> tuple[Excerpt, tokenizers.Encoding]:
         """An excerpt that has the tokens wanted: this one, or a longer one."""
-        wanted = (limit.cut or limit.most or 0) + _SURPLUS
+        wanted = (limit.cut or limit.most or 0) + SURPLUS
         while part.shortened and len(encoding.ids) < wanted:
             if len(part.raw) > 2 * wanted * self.character_bound:
                 break  # a word too long for the vocabulary: its rest would be the same unknown token

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import normalizers
 
 from poolhouse.errors import CheckpointError
+from poolhouse.json_files import read_json
 
 
 def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> tokenizers.Tokenizer:
@@ -36,7 +35,7 @@ _WITHOUT_TYPES = (
 
 def gives_types(folder: Path) -> bool:
     """Whether models see token types of pairs, by tokenizer_config.json."""
-    config = _config(folder)
+    config = read_json(folder / "tokenizer_config.json", needed=False)
     names = config.get("model_input_names")
     if names is not None:
         return "token_type_ids" in names
@@ -70,7 +69,10 @@ def _converted(folder: Path, trust_remote_code: bool) -> tokenizers.Tokenizer:
 
 
 def _names_internlm2(folder: Path) -> bool:
-    return _config(folder).get("tokenizer_class") in ("InternLM2Tokenizer", "InternLM2TokenizerFast")
+    return read_json(folder / "tokenizer_config.json", needed=False).get("tokenizer_class") in (
+        "InternLM2Tokenizer",
+        "InternLM2TokenizerFast",
+    )
 
 
 def _internlm2(folder: Path) -> tokenizers.Tokenizer:
@@ -85,19 +87,3 @@ def _internlm2(folder: Path) -> tokenizers.Tokenizer:
         # transformers leaves out the space that sentencepiece may put before a text.
         native.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), native.normalizer])
     return native
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, or nothing.
-
-    Raises:
-        CheckpointError: no JSON object.
-    """
-    path = folder / "tokenizer_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds no JSON object.")
-    return config

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -24,7 +25,8 @@ def with_heads(
         for module in head.modules:
             brought |= _brought(module, tensors, prefix, adapter)
         if brought:
-            tensors = _Overlaid(brought, tensors)
+            # ChainMap reads alone here, which any mapping can.
+            tensors = ChainMap(brought, tensors)  # type: ignore[arg-type]
     return tensors
 
 
@@ -49,23 +51,3 @@ def _brought(module: HeadModule, tensors: Mapping[str, Tensor], prefix: str, ada
             f"{adapter.source} changes {name} as {list(change.shape)}, but the model's is {list(weight.shape)}."
         )
     return brought | {name: weight.float() + change.delta()}
-
-
-class _Overlaid(Mapping[str, Tensor]):
-    """Some tensors in place of, or beside, those of a checkpoint."""
-
-    def __init__(self, over: Mapping[str, Tensor], under: Mapping[str, Tensor]) -> None:
-        self._over, self._under = over, under
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._over[name] if name in self._over else self._under[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._over or name in self._under
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self._over
-        yield from (name for name in self._under if name not in self._over)
-
-    def __len__(self) -> int:
-        return len(set(self._over) | set(self._under))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from poolhouse.models.adapters import Adapters
 from poolhouse.models.backbone import Backbone
 from poolhouse.models.heads import LoadedHead
@@ -35,6 +37,7 @@ class Served:
     vocabulary_size: int
     parameters: int
     max_tokens: int | None
+    dtype: torch.dtype
     pooling: str
     head: LoadedHead | None = None
     notes: tuple[str, ...] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
+from poolhouse.json_files import read_json
 
 Config = Mapping[str, Any]
 
@@ -35,21 +35,6 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> TensorFiles:
         return TensorFiles(self.folder)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: no JSON, or no object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object.")
-    return value
 
 
 class TensorFiles(Mapping[str, Tensor]):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from poolhouse.errors import CheckpointError
 from poolhouse.models.peft_folder import base_of, is_peft_folder
-from poolhouse.pooling.sentence_transformers import read_sentence_transformers
+from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFolders:
-    """described: sentence-transformers' files and prompts. weights: config.json and tensors.
+    """described: sentence-transformers' files and prompts; files: what they say. weights: config.json and tensors.
 
     adapters: PEFT folders to merge into the weights; two where an adapter was trained on an adapted model.
     """
@@ -21,6 +21,7 @@ class ModelFolders:
     described: Path
     weights: Path
     tokenizer: Path
+    files: SentenceTransformersFiles | None
     adapters: tuple[Path, ...] = ()
 
 
@@ -35,7 +36,7 @@ def folders_of(folder: Path, find: Callable[[str], Path]) -> ModelFolders:
     files = read_sentence_transformers(folder)
     transformer = folder if files is None else files.transformer_folder
     if not is_peft_folder(transformer):
-        return ModelFolders(folder, transformer, transformer)
+        return ModelFolders(folder, transformer, transformer, files)
     base_folder = find(_near(base_of(transformer), transformer))
     if base_folder.resolve() == folder.resolve():
         raise CheckpointError(f"{transformer} holds an adapter that names itself as its base.")
@@ -45,6 +46,7 @@ def folders_of(folder: Path, find: Callable[[str], Path]) -> ModelFolders:
         described=base.described if files is None else folder,
         weights=base.weights,
         tokenizer=transformer if own_tokenizer else base.tokenizer,
+        files=base.files if files is None else files,
         adapters=(*base.adapters, transformer),
     )
 

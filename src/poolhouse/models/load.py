@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,8 +37,6 @@ from poolhouse.models.roles import (
 )
 from poolhouse.params import PoolerConfig
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
-
-log = logging.getLogger("poolhouse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +87,6 @@ def load(folder: Path, options: LoadOptions) -> Model:
     width = next(iter(pipelines.values())).width
     labels, about_labels = labels_of(config, served)
     matryoshka, about_sizes = matryoshka_of(config, options.matryoshka_dimensions, width, folder)
-    backbone_dtype = dtype_of(options.dtype, config, family_of(config), device)
     return Model(
         backbone=served.backbone,
         pipelines={task: pipeline.to(device) for task, pipeline in pipelines.items()},
@@ -104,7 +100,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
             hidden_size=served.hidden_size,
             width=width,
             parameters=served.parameters,
-            dtype=backbone_dtype,
+            dtype=served.dtype,
             device=device,
             matryoshka=matryoshka,
             prompts={**task_prompts, **({} if files is None else files.prompts)},
@@ -186,6 +182,7 @@ def _native(
         vocabulary_size=loaded.vocabulary_size,
         parameters=loaded.parameters,
         max_tokens=loaded.max_tokens,
+        dtype=dtype,
         pooling=family.pooling,
         head=head,
         notes=tuple(notes),
@@ -241,10 +238,11 @@ def _transformers(
 
     if options.adapters.asked:
         raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
+    dtype = dtype_of(options.dtype, config, None, device)
     fallback = load_hugging_face(
         checkpoint,
         config,
-        dtype_of(options.dtype, config, None, device),
+        dtype,
         device,
         # A reranker reads its score off the vocabulary, behind a model without a head.
         role=role if reranker.tokens is None else "embed",
@@ -263,6 +261,7 @@ def _transformers(
         vocabulary_size=fallback.vocabulary_size,
         parameters=fallback.parameters,
         max_tokens=fallback.max_tokens,
+        dtype=dtype,
         pooling=DEFAULT_POOLINGS.get(architecture(config), fallback.pooling),
         head=head,
         notes=(*notes, *fallback.notes),

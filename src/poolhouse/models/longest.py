@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from poolhouse.errors import ConfigError
-from poolhouse.models.checkpoint import read_json
+from poolhouse.json_files import read_json
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles
 
 # Where neither the config nor the tokenizer states a limit.
@@ -21,12 +21,10 @@ def longest_prompt(
         ConfigError: the user wants more.
     """
     limit = by_config
-    tokenizer_config = folder / "tokenizer_config.json"
-    if tokenizer_config.is_file():
-        by_tokenizer = read_json(tokenizer_config).get("model_max_length")
-        # transformers writes 1e30 for "no limit".
-        if isinstance(by_tokenizer, int | float) and 0 < by_tokenizer < 1e9:
-            limit = min(limit or int(by_tokenizer), int(by_tokenizer))
+    by_tokenizer = read_json(folder / "tokenizer_config.json", needed=False).get("model_max_length")
+    # transformers writes 1e30 for "no limit".
+    if isinstance(by_tokenizer, int | float) and 0 < by_tokenizer < 1e9:
+        limit = min(limit or int(by_tokenizer), int(by_tokenizer))
     if files is not None and files.max_seq_length is not None:
         limit = files.max_seq_length if by_config is None else min(files.max_seq_length, by_config)
     limit = limit or _DEFAULT_MAX_TOKENS

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
+from poolhouse.json_files import read_json
 from poolhouse.layers.adapted import LowRank
 from poolhouse.models.adapter import Adapter
-from poolhouse.models.checkpoint import Config, read_json
+from poolhouse.models.checkpoint import Config
 from poolhouse.models.roles import Role
 
 CONFIG = "adapter_config.json"

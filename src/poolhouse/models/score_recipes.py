@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from poolhouse.errors import CheckpointError
-from poolhouse.models.checkpoint import Config, read_json
+from poolhouse.json_files import read_json
+from poolhouse.models.checkpoint import Config
 from poolhouse.models.model import ScoreRecipe
 
 BUILT_IN = {
@@ -66,8 +67,7 @@ def stored_max_tokens(folder: Path) -> int | None:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / "sentence_bert_config.json"
-    return read_json(path) if path.is_file() else {}
+    return read_json(folder / "sentence_bert_config.json", needed=False)
 
 
 def _stored_template(folder: Path) -> str | None:
@@ -92,5 +92,4 @@ def _special_tokens(folder: Path) -> dict[str, str]:
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    return read_json(path) if path.is_file() else {}
+    return read_json(folder / "tokenizer_config.json", needed=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
+from poolhouse.json_files import read_any_json, read_json
 from poolhouse.pooling.activations import named_activation
 from poolhouse.pooling.splade import SpladePooling
 from poolhouse.pooling.steps import Activation, Dense, Norm, Step, Unit
@@ -74,7 +74,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
     path = folder / "modules.json"
     if not path.is_file():
         return None
-    modules = _json(path)
+    modules = read_any_json(path)
     if not isinstance(modules, list) or not all(isinstance(module, dict) and "type" in module for module in modules):
         raise CheckpointError(f"{path} is not a list of modules.")
     transformer = folder
@@ -91,9 +91,9 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
         if kind in ("Transformer", "MLMTransformer"):
             transformer = place
         elif kind == "SpladePooling":
-            splade = _splade(_object(place / "config.json"), place)
+            splade = _splade(read_json(place / "config.json"), place)
         elif kind == "Pooling":
-            pooling, include_prompt = _pooling(_object(place / "config.json"), place)
+            pooling, include_prompt = _pooling(read_json(place / "config.json"), place)
         elif kind == "Dense":
             heads.append(_dense(place))
         elif kind == "LayerNorm":
@@ -101,7 +101,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
         elif kind == "Normalize":
             normalize = True
         elif kind == "LogitScore":
-            logit_score = _logit_score(_object(place / "config.json"), place)
+            logit_score = _logit_score(read_json(place / "config.json"), place)
         elif kind != "Dropout":
             raise CheckpointError(
                 f"{path}: the module {module['type']} is not one that Poolhouse has. "
@@ -109,7 +109,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
                 "SpladePooling."
             )
     length, lower = _length(transformer)
-    config = _object(folder / "config_sentence_transformers.json", needed=False)
+    config = read_json(folder / "config_sentence_transformers.json", needed=False)
     return SentenceTransformersFiles(
         transformer_folder=transformer,
         pooling=pooling,
@@ -160,7 +160,7 @@ def _logit_score(config: Mapping[str, Any], place: Path) -> tuple[int, int | Non
 
 
 def _dense(place: Path) -> Dense:
-    config = _object(place / "config.json")
+    config = read_json(place / "config.json")
     if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
         raise CheckpointError(f"{place / 'config.json'}: a Dense over {config['module_input_name']} is not supported.")
     tensors = _tensors(place)
@@ -189,7 +189,7 @@ def _layer_norm(place: Path) -> Norm:
 def _length(folder: Path) -> tuple[int | None, bool]:
     """max_seq_length and do_lower_case from the first file that has them."""
     for kind in _LENGTH_FILES:
-        config = _object(folder / f"sentence_{kind}_config.json", needed=False)
+        config = read_json(folder / f"sentence_{kind}_config.json", needed=False)
         if config:
             length = config.get("max_seq_length")
             if length is not None and (not isinstance(length, int) or length < 1):
@@ -220,19 +220,3 @@ def _find(tensors: Mapping[str, Tensor], kind: str, place: Path, needed: bool = 
     if needed:
         raise CheckpointError(f"{place}: no {kind} among the tensors {sorted(tensors)}.")
     return None
-
-
-def _object(path: Path, needed: bool = True) -> dict[str, Any]:
-    if not needed and not path.is_file():
-        return {}
-    value = _json(path)
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object.")
-    return value
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error

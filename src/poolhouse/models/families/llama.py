@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import NotNative, activation, pooling, refuse, rope
@@ -133,13 +134,4 @@ LLAMA = Family(
     aside=HEADS,
     max_tokens=_max_tokens,
 )
-LLAMA_BIDIRECTIONAL = Family(
-    ("llama_bidirec",),
-    _bidirectional,
-    (Layout(NAMES),),
-    pooling="MEAN",
-    stated_pooling=_stated_pooling,
-    aside=HEADS,
-    max_tokens=_max_tokens,
-    sequence_head=_bidirectional_head,
-)
+LLAMA_BIDIRECTIONAL = replace(LLAMA, model_types=("llama_bidirec",), spec=_bidirectional, pooling="MEAN")
