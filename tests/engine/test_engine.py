@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from poolhouse.batch import Batch
-from poolhouse.engine.engine import Engine, EngineOptions
+from poolhouse.engine.engine import Engine
 from poolhouse.engine.open import open_engine
+from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.request import Request
 from poolhouse.engine.runner import FatalDeviceError, Launched
 from poolhouse.engine.scheduler import Ready

@@ -10,24 +10,24 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from poolhouse.engine import chunks
+from poolhouse.engine.options import EngineOptions
+from poolhouse.engine.preparation import Preparation, Prepared
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.runner import Launched, Runner
 from poolhouse.engine.scheduler import Ready, Scheduler
-from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, did_you_mean
+from poolhouse.errors import EngineClosed, EngineError, InvalidRequest
 from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.models.adapters import unknown_adapter
 from poolhouse.models.model import Model
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
-from poolhouse.tasks import Task, parse_task
+from poolhouse.tasks import Task
 from poolhouse.tokens import Tokens
 
 log = logging.getLogger("poolhouse")
@@ -36,26 +36,6 @@ log = logging.getLogger("poolhouse")
 _INLINE_CHARACTERS = 2000
 # Texts per tokenizer call: enough to share the work among cores, few enough to start computing early.
 _TEXTS_PER_CALL = 128
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How an engine works, as opposed to what its model is.
-
-    max_batch_tokens: tokens of one pack. overflow: what to do with prompts over the model's limit.
-    max_prompt_tokens: another limit of prompts; with overflow "chunk" the only one.
-    default_params: what the model's owner wants where a request says nothing.
-    score_template: what joins a query and a document, where the tokenizer does not.
-    aliases: names beside the model's own that requests may use.
-    """
-
-    max_batch_tokens: int
-    overflow: Literal["error", "truncate", "chunk"] = "error"
-    max_prompt_tokens: int | None = None
-    tokenizer_threads: int = 2
-    default_params: PoolingParams = PoolingParams()
-    score_template: ScoreTemplate | None = None
-    aliases: tuple[str, ...] = ()
 
 
 class Engine:
@@ -68,6 +48,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.options = options
         self.plugin = plugin
+        self._preparation = Preparation(model, options)
         self._scheduler = Scheduler(options.max_batch_tokens)
         self._runner = Runner(model)
         self._tokenizing = ThreadPoolExecutor(options.tokenizer_threads, "poolhouse-tokenizer")
@@ -135,6 +116,10 @@ class Engine:
         """Whether requests can still be answered."""
         return not self._closed and self._fatal is None and self._device.is_alive()
 
+    def limit(self, params: PoolingParams) -> Limit:
+        """How long a prompt with these parameters may be."""
+        return self._preparation.limit(params)
+
     def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]:
         """Start work on requests; each future gets its answer or its error.
 
@@ -157,11 +142,9 @@ class Engine:
         Raises:
             InvalidRequest: for the first that has none.
         """
-        prompts = [self._with_prefix(request, self._adapter(request)[1]) for request in requests]
-        limits = [
-            replace(self._limit(request, self._params(request)), overflow="chunk", longest=None) for request in requests
-        ]
-        tokens = self.tokenizer.encode(prompts, limits)
+        prepared = [self._preparation.of(request) for request in requests]
+        limits = [replace(made.limit, overflow="chunk", longest=None) for made in prepared]
+        tokens = self.tokenizer.encode([made.prompt for made in prepared], limits)
         for result in tokens:
             if isinstance(result, InvalidRequest):
                 raise result
@@ -197,97 +180,26 @@ class Engine:
             _fail(requests, EngineError(f"Preparing the request failed: {error}"))
 
     def _tokenize(self, requests: Sequence[Request]) -> None:
-        valid: list[tuple[Request, PoolingParams, str | None]] = []
-        prompts: list[Prompt] = []
-        limits: list[Limit] = []
+        valid: list[tuple[Request, Prepared]] = []
         for request in requests:
             try:
-                params = self._params(request)
-                adapter, prompt_name = self._adapter(request)
-                prompts.append(self._with_prefix(request, prompt_name))
-                limits.append(self._limit(request, params))
+                valid.append((request, self._preparation.of(request)))
             except InvalidRequest as error:
                 _resolve_error(request.future, error)
-            else:
-                valid.append((request, params.for_pooler(), adapter))
+        encoded = self.tokenizer.encode([made.prompt for _, made in valid], [made.limit for _, made in valid])
         ready: list[Ready] = []
-        for (request, params, adapter), tokens in zip(valid, self.tokenizer.encode(prompts, limits), strict=True):
+        for (request, made), tokens in zip(valid, encoded, strict=True):
             if isinstance(tokens, Exception):
                 _resolve_error(request.future, tokens)
             elif len(tokens) == 0:
                 _resolve_error(request.future, InvalidRequest("The prompt has no tokens.", "prompt"))
             elif len(tokens) > self.max_tokens:
-                ready.extend(chunks.pieces(request, params, tokens, self.max_tokens, adapter))
+                ready.extend(chunks.pieces(request, made.params, tokens, self.max_tokens, made.adapter))
             else:
-                ready.append(Ready(tokens, request.task, params, request.future, adapter, request.spans))
+                ready.append(Ready(tokens, request.task, made.params, request.future, made.adapter, request.spans))
         if ready and not self._scheduler.add(ready):
             for item in ready:
                 _resolve_error(item.future, self._fatal or EngineClosed("The engine is shut down."))
-
-    def _params(self, request: Request) -> PoolingParams:
-        """The request's parameters, completed by the defaults, checked against the model."""
-        parse_task(request.task, self.tasks)
-        params, defaults = request.params, self.options.default_params
-        params.check(request.task, self.model.facts.matryoshka, self.name)
-        if request.spans is not None:
-            self.model.pipelines[request.task].of_spans()
-        if params.step_tag_id is not None or params.returned_token_ids is not None:
-            self.model.pipelines[request.task].check(params)
-        if defaults == _NO_PARAMS:
-            return params
-        dimensions = defaults.dimensions if request.task in ("embed", "token_embed") else None
-        return replace(
-            params,
-            dimensions=dimensions if params.dimensions is None else params.dimensions,
-            use_activation=defaults.use_activation if params.use_activation is None else params.use_activation,
-        )
-
-    def _adapter(self, request: Request) -> tuple[str | None, str | None]:
-        """The names of the request's adapter, if any, and of its prompt."""
-        adapters = self.model.adapters
-        if adapters is not None:
-            return adapters.choose(request.adapter, request.prompt_name, self.prompts)
-        if request.adapter:
-            raise unknown_adapter(request.adapter, ())
-        return None, request.prompt_name
-
-    def _with_prefix(self, request: Request, name: str | None) -> Prompt:
-        """The prompt with its named prefix; ids are taken as they are."""
-        prompts = self.prompts
-        if name and name not in prompts:
-            known = f"It has {sorted(prompts)}." if prompts else "It has none."
-            raise InvalidRequest(
-                f"The model has no prompt named '{name}'.{did_you_mean(name, prompts)} {known}", "prompt_name", name
-            )
-        if name is None:
-            name = self.model.facts.default_prompt_name
-        prefix = prompts.get(name, "") if name else ""
-        if not prefix or request.prompt.text is None:
-            return request.prompt
-        return replace(request.prompt, prefix=prefix)
-
-    def limit(self, params: PoolingParams) -> Limit:
-        """How long a prompt with these parameters may be."""
-        return Limit(
-            max_tokens=self.max_tokens,
-            keep=params.truncate_prompt_tokens,
-            side=params.truncation_side,
-            overflow=params.overflow or self.options.overflow,
-            max_query_tokens=params.max_tokens_per_query,
-            max_document_tokens=params.max_tokens_per_doc,
-            longest=self.options.max_prompt_tokens,
-        )
-
-    def _limit(self, request: Request, params: PoolingParams) -> Limit:
-        limit = self.limit(params)
-        limits = [most for most in (limit.longest, request.max_tokens) if most is not None]
-        return replace(
-            limit,
-            add_special_tokens=request.add_special_tokens,
-            longest=min(limits, default=None),
-            lower_case=request.lower_case,
-            places=request.places,
-        )
 
     def _work(self) -> None:
         """The device thread: run batches until closed; on a device that can, keep one batch in flight."""
@@ -311,9 +223,6 @@ class Engine:
             log.critical("The engine cannot go on: %s", error, exc_info=error)
             for ready in [*(flying.requests if flying else ()), *(batch or ()), *scheduler.drop_all()]:
                 _resolve_error(ready.future, self._fatal)
-
-
-_NO_PARAMS = PoolingParams()
 
 
 def _characters(prompt: Prompt) -> int:

@@ -12,8 +12,9 @@ from typing import Literal, ParamSpec, TypeVar
 
 import torch
 
-from poolhouse.engine.engine import Engine, EngineOptions
+from poolhouse.engine.engine import Engine
 from poolhouse.engine.memory import keep_freed_memory
+from poolhouse.engine.options import EngineOptions
 from poolhouse.errors import ConfigError, InvalidRequest
 from poolhouse.inputs.chat import ScoreTemplate, score_template
 from poolhouse.inputs.tokenizer import Tokenizer

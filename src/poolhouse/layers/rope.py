@@ -36,7 +36,6 @@ class RopeSpec:
     mscale_all_dim: float | None = None
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
-    max_length: int = 0
 
 
 def rope_table(rope: RopeSpec, positions: Tensor, segments: Segments, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,29 @@
+"""EngineOptions: how an engine works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from poolhouse.inputs.chat import ScoreTemplate
+from poolhouse.params import PoolingParams
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How an engine works, as opposed to what its model is.
+
+    max_batch_tokens: tokens of one pack. overflow: what to do with prompts over the model's limit.
+    max_prompt_tokens: another limit of prompts; with overflow "chunk" the only one.
+    default_params: what the model's owner wants where a request says nothing.
+    score_template: what joins a query and a document, where the tokenizer does not.
+    aliases: names beside the model's own that requests may use.
+    """
+
+    max_batch_tokens: int
+    overflow: Literal["error", "truncate", "chunk"] = "error"
+    max_prompt_tokens: int | None = None
+    tokenizer_threads: int = 2
+    default_params: PoolingParams = PoolingParams()
+    score_template: ScoreTemplate | None = None
+    aliases: tuple[str, ...] = ()
