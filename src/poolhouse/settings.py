@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
@@ -144,13 +145,60 @@ class ServerSettings(BaseModel):
 
     host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - as vLLM does
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    max_body_bytes: int = Field(64 * 1024 * 1024, ge=1, description="Largest request body.")
+    root_path: str = Field("", description="Path prefix that a proxy strips.")
     error_format: Literal["flat", "nested"] = Field("flat", description="Shape of error bodies; nested is OpenAI's.")
     shutdown_seconds: float = Field(30.0, ge=0, description="How long a stop waits for requests in flight.")
-    root_path: str = Field("", description="Path prefix that a proxy strips.")
+    warmup: Literal["none", "fast", "full"] = Field(
+        "fast", description="Before requests are taken: run nothing, a short prompt, or full packs of every length."
+    )
+
+    # Limits
+    max_body_bytes: int = Field(64 * 1024 * 1024, ge=1, description="Largest request body.")
+    max_json_depth: int = Field(32, ge=2, description="Deepest nesting of a request body.")
+    max_client_batch_size: int = Field(8192, ge=1, description="Most inputs, or documents, of one request.")
+    max_queued_prompts: int = Field(
+        32768, ge=1, description="Most prompts that wait or run at once per model; further requests hear 429."
+    )
+    request_timeout_seconds: float = Field(
+        600.0, gt=0, description="After this long a request leaves the queue and hears 504."
+    )
+    body_timeout_seconds: float = Field(60.0, gt=0, description="How long a client may take to send its body.")
+
+    # Security
+    api_key: tuple[str, ...] | None = Field(
+        None, description="Key or keys (with commas) that requests must show; else POOLHOUSE_API_KEY or VLLM_API_KEY."
+    )
+    api_key_file: str | None = Field(None, description="File with a key per line, instead of keys on the command line.")
+    ssl_keyfile: str | None = Field(None, description="Private key for TLS.")
+    ssl_certfile: str | None = Field(None, description="Certificate for TLS.")
+    ssl_ca_certs: str | None = Field(None, description="Authorities whose client certificates are taken.")
+    ssl_cert_reqs: int = Field(0, ge=0, le=2, description="Client certificates: 0 none, 1 optional, 2 required.")
+    allowed_origins: tuple[str, ...] = Field((), description="Origins (CORS) that browsers may call from; * is any.")
+    allowed_methods: tuple[str, ...] = Field(("*",), description="Methods that CORS allows.")
+    allowed_headers: tuple[str, ...] = Field(("*",), description="Headers that CORS allows.")
+    allow_credentials: bool = Field(False, description="Whether CORS allows credentials.")
+    trust_request_chat_template: bool = Field(False, description="Take chat templates from requests.")
+    disable_fastapi_docs: bool = Field(False, description="No /docs and no /openapi.json.")
+
+    # Observability
     log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = Field(
         "info", description="Level of the server's own log."
     )
+    log_format: Literal["text", "json"] = Field("text", description="Lines for people, or an object per line.")
+    disable_access_log: bool = Field(False, description="No line per request in the log.")
+    otlp_traces_endpoint: str | None = Field(
+        None, description="Where OpenTelemetry traces go; needs the extra `tracing`."
+    )
+
+    @field_validator("api_key", "allowed_origins", "allowed_methods", "allowed_headers", mode="before")
+    @classmethod
+    def _several_in_one_word(cls, value: Any) -> Any:
+        """Several words with commas, or a JSON list, as vLLM takes them."""
+        if not isinstance(value, str):
+            return value
+        if value.startswith("["):
+            return json.loads(value)
+        return tuple(part.strip() for part in value.split(",") if part.strip())
 
     @classmethod
     def parse(cls, **options: Any) -> ServerSettings:
