@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest, did_you_mean
+from poolhouse.inputs.input_types import prompt_of
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.models.adapters import unknown_adapter
@@ -44,7 +45,7 @@ class Preparation:
             InvalidRequest: it asks for what the model does not have.
         """
         params = self._params(request)
-        adapter, prompt_name = self._adapter(request)
+        adapter, prompt_name = self._adapter(request, self._prompt_name(request))
         prompt = self._with_prefix(request, prompt_name)
         return Prepared(prompt, self._limit(request, params), params.for_pooler(), adapter)
 
@@ -78,14 +79,20 @@ class Preparation:
             use_activation=defaults.use_activation if params.use_activation is None else params.use_activation,
         )
 
-    def _adapter(self, request: Request) -> tuple[str | None, str | None]:
+    def _prompt_name(self, request: Request) -> str | None:
+        """The name of the prompt that was asked for, by itself or by what the text is."""
+        if request.prompt_name is not None or not request.input_type:
+            return request.prompt_name
+        return prompt_of(request.input_type, self.model.facts.prompts)
+
+    def _adapter(self, request: Request, prompt_name: str | None) -> tuple[str | None, str | None]:
         """The names of the request's adapter, if any, and of its prompt."""
         adapters = self.model.adapters
         if adapters is not None:
-            return adapters.choose(request.adapter, request.prompt_name, self.model.facts.prompts)
+            return adapters.choose(request.adapter, prompt_name, self.model.facts.prompts)
         if request.adapter:
             raise unknown_adapter(request.adapter, ())
-        return None, request.prompt_name
+        return None, prompt_name
 
     def _with_prefix(self, request: Request, name: str | None) -> Prompt:
         """The prompt with its named prefix; ids are taken as they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -18,11 +19,13 @@ class Answer:
 
     array: [features] for embed and classify, [tokens, features] for token tasks, [spans, features] where spans were asked.
     tokens: the prompt as the model saw it (whole, when it was split into chunks).
+    further: the arrays of the request's further tasks, from the same pass.
     """
 
     array: Array
     tokens: Tokens
     chunks: int = 1
+    further: Mapping[Task, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,10 +33,12 @@ class Request:
     """One prompt, its task and parameters.
 
     prompt_name: name of a prompt stored with the checkpoint, put before the text; None takes the default one.
+    input_type: what the text is ("query", "document"), which chooses the prompt where none is named.
     adapter: name of an adapter of the model; None takes the model's default, if it has one, "" none.
     lower_case: None leaves it to the model. max_tokens: refuse longer prompts than this.
     places: tell where in the text each token stands. spans: [spans, 2], token ranges to embed
     instead of the whole, each by the mean of its tokens (late chunking).
+    further: tasks that are answered from the same pass. priority: lower ones go first.
     """
 
     prompt: Prompt
@@ -46,4 +51,7 @@ class Request:
     max_tokens: int | None = None
     places: bool = False
     spans: Ids | None = None
+    input_type: str | None = None
+    further: tuple[Task, ...] = ()
+    priority: int = 0
     future: Future[Answer] = field(default_factory=Future)
