@@ -12,8 +12,11 @@ import numpy as np
 
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import EngineClosed, InputTooLong, InvalidRequest
+from poolhouse.inputs.chat import ScoreTemplate
+from poolhouse.inputs.limits import Limit
+from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.outputs import Array
-from poolhouse.params import Matryoshka
+from poolhouse.params import Matryoshka, PoolingParams
 from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
 from poolhouse.tokens import Tokens
 
@@ -50,6 +53,8 @@ class FakeEngine:
         self.adapters: tuple[str, ...] = ()
         self.label_names: Mapping[int, str] = label_names or {}
         self.labels = len(self.label_names)
+        self.score_template: ScoreTemplate | None = None
+        self.listwise: ListwisePrompts | None = None
         self.matryoshka = Matryoshka(width, bool(dimensions), dimensions)
         self.delay_seconds = delay_seconds
         self.failure = failure
@@ -68,6 +73,10 @@ class FakeEngine:
             else:
                 request.future.set_exception(EngineClosed("The engine is shut down."))
         return [request.future for request in requests]
+
+    def limit(self, params: PoolingParams) -> Limit:
+        """How long a prompt may be."""
+        return Limit(self.max_tokens, params.truncate_prompt_tokens, params.truncation_side)
 
     def close(self, drain_seconds: float = 30.0) -> None:
         """Answer what was accepted, then stop."""

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any
 
 from poolhouse.engine.request import Answer, Request
+from poolhouse.inputs.chat import ScoreTemplate
+from poolhouse.inputs.limits import Limit
+from poolhouse.inputs.listwise import ListwisePrompts
+from poolhouse.inputs.prompts import Prompt
+from poolhouse.params import PoolingParams
 from poolhouse.server.serving import Engine
 from poolhouse.tasks import Task
+from poolhouse.tokens import Tokens
 
 
 def with_adapters(engines: Sequence[Engine]) -> list[Engine]:
@@ -64,6 +71,23 @@ class AdaptedEngine:
     @property
     def alive(self) -> bool:
         return self.engine.alive
+
+    @property
+    def score_template(self) -> ScoreTemplate | None:
+        return self.engine.score_template
+
+    @property
+    def listwise(self) -> ListwisePrompts | None:
+        return self.engine.listwise
+
+    def limit(self, params: PoolingParams) -> Limit:
+        return self.engine.limit(params)
+
+    def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
+        return self.engine.tokenize(requests)
+
+    def conversation(self, messages: Sequence[Any], **options: Any) -> Prompt:
+        return self.engine.conversation(messages, **options)
 
     def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]:
         return self.engine.submit(

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import poolhouse
@@ -15,14 +15,14 @@ from poolhouse.server import errors
 from poolhouse.server.adapted import with_adapters
 from poolhouse.server.dialects import routers
 from poolhouse.server.metrics import Metrics
-from poolhouse.server.serving import Disconnected, Engine, Serving
+from poolhouse.server.serving import Engine, Serving
 from poolhouse.settings import ServerSettings
 
 
 def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None) -> FastAPI:
     """The HTTP application over these engines; it closes them when it is shut down."""
     settings = settings or ServerSettings()
-    serving = Serving.of(with_adapters(engines), settings, Metrics())
+    serving = Serving(with_adapters(engines), settings, Metrics())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -39,14 +39,9 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
     )
     for router in routers(serving):
         app.include_router(router)
-    errors.install(app, settings.error_format)
-    app.add_exception_handler(Disconnected, _nobody_listens)
+    errors.install(app, errors.flat if settings.error_format == "flat" else errors.nested)
     app.add_middleware(Counting, metrics=serving.metrics)
     return app
-
-
-async def _nobody_listens(_: Request, __: Exception) -> Response:
-    return Response(status_code=499)
 
 
 class Counting:

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request as HttpRequest
+from pydantic import BaseModel
+from starlette.types import Message
 
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import gather
 from poolhouse.errors import InvalidRequest, UnknownModel
+from poolhouse.inputs.chat import ScoreTemplate
+from poolhouse.inputs.limits import Limit
+from poolhouse.inputs.listwise import ListwisePrompts
+from poolhouse.inputs.prompts import Prompt
+from poolhouse.params import PoolingParams
+from poolhouse.server.admission import Admission
+from poolhouse.server.body import read_json
+from poolhouse.server.errors import Disconnected, Refused
 from poolhouse.server.metrics import Metrics
 from poolhouse.settings import ServerSettings
 from poolhouse.tasks import Task
+from poolhouse.tokens import Tokens
+
+FieldsT = TypeVar("FieldsT", bound=BaseModel)
+
+_SECONDS_UNWATCHED = 0.05
 
 
 class Engine(Protocol):
@@ -56,31 +70,43 @@ class Engine(Protocol):
     @property
     def alive(self) -> bool: ...
 
+    @property
+    def score_template(self) -> ScoreTemplate | None: ...
+
+    @property
+    def listwise(self) -> ListwisePrompts | None: ...
+
+    def limit(self, params: PoolingParams) -> Limit: ...
+
+    def tokenize(self, requests: Sequence[Request]) -> list[Tokens]: ...
+
+    def conversation(self, messages: Sequence[Any], **options: Any) -> Prompt:
+        """The prompt of a conversation, rendered by the chat template."""
+        ...
+
     def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]: ...
 
     def close(self, drain_seconds: float = ...) -> None: ...
 
 
-class Disconnected(Exception):
-    """The client hung up; nobody waits for the answer."""
-
-
-@dataclass(frozen=True, slots=True)
 class Serving:
     """Engines by the names that requests may use; the first is the default."""
 
-    engines: Mapping[str, Engine]
-    settings: ServerSettings
-    metrics: Metrics
-
-    @classmethod
-    def of(cls, engines: Sequence[Engine], settings: ServerSettings, metrics: Metrics) -> Serving:
-        """These engines by name and alias; of engines that share a name, the first has it."""
+    def __init__(self, engines: Sequence[Engine], settings: ServerSettings, metrics: Metrics) -> None:
         names: dict[str, Engine] = {}
         for engine in engines:
             for name in (engine.name, *engine.aliases):
+                # Of engines that share a name, the first has it.
                 names.setdefault(name, engine)
-        return cls(names, settings, metrics)
+        self.engines: Mapping[str, Engine] = names
+        self.settings = settings
+        self.metrics = metrics
+        self._admissions = {engine.name: Admission(settings.max_queued_prompts) for engine in names.values()}
+
+    @property
+    def load(self) -> int:
+        """Prompts that wait or run."""
+        return sum(admission.waiting for admission in self._admissions.values())
 
     def engine(self, model: str | None) -> Engine:
         """The engine of that name; without a name, the first.
@@ -94,38 +120,92 @@ class Serving:
             raise UnknownModel(f"The model `{model}` does not exist.", None)
         return self.engines[model]
 
-    async def answers(self, http: HttpRequest, engine: Engine, requests: Sequence[Request]) -> list[Answer]:
-        """Answers in order; a client that hangs up takes its prompts out of the queue.
+    async def read(self, http: HttpRequest, fields: type[FieldsT]) -> FieldsT:
+        """The body of a request.
 
         Raises:
-            Disconnected: the client is gone. Otherwise the error of the first prompt that has one.
+            Refused, ValidationError: it is none, or not of these fields.
         """
-        futures = engine.submit(requests)
-        answering = asyncio.ensure_future(gather(futures))
-        # After the body, the next thing that a client can send is that it is gone.
-        leaving = asyncio.ensure_future(http.receive())
+        return self.parse(await read_json(http, self.settings), fields)
+
+    def parse(self, body: dict[str, Any], fields: type[FieldsT]) -> FieldsT:
+        """A body that was read already; see `read`."""
+        started = time.perf_counter()
+        parsed = fields.model_validate(body)
+        self.metrics.parse_seconds.observe(time.perf_counter() - started)
+        return parsed
+
+    def check_items(self, items: int, parameter: str) -> None:
+        """Raise InvalidRequest for more inputs than one request may hold."""
+        most = self.settings.max_client_batch_size
+        if items > most:
+            raise InvalidRequest(
+                f"{parameter} has {items} entries; one request may hold {most} (--max-client-batch-size).",
+                parameter,
+                items,
+            )
+
+    async def answers(
+        self,
+        http: HttpRequest,
+        engine: Engine,
+        requests: Sequence[Request],
+        place: Callable[[int], str] = "input[{}]".format,
+    ) -> list[Answer]:
+        """Answers in order; a client that hangs up takes its prompts out of the queue.
+
+        place: where in the body the prompt of a request stands, for messages.
+
+        Raises:
+            Overloaded: the queue is full. Refused: too long a wait. Disconnected: the client is gone. Otherwise the error
+            of the first prompt that has one.
+        """
+        admission = self._admissions[engine.name]
+        admission.enter(len(requests))
         try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not answering.done():
-                raise Disconnected
-            return answering.result()
-        except InvalidRequest as error:
-            raise _located(error, futures) from None
+            futures = engine.submit(requests)
+            try:
+                answers = await self._answered(http, futures)
+            except InvalidRequest as error:
+                raise _located(error, futures, place) from None
         finally:
-            leaving.cancel()
+            admission.leave(len(requests))
+        self._count(http, engine, requests, answers)
+        return answers
+
+    async def _answered(self, http: HttpRequest, futures: Sequence[Future[Answer]]) -> list[Answer]:
+        answering = asyncio.ensure_future(gather(futures))
+        leaving: asyncio.Future[Message] | None = None
+        seconds = self.settings.request_timeout_seconds
+        try:
+            # Most answers are there before it is worth to look whether somebody still waits for them.
+            await asyncio.wait({answering}, timeout=_SECONDS_UNWATCHED)
+            if not answering.done():
+                # After the body, the next thing that a client can send is that it is gone.
+                leaving = asyncio.ensure_future(http.receive())
+                await asyncio.wait({answering, leaving}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                return answering.result()
+            if leaving is not None and leaving.done():
+                raise Disconnected
+            raise Refused(f"There was no answer within {seconds:g} seconds (--request-timeout-seconds).", 504)
+        finally:
+            if leaving is not None:
+                leaving.cancel()
             if not answering.done():
                 answering.cancel()
                 await asyncio.wait({answering})
 
+    def _count(self, http: HttpRequest, engine: Engine, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
+        tokens = sum(len(answer.tokens) for answer in answers)
+        self.metrics.count(engine.name, requests[0].task if requests else "none", answers, tokens)
+        state = http.state
+        state.model, state.items, state.tokens = engine.name, len(answers), tokens
 
-def _located(error: InvalidRequest, futures: Sequence[Future[Answer]]) -> InvalidRequest:
+
+def _located(error: InvalidRequest, futures: Sequence[Future[Answer]], place: Callable[[int], str]) -> InvalidRequest:
     """The error with the place of its prompt, where there are several."""
     for index, future in enumerate(futures):
         if len(futures) > 1 and future.done() and not future.cancelled() and future.exception() is error:
-            return type(error)(f"input[{index}]: {error}", error.parameter, error.value)
+            return type(error)(f"{place(index)}: {error}", error.parameter, error.value)
     return error
-
-
-def reply_id(prefix: str, http: HttpRequest, given: str | None) -> str:
-    """`prefix-` and the id that the header or the body gives, else 16 random hex digits."""
-    return f"{prefix}-{http.headers.get('x-request-id') or given or secrets.token_hex(8)}"

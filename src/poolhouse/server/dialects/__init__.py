@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from poolhouse.server.dialects import health, openai, pooling
+from poolhouse.server.dialects import classify, health, openai, pooling, rerank, score
 from poolhouse.server.serving import Serving
 
 
 def routers(serving: Serving) -> list[APIRouter]:
     """The routes of every dialect over these engines."""
-    return [health.router(serving), openai.router(serving), pooling.router(serving)]
+    dialects = (health, openai, pooling, classify, score, rerank)
+    return [dialect.router(serving) for dialect in dialects]

@@ -6,13 +6,14 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, model_validator
 
 from poolhouse.errors import UnsupportedTask
-from poolhouse.server.body import read_json
 from poolhouse.server.dialects import vectors
-from poolhouse.server.dialects.fields import Fields, body_schema
+from poolhouse.server.dialects.fields import body_schema
+from poolhouse.server.dialects.routing import direct_router
+from poolhouse.server.dialects.vectors import VectorFields
 from poolhouse.server.serving import Serving
 
 
-class EmbeddingFields(Fields):
+class EmbeddingFields(VectorFields):
     """The body of POST /v1/embeddings."""
 
     task: str | None = Field(
@@ -30,13 +31,13 @@ class EmbeddingFields(Fields):
 
 
 def router(serving: Serving) -> APIRouter:
-    routes = APIRouter(tags=["embeddings"])
+    routes = direct_router("embeddings")
 
     @routes.post("/v1/embeddings", openapi_extra=body_schema(EmbeddingFields))
     @routes.post("/embeddings", include_in_schema=False)
     async def embeddings(http: Request) -> Response:
         """One vector per input."""
-        fields = EmbeddingFields.model_validate(await read_json(http, serving.settings.max_body_bytes))
+        fields = await serving.read(http, EmbeddingFields)
         engine = serving.engine(fields.model)
         if "embed" not in engine.tasks:
             raise UnsupportedTask("The model does not support Embeddings API", "model", engine.name)
