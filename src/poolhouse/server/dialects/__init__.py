@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from poolhouse.server.dialects import classify, health, openai, pooling, rerank, score
+from poolhouse.server.dialects import classify, health, openai, pooling, rerank, score, tei
 from poolhouse.server.serving import Serving
 
 
 def routers(serving: Serving) -> list[APIRouter]:
     """The routes of every dialect over these engines."""
-    dialects = (health, openai, pooling, classify, score, rerank)
-    return [dialect.router(serving) for dialect in dialects]
+    dialects = (health, openai, pooling, classify, score, rerank, tei)
+    return [*(dialect.router(serving) for dialect in dialects), tei.prefixed_router(serving)]

@@ -37,12 +37,14 @@ def router(serving: Serving) -> APIRouter:
     @routes.post("/embeddings", include_in_schema=False)
     async def embeddings(http: Request) -> Response:
         """One vector per input."""
-        fields = await serving.read(http, EmbeddingFields)
-        engine = serving.engine(fields.model)
-        if "embed" not in engine.tasks:
-            raise UnsupportedTask("The model does not support Embeddings API", "model", engine.name)
-        return await vectors.reply(
-            serving, http, fields, engine, "embed", prefix="embd", kind="embedding", key="embedding"
-        )
+        return await answer(serving, http, await serving.read(http, EmbeddingFields))
 
     return routes
+
+
+async def answer(serving: Serving, http: Request, fields: EmbeddingFields) -> Response:
+    """The reply to a body of /v1/embeddings."""
+    engine = serving.engine(fields.model)
+    if "embed" not in engine.tasks:
+        raise UnsupportedTask("The model does not support Embeddings API", "model", engine.name)
+    return await vectors.reply(serving, http, fields, engine, "embed", prefix="embd", kind="embedding", key="embedding")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from poolhouse.server.body import read_json
+from poolhouse.server.dialects import tei, tei_fields
 from poolhouse.server.dialects.fields import body_schema
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.dialects.score import RerankFields, answer_rerank
+from poolhouse.server.errors import speak
 from poolhouse.server.serving import Serving
 
 
@@ -20,6 +22,9 @@ def router(serving: Serving) -> APIRouter:
     async def rerank(http: Request) -> Response:
         """Documents by how well they answer a query, best first."""
         body = await read_json(http, serving.settings)
+        if "texts" in body:
+            speak(http, tei.shape)
+            return await tei.answer_rerank(serving, http, serving.parse(body, tei_fields.RerankFields))
         return await answer_rerank(serving, http, serving.parse(body, RerankFields))
 
     return routes
