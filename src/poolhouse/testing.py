@@ -17,6 +17,7 @@ from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.outputs import Array
 from poolhouse.params import Matryoshka, PoolingParams
+from poolhouse.plugins import Plugin
 from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
 from poolhouse.tokens import Tokens
 
@@ -55,6 +56,7 @@ class FakeEngine:
         self.labels = len(self.label_names)
         self.score_template: ScoreTemplate | None = None
         self.listwise: ListwisePrompts | None = None
+        self.plugin: Plugin | None = None
         self.matryoshka = Matryoshka(width, bool(dimensions), dimensions)
         self.delay_seconds = delay_seconds
         self.failure = failure

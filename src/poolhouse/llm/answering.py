@@ -6,19 +6,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from poolhouse.engine.answers import facts
 from poolhouse.engine.request import Answer
 from poolhouse.outputs import (
     ClassificationOutput,
     ClassificationRequestOutput,
     EmbeddingOutput,
     EmbeddingRequestOutput,
-    PoolingOutput,
-    PoolingRequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
 )
 from poolhouse.scoring import Score
-from poolhouse.tokens import Tokens
 
 # Progress is drawn only when there is enough to wait for.
 _PROGRESS_FROM = 256
@@ -26,10 +24,6 @@ _PROGRESS_FROM = 256
 
 def embedding(request_id: str, answer: Answer) -> EmbeddingRequestOutput:
     return EmbeddingRequestOutput(request_id, EmbeddingOutput(answer.array), **facts(answer))
-
-
-def pooling(request_id: str, answer: Answer) -> PoolingRequestOutput:
-    return PoolingRequestOutput(request_id, PoolingOutput(answer.array), **facts(answer))
 
 
 def classification(
@@ -72,19 +66,3 @@ def wait(futures: Sequence[Future[Answer]], progress: bool | Callable[..., Any],
         for future in futures:
             future.cancel()
         raise
-
-
-def facts(answer: Answer) -> dict[str, Any]:
-    """What every output says about its prompt."""
-    return facts_of(answer.tokens, answer.chunks)
-
-
-def facts_of(tokens: Tokens, chunks: int) -> dict[str, Any]:
-    """What an output says about these tokens, read in so many pieces."""
-    return {
-        "prompt_token_ids": tokens.ids.tolist(),
-        "truncated": tokens.truncated,
-        "original_tokens": tokens.original_tokens,
-        "original_is_estimate": tokens.original_is_estimate,
-        "chunks": chunks,
-    }

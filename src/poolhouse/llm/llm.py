@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from poolhouse.engine.answers import pooling
 from poolhouse.engine.open import open_engine
 from poolhouse.engine.waiting import gather
 from poolhouse.llm import answering, chunking, labelling, plugging
@@ -134,7 +135,7 @@ class LLM:
         if plugin is not None:
             return plugging.encode(self.engine, plugin, prompts, asked, use_tqdm)
         requests = requests_of(self.engine, prompts, required_task(pooling_task, pooling_params, self.engine), asked)
-        return self._outputs(wait(self.engine.submit(requests), use_tqdm, str(pooling_task)), answering.pooling)
+        return self._outputs(wait(self.engine.submit(requests), use_tqdm, str(pooling_task)), pooling)
 
     async def encode_async(
         self,
@@ -153,7 +154,7 @@ class LLM:
         if plugin is not None:
             return await plugging.encode_async(self.engine, plugin, prompts, asked)
         requests = requests_of(self.engine, prompts, required_task(pooling_task, pooling_params, self.engine), asked)
-        return self._outputs(await gather(self.engine.submit(requests)), answering.pooling)
+        return self._outputs(await gather(self.engine.submit(requests)), pooling)
 
     def classify(
         self,

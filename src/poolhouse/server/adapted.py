@@ -13,6 +13,7 @@ from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
+from poolhouse.plugins import Plugin
 from poolhouse.server.serving import Engine
 from poolhouse.tasks import Task
 from poolhouse.tokens import Tokens
@@ -71,6 +72,10 @@ class AdaptedEngine:
     @property
     def alive(self) -> bool:
         return self.engine.alive
+
+    @property
+    def plugin(self) -> Plugin | None:
+        return self.engine.plugin
 
     @property
     def score_template(self) -> ScoreTemplate | None:

@@ -20,6 +20,7 @@ from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
+from poolhouse.plugins import Plugin
 from poolhouse.server.admission import Admission
 from poolhouse.server.body import read_json
 from poolhouse.server.errors import Disconnected, Refused
@@ -69,6 +70,9 @@ class Engine(Protocol):
 
     @property
     def alive(self) -> bool: ...
+
+    @property
+    def plugin(self) -> Plugin | None: ...
 
     @property
     def score_template(self) -> ScoreTemplate | None: ...

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, model_validator
 
 from poolhouse.errors import UnsupportedTask
-from poolhouse.server.dialects import vectors
+from poolhouse.server.dialects import chunked, vectors
 from poolhouse.server.dialects.fields import body_schema
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.dialects.vectors import VectorFields
@@ -18,6 +18,10 @@ class EmbeddingFields(VectorFields):
 
     task: str | None = Field(
         None, description='A task adapter of the checkpoint ("retrieval.query"), with the prompt stored under its name.'
+    )
+
+    late_chunking: bool = Field(
+        False, description="The inputs are the chunks of one text, each read with what stands around it."
     )
 
     @model_validator(mode="after")
@@ -47,4 +51,9 @@ async def answer(serving: Serving, http: Request, fields: EmbeddingFields) -> Re
     engine = serving.engine(fields.model)
     if "embed" not in engine.tasks:
         raise UnsupportedTask("The model does not support Embeddings API", "model", engine.name)
-    return await vectors.reply(serving, http, fields, engine, "embed", prefix="embd", kind="embedding", key="embedding")
+    if fields.late_chunking:
+        return await chunked.answer(serving, http, fields, engine)
+    requests = fields.requests(serving, engine, "embed", fields.params(dimensions=fields.dimensions))
+    return await vectors.reply(
+        serving, http, fields, engine, requests, prefix="embd", kind="embedding", key="embedding"
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from fastapi import Request, Response
 from pydantic import Field
 
-from poolhouse.engine.request import Answer
+from poolhouse.engine.request import Request as EngineRequest
+from poolhouse.outputs import Array
 from poolhouse.server import encoding, replies
 from poolhouse.server.dialects.fields import Inputs
 from poolhouse.server.serving import Engine, Serving
@@ -27,29 +27,28 @@ async def reply(
     http: Request,
     fields: VectorFields,
     engine: Engine,
-    task: Task,
+    requests: Sequence[EngineRequest],
     *,
     prefix: str,
     kind: str,
     key: str,
 ) -> Response:
-    """Answers of `task` as a list of objects of this kind, their arrays under `key`."""
-    requests = fields.requests(serving, engine, task, fields.params(dimensions=fields.dimensions))
+    """The answers as a list of objects of this kind, their arrays under `key`."""
     answers = await serving.answers(http, engine, requests)
-    if task == "token_classify" and engine.token_weights:
-        # A number per token, as vLLM writes them, not a row of one number.
-        answers = [replace(answer, array=answer.array[:, 0]) for answer in answers]
+    task = requests[0].task
     head = replies.head(prefix, http, fields.request_id, engine.name)
-    return await replies.write(serving, lambda: _render(head, answers, fields.encoding_format, kind, key), answers)
+
+    def render() -> bytes:
+        items = []
+        for index, answer in enumerate(answers):
+            array = shown(answer.array, task, engine)
+            vector = {"index": index, "object": kind, key: encoding.vector(array, fields.encoding_format)}
+            items.append(vector | encoding.shape(array, fields.encoding_format) | replies.cut(answer))
+        return encoding.render(head, items, {"usage": replies.usage(answers)})
+
+    return await replies.write(serving, render, answers)
 
 
-def _render(
-    head: dict[str, object], answers: Sequence[Answer], form: encoding.EncodingFormat, kind: str, key: str
-) -> bytes:
-    items = [
-        {"index": index, "object": kind, key: encoding.vector(answer.array, form)}
-        | encoding.shape(answer.array, form)
-        | replies.cut(answer)
-        for index, answer in enumerate(answers)
-    ]
-    return encoding.render(head, items, {"usage": replies.usage(answers)})
+def shown(array: Array, task: Task, engine: Engine) -> Array:
+    """The array as callers see it: a number per token where `token_classify` weighs tokens, as vLLM writes them."""
+    return array[:, 0] if task == "token_classify" and engine.token_weights else array
