@@ -105,12 +105,17 @@ class Serving:
         self.engines: Mapping[str, Engine] = names
         self.settings = settings
         self.metrics = metrics
+        self.started = int(time.time())
         self._admissions = {engine.name: Admission(settings.max_queued_prompts) for engine in names.values()}
 
     @property
     def load(self) -> int:
         """Prompts that wait or run."""
         return sum(admission.waiting for admission in self._admissions.values())
+
+    def waiting(self, engine: Engine) -> int:
+        """Prompts of one engine that wait or run."""
+        return self._admissions[engine.name].waiting
 
     def engine(self, model: str | None) -> Engine:
         """The engine of that name; without a name, the first.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from fastapi import APIRouter, Response
 
 import poolhouse
@@ -12,7 +10,6 @@ from poolhouse.server.serving import Serving
 
 def router(serving: Serving) -> APIRouter:
     routes = APIRouter(tags=["server"])
-    started = int(time.time())
 
     async def health() -> Response:
         """200 while every engine can answer, else 503."""
@@ -41,7 +38,7 @@ def router(serving: Serving) -> APIRouter:
                 {
                     "id": name,
                     "object": "model",
-                    "created": started,
+                    "created": serving.started,
                     "owned_by": "poolhouse",
                     "root": engine.name,
                     "parent": getattr(engine, "parent", None),

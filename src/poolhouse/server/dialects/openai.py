@@ -51,9 +51,9 @@ async def answer(serving: Serving, http: Request, fields: EmbeddingFields) -> Re
     engine = serving.engine(fields.model)
     if "embed" not in engine.tasks:
         raise UnsupportedTask("The model does not support Embeddings API", "model", engine.name)
-    if fields.late_chunking:
-        return await chunked.answer(serving, http, fields, engine)
     requests = fields.requests(serving, engine, "embed", fields.params(dimensions=fields.dimensions))
-    return await vectors.reply(
-        serving, http, fields, engine, requests, prefix="embd", kind="embedding", key="embedding"
-    )
+    names = vectors.Names("embd", "embedding", "embedding")
+    if fields.late_chunking:
+        read = await chunked.read(serving, http, engine, requests)
+        return await vectors.write(serving, http, fields, engine, "embed", read.chunks, names, usage_of=[read.whole])
+    return await vectors.reply(serving, http, fields, engine, requests, names)

@@ -64,7 +64,7 @@ async def answer(serving: Serving, http: Request, fields: PoolingFields) -> Resp
         return await _reply_of_several(serving, http, fields, engine, several)
     task = engine.tasks[0] if fields.task is None else parse_task(fields.task, engine.tasks)
     requests = fields.requests(serving, engine, task, params)
-    return await vectors.reply(serving, http, fields, engine, requests, prefix="pooling", kind="pooling", key="data")
+    return await vectors.reply(serving, http, fields, engine, requests, vectors.Names("pooling", "pooling", "data"))
 
 
 async def _reply_of_several(

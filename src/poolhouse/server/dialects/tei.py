@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import orjson
 from fastapi import APIRouter, Request, Response
 
 from poolhouse import scoring
@@ -34,6 +33,7 @@ from poolhouse.server.dialects.tei_fields import (
     TeiFields,
     TokenFields,
 )
+from poolhouse.server.encoding import dumps
 from poolhouse.server.errors import Failure, Refused, as_json, speak
 from poolhouse.server.serving import Engine, Serving
 from poolhouse.tasks import Task
@@ -99,7 +99,7 @@ def _add(routes: APIRouter, serving: Serving) -> None:
         fields = await serving.read(http, TokenFields)
         answers, headers = await _run(serving, http, fields, "token_embed", use_activation=False)
         arrays = [np.ascontiguousarray(answer.array) for answer in answers]
-        return await replies.write(serving, lambda: _json(arrays), answers, headers)
+        return await replies.write(serving, lambda: dumps(arrays), answers, headers)
 
     @routes.post("/predict", openapi_extra=body_schema(PredictFields))
     async def predict(http: Request) -> Response:
@@ -117,7 +117,7 @@ def _add(routes: APIRouter, serving: Serving) -> None:
     async def info(http: Request) -> Response:
         """The model and the server's limits."""
         engine = serving.engine(http.query_params.get("model"))
-        return Response(_json(_info(serving, engine)), media_type="application/json")
+        return Response(dumps(_info(serving, engine)), media_type="application/json")
 
 
 async def by_model(serving: Serving, http: Request, body: dict[str, Any]) -> Response:
@@ -137,7 +137,7 @@ async def answer_embed(serving: Serving, http: Request, fields: EmbedFields) -> 
     answers, headers = await _run(
         serving, http, fields, "embed", use_activation=fields.normalize, dimensions=fields.dimensions
     )
-    return await replies.write(serving, lambda: _json(np.stack([a.array for a in answers])), answers, headers)
+    return await replies.write(serving, lambda: dumps(np.stack([a.array for a in answers])), answers, headers)
 
 
 async def answer_predict(serving: Serving, http: Request, fields: PredictFields) -> Response:
@@ -148,7 +148,7 @@ async def answer_predict(serving: Serving, http: Request, fields: PredictFields)
     )
     names = serving.engine(fields.model).label_names
     lists = [_predictions(answer, names) for answer in answers]
-    return await replies.write(serving, lambda: _json(lists[0] if single else lists), answers, headers)
+    return await replies.write(serving, lambda: dumps(lists[0] if single else lists), answers, headers)
 
 
 async def answer_similarity(serving: Serving, http: Request, fields: SimilarityFields) -> Response:
@@ -162,7 +162,7 @@ async def answer_similarity(serving: Serving, http: Request, fields: SimilarityF
     def render() -> bytes:
         vectors = np.stack([answer.array for answer in answers])
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return _json(vectors[1:] @ vectors[0])
+        return dumps(vectors[1:] @ vectors[0])
 
     return await replies.write(serving, render, answers, headers)
 
@@ -183,7 +183,7 @@ async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -
     ]
     characters = len(fields.query) + sum(map(len, fields.texts))
     headers = _headers(engine, scored.answers, characters, started)
-    return await replies.write(serving, lambda: _json(ranks), scored.answers, headers)
+    return await replies.write(serving, lambda: dumps(ranks), scored.answers, headers)
 
 
 async def _run(
@@ -286,7 +286,3 @@ def _kind(failure: Failure) -> tuple[int, str]:
         case EngineError():
             return 424, "Backend"
     return (422, "Validation") if failure.status == 400 else (failure.status, "Backend")
-
-
-def _json(value: Any) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
