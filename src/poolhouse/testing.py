@@ -14,6 +14,7 @@ from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import EngineClosed, InputTooLong, InvalidRequest
 from poolhouse.outputs import Array
 from poolhouse.params import Matryoshka
+from poolhouse.precision import Calibration
 from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
 from poolhouse.tokens import Tokens
 
@@ -37,6 +38,7 @@ class FakeEngine:
         prompts: Mapping[str, str] | None = None,
         dimensions: tuple[int, ...] = (),
         label_names: Mapping[int, str] | None = None,
+        calibration: Calibration | None = None,
         delay_seconds: float = 0.0,
         failure: Exception | None = None,
     ) -> None:
@@ -50,6 +52,7 @@ class FakeEngine:
         self.adapters: tuple[str, ...] = ()
         self.label_names: Mapping[int, str] = label_names or {}
         self.labels = len(self.label_names)
+        self.calibration = calibration
         self.matryoshka = Matryoshka(width, bool(dimensions), dimensions)
         self.delay_seconds = delay_seconds
         self.failure = failure

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 from poolhouse.engine.request import Answer, Request
+from poolhouse.precision import Calibration
 from poolhouse.server.serving import Engine
 from poolhouse.tasks import Task
 
@@ -48,6 +49,10 @@ class AdaptedEngine:
     @property
     def token_weights(self) -> bool:
         return self.engine.token_weights
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return self.engine.calibration
 
     @property
     def max_tokens(self) -> int:

@@ -14,6 +14,7 @@ from fastapi import Request as HttpRequest
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import gather
 from poolhouse.errors import InvalidRequest, UnknownModel
+from poolhouse.precision import Calibration
 from poolhouse.server.metrics import Metrics
 from poolhouse.settings import ServerSettings
 from poolhouse.tasks import Task
@@ -42,6 +43,11 @@ class Engine(Protocol):
     @property
     def token_weights(self) -> bool:
         """Whether `token_classify` weighs tokens for sparse retrieval."""
+        ...
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The stored ranges of int8 vectors."""
         ...
 
     @property

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from poolhouse.engine.request import Request
 from poolhouse.inputs.prompts import parse_prompts
 from poolhouse.params import PoolingParams
-from poolhouse.server.encoding import EncodingFormat
+from poolhouse.precision import Precision
+from poolhouse.server.encoding import EncodingFormat, Endianness
 from poolhouse.tasks import Task
 
 # vLLM's for use_activation.
@@ -38,7 +39,13 @@ class Fields(BaseModel):
     )
     model: str | None = Field(None, description="A served model; none takes the first.")
     user: str | None = None
-    encoding_format: EncodingFormat = "float"
+    encoding_format: EncodingFormat = Field(
+        "float", description="Numbers, base64, or a body of nothing but bytes, described in the header or not at all."
+    )
+    embed_dtype: Precision = Field(
+        "float32", description="Numbers of base64 and bytes; int8, uint8, binary and ubinary hold in JSON too."
+    )
+    endianness: Endianness = Field("native", description="Byte order of base64 and bytes; native is the server's.")
     truncate_prompt_tokens: int | None = Field(
         None,
         ge=-1,

@@ -22,8 +22,11 @@ _LARGE = 50_000
 async def reply(
     serving: Serving, http: Request, fields: Fields, engine: Engine, task: Task, *, prefix: str, kind: str, key: str
 ) -> Response:
-    """Answers of `task` as a list of objects of this kind, their arrays under `key`."""
+    """Answers of `task` as a list of objects of this kind, their arrays under `key`; or as bytes alone."""
     started = time.perf_counter()
+    how = encoding.Encoding.of(
+        fields.encoding_format, fields.embed_dtype, fields.endianness, task, engine.tasks, engine.calibration
+    )
     requests = fields.requests(task)
     serving.metrics.parse_seconds.observe(time.perf_counter() - started)
     answers = await serving.answers(http, engine, requests)
@@ -40,23 +43,29 @@ async def reply(
         "model": engine.name,
     }
     if sum(answer.array.size for answer in answers) > _LARGE:
-        body = await asyncio.to_thread(_render, head, answers, fields.encoding_format, kind, key)
+        response = await asyncio.to_thread(_render, head, answers, how, kind, key)
     else:
-        body = _render(head, answers, fields.encoding_format, kind, key)
+        response = _render(head, answers, how, kind, key)
     serving.metrics.render_seconds.observe(time.perf_counter() - started)
-    return Response(body, media_type="application/json", headers=_truncation(answers))
+    return response
 
 
 def _render(
-    head: dict[str, object], answers: Sequence[Answer], form: encoding.EncodingFormat, kind: str, key: str
-) -> bytes:
+    head: dict[str, object], answers: Sequence[Answer], how: encoding.Encoding, kind: str, key: str
+) -> Response:
+    arrays = encoding.encode([answer.array for answer in answers], how)
+    usage = encoding.usage(answers)
+    if not how.in_json:
+        body, about = encoding.octets(arrays, head, usage["prompt_tokens"], how)
+        return Response(body, media_type="application/octet-stream", headers=about | _truncation(answers))
     items = [
-        {"index": index, "object": kind, key: encoding.vector(answer.array, form)}
-        | encoding.shape(answer.array, form)
+        {"index": index, "object": kind, key: encoding.value(array, how.form)}
+        | encoding.shape(array, how.form)
         | encoding.cut(answer)
-        for index, answer in enumerate(answers)
+        for index, (array, answer) in enumerate(zip(arrays, answers, strict=True))
     ]
-    return encoding.render(head, items, {"usage": encoding.usage(answers)})
+    body = encoding.render(head, items, {"usage": usage})
+    return Response(body, media_type="application/json", headers=_truncation(answers))
 
 
 def _truncation(answers: Sequence[Answer]) -> dict[str, str]:
