@@ -176,8 +176,7 @@ class Calibration:
                 f"The int8 calibration covers {self.width} dimensions, and the vectors have {width}.", field
             )
         squares = np.maximum(np.abs(self.minimum), np.abs(self.maximum)).astype(np.float64) ** 2
-        first = squares[:width].sum()
-        factor = np.float32(np.sqrt(squares.sum() / first)) if first else np.float32(1)
+        factor = np.float32(np.sqrt(squares.sum() / (squares[:width].sum() or 1)))
         return Calibration(self.minimum[:width] * factor, self.maximum[:width] * factor)
 
     def codes(self, vectors: Floats) -> npt.NDArray[np.uint8]:
@@ -191,12 +190,10 @@ class Calibration:
 
     def values(self, codes: npt.NDArray[np.uint8]) -> Floats:
         """The middle of each step, [..., width]."""
-        values: Floats = (codes + np.float32(0.5)) * self._steps() + self.minimum
-        return values
+        return np.asarray((codes + np.float32(0.5)) * self._steps() + self.minimum)
 
     def _steps(self) -> Floats:
-        steps: Floats = (self.maximum - self.minimum) / np.float32(255)
-        return steps
+        return np.asarray((self.maximum - self.minimum) / np.float32(255))
 
 
 def _check_unit_length(vectors: Floats, precision: Precision, field: str) -> None:
@@ -252,8 +249,7 @@ class _Fp8:
         bits = vectors.view(np.uint32)
         # The last bit stands for all that were dropped, so that rounding once more cannot go wrong (round to odd).
         upper = (bits >> 16) | ((bits & 0xFFFF) != 0)
-        codes: npt.NDArray[np.uint8] = np.take(_fp8_codes(self), upper)
-        return codes
+        return np.asarray(np.take(_fp8_codes(self), upper))
 
     def decode(self, codes: npt.NDArray[np.uint8]) -> Floats:
         return np.take(_fp8_values(self), codes)
