@@ -103,7 +103,7 @@ class Preparation:
                 f"The model has no prompt named '{name}'.{did_you_mean(name, prompts)} {known}", "prompt_name", name
             )
         if request.prompt.conversation is not None:
-            return self._rendered(request.prompt, name)
+            return self._rendered(request, name)
         if name is None:
             name = self.model.facts.default_prompt_name
         prefix = prompts.get(name, "") if name else ""
@@ -111,7 +111,7 @@ class Preparation:
             return request.prompt
         return replace(request.prompt, prefix=prefix)
 
-    def _rendered(self, prompt: Prompt, name: str | None) -> Prompt:
+    def _rendered(self, request: Request, name: str | None) -> Prompt:
         """The prompt with what the chat template makes of its messages."""
         if name:
             raise InvalidRequest(
@@ -119,8 +119,11 @@ class Preparation:
                 "prompt_name",
                 name,
             )
+        prompt = request.prompt
         if prompt.text is not None or prompt.conversation is None:
             return prompt
+        if request.places:
+            raise InvalidRequest("Places of characters need a text; messages have none of their own.", "messages")
         return self.options.conversations.rendered(prompt.conversation)
 
     def _limit(self, request: Request, params: PoolingParams) -> Limit:

@@ -22,13 +22,13 @@ class Contents:
 
 
 @lru_cache(maxsize=64)
-def contents_of(template: str) -> Contents:
-    """What the template reads.
+def contents_of(template: str, name: str) -> Contents:
+    """What the template reads. name: what to call it in messages.
 
     Raises:
         InvalidRequest: it does not compile.
     """
-    tree = syntax_tree(template, "chat template")
+    tree = syntax_tree(template, name)
     known = _Names(tree)
     parts = any("content" in known.meant_by(loop.iter) for loop in tree.find_all(nodes.For))
     bare = any(test.name == "string" and "content" in known.meant_by(test.node) for test in tree.find_all(nodes.Test))

@@ -9,11 +9,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from poolhouse.chat_files import DEFAULT, chat_templates, special_tokens
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.prompts import Conversation, Prompt, text_parts
+
+if TYPE_CHECKING:
+    from poolhouse.inputs.content_format import Contents
 
 ContentFormat = Literal["auto", "string", "openai"]
 
@@ -77,11 +80,15 @@ class Conversations:
         """The same, of a conversation that was parsed before."""
         variables = _checked_variables(asked)
         name, template = self._template(chat_template, variables)
-        messages = _messages(asked.messages, template, self.content_format)
+        from poolhouse.inputs import content_format, sandbox  # draw in jinja2, which most models do without
+
+        if self.content_format == "auto":
+            reads = content_format.contents_of(template, name)
+        else:
+            reads = content_format.Contents(parts=self.content_format == "openai", wrapped=True)
+        messages = _messages(asked.messages, reads)
         if asked.continue_final_message:
             _leave_open(messages[-1])
-        from poolhouse.inputs import sandbox  # draws in jinja2, which most models do without
-
         seen = {"tools": None, "documents": None, **self.special_tokens, **variables}
         seen |= {"messages": messages, "add_generation_prompt": asked.add_generation_prompt}
         text = sandbox.render(template, seen, name)
@@ -119,13 +126,10 @@ def _checked_variables(asked: Conversation) -> dict[str, Any]:
     return plain
 
 
-def _messages(given: Any, template: str, content_format: ContentFormat) -> list[dict[str, Any]]:
+def _messages(given: Any, reads: Contents) -> list[dict[str, Any]]:
     """Copies of the messages, with contents in the form that the template reads."""
     if isinstance(given, str | Mapping) or not isinstance(given, Sequence) or not given:
         raise InvalidRequest("messages must be a list of at least one message.", "messages")
-    from poolhouse.inputs.content_format import Contents, contents_of
-
-    reads = contents_of(template) if content_format == "auto" else Contents(content_format == "openai", True)
     messages = []
     for number, message in enumerate(given):
         place = f"messages[{number}]"
@@ -136,19 +140,19 @@ def _messages(given: Any, template: str, content_format: ContentFormat) -> list[
         made = _plain(others, place)
         content = message.get("content")
         if content is not None:
-            made["content"] = _content(content, f"{place}.content", reads.parts, reads.wrapped)
+            made["content"] = _content(content, f"{place}.content", reads)
         messages.append(made)
     return messages
 
 
-def _content(content: Any, place: str, parts: bool, wrapped: bool) -> str | list[dict[str, str]]:
-    """A content as the template reads it. parts: as a list of parts. wrapped: a text too."""
-    if isinstance(content, str) and not (parts and wrapped):
+def _content(content: Any, place: str, reads: Contents) -> str | list[dict[str, str]]:
+    """A content as the template reads it."""
+    if isinstance(content, str) and not (reads.parts and reads.wrapped):
         return str(content)
     if not isinstance(content, str | list | tuple):
         raise InvalidRequest(f"{place} must be a text or a list of text parts.", place)
     texts = [content] if isinstance(content, str) else text_parts(content, place)
-    return [{"type": "text", "text": text} for text in texts] if parts else "\n".join(texts)
+    return [{"type": "text", "text": text} for text in texts] if reads.parts else "\n".join(texts)
 
 
 def _leave_open(message: dict[str, Any]) -> None:
