@@ -45,7 +45,8 @@ def _stored(path: Path) -> dict[str, str]:
     stored: Any = read_json(path, needed=False).get("chat_template")
     if isinstance(stored, str):
         return {DEFAULT: stored}
-    named = {item.get("name"): item.get("template") for item in stored or () if isinstance(item, dict)}
+    items = stored if isinstance(stored, list) else ()
+    named = {item.get("name"): item.get("template") for item in items if isinstance(item, dict)}
     return {name: text for name, text in named.items() if isinstance(name, str) and isinstance(text, str)}
 
 

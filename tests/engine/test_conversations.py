@@ -52,12 +52,18 @@ def test_messages_are_embedded_as_their_rendered_text(llm: LLM, folder: Path) ->
     assert plain.prompt_token_ids == theirs("the moon")["input_ids"]
 
 
-def test_a_rendered_conversation_takes_special_tokens_where_they_are_asked(llm: LLM) -> None:
-    prompt = llm.engine.conversation(ALONE)
-    without, within = llm.engine.tokenize(
-        [Request(prompt, "embed", add_special_tokens=special) for special in (False, True)]
-    )
-    assert within.ids.tolist() == [0, *without.ids.tolist(), 2]
+def test_a_conversation_takes_special_tokens_where_they_are_asked(llm: LLM) -> None:
+    (without,) = llm.engine.tokenize([Request(llm.engine.conversation(ALONE), "embed")])
+    rendered = llm.engine.conversation(ALONE, add_special_tokens=True)
+    waiting = Prompt(None, conversation=Conversation(ALONE, add_special_tokens=True))
+    for tokens in llm.engine.tokenize([Request(rendered, "embed"), Request(waiting, "embed")]):
+        assert tokens.ids.tolist() == [0, *without.ids.tolist(), 2]
+
+
+def test_a_request_brings_its_own_template(llm: LLM) -> None:
+    waiting = Prompt(None, conversation=Conversation(ALONE, chat_template="{{ messages[0].role }}"))
+    (tokens,) = llm.engine.tokenize([Request(waiting, "embed")])
+    assert llm.engine.detokenize(tokens.ids) == "user"
 
 
 def test_messages_take_no_named_prompt(llm: LLM, folder: Path, tmp_path: Path) -> None:
@@ -92,9 +98,9 @@ def test_places_are_for_texts(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="messages have none of their own"):
         llm.engine.tokenize([Request(Prompt(None, conversation=Conversation(ALONE)), "embed", places=True)])
     with pytest.raises(InvalidRequest, match="messages have none of their own"):
-        llm.embed_chunks([{"messages": ALONE}])  # type: ignore[list-item]
+        llm.embed_chunks([{"messages": ALONE}], chunk_size=4)  # type: ignore[list-item]
     prompt = llm.engine.conversation(ALONE)
-    (tokens,) = llm.engine.tokenize([Request(prompt, "embed", add_special_tokens=False, places=True)])
+    (tokens,) = llm.engine.tokenize([Request(prompt, "embed", places=True)])
     assert tokens.places is not None
     assert tokens.places.offsets[0].tolist() == [0, 3]
     assert not tokens.places.special.any()

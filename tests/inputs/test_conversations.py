@@ -296,6 +296,8 @@ NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}%s{% endfor %}{%
         ("{{ 100000000 * [1] }}", "characters"),
         ("{{ 9 ** 9999999999 }}", "power"),
         ("{{ '%999999999d' % 1 }}", "wide"),
+        ("{{ '%(a)-999999999d' % {'a': 1} }}", "wide"),
+        ("{{ '%2.999999999f' % 1 }}", "wide"),
         ("{{ '%.*f' % (999999999, 1) }}", "wide"),
         (
             "{% set n = namespace(x='xxxxxxxx') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
@@ -327,11 +329,11 @@ def test_a_template_without_end_or_manners_is_stopped(
 
 def test_the_bounds_change_no_operator() -> None:
     template = (
-        "{{ 2 * 3 }} {{ 'ab' * 2 }} {{ 2 ** 10 }} {{ 2 ** -1 }} {{ 7 % 4 }} {{ '%05.1f|%s' % (2.5, 'x') }} {{ 1 ~ 'a' ~ none }} "
+        "{{ 2 * 3 }} {{ 'ab' * 2 }} {{ 2 ** 10 }} {{ 2 ** -1 }} {{ 7 % 4 }} {{ '%05.1f|**%s** %d%%' % (2.5, 'x', 9) }} {{ 1 ~ 'a' ~ none }} "
         "{{ [1] + [2] }} {{ 1 + 2.5 }} {{ dict(a=1) }} {% for i in [1, 2, 3] if i != 2 %}{{ loop.index }}{{ i }}"
         "{% else %}none{% endfor %}{% for i in [] %}{% else %} none{% endfor %}"
     )
-    expected = "6 abab 1024 0.5 3 002.5|x 1aNone [1, 2] 3.5 {'a': 1} 1123 none"
+    expected = "6 abab 1024 0.5 3 002.5|**x** 9% 1aNone [1, 2] 3.5 {'a': 1} 1123 none"
     assert Conversations({"default": template}).prompt(ALONE).text == expected
 
 
@@ -347,3 +349,5 @@ def test_messages_stand_where_prompts_stand() -> None:
     ).text == (ALONE[0]["content"] + "True1")
     with pytest.raises(InvalidRequest, match="unknown key 'chat_template' beside 'messages'"):
         parse_prompts({"messages": ALONE, "chat_template": "x"})
+    with pytest.raises(InvalidRequest, match="add_generation_prompt must be true or false, got 'no'"):
+        parse_prompts({"messages": ALONE, "add_generation_prompt": "no"})

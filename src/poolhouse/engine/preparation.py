@@ -129,11 +129,11 @@ class Preparation:
     def _limit(self, request: Request, params: PoolingParams) -> Limit:
         limit = self.limit(params)
         limits = [most for most in (limit.longest, request.max_tokens) if most is not None]
-        # A chat template writes the special tokens itself.
-        unrendered = request.prompt.conversation is not None and request.prompt.text is None
+        # A chat template writes the special tokens itself, so its caller decides anew.
+        asked = request if request.prompt.conversation is None else request.prompt.conversation
         return replace(
             limit,
-            add_special_tokens=request.add_special_tokens and not unrendered,
+            add_special_tokens=asked.add_special_tokens,
             longest=min(limits, default=None),
             lower_case=request.lower_case,
             places=request.places,

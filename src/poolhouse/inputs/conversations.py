@@ -62,24 +62,34 @@ class Conversations:
         continue_final_message: bool = False,
         chat_template: str | None = None,
         variables: Mapping[str, Any] | None = None,
+        add_special_tokens: bool = False,
     ) -> Prompt:
-        """The prompt of one conversation, to be tokenised without special tokens unless the request wants them.
+        """The prompt of one conversation.
 
         messages: mappings with `role`, and `content`: a text, or a list of text parts. Other fields go to the template.
         add_generation_prompt: begin an answer after the last message. continue_final_message: leave that one open.
         chat_template: another than the model's: its text, or the name of one of the model's.
         variables: what the template sees beside the messages, `tools` and `documents` among them.
+        add_special_tokens: whether the tokenizer adds its own around what the template wrote.
 
         Raises:
             InvalidRequest: messages that are none, no template, or one that fails.
         """
-        asked = Conversation(messages, add_generation_prompt, continue_final_message, variables or {})
-        return self.rendered(asked, chat_template)
+        return self.rendered(
+            Conversation(
+                messages,
+                add_generation_prompt,
+                continue_final_message,
+                chat_template,
+                variables or {},
+                add_special_tokens,
+            )
+        )
 
-    def rendered(self, asked: Conversation, chat_template: str | None = None) -> Prompt:
-        """The same, of a conversation that was parsed before."""
+    def rendered(self, asked: Conversation) -> Prompt:
+        """The same, of a conversation that waits to be rendered."""
         variables = _checked_variables(asked)
-        name, template = self._template(chat_template, variables)
+        name, template = self._template(asked.chat_template, variables)
         from poolhouse.inputs import content_format, sandbox  # draw in jinja2, which most models do without
 
         if self.content_format == "auto":

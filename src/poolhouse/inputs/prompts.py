@@ -23,13 +23,17 @@ _MEDIA = ("multi_modal_data", "mm_processor_kwargs", "prompt_embeds")
 class Conversation:
     """Messages that a chat template makes one text of; what they must be is said in `poolhouse.inputs.conversations`.
 
+    chat_template: another than the model's: its text, or the name of one of the model's.
     variables: what the template sees beside them (vLLM's chat_template_kwargs).
+    add_special_tokens: whether the tokenizer adds its own around what the template wrote.
     """
 
     messages: Any
     add_generation_prompt: bool = False
     continue_final_message: bool = False
+    chat_template: str | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
+    add_special_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,16 +175,20 @@ def _parse_mapping(prompt: Mapping[str, Any], place: str) -> Prompt:
 
 
 def _parse_conversation(prompt: Mapping[str, Any], place: str) -> Prompt:
-    known = ("messages", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
-    for key in prompt:
+    switches = ("add_generation_prompt", "continue_final_message", "add_special_tokens")
+    known = ("messages", *switches, "chat_template_kwargs")
+    for key, value in prompt.items():
         if key not in known:
             raise InvalidRequest(
                 f"{place} has an unknown key '{key}' beside 'messages'.{did_you_mean(str(key), known)} "
                 f"Keys: {list(known)}.",
                 place,
             )
-    messages, generation, final, variables = (prompt.get(key) for key in known)
-    return Prompt(None, conversation=Conversation(messages, bool(generation), bool(final), variables or {}))
+        if key in switches and not isinstance(value, bool):
+            raise InvalidRequest(f"{place}.{key} must be true or false, got {value!r}.", f"{place}.{key}")
+    variables = prompt.get("chat_template_kwargs") or {}
+    asked = {name: prompt[name] for name in switches if name in prompt}
+    return Prompt(None, conversation=Conversation(prompt["messages"], variables=variables, **asked))
 
 
 def _is_ids(prompts: Any) -> bool:

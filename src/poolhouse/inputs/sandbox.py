@@ -8,6 +8,7 @@ filter or method that is asked for gigabytes by itself (`join`, `center`, `forma
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -30,6 +31,8 @@ from poolhouse.errors import InvalidRequest
 SECONDS = 5.0
 CHARACTERS = 2**25
 _POWER_BITS = 4096
+# A width or precision of a format that is large, or given by a value.
+_WIDE = re.compile(r"%(\([^)]*\))?[-+ #0]*(\*|\d{5}|\d*\.(\*|\d{5}))")
 
 _deadline: ContextVar[float] = ContextVar("deadline of the template that runs")
 
@@ -116,7 +119,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             if left.bit_length() * right > _POWER_BITS:
                 raise SecurityError("a power is too large.")
-        elif operator == "%" and isinstance(left, str) and ("*" in left or any(map(_long, left.split("%")))):
+        elif operator == "%" and isinstance(left, str) and _WIDE.search(left):
             raise SecurityError("a format asks for too wide a text.")
         result = super().call_binop(context, operator, left, right)
         if operator == "+" and isinstance(result, str | list | tuple):
@@ -179,12 +182,6 @@ def _call(method: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
 def _check_size(size: int) -> None:
     if size > CHARACTERS:
         raise SecurityError(f"it makes more than {CHARACTERS} characters.")
-
-
-def _long(text: str) -> bool:
-    """Whether the number that a format begins with is large."""
-    digits = text.lstrip("-+ #0").split(".")
-    return any(len(part) > 4 and part[:5].isdigit() for part in digits[:2])
 
 
 def _raise(message: str) -> None:
