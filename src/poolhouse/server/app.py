@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import poolhouse
-from poolhouse.server import errors
+from poolhouse.server import errors, logs, probes, security
 from poolhouse.server.adapted import with_adapters
 from poolhouse.server.dialects import routers
 from poolhouse.server.metrics import Metrics
@@ -34,14 +34,18 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
         title="Poolhouse",
         version=poolhouse.__version__,
         lifespan=lifespan,
-        root_path=settings.root_path,
         redoc_url=None,
     )
+    # As an argument it is deprecated, for uvicorn's own prefix, which takes no request without it.
+    app.root_path = settings.root_path
     for router in routers(serving):
         app.include_router(router)
+    app.include_router(probes.router(serving))
     errors.install(app, settings.error_format)
     app.add_exception_handler(Disconnected, _nobody_listens)
+    security.install(app, settings)
     app.add_middleware(Counting, metrics=serving.metrics)
+    logs.install(app, settings)
     return app
 
 

@@ -68,7 +68,13 @@ def install(app: FastAPI, shape: Format) -> None:
 
     async def unexpected(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return reply(shape, "The server failed on this request; its log says why.", "InternalServerError", None, 500)
+        response = reply(
+            shape, "The server failed on this request; its log says why.", "InternalServerError", None, 500
+        )
+        # This reply goes out above all middleware, and it is the one whose id matters most.
+        if request_id := request.scope.get("state", {}).get("request_id"):
+            response.headers["x-request-id"] = request_id
+        return response
 
     app.add_exception_handler(BadBody, bad_body)
     app.add_exception_handler(ValidationError, schema)
