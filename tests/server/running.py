@@ -14,9 +14,11 @@ from typing import Any
 
 import httpx
 
-# settings: of the server. load: statements that make `engines`.
+# load: statements that make `engines`. h11: whether the parser in Python serves, as without the extra `speed`.
 _SCRIPT = """
 import json, sys, threading, time
+if {h11}:
+    sys.modules["httptools"] = None
 from poolhouse.errors import PoolhouseError
 from poolhouse.server.run import serve
 from poolhouse.settings import ServerSettings
@@ -36,14 +38,16 @@ except (PoolhouseError, OSError) as error:
 class Running:
     """A server process; `url` is where it will answer."""
 
-    def __init__(self, load: str = "engines = [FakeEngine('fake')]", **settings: Any) -> None:
+    def __init__(
+        self, load: str = "engines = [FakeEngine('fake')]", *, stdin: bool = False, h11: bool = False, **settings: Any
+    ) -> None:
         settings = {"host": "127.0.0.1", "port": free_port(), **settings}
         scheme = "https" if "ssl_certfile" in settings else "http"
         self.url = f"{scheme}://127.0.0.1:{settings['port']}"
         self.port: int = settings["port"]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _SCRIPT.format(load=load), json.dumps(settings)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", _SCRIPT.format(load=load, h11=h11), json.dumps(settings)],
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def ready(self) -> Running:

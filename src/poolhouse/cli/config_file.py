@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from poolhouse.cli.options import parsed
 from poolhouse.errors import ConfigError, did_you_mean
 from poolhouse.settings import ServerSettings, known_options
 from poolhouse.vllm_options import DONE_ANYWAY, MEANINGLESS, in_our_words
@@ -57,7 +58,7 @@ def _checked(path: Path, options: Any, known: set[str]) -> dict[str, Any]:
         if name not in known:
             near = did_you_mean(name, known - MEANINGLESS - DONE_ANYWAY)
             raise ConfigError(f"{path}: there is no option '{name}'.{near}")
-    return ours
+    return parsed(ours, lambda name: f"{path}: {name}")
 
 
 class _Loader(yaml.SafeLoader):
