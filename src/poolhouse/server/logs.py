@@ -44,7 +44,8 @@ class RequestLog:
     """Says in the log what each request was and how it went.
 
     The id comes from `X-Request-Id`, where that is 1 to 128 visible characters, or is made; the reply shows it, and
-    routes find it in `scope["state"]["request_id"]`. What routes leave there as `model`, `items` and `tokens` is logged.
+    routes find it in `scope["state"]` as `request_id`, and as
+    `given_id` where the client gave it. What routes leave there as `model`, `items` and `tokens` is logged.
     """
 
     def __init__(self, app: ASGIApp, enabled: bool = True, quiet: Sequence[str] = ()) -> None:
@@ -57,8 +58,9 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = _given_id(scope) or secrets.token_hex(16)
-        scope.setdefault("state", {})["request_id"] = request_id
+        given = _given_id(scope)
+        request_id = given or secrets.token_hex(16)
+        scope.setdefault("state", {}).update(given_id=given, request_id=request_id)
         header = (b"x-request-id", request_id.encode("ascii"))
         status = 500
 
