@@ -113,9 +113,9 @@ def test_keys_show_nowhere(http: httpx.Client) -> None:
 def test_the_openai_client_shows_its_key(guarded: Running) -> None:
     with openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="third-key") as client:
         assert client.embeddings.create(model="fake", input="x").data
-    with openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="wrong", max_retries=0) as client:
-        with pytest.raises(openai.AuthenticationError):
-            client.models.list()
+    wrong = openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="wrong", max_retries=0)
+    with wrong as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
 
 
 def test_a_key_file_without_a_key_opens_no_server(tmp_path: Path) -> None:
