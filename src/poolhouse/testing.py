@@ -14,7 +14,7 @@ from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import EngineClosed, InputTooLong, InvalidRequest
 from poolhouse.outputs import Array
 from poolhouse.params import Matryoshka
-from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
+from poolhouse.tasks import TOKEN_TASKS, SparseHead, Task, parse_task
 from poolhouse.tokens import Tokens
 
 
@@ -23,7 +23,7 @@ class FakeEngine:
 
     The same text always gets the same vector of unit length, another text another one. Words are its tokens.
     delay_seconds: time that each request takes. failure: what every request fails with.
-    dimensions: the Matryoshka sizes it offers. label_names: of `classify`, whose answers are as wide. `received` holds every request it was given.
+    sparse: how its answers become sparse vectors. dimensions: the Matryoshka sizes it offers. label_names: of `classify`, whose answers are as wide. `received` holds every request it was given.
     Clear `open` to let requests wait until it is set again; set `alive` to False to let the engine be dead.
     """
 
@@ -37,6 +37,7 @@ class FakeEngine:
         prompts: Mapping[str, str] | None = None,
         dimensions: tuple[int, ...] = (),
         label_names: Mapping[int, str] | None = None,
+        sparse: SparseHead | None = None,
         delay_seconds: float = 0.0,
         failure: Exception | None = None,
     ) -> None:
@@ -46,7 +47,8 @@ class FakeEngine:
         self.max_tokens = max_tokens
         self.prompts: Mapping[str, str] = prompts or {}
         self.aliases: tuple[str, ...] = ()
-        self.token_weights = False
+        self.sparse = sparse
+        self.token_weights = sparse is not None and sparse.task == "token_classify"
         self.adapters: tuple[str, ...] = ()
         self.label_names: Mapping[int, str] = label_names or {}
         self.labels = len(self.label_names)
@@ -68,6 +70,10 @@ class FakeEngine:
             else:
                 request.future.set_exception(EngineClosed("The engine is shut down."))
         return [request.future for request in requests]
+
+    def token_names(self, ids: Sequence[int]) -> list[str]:
+        """A name for each id."""
+        return [f"token {token}" for token in ids]
 
     def close(self, drain_seconds: float = 30.0) -> None:
         """Answer what was accepted, then stop."""

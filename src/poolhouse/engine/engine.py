@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 
 from poolhouse.engine import chunks
 from poolhouse.engine.options import EngineOptions
@@ -27,7 +28,7 @@ from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.model import Model
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
-from poolhouse.tasks import Task
+from poolhouse.tasks import SparseHead, Task
 from poolhouse.tokens import Tokens
 
 log = logging.getLogger("poolhouse")
@@ -39,13 +40,22 @@ _TEXTS_PER_CALL = 128
 
 
 class Engine:
-    """One model, ready to answer from any thread."""
+    """One model, ready to answer from any thread.
+
+    static_tokenizer: of the side that is looked up instead of run, where the model has one.
+    """
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, options: EngineOptions, plugin: Plugin | None = None
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        options: EngineOptions,
+        plugin: Plugin | None = None,
+        static_tokenizer: Tokenizer | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self._static_tokenizer = static_tokenizer or tokenizer
         self.options = options
         self.plugin = plugin
         self._preparation = Preparation(model, options)
@@ -85,8 +95,19 @@ class Engine:
     @property
     def token_weights(self) -> bool:
         """Whether `token_classify` weighs tokens for sparse retrieval, as BGE-M3 does."""
-        pipeline = self.model.pipelines.get("token_classify")
-        return pipeline is not None and pipeline.weights
+        return self.sparse is not None and self.sparse.task == "token_classify"
+
+    @cached_property
+    def sparse(self) -> SparseHead | None:
+        """How answers become sparse vectors; None for a model that has none."""
+        head, unknown = self.model.sparse, self.tokenizer.unknown
+        if head is None or head.unit != "token" or unknown is None:
+            return head
+        return replace(head, left_out=head.left_out | {unknown})
+
+    def token_names(self, ids: Sequence[int]) -> list[str]:
+        """The vocabulary entry of each id; "" where the tokenizer has none."""
+        return self.tokenizer.tokens(ids)
 
     @property
     def max_tokens(self) -> int:
@@ -143,8 +164,8 @@ class Engine:
             InvalidRequest: for the first that has none.
         """
         prepared = [self._preparation.of(request) for request in requests]
-        limits = [replace(made.limit, overflow="chunk", longest=None) for made in prepared]
-        tokens = self.tokenizer.encode([made.prompt for made in prepared], limits)
+        unlimited = [replace(made, limit=replace(made.limit, overflow="chunk", longest=None)) for made in prepared]
+        tokens = self._encoded(unlimited)
         for result in tokens:
             if isinstance(result, InvalidRequest):
                 raise result
@@ -186,11 +207,14 @@ class Engine:
                 valid.append((request, self._preparation.of(request)))
             except InvalidRequest as error:
                 _resolve_error(request.future, error)
-        encoded = self.tokenizer.encode([made.prompt for _, made in valid], [made.limit for _, made in valid])
+        encoded = self._encoded([made for _, made in valid])
         ready: list[Ready] = []
         for (request, made), tokens in zip(valid, encoded, strict=True):
             if isinstance(tokens, Exception):
                 _resolve_error(request.future, tokens)
+            elif made.static is not None:
+                if request.future.set_running_or_notify_cancel():
+                    request.future.set_result(Answer(made.static.vector(tokens.ids), tokens))
             elif len(tokens) == 0:
                 _resolve_error(request.future, InvalidRequest("The prompt has no tokens.", "prompt"))
             elif len(tokens) > self.max_tokens:
@@ -200,6 +224,16 @@ class Engine:
         if ready and not self._scheduler.add(ready):
             for item in ready:
                 _resolve_error(item.future, self._fatal or EngineClosed("The engine is shut down."))
+
+    def _encoded(self, prepared: Sequence[Prepared]) -> list[Tokens | InvalidRequest]:
+        """Tokens of each prompt, or its error, by the tokenizer of its side."""
+        results: dict[int, Tokens | InvalidRequest] = {}
+        for static, tokenizer in ((False, self.tokenizer), (True, self._static_tokenizer)):
+            places = [place for place, made in enumerate(prepared) if (made.static is not None) is static]
+            chosen = [prepared[place] for place in places]
+            encoded = tokenizer.encode([made.prompt for made in chosen], [made.limit for made in chosen])
+            results.update(zip(places, encoded, strict=True))
+        return [results[place] for place in range(len(prepared))]
 
     def _work(self) -> None:
         """The device thread: run batches until closed; on a device that can, keep one batch in flight."""

@@ -15,7 +15,7 @@ import torch
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.memory import keep_freed_memory
 from poolhouse.engine.options import EngineOptions
-from poolhouse.errors import ConfigError, InvalidRequest
+from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest
 from poolhouse.inputs.chat import ScoreTemplate, score_template
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models import embedded
@@ -90,6 +90,7 @@ def open_engine(settings: Settings) -> Engine:
         trust_remote_code=settings.trust_remote_code,
         vocabulary_size=model.facts.vocabulary_size,
     )
+    model, static_tokenizer = _static(model, settings)
     plugin = settings.io_processor_plugin or model.facts.plugin
     on_cpu = model.facts.device.type == "cpu"
     if on_cpu:
@@ -108,7 +109,30 @@ def open_engine(settings: Settings) -> Engine:
             aliases=settings.names[1:],
         ),
         None if plugin is None else load_plugin(plugin, settings, tokenizer),
+        static_tokenizer,
     )
+
+
+def _static(model: Model, settings: Settings) -> tuple[Model, Tokenizer | None]:
+    """The model, and the tokenizer of its side that is looked up, if it has one.
+
+    Raises:
+        CheckpointError: a table of more tokens than the other side has.
+    """
+    static = model.routes.static
+    if static is None:
+        return model, None
+    width = model.facts.width
+    size = width if static.by_token is not None else len(static.weights)
+    tokenizer = Tokenizer.from_folder(
+        static.tokenizer_folder, trust_remote_code=settings.trust_remote_code, vocabulary_size=size
+    )
+    if size > width:
+        raise CheckpointError(
+            f"{static.tokenizer_folder} weighs {size} tokens, but the other side of the model has {width}."
+        )
+    static = static.with_ids(width, tokenizer.id_of)
+    return replace(model, routes=replace(model.routes, static=static)), tokenizer
 
 
 def _found(settings: Settings, place: str) -> Path:

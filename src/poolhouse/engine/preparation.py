@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest, did_you_mean
-from poolhouse.inputs.input_types import prompt_of
+from poolhouse.inputs.input_types import prompt_of, role_of
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.models.adapters import unknown_adapter
 from poolhouse.models.model import Model
 from poolhouse.params import PoolingParams
+from poolhouse.pooling.routes import StaticWeights
 from poolhouse.tasks import parse_task
 
 _NO_PARAMS = PoolingParams()
@@ -23,12 +24,14 @@ class Prepared:
     """A request made ready for the tokenizer.
 
     prompt: with its named prefix. params: for the pooler. adapter: its name, or None.
+    static: weights to look its tokens up in, instead of running the model.
     """
 
     prompt: Prompt
     limit: Limit
     params: PoolingParams
     adapter: str | None
+    static: StaticWeights | None = None
 
 
 class Preparation:
@@ -47,7 +50,10 @@ class Preparation:
         params = self._params(request)
         adapter, prompt_name = self._adapter(request, self._prompt_name(request))
         prompt = self._with_prefix(request, prompt_name)
-        return Prepared(prompt, self._limit(request, params), params.for_pooler(), adapter)
+        static = self._static(request)
+        # What is looked up needs no special tokens.
+        limit = self._limit(request if static is None else replace(request, add_special_tokens=False), params)
+        return Prepared(prompt, limit, params.for_pooler(), adapter, static)
 
     def limit(self, params: PoolingParams) -> Limit:
         """How long a prompt with these parameters may be."""
@@ -84,6 +90,18 @@ class Preparation:
         if request.prompt_name is not None or not request.input_type:
             return request.prompt_name
         return prompt_of(request.input_type, self.model.facts.prompts)
+
+    def _static(self, request: Request) -> StaticWeights | None:
+        """The weights that answer for the model, where what the text is says so."""
+        routes = self.model.routes
+        if routes.static is None and not routes.missing:
+            return None
+        static = routes.of(role_of(request.input_type) or role_of(request.prompt_name))
+        if static is not None and (request.task != "embed" or request.further or request.spans is not None):
+            raise InvalidRequest(
+                "This side of the model is looked up, not run: it answers embed and sparse vectors alone.", "task"
+            )
+        return static
 
     def _adapter(self, request: Request, prompt_name: str | None) -> tuple[str | None, str | None]:
         """The names of the request's adapter, if any, and of its prompt."""

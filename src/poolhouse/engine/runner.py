@@ -126,10 +126,14 @@ class Runner:
                     )
                 )
                 continue
-            if several and start == end and not request.part:
+            if several and start == end and not (request.part or self._may_be_empty(request.task)):
                 request.future.set_exception(NoStep())
                 continue
             request.future.set_result(Answer(values[start:end] if several else values[start], request.tokens))
+
+    def _may_be_empty(self, task: Task) -> bool:
+        """Whether no row is an answer: nothing of the text is weighed. Of process rewards it is a missing step."""
+        return self.model.pipelines[task].sparse is not None
 
     def _retry(self, requests: list[Ready], error: Exception) -> None:
         """Run the halves of a failed batch by themselves, so that a failing item fails alone."""
