@@ -14,7 +14,7 @@ from poolhouse.models.adapters import unknown_adapter
 from poolhouse.models.model import Model
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.routes import StaticWeights
-from poolhouse.tasks import parse_task
+from poolhouse.tasks import Task, parse_task
 
 _NO_PARAMS = PoolingParams()
 
@@ -24,6 +24,7 @@ class Prepared:
     """A request made ready for the tokenizer.
 
     prompt: with its named prefix. params: for the pooler. adapter: its name, or None.
+    further: the request's further tasks, with the parameters of each.
     static: weights to look its tokens up in, instead of running the model.
     """
 
@@ -31,6 +32,7 @@ class Prepared:
     limit: Limit
     params: PoolingParams
     adapter: str | None
+    further: tuple[tuple[Task, PoolingParams], ...] = ()
     static: StaticWeights | None = None
 
 
@@ -47,13 +49,22 @@ class Preparation:
         Raises:
             InvalidRequest: it asks for what the model does not have.
         """
-        params = self._params(request)
+        tasks = self._tasks(request)
+        request.params.check(request.task, self.model.facts.matryoshka, self.model.facts.name, tasks[1:])
+        params, *further = [self._params(request, task, len(tasks) > 1) for task in tasks]
         adapter, prompt_name = self._adapter(request, self._prompt_name(request))
         prompt = self._with_prefix(request, prompt_name)
         static = self._static(request)
         # What is looked up needs no special tokens.
-        limit = self._limit(request if static is None else replace(request, add_special_tokens=False), params)
-        return Prepared(prompt, limit, params.for_pooler(), adapter, static)
+        asked = request if static is None else replace(request, add_special_tokens=False)
+        return Prepared(
+            prompt,
+            self._limit(asked, params),
+            params.for_pooler(),
+            adapter,
+            tuple((task, own.for_pooler()) for task, own in zip(tasks[1:], further, strict=True)),
+            static,
+        )
 
     def limit(self, params: PoolingParams) -> Limit:
         """How long a prompt with these parameters may be."""
@@ -67,18 +78,31 @@ class Preparation:
             longest=self.options.max_prompt_tokens,
         )
 
-    def _params(self, request: Request) -> PoolingParams:
-        """The request's parameters, completed by the defaults, checked against the model."""
+    def _tasks(self, request: Request) -> tuple[Task, ...]:
+        """The request's task and its further ones.
+
+        Raises:
+            InvalidRequest: one that does not exist, that the model lacks, or that is named twice.
+        """
         parse_task(request.task, self.model.tasks)
-        params, defaults = request.params, self.options.default_params
-        params.check(request.task, self.model.facts.matryoshka, self.model.facts.name)
+        if not request.further:
+            return (request.task,)
+        tasks = (request.task, *(parse_task(task, self.model.tasks) for task in request.further))
+        for place, task in enumerate(tasks):
+            if task in tasks[:place]:
+                raise InvalidRequest(f"The task '{task}' is asked for twice; name each once.", "task", task)
+        return tasks
+
+    def _params(self, request: Request, task: Task, shared: bool) -> PoolingParams:
+        """The request's parameters for one task, completed by the defaults; shared: other tasks know some of them."""
+        params, defaults = request.params.for_task(task) if shared else request.params, self.options.default_params
         if request.spans is not None:
-            self.model.pipelines[request.task].of_spans()
+            self.model.pipelines[task].of_spans()
         if params.step_tag_id is not None or params.returned_token_ids is not None:
-            self.model.pipelines[request.task].check(params)
+            self.model.pipelines[task].check(params)
         if defaults == _NO_PARAMS:
             return params
-        dimensions = defaults.dimensions if request.task in ("embed", "token_embed") else None
+        dimensions = defaults.dimensions if task in ("embed", "token_embed") else None
         return replace(
             params,
             dimensions=dimensions if params.dimensions is None else params.dimensions,
