@@ -187,6 +187,15 @@ def test_a_text_without_a_route_is_refused(tmp_path: Path) -> None:
         assert len(llm.embed_sparse(TEXTS, input_type="query")) == len(TEXTS)
 
 
+def test_a_route_by_the_name_of_the_modality_takes_every_text(tmp_path: Path) -> None:
+    document, pooling = sparse_encoder(tmp_path / "plain", "bert").children()
+    encoder = SparseEncoder(modules=[Router({"text": [document, pooling]})], device="cpu", similarity_fn_name="dot")
+    encoder.save_pretrained(str(tmp_path / "described"))
+    with LLM(str(tmp_path / "described")) as llm:
+        for role, expected in (("query", encoder.encode_query(TEXTS)), (None, encoder.encode(TEXTS))):
+            assert difference(vectors(llm, TEXTS, input_type=role), expected) < TOLERANCE
+
+
 def test_weights_of_words_in_a_json_file_are_read(tmp_path: Path) -> None:
     weights = torch.zeros(99)
     weights[[7, 12]] = torch.tensor([1.5, 0.25])

@@ -117,10 +117,11 @@ def _route(
     for key in ((role, "text"), (role, None), (None, "text"), (None, None)):
         if key in mappings:
             return mappings[key]
+    for name in (role, "text"):
+        if name in structure:
+            return name
     if role is not None:
-        return role if role in structure else None
-    if "text" in structure:
-        return "text"
+        return None
     default: str | None = _parameter(config, "default_route")
     if default is None and _parameter(config, "allow_empty_key") is not False:
         return next(iter(structure))
