@@ -24,7 +24,7 @@ from poolhouse.outputs import Array
 from poolhouse.params import Matryoshka, PoolingParams
 from poolhouse.plugins import Plugin
 from poolhouse.precision import Calibration
-from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
+from poolhouse.tasks import TOKEN_TASKS, SparseHead, Task, parse_task
 from poolhouse.tokens import Places, Tokens
 
 
@@ -34,7 +34,8 @@ class FakeEngine:
     The same text always gets the same vector of unit length, another text another one. Words are its tokens.
     delay_seconds: time that each request takes. failure: what every request fails with.
     conversations: what renders messages; one line per message, `role: content`, unless set.
-    dimensions: the Matryoshka sizes it offers. label_names: of `classify`, whose answers are as wide. `received` holds every request it was given.
+    sparse: how its answers become sparse vectors. dimensions: the Matryoshka sizes it offers.
+    label_names: of `classify`, whose answers are as wide. `received` holds every request it was given.
     Clear `open` to let requests wait until it is set again; set `alive` to False to let the engine be dead.
     """
 
@@ -49,6 +50,7 @@ class FakeEngine:
         dimensions: tuple[int, ...] = (),
         label_names: Mapping[int, str] | None = None,
         calibration: Calibration | None = None,
+        sparse: SparseHead | None = None,
         delay_seconds: float = 0.0,
         failure: Exception | None = None,
     ) -> None:
@@ -58,7 +60,8 @@ class FakeEngine:
         self.max_tokens = max_tokens
         self.prompts: Mapping[str, str] = prompts or {}
         self.aliases: tuple[str, ...] = ()
-        self.token_weights = False
+        self.sparse = sparse
+        self.token_weights = sparse is not None and sparse.task == "token_classify"
         self.adapters: tuple[str, ...] = ()
         self.label_names: Mapping[int, str] = label_names or {}
         self.labels = len(self.label_names)

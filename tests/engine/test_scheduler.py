@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolhouse.engine.scheduler import Ready, Scheduler
+from poolhouse.engine.ready import Ready
+from poolhouse.engine.scheduler import Scheduler
 from poolhouse.params import PoolingParams
 from poolhouse.tokens import Tokens
 
