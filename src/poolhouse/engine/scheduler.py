@@ -29,7 +29,6 @@ class Scheduler:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self._levels: dict[int, Level] = {}
-        self._clock = 0.0
         self._changed = threading.Condition()
         self._closed = False
 
@@ -44,7 +43,7 @@ class Scheduler:
             for request in ready:
                 level = self._levels.get(request.flow.priority)
                 if level is None:
-                    level = self._levels[request.flow.priority] = Level(self._clock)
+                    level = self._levels[request.flow.priority] = Level()
                 level.add(request)
             self._changed.notify()
             return True
@@ -83,16 +82,19 @@ class Scheduler:
         batch = level.take(self.budget)
         if not level:
             del self._levels[priority]
-            # A flow whose texts are still being tokenised comes back with its tag.
-            self._clock = max(self._clock, level.clock)
         return batch
 
 
 class Level:
-    """The waiting flows of one priority; clock: its virtual time, in tokens."""
+    """The waiting flows of one priority.
 
-    def __init__(self, clock: float) -> None:
-        self.clock = clock
+    clock: its virtual time in tokens, where new flows begin. It advances by tokens per waiting flow, and is never behind
+    the mean of the flows' tags: those that leave were served early, which those that stay must not pay for.
+    """
+
+    def __init__(self) -> None:
+        self.clock = 0.0
+        self._tags = 0.0  # of all waiting flows together
         # A heap by tag, then by age.
         self._flows: list[tuple[float, int, Flow]] = []
         self._ages = count()
@@ -107,15 +109,16 @@ class Level:
     def add(self, ready: Ready) -> None:
         flow = ready.flow
         if not flow:
-            flow.tag = max(flow.tag, self.clock)
+            flow.tag = self.clock
+            self._tags += flow.tag
             heappush(self._flows, (flow.tag, next(self._ages), flow))
         flow.add(ready)
 
     def take(self, budget: int) -> list[Ready]:
         """The next batch, sorted by length; empty where all that was found is cancelled."""
         flows = len(self._flows)
-        self.clock = max(self.clock, self._flows[0][0])
         touched, window, first, gone = self._window(budget) if flows > 1 else self._alone()
+        self._tags -= sum(flow.tag for _, flow in touched)
         batch: list[Ready] = []
         if first is not None:
             batch, cancelled = window.nearest(first, budget)
@@ -129,6 +132,9 @@ class Level:
         for age, flow in touched:
             if flow:
                 heappush(self._flows, (flow.tag, age, flow))
+                self._tags += flow.tag
+        if self._flows:
+            self.clock = max(self.clock, self._tags / len(self._flows))
         batch.sort(key=_length)
         return batch
 
@@ -140,7 +146,7 @@ class Level:
             if not ready.future.cancelled():
                 return [(age, flow)], flow.by_length, ready, []
             _leave(ready)
-        return [], flow.by_length, None, []
+        return [(age, flow)], flow.by_length, None, []
 
     def _window(self, budget: int) -> Found:
         """The requests whose turn is near: by their own tags, and as many tokens as fill a batch at least.

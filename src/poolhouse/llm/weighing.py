@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from poolhouse.engine.answers import facts_of
 from poolhouse.engine.request import Answer
 from poolhouse.engine.waiting import gather
-from poolhouse.llm.answering import facts_of, shown
+from poolhouse.llm.answering import shown
 from poolhouse.llm.asking import Asked, Options, Pruning, sparse_plan
 from poolhouse.outputs import SparseMatrix, SparseRequestOutput
 from poolhouse.params import PoolingParams
