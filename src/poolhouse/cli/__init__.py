@@ -22,7 +22,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("embed")(embed.embed)
 app.command("check")(check.check)
-app.command("bench")(bench.bench)
+app.add_typer(bench.bench, name="bench")
 
 
 def main() -> None:
@@ -36,6 +36,8 @@ def main() -> None:
         if arguments[:1] == ["serve"]:
             words = join_served_names(join_lora_modules(arguments[1:]))
             arguments[1:] = join_unknown(words, Settings, ServerSettings)
+        if arguments[:1] == ["bench"]:
+            arguments[1:] = bench.name_comparison(arguments[1:])
         app(arguments)
     except PoolhouseError as error:
         print(f"poolhouse: {error}", file=sys.stderr)
