@@ -41,6 +41,8 @@ WARMUP = 256
 def main() -> None:
     """Measure round by round, then print medians and their ratios."""
     options = _options()
+    # Without this, SIGTERM would leave the running server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     if options.embed_only:
         print(json.dumps({"texts_per_second": _texts_per_second(options.model, options.requests)}))
         return
