@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from poolhouse import LLM, EngineError, InvalidRequest, NonFiniteResult, NoStep, PoolingParams, UnsupportedTask
+from poolhouse import LLM, EngineError, InvalidRequest, NonFiniteResult, PoolingParams, UnsupportedTask
 from poolhouse.batch import Batch
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Answer, Request
@@ -139,11 +139,12 @@ def test_what_cannot_be_done_is_refused_by_name(
     assert good.result(60).array.shape == (32,)
 
 
-def test_a_further_task_without_rows_fails_as_it_does_alone(engine: Engine) -> None:
-    ends = Request(Prompt(None, np.array([0, 2])), "embed", further=("token_classify",))
-    (future,) = engine.submit([ends])
-    with pytest.raises(NoStep):
-        future.result(60)
+def test_a_further_task_without_rows_is_as_empty_as_it_is_alone(engine: Engine) -> None:
+    ids = np.array([0, 2])
+    alone = Request(Prompt(None, ids), "token_classify")
+    beside = Request(Prompt(None, ids), "embed", further=("token_classify",))
+    first, second = (future.result(60) for future in engine.submit([alone, beside]))
+    assert first.array.shape == second.further["token_classify"].shape == (0, 1)
 
 
 def broken_steps(engine: Engine, task: Task, harm: Any) -> Pipeline:
@@ -177,7 +178,7 @@ def not_finite(rows: Any) -> Any:
 def test_a_failing_further_task_fails_its_request_alone(
     engine: Engine, harm: Any, error: type[Exception], match: str
 ) -> None:
-    assert engine.tokenizer.tokens([BROKEN]) == ["w5"]
+    assert engine.token_strings([BROKEN]) == ["w5"]
     counted = Counted(engine, token_classify=broken_steps(engine, "token_classify", harm))
     with counted.engine as hurt:
         texts = ["w1 w2", "w5 w2", "w3 w4"]
