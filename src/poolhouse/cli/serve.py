@@ -37,6 +37,8 @@ def serve(
 
     Every option may also stand in the file of --config, or in the environment as POOLHOUSE_<OPTION>.
     """
+    # Threads of torch that wait for each other would keep the cores busy, against the event loop and other processes.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     server, engines = gather(models or [], {**options, **json.loads(other_options)}, config, os.environ)
     from poolhouse.server.run import serve as run
 

@@ -43,7 +43,8 @@ from poolhouse.tokens import Ids, Tokens
 
 log = logging.getLogger("poolhouse")
 
-# A lone text of up to this many characters is tokenised by its caller: quicker than waking a thread.
+# Few texts of so many characters together are tokenised by their caller: quicker than waking a thread.
+_INLINE_REQUESTS = 64
 _INLINE_CHARACTERS = 2000
 # Texts per tokenizer call: enough to share the work among cores, few enough to start computing early.
 _TEXTS_PER_CALL = 128
@@ -185,7 +186,7 @@ class Engine:
         self._pending.add(requests)
         submitted = time.perf_counter()
         flows = {priority: Flow(priority, submitted) for priority in {request.priority for request in requests}}
-        if len(requests) == 1 and _characters(requests[0].prompt) <= _INLINE_CHARACTERS:
+        if len(requests) <= _INLINE_REQUESTS and _characters(requests) <= _INLINE_CHARACTERS:
             self._prepare(requests, flows)
             return futures
         begins = range(0, len(requests), _TEXTS_PER_CALL)
@@ -320,10 +321,8 @@ class Engine:
             self._faults.tell()
 
 
-def _characters(prompt: Prompt) -> int:
-    if prompt.text is None and prompt.conversation is not None:
-        return _INLINE_CHARACTERS + 1  # not rendered yet, so not known
-    return len(prompt.text or "") + len(prompt.pair or "")
+def _characters(requests: Sequence[Request]) -> int:
+    return sum(len(request.prompt.text or "") + len(request.prompt.pair or "") for request in requests)
 
 
 def _fail(requests: Sequence[Request], error: Exception) -> None:

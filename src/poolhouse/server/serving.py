@@ -25,6 +25,7 @@ from poolhouse.precision import Calibration
 from poolhouse.server.admission import Admission
 from poolhouse.server.body import read_json
 from poolhouse.server.errors import Disconnected, Refused
+from poolhouse.server.inbox import Inbox
 from poolhouse.server.metrics import Metrics
 from poolhouse.settings import ServerSettings
 from poolhouse.tasks import SparseHead, Task
@@ -128,6 +129,7 @@ class Serving:
         self.settings = settings
         self.metrics = metrics
         self.started = int(time.time())
+        self._inboxes = {engine.name: Inbox(engine.submit) for engine in names.values()}
         self._admissions = {engine.name: Admission(settings.max_queued_prompts) for engine in names.values()}
 
     @property
@@ -194,7 +196,11 @@ class Serving:
         admission = self._admissions[engine.name]
         admission.enter(len(requests))
         try:
-            futures = engine.submit(requests)
+            if len(requests) == 1:
+                self._inboxes[engine.name].put(requests[0])
+                futures = [requests[0].future]
+            else:
+                futures = engine.submit(requests)
             try:
                 answers = await self._answered(http, futures)
             except InvalidRequest as error:
