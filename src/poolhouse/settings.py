@@ -66,6 +66,9 @@ class Settings(BaseModel):
         "a task of the checkpoint, or a PEFT folder or hub id.",
     )
     max_num_batched_tokens: int | None = Field(None, ge=1, description="Tokens of one pack; none: by the device.")
+    int8_calibration: str | None = Field(
+        None, description="File of `poolhouse calibrate`: the ranges of int8 and uint8 vectors; none: a fixed range."
+    )
     tokenizer_workers: int = Field(
         2, ge=1, le=64, alias="renderer_num_workers", description="Threads that tokenise.", validate_default=True
     )

@@ -18,6 +18,7 @@ from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.outputs import Array
 from poolhouse.params import Matryoshka, PoolingParams
 from poolhouse.plugins import Plugin
+from poolhouse.precision import Calibration
 from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
 from poolhouse.tokens import Tokens
 
@@ -41,6 +42,7 @@ class FakeEngine:
         prompts: Mapping[str, str] | None = None,
         dimensions: tuple[int, ...] = (),
         label_names: Mapping[int, str] | None = None,
+        calibration: Calibration | None = None,
         delay_seconds: float = 0.0,
         failure: Exception | None = None,
     ) -> None:
@@ -57,6 +59,7 @@ class FakeEngine:
         self.score_template: ScoreTemplate | None = None
         self.listwise: ListwisePrompts | None = None
         self.plugin: Plugin | None = None
+        self.calibration = calibration
         self.matryoshka = Matryoshka(width, bool(dimensions), dimensions)
         self.delay_seconds = delay_seconds
         self.failure = failure

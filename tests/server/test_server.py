@@ -202,7 +202,7 @@ def test_matryoshka_is_refused_in_the_words_of_vllm(http: httpx.Client) -> None:
         ("/v1/embeddings", {"input": "word " * 3000}, 400, "BadRequestError", "input_text", "contains 15000 characters (more than 4608"),
         ("/v1/embeddings", {"input": "x", "truncate_prompt_tokens": 9999}, 400, "BadRequestError", "truncate_prompt_tokens", "greater than max_model_len"),
         ("/v1/embeddings", {"input": "x", "truncate_prompt_tokens": "9"}, 400, "Bad Request", "body.truncate_prompt_tokens", "valid integer"),
-        ("/v1/embeddings", {"input": "x", "encoding_format": "hex"}, 400, "Bad Request", "body.encoding_format", "'float' or 'base64'"),
+        ("/v1/embeddings", {"input": "x", "encoding_format": "hex"}, 400, "Bad Request", "body.encoding_format", "'float', 'base64', 'bytes' or 'bytes_only'"),
         ("/v1/embeddings", {"input": "x", "normalize": "yes"}, 400, "Bad Request", "body.use_activation", "valid boolean"),
         ("/v1/embeddings", {"input": "x", "prompt_name": "query"}, 400, "BadRequestError", "prompt_name", "no prompt named 'query'"),
         ("/v1/embeddings", {"input": "x", "model": "nope"}, 404, "NotFoundError", None, "The model `nope` does not exist."),

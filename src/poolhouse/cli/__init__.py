@@ -1,4 +1,4 @@
-"""The command line: `poolhouse serve | embed | check | bench`."""
+"""The command line: `poolhouse serve | embed | calibrate | check | bench`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from poolhouse.cli import bench, check, embed, serve
+from poolhouse.cli import bench, calibrate, check, embed, serve
 from poolhouse.cli.options import join_dotted, join_lora_modules, join_served_names, join_unknown
 from poolhouse.errors import ConfigError, PoolhouseError
 from poolhouse.settings import ServerSettings, Settings
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("embed")(embed.embed)
+app.command("calibrate")(calibrate.calibrate)
 app.command("check")(check.check)
 app.command("bench")(bench.bench)
 

@@ -27,6 +27,7 @@ from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.model import Model
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
+from poolhouse.precision import Calibration
 from poolhouse.tasks import Task
 from poolhouse.tokens import Tokens
 
@@ -100,6 +101,11 @@ class Engine:
     def adapters(self) -> tuple[str, ...]:
         """Adapters that stand beside the model, each a model of its own to those who ask by name."""
         return () if self.model.adapters is None else self.model.adapters.declared
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The stored ranges of int8 vectors; None where a fixed range serves."""
+        return self.options.calibration
 
     @property
     def score_template(self) -> ScoreTemplate | None:

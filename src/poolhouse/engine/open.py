@@ -15,7 +15,7 @@ import torch
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.memory import keep_freed_memory
 from poolhouse.engine.options import EngineOptions
-from poolhouse.errors import ConfigError, InvalidRequest
+from poolhouse.errors import ConfigError, InvalidRequest, UnsupportedDimensions
 from poolhouse.inputs.chat import ScoreTemplate, score_template
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models import embedded
@@ -26,6 +26,7 @@ from poolhouse.models.load import LoadOptions, load
 from poolhouse.models.model import Facts, Model
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.plugins import load_plugin
+from poolhouse.precision import Calibration
 from poolhouse.settings import Settings
 from poolhouse.tasks import parse_task
 
@@ -56,6 +57,7 @@ def open_engine(settings: Settings) -> Engine:
     folders = folders_of(folder, lambda place: _found(settings, place))
     torch.manual_seed(settings.seed)
     pooler = PoolerConfig.parse(settings.pooler_config)
+    calibration = None if settings.int8_calibration is None else Calibration.load(settings.int8_calibration)
     model = _in_a_passing_thread(
         load,
         folders.described,
@@ -91,6 +93,9 @@ def open_engine(settings: Settings) -> Engine:
         vocabulary_size=model.facts.vocabulary_size,
     )
     plugin = settings.io_processor_plugin or model.facts.plugin
+    default_params = _default_params(pooler, None if files is None else files.truncate_dim, model.facts.width)
+    if calibration is not None:
+        _check_calibration(calibration, model, default_params.dimensions)
     on_cpu = model.facts.device.type == "cpu"
     if on_cpu:
         keep_freed_memory()
@@ -103,9 +108,10 @@ def open_engine(settings: Settings) -> Engine:
             overflow=_overflow(settings, pooler),
             max_prompt_tokens=pooler.max_embed_len,
             tokenizer_threads=settings.tokenizer_workers,
-            default_params=_default_params(pooler, None if files is None else files.truncate_dim, model.facts.width),
+            default_params=default_params,
             score_template=_score_template(settings.chat_template, model.facts),
             aliases=settings.names[1:],
+            calibration=calibration,
         ),
         None if plugin is None else load_plugin(plugin, settings, tokenizer),
     )
@@ -192,6 +198,26 @@ def _default_params(pooler: PoolerConfig, truncate_dim: int | None, width: int) 
     if not 1 <= params.dimensions <= width:
         raise ConfigError(f"pooler_config: dimensions must be from 1 to {width}, got {params.dimensions}.")
     return params
+
+
+def _check_calibration(calibration: Calibration, model: Model, dimensions: int | None) -> None:
+    """Refuse ranges of vectors that the model never answers with.
+
+    Raises:
+        ConfigError: naming both widths.
+    """
+    pipeline = model.pipelines.get("embed") or model.pipelines.get("token_embed")
+    if pipeline is None:
+        raise ConfigError(f"int8_calibration: the model makes no vectors; its tasks are {list(model.tasks)}.")
+    if calibration.width in (pipeline.width, dimensions):
+        return
+    try:
+        model.facts.matryoshka.check(calibration.width, model.facts.name)
+    except UnsupportedDimensions:
+        raise ConfigError(
+            f"int8_calibration: the ranges are those of {calibration.width} dimensions, and the model's vectors have "
+            f"{dimensions or pipeline.width}; make them anew with `poolhouse calibrate`."
+        ) from None
 
 
 def _in_a_passing_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.params import PoolingParams
+from poolhouse.precision import Calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class EngineOptions:
     default_params: what the model's owner wants where a request says nothing.
     score_template: what joins a query and a document, where the tokenizer does not.
     aliases: names beside the model's own that requests may use.
+    calibration: the ranges of int8 vectors, of the task `embed`, or of `token_embed` where the model has no other.
     """
 
     max_batch_tokens: int
@@ -27,3 +29,4 @@ class EngineOptions:
     default_params: PoolingParams = PoolingParams()
     score_template: ScoreTemplate | None = None
     aliases: tuple[str, ...] = ()
+    calibration: Calibration | None = None

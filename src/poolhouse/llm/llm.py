@@ -16,7 +16,6 @@ from poolhouse.llm import answering, chunking, labelling, plugging
 from poolhouse.llm.answering import wait
 from poolhouse.llm.asking import Asked, Joining, Options, Params, requests_of, required_task, score_plan
 from poolhouse.outputs import (
-    Array,
     ClassificationRequestOutput,
     EmbeddingRequestOutput,
     PoolingRequestOutput,
@@ -24,6 +23,7 @@ from poolhouse.outputs import (
     ScoringRequestOutput,
 )
 from poolhouse.params import PoolingParams
+from poolhouse.precision import Codes, parse_precision, quantize
 from poolhouse.settings import Settings
 
 if TYPE_CHECKING:
@@ -105,11 +105,18 @@ class LLM:
         lora_request: Any = None,
         task: str | None = None,
         tokenization_kwargs: Options = None,
-    ) -> Array:
-        """`embed` as one matrix, [prompts, dimensions] float32; cuts are not reported here."""
+        precision: str = "float32",
+    ) -> Codes:
+        """`embed` as one matrix, [prompts, dimensions]; cuts are not reported here.
+
+        precision: float32, float16, int8, uint8; bfloat16 and fp8_e4m3, fp8_e5m2 as bit patterns (uint16, uint8);
+            binary (int8) and ubinary (uint8) with eight dimensions per byte. `poolhouse.precision.dequantize` reads them.
+        """
+        wanted = parse_precision(precision)
         asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
         requests = requests_of(self.engine, prompts, "embed", asked)
-        return np.stack([answer.array for answer in wait(self.engine.submit(requests), use_tqdm, "embed")])
+        vectors = np.stack([answer.array for answer in wait(self.engine.submit(requests), use_tqdm, "embed")])
+        return quantize(vectors, wanted, self.engine.calibration)
 
     def encode(
         self,

@@ -14,6 +14,7 @@ from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
+from poolhouse.precision import Calibration
 from poolhouse.server.serving import Engine
 from poolhouse.tasks import Task
 from poolhouse.tokens import Tokens
@@ -56,6 +57,10 @@ class AdaptedEngine:
     @property
     def token_weights(self) -> bool:
         return self.engine.token_weights
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return self.engine.calibration
 
     @property
     def max_tokens(self) -> int:

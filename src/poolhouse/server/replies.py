@@ -75,14 +75,15 @@ def truncation(answers: Sequence[Answer]) -> dict[str, str]:
 
 async def write(
     serving: Serving,
-    render: Callable[[], bytes],
+    render: Callable[[], bytes | Response],
     answers: Sequence[Answer],
     headers: Mapping[str, str] | None = None,
-    media_type: str = "application/json",
 ) -> Response:
-    """The reply that `render` makes of these answers."""
+    """The reply that `render` makes of these answers: JSON, or a response of another kind."""
     started = time.perf_counter()
     large = sum(answer.array.size for answer in answers) > _LARGE
     body = await asyncio.to_thread(render) if large else render()
     serving.metrics.render_seconds.observe(time.perf_counter() - started)
-    return Response(body, media_type=media_type, headers={**truncation(answers), **(headers or {})})
+    response = body if isinstance(body, Response) else Response(body, media_type="application/json")
+    response.headers.update({**truncation(answers), **(headers or {})})
+    return response

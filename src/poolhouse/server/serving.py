@@ -21,6 +21,7 @@ from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
+from poolhouse.precision import Calibration
 from poolhouse.server.admission import Admission
 from poolhouse.server.body import read_json
 from poolhouse.server.errors import Disconnected, Refused
@@ -57,6 +58,11 @@ class Engine(Protocol):
     @property
     def token_weights(self) -> bool:
         """Whether `token_classify` weighs tokens for sparse retrieval."""
+        ...
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The stored ranges of int8 vectors."""
         ...
 
     @property

@@ -14,6 +14,7 @@ from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.late_chunking import Chunking, plan
+from poolhouse.outputs import Array
 from poolhouse.server.serving import Engine, Serving
 
 # Between the inputs, which are sentences or paragraphs of one text.
@@ -27,7 +28,7 @@ class Read:
     chunks: the vector of each, in order. whole: the text's tokens, as an answer, for counting.
     """
 
-    chunks: list[Answer]
+    chunks: list[Array]
     whole: Answer
 
 
@@ -49,5 +50,4 @@ async def read(serving: Serving, http: Request, engine: Engine, requests: Sequen
     windows = [replace(window, adapter=whole.adapter, priority=whole.priority) for window in made.requests]
     answers = await serving.answers(http, engine, windows)
     (chunked,) = made.finish(answers)
-    one = answers[0]
-    return Read([replace(one, array=chunk.array) for chunk in chunked.chunks], replace(one, tokens=chunked.tokens))
+    return Read([chunk.array for chunk in chunked.chunks], replace(answers[0], tokens=chunked.tokens))

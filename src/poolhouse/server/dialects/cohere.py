@@ -148,7 +148,7 @@ async def _embed(serving: Serving, http: Request, fields: EmbedFields, version: 
 
 
 def _matrix(answers: Sequence[Answer], kind: Kind, engine: Engine) -> Any:
-    vectors = hosted.vectors(answers, kind, engine, "embedding_types")
+    vectors = hosted.vectors(hosted.arrays_of(answers), kind, engine, "embedding_types")
     return vectors if kind == "base64" else np.stack(vectors)
 
 

@@ -15,6 +15,7 @@ from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt, parse_side
+from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
 from poolhouse.precision import quantize
 from poolhouse.server import encoding
@@ -94,20 +95,21 @@ def requests(
     ]
 
 
-def vectors(answers: Sequence[Answer], kind: Kind, engine: Engine, field: str) -> list[Any]:
+def vectors(arrays: Sequence[Array], kind: Kind, engine: Engine, field: str) -> list[Any]:
     """The vectors in that form, ready for JSON.
 
     Raises:
         InvalidRequest: vectors that the form cannot hold; naming `field`.
     """
-    if kind in ("float", "base64"):
-        form: encoding.EncodingFormat = "base64" if kind == "base64" else "float"
-        return [encoding.vector(answer.array, form) for answer in answers]
-    rows = np.concatenate([np.atleast_2d(answer.array) for answer in answers])
+    if kind == "float":
+        return [encoding.vector(array, "float") for array in arrays]
+    if kind == "base64":
+        return [encoding.vector(array, "base64") for array in arrays]
+    rows = np.concatenate([np.atleast_2d(array) for array in arrays])
     codes = quantize(rows, kind, engine.calibration, field=field)
-    if answers[0].array.ndim == 1:
+    if arrays[0].ndim == 1:
         return list(codes)
-    ends = np.cumsum([len(answer.array) for answer in answers])[:-1]
+    ends = np.cumsum([len(array) for array in arrays])[:-1]
     return np.split(codes, ends)
 
 
@@ -156,6 +158,10 @@ def texts_of(given: Any, parameter: str) -> list[str]:
 def search_units(documents: int) -> int:
     """Cohere's: one per hundred documents."""
     return math.ceil(documents / 100)
+
+
+def arrays_of(answers: Sequence[Answer]) -> list[Array]:
+    return [answer.array for answer in answers]
 
 
 def tokens_of(answers: Sequence[Answer]) -> int:

@@ -113,7 +113,7 @@ async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) 
     answers = await hosted.embed(serving, http, engine, texts, wish, task=task)
 
     def render() -> bytes:
-        vectors = hosted.vectors(answers, fields.encoding_format, engine, "encoding_format")
+        vectors = hosted.vectors(hosted.arrays_of(answers), fields.encoding_format, engine, "encoding_format")
         data = [
             {"object": "embedding", "embedding": vector, "index": index} | replies.cut(answer)
             for index, (vector, answer) in enumerate(zip(vectors, answers, strict=True))

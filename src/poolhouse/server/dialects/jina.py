@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from poolhouse.engine.request import Answer
+from poolhouse.outputs import Array
 from poolhouse.server import replies
 from poolhouse.server.dialects import chunked, hosted
 from poolhouse.server.dialects.fields import body_schema
@@ -114,7 +115,7 @@ async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) 
     engine = serving.engine(fields.model)
     requests = hosted.requests(serving, engine, hosted.texts_of(fields.input, "input"), wish, "embed", "input")
     read = await chunked.read(serving, http, engine, requests)
-    return await _write(serving, read.chunks, kinds, engine, [read.whole])
+    return await _write(serving, [read.whole], read.chunks, kinds, engine)
 
 
 async def _vectors(
@@ -123,28 +124,23 @@ async def _vectors(
     engine = serving.engine(model)
     texts = hosted.texts_of(given, "input")
     answers = await hosted.embed(serving, http, engine, texts, wish, task="token_embed" if per_token else "embed")
-    return await _write(serving, answers, kinds, engine, answers)
+    return await _write(serving, answers, hosted.arrays_of(answers), kinds, engine)
 
 
 async def _write(
-    serving: Serving, answers: Sequence[Answer], kinds: list[Kind], engine: Engine, usage_of: Sequence[Answer]
+    serving: Serving, answers: Sequence[Answer], arrays: Sequence[Array], kinds: list[Kind], engine: Engine
 ) -> Response:
-    """One object per answer; of several kinds, its vectors by kind."""
-    tokens = hosted.tokens_of(usage_of)
-    per_token = answers[0].array.ndim > 1
-    key, kind_of_object = ("embeddings", "embeddings") if per_token else ("embedding", "embedding")
+    """One object per array; of several kinds, its vectors by kind."""
+    tokens = hosted.tokens_of(answers)
+    name = "embedding" if arrays[0].ndim == 1 else "embeddings"
+    cuts = [replies.cut(answer) for answer in answers] if len(answers) == len(arrays) else [{}] * len(arrays)
 
     def render() -> bytes:
-        by_kind = {kind: hosted.vectors(answers, kind, engine, "embedding_type") for kind in kinds}
-        data = [
-            {
-                "object": kind_of_object,
-                "index": index,
-                key: by_kind[kinds[0]][index] if len(kinds) == 1 else {kind: by_kind[kind][index] for kind in kinds},
-            }
-            | replies.cut(answer)
-            for index, answer in enumerate(answers)
-        ]
+        by_kind = {kind: hosted.vectors(arrays, kind, engine, "embedding_type") for kind in kinds}
+        data = []
+        for index, cut in enumerate(cuts):
+            forms = {kind: vectors[index] for kind, vectors in by_kind.items()}
+            data.append({"object": name, "index": index, name: forms if len(kinds) > 1 else forms[kinds[0]]} | cut)
         usage = {"total_tokens": tokens, "prompt_tokens": tokens}
         return dumps({"model": engine.name, "object": "list", "usage": usage, "data": data})
 

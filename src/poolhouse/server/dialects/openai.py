@@ -55,5 +55,6 @@ async def answer(serving: Serving, http: Request, fields: EmbeddingFields) -> Re
     names = vectors.Names("embd", "embedding", "embedding")
     if fields.late_chunking:
         read = await chunked.read(serving, http, engine, requests)
-        return await vectors.write(serving, http, fields, engine, "embed", read.chunks, names, usage_of=[read.whole])
+        how = fields.how(engine, "embed")
+        return await vectors.write(serving, http, fields, engine, [read.whole], read.chunks, names, how)
     return await vectors.reply(serving, http, fields, engine, requests, names)

@@ -9,15 +9,17 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest
+from poolhouse.outputs import Array
 from poolhouse.server import encoding, replies
 from poolhouse.server.dialects import plugin, vectors
 from poolhouse.server.dialects.fields import body_schema
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.dialects.vectors import VectorFields
 from poolhouse.server.serving import Engine, Serving
-from poolhouse.tasks import parse_task
+from poolhouse.tasks import Task, parse_task
 
 
 class PoolingFields(VectorFields):
@@ -71,22 +73,34 @@ async def _reply_of_several(
     serving: Serving, http: Request, fields: PoolingFields, engine: Engine, requests: Sequence[EngineRequest]
 ) -> Response:
     """The arrays of each input by task."""
-    answers = await serving.answers(http, engine, requests)
     tasks = (requests[0].task, *requests[0].further)
+    encodings = {task: fields.how(engine, task) for task in tasks}
+    if not encodings[tasks[0]].in_json:
+        raise InvalidRequest(
+            "Several tasks come as float or base64; bytes hold one.", "encoding_format", fields.encoding_format
+        )
+    answers = await serving.answers(http, engine, requests)
     head = replies.head("pooling", http, fields.request_id, engine.name)
-    form = fields.encoding_format
 
     def render() -> bytes:
+        by_task = {
+            task: encoding.encode([vectors.shown(_array(answer, task, tasks), task, engine) for answer in answers], how)
+            for task, how in encodings.items()
+        }
         items = []
         for index, answer in enumerate(answers):
-            arrays = {
-                task: vectors.shown(answer.array if task == tasks[0] else answer.further[task], task, engine)
-                for task in tasks
+            data = {task: encoding.value(arrays[index], fields.encoding_format) for task, arrays in by_task.items()}
+            shapes = {
+                task: list(arrays[index].shape)
+                for task, arrays in by_task.items()
+                if encoding.shape(arrays[index], fields.encoding_format)
             }
-            data = {task: encoding.vector(array, form) for task, array in arrays.items()}
-            shapes = {task: list(array.shape) for task, array in arrays.items() if encoding.shape(array, form)}
             item = {"index": index, "object": "pooling", "data": data} | ({"shapes": shapes} if shapes else {})
             items.append(item | replies.cut(answer))
         return encoding.render(head, items, {"usage": replies.usage(answers)})
 
     return await replies.write(serving, render, answers)
+
+
+def _array(answer: Answer, task: Task, tasks: Sequence[Task]) -> Array:
+    return answer.array if task == tasks[0] else answer.further[task]

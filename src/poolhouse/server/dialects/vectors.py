@@ -11,6 +11,7 @@ from pydantic import Field
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.outputs import Array
+from poolhouse.precision import Precision
 from poolhouse.server import encoding, replies
 from poolhouse.server.dialects.fields import Inputs
 from poolhouse.server.serving import Engine, Serving
@@ -20,8 +21,26 @@ from poolhouse.tasks import Task
 class VectorFields(Inputs):
     """Prompts, and how their vectors are wanted."""
 
-    encoding_format: encoding.EncodingFormat = "float"
+    encoding_format: encoding.EncodingFormat = Field(
+        "float", description="Numbers, base64, or a body of nothing but bytes, described in the header or not at all."
+    )
+    embed_dtype: Precision = Field(
+        "float32", description="Numbers of base64 and bytes; int8, uint8, binary and ubinary hold in JSON too."
+    )
+    endianness: encoding.Endianness = Field(
+        "native", description="Byte order of base64 and bytes; native is the server's."
+    )
     dimensions: int | None = Field(None, description="Length of the vectors, for Matryoshka models.")
+
+    def how(self, engine: Engine, task: Task) -> encoding.Encoding:
+        """How the arrays of that task are written.
+
+        Raises:
+            InvalidRequest: a precision that its answers cannot have.
+        """
+        return encoding.Encoding.of(
+            self.encoding_format, self.embed_dtype, self.endianness, task, engine.tasks, engine.calibration
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +60,11 @@ async def reply(
     requests: Sequence[EngineRequest],
     names: Names,
 ) -> Response:
-    """The answers to requests of one task, as a list of objects."""
+    """The answers to requests of one task, as a list of objects or as bytes alone."""
+    how = fields.how(engine, requests[0].task)
     answers = await serving.answers(http, engine, requests)
-    return await write(serving, http, fields, engine, requests[0].task, answers, names)
+    arrays = [shown(answer.array, requests[0].task, engine) for answer in answers]
+    return await write(serving, http, fields, engine, answers, arrays, names, how)
 
 
 async def write(
@@ -51,22 +72,31 @@ async def write(
     http: Request,
     fields: VectorFields,
     engine: Engine,
-    task: Task,
     answers: Sequence[Answer],
+    arrays: Sequence[Array],
     names: Names,
-    *,
-    usage_of: Sequence[Answer] | None = None,
+    how: encoding.Encoding,
 ) -> Response:
-    """Answers as a list of objects. usage_of: what tokens are counted of, where not of these answers."""
-    head = replies.head(names.prefix, http, fields.request_id, engine.name)
+    """Arrays as a list of objects or as bytes alone.
 
-    def render() -> bytes:
-        items = []
-        for index, answer in enumerate(answers):
-            array = shown(answer.array, task, engine)
-            item = {"index": index, "object": names.kind, names.key: encoding.vector(array, fields.encoding_format)}
-            items.append(item | encoding.shape(array, fields.encoding_format) | replies.cut(answer))
-        return encoding.render(head, items, {"usage": replies.usage(usage_of or answers)})
+    answers: what they were made of, one for each; where there are fewer, only their tokens are counted.
+    """
+    head = replies.head(names.prefix, http, fields.request_id, engine.name)
+    cuts = [replies.cut(answer) for answer in answers] if len(answers) == len(arrays) else [{}] * len(arrays)
+
+    def render() -> bytes | Response:
+        encoded = encoding.encode(arrays, how)
+        usage = replies.usage(answers)
+        if not how.in_json:
+            body, headers = encoding.octets(encoded, head, usage["prompt_tokens"], how)
+            return Response(body, media_type="application/octet-stream", headers=headers)
+        items = [
+            {"index": index, "object": names.kind, names.key: encoding.value(array, how.form)}
+            | encoding.shape(array, how.form)
+            | cut
+            for index, (array, cut) in enumerate(zip(encoded, cuts, strict=True))
+        ]
+        return encoding.render(head, items, {"usage": usage})
 
     return await replies.write(serving, render, answers)
 

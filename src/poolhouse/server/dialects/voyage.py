@@ -79,7 +79,7 @@ async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) 
     answers = await hosted.embed(serving, http, engine, texts, wish)
 
     def render() -> bytes:
-        vectors = hosted.vectors(answers, fields.output_dtype, engine, "output_dtype")
+        vectors = hosted.vectors(hosted.arrays_of(answers), fields.output_dtype, engine, "output_dtype")
         data = [
             {"object": "embedding", "embedding": _written(vector, fields.encoding_format), "index": index}
             | replies.cut(answer)
