@@ -115,7 +115,12 @@ def ranked(reranker_folder: Path) -> Ranked:
         scores = np.array([output.outputs.score for output in outputs])
         order = np.argsort(-scores)
         tokens = sum(len(output.prompt_token_ids) for output in outputs)
-        (logits,) = [[output.outputs.score for output in llm.score(QUERY, DOCUMENTS, pooling_params=PoolingParams(use_activation=False))]]
+        (logits,) = [
+            [
+                output.outputs.score
+                for output in llm.score(QUERY, DOCUMENTS, pooling_params=PoolingParams(use_activation=False))
+            ]
+        ]
     return Ranked(order.tolist(), scores[order].tolist(), np.array(logits)[order].tolist(), tokens)
 
 

@@ -1,7 +1,7 @@
 """What clients send, kept in `exchanges/` as one file a client.
 
-    python -m tests.clients.record          writes them again
-    python -m tests.clients.record NAME     writes one; APART has clients that need an environment of their own
+python -m tests.clients.record          writes them again
+python -m tests.clients.record NAME     writes one; APART has clients that need an environment of their own
 """
 
 from __future__ import annotations

@@ -113,11 +113,14 @@ def _cohere_meta(version: str, **units: int) -> Any:
 
 def _cohere_embed(version: str, body: Any) -> Any:
     rows = _rows(body, "texts") if body.get("texts") else _rows(body, "inputs")
-    head = {"id": "0", "texts": body.get("texts", []), "meta": _cohere_meta(version, input_tokens=9)}
+    head = {"id": "0", "texts": body.get("texts") or [], "meta": _cohere_meta(version, input_tokens=9)}
     kinds = body.get("embedding_types") or ([] if version == "1" else ["float"])
     if not kinds:
         return {**head, "embeddings": rows, "response_type": "embeddings_floats"}
-    forms: dict[str, Any] = {"float": rows, "base64": [base64.b64encode(struct.pack("<4f", *_VECTOR)).decode()] * len(rows)}
+    forms: dict[str, Any] = {
+        "float": rows,
+        "base64": [base64.b64encode(struct.pack("<4f", *_VECTOR)).decode()] * len(rows),
+    }
     forms |= dict.fromkeys(("int8", "uint8", "binary", "ubinary"), [[64, 0, 64, 0]] * len(rows))
     return {**head, "embeddings": {kind: forms[kind] for kind in kinds}, "response_type": "embeddings_by_type"}
 
@@ -183,7 +186,10 @@ def _infinity_models(_: Any) -> Any:
 _ANSWERS: list[tuple[str, Callable[[Any], Any]]] = [
     ("/infinity/embeddings$", lambda body: _infinity("list", model=body["model"], data=_openai(body)["data"])),
     ("/infinity/rerank$", _infinity_rerank),
-    ("/infinity/classify$", lambda body: _infinity("classify", model=body["model"], data=[_labels(0)] * len(body["input"]))),
+    (
+        "/infinity/classify$",
+        lambda body: _infinity("classify", model=body["model"], data=[_labels(0)] * len(body["input"])),
+    ),
     ("/infinity/models$", _infinity_models),
     ("/infinity/health$", lambda _: {"unix": 0.0}),
     ("/voyage/v1/embeddings$", _voyage_embeddings),

@@ -24,8 +24,9 @@ def embed_v1(url: str, **options: Any) -> Any:
 
 
 def embed_v2(url: str, key: str = KEY, **options: Any) -> Any:
+    asked = {} if "inputs" in options else {"texts": TEXTS}
     with cohere.ClientV2(api_key=key, base_url=url) as client:
-        return client.embed(**{"texts": TEXTS, "model": EMBEDDER, "input_type": "search_document"} | options)
+        return client.embed(**{"model": EMBEDDER, "input_type": "search_document"} | asked | options)
 
 
 def rerank_v1(url: str, **options: Any) -> Any:
@@ -47,9 +48,9 @@ CALLS: Calls = {
     "ClientV2.embed, by type": lambda url: embed_v2(
         url, embedding_types=["float", "int8", "uint8", "binary", "ubinary", "base64"], output_dimension=64
     ),
-    "ClientV2.embed, inputs": lambda url: embed_v2(url, texts=None, inputs=BY_TEXT, max_tokens=100, truncate="NONE"),
-    "ClientV2.rerank": rerank_v2,
-    "ClientV2.rerank, limits": lambda url: rerank_v2(url, top_n=2, max_tokens_per_doc=50),
+    "ClientV2.embed, inputs": lambda url: embed_v2(url, inputs=BY_TEXT, max_tokens=100, truncate="NONE"),
+    "ClientV2.rerank": lambda url: rerank_v2(f"{url}/cohere"),
+    "ClientV2.rerank, limits": lambda url: rerank_v2(f"{url}/cohere", top_n=2, max_tokens_per_doc=50),
 }
 
 
@@ -69,7 +70,7 @@ def test_cohere_embeds_texts_in_its_first_interface(embedder: str, embedded: Emb
 
 @pytest.mark.parametrize("at", AT)
 def test_cohere_embeds_texts_in_its_second_interface(embedder: str, embedded: Embedded, at: str) -> None:
-    for options in ({}, {"texts": None, "inputs": BY_TEXT}):
+    for options in ({}, {"inputs": BY_TEXT}):
         reply = embed_v2(embedder + at, **options)
         assert reply.response_type == "embeddings_by_type"
         assert np.abs(np.array(reply.embeddings.float_) - embedded.vectors).max() < 1e-5
@@ -136,16 +137,24 @@ def test_cohere_calls_without_waiting(embedder: str, embedded: Embedded, reranke
     assert [result.index for result in reranked.results] == ranked.order
 
 
-def test_cohere_raises_its_own_errors(embedder: str, reranker: str) -> None:
-    with pytest.raises(cohere.NotFoundError):
-        embed_v2(embedder, model="another")
-    with pytest.raises(cohere.UnauthorizedError):
-        embed_v2(embedder, key="wrong")
-    with pytest.raises(cohere.UnauthorizedError):
-        rerank_v2(reranker, key="wrong")
-    with pytest.raises(cohere.BadRequestError, match="a_type_of_its_own"):
-        embed_v2(embedder, embedding_types=["a_type_of_its_own"])
-    with pytest.raises(cohere.BadRequestError):
-        embed_v2(embedder, output_dimension=65)
-    with pytest.raises(cohere.BadRequestError):
-        rerank_v2(reranker, documents=[])
+@pytest.mark.parametrize(
+    ("ask", "options", "error", "words"),
+    [
+        (embed_v2, {"key": "wrong"}, cohere.UnauthorizedError, ""),
+        (rerank_v2, {"key": "wrong"}, cohere.UnauthorizedError, ""),
+        (embed_v2, {"model": "another"}, cohere.NotFoundError, "another"),
+        (embed_v2, {"embedding_types": ["float8"]}, cohere.BadRequestError, "embedding_types"),
+        (embed_v2, {"output_dimension": 65}, cohere.BadRequestError, "matryoshka"),
+        (embed_v2, {"texts": []}, cohere.BadRequestError, "texts"),
+        (embed_v2, {"texts": ["word " * 600], "truncate": "NONE"}, cohere.BadRequestError, "256"),
+        (rerank_v2, {"model": "another"}, cohere.NotFoundError, "another"),
+        (rerank_v2, {"documents": []}, cohere.BadRequestError, "At least one"),
+    ],
+)
+@pytest.mark.parametrize("at", AT)
+def test_cohere_raises_its_own_errors(
+    at: str, ask: Any, options: dict[str, Any], error: type[Exception], words: str, embedder: str, reranker: str
+) -> None:
+    with pytest.raises(error) as raised:
+        ask((embedder if ask is embed_v2 else reranker) + at, **options)
+    assert words in raised.value.body["message"]

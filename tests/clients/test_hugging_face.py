@@ -82,14 +82,17 @@ def test_the_inference_client_calls_without_waiting(embedder: str, embedded: Emb
     assert np.abs(asyncio.run(ask()) - embedded.vectors).max() < 1e-5
 
 
-def test_the_inference_client_raises_its_own_errors(embedder: str) -> None:
-    for options, status in (
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
         ({"key": "wrong"}, 401),
         ({"texts": "word " * 600, "truncate": False}, 422),
         ({"dimensions": 65}, 422),
         ({"prompt_name": "no such"}, 422),
         ({"texts": ""}, 400),
-    ):
-        with pytest.raises(HfHubHTTPError) as raised:
-            extract(f"{embedder}/embed", **options)
-        assert raised.value.response.status_code == status
+    ],
+)
+def test_the_inference_client_raises_its_own_errors(embedder: str, options: dict[str, Any], status: int) -> None:
+    with pytest.raises(HfHubHTTPError) as raised:
+        extract(f"{embedder}/embed", **options)
+    assert raised.value.response.status_code == status

@@ -36,7 +36,7 @@ CALLS: Calls = {
     "OpenAIEmbeddings.embed_query": lambda url: openai(url, dimensions=64).embed_query(TEXTS[0]),
     "CohereEmbeddings.embed_documents": lambda url: cohere(url).embed_documents(TEXTS),
     "CohereEmbeddings.embed_query": lambda url: cohere(url).embed_query(TEXTS[0]),
-    "CohereRerank.compress_documents": lambda url: rerank(url, 2),
+    "CohereRerank.compress_documents": lambda url: rerank(f"{url}/cohere", 2),
 }
 
 

@@ -28,7 +28,7 @@ RERANKS = {
     "infinity": "/infinity",
     "jina_ai": "",  # it drops the path of an address, and asks /v1/rerank
     "voyage": "/voyage/v1",
-    "cohere": "",
+    "cohere": "/cohere",
     "huggingface": "/tei",
 }
 
@@ -99,18 +99,34 @@ def test_litellm_reranks_through(provider: str, reranker: str, ranked: Ranked) -
     assert np.allclose([result["relevance_score"] for result in results], ranked.scores, atol=1e-5)
 
 
-@pytest.mark.parametrize("provider", ["hosted_vllm", "infinity", "jina_ai", "voyage", "huggingface"])
+@pytest.mark.parametrize("provider", ["hosted_vllm", "infinity", "jina_ai", "voyage"])
 def test_litellm_gets_as_many_documents_as_it_asked_for_through(provider: str, reranker: str, ranked: Ranked) -> None:
     results = rerank(provider, reranker, top_n=2, return_documents=True).results
     assert [result["document"]["text"] for result in results] == [DOCUMENTS[index] for index in ranked.order[:2]]
 
 
-def test_litellm_raises_its_own_errors(embedder: str, reranker: str) -> None:
-    with pytest.raises(litellm.AuthenticationError):
-        embed("hosted_vllm", embedder, key="wrong")
+@pytest.mark.parametrize("address", ["", "/tei", "/tei/rerank"])
+def test_litellm_gets_the_texts_of_tei(address: str, reranker: str, ranked: Ranked) -> None:
+    asked = {"query": QUERY, "documents": DOCUMENTS, "api_base": reranker + address, "api_key": KEY}
+    results = litellm.rerank(f"huggingface/{RERANKER}", **asked, return_documents=True).results
+    assert [result["document"]["text"] for result in results] == [DOCUMENTS[index] for index in ranked.order]
+
+
+@pytest.mark.parametrize("address", ["", "/cohere", "/v2/rerank", "/v1/rerank"])
+def test_litellm_reranks_at_every_address_of_cohere(address: str, reranker: str, ranked: Ranked) -> None:
+    asked = {"query": QUERY, "documents": DOCUMENTS, "api_base": reranker + address, "api_key": KEY}
+    results = litellm.rerank(f"cohere/{RERANKER}", **asked).results
+    assert [result["index"] for result in results] == ranked.order
+
+
+def test_litellm_raises_its_own_errors(embedder: str) -> None:
     with pytest.raises(litellm.NotFoundError):
         litellm.embedding("hosted_vllm/another", TEXTS, api_base=f"{embedder}/v1", api_key=KEY)
-    with pytest.raises(litellm.BadRequestError):
+    with pytest.raises(litellm.BadRequestError, match="matryoshka"):
         embed("hosted_vllm", embedder, dimensions=65)
+
+
+@pytest.mark.parametrize("provider", EMBEDS)
+def test_litellm_shows_its_key_through(provider: str, embedder: str) -> None:
     with pytest.raises(litellm.AuthenticationError):
-        rerank("cohere", reranker, key="wrong")
+        embed(provider, embedder, key="wrong")

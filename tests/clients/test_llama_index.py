@@ -45,7 +45,7 @@ CALLS: Calls = {
     "OpenAIEmbedding.get_query_embedding": lambda url: openai(url, dimensions=64).get_query_embedding(TEXTS[0]),
     "TextEmbeddingsInference.get_text_embedding_batch": lambda url: tei(url).get_text_embedding_batch(TEXTS),
     "TextEmbeddingsInference.get_query_embedding": lambda url: tei(url).get_query_embedding(TEXTS[0]),
-    "CohereRerank.postprocess_nodes": lambda url: rerank_as_cohere(url, 2),
+    "CohereRerank.postprocess_nodes": lambda url: rerank_as_cohere(f"{url}/cohere", 2),
     "TextEmbeddingInference.postprocess_nodes": lambda url: rerank_as_tei(url, 2),
 }
 

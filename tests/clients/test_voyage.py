@@ -72,10 +72,17 @@ def test_voyage_calls_without_waiting(embedder: str, embedded: Embedded) -> None
     assert np.abs(np.array(reply.embeddings) - embedded.vectors).max() < 1e-5
 
 
-def test_voyage_raises_its_own_errors(embedder: str) -> None:
-    with pytest.raises(voyageai.error.AuthenticationError):
-        embed(embedder, key="wrong")
-    with pytest.raises(voyageai.error.InvalidRequestError):
-        embed(embedder, output_dimension=65)
-    with pytest.raises(voyageai.error.InvalidRequestError, match="another"):
-        embed(embedder, model="another")
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"key": "wrong"}, voyageai.error.AuthenticationError, None),
+        ({"output_dimension": 65}, voyageai.error.InvalidRequestError, "matryoshka"),
+        ({"output_dtype": "float8"}, voyageai.error.InvalidRequestError, "output_dtype"),
+        ({"model": "another"}, voyageai.error.InvalidRequestError, "another"),
+    ],
+)
+def test_voyage_raises_its_own_errors(
+    embedder: str, options: dict[str, Any], error: type[Exception], words: str | None
+) -> None:
+    with pytest.raises(error, match=words):
+        embed(embedder, **options)
