@@ -42,7 +42,12 @@ class Settings(BaseModel):
     device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N.")
     pooler_config: Any = Field(None, description="How to pool, where the model's files should not decide.")
     chat_template: str | None = Field(
-        None, description="Template that joins a query and a document to score: a file, its text, or a built-in name."
+        None,
+        description="Template of messages, which joins the texts of a scored pair too: a file, its text, or the name of "
+        "a built-in one, for pairs alone.",
+    )
+    chat_template_content_format: Literal["auto", "string", "openai"] = Field(
+        "auto", description="What chat templates read: texts, lists of parts (openai), or whichever they go through."
     )
     matryoshka_dimensions: tuple[int, ...] | None = Field(
         None, description="Vector lengths that requests may ask for, e.g. 64,128,256."

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import EngineClosed, InputTooLong, InvalidRequest
 from poolhouse.inputs.chat import ScoreTemplate
+from poolhouse.inputs.conversations import Conversations
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
+from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import Array
 from poolhouse.params import Matryoshka, PoolingParams
 from poolhouse.plugins import Plugin
 from poolhouse.precision import Calibration
 from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
-from poolhouse.tokens import Tokens
+from poolhouse.tokens import Places, Tokens
 
 
 class FakeEngine:
@@ -28,6 +33,7 @@ class FakeEngine:
 
     The same text always gets the same vector of unit length, another text another one. Words are its tokens.
     delay_seconds: time that each request takes. failure: what every request fails with.
+    conversations: what renders messages; one line per message, `role: content`, unless set.
     dimensions: the Matryoshka sizes it offers. label_names: of `classify`, whose answers are as wide. `received` holds every request it was given.
     Clear `open` to let requests wait until it is set again; set `alive` to False to let the engine be dead.
     """
@@ -67,6 +73,9 @@ class FakeEngine:
         self.open = threading.Event()
         self.open.set()
         self.received: list[Request] = []
+        self.conversations = Conversations({"default": _CHAT_TEMPLATE})
+        self.special_ids: frozenset[int] = frozenset()
+        self._words: dict[int, str] = {}
         self._thread = ThreadPoolExecutor(1, "poolhouse-fake")
 
     def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]:
@@ -82,6 +91,25 @@ class FakeEngine:
     def limit(self, params: PoolingParams) -> Limit:
         """How long a prompt may be."""
         return Limit(self.max_tokens, params.truncate_prompt_tokens, params.truncation_side)
+
+    def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
+        """The tokens of prompts, however long they are."""
+        return [self._all_tokens(request) for request in requests]
+
+    def detokenize(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The words of ids that this engine made before, and a space between them."""
+        return " ".join(self.token_strings(ids))
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """The word of each id that this engine made before."""
+        for token in ids:
+            if token not in self._words:
+                raise InvalidRequest(f"Token id {token} is out of vocabulary", "tokens")
+        return [self._words[token] for token in ids]
+
+    def conversation(self, messages: Any, **options: Any) -> Prompt:
+        """The prompt of a conversation; options as those of `Conversations.prompt`."""
+        return self.conversations.prompt(messages, **options)
 
     def close(self, drain_seconds: float = 30.0) -> None:
         """Answer what was accepted, then stop."""
@@ -111,18 +139,35 @@ class FakeEngine:
         return Answer(_vector(zlib.crc32(tokens.ids.tobytes()), width), tokens)
 
     def _tokens(self, request: Request) -> Tokens:
-        ids = request.prompt.ids
-        if ids is None:
-            if request.prompt_name and request.prompt_name not in self.prompts:
-                raise InvalidRequest(f"The model has no prompt named '{request.prompt_name}'.", "prompt_name")
-            prefix, pair = self.prompts.get(request.prompt_name or "", ""), request.prompt.pair
-            text = prefix + (request.prompt.text or "") + ("" if pair is None else f" {pair}")
-            ids = np.array([zlib.crc32(word.encode()) for word in text.split() or [""]], dtype=np.int64)
-        keep = request.params.truncate_prompt_tokens
-        if keep is None and len(ids) > self.max_tokens:
-            raise InputTooLong(f"The limit is {self.max_tokens} tokens, got {len(ids)}.", "input_tokens", len(ids))
-        kept = len(ids) if keep is None else self.max_tokens if keep == -1 else keep
-        return Tokens(ids[:kept], original_tokens=len(ids))
+        tokens, keep = self._all_tokens(request), request.params.truncate_prompt_tokens
+        if keep is None and len(tokens) > self.max_tokens:
+            raise InputTooLong(
+                f"The limit is {self.max_tokens} tokens, got {len(tokens)}.", "input_tokens", len(tokens)
+            )
+        kept = len(tokens) if keep is None else self.max_tokens if keep == -1 else keep
+        return replace(tokens, ids=tokens.ids[:kept])
+
+    def _all_tokens(self, request: Request) -> Tokens:
+        prompt = request.prompt
+        if prompt.ids is not None:
+            return Tokens(prompt.ids, original_tokens=len(prompt.ids))
+        if request.prompt_name and request.prompt_name not in self.prompts:
+            raise InvalidRequest(f"The model has no prompt named '{request.prompt_name}'.", "prompt_name")
+        if prompt.text is None and prompt.conversation is not None:
+            prompt = self.conversations.rendered(prompt.conversation)
+        prefix = self.prompts.get(request.prompt_name or "", "")
+        text = prefix + (prompt.text or "") + ("" if prompt.pair is None else f" {prompt.pair}")
+        words = list(re.finditer(r"\S+", text)) or list(re.finditer("", ""))
+        ids = np.array([zlib.crc32(word.group().encode()) for word in words], dtype=np.int64)
+        self._words.update(zip(ids.tolist(), (word.group() for word in words), strict=True))
+        places = None
+        if request.places:
+            offsets = np.maximum(np.array([word.span() for word in words], dtype=np.int64) - len(prefix), 0)
+            places = Places(offsets, np.arange(len(ids)), np.zeros(len(ids), np.bool_))
+        return Tokens(ids, original_tokens=len(ids), places=places)
+
+
+_CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 
 
 def _vector(seed: int, width: int) -> Array:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 from poolhouse.engine import chunks
 from poolhouse.engine.options import EngineOptions
@@ -29,7 +30,7 @@ from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
 from poolhouse.precision import Calibration
 from poolhouse.tasks import Task
-from poolhouse.tokens import Tokens
+from poolhouse.tokens import Ids, Tokens
 
 log = logging.getLogger("poolhouse")
 
@@ -156,6 +157,26 @@ class Engine:
                 raise result
         return [result for result in tokens if isinstance(result, Tokens)]
 
+    def conversation(self, messages: Any, **options: Any) -> Prompt:
+        """The prompt of a conversation; options as those of `Conversations.prompt`."""
+        return self.options.conversations.prompt(messages, **options)
+
+    def detokenize(self, ids: Sequence[int] | Ids, skip_special_tokens: bool = False) -> str:
+        """The text of token ids.
+
+        Raises:
+            InvalidRequest: one out of the vocabulary.
+        """
+        return self.tokenizer.decoder.text(ids, skip_special_tokens)
+
+    def token_strings(self, ids: Sequence[int] | Ids) -> list[str]:
+        """The vocabulary entry of each id; raises as `detokenize` does."""
+        return self.tokenizer.decoder.strings(ids)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return self.tokenizer.decoder.special_ids
+
     def close(self, drain_seconds: float = 30.0) -> None:
         """Answer what was accepted, for at most `drain_seconds`, then stop; the rest fails with EngineClosed.
 
@@ -232,6 +253,8 @@ class Engine:
 
 
 def _characters(prompt: Prompt) -> int:
+    if prompt.text is None and prompt.conversation is not None:
+        return _INLINE_CHARACTERS + 1  # not rendered yet, so not known
     return len(prompt.text or "") + len(prompt.pair or "")
 
 

@@ -16,14 +16,15 @@ from poolhouse.engine.engine import Engine
 from poolhouse.engine.memory import keep_freed_memory
 from poolhouse.engine.options import EngineOptions
 from poolhouse.errors import ConfigError, InvalidRequest, UnsupportedDimensions
-from poolhouse.inputs.chat import ScoreTemplate, score_template
+from poolhouse.inputs.chat import ScoreTemplate, built_in, score_template
+from poolhouse.inputs.conversations import ContentFormat, Conversations
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models import embedded
 from poolhouse.models.adapters import AdapterOptions
 from poolhouse.models.folders import folders_of
 from poolhouse.models.hub import locate
 from poolhouse.models.load import LoadOptions, load
-from poolhouse.models.model import Facts, Model
+from poolhouse.models.model import Model, ScoreRecipe
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.plugins import load_plugin
 from poolhouse.precision import Calibration
@@ -92,6 +93,7 @@ def open_engine(settings: Settings) -> Engine:
         trust_remote_code=settings.trust_remote_code,
         vocabulary_size=model.facts.vocabulary_size,
     )
+    given = _given_template(settings.chat_template)
     plugin = settings.io_processor_plugin or model.facts.plugin
     default_params = _default_params(pooler, None if files is None else files.truncate_dim, model.facts.width)
     if calibration is not None:
@@ -109,7 +111,8 @@ def open_engine(settings: Settings) -> Engine:
             max_prompt_tokens=pooler.max_embed_len,
             tokenizer_threads=settings.tokenizer_workers,
             default_params=default_params,
-            score_template=_score_template(settings.chat_template, model.facts),
+            score_template=_score_template(given, model),
+            conversations=_conversations(given, tokenizer_folder, settings.chat_template_content_format),
             aliases=settings.names[1:],
             calibration=calibration,
         ),
@@ -158,33 +161,60 @@ def _overflow(settings: Settings, pooler: PoolerConfig) -> Literal["error", "tru
     return "chunk"
 
 
-def _score_template(wanted: str | None, facts: Facts) -> ScoreTemplate | None:
+def _given_template(words: str | None) -> ScoreTemplate | None:
+    """The user's template, by what they wrote.
+
+    Raises:
+        ConfigError: none, or one that does not compile.
+    """
+    if words is None:
+        return None
+    from poolhouse.inputs import sandbox  # draws in jinja2, which most models do without
+
+    try:
+        given = score_template(words)
+        sandbox.syntax_tree(given.text, f"template of chat_template ({given.name})")
+        return given
+    except InvalidRequest as error:
+        raise ConfigError(str(error)) from error
+
+
+def _conversations(given: ScoreTemplate | None, folder: Path, content_format: ContentFormat) -> Conversations:
+    """The user's template, else those of the tokenizer; the built-in ones are for pairs alone."""
+    text = None if given is None or given.name in built_in() else given.text
+    return Conversations.of(folder, text, content_format)
+
+
+def _score_template(given: ScoreTemplate | None, model: Model) -> ScoreTemplate | None:
     """The user's template, else the one of the model's recipe.
 
     Raises:
         ConfigError: a template that does not work.
     """
-    recipe = facts.recipe
+    recipe = model.facts.recipe
     try:
-        if wanted is not None:
-            template = score_template(wanted)
-        elif recipe is None:
-            return None
-        elif recipe.name == recipe.template:
-            template = score_template(recipe.template)
-        else:
-            template = ScoreTemplate(
-                recipe.name,
-                recipe.template,
-                recipe.variables,
-                special_tokens=recipe.special_tokens,
-                structured=recipe.structured,
-                instruction_as_system=recipe.instruction_as_system,
-                keep_last_newline=recipe.keep_last_newline,
-            )
-        return template.bind()
+        if given is not None:
+            return given.bind()
+        return None if recipe is None else _of_recipe(recipe).bind()
     except InvalidRequest as error:
-        raise ConfigError(f"{error} Another one can be set by chat_template.") from error
+        if recipe is not None:
+            raise ConfigError(f"{error} Another one can be set by chat_template.") from error
+        log.info("chat_template serves messages alone, not pairs of texts: %s", error)
+        return None
+
+
+def _of_recipe(recipe: ScoreRecipe) -> ScoreTemplate:
+    if recipe.name == recipe.template:
+        return score_template(recipe.template)
+    return ScoreTemplate(
+        recipe.name,
+        recipe.template,
+        recipe.variables,
+        special_tokens=recipe.special_tokens,
+        structured=recipe.structured,
+        instruction_as_system=recipe.instruction_as_system,
+        keep_last_newline=recipe.keep_last_newline,
+    )
 
 
 def _default_params(pooler: PoolerConfig, truncate_dim: int | None, width: int) -> PoolingParams:

@@ -95,13 +95,15 @@ class Preparation:
         return None, prompt_name
 
     def _with_prefix(self, request: Request, name: str | None) -> Prompt:
-        """The prompt with its named prefix; ids are taken as they are."""
+        """The prompt with its named prefix; ids and conversations are taken as they are."""
         prompts = self.model.facts.prompts
         if name and name not in prompts:
             known = f"It has {sorted(prompts)}." if prompts else "It has none."
             raise InvalidRequest(
                 f"The model has no prompt named '{name}'.{did_you_mean(name, prompts)} {known}", "prompt_name", name
             )
+        if request.prompt.conversation is not None:
+            return self._rendered(request, name)
         if name is None:
             name = self.model.facts.default_prompt_name
         prefix = prompts.get(name, "") if name else ""
@@ -109,12 +111,29 @@ class Preparation:
             return request.prompt
         return replace(request.prompt, prefix=prefix)
 
+    def _rendered(self, request: Request, name: str | None) -> Prompt:
+        """The prompt with what the chat template makes of its messages."""
+        if name:
+            raise InvalidRequest(
+                f"The prompt named '{name}' stands before texts; messages say it themselves, as a system message.",
+                "prompt_name",
+                name,
+            )
+        prompt = request.prompt
+        if prompt.text is not None or prompt.conversation is None:
+            return prompt
+        if request.places:
+            raise InvalidRequest("Places of characters need a text; messages have none of their own.", "messages")
+        return self.options.conversations.rendered(prompt.conversation)
+
     def _limit(self, request: Request, params: PoolingParams) -> Limit:
         limit = self.limit(params)
         limits = [most for most in (limit.longest, request.max_tokens) if most is not None]
+        # A chat template writes the special tokens itself, so its caller decides anew.
+        asked = request if request.prompt.conversation is None else request.prompt.conversation
         return replace(
             limit,
-            add_special_tokens=request.add_special_tokens,
+            add_special_tokens=asked.add_special_tokens,
             longest=min(limits, default=None),
             lower_case=request.lower_case,
             places=request.places,

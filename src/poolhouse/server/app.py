@@ -14,6 +14,7 @@ import poolhouse
 from poolhouse.server import errors
 from poolhouse.server.adapted import with_adapters
 from poolhouse.server.dialects import routers
+from poolhouse.server.dispatch import Dispatch
 from poolhouse.server.metrics import Metrics
 from poolhouse.server.serving import Engine, Serving
 from poolhouse.settings import ServerSettings
@@ -37,9 +38,12 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
         root_path=settings.root_path,
         redoc_url=None,
     )
-    for router in routers(serving):
+    answering = errors.Answering(errors.flat if settings.error_format == "flat" else errors.nested)
+    dialects = routers(serving)
+    for router in dialects:
         app.include_router(router)
-    errors.install(app, errors.flat if settings.error_format == "flat" else errors.nested)
+    errors.install(app, answering)
+    app.add_middleware(Dispatch, routers=dialects, fail=answering)
     app.add_middleware(Counting, metrics=serving.metrics)
     return app
 

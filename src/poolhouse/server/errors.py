@@ -42,7 +42,11 @@ class Disconnected(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong. kind: the word that vLLM has for it; dialects with words of their own go by `error` and status."""
+    """What went wrong.
+
+    kind: the word that vLLM has for it; dialects with words of their own go by `error` and status.
+    error: None where nobody expected it.
+    """
 
     status: int
     message: str
@@ -75,26 +79,30 @@ def speak(http: Request, shape: Shape) -> None:
     http.state.error_shape = shape
 
 
-def install(app: FastAPI, default: Shape) -> None:
-    """Answer every error that a route raises in the shape of its dialect; an unexpected one tells nothing of the inside."""
+class Answering:
+    """The response to whatever a route raised, in the shape of its dialect; `default` where it chose none.
 
-    async def answer(http: Request, error: Exception) -> Response:
+    An unexpected error tells nothing of the inside.
+    """
+
+    def __init__(self, default: Shape) -> None:
+        self.default = default
+
+    async def __call__(self, http: Request, error: Exception) -> Response:
+        if isinstance(error, Disconnected):
+            return Response(status_code=499)
         failure = failure_of(error)
+        if failure.error is None:
+            log.error("%s %s failed", http.method, http.url.path, exc_info=error)
         http.state.error_kind = failure.kind
-        shape: Shape = getattr(http.state, "error_shape", default)
+        shape: Shape = getattr(http.state, "error_shape", self.default)
         return shape(failure)
 
-    async def unexpected(http: Request, error: Exception) -> Response:
-        log.error("%s %s failed", http.method, http.url.path, exc_info=error)
-        return await answer(http, error)
 
-    async def nobody_listens(_: Request, __: Exception) -> Response:
-        return Response(status_code=499)
-
-    for kind in (Refused, ValidationError, InvalidRequest, EngineError):
-        app.add_exception_handler(kind, answer)
-    app.add_exception_handler(Disconnected, nobody_listens)
-    app.add_exception_handler(Exception, unexpected)
+def install(app: FastAPI, answering: Answering) -> None:
+    """Answer the errors of every route of this app."""
+    for kind in (Refused, ValidationError, InvalidRequest, EngineError, Disconnected, Exception):
+        app.add_exception_handler(kind, answering)
 
 
 def failure_of(error: Exception) -> Failure:
@@ -120,7 +128,7 @@ def failure_of(error: Exception) -> Failure:
             return Failure(503, str(error), "ServiceUnavailableError", None, {}, error)
         case EngineError():
             return Failure(500, str(error), "InternalServerError", None, {}, error)
-    return Failure(500, "The server failed on this request; its log says why.", "InternalServerError", None, {}, error)
+    return Failure(500, "The server failed on this request; its log says why.", "InternalServerError")
 
 
 _REFUSALS = {

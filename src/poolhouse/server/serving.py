@@ -10,10 +10,9 @@ from typing import Any, Protocol, TypeVar
 
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel
-from starlette.types import Message
 
 from poolhouse.engine.request import Answer, Request
-from poolhouse.engine.waiting import gather
+from poolhouse.engine.waiting import joined
 from poolhouse.errors import InvalidRequest, UnknownModel
 from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.limits import Limit
@@ -189,27 +188,36 @@ class Serving:
         return answers
 
     async def _answered(self, http: HttpRequest, futures: Sequence[Future[Answer]]) -> list[Answer]:
-        answering = asyncio.ensure_future(gather(futures))
-        leaving: asyncio.Future[Message] | None = None
-        seconds = self.settings.request_timeout_seconds
+        loop = asyncio.get_running_loop()
+        answering = joined(futures)
+        watches: list[asyncio.Task[None]] = []
+        # Most answers are there before it is worth to look whether somebody still waits for them.
+        later = loop.call_later(
+            _SECONDS_UNWATCHED, lambda: watches.append(loop.create_task(self._watch(http, answering)))
+        )
         try:
-            # Most answers are there before it is worth to look whether somebody still waits for them.
-            await asyncio.wait({answering}, timeout=_SECONDS_UNWATCHED)
-            if not answering.done():
-                # After the body, the next thing that a client can send is that it is gone.
-                leaving = asyncio.ensure_future(http.receive())
-                await asyncio.wait({answering, leaving}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                return answering.result()
-            if leaving is not None and leaving.done():
-                raise Disconnected
-            raise Refused(f"There was no answer within {seconds:g} seconds (--request-timeout-seconds).", 504)
+            return await answering
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
         finally:
-            if leaving is not None:
-                leaving.cancel()
-            if not answering.done():
-                answering.cancel()
-                await asyncio.wait({answering})
+            later.cancel()
+            for watch in watches:
+                watch.cancel()
+
+    async def _watch(self, http: HttpRequest, answering: asyncio.Future[list[Answer]]) -> None:
+        """Give up on answers when the client is gone, or the time is over."""
+        seconds = self.settings.request_timeout_seconds
+        error: Exception = Disconnected()
+        try:
+            async with asyncio.timeout(seconds - _SECONDS_UNWATCHED):
+                # After the body, the next thing that a client can send is that it is gone.
+                await http.receive()
+        except TimeoutError:
+            error = Refused(f"There was no answer within {seconds:g} seconds (--request-timeout-seconds).", 504)
+        if not answering.done():
+            answering.set_exception(error)
 
     def _count(self, http: HttpRequest, engine: Engine, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
         tokens = sum(len(answer.tokens) for answer in answers)

@@ -9,6 +9,7 @@ from poolhouse.server.dialects import (
     cohere,
     health,
     infinity,
+    invocations,
     jina,
     nvidia,
     openai,
@@ -21,7 +22,7 @@ from poolhouse.server.dialects import (
 from poolhouse.server.serving import Serving
 
 # At paths of their own, or that several share and tell apart by the body.
-_DIALECTS = (health, openai, pooling, classify, score, rerank, tei, cohere, jina, nvidia)
+_DIALECTS = (health, openai, pooling, classify, score, rerank, tei, cohere, jina, nvidia, invocations)
 # Whole under a prefix, with their own defaults and errors.
 _PREFIXED = (tei, cohere, jina, voyage, infinity)
 

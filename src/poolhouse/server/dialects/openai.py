@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, model_validator
 
@@ -9,12 +11,13 @@ from poolhouse.errors import UnsupportedTask
 from poolhouse.server.dialects import chunked, vectors
 from poolhouse.server.dialects.fields import body_schema
 from poolhouse.server.dialects.routing import direct_router
+from poolhouse.server.dialects.synonyms import in_our_words
 from poolhouse.server.dialects.vectors import VectorFields
 from poolhouse.server.serving import Serving
 
 
 class EmbeddingFields(VectorFields):
-    """The body of POST /v1/embeddings."""
+    """The body of POST /v1/embeddings; fields of Jina's, Voyage's and NVIDIA's APIs mean what they mean there."""
 
     task: str | None = Field(
         None, description='A task adapter of the checkpoint ("retrieval.query"), with the prompt stored under its name.'
@@ -23,6 +26,11 @@ class EmbeddingFields(VectorFields):
     late_chunking: bool = Field(
         False, description="The inputs are the chunks of one text, each read with what stands around it."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _understand_other_apis(cls, body: Any) -> Any:
+        return in_our_words(body) if isinstance(body, dict) else body
 
     @model_validator(mode="after")
     def _task_is_an_adapter(self) -> EmbeddingFields:

@@ -21,7 +21,7 @@ from poolhouse.server.serving import Engine, Serving
 
 _SIDE = "A text, {text}, {content: [text parts]}, or a list of them."
 # Each spelling of the two sides; the first is vLLM's latest.
-_SPELLINGS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
+SPELLINGS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
 
 
 class PairFields(Common):
@@ -71,9 +71,9 @@ class ScoreFields(PairFields):
         Raises:
             InvalidRequest: not one spelling, or no texts.
         """
-        given = [pair for pair in _SPELLINGS if all(getattr(self, name) is not None for name in pair)]
+        given = [pair for pair in SPELLINGS if all(getattr(self, name) is not None for name in pair)]
         if len(given) != 1:
-            ways = ", ".join(" and ".join(pair) for pair in _SPELLINGS)
+            ways = ", ".join(" and ".join(pair) for pair in SPELLINGS)
             raise InvalidRequest(f"Give the two sides to score in one way: {ways}.", "queries")
         ours, theirs = given[0]
         return Sides(parse_side(getattr(self, ours), ours), parse_side(getattr(self, theirs), theirs), (ours, theirs))
