@@ -14,11 +14,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from poolhouse import LLM, ConfigError
-from poolhouse.cli.options import join_dotted, join_served_names, join_unknown
 from poolhouse.data import passages
 from poolhouse.models.embedded import embedded_model
 from poolhouse.precision import Calibration, quantize
-from poolhouse.settings import MEANINGLESS, ServerSettings, Settings
+from poolhouse.settings import ServerSettings, Settings
+from poolhouse.vllm_options import MEANINGLESS
 from tests.checkpoints import save_checkpoint
 from tests.models.tiny_rerankers import save
 
@@ -218,27 +218,6 @@ def test_help_needs_no_heavy_library() -> None:
     assert "--matryoshka-dimensions" in run("serve", "--help").stdout
 
 
-def test_dotted_options_become_one_mapping() -> None:
-    joined = join_dotted(["serve", "--pooler-config.pooling-type", "CLS", "m", "--pooler-config.use_activation=false"])
-    assert joined[:2] == ["serve", "m"]
-    assert json.loads(joined[3]) == {"pooling_type": "CLS", "use_activation": False}
-
-
-def test_unknown_options_are_gathered_with_their_values() -> None:
-    joined = join_unknown(
-        ["m", "--max-num-seqs", "4", "--enforce-eager", "--port", "80", "--x=y"], Settings, ServerSettings
-    )
-    assert joined[:3] == ["m", "--port", "80"]
-    assert json.loads(joined[4]) == {"max_num_seqs": 4, "enforce_eager": True, "x": "y"}
-
-
-def test_several_served_names_are_one_word_where_the_model_stands_first() -> None:
-    words = ["--served-model-name", "a", "b", "--port", "80"]
-    assert join_served_names(["m", *words]) == ["m", "--served-model-name", "a,b", "--port", "80"]
-    assert join_served_names(words) == words
-    assert join_served_names([]) == []
-
-
 def test_options_of_vllm_that_mean_nothing_are_one_warning() -> None:
     with pytest.warns(UserWarning, match="are ignored: enforce_eager, gpu_memory_utilization") as caught:
         settings = Settings.parse(gpu_memory_utilization=0.5, enforce_eager=True, runner="pooling")
@@ -258,6 +237,9 @@ def test_settings_say_what_does_not_fit() -> None:
             Settings.parse(**given)
     assert Settings.parse(model_impl="vllm").model_impl == "native"
     assert Settings.parse(renderer_num_workers=3).tokenizer_workers == 3
+    assert Settings.parse(tokenizer_workers=3).tokenizer_workers == 3
+    with pytest.raises(ConfigError, match="same option"):
+        Settings.parse(tokenizer_workers=3, renderer_num_workers=3)
     assert Settings.parse(matryoshka_dimensions="64, 128").matryoshka_dimensions == (64, 128)
     assert Settings.parse(hf_token=True).hf_token is None
     with pytest.raises(ConfigError, match="port"):

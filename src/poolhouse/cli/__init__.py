@@ -8,9 +8,8 @@ import warnings
 import typer
 
 from poolhouse.cli import bench, calibrate, check, embed, serve
-from poolhouse.cli.options import join_dotted, join_lora_modules, join_served_names, join_unknown
+from poolhouse.cli.arguments import arranged, join_dotted
 from poolhouse.errors import ConfigError, PoolhouseError
-from poolhouse.settings import ServerSettings, Settings
 
 app = typer.Typer(
     name="poolhouse",
@@ -35,8 +34,7 @@ def main() -> None:
     try:
         arguments = join_dotted(sys.argv[1:])
         if arguments[:1] == ["serve"]:
-            words = join_served_names(join_lora_modules(arguments[1:]))
-            arguments[1:] = join_unknown(words, Settings, ServerSettings)
+            arguments[1:] = arranged(arguments[1:])
         app(arguments)
     except PoolhouseError as error:
         print(f"poolhouse: {error}", file=sys.stderr)

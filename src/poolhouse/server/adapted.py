@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
 
 from poolhouse.engine.request import Answer, Request
 from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
-from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
 from poolhouse.precision import Calibration
@@ -96,8 +94,11 @@ class AdaptedEngine:
     def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
         return self.engine.tokenize(requests)
 
-    def conversation(self, messages: Sequence[Any], **options: Any) -> Prompt:
-        return self.engine.conversation(messages, **options)
+    def detokenize(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        return self.engine.detokenize(ids, skip_special_tokens)
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        return self.engine.token_strings(ids)
 
     def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]:
         return self.engine.submit(

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import poolhouse
-from poolhouse.server import errors
+from poolhouse.server import errors, logs, security
 from poolhouse.server.adapted import with_adapters
 from poolhouse.server.dialects import routers
 from poolhouse.server.dispatch import Dispatch
@@ -20,7 +20,7 @@ from poolhouse.server.serving import Engine, Serving
 from poolhouse.settings import ServerSettings
 
 
-def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None) -> FastAPI:
+def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None) -> ASGIApp:
     """The HTTP application over these engines; it closes them when it is shut down."""
     settings = settings or ServerSettings()
     serving = Serving(with_adapters(engines), settings, Metrics())
@@ -35,17 +35,17 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
         title="Poolhouse",
         version=poolhouse.__version__,
         lifespan=lifespan,
-        root_path=settings.root_path,
         redoc_url=None,
     )
-    answering = errors.Answering(errors.flat if settings.error_format == "flat" else errors.nested)
+    # As an argument it is deprecated, for uvicorn's own prefix, which takes no request without it.
+    app.root_path = settings.root_path
+    answering = errors.Answering(errors.SHAPES[settings.error_format])
     dialects = routers(serving)
     for router in dialects:
         app.include_router(router)
     errors.install(app, answering)
-    app.add_middleware(Dispatch, routers=dialects, fail=answering)
-    app.add_middleware(Counting, metrics=serving.metrics)
-    return app
+    guarded = security.guarded(Dispatch(app, dialects, answering), settings)
+    return logs.logged(Counting(guarded, serving.metrics), settings)
 
 
 class Counting:

@@ -69,6 +69,9 @@ def nested(failure: Failure) -> Response:
     return as_json(failure, {"error": _fields(failure)})
 
 
+SHAPES: Mapping[str, Shape] = {"flat": flat, "nested": nested}
+
+
 def as_json(failure: Failure, body: object) -> Response:
     """A reply with the failure's status and headers."""
     return Response(orjson.dumps(body), failure.status, dict(failure.headers), "application/json")

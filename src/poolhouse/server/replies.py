@@ -29,7 +29,7 @@ def head(prefix: str, http: Request, given: str | None, model: str) -> dict[str,
 
 def reply_id(prefix: str, http: Request, given: str | None) -> str:
     """`prefix-` and the id that the header or the body gives, else 16 random hex digits."""
-    return f"{prefix}-{http.headers.get('x-request-id') or given or secrets.token_hex(8)}"
+    return f"{prefix}-{getattr(http.state, 'given_id', None) or given or secrets.token_hex(8)}"
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from poolhouse.errors import InvalidRequest, UnknownModel
 from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
-from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
 from poolhouse.precision import Calibration
@@ -89,9 +88,9 @@ class Engine(Protocol):
 
     def tokenize(self, requests: Sequence[Request]) -> list[Tokens]: ...
 
-    def conversation(self, messages: Sequence[Any], **options: Any) -> Prompt:
-        """The prompt of a conversation, rendered by the chat template."""
-        ...
+    def detokenize(self, ids: Sequence[int], skip_special_tokens: bool = ...) -> str: ...
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]: ...
 
     def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]: ...
 

@@ -56,7 +56,7 @@ async def answer_classify(serving: Serving, http: Request, fields: ClassifyField
         raise UnsupportedTask(
             f"The model does not support Classification API. Supported tasks: {list(engine.tasks)}", "model"
         )
-    requests = fields.requests(serving, engine, "classify", fields.params())
+    requests = fields.requests(serving, "classify", fields.params())
     answers = await serving.answers(http, engine, requests)
     head = replies.head("classify", http, fields.request_id, engine.name)
     items = [_labelled(index, answer, engine) for index, answer in enumerate(answers)]
@@ -78,7 +78,7 @@ async def _answer_tokens(serving: Serving, http: Request, fields: ClassifyTokens
             f"The model has no labels for tokens. Supported tasks: {list(engine.tasks)}", "model", engine.name
         )
     # Entities are read from probabilities, whatever the model's default is.
-    requests = fields.requests(serving, engine, "token_classify", replace(fields.params(), use_activation=True))
+    requests = fields.requests(serving, "token_classify", replace(fields.params(), use_activation=True))
     if any(request.prompt.text is None for request in requests):
         raise InvalidRequest("Entities are places in a text; token ids have none.", "input")
     answers = await serving.answers(http, engine, [replace(request, places=True) for request in requests])

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest
-from poolhouse.inputs.prompts import Prompt, parse_prompts
+from poolhouse.inputs.prompts import Conversation, Prompt, parse_prompts
 from poolhouse.params import PoolingParams
-from poolhouse.server.serving import Engine, Serving
+from poolhouse.server.serving import Serving
 from poolhouse.tasks import Task
 
 # vLLM's for use_activation.
@@ -100,7 +100,7 @@ class Inputs(Common):
     chat_template_kwargs: dict[str, Any] | None = None
     media_io_kwargs: dict[str, Any] | None = Field(None, description="Refused: no model here takes media options.")
 
-    def prompts(self, serving: Serving, engine: Engine) -> list[Prompt]:
+    def prompts(self, serving: Serving) -> list[Prompt]:
         """The prompts, one per text, list of ids, or conversation.
 
         Raises:
@@ -119,24 +119,29 @@ class Inputs(Common):
             return prompts
         serving.check_items(len(conversations), "messages")
         check_chat_template(serving, self.chat_template)
+        special = bool(self.add_special_tokens)
         return [
-            engine.conversation(
-                conversation,
-                add_generation_prompt=self.add_generation_prompt,
-                continue_final_message=self.continue_final_message,
-                chat_template=self.chat_template,
-                variables=self.chat_template_kwargs or {},
+            Prompt(
+                None,
+                conversation=Conversation(
+                    conversation,
+                    self.add_generation_prompt,
+                    self.continue_final_message,
+                    self.chat_template,
+                    self.chat_template_kwargs or {},
+                    special,
+                ),
             )
             for conversation in conversations
         ]
 
-    def requests(self, serving: Serving, engine: Engine, task: Task, params: PoolingParams) -> list[Request]:
+    def requests(self, serving: Serving, task: Task, params: PoolingParams) -> list[Request]:
         """One engine request per prompt.
 
         Raises:
             InvalidRequest: naming the field.
         """
-        special = self.messages is None if self.add_special_tokens is None else self.add_special_tokens
+        special = self.add_special_tokens is not False
         return [
             Request(
                 prompt,
@@ -148,7 +153,7 @@ class Inputs(Common):
                 input_type=self.input_type,
                 priority=self.priority,
             )
-            for prompt in self.prompts(serving, engine)
+            for prompt in self.prompts(serving)
         ]
 
 

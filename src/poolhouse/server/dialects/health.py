@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 import poolhouse
+from poolhouse.server.probes import report
 from poolhouse.server.serving import Serving
 
 
@@ -16,15 +17,19 @@ def router(serving: Serving) -> APIRouter:
         return Response(status_code=200 if _ready(serving) else 503)
 
     routes.add_api_route("/health", health, methods=["GET"])
-    routes.add_api_route("/health/ready", health, methods=["GET"])
-    routes.add_api_route("/v1/health/ready", health, methods=["GET"], include_in_schema=False)
     routes.add_api_route("/ping", health, methods=["GET", "POST"], include_in_schema=False)
 
     @routes.get("/health/live")
     @routes.get("/v1/health/live", include_in_schema=False)
     async def live() -> Response:
-        """200 while the process can answer at all."""
-        return Response(status_code=200)
+        """200 as long as the process answers."""
+        return report(200, "live")
+
+    @routes.get("/health/ready")
+    @routes.get("/v1/health/ready", include_in_schema=False)
+    async def ready() -> Response:
+        """200 while every engine can answer, else 503."""
+        return report(200, "ready") if _ready(serving) else report(503, "failed")
 
     @routes.get("/load")
     async def load() -> dict[str, int]:

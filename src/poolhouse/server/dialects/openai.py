@@ -59,7 +59,7 @@ async def answer(serving: Serving, http: Request, fields: EmbeddingFields) -> Re
     engine = serving.engine(fields.model)
     if "embed" not in engine.tasks:
         raise UnsupportedTask("The model does not support Embeddings API", "model", engine.name)
-    requests = fields.requests(serving, engine, "embed", fields.params(dimensions=fields.dimensions))
+    requests = fields.requests(serving, "embed", fields.params(dimensions=fields.dimensions))
     names = vectors.Names("embd", "embedding", "embedding")
     if fields.late_chunking:
         read = await chunked.read(serving, http, engine, requests)

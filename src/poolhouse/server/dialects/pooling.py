@@ -61,11 +61,11 @@ async def answer(serving: Serving, http: Request, fields: PoolingFields) -> Resp
         return await plugin.answer(serving, http, engine, fields.data, params, fields.request_id, fields.priority)
     if fields.tasks is not None:
         first, *further = [parse_task(word, engine.tasks) for word in fields.tasks]
-        requests = fields.requests(serving, engine, first, params)
+        requests = fields.requests(serving, first, params)
         several = [replace(request, further=tuple(further)) for request in requests]
         return await _reply_of_several(serving, http, fields, engine, several)
     task = engine.tasks[0] if fields.task is None else parse_task(fields.task, engine.tasks)
-    requests = fields.requests(serving, engine, task, params)
+    requests = fields.requests(serving, task, params)
     return await vectors.reply(serving, http, fields, engine, requests, vectors.Names("pooling", "pooling", "data"))
 
 
