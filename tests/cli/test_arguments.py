@@ -77,7 +77,7 @@ def test_names_are_told_from_models(line: str, names: list[str], models: list[st
 
 
 def test_names_that_may_be_the_model_are_a_question() -> None:
-    with pytest.raises(ConfigError, match=r"which of these is the model.*served-model-name a m"):
+    with pytest.raises(ConfigError, match=r"which of these is the model.*serve MODEL --served-model-name a m"):
         arranged(["--served-model-name", "a", "m", "--port", "80"])
 
 

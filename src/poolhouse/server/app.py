@@ -14,7 +14,7 @@ import poolhouse
 from poolhouse.server import errors, logs, security
 from poolhouse.server.adapted import with_adapters
 from poolhouse.server.dialects import routers
-from poolhouse.server.dispatch import Dispatch
+from poolhouse.server.dispatch import Dispatch, Prefixed
 from poolhouse.server.metrics import Metrics
 from poolhouse.server.serving import Engine, Serving
 from poolhouse.settings import ServerSettings
@@ -45,7 +45,8 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
         app.include_router(router)
     errors.install(app, answering)
     guarded = security.guarded(Dispatch(app, dialects, answering), settings)
-    return logs.logged(Counting(guarded, serving.metrics), settings)
+    logged = logs.logged(Counting(guarded, serving.metrics), settings)
+    return Prefixed(logged, settings.root_path) if settings.root_path else logged
 
 
 class Counting:

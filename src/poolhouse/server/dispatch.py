@@ -47,3 +47,14 @@ class Dispatch:
         except Exception as error:  # noqa: BLE001 - every failure has an answer
             response = await self.fail(http, error)
         await response(scope, receive, send)
+
+
+class Prefixed:
+    """Tells everything beneath of the path prefix that a proxy strips."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app = app
+        self.root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app({**scope, "root_path": self.root_path}, receive, send)

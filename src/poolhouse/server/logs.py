@@ -91,7 +91,10 @@ class RequestLog:
             "seconds": round(seconds, 6),
             **{name: state[name] for name in ("model", "items", "tokens") if state.get(name) is not None},
         }
-        access.info("request", extra={"fields": fields})
+        # Not through `info`, which walks the stack for the line of code that logs.
+        access.handle(
+            access.makeRecord(access.name, logging.INFO, "", 0, "request", (), None, extra={"fields": fields})
+        )
 
 
 class TextLines(logging.Formatter):
