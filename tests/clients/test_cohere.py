@@ -157,4 +157,4 @@ def test_cohere_raises_its_own_errors(
 ) -> None:
     with pytest.raises(error) as raised:
         ask((embedder if ask is embed_v2 else reranker) + at, **options)
-    assert words in raised.value.body["message"]
+    assert words in str(raised.value.body)
