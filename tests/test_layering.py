@@ -15,6 +15,8 @@ LINES = [
     ["bench"],
     ["llm", "server", "testing"],
     ["scoring", "late_chunking"],
+    ["combined"],
+    ["sparse"],
     ["engine"],
     ["models", "inputs"],
     ["pooling", "layers"],

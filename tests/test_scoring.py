@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,11 @@ class Engine:
     labels: int = 0
     score_template: None = None
     listwise: None = None
+    sparse: None = None
+    max_tokens: int = 64
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        return [str(token) for token in ids]
 
     def limit(self, params: PoolingParams) -> Limit:
         return Limit(64)

@@ -6,15 +6,19 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from poolhouse.engine.request import Answer, Request
-from poolhouse.errors import EngineClosed, InputTooLong, InvalidRequest
+from poolhouse.engine.faults import Faults
+from poolhouse.engine.observing import BatchRun, Guarded, Observer
+from poolhouse.engine.pending import Pending
+from poolhouse.engine.request import Answer, Request, Timing, fail, start
+from poolhouse.engine.warming import WarmUpLevel
+from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest
 from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.conversations import Conversations
 from poolhouse.inputs.limits import Limit
@@ -24,7 +28,7 @@ from poolhouse.outputs import Array
 from poolhouse.params import Matryoshka, PoolingParams
 from poolhouse.plugins import Plugin
 from poolhouse.precision import Calibration
-from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
+from poolhouse.tasks import TOKEN_TASKS, SparseHead, Task, parse_task
 from poolhouse.tokens import Places, Tokens
 
 
@@ -34,8 +38,10 @@ class FakeEngine:
     The same text always gets the same vector of unit length, another text another one. Words are its tokens.
     delay_seconds: time that each request takes. failure: what every request fails with.
     conversations: what renders messages; one line per message, `role: content`, unless set.
-    dimensions: the Matryoshka sizes it offers. label_names: of `classify`, whose answers are as wide. `received` holds every request it was given.
-    Clear `open` to let requests wait until it is set again; set `alive` to False to let the engine be dead.
+    sparse: how its answers become sparse vectors. dimensions: the Matryoshka sizes it offers.
+    label_names: of `classify`, whose answers are as wide. `received` holds every request it was given.
+    Clear `open` to let requests wait until it is set again; set `alive` to False to let the engine be dead, or call `die`
+    to let it die of an error. `warmed_up` holds the levels that it was warmed up with.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class FakeEngine:
         dimensions: tuple[int, ...] = (),
         label_names: Mapping[int, str] | None = None,
         calibration: Calibration | None = None,
+        sparse: SparseHead | None = None,
         delay_seconds: float = 0.0,
         failure: Exception | None = None,
     ) -> None:
@@ -58,7 +65,8 @@ class FakeEngine:
         self.max_tokens = max_tokens
         self.prompts: Mapping[str, str] = prompts or {}
         self.aliases: tuple[str, ...] = ()
-        self.token_weights = False
+        self.sparse = sparse
+        self.token_weights = sparse is not None and sparse.task == "token_classify"
         self.adapters: tuple[str, ...] = ()
         self.label_names: Mapping[int, str] = label_names or {}
         self.labels = len(self.label_names)
@@ -76,16 +84,52 @@ class FakeEngine:
         self.conversations = Conversations({"default": _CHAT_TEMPLATE})
         self.special_ids: frozenset[int] = frozenset()
         self._words: dict[int, str] = {}
+        self.warmed_up: list[WarmUpLevel] = []
+        self._pending = Pending()
+        self._faults = Faults()
+        self._observer: Observer | None = None
         self._thread = ThreadPoolExecutor(1, "poolhouse-fake")
+
+    @property
+    def pending(self) -> int:
+        """How many accepted requests have neither answer nor error yet."""
+        return self._pending.count
+
+    @property
+    def fatal(self) -> EngineError | None:
+        """What the engine died of; None while it has not."""
+        return self._faults.fatal
+
+    def on_fatal(self, callback: Callable[[EngineError], None]) -> None:
+        """Call back when the engine dies; at once if it is dead."""
+        self._faults.on_fatal(callback)
+
+    def die(self, error: EngineError) -> None:
+        """Refuse all that comes, fail all that waits, and call back those who asked."""
+        self.alive = False
+        self._faults.die(error)
+        self.open.set()
+        self._thread.shutdown()
+        self._faults.tell()
+
+    def observe(self, observer: Observer | None) -> None:
+        """Tell `observer` of the work from now on: each request is a tokenizer call and a batch of its own."""
+        self._observer = None if observer is None else Guarded(observer)
+
+    def warm_up(self, level: WarmUpLevel) -> None:
+        """Only remembered, in `warmed_up`."""
+        self.warmed_up.append(level)
 
     def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]:
         """Start work on requests; each future gets its answer or its error."""
         self.received.extend(requests)
+        if self.alive:
+            self._pending.add(requests)
         for request in requests:
             if self.alive:
                 self._thread.submit(self._work, request)
             else:
-                request.future.set_exception(EngineClosed("The engine is shut down."))
+                fail(request.future, self.fatal or EngineClosed("The engine is shut down."))
         return [request.future for request in requests]
 
     def limit(self, params: PoolingParams) -> Limit:
@@ -119,24 +163,37 @@ class FakeEngine:
 
     def _work(self, request: Request) -> None:
         self.open.wait()
-        if not request.future.set_running_or_notify_cancel():
+        if not start(request.future):
             return
         time.sleep(self.delay_seconds)
         try:
-            if self.failure is not None:
-                raise self.failure
+            failure = self.fatal or self.failure
+            if failure is not None:
+                raise failure
             request.future.set_result(self._answer(request))
         except Exception as error:  # noqa: BLE001 - as an engine does: every failure is the future's
             request.future.set_exception(error)
 
     def _answer(self, request: Request) -> Answer:
-        task = parse_task(request.task, self.tasks)
-        request.params.check(task, self.matryoshka, self.name)
+        for task in (request.task, *request.further):
+            parse_task(task, self.tasks)
+        request.params.check(request.task, self.matryoshka, self.name, request.further)
         tokens = self._tokens(request)
-        width = self.labels if task == "classify" else request.params.dimensions or self.width
+        if self._observer is not None:
+            self._observer.tokenized(1, self.delay_seconds)
+            self._observer.ran(BatchRun(1, len(tokens), self.max_tokens, ((0.0, 1),), self.delay_seconds, 0.0))
+        return Answer(
+            self._array(request, request.task, tokens),
+            tokens,
+            further={task: self._array(request, task, tokens) for task in request.further},
+            timing=Timing(run_seconds=self.delay_seconds),
+        )
+
+    def _array(self, request: Request, task: Task, tokens: Tokens) -> Array:
+        width = self.labels if task == "classify" else request.params.for_task(task).dimensions or self.width
         if task in TOKEN_TASKS:
-            return Answer(np.stack([_vector(int(token), width) for token in tokens.ids]), tokens)
-        return Answer(_vector(zlib.crc32(tokens.ids.tobytes()), width), tokens)
+            return np.stack([_vector(int(token), width) for token in tokens.ids])
+        return _vector(zlib.crc32(tokens.ids.tobytes()), width)
 
     def _tokens(self, request: Request) -> Tokens:
         tokens, keep = self._all_tokens(request), request.params.truncate_prompt_tokens

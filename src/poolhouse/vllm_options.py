@@ -73,7 +73,7 @@ DONE_ANYWAY = frozenset({"enable_request_id_headers", "log_error_stack"})
 MEANINGLESS = frozenset(
     """
     additional_config aggregate_engine_logging allowed_local_media_path allowed_media_domains api_server_count
-    async_scheduling attention_backend attention_config block_size calculate_kv_scales chat_template_content_format
+    async_scheduling attention_backend attention_config block_size calculate_kv_scales
     code_revision compilation_config config_format cpu_offload_gb cudagraph_capture_sizes cudagraph_metrics
     data_parallel_address data_parallel_backend data_parallel_external_lb data_parallel_hybrid_lb data_parallel_rank
     data_parallel_rpc_port data_parallel_size data_parallel_size_local data_parallel_start_rank

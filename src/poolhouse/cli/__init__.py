@@ -22,7 +22,7 @@ app.command("serve")(serve.serve)
 app.command("embed")(embed.embed)
 app.command("calibrate")(calibrate.calibrate)
 app.command("check")(check.check)
-app.command("bench")(bench.bench)
+app.add_typer(bench.bench, name="bench")
 
 
 def main() -> None:
@@ -35,6 +35,8 @@ def main() -> None:
         arguments = join_dotted(sys.argv[1:])
         if arguments[:1] == ["serve"]:
             arguments[1:] = arranged(arguments[1:])
+        if arguments[:1] == ["bench"]:
+            arguments[1:] = bench.name_comparison(arguments[1:])
         app(arguments)
     except PoolhouseError as error:
         print(f"poolhouse: {error}", file=sys.stderr)

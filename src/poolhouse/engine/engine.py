@@ -8,18 +8,27 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
-from poolhouse.engine import chunks
+from poolhouse.engine.faults import Faults
+from poolhouse.engine.intake import Intake
+from poolhouse.engine.observing import Guarded, Observer
 from poolhouse.engine.options import EngineOptions
-from poolhouse.engine.preparation import Preparation, Prepared
-from poolhouse.engine.request import Answer, Request
+from poolhouse.engine.pending import Pending
+from poolhouse.engine.preparation import Preparation
+from poolhouse.engine.ready import Flow, Ready
+from poolhouse.engine.request import Answer, Request, fail
 from poolhouse.engine.runner import Launched, Runner
-from poolhouse.engine.scheduler import Ready, Scheduler
-from poolhouse.errors import EngineClosed, EngineError, InvalidRequest
+from poolhouse.engine.scheduler import Scheduler
+from poolhouse.engine.turns import Turns
+from poolhouse.engine.warming import WarmUpLevel, rounds
+from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, NoStep
 from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
@@ -29,7 +38,7 @@ from poolhouse.models.model import Model
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
 from poolhouse.precision import Calibration
-from poolhouse.tasks import Task
+from poolhouse.tasks import SparseHead, Task
 from poolhouse.tokens import Ids, Tokens
 
 log = logging.getLogger("poolhouse")
@@ -41,20 +50,31 @@ _TEXTS_PER_CALL = 128
 
 
 class Engine:
-    """One model, ready to answer from any thread."""
+    """One model, ready to answer from any thread.
+
+    static_tokenizer: of the side that is looked up instead of run, where the model has one.
+    """
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, options: EngineOptions, plugin: Plugin | None = None
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        options: EngineOptions,
+        plugin: Plugin | None = None,
+        static_tokenizer: Tokenizer | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.options = options
         self.plugin = plugin
         self._preparation = Preparation(model, options)
+        self._intake = Intake(self._preparation, tokenizer, static_tokenizer)
         self._scheduler = Scheduler(options.max_batch_tokens)
-        self._runner = Runner(model)
+        self._runner = Runner(model, options.max_batch_tokens)
+        self._turns = Turns()
         self._tokenizing = ThreadPoolExecutor(options.tokenizer_threads, "poolhouse-tokenizer")
-        self._fatal: EngineError | None = None
+        self._pending = Pending()
+        self._faults = Faults()
         self._closed = False
         self._device = threading.Thread(target=self._work, name="poolhouse-device", daemon=True)
         self._device.start()
@@ -87,8 +107,15 @@ class Engine:
     @property
     def token_weights(self) -> bool:
         """Whether `token_classify` weighs tokens for sparse retrieval, as BGE-M3 does."""
-        pipeline = self.model.pipelines.get("token_classify")
-        return pipeline is not None and pipeline.weights
+        return self.sparse is not None and self.sparse.task == "token_classify"
+
+    @cached_property
+    def sparse(self) -> SparseHead | None:
+        """How answers become sparse vectors; None for a model that has none."""
+        head, unknown = self.model.sparse, self.tokenizer.unknown
+        if head is None or head.unit != "token" or unknown is None:
+            return head
+        return replace(head, left_out=head.left_out | {unknown})
 
     @property
     def max_tokens(self) -> int:
@@ -121,7 +148,25 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether requests can still be answered."""
-        return not self._closed and self._fatal is None and self._device.is_alive()
+        return not self._closed and self.fatal is None and self._device.is_alive()
+
+    @property
+    def fatal(self) -> EngineError | None:
+        """What the engine died of; None while it has not."""
+        return self._faults.fatal
+
+    @property
+    def pending(self) -> int:
+        """How many accepted requests have neither answer nor error yet."""
+        return self._pending.count
+
+    def on_fatal(self, callback: Callable[[EngineError], None]) -> None:
+        """Call back, in a thread of the engine, when it dies; at once if it is dead."""
+        self._faults.on_fatal(callback)
+
+    def observe(self, observer: Observer | None) -> None:
+        """Tell `observer` of the work from now on; None tells nobody."""
+        self._intake.observer = self._runner.observer = None if observer is None else Guarded(observer)
 
     def limit(self, params: PoolingParams) -> Limit:
         """How long a prompt with these parameters may be."""
@@ -131,17 +176,40 @@ class Engine:
         """Start work on requests; each future gets its answer or its error.
 
         A request that cannot be answered fails alone, through its future. Cancel a future to leave the queue.
+        The requests of one call share the engine fairly with those of others of their priority.
         """
+        futures = [request.future for request in requests]
+        if (refusal := self._refusal()) is not None:
+            _fail(requests, refusal)
+            return futures
+        self._pending.add(requests)
+        submitted = time.perf_counter()
+        flows = {priority: Flow(priority, submitted) for priority in {request.priority for request in requests}}
         if len(requests) == 1 and _characters(requests[0].prompt) <= _INLINE_CHARACTERS:
-            self._prepare(requests)
-        else:
-            for start in range(0, len(requests), _TEXTS_PER_CALL):
-                part = requests[start : start + _TEXTS_PER_CALL]
-                try:
-                    self._tokenizing.submit(self._prepare, part)
-                except RuntimeError:
-                    _fail(part, EngineClosed("The engine is shut down."))
-        return [request.future for request in requests]
+            self._prepare(requests, flows)
+            return futures
+        begins = range(0, len(requests), _TEXTS_PER_CALL)
+        self._turns.add([(requests[begin : begin + _TEXTS_PER_CALL], flows) for begin in begins])
+        for _ in begins:
+            try:
+                self._tokenizing.submit(self._prepare_next)
+            except RuntimeError:
+                # The engine is being closed, or no thread is to be had: the caller's own does it.
+                self._prepare_next()
+        return futures
+
+    def warm_up(self, level: WarmUpLevel) -> None:
+        """Run made-up prompts, so that the first real ones find kernels, allocator and caches warm.
+
+        level: "none"; "fast", a short prompt for each task; "full", also whole batches of growing lengths.
+
+        Raises:
+            EngineError: what the model failed with.
+        """
+        for requests in rounds(self, level):
+            for future in self.submit(requests):
+                with suppress(NoStep):  # of a model that answers at certain tokens only; it has run
+                    future.result()
 
     def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
         """The tokens of prompts, however long they are, without running them.
@@ -150,8 +218,8 @@ class Engine:
             InvalidRequest: for the first that has none.
         """
         prepared = [self._preparation.of(request) for request in requests]
-        limits = [replace(made.limit, overflow="chunk", longest=None) for made in prepared]
-        tokens = self.tokenizer.encode([made.prompt for made in prepared], limits)
+        unlimited = [replace(made, limit=replace(made.limit, overflow="chunk", longest=None)) for made in prepared]
+        tokens = self._intake.encoded(unlimited)
         for result in tokens:
             if isinstance(result, InvalidRequest):
                 raise result
@@ -190,7 +258,7 @@ class Engine:
         self._scheduler.close()
         self._device.join(drain_seconds)
         for ready in self._scheduler.drop_all():
-            _resolve_error(ready.future, EngineClosed("The engine was shut down before it could answer."))
+            fail(ready.future, EngineClosed("The engine was shut down before it could answer."))
 
     def __enter__(self) -> Engine:
         return self
@@ -198,35 +266,33 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _prepare(self, requests: Sequence[Request]) -> None:
-        """Tokenise requests and let them wait for their batch."""
-        try:
-            self._tokenize(requests)
-        except Exception as error:
-            log.exception("Preparing %d requests failed", len(requests))
-            _fail(requests, EngineError(f"Preparing the request failed: {error}"))
+    def _refusal(self) -> EngineError | None:
+        """Why no request is taken any more; None while they are."""
+        return self.fatal or (EngineClosed("The engine is shut down.") if self._closed else None)
 
-    def _tokenize(self, requests: Sequence[Request]) -> None:
-        valid: list[tuple[Request, Prepared]] = []
-        for request in requests:
-            try:
-                valid.append((request, self._preparation.of(request)))
-            except InvalidRequest as error:
-                _resolve_error(request.future, error)
-        encoded = self.tokenizer.encode([made.prompt for _, made in valid], [made.limit for _, made in valid])
-        ready: list[Ready] = []
-        for (request, made), tokens in zip(valid, encoded, strict=True):
-            if isinstance(tokens, Exception):
-                _resolve_error(request.future, tokens)
-            elif len(tokens) == 0:
-                _resolve_error(request.future, InvalidRequest("The prompt has no tokens.", "prompt"))
-            elif len(tokens) > self.max_tokens:
-                ready.extend(chunks.pieces(request, made.params, tokens, self.max_tokens, made.adapter))
-            else:
-                ready.append(Ready(tokens, request.task, made.params, request.future, made.adapter, request.spans))
-        if ready and not self._scheduler.add(ready):
-            for item in ready:
-                _resolve_error(item.future, self._fatal or EngineClosed("The engine is shut down."))
+    def _prepare_next(self) -> None:
+        part = self._turns.next()
+        if part is not None:
+            self._prepare(*part)
+
+    def _prepare(self, requests: Sequence[Request], flows: Mapping[int, Flow]) -> None:
+        """Tokenise requests and let them wait for their batch. flows: theirs, by priority."""
+        try:
+            if self.fatal is not None:
+                _fail(requests, self.fatal)
+                return
+            ready = self._intake.ready(requests, flows)
+            if not self._scheduler.add(ready):
+                refusal = self._refusal() or EngineClosed("The engine is shut down.")
+                for item in ready:
+                    fail(item.future, refusal)
+        except (KeyboardInterrupt, SystemExit) as end:
+            _fail(requests, EngineError(f"Preparing the request was interrupted: {end!r}"))
+            raise
+        except BaseException as error:
+            # A panic of native code is no Exception.
+            log.error("Preparing %d requests failed", len(requests), exc_info=error)
+            _fail(requests, EngineError(f"Preparing the request failed: {error}"))
 
     def _work(self) -> None:
         """The device thread: run batches until closed; on a device that can, keep one batch in flight."""
@@ -245,11 +311,13 @@ class Engine:
                     runner.finish(flying)
                 flying = launched
         except BaseException as error:
-            self._fatal = error if isinstance(error, EngineError) else EngineError(f"The engine failed: {error!r}")
+            fatal = error if isinstance(error, EngineError) else EngineError(f"The engine failed: {error!r}")
+            self._faults.die(fatal)
             scheduler.close()
             log.critical("The engine cannot go on: %s", error, exc_info=error)
             for ready in [*(flying.requests if flying else ()), *(batch or ()), *scheduler.drop_all()]:
-                _resolve_error(ready.future, self._fatal)
+                fail(ready.future, fatal)
+            self._faults.tell()
 
 
 def _characters(prompt: Prompt) -> int:
@@ -260,10 +328,4 @@ def _characters(prompt: Prompt) -> int:
 
 def _fail(requests: Sequence[Request], error: Exception) -> None:
     for request in requests:
-        _resolve_error(request.future, error)
-
-
-def _resolve_error(future: Future[Answer], error: BaseException) -> None:
-    """Give a future its error, whatever state it is in."""
-    if not future.done() and (future.running() or future.set_running_or_notify_cancel()):
-        future.set_exception(error)
+        fail(request.future, error)

@@ -15,7 +15,7 @@ import torch
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.memory import keep_freed_memory
 from poolhouse.engine.options import EngineOptions
-from poolhouse.errors import ConfigError, InvalidRequest, UnsupportedDimensions
+from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, UnsupportedDimensions
 from poolhouse.inputs.chat import ScoreTemplate, built_in, score_template
 from poolhouse.inputs.conversations import ContentFormat, Conversations
 from poolhouse.inputs.tokenizer import Tokenizer
@@ -94,6 +94,7 @@ def open_engine(settings: Settings) -> Engine:
         vocabulary_size=model.facts.vocabulary_size,
     )
     given = _given_template(settings.chat_template)
+    model, static_tokenizer = _static(model, settings)
     plugin = settings.io_processor_plugin or model.facts.plugin
     default_params = _default_params(pooler, None if files is None else files.truncate_dim, model.facts.width)
     if calibration is not None:
@@ -117,7 +118,30 @@ def open_engine(settings: Settings) -> Engine:
             calibration=calibration,
         ),
         None if plugin is None else load_plugin(plugin, settings, tokenizer),
+        static_tokenizer,
     )
+
+
+def _static(model: Model, settings: Settings) -> tuple[Model, Tokenizer | None]:
+    """The model, and the tokenizer of its side that is looked up, if it has one.
+
+    Raises:
+        CheckpointError: a table of more tokens than the other side has.
+    """
+    static = model.routes.static
+    if static is None:
+        return model, None
+    width = model.facts.width
+    size = width if static.by_token is not None else len(static.weights)
+    tokenizer = Tokenizer.from_folder(
+        static.tokenizer_folder, trust_remote_code=settings.trust_remote_code, vocabulary_size=size
+    )
+    if size > width:
+        raise CheckpointError(
+            f"{static.tokenizer_folder} weighs {size} tokens, but the other side of the model has {width}."
+        )
+    static = static.with_ids(width, tokenizer.id_of)
+    return replace(model, routes=replace(model.routes, static=static)), tokenizer
 
 
 def _found(settings: Settings, place: str) -> Path:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest, did_you_mean
-from poolhouse.inputs.input_types import prompt_of
+from poolhouse.inputs.input_types import prompt_of, role_of
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.models.adapters import unknown_adapter
 from poolhouse.models.model import Model
 from poolhouse.params import PoolingParams
-from poolhouse.tasks import parse_task
+from poolhouse.pooling.routes import StaticWeights
+from poolhouse.tasks import Task, parse_task
 
 _NO_PARAMS = PoolingParams()
 
@@ -23,12 +24,16 @@ class Prepared:
     """A request made ready for the tokenizer.
 
     prompt: with its named prefix. params: for the pooler. adapter: its name, or None.
+    further: the request's further tasks, with the parameters of each.
+    static: weights to look its tokens up in, instead of running the model.
     """
 
     prompt: Prompt
     limit: Limit
     params: PoolingParams
     adapter: str | None
+    further: tuple[tuple[Task, PoolingParams], ...] = ()
+    static: StaticWeights | None = None
 
 
 class Preparation:
@@ -44,10 +49,22 @@ class Preparation:
         Raises:
             InvalidRequest: it asks for what the model does not have.
         """
-        params = self._params(request)
+        tasks = self._tasks(request)
+        request.params.check(request.task, self.model.facts.matryoshka, self.model.facts.name, tasks[1:])
+        params, *further = [self._params(request, task, len(tasks) > 1) for task in tasks]
         adapter, prompt_name = self._adapter(request, self._prompt_name(request))
         prompt = self._with_prefix(request, prompt_name)
-        return Prepared(prompt, self._limit(request, params), params.for_pooler(), adapter)
+        static = self._static(request)
+        # What is looked up needs no special tokens.
+        asked = request if static is None else replace(request, add_special_tokens=False)
+        return Prepared(
+            prompt,
+            self._limit(asked, params),
+            params.for_pooler(),
+            adapter,
+            tuple((task, own.for_pooler()) for task, own in zip(tasks[1:], further, strict=True)),
+            static,
+        )
 
     def limit(self, params: PoolingParams) -> Limit:
         """How long a prompt with these parameters may be."""
@@ -61,18 +78,31 @@ class Preparation:
             longest=self.options.max_prompt_tokens,
         )
 
-    def _params(self, request: Request) -> PoolingParams:
-        """The request's parameters, completed by the defaults, checked against the model."""
+    def _tasks(self, request: Request) -> tuple[Task, ...]:
+        """The request's task and its further ones.
+
+        Raises:
+            InvalidRequest: one that does not exist, that the model lacks, or that is named twice.
+        """
         parse_task(request.task, self.model.tasks)
-        params, defaults = request.params, self.options.default_params
-        params.check(request.task, self.model.facts.matryoshka, self.model.facts.name)
+        if not request.further:
+            return (request.task,)
+        tasks = (request.task, *(parse_task(task, self.model.tasks) for task in request.further))
+        for place, task in enumerate(tasks):
+            if task in tasks[:place]:
+                raise InvalidRequest(f"The task '{task}' is asked for twice; name each once.", "task", task)
+        return tasks
+
+    def _params(self, request: Request, task: Task, shared: bool) -> PoolingParams:
+        """The request's parameters for one task, completed by the defaults; shared: other tasks know some of them."""
+        params, defaults = request.params.for_task(task) if shared else request.params, self.options.default_params
         if request.spans is not None:
-            self.model.pipelines[request.task].of_spans()
+            self.model.pipelines[task].of_spans()
         if params.step_tag_id is not None or params.returned_token_ids is not None:
-            self.model.pipelines[request.task].check(params)
+            self.model.pipelines[task].check(params)
         if defaults == _NO_PARAMS:
             return params
-        dimensions = defaults.dimensions if request.task in ("embed", "token_embed") else None
+        dimensions = defaults.dimensions if task in ("embed", "token_embed") else None
         return replace(
             params,
             dimensions=dimensions if params.dimensions is None else params.dimensions,
@@ -84,6 +114,18 @@ class Preparation:
         if request.prompt_name is not None or not request.input_type:
             return request.prompt_name
         return prompt_of(request.input_type, self.model.facts.prompts)
+
+    def _static(self, request: Request) -> StaticWeights | None:
+        """The weights that answer for the model, where what the text is says so."""
+        routes = self.model.routes
+        if routes.static is None and not routes.missing:
+            return None
+        static = routes.of(role_of(request.input_type) or role_of(request.prompt_name))
+        if static is not None and (request.task != "embed" or request.further or request.spans is not None):
+            raise InvalidRequest(
+                "This side of the model is looked up, not run: it answers embed and sparse vectors alone.", "task"
+            )
+        return static
 
     def _adapter(self, request: Request, prompt_name: str | None) -> tuple[str | None, str | None]:
         """The names of the request's adapter, if any, and of its prompt."""

@@ -87,8 +87,8 @@ class Tokenizer:
         return bool(getattr(self._native.model, "continuing_subword_prefix", None))
 
     @cached_property
-    def _unknown(self) -> int | None:
-        """The id of the unknown token."""
+    def unknown(self) -> int | None:
+        """The id of the unknown token, if there is one."""
         names = (getattr(self._native.model, "unk_token", None), "<unk>", "[UNK]")
         return next((found for name in names if name and (found := self._native.token_to_id(name)) is not None), None)
 
@@ -130,6 +130,11 @@ class Tokenizer:
                 except InvalidRequest as error:
                     results[index] = error
         return [result for result in results if result is not None]
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a vocabulary entry; None where there is none."""
+        found: int | None = self._native.token_to_id(token)
+        return found
 
     @cached_property
     def rendered(self) -> RenderedPairs:
@@ -222,7 +227,7 @@ class Tokenizer:
         ids: Ids = np.array(encoding.ids, dtype=np.int64)
         if self._check_texts:
             check_ids(ids, self.vocabulary_size)
-        places = places_of(encoding, part, prompt, self._knows_words, self._unknown) if limit.places else None
+        places = places_of(encoding, part, prompt, self._knows_words, self.unknown) if limit.places else None
         skip = self._skip(prompt.prefix, special, self._lower(limit)) if prompt.prefix else 0
         if keep is None:
             if limit.most is not None and len(ids) > limit.most:

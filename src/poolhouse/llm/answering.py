@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from poolhouse.engine.answers import facts
 from poolhouse.engine.request import Answer
@@ -17,6 +17,8 @@ from poolhouse.outputs import (
     ScoringRequestOutput,
 )
 from poolhouse.scoring import Score
+
+T = TypeVar("T")
 
 # Progress is drawn only when there is enough to wait for.
 _PROGRESS_FROM = 256
@@ -53,16 +55,21 @@ def scored(request_id: str, score: Score) -> ScoringRequestOutput:
 
 def wait(futures: Sequence[Future[Answer]], progress: bool | Callable[..., Any], label: str) -> list[Answer]:
     """All answers in order; the first failure is raised, and what still waits is cancelled."""
-    waited: Iterable[Future[Answer]] = futures
-    if callable(progress):
-        waited = progress(futures, total=len(futures), desc=label)
-    elif progress and len(futures) >= _PROGRESS_FROM:
-        from tqdm import tqdm
-
-        waited = tqdm(futures, desc=label, unit=" prompts", dynamic_ncols=True, disable=None)
     try:
-        return [future.result() for future in waited]
+        return [future.result() for future in shown(futures, len(futures), progress, label)]
     except BaseException:
         for future in futures:
             future.cancel()
         raise
+
+
+def shown(items: Iterable[T], total: int, progress: bool | Callable[..., Any], label: str) -> Iterable[T]:
+    """The items, drawn as progress where that is wanted and there is enough to wait for."""
+    drawn: Iterable[T] = items
+    if callable(progress):
+        drawn = progress(items, total=total, desc=label)
+    elif progress and total >= _PROGRESS_FROM:
+        from tqdm import tqdm
+
+        drawn = tqdm(items, total=total, desc=label, unit=" prompts", dynamic_ncols=True, disable=None)
+    return drawn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from poolhouse.engine.answers import pooling
 from poolhouse.engine.open import open_engine
 from poolhouse.engine.waiting import gather
-from poolhouse.llm import answering, chunking, labelling, plugging
+from poolhouse.llm import answering, chunking, labelling, plugging, weighing
 from poolhouse.llm.answering import wait
 from poolhouse.llm.asking import Asked, Joining, Options, Params, requests_of, required_task, score_plan
 from poolhouse.outputs import (
@@ -215,6 +215,8 @@ class LLM:
         instruction: str | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: Options = None,
+        mode: str | None = None,
+        weights: Sequence[float] | None = None,
     ) -> list[ScoringRequestOutput]:
         """How well each pair of texts fits: by a cross-encoder, else by cosine, else by late interaction.
 
@@ -222,12 +224,14 @@ class LLM:
         instruction: what makes a document fit, for rerankers that read one.
         chat_template: joins the two texts of a pair: a file, its text, or a built-in name; chat_template_kwargs: its
             further variables.
+        mode: what is compared instead: dense, sparse or colbert answers, or their weighted mean ("weighted",
+            "sparse+dense"), as FlagEmbedding does for BGE-M3. weights: of the dense, sparse and colbert scores.
 
         Raises:
             InvalidRequest: lists that do not fit together. UnsupportedTask: a model that cannot score, and why.
         """
         asked = Asked(pooling_params, None, tokenization_kwargs, lora_request)
-        joining = Joining(instruction, chat_template, chat_template_kwargs)
+        joining = Joining(instruction, chat_template, chat_template_kwargs, mode, weights)
         plan = score_plan(self.engine, data_1, data_2, asked, joining)
         return self._outputs(plan.finish(wait(self.engine.submit(plan.requests), use_tqdm, "score")), answering.scored)
 
@@ -243,10 +247,12 @@ class LLM:
         instruction: str | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: Options = None,
+        mode: str | None = None,
+        weights: Sequence[float] | None = None,
     ) -> list[ScoringRequestOutput]:
         """`score` for coroutines; cancelling it takes the pairs out of the queue."""
         asked = Asked(pooling_params, None, tokenization_kwargs, lora_request)
-        joining = Joining(instruction, chat_template, chat_template_kwargs)
+        joining = Joining(instruction, chat_template, chat_template_kwargs, mode, weights)
         plan = score_plan(self.engine, data_1, data_2, asked, joining)
         return self._outputs(plan.finish(await gather(self.engine.submit(plan.requests))), answering.scored)
 
@@ -276,6 +282,9 @@ class LLM:
     token_classify_async = labelling.token_classify_async
     embed_chunks = chunking.embed_chunks
     embed_chunks_async = chunking.embed_chunks_async
+    embed_sparse = weighing.embed_sparse
+    embed_sparse_async = weighing.embed_sparse_async
+    embed_sparse_array = weighing.embed_sparse_array
 
     def close(self) -> None:
         """Finish what was submitted and free the engine's threads."""

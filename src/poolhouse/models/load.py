@@ -36,6 +36,7 @@ from poolhouse.models.roles import (
     role_of,
 )
 from poolhouse.params import PoolerConfig
+from poolhouse.pooling.routes import Routes
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 
 
@@ -112,6 +113,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
             notes=(*reranker.notes, *served.notes, *about_labels, *about_sizes),
         ),
         adapters=served.adapters,
+        routes=Routes() if files is None else files.routes,
     )
 
 

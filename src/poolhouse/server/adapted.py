@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
+from poolhouse.engine.observing import Observer
 from poolhouse.engine.request import Answer, Request
+from poolhouse.engine.warming import WarmUpLevel
+from poolhouse.errors import EngineError
 from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
@@ -14,7 +17,7 @@ from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
 from poolhouse.precision import Calibration
 from poolhouse.server.serving import Engine
-from poolhouse.tasks import Task
+from poolhouse.tasks import SparseHead, Task
 from poolhouse.tokens import Tokens
 
 
@@ -77,6 +80,14 @@ class AdaptedEngine:
         return self.engine.alive
 
     @property
+    def fatal(self) -> EngineError | None:
+        return self.engine.fatal
+
+    @property
+    def sparse(self) -> SparseHead | None:
+        return self.engine.sparse
+
+    @property
     def plugin(self) -> Plugin | None:
         return self.engine.plugin
 
@@ -104,6 +115,15 @@ class AdaptedEngine:
         return self.engine.submit(
             [request if request.adapter is not None else replace(request, adapter=self.name) for request in requests]
         )
+
+    def observe(self, observer: Observer | None) -> None:
+        """Nothing: the engine beneath tells of its work by itself."""
+
+    def on_fatal(self, callback: Callable[[EngineError], None]) -> None:
+        self.engine.on_fatal(callback)
+
+    def warm_up(self, level: WarmUpLevel) -> None:
+        """Nothing: the engine beneath is warmed up by itself."""
 
     def close(self, drain_seconds: float = 30.0) -> None:
         """Nothing: the engine beneath is closed by itself."""

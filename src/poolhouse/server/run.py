@@ -118,9 +118,8 @@ class _Server(uvicorn.Server):
     def _load(self) -> ASGIApp:
         self.engines = self.open_engines()
         for engine in self.engines:
-            # Engines that cannot tell are looked at in on_tick; what those that can tell say is more exact.
-            if (tell := getattr(engine, "on_fatal", None)) is not None:
-                tell(self.die)
+            engine.on_fatal(self.die)
+            engine.warm_up(self.settings.warmup)
         return create_app(self.engines, self.settings)
 
     def _say_where(self) -> None:

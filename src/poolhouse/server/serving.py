@@ -11,9 +11,11 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel
 
+from poolhouse.engine.observing import Observer
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import joined
-from poolhouse.errors import InvalidRequest, UnknownModel
+from poolhouse.engine.warming import WarmUpLevel
+from poolhouse.errors import EngineError, InvalidRequest, UnknownModel
 from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
@@ -25,7 +27,7 @@ from poolhouse.server.body import read_json
 from poolhouse.server.errors import Disconnected, Refused
 from poolhouse.server.metrics import Metrics
 from poolhouse.settings import ServerSettings
-from poolhouse.tasks import Task
+from poolhouse.tasks import SparseHead, Task
 from poolhouse.tokens import Tokens
 
 FieldsT = TypeVar("FieldsT", bound=BaseModel)
@@ -76,6 +78,16 @@ class Engine(Protocol):
     def alive(self) -> bool: ...
 
     @property
+    def fatal(self) -> EngineError | None:
+        """What the engine died of; None while it has not."""
+        ...
+
+    @property
+    def sparse(self) -> SparseHead | None:
+        """How answers become sparse vectors; None for a model that has none."""
+        ...
+
+    @property
     def plugin(self) -> Plugin | None: ...
 
     @property
@@ -93,6 +105,12 @@ class Engine(Protocol):
     def token_strings(self, ids: Sequence[int]) -> list[str]: ...
 
     def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]: ...
+
+    def observe(self, observer: Observer | None) -> None: ...
+
+    def on_fatal(self, callback: Callable[[EngineError], None]) -> None: ...
+
+    def warm_up(self, level: WarmUpLevel) -> None: ...
 
     def close(self, drain_seconds: float = ...) -> None: ...
 

@@ -32,6 +32,11 @@ class PairFields(Common):
     instruction: str | None = Field(None, description="What makes a document fit, for models that read one.")
     chat_template: str | None = Field(None, description="Refused unless --trust-request-chat-template.")
     chat_template_kwargs: dict[str, Any] | None = None
+    mode: str | None = Field(
+        None,
+        description="Which answers are compared: dense, sparse, colbert, or several (weighted); none: the model's.",
+    )
+    weights: list[float] | None = Field(None, description="Of the dense, sparse and colbert scores in such a mode.")
 
     def asked(self, serving: Serving, engine: Engine) -> scoring.Asked:
         """What is asked beside the texts.
@@ -51,7 +56,9 @@ class PairFields(Common):
             max_tokens_per_query=self.max_tokens_per_query or None, max_tokens_per_doc=self.max_tokens_per_doc or None
         )
         template = None if self.chat_template is None else score_template(self.chat_template)
-        return scoring.Asked(params, self.instruction, template, self.chat_template_kwargs or {})
+        weights = None if self.weights is None else tuple(self.weights)
+        variables = self.chat_template_kwargs or {}
+        return scoring.Asked(params, self.instruction, template, variables, self.mode, weights)
 
 
 class ScoreFields(PairFields):
