@@ -6,6 +6,7 @@ Source: Voyage's OpenAPI description.
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -116,5 +117,6 @@ async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -
 
 
 def shape(failure: Failure) -> Response:
-    """Voyage's error body."""
-    return as_json(failure, {"detail": failure.message})
+    """Voyage's error body; of an unknown model too it says that the request is bad, and its client knows no 404."""
+    status = 400 if failure.status == 404 else failure.status
+    return as_json(replace(failure, status=status), {"detail": failure.message})
