@@ -13,7 +13,6 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from poolhouse.errors import InvalidRequest
 from poolhouse.server import replies
 from poolhouse.server.dialects import hosted
 from poolhouse.server.dialects.fields import body_schema
@@ -103,8 +102,6 @@ def _written(vector: Any, form: str | None) -> Any:
 async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
     """The reply to a body of Voyage's rerank."""
     engine = serving.engine(fields.model)
-    if not fields.documents:
-        raise InvalidRequest("documents must hold at least one text.", "documents")
     scored = await hosted.rerank(serving, http, engine, fields.query, fields.documents, truncate=fields.truncation)
     data: list[dict[str, Any]] = [
         {"relevance_score": scored.scores[place].score, "index": place}
