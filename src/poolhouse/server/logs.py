@@ -27,7 +27,7 @@ def logged(app: ASGIApp, settings: ServerSettings) -> ASGIApp:
 
 
 def logging_config(settings: ServerSettings) -> dict[str, Any]:
-    """What `logging.config.dictConfig` needs: our log and uvicorn's on standard error, in the format of the settings."""
+    """What `logging.config.dictConfig` needs: our log and those of libraries on standard error, in the settings' format."""
     formatter = {"()": JsonLines} if settings.log_format == "json" else {"()": TextLines}
     # uvicorn has a level below debug, which Python has not.
     level = 5 if settings.log_level == "trace" else settings.log_level.upper()
@@ -37,7 +37,8 @@ def logging_config(settings: ServerSettings) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {"lines": formatter},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stderr"}},
-        "loggers": {"poolhouse": logger, "uvicorn": logger},
+        # OpenTelemetry says there what it could not send.
+        "loggers": dict.fromkeys(("poolhouse", "uvicorn", "opentelemetry"), logger),
     }
 
 

@@ -6,6 +6,7 @@ Texts of users are never in a span.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +25,8 @@ from poolhouse.server.metrics import route_of
 from poolhouse.server.tracing import Seen
 
 _PATH = "/v1/traces"
+# At a stop.
+_SECONDS_TO_SEND = 5
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -67,8 +70,10 @@ class Traces:
         span.end(seen.at(ended))
 
     def close(self) -> None:
-        """Send what is left."""
-        self._provider.shutdown()
+        """Send what is left; a receiver that does not answer is not waited for."""
+        sending = threading.Thread(target=self._provider.shutdown, name="poolhouse-traces", daemon=True)
+        sending.start()
+        sending.join(_SECONDS_TO_SEND)
 
     def _write_steps(self, seen: Seen, within: Context) -> None:
         for step in seen.steps:
