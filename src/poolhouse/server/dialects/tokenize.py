@@ -78,20 +78,20 @@ def router(serving: Serving) -> APIRouter:
         if "inputs" in body:
             speak(http, tei.shape)
             return await tei.answer_tokenize(serving, http, serving.parse(body, tei.TokenizeFields))
-        return await _tokenize(serving, serving.parse(body, TokenizeFields))
+        return await _tokenize(serving, http, serving.parse(body, TokenizeFields))
 
     @routes.post("/detokenize", openapi_extra=body_schema(DetokenizeFields))
     async def detokenize(http: Request) -> Response:
         """The text of token ids, special tokens included."""
         fields = await serving.read(http, DetokenizeFields)
-        engine = _engine(serving, fields.model)
+        engine = _engine(serving, http, fields.model)
         return await replies.made(lambda: dumps({"prompt": engine.detokenize(fields.tokens)}), len(fields.tokens))
 
     return routes
 
 
-async def _tokenize(serving: Serving, fields: TokenizeFields) -> Response:
-    engine = _engine(serving, fields.model)
+async def _tokenize(serving: Serving, http: Request, fields: TokenizeFields) -> Response:
+    engine = _engine(serving, http, fields.model)
     request = fields.request(serving, engine)
 
     def make() -> bytes:
@@ -104,10 +104,12 @@ async def _tokenize(serving: Serving, fields: TokenizeFields) -> Response:
     return await replies.made(make, None if fields.prompt is None else len(fields.prompt))
 
 
-def _engine(serving: Serving, model: str | None) -> Engine:
+def _engine(serving: Serving, http: Request, model: str | None) -> Engine:
     """The engine of that name; an unknown one is answered with those there are, as vLLM does on these routes alone."""
     try:
-        return serving.engine(model)
+        engine = serving.engine(model)
     except UnknownModel as error:
         aliases = ", ".join(serving.engines)
         raise UnknownModel(f"{error} Valid aliases: {aliases}.", "model") from None
+    http.state.model, http.state.items = engine.name, 1
+    return engine

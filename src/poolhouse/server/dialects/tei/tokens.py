@@ -64,6 +64,7 @@ async def answer_tokenize(serving: Serving, http: Request, fields: TokenizeField
     engine = serving.engine(fields.model)
     texts = fields.texts()
     serving.check_items(len(texts), "inputs")
+    http.state.model, http.state.items = engine.name, len(texts)
     prompt_name, prefix = _prompt(engine, fields.prompt_name)
     # The prefix counts as text here: TEI's places are those in the whole.
     whole = [prefix + text for text in texts]
@@ -90,6 +91,7 @@ async def answer_decode(serving: Serving, http: Request, fields: DecodeFields) -
     engine = serving.engine(fields.model)
     lists = fields.lists()
     serving.check_items(len(lists), "ids")
+    http.state.model, http.state.items = engine.name, len(lists)
     skip = fields.skip_special_tokens
     return await replies.made(lambda: dumps([engine.detokenize(ids, skip) for ids in lists]), sum(map(len, lists)))
 
