@@ -45,6 +45,11 @@ def is_splade(engine: Engine) -> bool:
     return engine.sparse is not None and engine.sparse.unit == "vocabulary"
 
 
+def label_names(engine: Engine) -> list[str]:
+    """The name of each label; transformers' stand-ins where the checkpoint names none."""
+    return [engine.label_names.get(place, f"LABEL_{place}") for place in range(engine.labels)]
+
+
 def headers(engine: Engine, answers: Sequence[Answer], characters: int, started: float) -> dict[str, str]:
     """What a request took, in whole milliseconds; of several inputs the mean, as in TEI.
 
@@ -75,8 +80,11 @@ def characters(prompts: Iterable[Prompt]) -> int:
 
 def _model_type(engine: Engine) -> dict[str, Any]:
     if "classify" in engine.tasks:
-        names = {str(place): name for place, name in engine.label_names.items()}
-        labels = {"id2label": names, "label2id": {name: int(place) for place, name in names.items()}}
+        names = label_names(engine)
+        labels = {
+            "id2label": {str(place): name for place, name in enumerate(names)},
+            "label2id": {name: place for place, name in enumerate(names)},
+        }
         return {"reranker" if engine.labels == 1 else "classifier": labels}
     pooling = engine.about.pooling or "none"
     return {"embedding": {"pooling": "splade" if is_splade(engine) else _POOLING.get(pooling, pooling)}}

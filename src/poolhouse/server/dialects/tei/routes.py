@@ -31,7 +31,7 @@ from poolhouse.server.dialects.tei.fields import (
     TeiFields,
     TokenFields,
 )
-from poolhouse.server.dialects.tei.info import characters, headers, info, is_splade
+from poolhouse.server.dialects.tei.info import characters, headers, info, is_splade, label_names
 from poolhouse.server.dialects.tei.tokens import DecodeFields, TokenizeFields, answer_decode, answer_tokenize
 from poolhouse.server.encoding import dumps
 from poolhouse.server.errors import speak
@@ -191,7 +191,7 @@ async def answer_predict(serving: Serving, http: Request, fields: PredictFields)
     texts, single = fields.texts()
     prompts = [Prompt(text, pair=pair) for text, pair in texts]
     answers, took = await _run(serving, http, fields, "classify", prompts=prompts, use_activation=not fields.raw_scores)
-    names = serving.engine(fields.model).label_names
+    names = label_names(serving.engine(fields.model))
     lists = [_predictions(answer, names) for answer in answers]
     return await replies.write(serving, lambda: dumps(lists[0] if single else lists), answers, took)
 
@@ -257,9 +257,9 @@ async def _run(
     return answers, headers(engine, answers, characters(prompts), started)
 
 
-def _predictions(answer: Answer, names: Any) -> list[dict[str, Any]]:
-    order = np.argsort(-answer.array, kind="stable")
-    return [{"score": float(answer.array[place]), "label": names.get(int(place), f"LABEL_{place}")} for place in order]
+def _predictions(answer: Answer, names: Sequence[str]) -> list[dict[str, Any]]:
+    order = np.argsort(-answer.array, kind="stable").tolist()
+    return [{"score": float(answer.array[place]), "label": names[place]} for place in order]
 
 
 def _entries(vector: SparseVector) -> list[dict[str, Any]]:
