@@ -43,24 +43,6 @@ def router(serving: Serving) -> APIRouter:
     """Routes at TEI's own paths, without those that other dialects share."""
     routes = direct_router("text-embeddings-inference")
     _add(routes, serving)
-
-    @routes.post("/", include_in_schema=False)
-    async def root(http: Request) -> Response:
-        """The route that fits the model, as clients that know one address only expect it."""
-        speak(http, shape)
-        return await by_model(serving, http, await read_json(http, serving.settings))
-
-    @routes.post("/vertex", include_in_schema=False)
-    async def vertex(http: Request) -> Response:
-        """Several bodies in one."""
-        speak(http, shape)
-        body = await read_json(http, serving.settings)
-        instances = body.get("instances")
-        if not isinstance(instances, list) or not all(isinstance(instance, dict) for instance in instances):
-            raise InvalidRequest("instances must be a list of bodies.", "instances")
-        parts = [(await by_model(serving, http, instance)).body for instance in instances]
-        return Response(b'{"predictions":[%s]}' % b",".join(map(bytes, parts)), media_type="application/json")
-
     return routes
 
 
@@ -68,6 +50,12 @@ def prefixed_router(serving: Serving) -> APIRouter:
     """All of TEI under /tei, those too whose paths other dialects share."""
     routes = direct_router("text-embeddings-inference", "/tei")
     _add(routes, serving)
+
+    @routes.post("", include_in_schema=False)
+    async def bare(http: Request) -> Response:
+        """As `/`, for clients that leave the last slash away."""
+        speak(http, shape)
+        return await by_model(serving, http, await read_json(http, serving.settings))
 
     @routes.post("/rerank", openapi_extra=body_schema(RerankFields))
     async def rerank(http: Request) -> Response:
@@ -142,6 +130,23 @@ def _add(routes: APIRouter, serving: Serving) -> None:
         speak(http, shape)
         engine = serving.engine(http.query_params.get("model"))
         return Response(dumps(info(serving, engine)), media_type="application/json")
+
+    @routes.post("/", include_in_schema=False)
+    async def root(http: Request) -> Response:
+        """The route that fits the model, as clients that know one address only expect it."""
+        speak(http, shape)
+        return await by_model(serving, http, await read_json(http, serving.settings))
+
+    @routes.post("/vertex", include_in_schema=False)
+    async def vertex(http: Request) -> Response:
+        """Several bodies in one."""
+        speak(http, shape)
+        body = await read_json(http, serving.settings)
+        instances = body.get("instances")
+        if not isinstance(instances, list) or not all(isinstance(instance, dict) for instance in instances):
+            raise InvalidRequest("instances must be a list of bodies.", "instances")
+        parts = [(await by_model(serving, http, instance)).body for instance in instances]
+        return Response(b'{"predictions":[%s]}' % b",".join(map(bytes, parts)), media_type="application/json")
 
 
 async def by_model(serving: Serving, http: Request, body: dict[str, Any]) -> Response:
