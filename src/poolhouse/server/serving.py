@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel
 
+from poolhouse.engine.about import About
 from poolhouse.engine.observing import Observer
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import joined
@@ -50,6 +51,11 @@ class Engine(Protocol):
 
     @property
     def tasks(self) -> tuple[Task, ...]: ...
+
+    @property
+    def about(self) -> About:
+        """What it tells of itself, for /info."""
+        ...
 
     @property
     def labels(self) -> int: ...
@@ -266,6 +272,7 @@ class Serving:
         state["tokens"] = state.get("tokens", 0) + tokens
         if truncated:
             state["truncated"] = state.get("truncated", 0) + truncated
+        state["answers"] = answers
 
 
 def _located(error: InvalidRequest, futures: Sequence[Future[Answer]], place: Callable[[int], str]) -> InvalidRequest:

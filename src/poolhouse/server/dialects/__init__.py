@@ -17,12 +17,13 @@ from poolhouse.server.dialects import (
     rerank,
     score,
     tei,
+    tokenize,
     voyage,
 )
 from poolhouse.server.serving import Serving
 
 # At paths of their own, or that several share and tell apart by the body.
-_DIALECTS = (health, openai, pooling, classify, score, rerank, tei, cohere, jina, nvidia, invocations)
+_DIALECTS = (health, openai, pooling, classify, score, rerank, tokenize, tei, cohere, jina, nvidia, invocations)
 # Whole under a prefix, with their own defaults and errors.
 _PREFIXED = (tei, cohere, jina, voyage, infinity)
 
