@@ -20,7 +20,7 @@ LINES = [
     ["pooling", "layers"],
     [
         *("tasks", "params", "lora", "outputs", "errors", "tokens", "segments", "batch", "settings", "data"),
-        *("spans", "plugins", "json_files"),
+        *("spans", "plugins", "json_files", "sides"),
     ],
 ]
 # Rooms of the last line know each other: they are single files without a common subject.

@@ -26,6 +26,7 @@ class Engine:
     labels: int = 0
     score_template: None = None
     listwise: None = None
+    averages_max_sim: bool = False
 
     def limit(self, params: PoolingParams) -> Limit:
         return Limit(64)

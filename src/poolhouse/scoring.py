@@ -72,6 +72,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def averages_max_sim(self) -> bool:
+        """Whether a late-interaction score is a mean over the query's vectors, not a sum."""
+        ...
+
+    @property
     def listwise(self) -> ListwisePrompts | None:
         """Makes the prompts of a model that scores all documents of a query together."""
         ...
@@ -104,7 +109,7 @@ def plan(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked
     if "embed" in engine.tasks:
         return _bi_encoder(queries, documents, asked)
     if "token_embed" in engine.tasks:
-        return _late_interaction(queries, documents, asked)
+        return _late_interaction(queries, documents, asked, engine.averages_max_sim)
     raise UnsupportedTask(
         f"This model does not support the Scoring API. Supported tasks: {list(engine.tasks)}.", "model"
     )
@@ -206,16 +211,24 @@ def _bi_encoder(queries: Sequence[str], documents: Sequence[str], asked: Asked) 
     return Plan(_sides(queries, documents, "embed", asked.params), finish)
 
 
-def _late_interaction(queries: Sequence[str], documents: Sequence[str], asked: Asked) -> Plan:
-    """MaxSim: each vector of the query finds its best vector of the document, and their products are added."""
+def _late_interaction(queries: Sequence[str], documents: Sequence[str], asked: Asked, mean: bool) -> Plan:
+    """MaxSim: each vector of the query finds its best vector of the document, and their products are added.
+
+    A document without a vector (nothing but punctuation) scores 0. mean: divide by the query's vectors.
+    """
 
     def finish(answers: Sequence[Answer]) -> list[Score]:
         ours = _stretched([answer.array for answer in answers[: len(queries)]], len(documents))
         theirs = [answer.array for answer in answers[len(queries) :]]
-        sums = [max_sim(query, document) for query, document in zip(ours, theirs, strict=True)]
-        return _scores(np.array(sums), answers, len(queries))
+        pairs = zip(ours, theirs, strict=True)
+        sums = np.array([max_sim(query, document) if len(document) else 0.0 for query, document in pairs])
+        if mean:
+            sums = sums / np.maximum([len(query) for query in ours], 1)
+        return _scores(sums, answers, len(queries))
 
-    return Plan(_sides(queries, documents, "token_embed", asked.params), finish)
+    requests = _sides(queries, documents, "token_embed", asked.params)
+    sides = ["query"] * len(queries) + ["document"] * len(documents)
+    return Plan([replace(request, input_type=side) for request, side in zip(requests, sides, strict=True)], finish)
 
 
 def max_sim(query: Array, document: Array) -> float:

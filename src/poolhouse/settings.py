@@ -47,6 +47,11 @@ class Settings(BaseModel):
     matryoshka_dimensions: tuple[int, ...] | None = Field(
         None, description="Vector lengths that requests may ask for, e.g. 64,128,256."
     )
+    colbert_compat: Literal["reference", "vllm"] = Field(
+        "reference",
+        description="Late-interaction models: read queries and documents as the reference does (markers, filled-up "
+        "queries, skipped punctuation), or as plain texts, as vLLM does.",
+    )
     max_model_len: int | None = Field(None, description="Longest prompt in tokens; -1 or none: the model's own limit.")
     overflow: Literal["error", "truncate", "chunk"] = Field(
         "error", description="What to do with longer prompts: refuse, cut (and say so), or split and average."

@@ -58,6 +58,7 @@ def split(tokens: Tokens, size: int) -> list[Tokens]:
             types=None if tokens.types is None else tokens.types[start : start + size],
             original_tokens=min(size, len(tokens) - start),
             skip=max(0, min(tokens.skip - start, size)),
+            kept=None if tokens.kept is None else tokens.kept[start : start + size],
         )
         for start in range(0, len(tokens), size)
     ]
@@ -74,7 +75,7 @@ def join(arrays: Sequence[Array], lengths: Sequence[int], task: Task) -> Array:
     """
     if task in TOKEN_TASKS:
         rows = np.concatenate(arrays)
-        if not len(rows):
+        if not len(rows) and task == "token_classify":
             raise NoStep
         return rows
     pieces = np.stack(arrays)

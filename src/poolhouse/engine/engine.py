@@ -20,6 +20,7 @@ from poolhouse.engine.runner import Launched, Runner
 from poolhouse.engine.scheduler import Ready, Scheduler
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest
 from poolhouse.inputs.chat import ScoreTemplate
+from poolhouse.inputs.late_interaction import SideTokens
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
@@ -49,6 +50,8 @@ class Engine:
         self.options = options
         self.plugin = plugin
         self._preparation = Preparation(model, options)
+        rules = model.facts.late_interaction
+        self._sides = None if rules is None else SideTokens(rules, tokenizer, model.facts.max_tokens)
         self._scheduler = Scheduler(options.max_batch_tokens)
         self._runner = Runner(model)
         self._tokenizing = ThreadPoolExecutor(options.tokenizer_threads, "poolhouse-tokenizer")
@@ -104,6 +107,12 @@ class Engine:
     @property
     def score_template(self) -> ScoreTemplate | None:
         return self.options.score_template
+
+    @property
+    def averages_max_sim(self) -> bool:
+        """Whether a late-interaction score is a mean over the query's vectors, not a sum."""
+        rules = self.model.facts.late_interaction
+        return rules is not None and rules.mean
 
     @property
     def listwise(self) -> ListwisePrompts | None:
@@ -186,7 +195,7 @@ class Engine:
                 valid.append((request, self._preparation.of(request)))
             except InvalidRequest as error:
                 _resolve_error(request.future, error)
-        encoded = self.tokenizer.encode([made.prompt for _, made in valid], [made.limit for _, made in valid])
+        encoded = self._encoded([made for _, made in valid])
         ready: list[Ready] = []
         for (request, made), tokens in zip(valid, encoded, strict=True):
             if isinstance(tokens, Exception):
@@ -200,6 +209,19 @@ class Engine:
         if ready and not self._scheduler.add(ready):
             for item in ready:
                 _resolve_error(item.future, self._fatal or EngineClosed("The engine is shut down."))
+
+    def _encoded(self, prepared: Sequence[Prepared]) -> list[Tokens | InvalidRequest]:
+        """The tokens of each, or its error."""
+        prompts, limits, sides = [made.prompt for made in prepared], [made.limit for made in prepared], self._sides
+        if sides is None:
+            return self.tokenizer.encode(prompts, limits)
+        limits = [made.limit if made.side is None else sides.limit(made.limit, made.side) for made in prepared]
+        return [
+            sides.finished(tokens, made.side, made.limit.add_special_tokens)
+            if made.side is not None and isinstance(tokens, Tokens)
+            else tokens
+            for made, tokens in zip(prepared, self.tokenizer.encode(prompts, limits), strict=True)
+        ]
 
     def _work(self) -> None:
         """The device thread: run batches until closed; on a device that can, keep one batch in flight."""

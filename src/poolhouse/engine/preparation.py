@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest, did_you_mean
-from poolhouse.inputs.input_types import prompt_of
+from poolhouse.inputs.input_types import Role, prompt_of, role_of
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.models.adapters import unknown_adapter
@@ -23,12 +23,14 @@ class Prepared:
     """A request made ready for the tokenizer.
 
     prompt: with its named prefix. params: for the pooler. adapter: its name, or None.
+    side: of a text for late interaction, None for all that is read as it stands.
     """
 
     prompt: Prompt
     limit: Limit
     params: PoolingParams
     adapter: str | None
+    side: Role | None = None
 
 
 class Preparation:
@@ -47,7 +49,7 @@ class Preparation:
         params = self._params(request)
         adapter, prompt_name = self._adapter(request, self._prompt_name(request))
         prompt = self._with_prefix(request, prompt_name)
-        return Prepared(prompt, self._limit(request, params), params.for_pooler(), adapter)
+        return Prepared(prompt, self._limit(request, params), params.for_pooler(), adapter, self._side(request))
 
     def limit(self, params: PoolingParams) -> Limit:
         """How long a prompt with these parameters may be."""
@@ -81,9 +83,16 @@ class Preparation:
 
     def _prompt_name(self, request: Request) -> str | None:
         """The name of the prompt that was asked for, by itself or by what the text is."""
-        if request.prompt_name is not None or not request.input_type:
+        if request.prompt_name is not None:
             return request.prompt_name
-        return prompt_of(request.input_type, self.model.facts.prompts)
+        word = request.input_type or self._side(request)
+        return prompt_of(word, self.model.facts.prompts) if word else None
+
+    def _side(self, request: Request) -> Role | None:
+        """The side that a text of a late-interaction model stands on: a document, unless somebody says otherwise."""
+        if self.model.facts.late_interaction is None or request.prompt.text is None:
+            return None
+        return role_of(request.input_type) or "document"
 
     def _adapter(self, request: Request, prompt_name: str | None) -> tuple[str | None, str | None]:
         """The names of the request's adapter, if any, and of its prompt."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -126,7 +126,8 @@ class Runner:
                     )
                 )
                 continue
-            if several and start == end and not request.part:
+            # A text of skipped tokens alone has no vectors, which is an answer too.
+            if request.task == "token_classify" and start == end and not request.part:
                 request.future.set_exception(NoStep())
                 continue
             request.future.set_result(Answer(values[start:end] if several else values[start], request.tokens))
@@ -165,9 +166,9 @@ def _groups(
         if chosen[0].spans is not None:
             rows = _rows_of_spans([(batch.segments.starts[index], requests[index]) for index in members], batch, hidden)
         elif len(parts) == 1:
-            rows = Rows(hidden, batch.segments, batch.ids, _skip(requests))
+            rows = Rows(hidden, batch.segments, batch.ids, _skip(requests), _kept(requests, batch))
         else:
-            rows = _rows(members, batch, hidden, _skip(chosen))
+            rows = replace(_rows(members, batch, hidden, _skip(chosen)), kept=_kept(chosen, batch))
         yield chosen, rows
 
 
@@ -209,3 +210,11 @@ def _skip(requests: list[Ready]) -> Tensor | None:
     if not any(request.tokens.skip for request in requests):
         return None
     return torch.tensor([request.tokens.skip for request in requests])
+
+
+def _kept(requests: list[Ready], batch: Batch) -> Tensor | None:
+    """The rows that token tasks answer with, [rows of these requests]; None where these are all."""
+    if all(request.tokens.kept is None for request in requests):
+        return None
+    kept = [np.ones(request.length, bool) if (own := request.tokens.kept) is None else own for request in requests]
+    return torch.from_numpy(np.concatenate(kept)).to(batch.ids.device, non_blocking=True)

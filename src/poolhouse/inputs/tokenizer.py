@@ -125,6 +125,11 @@ class Tokenizer:
                     results[index] = error
         return [result for result in results if result is not None]
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a vocabulary entry, None where there is none."""
+        found: int | None = self._native.token_to_id(token)
+        return found
+
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary entry of each id."""
         return [self._native.id_to_token(int(token)) or "" for token in ids]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,9 @@ class SentenceTransformersFiles:
     activation: dotted path of the function over a cross-encoder's logits.
     splade: how a SparseEncoder pools the logits of its masked language model; None for every other model.
     logit_score: ids of the tokens whose logits a language model's score is made of, true and false (or None).
+    of_tokens: whether `heads` are for the vector of every token (late interaction), and no pooling stands.
+    scored: the config of a MultiVectorMask, which says what tokens late interaction leaves out; None without one.
+    matryoshka: lengths to which vectors may be cut; () where none are stated.
     """
 
     transformer_folder: Path
@@ -63,6 +66,9 @@ class SentenceTransformersFiles:
     activation: str | None = None
     splade: SpladePooling | None = None
     logit_score: tuple[int, int | None] | None = None
+    of_tokens: bool = False
+    scored: Mapping[str, Any] | None = None
+    matryoshka: tuple[int, ...] = ()
 
 
 def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None:
@@ -83,6 +89,9 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
     include_prompt, normalize = True, False
     heads: list[Step] = []
     logit_score: tuple[int, int | None] | None = None
+    scored: Mapping[str, Any] | None = None
+    config = read_json(folder / "config_sentence_transformers.json", needed=False)
+    of_tokens = is_late_interaction(config, modules)
     for module in modules:
         kind, place = str(module["type"]).rsplit(".", 1)[-1], folder / str(module.get("path") or "")
         if normalize and kind != "Dropout":
@@ -95,21 +104,22 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
         elif kind == "Pooling":
             pooling, include_prompt = _pooling(read_json(place / "config.json"), place)
         elif kind == "Dense":
-            heads.append(_dense(place))
+            heads.append(_dense(place, of_tokens, str(module["type"])))
         elif kind == "LayerNorm":
             heads.append(_layer_norm(place))
         elif kind == "Normalize":
             normalize = True
+        elif kind == "MultiVectorMask":
+            scored = read_json(place / "config.json", needed=False)
         elif kind == "LogitScore":
             logit_score = _logit_score(read_json(place / "config.json"), place)
         elif kind != "Dropout":
             raise CheckpointError(
                 f"{path}: the module {module['type']} is not one that Poolhouse has. "
-                "It has Transformer, Pooling, Dense, LayerNorm, Normalize, Dropout, LogitScore, MLMTransformer and "
-                "SpladePooling."
+                "It has Transformer, Pooling, Dense, LayerNorm, Normalize, Dropout, LogitScore, MLMTransformer, "
+                "SpladePooling and MultiVectorMask."
             )
     length, lower = _length(transformer)
-    config = read_json(folder / "config_sentence_transformers.json", needed=False)
     return SentenceTransformersFiles(
         transformer_folder=transformer,
         pooling=pooling,
@@ -124,7 +134,18 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
         activation=config.get("activation_fn"),
         splade=splade,
         logit_score=logit_score,
+        of_tokens=of_tokens,
+        scored=scored,
+        matryoshka=tuple(config.get("matryoshka_dims") or ()),
     )
+
+
+def is_late_interaction(config: Mapping[str, Any], modules: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether these files are of a late-interaction model, as PyLate or sentence-transformers write them."""
+    kinds = [str(module["type"]) for module in modules]
+    if any(kind.rsplit(".", 1)[-1] == "MultiVectorMask" or kind.startswith("pylate.") for kind in kinds):
+        return True
+    return config.get("model_type") in ("ColBERT", "MultiVectorEncoder") or "query_prefix" in config
 
 
 def _pooling(config: Mapping[str, Any], place: Path) -> tuple[tuple[str, ...], bool]:
@@ -159,10 +180,13 @@ def _logit_score(config: Mapping[str, Any], place: Path) -> tuple[int, int | Non
     return true, false
 
 
-def _dense(place: Path) -> Dense:
+def _dense(place: Path, of_tokens: bool, kind: str) -> Dense:
     config = read_json(place / "config.json")
-    if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+    taken = "token_embeddings" if of_tokens else "sentence_embedding"
+    if config.get("module_input_name", taken) != taken:
         raise CheckpointError(f"{place / 'config.json'}: a Dense over {config['module_input_name']} is not supported.")
+    if kind.startswith("pylate."):
+        config = {"activation_function": "torch.nn.Identity", **config}
     tensors = _tensors(place)
     weight, bias = _find(tensors, "weight", place), _find(tensors, "bias", place, needed=bool(config.get("bias", True)))
     shape = (config.get("out_features"), config.get("in_features"))
