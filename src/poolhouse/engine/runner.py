@@ -127,7 +127,7 @@ class Runner:
                 )
                 continue
             # A text of skipped tokens alone has no vectors, which is an answer too.
-            if request.task == "token_classify" and start == end and not request.part:
+            if several and start == end and not request.part and request.tokens.kept is None:
                 request.future.set_exception(NoStep())
                 continue
             request.future.set_result(Answer(values[start:end] if several else values[start], request.tokens))

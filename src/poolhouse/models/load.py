@@ -94,8 +94,8 @@ def load(folder: Path, options: LoadOptions) -> Model:
     width = next(iter(pipelines.values())).width
     labels, about_labels = labels_of(config, served)
     # vLLM reads both sides as plain texts.
-    by_rules = options.colbert_compat == "reference"
-    prompts = {} if files is None or (late is not None and not by_rules) else files.prompts
+    plain = late is not None and options.colbert_compat == "vllm"
+    described = None if plain else files
     stated = config if files is None or not files.matryoshka else {"matryoshka_dimensions": files.matryoshka, **config}
     matryoshka, about_sizes = matryoshka_of(stated, options.matryoshka_dimensions, width, folder)
     return Model(
@@ -120,13 +120,13 @@ def load(folder: Path, options: LoadOptions) -> Model:
             dtype=served.dtype,
             device=device,
             matryoshka=matryoshka,
-            prompts={**task_prompts, **prompts},
-            default_prompt_name=files.default_prompt_name if files is not None and prompts else None,
+            prompts={**task_prompts, **({} if described is None else described.prompts)},
+            default_prompt_name=None if described is None else described.default_prompt_name,
             labels=labels,
             plugin=config.get("io_processor_plugin"),
             recipe=reranker.recipe,
             listwise=reranker.listwise,
-            late_interaction=late.rules if late is not None and by_rules else None,
+            late_interaction=None if late is None or plain else late.rules,
             notes=(*reranker.notes, *served.notes, *about_labels, *about_sizes),
         ),
         adapters=served.adapters,
