@@ -15,12 +15,14 @@ LINES = [
     ["bench"],
     ["llm", "server", "testing"],
     ["scoring", "late_chunking"],
+    ["combined"],
+    ["sparse"],
     ["engine"],
     ["models", "inputs"],
     ["pooling", "layers"],
     [
         *("tasks", "params", "lora", "outputs", "errors", "tokens", "segments", "batch", "settings", "data"),
-        *("spans", "plugins", "json_files", "sides"),
+        *("spans", "plugins", "json_files", "chat_files", "precision", "vllm_options", "sides"),
     ],
 ]
 # Rooms of the last line know each other: they are single files without a common subject.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from poolhouse import LLM, NonFiniteResult, PoolingParams
-from poolhouse.engine import runner
+from poolhouse.engine import grouping, runner
 from poolhouse.engine.request import Answer, Request
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.tasks import Task
@@ -72,9 +72,9 @@ def test_large_answers_are_pooled_in_slices_that_equal_the_whole(
     rows: list[int] = []
     pool = runner.Runner._pool
     monkeypatch.setattr(
-        runner.Runner, "_pool", lambda self, members, part: rows.append(len(part.values)) or pool(self, members, part)
+        runner.Runner, "_pool", lambda self, *asked: rows.append(len(asked[-1].values)) or pool(self, *asked)
     )
-    monkeypatch.setattr(runner, "_MOST_NUMBERS", 15)
+    monkeypatch.setattr(grouping, "_MOST_NUMBERS", 15)
     sliced = [future.result(60).array for future in llm.engine.submit([Request(**one) for one in requests])]
     assert len(rows) > len({(one["task"], one["params"]) for one in requests})
     for ours, theirs in zip(sliced, whole, strict=True):
@@ -141,7 +141,7 @@ def test_one_pair_that_is_not_a_number_fails_alone(folder: Path, tmp_path: Path)
     break_token(tmp_path, float("nan"))
     pairs = [("w1 w2", "w3"), ("w1 w2", "w5"), ("w5", "w3"), ("w7", "w8 w9")]
     with LLM(str(folder)) as whole, LLM(str(tmp_path)) as llm:
-        assert llm.engine.tokenizer.tokens([9]) == ["w5"]
+        assert llm.engine.token_strings([9]) == ["w5"]
         futures = llm.engine.submit([Request(Prompt(query, pair=document), "classify") for query, document in pairs])
         for (query, document), future in zip(pairs, futures, strict=True):
             if "w5" in query + document:

@@ -62,7 +62,7 @@ def test_composed_answers_fail_too(call: str, tmp_path: Path) -> None:
     save_checkpoint(tmp_path, "bert, wordpiece", "ForTokenClassification" if call == "token_classify" else "Model")
     break_token(tmp_path, float("nan"))
     with LLM(str(tmp_path), overflow="chunk") as llm:
-        (bad,) = llm.engine.tokenizer.tokens([BROKEN])
+        (bad,) = llm.engine.token_strings([BROKEN])
         calls: dict[str, Any] = {
             "score": lambda text: llm.score("moon", text),
             "embed_chunks": lambda text: llm.embed_chunks(text, chunk_size=2),

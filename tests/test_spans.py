@@ -145,7 +145,9 @@ def test_how_labels_group(row: str) -> None:
     given, strategy, expected = ROWS[row]
     scores = np.full((5, 6), 0.02, np.float32)
     scores[range(5), [0, *given, 0]] = 0.9
-    places = Places(np.array([[0, 0], [0, 2], [3, 5], [6, 8], [0, 0]]), np.array([-1, 0, 1, 2, -1]))
+    places = Places(
+        np.array([[0, 0], [0, 2], [3, 5], [6, 8], [0, 0]]), np.array([-1, 0, 1, 2, -1]), np.array([1, 0, 0, 0, 1], bool)
+    )
     found = entities("ab cd ef", scores, places, LABELS, strategy)  # type: ignore[arg-type]
     assert [(entity.label, entity.start, entity.end) for entity in found] == expected
 
@@ -156,7 +158,7 @@ def test_how_labels_group(row: str) -> None:
 def test_how_the_tokens_of_a_word_agree(strategy: str, expected: tuple[str, float]) -> None:
     scores = np.zeros((2, 6), np.float32)
     scores[0, [2, 4]], scores[1, [2, 0]] = (0.3, 0.5), (0.8, 0.2)
-    places = Places(np.array([[0, 2], [2, 4]]), np.array([0, 0]))
+    places = Places(np.array([[0, 2], [2, 4]]), np.array([0, 0]), np.zeros(2, bool))
     (found,) = entities("abcd", scores, places, LABELS, strategy)  # type: ignore[arg-type]
     assert (found.label, found.text) == (expected[0], "abcd")
     assert found.score == pytest.approx(expected[1])

@@ -43,11 +43,14 @@ class InputTooLong(InvalidRequest):
 class NoStep(InvalidRequest):
     """A prompt without the token whose rows were asked for, or of special tokens where those are left out."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "The prompt holds no step tag (step_tag_id), or other token that the model answers at, so there is no row.",
-            "prompt",
-        )
+    def __init__(
+        self,
+        message: str = "The prompt holds no step tag (step_tag_id), or other token that the model answers at, so there "
+        "is no row.",
+        parameter: str | None = "prompt",
+        value: object = None,
+    ) -> None:
+        super().__init__(message, parameter, value)
 
 
 class UnsupportedTask(InvalidRequest):

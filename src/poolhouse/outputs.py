@@ -5,12 +5,16 @@ Vectors stay numpy arrays until a caller asks for tensors or lists, so nothing i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from poolhouse.errors import InvalidRequest
+from poolhouse.tokens import Ids
 
 if TYPE_CHECKING:
     import torch
@@ -123,6 +127,79 @@ class EmbeddedChunk:
         return f"EmbeddedChunk(text={self.text!r}, start={self.start}, end={self.end}, tokens={self.tokens})"
 
 
+@dataclass(frozen=True, eq=False)
+class SparseVector:
+    """Weights of the few entries that a text has; the answer of `LLM.embed_sparse`.
+
+    ids: token ids (or numbers of features) in rising order. weights: [entries]; none is 0.
+    names: the vocabulary entries of ids; None where ids are not tokens.
+    """
+
+    ids: Ids
+    weights: Array
+    names: Callable[[Sequence[int]], list[str]] | None = field(default=None, repr=False)
+
+    @cached_property
+    def indices(self) -> list[int]:
+        return self.ids.tolist()  # type: ignore[no-any-return]
+
+    @cached_property
+    def values(self) -> list[float]:
+        return self.weights.tolist()  # type: ignore[no-any-return]
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """The vocabulary entries of ids; "" for one that the tokenizer does not have.
+
+        Raises:
+            InvalidRequest: the ids are those of features, which have no names.
+        """
+        if self.names is None:
+            raise InvalidRequest("The entries of this model are features without names, not tokens.", "tokens")
+        return self.names(self.indices)
+
+    def as_dict(self) -> dict[int, float]:
+        """{id: weight}, as Milvus takes it."""
+        return dict(zip(self.indices, self.values, strict=True))
+
+    def as_tokens(self) -> dict[str, float]:
+        """{token: weight}, as OpenSearch's and Elasticsearch's rank features take it; entries without a name are left out."""
+        return {token: weight for token, weight in zip(self.tokens, self.values, strict=True) if token}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"SparseVector(entries={len(self)})"
+
+
+@dataclass(frozen=True, eq=False)
+class SparseMatrix:
+    """Sparse vectors of many texts in compressed rows (CSR), by `LLM.embed_sparse_array`.
+
+    indptr: [texts + 1]; text n has the entries indptr[n] to indptr[n + 1]. indices: [entries], rising within a text.
+    values: [entries]. shape: (texts, vocabulary). scipy.sparse.csr_matrix((values, indices, indptr), shape) shares them.
+    """
+
+    indptr: Ids
+    indices: npt.NDArray[np.int32]
+    values: Array
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, vectors: Iterable[SparseVector], width: int) -> SparseMatrix:
+        """The rows of these vectors, in order. width: of the vocabulary."""
+        kept = [(vector.ids.astype(np.int32), vector.weights) for vector in vectors]
+        indptr = np.zeros(len(kept) + 1, dtype=np.int64)
+        np.cumsum([len(ids) for ids, _ in kept], out=indptr[1:])
+        indices = np.concatenate([ids for ids, _ in kept] or [np.zeros(0, dtype=np.int32)])
+        values = np.concatenate([weights for _, weights in kept] or [np.zeros(0, dtype=np.float32)])
+        return cls(indptr, indices, values, (len(kept), width))
+
+    def __repr__(self) -> str:
+        return f"SparseMatrix(shape={self.shape}, entries={len(self.values)})"
+
+
 @dataclass(frozen=True)
 class ScoringOutput:
     """The answer of `LLM.score`: how well two texts fit, the larger the better."""
@@ -179,6 +256,10 @@ class TokenClassificationRequestOutput(RequestOutput[TokenClassificationOutput])
 
 class ChunkedEmbeddingRequestOutput(RequestOutput[list[EmbeddedChunk]]):
     """A text's chunks, in order, from `LLM.embed_chunks`; `chunks` counts the windows in which it was read."""
+
+
+class SparseRequestOutput(RequestOutput[SparseVector]):
+    """A prompt's sparse vector from `LLM.embed_sparse`."""
 
 
 class ScoringRequestOutput(RequestOutput[ScoringOutput]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import InitVar, dataclass, fields
+from dataclasses import InitVar, dataclass, fields, replace
 from typing import Any, Literal
 
 from poolhouse.errors import ConfigError, InvalidRequest, UnsupportedDimensions, did_you_mean
@@ -89,22 +89,32 @@ class PoolingParams:
             return self
         return PoolingParams(self.dimensions, self.use_activation, self.step_tag_id, self.returned_token_ids)
 
-    def check(self, task: Task, matryoshka: Matryoshka, model_name: str) -> None:
-        """Refuse what `task` cannot honour or the model does not offer.
+    def check(self, task: Task, matryoshka: Matryoshka, model_name: str, further: tuple[Task, ...] = ()) -> None:
+        """Refuse what neither `task` nor a further one can honour, or the model does not offer.
 
         Raises:
             InvalidRequest, UnsupportedDimensions: naming the field.
         """
-        known = _TASK_PARAMS.get(task, _ALL_PARAMS)
+        tasks = (task, *further)
+        known = [name for name in _ALL_PARAMS if any(name in _params_of(task) for task in tasks)]
         wrong = [name for name in _ALL_PARAMS if name not in known and getattr(self, name) is not None]
         if wrong:
+            who = f"Tasks {list(tasks)} only support" if further else f"Task '{task}' only supports"
             raise InvalidRequest(
-                f"Task '{task}' only supports {list(known)} parameters, does not support {wrong} parameters",
+                f"{who} {known} parameters, {'do' if further else 'does'} not support {wrong} parameters",
                 wrong[0],
                 getattr(self, wrong[0]),
             )
         if self.dimensions is not None:
             matryoshka.check(self.dimensions, model_name)
+
+    def for_task(self, task: Task) -> PoolingParams:
+        """Only what this task knows, of what was asked of several."""
+        known = _params_of(task)
+        foreign: dict[str, Any] = {
+            name: None for name in _ALL_PARAMS if name not in known and getattr(self, name) is not None
+        }
+        return replace(self, **foreign) if foreign else self
 
 
 _SIDES = ("max_tokens_per_query", "max_tokens_per_doc")
@@ -115,6 +125,10 @@ _TASK_PARAMS: dict[Task, tuple[str, ...]] = {
     "classify": ("use_activation",),
     "token_classify": ("use_activation", "step_tag_id", "returned_token_ids"),
 }
+
+
+def _params_of(task: Task) -> tuple[str, ...]:
+    return _TASK_PARAMS.get(task, _ALL_PARAMS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from poolhouse import combined, sparse
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.chat import ScoreTemplate
@@ -47,19 +48,20 @@ class Asked:
 
     instruction: what makes a document fit, for models that read one.
     template: joins the texts of a pair, instead of the model's own. variables: what the template sees beside them.
+    mode: which answers of the model are compared, see `combined.MODES`; None leaves it to the model.
+    weights: of the dense, sparse and colbert scores in a mode that adds several; None weighs them alike.
     """
 
     params: PoolingParams = PoolingParams()
     instruction: str | None = None
     template: ScoreTemplate | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
+    mode: str | None = None
+    weights: tuple[float, ...] | None = None
 
 
-class Engine(Protocol):
+class Engine(sparse.Engine, Protocol):
     """What scoring must know of an engine."""
-
-    @property
-    def tasks(self) -> tuple[Task, ...]: ...
 
     @property
     def labels(self) -> int:
@@ -93,6 +95,12 @@ def plan(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked
         InvalidRequest: lists that do not fit. UnsupportedTask: a model that cannot score, and why.
     """
     _check_lengths(queries, documents)
+    if asked.mode is not None:
+        _refuse_templates(asked, "is asked to compare what it says of each text apart")
+        _refuse_instruction(asked)
+        return _combined(engine, queries, documents, asked, asked.mode)
+    if asked.weights is not None:
+        raise InvalidRequest("weights are for mode='weighted'.", "weights", asked.weights)
     if engine.listwise is not None:
         _refuse_templates(asked, "scores all documents in one prompt of its own")
         return _listwise(engine, engine.listwise, queries, documents, asked)
@@ -107,7 +115,7 @@ def plan(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked
     _refuse_templates(asked, "encodes query and document apart")
     _refuse_instruction(asked)
     if "embed" in engine.tasks:
-        return _bi_encoder(queries, documents, asked)
+        return _bi_encoder(engine, queries, documents, asked)
     if "token_embed" in engine.tasks:
         return _late_interaction(queries, documents, asked, engine.averages_max_sim)
     raise UnsupportedTask(
@@ -199,8 +207,33 @@ def _cosines(query: Array, documents: Array) -> Array:
     return cosines
 
 
-def _bi_encoder(queries: Sequence[str], documents: Sequence[str], asked: Asked) -> Plan:
+def _combined(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked: Asked, mode: str) -> Plan:
+    """Several answers of one pass over each text, compared as the mode says; sides are told apart by input type."""
+    if engine.listwise is not None:
+        raise UnsupportedTask("mode is for models that read query and document apart; this one scores lists.", "mode")
+    combination = combined.combination(engine, mode, asked.weights)
+    task, *further = combination.tasks
+    params = asked.params
+    if params.use_activation is None and engine.sparse is not None and engine.sparse.unit == "token":
+        # Unit vectors and positive weights, whatever the model's owner says of activations.
+        params = replace(params, use_activation=True)
+    requests = [
+        replace(request, further=tuple(further)) for request in _sides(queries, documents, task, params, by_role=True)
+    ]
+
+    def finish(answers: Sequence[Answer]) -> list[Score]:
+        sides = [combination.side(answer) for answer in answers]
+        ours, theirs = _stretched(sides[: len(queries)], len(documents)), sides[len(queries) :]
+        scores = [combination.score(query, document) for query, document in zip(ours, theirs, strict=True)]
+        return _scores(np.array(scores), answers, len(queries))
+
+    return Plan(requests, finish)
+
+
+def _bi_encoder(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked: Asked) -> Plan:
     """The cosine of two vectors; a query of many documents is embedded once."""
+    # A sparse encoder may look queries up and run documents.
+    by_role = engine.sparse is not None and engine.sparse.unit == "vocabulary"
 
     def finish(answers: Sequence[Answer]) -> list[Score]:
         vectors = np.stack([answer.array for answer in answers])
@@ -208,39 +241,34 @@ def _bi_encoder(queries: Sequence[str], documents: Sequence[str], asked: Asked) 
         ours, theirs = vectors[: len(queries)], vectors[len(queries) :]
         return _scores((ours * theirs).sum(axis=1), answers, len(queries))
 
-    return Plan(_sides(queries, documents, "embed", asked.params), finish)
+    return Plan(_sides(queries, documents, "embed", asked.params, by_role), finish)
 
 
 def _late_interaction(queries: Sequence[str], documents: Sequence[str], asked: Asked, mean: bool) -> Plan:
     """MaxSim: each vector of the query finds its best vector of the document, and their products are added.
 
-    A document without a vector (nothing but punctuation) scores 0. mean: divide by the query's vectors.
+    mean: divide by the number of the query's vectors.
     """
+
+    similarity = combined.mean_max_sim if mean else combined.max_sim
 
     def finish(answers: Sequence[Answer]) -> list[Score]:
         ours = _stretched([answer.array for answer in answers[: len(queries)]], len(documents))
         theirs = [answer.array for answer in answers[len(queries) :]]
-        pairs = zip(ours, theirs, strict=True)
-        sums = np.array([max_sim(query, document) if len(document) else 0.0 for query, document in pairs])
-        if mean:
-            sums = sums / np.maximum([len(query) for query in ours], 1)
-        return _scores(sums, answers, len(queries))
+        scores = [similarity(query, document) for query, document in zip(ours, theirs, strict=True)]
+        return _scores(np.array(scores), answers, len(queries))
 
-    requests = _sides(queries, documents, "token_embed", asked.params)
-    sides = ["query"] * len(queries) + ["document"] * len(documents)
-    return Plan([replace(request, input_type=side) for request, side in zip(requests, sides, strict=True)], finish)
+    return Plan(_sides(queries, documents, "token_embed", asked.params, by_role=True), finish)
 
 
-def max_sim(query: Array, document: Array) -> float:
-    """The sum over query vectors of the largest product with a document vector; [tokens, features] each."""
-    return float((query @ document.T).max(axis=1).sum())
-
-
-def _sides(queries: Sequence[str], documents: Sequence[str], task: Task, params: PoolingParams) -> list[Request]:
-    """All queries, then all documents, each cut to its side's limit."""
+def _sides(
+    queries: Sequence[str], documents: Sequence[str], task: Task, params: PoolingParams, by_role: bool = False
+) -> list[Request]:
+    """All queries, then all documents, each cut to its side's limit. by_role: the model is told which is which."""
     ours, theirs = _side(params, params.max_tokens_per_query), _side(params, params.max_tokens_per_doc)
-    requests = [Request(Prompt(query), task, ours) for query in queries]
-    return requests + [Request(Prompt(document), task, theirs) for document in documents]
+    query_type, document_type = ("query", "document") if by_role else (None, None)
+    requests = [Request(Prompt(query), task, ours, input_type=query_type) for query in queries]
+    return requests + [Request(Prompt(document), task, theirs, input_type=document_type) for document in documents]
 
 
 def _side(params: PoolingParams, most: int | None) -> PoolingParams:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from poolhouse.errors import ConfigError, did_you_mean
 from poolhouse.lora import parse_lora_modules
+from poolhouse.vllm_options import DONE_ANYWAY, FORMER_NAMES, MEANINGLESS, OUR_NAMES, in_our_words
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Marks the field that opens a panel of `--help`; the fields after it belong to the same one."""
+
+    title: str
 
 
 class Settings(BaseModel):
@@ -18,66 +27,79 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
-    model: str | None = Field(None, description="Folder or hub id; without one, the embedded default all-MiniLM-L6-v2.")
+    model: Annotated[str | None, Panel("Model")] = Field(
+        None, description="Folder or hub id; none: the embedded all-MiniLM-L6-v2."
+    )
     runner: Literal["auto", "generate", "pooling", "draft"] = Field(
-        "auto", description="Only pooling models are run; 'auto' and 'pooling' mean the same."
+        "auto", description="As vLLM's; only pooling models are run."
     )
     convert: Literal["auto", "none", "embed", "classify"] = Field(
-        "auto", description="Make an embedder or a classifier of a model that is none; auto goes by its architecture."
+        "auto", description="Make an embedder or a classifier of a model that is none."
     )
     tokenizer: str | None = Field(None, description="Folder or hub id of the tokenizer, if not the model's.")
     tokenizer_mode: Literal["auto", "hf"] = Field("auto", description="How to read the tokenizer; one way exists.")
     revision: str | None = Field(None, description="Branch, tag or commit of the model on the hub.")
     tokenizer_revision: str | None = Field(None, description="Branch, tag or commit of the tokenizer on the hub.")
     download_dir: str | None = Field(None, description="Where to keep files from the hub.")
-    hf_token: str | None = Field(None, description="Token for the hub; none: the one stored by login, if any.")
+    hf_token: str | None = Field(
+        None, repr=False, description="Token for the hub; none: HF_TOKEN, or the one stored by login."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the checkpoint.")
     hf_overrides: Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]] | None = Field(
-        None, description="Changes to config.json: a mapping, or a function from config to config."
+        None, description="Changes to config.json, as JSON; in Python a function too."
     )
-    model_impl: Literal["auto", "native", "transformers"] = Field(
-        "auto", description="Who runs the model: the native families, transformers, or whichever can."
-    )
-    dtype: str = Field("auto", description="auto, float32, float16 (half) or bfloat16; auto is float32 on CPUs.")
+    model_impl: Literal["auto", "native", "transformers"] = Field("auto", description="Who runs the model.")
+    dtype: str = Field("auto", description="auto, float32, float16 (half) or bfloat16.")
     device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N.")
-    pooler_config: Any = Field(None, description="How to pool, where the model's files should not decide.")
+    pooler_config: Annotated[Any, Panel("Pooling")] = Field(
+        None, description="How to pool, as JSON; --pooler-config.FIELD sets one field."
+    )
     chat_template: str | None = Field(
-        None, description="Template that joins a query and a document to score: a file, its text, or a built-in name."
+        None, description="Renders messages, and joins the texts of a pair: a file, its text, or a built-in name."
+    )
+    chat_template_content_format: Literal["auto", "string", "openai"] = Field(
+        "auto", description="What chat templates read: texts, or lists of parts (openai)."
     )
     matryoshka_dimensions: tuple[int, ...] | None = Field(
-        None, description="Vector lengths that requests may ask for, e.g. 64,128,256."
+        None, description="Vector lengths that requests may ask for: 64,128,256."
     )
     colbert_compat: Literal["reference", "vllm"] = Field(
-        "reference",
-        description="Late-interaction models: read queries and documents as the reference does (markers, filled-up "
-        "queries, skipped punctuation), or as plain texts, as vLLM does.",
+        "reference", description="Texts of ColBERT models: as the reference reads them, or plain, as vLLM does."
     )
-    max_model_len: int | None = Field(None, description="Longest prompt in tokens; -1 or none: the model's own limit.")
+    max_model_len: Annotated[int | None, Panel("Prompts and packs")] = Field(
+        None, description="Longest prompt in tokens; none: the model's own limit."
+    )
     overflow: Literal["error", "truncate", "chunk"] = Field(
-        "error", description="What to do with longer prompts: refuse, cut (and say so), or split and average."
+        "error", description="Longer prompts: refuse, cut and say so, or split."
     )
-    served_model_name: str | tuple[str, ...] | None = Field(
-        None, description="Name or names (with commas) that requests may use; replies give the first."
+    served_model_name: Annotated[tuple[str, ...] | None, Panel("Model")] = Field(
+        None, description="Names that requests may use; with several models, one each."
     )
-    enable_lora: bool = Field(True, description="Whether requests may use adapters; needs no switching on.")
+    enable_lora: Annotated[bool, Panel("Adapters")] = Field(True, description="Whether requests may use adapters.")
     lora_modules: dict[str, str] | None = Field(
         None,
-        description="Adapters that requests may name: name=path, several with commas; a path is a PEFT folder or hub id.",
+        description="Adapters that requests may name: name=path, several with commas.",
     )
-    max_lora_rank: int | None = Field(None, ge=1, description="Refuse adapters of a higher rank; none: any rank.")
+    max_lora_rank: int | None = Field(None, ge=1, description="Refuse adapters of a higher rank.")
     merge_adapter: str | None = Field(
         None,
-        description="Adapter to merge into the weights at load, so that it costs nothing: a name of lora_modules, "
-        "a task of the checkpoint, or a PEFT folder or hub id.",
+        description="Adapter to merge into the weights: a name, a task of the checkpoint, a folder.",
     )
-    max_num_batched_tokens: int | None = Field(None, ge=1, description="Tokens of one pack; none: by the device.")
-    tokenizer_workers: int = Field(
-        2, ge=1, le=64, alias="renderer_num_workers", description="Threads that tokenise.", validate_default=True
+    max_num_batched_tokens: Annotated[int | None, Panel("Prompts and packs")] = Field(
+        None, ge=1, description="Tokens of one pack; none: by the device."
     )
-    io_processor_plugin: str | None = Field(
-        None, description="Plugin that turns its own data into prompts; none: the one that config.json names, if any."
+    int8_calibration: Annotated[str | None, Panel("Pooling")] = Field(
+        None, description="File of `poolhouse calibrate`: the ranges of int8 and uint8 vectors."
     )
-    quantization: str | None = Field(None, description="Nothing is quantised: only none is taken.")
+    tokenizer_workers: Annotated[int, Panel("Prompts and packs")] = Field(
+        2, ge=1, le=64, description="Threads that tokenise."
+    )
+    io_processor_plugin: Annotated[str | None, Panel("Pooling")] = Field(
+        None, description="Plugin that makes prompts; none: the one of config.json."
+    )
+    quantization: Annotated[str | None, Panel("Model")] = Field(
+        None, description="Nothing is quantised: only none is taken."
+    )
     quantization_config: Any = Field(None, description="As quantization.")
     seed: int = Field(0, description="Seed of torch's random numbers.")
 
@@ -111,17 +133,15 @@ class Settings(BaseModel):
     def _named_paths(cls, value: Any) -> Any:
         return None if value is None else parse_lora_modules(value)
 
-    @field_validator("matryoshka_dimensions", mode="before")
+    @field_validator("matryoshka_dimensions", "served_model_name", mode="before")
     @classmethod
-    def _sizes_in_one_word(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    def _several_in_one_word(cls, value: Any) -> Any:
+        return several_words(value)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names that requests may use; empty where the model's own name serves."""
-        if self.served_model_name is None:
-            return ()
-        return (self.served_model_name,) if isinstance(self.served_model_name, str) else self.served_model_name
+        return self.served_model_name or ()
 
     @classmethod
     def parse(cls, **options: Any) -> Settings:
@@ -130,17 +150,17 @@ class Settings(BaseModel):
         Raises:
             ConfigError: an unknown option, naming the nearest, or a value that does not fit.
         """
-        options = _with_former_words(options)
-        known = [*cls.model_fields, *(field.alias for field in cls.model_fields.values() if field.alias)]
+        options = in_our_words(options)
+        known = {*cls.model_fields, *OUR_NAMES, *FORMER_NAMES, *MEANINGLESS}
         meaningless = sorted(name for name in options if name in MEANINGLESS)
         for name in options:
-            if name not in known and name not in MEANINGLESS:
-                raise ConfigError(f"There is no option '{name}'.{did_you_mean(name, [*known, *MEANINGLESS])}")
+            if name not in known and name not in DONE_ANYWAY:
+                raise ConfigError(f"There is no option '{name}'.{did_you_mean(name, known)}")
         if meaningless:
             warnings.warn(
                 f"These options mean nothing to Poolhouse and are ignored: {', '.join(meaningless)}.", stacklevel=3
             )
-        return _validated(cls, {name: value for name, value in options.items() if name not in MEANINGLESS})
+        return _validated(cls, {name: value for name, value in options.items() if name in cls.model_fields})
 
 
 class ServerSettings(BaseModel):
@@ -148,8 +168,9 @@ class ServerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - as vLLM does
+    host: Annotated[str, Panel("Server")] = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - as vLLM does
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    uds: str | None = Field(None, description="Unix socket to listen on, instead of host and port.")
     root_path: str = Field("", description="Path prefix that a proxy strips.")
     error_format: Literal["flat", "nested"] = Field("flat", description="Shape of error bodies; nested is OpenAI's.")
     shutdown_seconds: float = Field(30.0, ge=0, description="How long a stop waits for requests in flight.")
@@ -157,8 +178,7 @@ class ServerSettings(BaseModel):
         "fast", description="Before requests are taken: run nothing, a short prompt, or full packs of every length."
     )
 
-    # Limits
-    max_body_bytes: int = Field(64 * 1024 * 1024, ge=1, description="Largest request body.")
+    max_body_bytes: Annotated[int, Panel("Limits")] = Field(64 * 1024 * 1024, ge=1, description="Largest request body.")
     max_json_depth: int = Field(32, ge=2, description="Deepest nesting of a request body.")
     max_client_batch_size: int = Field(8192, ge=1, description="Most inputs, or documents, of one request.")
     max_queued_prompts: int = Field(
@@ -169,15 +189,22 @@ class ServerSettings(BaseModel):
     )
     body_timeout_seconds: float = Field(60.0, gt=0, description="How long a client may take to send its body.")
 
-    # Security
-    api_key: tuple[str, ...] | None = Field(
-        None, description="Key or keys (with commas) that requests must show; else POOLHOUSE_API_KEY or VLLM_API_KEY."
+    max_header_bytes: int = Field(64 * 1024, ge=1024, description="Largest head of a request: its URL and headers.")
+    max_url_bytes: int = Field(8 * 1024, ge=256, description="Longest URL of a request.")
+    header_timeout_seconds: float = Field(15.0, gt=0, description="How long a client may take to send its headers.")
+    keep_alive_seconds: int = Field(75, ge=1, description="How long an idle connection stays open.")
+
+    api_key: Annotated[tuple[SecretStr, ...], Panel("Security")] = Field(
+        (), description="Key that requests must show; may be repeated. POOLHOUSE_API_KEY and VLLM_API_KEY serve too."
     )
     api_key_file: str | None = Field(None, description="File with a key per line, instead of keys on the command line.")
     ssl_keyfile: str | None = Field(None, description="Private key for TLS.")
     ssl_certfile: str | None = Field(None, description="Certificate for TLS.")
+    ssl_keyfile_password: SecretStr | None = Field(None, description="Password of the private key.")
     ssl_ca_certs: str | None = Field(None, description="Authorities whose client certificates are taken.")
     ssl_cert_reqs: int = Field(0, ge=0, le=2, description="Client certificates: 0 none, 1 optional, 2 required.")
+    ssl_ciphers: str | None = Field(None, description="Ciphers of TLS, in OpenSSL's words.")
+    enable_ssl_refresh: bool = Field(False, description="Take renewed certificate files without a restart.")
     allowed_origins: tuple[str, ...] = Field((), description="Origins (CORS) that browsers may call from; * is any.")
     allowed_methods: tuple[str, ...] = Field(("*",), description="Methods that CORS allows.")
     allowed_headers: tuple[str, ...] = Field(("*",), description="Headers that CORS allows.")
@@ -185,63 +212,52 @@ class ServerSettings(BaseModel):
     trust_request_chat_template: bool = Field(False, description="Take chat templates from requests.")
     disable_fastapi_docs: bool = Field(False, description="No /docs and no /openapi.json.")
 
-    # Observability
-    log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = Field(
-        "info", description="Level of the server's own log."
+    log_level: Annotated[Literal["critical", "error", "warning", "info", "debug", "trace"], Panel("Observability")] = (
+        Field("info", description="Level of the server's own log.")
     )
     log_format: Literal["text", "json"] = Field("text", description="Lines for people, or an object per line.")
     disable_access_log: bool = Field(False, description="No line per request in the log.")
+    disable_access_log_for_endpoints: tuple[str, ...] = Field(
+        (), description="Paths without a line per request, such as /health,/metrics."
+    )
     otlp_traces_endpoint: str | None = Field(
         None, description="Where OpenTelemetry traces go; needs the extra `tracing`."
     )
 
-    @field_validator("api_key", "allowed_origins", "allowed_methods", "allowed_headers", mode="before")
+    @field_validator(
+        *("allowed_origins", "allowed_methods", "allowed_headers", "disable_access_log_for_endpoints"),
+        mode="before",
+    )
     @classmethod
     def _several_in_one_word(cls, value: Any) -> Any:
-        """Several words with commas, or a JSON list, as vLLM takes them."""
-        if not isinstance(value, str):
-            return value
-        if value.startswith("["):
-            return json.loads(value)
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+        return several_words(value)
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _keys_in_one_word(cls, value: Any) -> Any:
+        keys = several_words(value)
+        # An empty key must not leave the server open.
+        if isinstance(value, str) and not keys:
+            raise ValueError("there is no key in it")
+        return keys
+
+    @field_validator("api_key")
+    @classmethod
+    def _keys_are_visible(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(key.get_secret_value().strip().isprintable() and key.get_secret_value().strip() for key in keys):
+            raise ValueError("a key is of visible characters, at least one")
+        return keys
 
     @classmethod
     def parse(cls, **options: Any) -> ServerSettings:
         """Server settings from keyword options; raises ConfigError in plain words."""
-        return _validated(cls, options)
+        return _validated(cls, in_our_words(options))
 
 
-# What vLLM's former option `task` meant, in terms of `convert`.
-_FORMER_TASKS = {
-    **dict.fromkeys(("embed", "embedding", "encode"), "embed"),
-    "classify": "classify",
-    # Every kind of model can score or reward as what it is: score falls back to cosines.
-    **dict.fromkeys(("auto", "reward", "score"), "auto"),
-}
-
-
-def _with_former_words(options: dict[str, Any]) -> dict[str, Any]:
-    """Options with vLLM's former names turned into today's, with a warning for each.
-
-    Raises:
-        ConfigError: a former task that cannot be served.
-    """
-    options = dict(options)
-    if "override_pooler_config" in options:
-        _warn_former("override_pooler_config", "pooler_config")
-        options.setdefault("pooler_config", options.pop("override_pooler_config"))
-    if "task" in options:
-        word = options.pop("task")
-        if word not in _FORMER_TASKS:
-            raise ConfigError(f"task={word!r}: Poolhouse runs pooling models only: {sorted(_FORMER_TASKS)}.")
-        _warn_former("task", "runner='pooling' and convert")
-        # A model that has the task already is not converted: auto would do for it too.
-        options.setdefault("convert", _FORMER_TASKS[word])
-    return options
-
-
-def _warn_former(word: str, today: str) -> None:
-    warnings.warn(f"The option `{word}` was renamed; use `{today}` instead.", DeprecationWarning, stacklevel=5)
+def known_options() -> set[str]:
+    """Every name that `Settings` or `ServerSettings` understand."""
+    ours = {*Settings.model_fields, *ServerSettings.model_fields}
+    return ours | {*OUR_NAMES, *FORMER_NAMES, *MEANINGLESS, *DONE_ANYWAY}
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
@@ -251,31 +267,25 @@ def _validated(cls: type[SettingsT], options: Mapping[str, Any]) -> SettingsT:
     try:
         return cls.model_validate(options)
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})"
-            for problem in error.errors(include_url=False)
-        ]
+        problems = []
+        for problem in error.errors(include_url=False):
+            where, words = problem["loc"], problem["msg"].removeprefix("Value error, ")
+            got = "" if where[:1] in _SECRET else f" (got {problem['input']!r})"
+            problems.append(f"{'.'.join(map(str, where))}: {words}{got}")
         raise ConfigError("; ".join(problems)) from None
 
 
-# Options of vLLM's constructor and server that steer what Poolhouse does not have: a key-value cache, generation,
-# compilation, parallel workers. They are accepted, with one warning, so that callers need not change.
-MEANINGLESS = frozenset(
-    """
-    additional_config allowed_local_media_path allowed_media_domains api_server_count async_scheduling attention_backend
-    attention_config block_size calculate_kv_scales code_revision compilation_config config_format cpu_offload_gb
-    data_parallel_backend data_parallel_size disable_cascade_attn disable_custom_all_reduce disable_log_requests
-    disable_log_stats disable_sliding_window distributed_executor_backend enable_chunked_prefill enable_expert_parallel
-    default_mm_loras enable_prefix_caching enable_sleep_mode enforce_eager fully_sharded_loras generation_config
-    gpu_memory_utilization ignore_patterns
-    kernel_config kv_cache_dtype kv_cache_memory_bytes kv_transfer_config limit_mm_per_prompt load_format
-    logits_processors long_prefill_token_threshold lora_dtype max_cpu_loras max_loras max_logprobs
-    max_long_partial_prefills
-    max_num_partial_prefills max_num_seqs max_parallel_loading_workers max_seq_len_to_capture mm_processor_cache_gb
-    mm_processor_kwargs model_loader_extra_config num_gpu_blocks_override num_scheduler_steps observability_config
-    optimization_level override_attention_dtype override_generation_config pipeline_parallel_size
-    preemption_mode prefix_caching_hash_algo profiler_config ray_workers_use_nsight reasoning_parser
-    scheduler_cls scheduler_delay_factor scheduling_policy skip_tokenizer_init speculative_config
-    structured_outputs_config swap_space tensor_parallel_size use_tqdm_on_load worker_cls worker_extension_cls
-    """.split()  # noqa: SIM905 - a list of a hundred names reads better so
-)
+# Values that no message may show.
+_SECRET = [("api_key",), ("hf_token",), ("ssl_keyfile_password",)]
+
+
+def several_words(value: Any) -> Any:
+    """Several words in one, as `a,b` or as vLLM's JSON list."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"not a JSON list: {error}") from None
+    return tuple(part.strip() for part in value.split(",") if part.strip())

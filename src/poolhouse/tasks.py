@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
@@ -13,6 +14,24 @@ TASKS: tuple[Task, ...] = get_args(Task)
 
 # Tasks whose answer has a row per token; the others answer with one row per prompt.
 TOKEN_TASKS: frozenset[Task] = frozenset({"token_embed", "token_classify"})
+
+
+@dataclass(frozen=True, slots=True)
+class SparseHead:
+    """How a sparse vector is read off the answer of a task.
+
+    unit: what is weighed: "token", a row weighs the token behind it (BGE-M3); "vocabulary", a feature is a vocabulary
+    entry (SPLADE); "feature", features have no names (sparse autoencoders).
+    width: how many ids there are.
+    ends: ids without a row where a prompt begins with the first and ends with the second.
+    left_out: ids that never get an entry: special tokens.
+    """
+
+    task: Task
+    unit: Literal["token", "vocabulary", "feature"]
+    width: int
+    ends: tuple[int, int] | None = None
+    left_out: frozenset[int] = frozenset()
 
 
 def parse_task(word: str, supported: tuple[Task, ...]) -> Task:

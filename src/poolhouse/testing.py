@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from poolhouse.engine.request import Answer, Request
-from poolhouse.errors import EngineClosed, InputTooLong, InvalidRequest
+from poolhouse.engine.faults import Faults
+from poolhouse.engine.observing import BatchRun, Guarded, Observer
+from poolhouse.engine.pending import Pending
+from poolhouse.engine.request import Answer, Request, Timing, fail, start
+from poolhouse.engine.warming import WarmUpLevel
+from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest
+from poolhouse.inputs.chat import ScoreTemplate
+from poolhouse.inputs.conversations import Conversations
+from poolhouse.inputs.limits import Limit
+from poolhouse.inputs.listwise import ListwisePrompts
+from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import Array
-from poolhouse.params import Matryoshka
-from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
-from poolhouse.tokens import Tokens
+from poolhouse.params import Matryoshka, PoolingParams
+from poolhouse.plugins import Plugin
+from poolhouse.precision import Calibration
+from poolhouse.tasks import TOKEN_TASKS, SparseHead, Task, parse_task
+from poolhouse.tokens import Places, Tokens
 
 
 class FakeEngine:
@@ -23,8 +37,11 @@ class FakeEngine:
 
     The same text always gets the same vector of unit length, another text another one. Words are its tokens.
     delay_seconds: time that each request takes. failure: what every request fails with.
-    dimensions: the Matryoshka sizes it offers. label_names: of `classify`, whose answers are as wide. `received` holds every request it was given.
-    Clear `open` to let requests wait until it is set again; set `alive` to False to let the engine be dead.
+    conversations: what renders messages; one line per message, `role: content`, unless set.
+    sparse: how its answers become sparse vectors. dimensions: the Matryoshka sizes it offers.
+    label_names: of `classify`, whose answers are as wide. `received` holds every request it was given.
+    Clear `open` to let requests wait until it is set again; set `alive` to False to let the engine be dead, or call `die`
+    to let it die of an error. `warmed_up` holds the levels that it was warmed up with.
     """
 
     def __init__(
@@ -37,6 +54,8 @@ class FakeEngine:
         prompts: Mapping[str, str] | None = None,
         dimensions: tuple[int, ...] = (),
         label_names: Mapping[int, str] | None = None,
+        calibration: Calibration | None = None,
+        sparse: SparseHead | None = None,
         delay_seconds: float = 0.0,
         failure: Exception | None = None,
     ) -> None:
@@ -46,10 +65,16 @@ class FakeEngine:
         self.max_tokens = max_tokens
         self.prompts: Mapping[str, str] = prompts or {}
         self.aliases: tuple[str, ...] = ()
-        self.token_weights = False
+        self.sparse = sparse
+        self.token_weights = sparse is not None and sparse.task == "token_classify"
         self.adapters: tuple[str, ...] = ()
         self.label_names: Mapping[int, str] = label_names or {}
         self.labels = len(self.label_names)
+        self.averages_max_sim = False
+        self.score_template: ScoreTemplate | None = None
+        self.listwise: ListwisePrompts | None = None
+        self.plugin: Plugin | None = None
+        self.calibration = calibration
         self.matryoshka = Matryoshka(width, bool(dimensions), dimensions)
         self.delay_seconds = delay_seconds
         self.failure = failure
@@ -57,17 +82,79 @@ class FakeEngine:
         self.open = threading.Event()
         self.open.set()
         self.received: list[Request] = []
+        self.conversations = Conversations({"default": _CHAT_TEMPLATE})
+        self.special_ids: frozenset[int] = frozenset()
+        self._words: dict[int, str] = {}
+        self.warmed_up: list[WarmUpLevel] = []
+        self._pending = Pending()
+        self._faults = Faults()
+        self._observer: Observer | None = None
         self._thread = ThreadPoolExecutor(1, "poolhouse-fake")
+
+    @property
+    def pending(self) -> int:
+        """How many accepted requests have neither answer nor error yet."""
+        return self._pending.count
+
+    @property
+    def fatal(self) -> EngineError | None:
+        """What the engine died of; None while it has not."""
+        return self._faults.fatal
+
+    def on_fatal(self, callback: Callable[[EngineError], None]) -> None:
+        """Call back when the engine dies; at once if it is dead."""
+        self._faults.on_fatal(callback)
+
+    def die(self, error: EngineError) -> None:
+        """Refuse all that comes, fail all that waits, and call back those who asked."""
+        self.alive = False
+        self._faults.die(error)
+        self.open.set()
+        self._thread.shutdown()
+        self._faults.tell()
+
+    def observe(self, observer: Observer | None) -> None:
+        """Tell `observer` of the work from now on: each request is a tokenizer call and a batch of its own."""
+        self._observer = None if observer is None else Guarded(observer)
+
+    def warm_up(self, level: WarmUpLevel) -> None:
+        """Only remembered, in `warmed_up`."""
+        self.warmed_up.append(level)
 
     def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]:
         """Start work on requests; each future gets its answer or its error."""
         self.received.extend(requests)
+        if self.alive:
+            self._pending.add(requests)
         for request in requests:
             if self.alive:
                 self._thread.submit(self._work, request)
             else:
-                request.future.set_exception(EngineClosed("The engine is shut down."))
+                fail(request.future, self.fatal or EngineClosed("The engine is shut down."))
         return [request.future for request in requests]
+
+    def limit(self, params: PoolingParams) -> Limit:
+        """How long a prompt may be."""
+        return Limit(self.max_tokens, params.truncate_prompt_tokens, params.truncation_side)
+
+    def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
+        """The tokens of prompts, however long they are."""
+        return [self._all_tokens(request) for request in requests]
+
+    def detokenize(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The words of ids that this engine made before, and a space between them."""
+        return " ".join(self.token_strings(ids))
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """The word of each id that this engine made before."""
+        for token in ids:
+            if token not in self._words:
+                raise InvalidRequest(f"Token id {token} is out of vocabulary", "tokens")
+        return [self._words[token] for token in ids]
+
+    def conversation(self, messages: Any, **options: Any) -> Prompt:
+        """The prompt of a conversation; options as those of `Conversations.prompt`."""
+        return self.conversations.prompt(messages, **options)
 
     def close(self, drain_seconds: float = 30.0) -> None:
         """Answer what was accepted, then stop."""
@@ -77,38 +164,68 @@ class FakeEngine:
 
     def _work(self, request: Request) -> None:
         self.open.wait()
-        if not request.future.set_running_or_notify_cancel():
+        if not start(request.future):
             return
         time.sleep(self.delay_seconds)
         try:
-            if self.failure is not None:
-                raise self.failure
+            failure = self.fatal or self.failure
+            if failure is not None:
+                raise failure
             request.future.set_result(self._answer(request))
         except Exception as error:  # noqa: BLE001 - as an engine does: every failure is the future's
             request.future.set_exception(error)
 
     def _answer(self, request: Request) -> Answer:
-        task = parse_task(request.task, self.tasks)
-        request.params.check(task, self.matryoshka, self.name)
+        for task in (request.task, *request.further):
+            parse_task(task, self.tasks)
+        request.params.check(request.task, self.matryoshka, self.name, request.further)
         tokens = self._tokens(request)
-        width = self.labels if task == "classify" else request.params.dimensions or self.width
+        if self._observer is not None:
+            self._observer.tokenized(1, self.delay_seconds)
+            self._observer.ran(BatchRun(1, len(tokens), self.max_tokens, ((0.0, 1),), self.delay_seconds, 0.0))
+        return Answer(
+            self._array(request, request.task, tokens),
+            tokens,
+            further={task: self._array(request, task, tokens) for task in request.further},
+            timing=Timing(run_seconds=self.delay_seconds),
+        )
+
+    def _array(self, request: Request, task: Task, tokens: Tokens) -> Array:
+        width = self.labels if task == "classify" else request.params.for_task(task).dimensions or self.width
         if task in TOKEN_TASKS:
-            return Answer(np.stack([_vector(int(token), width) for token in tokens.ids]), tokens)
-        return Answer(_vector(zlib.crc32(tokens.ids.tobytes()), width), tokens)
+            return np.stack([_vector(int(token), width) for token in tokens.ids])
+        return _vector(zlib.crc32(tokens.ids.tobytes()), width)
 
     def _tokens(self, request: Request) -> Tokens:
-        ids = request.prompt.ids
-        if ids is None:
-            if request.prompt_name and request.prompt_name not in self.prompts:
-                raise InvalidRequest(f"The model has no prompt named '{request.prompt_name}'.", "prompt_name")
-            prefix, pair = self.prompts.get(request.prompt_name or "", ""), request.prompt.pair
-            text = prefix + (request.prompt.text or "") + ("" if pair is None else f" {pair}")
-            ids = np.array([zlib.crc32(word.encode()) for word in text.split() or [""]], dtype=np.int64)
-        keep = request.params.truncate_prompt_tokens
-        if keep is None and len(ids) > self.max_tokens:
-            raise InputTooLong(f"The limit is {self.max_tokens} tokens, got {len(ids)}.", "input_tokens", len(ids))
-        kept = len(ids) if keep is None else self.max_tokens if keep == -1 else keep
-        return Tokens(ids[:kept], original_tokens=len(ids))
+        tokens, keep = self._all_tokens(request), request.params.truncate_prompt_tokens
+        if keep is None and len(tokens) > self.max_tokens:
+            raise InputTooLong(
+                f"The limit is {self.max_tokens} tokens, got {len(tokens)}.", "input_tokens", len(tokens)
+            )
+        kept = len(tokens) if keep is None else self.max_tokens if keep == -1 else keep
+        return replace(tokens, ids=tokens.ids[:kept])
+
+    def _all_tokens(self, request: Request) -> Tokens:
+        prompt = request.prompt
+        if prompt.ids is not None:
+            return Tokens(prompt.ids, original_tokens=len(prompt.ids))
+        if request.prompt_name and request.prompt_name not in self.prompts:
+            raise InvalidRequest(f"The model has no prompt named '{request.prompt_name}'.", "prompt_name")
+        if prompt.text is None and prompt.conversation is not None:
+            prompt = self.conversations.rendered(prompt.conversation)
+        prefix = self.prompts.get(request.prompt_name or "", "")
+        text = prefix + (prompt.text or "") + ("" if prompt.pair is None else f" {prompt.pair}")
+        words = list(re.finditer(r"\S+", text)) or list(re.finditer("", ""))
+        ids = np.array([zlib.crc32(word.group().encode()) for word in words], dtype=np.int64)
+        self._words.update(zip(ids.tolist(), (word.group() for word in words), strict=True))
+        places = None
+        if request.places:
+            offsets = np.maximum(np.array([word.span() for word in words], dtype=np.int64) - len(prefix), 0)
+            places = Places(offsets, np.arange(len(ids)), np.zeros(len(ids), np.bool_))
+        return Tokens(ids, original_tokens=len(ids), places=places)
+
+
+_CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 
 
 def _vector(seed: int, width: int) -> Array:

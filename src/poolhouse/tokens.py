@@ -17,13 +17,15 @@ class Places:
 
     offsets: [tokens, 2], its first character and the one after its last; (0, 0) for special tokens.
     words: [tokens], the number of its word; -1 for special tokens and those of a prefix.
+    special: [tokens], whether the tokenizer added it around the text.
     """
 
     offsets: Ids
     words: Ids
+    special: npt.NDArray[np.bool_]
 
     def take(self, kept: Ids) -> Places:
-        return Places(self.offsets[kept], self.words[kept])
+        return Places(self.offsets[kept], self.words[kept], self.special[kept])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

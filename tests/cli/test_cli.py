@@ -14,9 +14,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from poolhouse import LLM, ConfigError
-from poolhouse.cli.options import join_dotted, join_served_names, join_unknown
+from poolhouse.data import passages
 from poolhouse.models.embedded import embedded_model
-from poolhouse.settings import MEANINGLESS, ServerSettings, Settings
+from poolhouse.precision import Calibration, quantize
+from poolhouse.settings import ServerSettings, Settings
+from poolhouse.vllm_options import MEANINGLESS
 from tests.checkpoints import save_checkpoint
 from tests.models.tiny_rerankers import save
 
@@ -63,6 +65,10 @@ def test_embed_options_reach_the_model() -> None:
     [
         (["embed", "x", "--model", "/no/such"], "/no/such", 1),
         (["embed", "x", "--format", "npy"], "needs --output", 2),
+        (["embed", "x", "--precision", "bfloat16"], "JSON lines cannot hold bfloat16; use --format npy", 2),
+        (["embed", "x", "--precision", "int4"], "precision='int4' is not one of float32", 1),
+        (["embed", "x", "--int8-calibration", "/no/such"], "/no/such cannot be read as a calibration", 2),
+        (["calibrate", "--input", "/no/such.txt"], "No such file", 1),
         (["embed", "--input", "/no/such.txt"], "No such file", 1),
         (["embed", "word " * 400], "maximum context length is 256 tokens", 1),
         (["embed", "x", "--hf-overrides", "{"], "--hf-overrides is not valid JSON", 2),
@@ -78,6 +84,46 @@ def test_what_goes_wrong_is_one_clear_line(arguments: list[str], words: str, sta
     assert words in done.stderr
     assert done.returncode == status
     assert "Traceback" not in done.stderr
+
+
+def test_calibrate_writes_the_ranges_that_embed_then_uses(tmp_path: Path) -> None:
+    texts = passages()
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    ranges, vectors = tmp_path / "ranges.safetensors", tmp_path / "vectors.npy"
+    done = run("calibrate", str(embedded_model()), "--input", str(tmp_path / "texts.txt"), "--output", str(ranges))
+    assert done.returncode == 0, done.stderr
+    assert f"384 ranges of {len(texts)} vectors. More than 1000 would show better" in done.stderr
+    with LLM() as llm:
+        expected = llm.embed_array(texts)
+    calibration = Calibration.load(ranges)
+    # One pack or several: the vectors of two runs differ in the last digits.
+    assert np.allclose(calibration.minimum, expected.min(0), atol=1e-6)
+    assert np.allclose(calibration.maximum, expected.max(0), atol=1e-6)
+    options = ("--int8-calibration", str(ranges), "-f", "npy", "-o", str(vectors))
+    done = run("embed", texts[0], "--precision", "uint8", *options)
+    assert done.returncode == 0, done.stderr
+    codes = np.load(vectors)
+    assert codes.dtype == np.uint8
+    assert np.abs(codes - quantize(expected[:1], "uint8", calibration).astype(int)).max() <= 1
+
+
+def test_calibrate_cuts_vectors_as_asked_and_needs_texts(tmp_path: Path) -> None:
+    options = ("--matryoshka-dimensions", "64", "--dimensions", "64", "-o", str(tmp_path / "ranges"))
+    assert run("calibrate", *options, text="one\ntwo\n").returncode == 0
+    assert Calibration.load(tmp_path / "ranges").width == 64
+    done = run("calibrate", "-o", str(tmp_path / "none"), text="\n")
+    assert done.returncode == 2
+    assert "There is no text in standard input" in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_embed_writes_whole_numbers_as_json_and_others_as_numpy(tmp_path: Path) -> None:
+    done = run("embed", "hello world", "--precision", "binary")
+    with LLM() as llm:
+        expected = llm.embed_array("hello world", precision="binary")
+    assert json.loads(done.stdout)["embedding"] == expected[0].tolist()
+    done = run("embed", "hello world", "--precision", "float16", "-f", "npy", "-o", str(tmp_path / "a.npy"))
+    assert np.load(tmp_path / "a.npy").dtype == np.float16
 
 
 def test_embed_names_the_line_that_is_no_utf_8() -> None:
@@ -172,27 +218,6 @@ def test_help_needs_no_heavy_library() -> None:
     assert "--matryoshka-dimensions" in run("serve", "--help").stdout
 
 
-def test_dotted_options_become_one_mapping() -> None:
-    joined = join_dotted(["serve", "--pooler-config.pooling-type", "CLS", "m", "--pooler-config.use_activation=false"])
-    assert joined[:2] == ["serve", "m"]
-    assert json.loads(joined[3]) == {"pooling_type": "CLS", "use_activation": False}
-
-
-def test_unknown_options_are_gathered_with_their_values() -> None:
-    joined = join_unknown(
-        ["m", "--max-num-seqs", "4", "--enforce-eager", "--port", "80", "--x=y"], Settings, ServerSettings
-    )
-    assert joined[:3] == ["m", "--port", "80"]
-    assert json.loads(joined[4]) == {"max_num_seqs": 4, "enforce_eager": True, "x": "y"}
-
-
-def test_several_served_names_are_one_word_where_the_model_stands_first() -> None:
-    words = ["--served-model-name", "a", "b", "--port", "80"]
-    assert join_served_names(["m", *words]) == ["m", "--served-model-name", "a,b", "--port", "80"]
-    assert join_served_names(words) == words
-    assert join_served_names([]) == []
-
-
 def test_options_of_vllm_that_mean_nothing_are_one_warning() -> None:
     with pytest.warns(UserWarning, match="are ignored: enforce_eager, gpu_memory_utilization") as caught:
         settings = Settings.parse(gpu_memory_utilization=0.5, enforce_eager=True, runner="pooling")
@@ -212,6 +237,9 @@ def test_settings_say_what_does_not_fit() -> None:
             Settings.parse(**given)
     assert Settings.parse(model_impl="vllm").model_impl == "native"
     assert Settings.parse(renderer_num_workers=3).tokenizer_workers == 3
+    assert Settings.parse(tokenizer_workers=3).tokenizer_workers == 3
+    with pytest.raises(ConfigError, match="same option"):
+        Settings.parse(tokenizer_workers=3, renderer_num_workers=3)
     assert Settings.parse(matryoshka_dimensions="64, 128").matryoshka_dimensions == (64, 128)
     assert Settings.parse(hf_token=True).hf_token is None
     with pytest.raises(ConfigError, match="port"):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import numpy as np
 import pytest
 
-from poolhouse.engine.chunks import join, split
-from poolhouse.tokens import Tokens
+from poolhouse.engine.chunks import join, pieces, split
+from poolhouse.engine.ready import Ready
+from poolhouse.engine.request import Answer, Request, Timing
+from poolhouse.errors import NoStep
+from poolhouse.inputs.prompts import Prompt
+from poolhouse.params import PoolingParams
+from poolhouse.tokens import Flags, Tokens
 
 
 def test_slices_keep_every_token_in_order() -> None:
@@ -36,3 +43,39 @@ def test_sure_probabilities_are_not_stretched_to_unit_length() -> None:
     """Nearly all of a sure classifier's probability lies on one label, yet its answer is no vector."""
     one, two = np.array([0.9999, 0.0001], np.float32), np.array([0.0001, 0.9999], np.float32)
     assert join([one, two], [3, 1], "classify") == pytest.approx([0.74995, 0.25005], abs=1e-5)
+
+
+def test_a_text_in_chunks_took_as_long_as_the_last_of_them() -> None:
+    request = Request(Prompt("text"), "embed", further=("token_embed",))
+    tokens = Tokens(np.arange(5), original_tokens=5)
+    further = (("token_embed", PoolingParams()),)
+    parts = pieces(request, Ready(tokens, "embed", PoolingParams(), request.future, further=further), 2)
+    assert all(part.further == further for part in parts)
+    for part, timing in zip(parts, (Timing(1, 2, 3), Timing(1, 7, 1), Timing(1, 1, 1)), strict=True):
+        rows = np.ones((part.length, 3), np.float32)
+        part.future.set_result(Answer(rows[0], part.tokens, further={"token_embed": rows}, timing=timing))
+    answer = request.future.result(0)
+    assert answer.timing == Timing(1, 7, 1)
+    assert (answer.chunks, answer.array.shape, answer.further["token_embed"].shape) == (3, (3,), (5, 3))
+
+
+@pytest.mark.parametrize(("kept", "error"), [(np.zeros(4, np.bool_), None), (None, NoStep)])
+def test_no_row_is_an_answer_of_a_text_in_chunks_whose_tokens_are_all_skipped(
+    kept: Flags | None, error: type[Exception] | None
+) -> None:
+    request = Request(Prompt("text"), "token_embed")
+    whole = Ready(Tokens(np.arange(4), original_tokens=4, kept=kept), "token_embed", PoolingParams(), request.future)
+    for part in pieces(request, whole, 2):
+        part.future.set_result(Answer(np.ones((0, 3), np.float32), part.tokens))
+    if error is None:
+        assert request.future.result(0).array.shape == (0, 3)
+    else:
+        assert isinstance(request.future.exception(0), error)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_cancelled_text_takes_its_chunks_along(count: int) -> None:
+    request = Request(Prompt("text"), "embed", future=Future())
+    parts = pieces(request, Ready(Tokens(np.arange(count)), "embed", PoolingParams(), request.future), 1)
+    assert request.future.cancel()
+    assert [part.future.cancelled() for part in parts] == [True] * count

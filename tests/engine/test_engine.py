@@ -16,9 +16,9 @@ from poolhouse.batch import Batch
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.open import open_engine
 from poolhouse.engine.options import EngineOptions
+from poolhouse.engine.ready import Ready
 from poolhouse.engine.request import Request
 from poolhouse.engine.runner import FatalDeviceError, Launched
-from poolhouse.engine.scheduler import Ready
 from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest, NonFiniteResult, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.models.model import Model

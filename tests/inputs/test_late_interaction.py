@@ -40,7 +40,7 @@ def read(tokenizer: Tokenizer, text: str, side: Role, limit: Limit, rules: LateI
 
 def test_mask_tokens_look_on_without_being_attended_to(tokenizer: Tokenizer) -> None:
     tokens = read(tokenizer, "who?", "query", Limit(64))
-    assert tokenizer.tokens(tokens.ids) == ["[CLS]", "[Q] ", "who", "?", "[SEP]", "[MASK]", "[MASK]", "[MASK]"]
+    assert tokenizer.decoder.strings(tokens.ids) == ["[CLS]", "[Q] ", "who", "?", "[SEP]", "[MASK]", "[MASK]", "[MASK]"]
     assert (tokens.attended, tokens.kept, tokens.truncated) == (5, None, False)
     full = read(tokenizer, "who " * 9, "query", Limit(64))
     assert (len(full), full.attended, full.truncated) == (8, None, True)
@@ -51,7 +51,7 @@ def test_mask_tokens_look_on_without_being_attended_to(tokenizer: Tokenizer) -> 
 
 def test_skipped_words_are_read_without_a_row(tokenizer: Tokenizer) -> None:
     tokens = read(tokenizer, "who?, ~", "document", Limit(64))
-    assert tokenizer.tokens(tokens.ids) == ["[CLS]", "[D] ", "who", "?", ",", "[UNK]", "[SEP]"]
+    assert tokenizer.decoder.strings(tokens.ids) == ["[CLS]", "[D] ", "who", "?", ",", "[UNK]", "[SEP]"]
     assert tokens.kept is not None
     assert tokens.kept.tolist() == [True, True, True, False, False, True, True]
     # Pieces of an over-long prompt keep their own part of it.
@@ -66,11 +66,12 @@ def test_places_stand_beside_their_tokens(tokenizer: Tokenizer) -> None:
     assert tokens.places is not None
     assert tokens.places.offsets.tolist() == [[0, 0], [0, 0], [0, 3], [4, 6], *[[0, 0]] * 4]
     assert tokens.places.words.tolist() == [-1, -1, 0, 1, -1, -1, -1, -1]
+    assert tokens.places.special.tolist() == [True, True, False, False, True, True, True, True]
 
 
 def test_without_special_tokens_the_marker_stands_first(tokenizer: Tokenizer) -> None:
     tokens = read(tokenizer, "who is", "document", Limit(64, add_special_tokens=False))
-    assert tokenizer.tokens(tokens.ids) == ["[D] ", "who", "is"]
+    assert tokenizer.decoder.strings(tokens.ids) == ["[D] ", "who", "is"]
 
 
 def test_a_side_without_a_length_has_the_limit_of_the_model(tokenizer: Tokenizer) -> None:

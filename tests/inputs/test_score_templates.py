@@ -9,6 +9,12 @@ import pytest
 
 from poolhouse import LLM, PoolingParams
 from poolhouse.errors import ConfigError, InputTooLong, InvalidRequest
+from poolhouse.inputs.chat import ScoreTemplate
+from poolhouse.inputs.limits import Limit
+from poolhouse.inputs.prompts import Prompt
+from poolhouse.inputs.tokenizer import Tokenizer
+from poolhouse.tokens import Tokens
+from tests.inputs.test_tokenizer import byte_bpe
 from tests.models.tiny_rerankers import DOCUMENTS, QUERIES, save, tokenizer
 
 # What Qwen3-Reranker's template ends with.
@@ -120,3 +126,32 @@ def test_templates_and_instructions_are_for_models_that_read_them() -> None:
             llm.score("q", "d", chat_template="qwen3_reranker")
         with pytest.raises(InvalidRequest, match="reads no instruction"):
             llm.score("q", "d", instruction="Find cats")
+
+
+@pytest.mark.parametrize("asked", [None, True, False])
+@pytest.mark.parametrize("stored", [False, True])
+def test_pairs_that_a_template_joins_are_lower_cased_where_it_is_asked(asked: bool | None, stored: bool) -> None:
+    native = byte_bpe()
+    native.add_special_tokens(["<TURN>"])
+    own = Tokenizer(native, lower_case=stored)
+    template = ScoreTemplate("own", "<TURN>Query: {{ messages[0].content }}{{ seam }} Then {{ messages[1].content }}")
+    pair = Prompt("The MOON", pair="Ships\nAND Bread " * 3, template=template)
+    (cut,) = own.encode([pair], [Limit(512, lower_case=asked, max_document_tokens=4)])
+    lowers = stored if asked is None else asked
+    document = "Ships\nAND Bread " * 3
+    document = document.lower() if lowers else document
+    kept = document[: native.encode(document, add_special_tokens=False).offsets[3][1]]
+    parts = ["query: the moon", " then "] if lowers else ["Query: The MOON", " Then "]
+    first, second = (native.encode(text, add_special_tokens=False).ids for text in (parts[0], parts[1] + kept))
+    assert isinstance(cut, Tokens)
+    assert cut.ids.tolist() == [0, native.token_to_id("<TURN>"), *first, *second, 2]
+
+
+def test_special_tokens_in_lower_cased_texts_keep_their_case() -> None:
+    native = byte_bpe()
+    native.add_special_tokens(["<TURN>"])
+    (tokens,) = Tokenizer(native, lower_case=True).encode([Prompt("<TURN> The MOON")], [Limit(64, places=True)])
+    assert isinstance(tokens, Tokens)
+    assert tokens.ids.tolist() == native.encode("<TURN> the moon").ids
+    assert tokens.places is not None
+    assert tokens.places.offsets[1].tolist() == [0, 6]

@@ -10,13 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from poolhouse import LLM, CheckpointError, InvalidRequest, PoolingParams
+from poolhouse import LLM, CheckpointError, PoolingParams
+from poolhouse.combined import MODES
 from tests.models.parity import Parity, Record
 from tests.models.tiny import LAYERS, TEXTS, save, tokenizer
 
 TOLERANCE = 1e-4
 OVERRIDE = {"hf_overrides": {"architectures": ["BgeM3EmbeddingModel"]}}
 ENDS = {"bos_token_id": 0, "eos_token_id": 2}
+SPECIAL_IDS = range(4)
 
 
 @pytest.fixture
@@ -82,8 +84,9 @@ def test_tokens_without_special_ones_all_stay(model: Any, tmp_path: Path) -> Non
 
 
 def test_a_prompt_of_special_tokens_alone_has_no_weights(model: Any, tmp_path: Path) -> None:
-    with LLM(str(tmp_path)) as llm, pytest.raises(InvalidRequest, match="other token that the model answers at"):
-        llm.encode("", pooling_task="token_classify")
+    with LLM(str(tmp_path)) as llm:
+        (output,) = llm.encode("", pooling_task="token_classify")
+        assert output.outputs.array.shape == (0, 1)
 
 
 def test_the_architectures_name_demands_both_layers(model: Any, tmp_path: Path) -> None:
@@ -106,3 +109,69 @@ def test_a_layer_that_does_not_fit_is_named(model: Any, tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "sparse_linear.pt")
     with pytest.raises(CheckpointError, match=r"sparse_linear\.pt cannot be read as one linear layer"):
         LLM(str(tmp_path))
+
+
+WEIGHTS = (0.4, 0.2, 0.4)
+
+
+def made_of(model: Any, folder: Path, ids: list[int]) -> tuple[torch.Tensor, dict[int, float], torch.Tensor]:
+    """The dense vector, the weight of each token id and the unit vectors of a text, by the published formulas."""
+    sparse, vectors = (torch.load(folder / f"{kind}_linear.pt") for kind in ("sparse", "colbert"))
+    with torch.inference_mode():
+        hidden = model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+    weights: dict[int, float] = {}
+    for token, weight in zip(
+        ids, F.linear(hidden, sparse["weight"], sparse["bias"])[:, 0].relu().tolist(), strict=True
+    ):
+        if token not in SPECIAL_IDS and weight > 0:
+            weights[token] = max(weight, weights.get(token, 0.0))
+    many = F.normalize(F.linear(hidden[1:], vectors["weight"], vectors["bias"]), dim=-1)
+    return F.normalize(hidden[0], dim=-1), weights, many
+
+
+@pytest.mark.parametrize("options", [{}, OVERRIDE], ids=["found by its files", "the seed's override"])
+def test_sparse_vectors_and_scores_by_mode_follow_the_published_formulas(
+    options: dict[str, Any], model: Any, tmp_path: Path
+) -> None:
+    # Weights of about 0.3, half of them above 0.
+    torch.save({"weight": 0.1 * torch.randn(1, 32), "bias": torch.tensor([0.3])}, tmp_path / "sparse_linear.pt")
+    texts = [*TEXTS[:4], *(f"w1 w1 unknown {text} w2 w1" for text in TEXTS[:4]), ""]
+    with LLM(str(tmp_path), **options) as llm:
+        outputs = llm.embed_sparse(texts)
+        made = [made_of(model, tmp_path, output.prompt_token_ids) for output in outputs]
+        scale = max(max(weights.values(), default=0.0) for _, weights, _ in made)
+        assert scale > 0
+        for output, (_, weights, _) in zip(outputs, made, strict=True):
+            assert output.outputs.indices == sorted(weights)
+            assert output.outputs.as_dict() == pytest.approx(weights, abs=TOLERANCE * scale)
+        assert len(outputs[-1].outputs) == 0
+        queries, documents = made[:4], made[4:8]
+        dense = np.array([float(one @ other) for (one, _, _), (other, _, _) in zip(queries, documents, strict=True)])
+        sparse = np.array(
+            [
+                sum(weight * theirs.get(token, 0.0) for token, weight in ours.items())
+                for (_, ours, _), (_, theirs, _) in zip(queries, documents, strict=True)
+            ]
+        )
+        colbert = np.array(
+            [
+                float((ours @ theirs.T).amax(1).mean())
+                for (_, _, ours), (_, _, theirs) in zip(queries, documents, strict=True)
+            ]
+        )
+        assert sparse.max() > 0
+        expected = {
+            "dense": dense,
+            "sparse": sparse,
+            "colbert": colbert,
+            "sparse+dense": (0.4 * dense + 0.2 * sparse) / 0.6,
+            "colbert+sparse+dense": 0.4 * dense + 0.2 * sparse + 0.4 * colbert,
+            "weighted": 0.4 * dense + 0.2 * sparse + 0.4 * colbert,
+        }
+        for mode, scores in expected.items():
+            weights = WEIGHTS if len(MODES[mode]) > 1 else None
+            got = [output.outputs.score for output in llm.score(texts[:4], texts[4:8], mode=mode, weights=weights)]
+            assert got == pytest.approx(scores.tolist(), abs=TOLERANCE * max(1.0, scale**2))
+        # What is not asked for stays the cosine of dense vectors.
+        default = [output.outputs.score for output in llm.score(texts[:4], texts[4:8])]
+        assert default == pytest.approx(dense.tolist(), abs=TOLERANCE)

@@ -135,7 +135,7 @@ def test_tokens_are_those_of_colbert(tmp_path: Path) -> None:
 
         def read(text: str, side: str | None) -> tuple[list[str], int, bool]:
             (output,) = llm.encode(text, pooling_task="token_embed", input_type=side, use_tqdm=False)
-            return llm.engine.tokenizer.tokens(output.prompt_token_ids), len(output.outputs.data), output.truncated
+            return llm.engine.token_strings(output.prompt_token_ids), len(output.outputs.data), output.truncated
 
         query = ["[CLS]", "[unused0]", "who", "?", "[SEP]"]
         assert read("who?", "query") == (query + ["[MASK]"] * (QUERY_LENGTH - len(query)), QUERY_LENGTH, False)
@@ -192,7 +192,7 @@ def test_a_shorter_limit_of_the_caller_holds(tmp_path: Path) -> None:
             pooling_task="token_embed",
             use_tqdm=False,
         )
-        assert llm.engine.tokenizer.tokens(document.prompt_token_ids) == ["[CLS]", "[unused1]", *["who"] * 3, "[SEP]"]
+        assert llm.engine.token_strings(document.prompt_token_ids) == ["[CLS]", "[unused1]", *["who"] * 3, "[SEP]"]
         assert document.truncated
         with pytest.raises(InvalidRequest, match="greater than max_model_len"):
             vectors(llm, ["who"], "document", PoolingParams(truncate_prompt_tokens=1000))

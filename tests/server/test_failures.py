@@ -126,8 +126,9 @@ def test_matryoshka_is_refused_in_the_bytes_of_the_seed_or_nested() -> None:
         (b'{"input":"\xff\xfe"}', {}, 400, "The body is not valid JSON", "body.0"),
         (b'{"input":"\\ud800"}', {}, 400, "The body is not valid JSON", "body.10"),
         (b"\xef\xbb\xbf" + b'{"input":"x"}', {}, 400, "The body is not valid JSON", "body.0"),
-        (b'{"input":' + b"[" * 480 + b"]" * 480 + b"}", {}, 400, "input[0][0] is list", "input[0][0]"),
-        (b"[" * 500 + b"]" * 500, {}, 400, "The body must be a JSON object", "body"),
+        (b'{"input":' + b"[" * 31 + b"]" * 31 + b"}", {}, 400, "input[0][0] is list", "input[0][0]"),
+        (b'{"input":' + b"[" * 32 + b"]" * 32 + b"}", {}, 400, "The body is nested deeper than 32 levels", "body"),
+        (b"[" * 30 + b"]" * 30, {}, 400, "The body must be a JSON object", "body"),
         (b'"input"', {}, 400, "The body must be a JSON object", "body"),
         (b"{}", {"content-type": "text/plain"}, 400, "The content type must be application/json, got text/plain", None),
         (b"{}", {"content-type": ""}, 400, "The content type must be application/json, got none", None),
@@ -150,6 +151,10 @@ def test_bodies_that_are_no_requests_get_one_clear_error(
     if param is not None:
         assert body["param"] == param
     assert http.post("/v1/embeddings", json={"input": "and on it goes"}).status_code == 200
+
+
+def test_brackets_within_a_text_are_no_nesting(http: TestClient) -> None:
+    assert http.post("/v1/embeddings", json={"input": "[" * 300 + '\\" {' * 100}).status_code == 200
 
 
 def test_a_body_that_grows_too_large_is_not_read_to_its_end(http: TestClient) -> None:

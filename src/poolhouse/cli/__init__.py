@@ -1,4 +1,4 @@
-"""The command line: `poolhouse serve | embed | check | bench`."""
+"""The command line: `poolhouse serve | embed | calibrate | check | bench`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import warnings
 
 import typer
 
-from poolhouse.cli import bench, check, embed, serve
-from poolhouse.cli.options import join_dotted, join_lora_modules, join_served_names, join_unknown
+from poolhouse.cli import bench, calibrate, check, embed, serve
+from poolhouse.cli.arguments import arranged, join_dotted
 from poolhouse.errors import ConfigError, PoolhouseError
-from poolhouse.settings import ServerSettings, Settings
 
 app = typer.Typer(
     name="poolhouse",
@@ -21,8 +20,9 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("embed")(embed.embed)
+app.command("calibrate")(calibrate.calibrate)
 app.command("check")(check.check)
-app.command("bench")(bench.bench)
+app.add_typer(bench.bench, name="bench")
 
 
 def main() -> None:
@@ -34,8 +34,9 @@ def main() -> None:
     try:
         arguments = join_dotted(sys.argv[1:])
         if arguments[:1] == ["serve"]:
-            words = join_served_names(join_lora_modules(arguments[1:]))
-            arguments[1:] = join_unknown(words, Settings, ServerSettings)
+            arguments[1:] = arranged(arguments[1:])
+        if arguments[:1] == ["bench"]:
+            arguments[1:] = bench.name_comparison(arguments[1:])
         app(arguments)
     except PoolhouseError as error:
         print(f"poolhouse: {error}", file=sys.stderr)

@@ -1,7 +1,8 @@
-"""`poolhouse bench`: this engine against sentence-transformers on this machine."""
+"""`poolhouse bench`: speed, of this engine beside sentence-transformers and of any running server."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,23 @@ from rich.console import Console
 from rich.table import Table
 
 from poolhouse.bench.compare import Report, compare
+from poolhouse.cli import bench_serve
+
+bench = typer.Typer(
+    help="Measure speed: `compare` this engine with sentence-transformers, or load a running server with `serve`.",
+    epilog="`poolhouse bench` alone is `poolhouse bench compare`.",
+    no_args_is_help=True,
+)
 
 
-def bench(
+def name_comparison(arguments: Sequence[str]) -> list[str]:
+    """Arguments behind `bench` with `compare` put before them, where they name neither command nor ask for help."""
+    named = arguments[:1] and arguments[0] in ("compare", "serve", "--help")
+    return list(arguments) if named else ["compare", *arguments]
+
+
+@bench.command("compare")
+def compare_command(
     model: Annotated[str | None, typer.Argument(help="Folder or hub id; none: the embedded default.")] = None,
     texts: Annotated[int, typer.Option(min=1, help="How many ragged texts.")] = 512,
     rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 5,
@@ -24,6 +39,9 @@ def bench(
     Console(soft_wrap=True).print(_table(report), *_words(report), sep="\n")
     if output is not None:
         output.write_text(report.as_json() + "\n", encoding="utf-8")
+
+
+bench.command("serve")(bench_serve.serve)
 
 
 def _table(report: Report) -> Table:

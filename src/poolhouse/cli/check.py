@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from poolhouse.cli.golden import Compared, compare, golden_values, measure
 from poolhouse.cli.options import with_options
 from poolhouse.data import passages, queries
 from poolhouse.engine.request import Request
@@ -33,7 +33,9 @@ _LARGEST_LOGIT_DIFFERENCE = 1e-3
 @with_options(Settings)
 def check(
     model: Annotated[str | None, typer.Argument(help="Folder or hub id; none: the embedded default.")] = None,
-    reference: Annotated[bool, typer.Option(help="Compare with sentence-transformers where it is installed.")] = True,
+    reference: Annotated[
+        bool, typer.Option(help="Compare with published numbers, and sentence-transformers where it is installed.")
+    ] = True,
     *,
     options: dict[str, Any],
 ) -> None:
@@ -46,6 +48,9 @@ def check(
         console.print(_facts(llm))
         if not reference:
             return
+        values = golden_values(llm.settings.model, llm.model.facts.path)
+        if values:
+            _judge(console, compare(values, measure(llm, values)), "published numbers")
         if find_spec("sentence_transformers") is None:
             console.print("No reference: sentence-transformers is not installed.")
             return
@@ -53,9 +58,18 @@ def check(
     if isinstance(compared, str):
         console.print(f"No reference: {compared}")
         return
+    _judge(console, compared, "the reference's")
+
+
+def _judge(console: Console, compared: Compared, whose: str) -> None:
+    """Print what a comparison found.
+
+    Raises:
+        CheckpointError: too large a difference.
+    """
     console.print(compared.words)
     if not compared.close:
-        raise CheckpointError(f"The answers differ from the reference's. {compared.words}")
+        raise CheckpointError(f"The answers differ from {whose}. {compared.words}")
 
 
 def _facts(llm: LLM) -> Table:
@@ -94,15 +108,7 @@ def _labels(llm: LLM) -> str:
     return ", ".join(names.values()) if names else f"{llm.engine.labels}, unnamed"
 
 
-@dataclass(frozen=True, slots=True)
-class _Compared:
-    """What a comparison found, in words, and whether it is as close as rounding allows."""
-
-    words: str
-    close: bool
-
-
-def _compare(llm: LLM) -> _Compared | str:
+def _compare(llm: LLM) -> Compared | str:
     """The difference to sentence-transformers, or why there is nothing to compare with."""
     if "embed" in llm.engine.tasks:
         if not (Path(llm.model.facts.path) / "modules.json").is_file():
@@ -116,7 +122,7 @@ def _compare(llm: LLM) -> _Compared | str:
     return f"sentence-transformers has no {' or '.join(llm.engine.tasks)}."
 
 
-def _compare_vectors(llm: LLM) -> _Compared:
+def _compare_vectors(llm: LLM) -> Compared:
     from sentence_transformers import SentenceTransformer
 
     texts = [*queries(), *passages()]
@@ -128,10 +134,10 @@ def _compare_vectors(llm: LLM) -> _Compared:
         f"Against sentence-transformers on {len(texts)} texts: lowest cosine {lowest:.7f}, "
         f"largest difference {largest:.1e}."
     )
-    return _Compared(words, lowest >= _LEAST_COSINE)
+    return Compared(words, lowest >= _LEAST_COSINE)
 
 
-def _compare_pairs(llm: LLM) -> _Compared:
+def _compare_pairs(llm: LLM) -> Compared:
     """Logits of pairs beside those of a CrossEncoder."""
     import torch
     from sentence_transformers import CrossEncoder
@@ -144,7 +150,7 @@ def _compare_pairs(llm: LLM) -> _Compared:
     ours = np.stack([future.result().array for future in futures])
     largest = float(np.abs(ours - theirs.reshape(ours.shape)).max())
     words = f"Against sentence-transformers on {len(pairs)} pairs: largest difference of a logit {largest:.1e}."
-    return _Compared(words, largest <= _LARGEST_LOGIT_DIFFERENCE * max(1.0, float(np.abs(theirs).max())))
+    return Compared(words, largest <= _LARGEST_LOGIT_DIFFERENCE * max(1.0, float(np.abs(theirs).max())))
 
 
 def _loading(llm: LLM) -> dict[str, Any]:

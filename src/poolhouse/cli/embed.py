@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -14,13 +13,12 @@ import numpy as np
 import orjson
 import typer
 
+from poolhouse.cli import texts as files
 from poolhouse.cli.options import with_options
 from poolhouse.errors import ConfigError
 from poolhouse.params import PoolingParams
+from poolhouse.precision import PRECISIONS, QUANTIZED, Codes, parse_precision, quantize
 from poolhouse.settings import Settings
-
-# Texts that are in memory at once.
-_AT_ONCE = 4096
 
 
 class Format(StrEnum):
@@ -43,6 +41,7 @@ def embed(
     form: Annotated[Format, typer.Option("--format", "-f", help="JSON lines, or one numpy matrix.")] = Format.jsonl,
     prompt_name: Annotated[str | None, typer.Option(help="A prompt stored with the checkpoint.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Length of the vectors, for Matryoshka models.")] = None,
+    precision: Annotated[str, typer.Option(help=f"Numbers of the vectors: {', '.join(PRECISIONS)}.")] = "float32",
     *,
     options: dict[str, Any],
 ) -> None:
@@ -53,24 +52,28 @@ def embed(
 
     if form is Format.npy and output is None:
         raise ConfigError("--format npy needs --output FILE.")
+    wanted = parse_precision(precision)
+    if form is Format.jsonl and wanted not in ("float32", *QUANTIZED):
+        raise ConfigError(f"JSON lines cannot hold {wanted}; use --format npy.")
     params = PoolingParams(dimensions=dimensions)
     with contextlib.ExitStack() as stack:
-        lines: Iterable[str] = texts or _lines(source, stack)
+        lines: Iterable[str] = texts or files.lines(source, stack)
         llm = stack.enter_context(LLM(model, **options))
         # Read before the output is opened: a wrong input must not empty an old result.
-        groups = _groups(lines)
+        groups = files.groups(lines)
         write = stack.enter_context(_Writer(output, form))
         progress = stack.enter_context(tqdm(unit=" texts", disable=None, dynamic_ncols=True))
         count = 0
         for group in groups:
-            for text, result in zip(
-                group, llm.embed(group, use_tqdm=False, pooling_params=params, prompt_name=prompt_name), strict=True
-            ):
-                write(text, result.outputs.array, result.truncated)
+            results = llm.embed(group, use_tqdm=False, pooling_params=params, prompt_name=prompt_name)
+            vectors = np.stack([result.outputs.array for result in results])
+            rows = quantize(vectors, wanted, llm.engine.calibration)
+            for text, row, result in zip(group, rows, results, strict=True):
+                write(text, row, result.truncated)
                 count += 1
                 progress.update()
         if not count:
-            raise ConfigError(f"There is no text in {'standard input' if source == '-' else source}.")
+            raise files.nothing_in(source)
 
 
 class _Writer:
@@ -79,13 +82,13 @@ class _Writer:
     def __init__(self, output: Path | None, form: Format) -> None:
         self.output = output
         self.form = form
-        self.rows: list[np.ndarray[Any, np.dtype[np.float32]]] = []
+        self.rows: list[Codes] = []
 
     def __enter__(self) -> _Writer:
         self.stream: IO[bytes] = sys.stdout.buffer if self.output is None else self.output.open("wb")
         return self
 
-    def __call__(self, text: str, vector: np.ndarray[Any, np.dtype[np.float32]], truncated: bool) -> None:
+    def __call__(self, text: str, vector: Codes, truncated: bool) -> None:
         if self.form is Format.npy:
             self.rows.append(vector)
             return
@@ -100,21 +103,3 @@ class _Writer:
         self.stream.flush()
         if self.output is not None:
             self.stream.close()
-
-
-def _lines(source: str, stack: contextlib.ExitStack) -> Iterator[str]:
-    stream: IO[bytes] = sys.stdin.buffer if source == "-" else stack.enter_context(Path(source).open("rb"))  # noqa: SIM115 - the stack closes it
-    for number, line in enumerate(stream, start=1):
-        try:
-            text = line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            place = "standard input" if source == "-" else source
-            raise ConfigError(f"Line {number} of {place} is not UTF-8: {error}") from None
-        if text.strip():
-            yield text
-
-
-def _groups(lines: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(lines)
-    while group := list(itertools.islice(rest, _AT_ONCE)):
-        yield group

@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from poolhouse.cli.options import with_options
+from poolhouse.cli.sources import gather
 from poolhouse.settings import ServerSettings, Settings
+
+if TYPE_CHECKING:
+    from poolhouse.engine.engine import Engine
 
 
 @with_options(Settings, ServerSettings)
 def serve(
-    model: Annotated[str | None, typer.Argument(help="Folder or hub id; none: the embedded default.")] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL", help="Folders or hub ids, chosen by `model` in requests; none: the embedded default."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="", help="YAML file of options; what stands here wins over it.")
+    ] = None,
     other_options: Annotated[str, typer.Option(hidden=True)] = "{}",
     *,
     options: dict[str, Any],
 ) -> None:
-    """Serve a model over HTTP until stopped."""
-    from poolhouse.engine.open import open_engine
+    """Serve models over HTTP until stopped.
+
+    Every option may also stand in the file of --config, or in the environment as POOLHOUSE_<OPTION>.
+    """
+    # Threads of torch that wait for each other would keep the cores busy, against the event loop and other processes.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    server, engines = gather(models or [], {**options, **json.loads(other_options)}, config, os.environ)
     from poolhouse.server.run import serve as run
 
-    options |= json.loads(other_options)
-    server = ServerSettings.parse(
-        **{name: options.pop(name) for name in list(options) if name in ServerSettings.model_fields}
-    )
-    settings = Settings.parse(model=model, **options)
-    run([open_engine(settings)], server)
+    run(lambda: _open(engines), server)
+
+
+def _open(all_settings: tuple[Settings, ...]) -> list[Engine]:
+    """One engine after the other; where one cannot be had, none is left."""
+    from poolhouse.engine.open import open_engine
+
+    with ExitStack() as opened:
+        engines = [opened.enter_context(open_engine(settings)) for settings in all_settings]
+        opened.pop_all()
+    return engines

@@ -1,4 +1,4 @@
-"""Texts that ship with the package: a small corpus, questions about it, and ragged texts made of it."""
+"""Texts that ship with the package: a small corpus, questions about it, and ragged or short texts made of it."""
 
 from __future__ import annotations
 
@@ -37,6 +37,17 @@ def ragged_texts(count: int, seed: int = 0) -> list[str]:
         while text.count(" ") + 1 < words:
             text += ". " + source.choice(sentences)
         texts.append(text)
+    return texts
+
+
+def short_texts(count: int, fewest: int, most: int, seed: int = 0) -> list[str]:
+    """Pieces of the corpus of so many words, lengths drawn evenly; hardly any two are alike."""
+    source = random.Random(seed)  # noqa: S311 - repeatable, not secret
+    words = " ".join(passages()).split()
+    texts = []
+    for _ in range(count):
+        start, size = source.randrange(len(words)), source.randint(fewest, most)
+        texts.append(" ".join(words[(start + step) % len(words)] for step in range(size)))
     return texts
 
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 
-from poolhouse.engine.request import Answer, Request
-from poolhouse.engine.scheduler import Ready
+from poolhouse.engine.ready import Ready
+from poolhouse.engine.request import Answer, Request, start
 from poolhouse.errors import NoStep
 from poolhouse.outputs import Array
-from poolhouse.params import PoolingParams
 from poolhouse.tasks import TOKEN_TASKS, Task
 from poolhouse.tokens import Tokens
 
 
-def pieces(request: Request, params: PoolingParams, tokens: Tokens, size: int, adapter: str | None) -> list[Ready]:
+def pieces(request: Request, whole: Ready, size: int) -> list[Ready]:
     """Pieces of an over-long prompt; the request is answered when the last one is, and fails when one does."""
-    parts = [Ready(piece, request.task, params, Future(), adapter, part=True) for piece in split(tokens, size)]
+    parts = [replace(whole, tokens=piece, future=Future(), part=True) for piece in split(whole.tokens, size)]
     missing = len(parts)
     lock = threading.Lock()
 
@@ -29,15 +29,14 @@ def pieces(request: Request, params: PoolingParams, tokens: Tokens, size: int, a
             missing -= 1
             if missing:
                 return
-        if not request.future.set_running_or_notify_cancel():
+        if not start(request.future):
             return
         try:
-            arrays = [part.future.result().array for part in parts]
-            array = join(arrays, [part.length for part in parts], request.task)
+            answer = joined([part.future.result() for part in parts], parts, whole)
         except Exception as error:  # noqa: BLE001 - the piece's error is the request's error
             request.future.set_exception(error)
         else:
-            request.future.set_result(Answer(array, tokens, chunks=len(parts)))
+            request.future.set_result(answer)
 
     def leave(whole: Future[Answer]) -> None:
         if whole.cancelled():
@@ -48,6 +47,22 @@ def pieces(request: Request, params: PoolingParams, tokens: Tokens, size: int, a
         part.future.add_done_callback(one_done)
     request.future.add_done_callback(leave)
     return parts
+
+
+def joined(answers: Sequence[Answer], parts: Sequence[Ready], whole: Ready) -> Answer:
+    """The answer of a whole prompt, from those of its parts; it took as long as the part that was answered last.
+
+    Raises:
+        NoStep: process rewards of a prompt without a step.
+    """
+    lengths = [part.length for part in parts]
+    array = join([answer.array for answer in answers], lengths, whole.task)
+    further = {task: join([answer.further[task] for answer in answers], lengths, task) for task, _ in whole.further}
+    # Of a text of skipped tokens alone, no row is an answer.
+    if whole.tokens.kept is None and not all(map(len, (array, *further.values()))):
+        raise NoStep
+    last = max((answer.timing for answer in answers), key=lambda timing: timing.queue_seconds + timing.run_seconds)
+    return Answer(array, whole.tokens, len(parts), further, last)
 
 
 def split(tokens: Tokens, size: int) -> list[Tokens]:
@@ -69,15 +84,9 @@ def join(arrays: Sequence[Array], lengths: Sequence[int], task: Task) -> Array:
 
     Token tasks: all rows. classify: the mean of the pieces' probabilities (or logits, where asked), weighted by tokens.
     embed: the mean weighted by tokens, brought back to unit length when all pieces had it.
-
-    Raises:
-        NoStep: process rewards of a prompt without a step.
     """
     if task in TOKEN_TASKS:
-        rows = np.concatenate(arrays)
-        if not len(rows):
-            raise NoStep
-        return rows
+        return np.concatenate(arrays)
     pieces = np.stack(arrays)
     weights = np.asarray(lengths, dtype=np.float32)
     mean: Array = (pieces * weights[:, None]).sum(axis=0) / weights.sum()

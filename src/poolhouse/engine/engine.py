@@ -8,17 +8,27 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
-from poolhouse.engine import chunks
+from poolhouse.engine.faults import Faults
+from poolhouse.engine.intake import Intake
+from poolhouse.engine.observing import Guarded, Observer
 from poolhouse.engine.options import EngineOptions
-from poolhouse.engine.preparation import Preparation, Prepared
-from poolhouse.engine.request import Answer, Request
+from poolhouse.engine.pending import Pending
+from poolhouse.engine.preparation import Preparation
+from poolhouse.engine.ready import Flow, Ready
+from poolhouse.engine.request import Answer, Request, fail
 from poolhouse.engine.runner import Launched, Runner
-from poolhouse.engine.scheduler import Ready, Scheduler
-from poolhouse.errors import EngineClosed, EngineError, InvalidRequest
+from poolhouse.engine.scheduler import Scheduler
+from poolhouse.engine.turns import Turns
+from poolhouse.engine.warming import WarmUpLevel, rounds
+from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, NoStep
 from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.late_interaction import SideTokens
 from poolhouse.inputs.limits import Limit
@@ -28,22 +38,32 @@ from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.model import Model
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
-from poolhouse.tasks import Task
-from poolhouse.tokens import Tokens
+from poolhouse.precision import Calibration
+from poolhouse.tasks import SparseHead, Task
+from poolhouse.tokens import Ids, Tokens
 
 log = logging.getLogger("poolhouse")
 
-# A lone text of up to this many characters is tokenised by its caller: quicker than waking a thread.
+# Few texts of so many characters together are tokenised by their caller: quicker than waking a thread.
+_INLINE_REQUESTS = 64
 _INLINE_CHARACTERS = 2000
 # Texts per tokenizer call: enough to share the work among cores, few enough to start computing early.
 _TEXTS_PER_CALL = 128
 
 
 class Engine:
-    """One model, ready to answer from any thread."""
+    """One model, ready to answer from any thread.
+
+    static_tokenizer: of the side that is looked up instead of run, where the model has one.
+    """
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, options: EngineOptions, plugin: Plugin | None = None
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        options: EngineOptions,
+        plugin: Plugin | None = None,
+        static_tokenizer: Tokenizer | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -51,11 +71,14 @@ class Engine:
         self.plugin = plugin
         self._preparation = Preparation(model, options)
         rules = model.facts.late_interaction
-        self._sides = None if rules is None else SideTokens(rules, tokenizer, model.facts.max_tokens)
+        sides = None if rules is None else SideTokens(rules, tokenizer, model.facts.max_tokens)
+        self._intake = Intake(self._preparation, tokenizer, static_tokenizer, sides)
         self._scheduler = Scheduler(options.max_batch_tokens)
-        self._runner = Runner(model)
+        self._runner = Runner(model, options.max_batch_tokens)
+        self._turns = Turns()
         self._tokenizing = ThreadPoolExecutor(options.tokenizer_threads, "poolhouse-tokenizer")
-        self._fatal: EngineError | None = None
+        self._pending = Pending()
+        self._faults = Faults()
         self._closed = False
         self._device = threading.Thread(target=self._work, name="poolhouse-device", daemon=True)
         self._device.start()
@@ -88,8 +111,15 @@ class Engine:
     @property
     def token_weights(self) -> bool:
         """Whether `token_classify` weighs tokens for sparse retrieval, as BGE-M3 does."""
-        pipeline = self.model.pipelines.get("token_classify")
-        return pipeline is not None and pipeline.weights
+        return self.sparse is not None and self.sparse.task == "token_classify"
+
+    @cached_property
+    def sparse(self) -> SparseHead | None:
+        """How answers become sparse vectors; None for a model that has none."""
+        head, unknown = self.model.sparse, self.tokenizer.unknown
+        if head is None or head.unit != "token" or unknown is None:
+            return head
+        return replace(head, left_out=head.left_out | {unknown})
 
     @property
     def max_tokens(self) -> int:
@@ -103,6 +133,11 @@ class Engine:
     def adapters(self) -> tuple[str, ...]:
         """Adapters that stand beside the model, each a model of its own to those who ask by name."""
         return () if self.model.adapters is None else self.model.adapters.declared
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The stored ranges of int8 vectors; None where a fixed range serves."""
+        return self.options.calibration
 
     @property
     def score_template(self) -> ScoreTemplate | None:
@@ -123,7 +158,25 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether requests can still be answered."""
-        return not self._closed and self._fatal is None and self._device.is_alive()
+        return not self._closed and self.fatal is None and self._device.is_alive()
+
+    @property
+    def fatal(self) -> EngineError | None:
+        """What the engine died of; None while it has not."""
+        return self._faults.fatal
+
+    @property
+    def pending(self) -> int:
+        """How many accepted requests have neither answer nor error yet."""
+        return self._pending.count
+
+    def on_fatal(self, callback: Callable[[EngineError], None]) -> None:
+        """Call back, in a thread of the engine, when it dies; at once if it is dead."""
+        self._faults.on_fatal(callback)
+
+    def observe(self, observer: Observer | None) -> None:
+        """Tell `observer` of the work from now on; None tells nobody."""
+        self._intake.observer = self._runner.observer = None if observer is None else Guarded(observer)
 
     def limit(self, params: PoolingParams) -> Limit:
         """How long a prompt with these parameters may be."""
@@ -133,17 +186,40 @@ class Engine:
         """Start work on requests; each future gets its answer or its error.
 
         A request that cannot be answered fails alone, through its future. Cancel a future to leave the queue.
+        The requests of one call share the engine fairly with those of others of their priority.
         """
-        if len(requests) == 1 and _characters(requests[0].prompt) <= _INLINE_CHARACTERS:
-            self._prepare(requests)
-        else:
-            for start in range(0, len(requests), _TEXTS_PER_CALL):
-                part = requests[start : start + _TEXTS_PER_CALL]
-                try:
-                    self._tokenizing.submit(self._prepare, part)
-                except RuntimeError:
-                    _fail(part, EngineClosed("The engine is shut down."))
-        return [request.future for request in requests]
+        futures = [request.future for request in requests]
+        if (refusal := self._refusal()) is not None:
+            _fail(requests, refusal)
+            return futures
+        self._pending.add(requests)
+        submitted = time.perf_counter()
+        flows = {priority: Flow(priority, submitted) for priority in {request.priority for request in requests}}
+        if len(requests) <= _INLINE_REQUESTS and _characters(requests) <= _INLINE_CHARACTERS:
+            self._prepare(requests, flows)
+            return futures
+        begins = range(0, len(requests), _TEXTS_PER_CALL)
+        self._turns.add([(requests[begin : begin + _TEXTS_PER_CALL], flows) for begin in begins])
+        for _ in begins:
+            try:
+                self._tokenizing.submit(self._prepare_next)
+            except RuntimeError:
+                # The engine is being closed, or no thread is to be had: the caller's own does it.
+                self._prepare_next()
+        return futures
+
+    def warm_up(self, level: WarmUpLevel) -> None:
+        """Run made-up prompts, so that the first real ones find kernels, allocator and caches warm.
+
+        level: "none"; "fast", a short prompt for each task; "full", also whole batches of growing lengths.
+
+        Raises:
+            EngineError: what the model failed with.
+        """
+        for requests in rounds(self, level):
+            for future in self.submit(requests):
+                with suppress(NoStep):  # of a model that answers at certain tokens only; it has run
+                    future.result()
 
     def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
         """The tokens of prompts, however long they are, without running them.
@@ -152,12 +228,32 @@ class Engine:
             InvalidRequest: for the first that has none.
         """
         prepared = [self._preparation.of(request) for request in requests]
-        limits = [replace(made.limit, overflow="chunk", longest=None) for made in prepared]
-        tokens = self.tokenizer.encode([made.prompt for made in prepared], limits)
+        unlimited = [replace(made, limit=replace(made.limit, overflow="chunk", longest=None)) for made in prepared]
+        tokens = self._intake.encoded(unlimited, whole=True)
         for result in tokens:
             if isinstance(result, InvalidRequest):
                 raise result
         return [result for result in tokens if isinstance(result, Tokens)]
+
+    def conversation(self, messages: Any, **options: Any) -> Prompt:
+        """The prompt of a conversation; options as those of `Conversations.prompt`."""
+        return self.options.conversations.prompt(messages, **options)
+
+    def detokenize(self, ids: Sequence[int] | Ids, skip_special_tokens: bool = False) -> str:
+        """The text of token ids.
+
+        Raises:
+            InvalidRequest: one out of the vocabulary.
+        """
+        return self.tokenizer.decoder.text(ids, skip_special_tokens)
+
+    def token_strings(self, ids: Sequence[int] | Ids) -> list[str]:
+        """The vocabulary entry of each id; raises as `detokenize` does."""
+        return self.tokenizer.decoder.strings(ids)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return self.tokenizer.decoder.special_ids
 
     def close(self, drain_seconds: float = 30.0) -> None:
         """Answer what was accepted, for at most `drain_seconds`, then stop; the rest fails with EngineClosed.
@@ -172,7 +268,7 @@ class Engine:
         self._scheduler.close()
         self._device.join(drain_seconds)
         for ready in self._scheduler.drop_all():
-            _resolve_error(ready.future, EngineClosed("The engine was shut down before it could answer."))
+            fail(ready.future, EngineClosed("The engine was shut down before it could answer."))
 
     def __enter__(self) -> Engine:
         return self
@@ -180,48 +276,33 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _prepare(self, requests: Sequence[Request]) -> None:
-        """Tokenise requests and let them wait for their batch."""
+    def _refusal(self) -> EngineError | None:
+        """Why no request is taken any more; None while they are."""
+        return self.fatal or (EngineClosed("The engine is shut down.") if self._closed else None)
+
+    def _prepare_next(self) -> None:
+        part = self._turns.next()
+        if part is not None:
+            self._prepare(*part)
+
+    def _prepare(self, requests: Sequence[Request], flows: Mapping[int, Flow]) -> None:
+        """Tokenise requests and let them wait for their batch. flows: theirs, by priority."""
         try:
-            self._tokenize(requests)
-        except Exception as error:
-            log.exception("Preparing %d requests failed", len(requests))
+            if self.fatal is not None:
+                _fail(requests, self.fatal)
+                return
+            ready = self._intake.ready(requests, flows)
+            if not self._scheduler.add(ready):
+                refusal = self._refusal() or EngineClosed("The engine is shut down.")
+                for item in ready:
+                    fail(item.future, refusal)
+        except (KeyboardInterrupt, SystemExit) as end:
+            _fail(requests, EngineError(f"Preparing the request was interrupted: {end!r}"))
+            raise
+        except BaseException as error:
+            # A panic of native code is no Exception.
+            log.error("Preparing %d requests failed", len(requests), exc_info=error)
             _fail(requests, EngineError(f"Preparing the request failed: {error}"))
-
-    def _tokenize(self, requests: Sequence[Request]) -> None:
-        valid: list[tuple[Request, Prepared]] = []
-        for request in requests:
-            try:
-                valid.append((request, self._preparation.of(request)))
-            except InvalidRequest as error:
-                _resolve_error(request.future, error)
-        encoded = self._encoded([made for _, made in valid])
-        ready: list[Ready] = []
-        for (request, made), tokens in zip(valid, encoded, strict=True):
-            if isinstance(tokens, Exception):
-                _resolve_error(request.future, tokens)
-            elif len(tokens) == 0:
-                _resolve_error(request.future, InvalidRequest("The prompt has no tokens.", "prompt"))
-            elif len(tokens) > self.max_tokens:
-                ready.extend(chunks.pieces(request, made.params, tokens, self.max_tokens, made.adapter))
-            else:
-                ready.append(Ready(tokens, request.task, made.params, request.future, made.adapter, request.spans))
-        if ready and not self._scheduler.add(ready):
-            for item in ready:
-                _resolve_error(item.future, self._fatal or EngineClosed("The engine is shut down."))
-
-    def _encoded(self, prepared: Sequence[Prepared]) -> list[Tokens | InvalidRequest]:
-        """The tokens of each, or its error."""
-        prompts, limits, sides = [made.prompt for made in prepared], [made.limit for made in prepared], self._sides
-        if sides is None:
-            return self.tokenizer.encode(prompts, limits)
-        limits = [made.limit if made.side is None else sides.limit(made.limit, made.side) for made in prepared]
-        return [
-            sides.finished(tokens, made.side, made.limit.add_special_tokens)
-            if made.side is not None and isinstance(tokens, Tokens)
-            else tokens
-            for made, tokens in zip(prepared, self.tokenizer.encode(prompts, limits), strict=True)
-        ]
 
     def _work(self) -> None:
         """The device thread: run batches until closed; on a device that can, keep one batch in flight."""
@@ -240,23 +321,19 @@ class Engine:
                     runner.finish(flying)
                 flying = launched
         except BaseException as error:
-            self._fatal = error if isinstance(error, EngineError) else EngineError(f"The engine failed: {error!r}")
+            fatal = error if isinstance(error, EngineError) else EngineError(f"The engine failed: {error!r}")
+            self._faults.die(fatal)
             scheduler.close()
             log.critical("The engine cannot go on: %s", error, exc_info=error)
             for ready in [*(flying.requests if flying else ()), *(batch or ()), *scheduler.drop_all()]:
-                _resolve_error(ready.future, self._fatal)
+                fail(ready.future, fatal)
+            self._faults.tell()
 
 
-def _characters(prompt: Prompt) -> int:
-    return len(prompt.text or "") + len(prompt.pair or "")
+def _characters(requests: Sequence[Request]) -> int:
+    return sum(len(request.prompt.text or "") + len(request.prompt.pair or "") for request in requests)
 
 
 def _fail(requests: Sequence[Request], error: Exception) -> None:
     for request in requests:
-        _resolve_error(request.future, error)
-
-
-def _resolve_error(future: Future[Answer], error: BaseException) -> None:
-    """Give a future its error, whatever state it is in."""
-    if not future.done() and (future.running() or future.set_running_or_notify_cancel()):
-        future.set_exception(error)
+        fail(request.future, error)

@@ -15,17 +15,19 @@ import torch
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.memory import keep_freed_memory
 from poolhouse.engine.options import EngineOptions
-from poolhouse.errors import ConfigError, InvalidRequest
-from poolhouse.inputs.chat import ScoreTemplate, score_template
+from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, UnsupportedDimensions
+from poolhouse.inputs.chat import ScoreTemplate, built_in, score_template
+from poolhouse.inputs.conversations import ContentFormat, Conversations
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models import embedded
 from poolhouse.models.adapters import AdapterOptions
 from poolhouse.models.folders import folders_of
 from poolhouse.models.hub import locate
 from poolhouse.models.load import LoadOptions, load
-from poolhouse.models.model import Facts, Model
+from poolhouse.models.model import Model, ScoreRecipe
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.plugins import load_plugin
+from poolhouse.precision import Calibration
 from poolhouse.settings import Settings
 from poolhouse.tasks import parse_task
 
@@ -56,6 +58,7 @@ def open_engine(settings: Settings) -> Engine:
     folders = folders_of(folder, lambda place: _found(settings, place))
     torch.manual_seed(settings.seed)
     pooler = PoolerConfig.parse(settings.pooler_config)
+    calibration = None if settings.int8_calibration is None else Calibration.load(settings.int8_calibration)
     model = _in_a_passing_thread(
         load,
         folders.described,
@@ -91,7 +94,12 @@ def open_engine(settings: Settings) -> Engine:
         trust_remote_code=settings.trust_remote_code,
         vocabulary_size=model.facts.vocabulary_size,
     )
+    given = _given_template(settings.chat_template)
+    model, static_tokenizer = _static(model, settings)
     plugin = settings.io_processor_plugin or model.facts.plugin
+    default_params = _default_params(pooler, None if files is None else files.truncate_dim, model.facts.width)
+    if calibration is not None:
+        _check_calibration(calibration, model, default_params.dimensions)
     on_cpu = model.facts.device.type == "cpu"
     if on_cpu:
         keep_freed_memory()
@@ -104,12 +112,37 @@ def open_engine(settings: Settings) -> Engine:
             overflow=_overflow(settings, pooler),
             max_prompt_tokens=pooler.max_embed_len,
             tokenizer_threads=settings.tokenizer_workers,
-            default_params=_default_params(pooler, None if files is None else files.truncate_dim, model.facts.width),
-            score_template=_score_template(settings.chat_template, model.facts),
+            default_params=default_params,
+            score_template=_score_template(given, model),
+            conversations=_conversations(given, tokenizer_folder, settings.chat_template_content_format),
             aliases=settings.names[1:],
+            calibration=calibration,
         ),
         None if plugin is None else load_plugin(plugin, settings, tokenizer),
+        static_tokenizer,
     )
+
+
+def _static(model: Model, settings: Settings) -> tuple[Model, Tokenizer | None]:
+    """The model, and the tokenizer of its side that is looked up, if it has one.
+
+    Raises:
+        CheckpointError: a table of more tokens than the other side has.
+    """
+    static = model.routes.static
+    if static is None:
+        return model, None
+    width = model.facts.width
+    size = width if static.by_token is not None else len(static.weights)
+    tokenizer = Tokenizer.from_folder(
+        static.tokenizer_folder, trust_remote_code=settings.trust_remote_code, vocabulary_size=size
+    )
+    if size > width:
+        raise CheckpointError(
+            f"{static.tokenizer_folder} weighs {size} tokens, but the other side of the model has {width}."
+        )
+    static = static.with_ids(width, tokenizer.id_of)
+    return replace(model, routes=replace(model.routes, static=static)), tokenizer
 
 
 def _found(settings: Settings, place: str) -> Path:
@@ -153,33 +186,60 @@ def _overflow(settings: Settings, pooler: PoolerConfig) -> Literal["error", "tru
     return "chunk"
 
 
-def _score_template(wanted: str | None, facts: Facts) -> ScoreTemplate | None:
+def _given_template(words: str | None) -> ScoreTemplate | None:
+    """The user's template, by what they wrote.
+
+    Raises:
+        ConfigError: none, or one that does not compile.
+    """
+    if words is None:
+        return None
+    from poolhouse.inputs import sandbox  # draws in jinja2, which most models do without
+
+    try:
+        given = score_template(words)
+        sandbox.syntax_tree(given.text, f"template of chat_template ({given.name})")
+        return given
+    except InvalidRequest as error:
+        raise ConfigError(str(error)) from error
+
+
+def _conversations(given: ScoreTemplate | None, folder: Path, content_format: ContentFormat) -> Conversations:
+    """The user's template, else those of the tokenizer; the built-in ones are for pairs alone."""
+    text = None if given is None or given.name in built_in() else given.text
+    return Conversations.of(folder, text, content_format)
+
+
+def _score_template(given: ScoreTemplate | None, model: Model) -> ScoreTemplate | None:
     """The user's template, else the one of the model's recipe.
 
     Raises:
         ConfigError: a template that does not work.
     """
-    recipe = facts.recipe
+    recipe = model.facts.recipe
     try:
-        if wanted is not None:
-            template = score_template(wanted)
-        elif recipe is None:
-            return None
-        elif recipe.name == recipe.template:
-            template = score_template(recipe.template)
-        else:
-            template = ScoreTemplate(
-                recipe.name,
-                recipe.template,
-                recipe.variables,
-                special_tokens=recipe.special_tokens,
-                structured=recipe.structured,
-                instruction_as_system=recipe.instruction_as_system,
-                keep_last_newline=recipe.keep_last_newline,
-            )
-        return template.bind()
+        if given is not None:
+            return given.bind()
+        return None if recipe is None else _of_recipe(recipe).bind()
     except InvalidRequest as error:
-        raise ConfigError(f"{error} Another one can be set by chat_template.") from error
+        if recipe is not None:
+            raise ConfigError(f"{error} Another one can be set by chat_template.") from error
+        log.info("chat_template serves messages alone, not pairs of texts: %s", error)
+        return None
+
+
+def _of_recipe(recipe: ScoreRecipe) -> ScoreTemplate:
+    if recipe.name == recipe.template:
+        return score_template(recipe.template)
+    return ScoreTemplate(
+        recipe.name,
+        recipe.template,
+        recipe.variables,
+        special_tokens=recipe.special_tokens,
+        structured=recipe.structured,
+        instruction_as_system=recipe.instruction_as_system,
+        keep_last_newline=recipe.keep_last_newline,
+    )
 
 
 def _default_params(pooler: PoolerConfig, truncate_dim: int | None, width: int) -> PoolingParams:
@@ -193,6 +253,26 @@ def _default_params(pooler: PoolerConfig, truncate_dim: int | None, width: int) 
     if not 1 <= params.dimensions <= width:
         raise ConfigError(f"pooler_config: dimensions must be from 1 to {width}, got {params.dimensions}.")
     return params
+
+
+def _check_calibration(calibration: Calibration, model: Model, dimensions: int | None) -> None:
+    """Refuse ranges of vectors that the model never answers with.
+
+    Raises:
+        ConfigError: naming both widths.
+    """
+    pipeline = model.pipelines.get("embed") or model.pipelines.get("token_embed")
+    if pipeline is None:
+        raise ConfigError(f"int8_calibration: the model makes no vectors; its tasks are {list(model.tasks)}.")
+    if calibration.width in (pipeline.width, dimensions):
+        return
+    try:
+        model.facts.matryoshka.check(calibration.width, model.facts.name)
+    except UnsupportedDimensions:
+        raise ConfigError(
+            f"int8_calibration: the ranges are those of {calibration.width} dimensions, and the model's vectors have "
+            f"{dimensions or pipeline.width}; make them anew with `poolhouse calibrate`."
+        ) from None
 
 
 def _in_a_passing_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

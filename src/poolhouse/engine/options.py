@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from poolhouse.inputs.chat import ScoreTemplate
+from poolhouse.inputs.conversations import Conversations
 from poolhouse.params import PoolingParams
+from poolhouse.precision import Calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,9 @@ class EngineOptions:
     max_prompt_tokens: another limit of prompts; with overflow "chunk" the only one.
     default_params: what the model's owner wants where a request says nothing.
     score_template: what joins a query and a document, where the tokenizer does not.
+    conversations: the chat templates that messages go through.
     aliases: names beside the model's own that requests may use.
+    calibration: the ranges of int8 vectors, of the task `embed`, or of `token_embed` where the model has no other.
     """
 
     max_batch_tokens: int
@@ -26,4 +30,6 @@ class EngineOptions:
     tokenizer_threads: int = 2
     default_params: PoolingParams = PoolingParams()
     score_template: ScoreTemplate | None = None
+    conversations: Conversations = Conversations()
     aliases: tuple[str, ...] = ()
+    calibration: Calibration | None = None

@@ -13,7 +13,8 @@ from poolhouse.inputs.prompts import Prompt
 from poolhouse.models.adapters import unknown_adapter
 from poolhouse.models.model import Model
 from poolhouse.params import PoolingParams
-from poolhouse.tasks import parse_task
+from poolhouse.pooling.routes import StaticWeights
+from poolhouse.tasks import Task, parse_task
 
 _NO_PARAMS = PoolingParams()
 
@@ -23,6 +24,8 @@ class Prepared:
     """A request made ready for the tokenizer.
 
     prompt: with its named prefix. params: for the pooler. adapter: its name, or None.
+    further: the request's further tasks, with the parameters of each.
+    static: weights to look its tokens up in, instead of running the model.
     side: of a text for late interaction, None for all that is read as it stands.
     """
 
@@ -30,6 +33,8 @@ class Prepared:
     limit: Limit
     params: PoolingParams
     adapter: str | None
+    further: tuple[tuple[Task, PoolingParams], ...] = ()
+    static: StaticWeights | None = None
     side: Role | None = None
 
 
@@ -46,10 +51,23 @@ class Preparation:
         Raises:
             InvalidRequest: it asks for what the model does not have.
         """
-        params = self._params(request)
+        tasks = self._tasks(request)
+        request.params.check(request.task, self.model.facts.matryoshka, self.model.facts.name, tasks[1:])
+        params, *further = [self._params(request, task, len(tasks) > 1) for task in tasks]
         adapter, prompt_name = self._adapter(request, self._prompt_name(request))
         prompt = self._with_prefix(request, prompt_name)
-        return Prepared(prompt, self._limit(request, params), params.for_pooler(), adapter, self._side(request))
+        static = self._static(request)
+        # What is looked up needs no special tokens.
+        asked = request if static is None else replace(request, add_special_tokens=False)
+        return Prepared(
+            prompt,
+            self._limit(asked, params),
+            params.for_pooler(),
+            adapter,
+            tuple((task, own.for_pooler()) for task, own in zip(tasks[1:], further, strict=True)),
+            static,
+            self._side(request),
+        )
 
     def limit(self, params: PoolingParams) -> Limit:
         """How long a prompt with these parameters may be."""
@@ -63,18 +81,31 @@ class Preparation:
             longest=self.options.max_prompt_tokens,
         )
 
-    def _params(self, request: Request) -> PoolingParams:
-        """The request's parameters, completed by the defaults, checked against the model."""
+    def _tasks(self, request: Request) -> tuple[Task, ...]:
+        """The request's task and its further ones.
+
+        Raises:
+            InvalidRequest: one that does not exist, that the model lacks, or that is named twice.
+        """
         parse_task(request.task, self.model.tasks)
-        params, defaults = request.params, self.options.default_params
-        params.check(request.task, self.model.facts.matryoshka, self.model.facts.name)
+        if not request.further:
+            return (request.task,)
+        tasks = (request.task, *(parse_task(task, self.model.tasks) for task in request.further))
+        for place, task in enumerate(tasks):
+            if task in tasks[:place]:
+                raise InvalidRequest(f"The task '{task}' is asked for twice; name each once.", "task", task)
+        return tasks
+
+    def _params(self, request: Request, task: Task, shared: bool) -> PoolingParams:
+        """The request's parameters for one task, completed by the defaults; shared: other tasks know some of them."""
+        params, defaults = request.params.for_task(task) if shared else request.params, self.options.default_params
         if request.spans is not None:
-            self.model.pipelines[request.task].of_spans()
+            self.model.pipelines[task].of_spans()
         if params.step_tag_id is not None or params.returned_token_ids is not None:
-            self.model.pipelines[request.task].check(params)
+            self.model.pipelines[task].check(params)
         if defaults == _NO_PARAMS:
             return params
-        dimensions = defaults.dimensions if request.task in ("embed", "token_embed") else None
+        dimensions = defaults.dimensions if task in ("embed", "token_embed") else None
         return replace(
             params,
             dimensions=dimensions if params.dimensions is None else params.dimensions,
@@ -94,6 +125,18 @@ class Preparation:
             return None
         return role_of(request.input_type) or "document"
 
+    def _static(self, request: Request) -> StaticWeights | None:
+        """The weights that answer for the model, where what the text is says so."""
+        routes = self.model.routes
+        if routes.static is None and not routes.missing:
+            return None
+        static = routes.of(role_of(request.input_type) or role_of(request.prompt_name))
+        if static is not None and (request.task != "embed" or request.further or request.spans is not None):
+            raise InvalidRequest(
+                "This side of the model is looked up, not run: it answers embed and sparse vectors alone.", "task"
+            )
+        return static
+
     def _adapter(self, request: Request, prompt_name: str | None) -> tuple[str | None, str | None]:
         """The names of the request's adapter, if any, and of its prompt."""
         adapters = self.model.adapters
@@ -104,13 +147,15 @@ class Preparation:
         return None, prompt_name
 
     def _with_prefix(self, request: Request, name: str | None) -> Prompt:
-        """The prompt with its named prefix; ids are taken as they are."""
+        """The prompt with its named prefix; ids and conversations are taken as they are."""
         prompts = self.model.facts.prompts
         if name and name not in prompts:
             known = f"It has {sorted(prompts)}." if prompts else "It has none."
             raise InvalidRequest(
                 f"The model has no prompt named '{name}'.{did_you_mean(name, prompts)} {known}", "prompt_name", name
             )
+        if request.prompt.conversation is not None:
+            return self._rendered(request, name)
         if name is None:
             name = self.model.facts.default_prompt_name
         prefix = prompts.get(name, "") if name else ""
@@ -118,12 +163,29 @@ class Preparation:
             return request.prompt
         return replace(request.prompt, prefix=prefix)
 
+    def _rendered(self, request: Request, name: str | None) -> Prompt:
+        """The prompt with what the chat template makes of its messages."""
+        if name:
+            raise InvalidRequest(
+                f"The prompt named '{name}' stands before texts; messages say it themselves, as a system message.",
+                "prompt_name",
+                name,
+            )
+        prompt = request.prompt
+        if prompt.text is not None or prompt.conversation is None:
+            return prompt
+        if request.places:
+            raise InvalidRequest("Places of characters need a text; messages have none of their own.", "messages")
+        return self.options.conversations.rendered(prompt.conversation)
+
     def _limit(self, request: Request, params: PoolingParams) -> Limit:
         limit = self.limit(params)
         limits = [most for most in (limit.longest, request.max_tokens) if most is not None]
+        # A chat template writes the special tokens itself, so its caller decides anew.
+        asked = request if request.prompt.conversation is None else request.prompt.conversation
         return replace(
             limit,
-            add_special_tokens=request.add_special_tokens,
+            add_special_tokens=asked.add_special_tokens,
             longest=min(limits, default=None),
             lower_case=request.lower_case,
             places=request.places,

@@ -13,6 +13,19 @@ from poolhouse.tasks import Task
 from poolhouse.tokens import Ids, Tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time between `submit` and the answer went, in seconds; texts that went through together share one.
+
+    tokenize: the tokenizer call. queue: waiting, for a tokenizer thread and for a batch.
+    run: the batch, from its launch to its answers; of a prompt in chunks, that of the last one.
+    """
+
+    tokenize_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    run_seconds: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """What the engine made of one prompt.
@@ -26,6 +39,7 @@ class Answer:
     tokens: Tokens
     chunks: int = 1
     further: Mapping[Task, Array] = field(default_factory=dict)
+    timing: Timing = Timing()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,3 +69,23 @@ class Request:
     further: tuple[Task, ...] = ()
     priority: int = 0
     future: Future[Answer] = field(default_factory=Future)
+
+
+def start(future: Future[Answer]) -> bool:
+    """Mark a future as being answered, so that it cannot be cancelled any more; False where nobody waits for it.
+
+    A cancelled one is marked as noticed, which `concurrent.futures.wait` waits for.
+    """
+    if future.running() or (future.done() and not future.cancelled()):
+        return False
+    try:
+        return future.set_running_or_notify_cancel()
+    except RuntimeError:
+        # Its request was submitted twice, and its end was noticed already.
+        return False
+
+
+def fail(future: Future[Answer], error: BaseException) -> None:
+    """Give a future its error, whatever state it is in."""
+    if future.running() or start(future):
+        future.set_exception(error)

@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from poolhouse.batch import Batch
-from poolhouse.engine.request import Answer
-from poolhouse.engine.scheduler import Ready
-from poolhouse.errors import EngineError, NonFiniteResult, NoStep
+from poolhouse.engine.grouping import Group, groups_of, rows_of
+from poolhouse.engine.observing import BatchRun, Observer, waits
+from poolhouse.engine.ready import Arrival, Ready
+from poolhouse.engine.request import Answer, Timing, fail, start
+from poolhouse.engine.stopwatch import Stopwatch
+from poolhouse.errors import EngineError, NonFiniteResult, NoStep, PoolhouseError
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
-from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import Rows
 from poolhouse.segments import Segments
 from poolhouse.tasks import TOKEN_TASKS, Task
 
 log = logging.getLogger("poolhouse")
 
-# Numbers that token tasks compute at once: a vocabulary per token takes gigabytes, and every step as much again.
-_MOST_NUMBERS = 2**27
-
 
 @dataclass(slots=True, eq=False)
 class Launched:
-    """A batch whose work is under way on the device: requests of one (task, params), their rows, and when done."""
+    """A batch whose work is under way on the device.
+
+    pooled: each group's requests and rows on the host. done: when the device is. started: by `time.perf_counter`.
+    stopwatch: before the backbone, after it, and after the pipelines, where somebody observes.
+    """
 
     requests: list[Ready]
-    groups: list[tuple[list[Ready], Rows]]
+    pooled: list[tuple[Group, list[Ready], Rows]]
     done: torch.cuda.Event | None
+    started: float = 0.0
+    stopwatch: Stopwatch | None = None
 
 
 class FatalDeviceError(EngineError):
@@ -42,15 +47,17 @@ class FatalDeviceError(EngineError):
 
 
 class Runner:
-    """Runs batches of one model.
+    """Runs batches of one model; budget: tokens of one batch, for the observer.
 
     asynchronous: `launch` returns before the device is done, so the next batch can be prepared meanwhile.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, budget: int) -> None:
         self.model = model
+        self.budget = budget
         self.device = model.facts.device
         self.asynchronous = self.device.type == "cuda"
+        self.observer: Observer | None = None
 
     def launch(self, requests: Sequence[Ready]) -> Launched | None:
         """Start a batch; cancelled requests leave it here. None if nothing is left or all of it failed.
@@ -58,7 +65,7 @@ class Runner:
         Raises:
             FatalDeviceError: the device is lost.
         """
-        alive = [request for request in requests if request.future.set_running_or_notify_cancel()]
+        alive = [request for request in requests if start(request.future)]
         return self._launch(alive) if alive else None
 
     def finish(self, launched: Launched) -> None:
@@ -66,13 +73,15 @@ class Runner:
         try:
             if launched.done is not None:
                 launched.done.synchronize()
-            for requests, rows in launched.groups:
-                self._resolve(requests, rows)
+            self._resolve(launched, time.perf_counter())
+            self._report(launched)
         except Exception as error:  # noqa: BLE001 - whatever it is, callers must hear of it
             self._retry(launched.requests, error)
 
     @torch.inference_mode()
     def _launch(self, requests: list[Ready]) -> Launched | None:
+        started = time.perf_counter()
+        stopwatch = None if self.observer is None else Stopwatch(self.device)
         try:
             if any(request.adapter for request in requests):
                 # Each adapter owns one span of rows.
@@ -80,57 +89,89 @@ class Runner:
             batch = Batch.pack(
                 [request.tokens for request in requests], self.device, [request.adapter for request in requests]
             )
+            _mark(stopwatch)
             hidden = self.model.backbone(batch)
-            parts = self._parts(requests)
-            groups = [(members, self._pool(members, rows)) for members, rows in _groups(parts, requests, batch, hidden)]
+            _mark(stopwatch)
+            pooled: list[tuple[Group, list[Ready], Rows]] = []
+            for group in groups_of(requests, self.model.pipelines):
+                members = [requests[index] for index in group.members]
+                pooled.append((group, members, self._pool(group, members, rows_of(group, requests, batch, hidden))))
+            _mark(stopwatch)
             done = None
             if self.asynchronous:
                 done = torch.cuda.Event()
                 done.record()
-            return Launched(requests, groups, done)
+            return Launched(requests, pooled, done, started, stopwatch)
         except Exception as error:  # noqa: BLE001 - whatever it is, callers must hear of it
             self._retry(requests, error)
             return None
 
-    def _parts(self, requests: list[Ready]) -> list[list[int]]:
-        """Requests that can be pooled together: of one task and params, and of not too many numbers; usually one part."""
-        by_kind: dict[tuple[Task, PoolingParams, bool], list[int]] = {}
-        for index, request in enumerate(requests):
-            by_kind.setdefault((request.task, request.params, request.spans is not None), []).append(index)
-        parts: list[list[int]] = []
-        for (task, _, _), members in by_kind.items():
-            width = self.model.pipelines[task].width if task in TOKEN_TASKS else 1
-            parts.extend(_slices_of(members, requests, _MOST_NUMBERS // width))
-        return parts
-
-    def _pool(self, requests: list[Ready], rows: Rows) -> Rows:
-        pipeline = self.model.pipelines[requests[0].task]
-        counts = [len(request.spans) for request in requests if request.spans is not None]
-        pooled = (pipeline.of_spans() if counts else pipeline)(rows, requests[0].params)
+    def _pool(self, group: Group, members: list[Ready], rows: Rows) -> Rows:
+        pipeline = self.model.pipelines[group.task]
+        pooled = (pipeline.of_spans() if group.of_spans else pipeline)(rows, group.params)
         values = pooled.values.to("cpu", non_blocking=self.asynchronous)
-        return Rows(values, Segments(counts) if counts else pooled.segments, pooled.ids)
+        segments = pooled.segments
+        if group.of_spans:
+            segments = Segments([len(member.spans) for member in members if member.spans is not None])
+        return Rows(values, segments, pooled.ids)
 
-    def _resolve(self, requests: list[Ready], rows: Rows) -> None:
+    def _resolve(self, launched: Launched, finished: float) -> None:
+        timings: dict[Arrival, Timing] = {}
+        parts: dict[Ready, dict[Task, Array]] = {}
+        for group, members, rows in launched.pooled:
+            for request, array in zip(members, self._arrays(group, members, rows), strict=True):
+                if isinstance(array, PoolhouseError):
+                    fail(request.future, array)
+                    continue
+                timing = timings.get(request.arrival)
+                if timing is None:
+                    timing = timings[request.arrival] = request.arrival.timing(launched.started, finished)
+                if not request.further:
+                    request.future.set_result(Answer(array, request.tokens, timing=timing))
+                    continue
+                arrays = parts.setdefault(request, {})
+                arrays[group.task] = array
+                if len(arrays) == 1 + len(request.further):
+                    first = arrays.pop(request.task)
+                    request.future.set_result(Answer(first, request.tokens, further=arrays, timing=timing))
+
+    def _arrays(self, group: Group, members: list[Ready], rows: Rows) -> Iterator[Array | PoolhouseError]:
+        """The answer of each member to the group's task, or what is wrong with it."""
         values: Array = rows.values.numpy()
         finite: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(values), axis=1)
-        several = requests[0].task in TOKEN_TASKS or requests[0].spans is not None
-        starts, ends = rows.segments.starts, rows.segments.ends
         all_finite = bool(finite.all())
-        for index, request in enumerate(requests):
-            start, end = starts[index], ends[index]
-            if not all_finite and not finite[start:end].all():
-                request.future.set_exception(
-                    NonFiniteResult(
-                        f"The model's answer holds NaN or infinity (dtype {self.model.facts.dtype}). "
-                        "Try dtype='float32' or dtype='bfloat16'."
-                    )
+        several = group.task in TOKEN_TASKS or group.of_spans
+        for request, begin, end in zip(members, rows.segments.starts, rows.segments.ends, strict=True):
+            if not all_finite and not finite[begin:end].all():
+                yield NonFiniteResult(
+                    f"The model's answer holds NaN or infinity (dtype {self.model.facts.dtype}). "
+                    "Try dtype='float32' or dtype='bfloat16'."
                 )
-                continue
-            # A text of skipped tokens alone has no vectors, which is an answer too.
-            if several and start == end and not request.part and request.tokens.kept is None:
-                request.future.set_exception(NoStep())
-                continue
-            request.future.set_result(Answer(values[start:end] if several else values[start], request.tokens))
+            elif several and begin == end and not self._may_be_empty(request, group.task):
+                yield NoStep()
+            else:
+                yield values[begin:end] if several else values[begin]
+
+    def _report(self, launched: Launched) -> None:
+        """Tell the observer of a batch that the device is done with."""
+        if self.observer is None or launched.stopwatch is None:
+            return
+        requests = launched.requests
+        forward_seconds, pooling_seconds = launched.stopwatch.seconds()
+        self.observer.ran(
+            BatchRun(
+                len(requests),
+                sum(request.length for request in requests),
+                self.budget,
+                waits((request.arrival for request in requests), launched.started),
+                forward_seconds,
+                pooling_seconds,
+            )
+        )
+
+    def _may_be_empty(self, request: Ready, task: Task) -> bool:
+        """Whether no row is an answer: all tokens are skipped, or none is weighed. Of process rewards it is a missing step."""
+        return request.part or request.tokens.kept is not None or self.model.pipelines[task].sparse is not None
 
     def _retry(self, requests: list[Ready], error: Exception) -> None:
         """Run the halves of a failed batch by themselves, so that a failing item fails alone."""
@@ -150,71 +191,12 @@ class Runner:
                 self.finish(launched)
 
 
+def _mark(stopwatch: Stopwatch | None) -> None:
+    if stopwatch is not None:
+        stopwatch.mark()
+
+
 def _fail(request: Ready, error: Exception) -> None:
-    if not request.future.done():
-        failure = error if isinstance(error, EngineError) else EngineError(f"The model failed on this input: {error}")
-        failure.__cause__ = error if failure is not error else None
-        request.future.set_exception(failure)
-
-
-def _groups(
-    parts: list[list[int]], requests: list[Ready], batch: Batch, hidden: Tensor
-) -> Iterator[tuple[list[Ready], Rows]]:
-    """The requests of each part, with rows of their own. parts: places in the pack."""
-    for members in parts:
-        chosen = [requests[index] for index in members]
-        if chosen[0].spans is not None:
-            rows = _rows_of_spans([(batch.segments.starts[index], requests[index]) for index in members], batch, hidden)
-        elif len(parts) == 1:
-            rows = Rows(hidden, batch.segments, batch.ids, _skip(requests), _kept(requests, batch))
-        else:
-            rows = replace(_rows(members, batch, hidden, _skip(chosen)), kept=_kept(chosen, batch))
-        yield chosen, rows
-
-
-def _slices_of(members: list[int], requests: list[Ready], most_rows: int) -> list[list[int]]:
-    """Members in order, in slices of at most so many rows; one longer request goes alone."""
-    slices: list[list[int]] = []
-    room = 0
-    for index in members:
-        if not slices or requests[index].length > room:
-            slices.append([])
-            room = most_rows
-        slices[-1].append(index)
-        room -= requests[index].length
-    return slices
-
-
-def _rows(members: list[int], batch: Batch, hidden: Tensor, skip: Tensor | None) -> Rows:
-    """The rows of some sequences of a pack."""
-    bounds = [(batch.segments.starts[index], batch.segments.ends[index]) for index in members]
-    return _slices(bounds, batch, hidden, skip)
-
-
-def _rows_of_spans(members: list[tuple[int, Ready]], batch: Batch, hidden: Tensor) -> Rows:
-    """The rows of every span, as if each were a sequence of its own. members: first row of each request, and it."""
-    spans = np.concatenate([request.spans + first for first, request in members if request.spans is not None])
-    return _slices(spans.tolist(), batch, hidden, None)
-
-
-def _slices(bounds: Sequence[Sequence[int]], batch: Batch, hidden: Tensor, skip: Tensor | None) -> Rows:
-    return Rows(
-        torch.cat([hidden[start:end] for start, end in bounds]),
-        Segments([end - start for start, end in bounds], batch.segments.device),
-        torch.cat([batch.ids[start:end] for start, end in bounds]),
-        skip,
-    )
-
-
-def _skip(requests: list[Ready]) -> Tensor | None:
-    if not any(request.tokens.skip for request in requests):
-        return None
-    return torch.tensor([request.tokens.skip for request in requests])
-
-
-def _kept(requests: list[Ready], batch: Batch) -> Tensor | None:
-    """The rows that token tasks answer with, [rows of these requests]; None where these are all."""
-    if all(request.tokens.kept is None for request in requests):
-        return None
-    kept = [np.ones(request.length, bool) if (own := request.tokens.kept) is None else own for request in requests]
-    return torch.from_numpy(np.concatenate(kept)).to(batch.ids.device, non_blocking=True)
+    failure = error if isinstance(error, EngineError) else EngineError(f"The model failed on this input: {error}")
+    failure.__cause__ = error if failure is not error else None
+    fail(request.future, failure)

@@ -1,43 +1,26 @@
 """Scheduler: who goes next.
 
-The oldest request always goes first, so nobody starves; the rest of its batch are the waiting requests nearest to it
-in length, because sequences of equal length share one attention call.
+Lower priorities go first, and a batch holds one priority only, so that what is urgent waits for nothing else. Within a
+priority, flows (the requests of one `submit` call each) share the device by tokens: start-time fair queueing (Goyal et
+al. 1996), with a virtual time that advances by tokens served per waiting flow, so that new flows cannot starve old ones.
+A flow's oldest request goes first, so nobody starves within it either.
+
+The rest of the batch are the waiting requests nearest in length to its first, because sequences of equal length share
+one attention call: of the whole flow where only one waits, else of those whose turn is near.
 """
 
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
-from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+from itertools import count
 
-from poolhouse.engine.request import Answer
-from poolhouse.params import PoolingParams
-from poolhouse.tasks import Task
-from poolhouse.tokens import Ids, Tokens
+from poolhouse.engine.ready import ByLength, Flow, Ready
+from poolhouse.engine.request import start
 
-
-@dataclass(slots=True, eq=False)
-class Ready:
-    """A tokenised request that waits for its batch.
-
-    spans: see `Request`. part: whether it is a piece of a longer prompt.
-    """
-
-    tokens: Tokens
-    task: Task
-    params: PoolingParams
-    future: Future[Answer]
-    adapter: str | None = None
-    spans: Ids | None = None
-    part: bool = False
-    length: int = field(init=False)
-    taken: bool = False
-
-    def __post_init__(self) -> None:
-        self.length = len(self.tokens)
+# Tokens beside a batch's own among which its requests are chosen by length, while several flows wait.
+_HORIZON_TOKENS = 8192
 
 
 class Scheduler:
@@ -45,22 +28,23 @@ class Scheduler:
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self._by_age: deque[Ready] = deque()
-        self._by_length: list[Ready] = []
+        self._levels: dict[int, Level] = {}
         self._changed = threading.Condition()
         self._closed = False
 
     def __len__(self) -> int:
-        return len(self._by_length)
+        return sum(len(flow) for level in self._levels.values() for flow in level.flows)
 
     def add(self, ready: Sequence[Ready]) -> bool:
         """Let requests wait; False when the scheduler is closed and took none."""
         with self._changed:
             if self._closed:
                 return False
-            self._by_age.extend(ready)
-            self._by_length.extend(ready)
-            self._by_length.sort(key=_length)
+            for request in ready:
+                level = self._levels.get(request.flow.priority)
+                if level is None:
+                    level = self._levels[request.flow.priority] = Level()
+                level.add(request)
             self._changed.notify()
             return True
 
@@ -70,11 +54,14 @@ class Scheduler:
         Waits for one when `block` is set, else returns an empty list; None once closed and empty.
         """
         with self._changed:
-            while block and not self._by_length and not self._closed:
-                self._changed.wait()
-            if not self._by_length:
-                return None if self._closed else []
-            return self._take(self._oldest())
+            while True:
+                while block and not self._levels and not self._closed:
+                    self._changed.wait()
+                if not self._levels:
+                    return None if self._closed else []
+                batch = self._take()
+                if batch:
+                    return batch
 
     def close(self) -> None:
         """Take no more; what waits is still handed out."""
@@ -85,39 +72,122 @@ class Scheduler:
     def drop_all(self) -> list[Ready]:
         """Everything that waits, taken out."""
         with self._changed:
-            dropped, self._by_length = self._by_length, []
-            self._by_age.clear()
+            dropped = [ready for level in self._levels.values() for flow in level.flows for ready in flow.by_age]
+            self._levels.clear()
             return dropped
 
-    def _oldest(self) -> Ready:
-        while self._by_age[0].taken:
-            self._by_age.popleft()
-        return self._by_age.popleft()
-
-    def _take(self, oldest: Ready) -> list[Ready]:
-        waiting = self._by_length
-        low = bisect_left(waiting, oldest.length, key=_length)
-        while waiting[low] is not oldest:
-            low += 1
-        high, room = low + 1, self.budget - oldest.length
-        while True:
-            shorter = low > 0 and waiting[low - 1].length <= room
-            longer = high < len(waiting) and waiting[high].length <= room
-            if shorter and longer:
-                longer = waiting[high].length - oldest.length <= oldest.length - waiting[low - 1].length
-            if longer:
-                room -= waiting[high].length
-                high += 1
-            elif shorter:
-                low -= 1
-                room -= waiting[low].length
-            else:
-                break
-        batch = waiting[low:high]
-        del waiting[low:high]
-        for ready in batch:
-            ready.taken = True
+    def _take(self) -> list[Ready]:
+        priority = min(self._levels)
+        level = self._levels[priority]
+        batch = level.take(self.budget)
+        if not level:
+            del self._levels[priority]
         return batch
+
+
+class Level:
+    """The waiting flows of one priority.
+
+    clock: its virtual time in tokens, where new flows begin. It advances by tokens per waiting flow, and is never behind
+    the mean of the flows' tags: those that leave were served early, which those that stay must not pay for.
+    """
+
+    def __init__(self) -> None:
+        self.clock = 0.0
+        self._tags = 0.0  # of all waiting flows together
+        # A heap by tag, then by age.
+        self._flows: list[tuple[float, int, Flow]] = []
+        self._ages = count()
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    @property
+    def flows(self) -> list[Flow]:
+        return [flow for _, _, flow in self._flows]
+
+    def add(self, ready: Ready) -> None:
+        flow = ready.flow
+        if not flow:
+            flow.tag = self.clock
+            self._tags += flow.tag
+            heappush(self._flows, (flow.tag, next(self._ages), flow))
+        flow.add(ready)
+
+    def take(self, budget: int) -> list[Ready]:
+        """The next batch, sorted by length; empty where all that was found is cancelled."""
+        flows = len(self._flows)
+        touched, window, first, gone = self._window(budget) if flows > 1 else self._alone()
+        self._tags -= sum(flow.tag for _, flow in touched)
+        batch: list[Ready] = []
+        if first is not None:
+            batch, cancelled = window.nearest(first, budget)
+            gone += cancelled
+        for ready in gone:
+            _leave(ready)
+        for ready in batch:
+            ready.flow.remove(ready)
+            ready.flow.tag += ready.length
+            self.clock += ready.length / flows
+        for age, flow in touched:
+            if flow:
+                heappush(self._flows, (flow.tag, age, flow))
+                self._tags += flow.tag
+        if self._flows:
+            self.clock = max(self.clock, self._tags / len(self._flows))
+        batch.sort(key=_length)
+        return batch
+
+    def _alone(self) -> Found:
+        """All of the only flow that waits."""
+        _, age, flow = heappop(self._flows)
+        while flow:
+            ready = next(iter(flow.by_age))
+            if not ready.future.cancelled():
+                return [(age, flow)], flow.by_length, ready, []
+            _leave(ready)
+        return [(age, flow)], flow.by_length, None, []
+
+    def _window(self, budget: int) -> Found:
+        """The requests whose turn is near: by their own tags, and as many tokens as fill a batch at least.
+
+        A request's tag is that of its flow after all that is older in it.
+        """
+        near = self._flows[0][0] + budget / 2
+        touched: list[tuple[int, Flow]] = []
+        rest: dict[int, Iterator[Ready]] = {}
+        turns: list[tuple[float, int, Flow]] = []
+        window, first, gone, tokens = ByLength(), None, list[Ready](), 0
+        while tokens < budget + _HORIZON_TOKENS:
+            source = turns if turns and not (self._flows and self._flows[0] < turns[0]) else self._flows
+            if not source or (tokens >= budget and source[0][0] > near):
+                break
+            tag, age, flow = heappop(source)
+            if source is not turns:
+                touched.append((age, flow))
+                rest[age] = iter(flow.by_age)
+            ready = next(rest[age], None)
+            if ready is None:
+                continue
+            if ready.future.cancelled():
+                gone.append(ready)
+            else:
+                window.add(ready)
+                first = first or ready
+                tokens += ready.length
+                tag += ready.length
+            heappush(turns, (tag, age, flow))
+        return touched, window, first, gone
+
+
+# Flows taken from the heap with their ages, requests to choose from, the first of the batch, and cancelled ones.
+Found = tuple[list[tuple[int, Flow]], ByLength, Ready | None, list[Ready]]
+
+
+def _leave(ready: Ready) -> None:
+    """Take out what was cancelled."""
+    ready.flow.remove(ready)
+    start(ready.future)
 
 
 def _length(ready: Ready) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from poolhouse.engine.request import Answer
@@ -13,26 +15,71 @@ from poolhouse.engine.request import Answer
 async def gather(futures: Sequence[Future[Answer]]) -> list[Answer]:
     """All answers in order; the first failure, in order, is raised.
 
-    The loop is woken once, by the last future. Cancelling takes what still waits out of the queue.
+    Cancelling takes what still waits out of the queue.
     """
-    loop = asyncio.get_running_loop()
-    finished = loop.create_future()
-    missing = itertools.count(len(futures) - 1, -1)
-
-    def wake() -> None:
-        if not finished.done():
-            finished.set_result(None)
-
-    def one_done(_: Future[Answer]) -> None:
-        if next(missing) == 0:
-            loop.call_soon_threadsafe(wake)
-
     try:
-        for future in futures:
-            future.add_done_callback(one_done)
-        await finished
-        return [future.result() for future in futures]
+        return await joined(futures)
     except BaseException:
         for future in futures:
             future.cancel()
         raise
+
+
+def joined(futures: Sequence[Future[Answer]]) -> asyncio.Future[list[Answer]]:
+    """One future of the running loop for all of these: their results in order, or the first failure, in order."""
+    loop = asyncio.get_running_loop()
+    whole: asyncio.Future[list[Answer]] = loop.create_future()
+    mailbox = _mailbox(loop)
+    missing = itertools.count(len(futures) - 1, -1)
+
+    def resolve() -> None:
+        if whole.done():
+            return
+        try:
+            whole.set_result([future.result() for future in futures])
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the whole's error
+            whole.set_exception(error)
+
+    def one_done(_: Future[Answer]) -> None:
+        if next(missing) == 0:
+            mailbox.post(resolve)
+
+    for future in futures:
+        future.add_done_callback(one_done)
+    if not futures:
+        whole.set_result([])
+    return whole
+
+
+class _Mailbox:
+    """Calls for one loop from other threads; the loop is woken once for all that come together.
+
+    Waking it takes a system call, and a batch resolves dozens of requests at once.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._wake = loop.call_soon_threadsafe
+        self._calls: deque[Callable[[], None]] = deque()
+        self._woken = False
+
+    def post(self, call: Callable[[], None]) -> None:
+        self._calls.append(call)
+        if not self._woken:
+            self._woken = True
+            self._wake(self._empty)
+
+    def _empty(self) -> None:
+        # Before the calls: what is posted from here on wakes the loop again.
+        self._woken = False
+        while self._calls:
+            self._calls.popleft()()
+
+
+_MAILBOXES: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = weakref.WeakKeyDictionary()
+
+
+def _mailbox(loop: asyncio.AbstractEventLoop) -> _Mailbox:
+    mailbox = _MAILBOXES.get(loop)
+    if mailbox is None:
+        mailbox = _MAILBOXES[loop] = _Mailbox(loop)
+    return mailbox

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from poolhouse.errors import InvalidRequest, did_you_mean
-
-if TYPE_CHECKING:
-    import jinja2
 
 # Of the private use area, so that no text of a human language holds it.
 SEAM = "\ue0f5"
@@ -72,11 +68,10 @@ class ScoreTemplate:
         messages = [self._message("query", query), self._message("document", document)]
         if self.system or prefix:
             messages.insert(0, self._message("system", self.system or prefix))
-        template = _compiled(self.text, self.keep_last_newline, self.name)
-        try:
-            return template.render(messages=messages, **{**_DEFAULTS, **self.variables})
-        except Exception as error:  # a template may raise anything
-            raise InvalidRequest(f"The score template ({self.name}) failed: {error}", "chat_template") from error
+        from poolhouse.inputs import sandbox  # draws in jinja2, which most models do without
+
+        variables = {**_DEFAULTS, **self.variables, "messages": messages}
+        return sandbox.render(self.text, variables, f"score template ({self.name})", self.keep_last_newline)
 
     def _message(self, role: str, text: str) -> dict[str, Any]:
         return {"role": role, "content": [{"type": "text", "text": text}] if self.structured else text}
@@ -116,29 +111,3 @@ def score_template(words: str) -> ScoreTemplate:
 def built_in() -> list[str]:
     """Names of the templates in this package."""
     return sorted(path.stem for path in _FOLDER.glob("*.jinja"))
-
-
-@lru_cache(maxsize=64)
-def _compiled(text: str, keep_last_newline: bool, name: str) -> jinja2.Template:
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=keep_last_newline,
-        extensions=["jinja2.ext.loopcontrols"],
-    )
-    environment.globals["raise_exception"] = _raise
-    try:
-        return environment.from_string(text)
-    except TemplateError as error:
-        line = getattr(error, "lineno", None)
-        where = f" (line {line})" if line else ""
-        raise InvalidRequest(
-            f"The score template ({name}) does not compile{where}: {error}", "chat_template"
-        ) from error
-
-
-def _raise(message: str) -> None:
-    raise ValueError(message)

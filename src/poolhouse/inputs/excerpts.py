@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,11 +43,14 @@ class Excerpt:
         return found + self.start
 
 
-def excerpt(text: str, characters: int | None, side: str, lower_case: bool) -> Excerpt:
-    """At most about so many characters from one end, cut at white space where some is near; None takes all."""
+def excerpt(text: str, characters: int | None, side: str, lower: Callable[[str], str] | None) -> Excerpt:
+    """At most about so many characters from one end, cut at white space where some is near; None takes all.
+
+    lower: what lower-cases, where that is asked.
+    """
     start, end = (0, len(text)) if characters is None else _bounds(text, characters, side)
     raw = text[start:end]
-    return Excerpt(raw.lower() if lower_case else raw, raw, start, len(text))
+    return Excerpt(raw if lower is None else lower(raw), raw, start, len(text))
 
 
 def _bounds(text: str, characters: int, side: str) -> tuple[int, int]:

@@ -111,9 +111,14 @@ def _mask_token(expansion: Expansion, tokenizer: Tokenizer) -> int:
 
 
 def _with_gap(places: Places, place: int) -> Places:
-    return Places(np.insert(places.offsets, place, 0, axis=0), np.insert(places.words, place, -1))
+    return Places(
+        np.insert(places.offsets, place, 0, axis=0),
+        np.insert(places.words, place, -1),
+        np.insert(places.special, place, True),
+    )
 
 
 def _with_end(places: Places, count: int) -> Places:
     offsets = np.concatenate((places.offsets, np.zeros((count, 2), dtype=np.int64)))
-    return Places(offsets, np.concatenate((places.words, np.full(count, -1, dtype=np.int64))))
+    words = np.concatenate((places.words, np.full(count, -1, dtype=np.int64)))
+    return Places(offsets, words, np.concatenate((places.special, np.ones(count, dtype=np.bool_))))

@@ -29,7 +29,8 @@ def places_of(
     assert prompt.text is not None
     offsets = excerpt.offsets(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2))
     offsets = np.maximum(offsets - len(prompt.prefix), 0)
-    content = np.array(encoding.special_tokens_mask, dtype=np.int64) == 0
+    special = np.array(encoding.special_tokens_mask, dtype=np.int64) != 0
+    content = ~special
     if prompt.prefix:
         content &= offsets[:, 1] > 0
     offsets[~content] = 0
@@ -38,7 +39,7 @@ def places_of(
         goes_on &= np.array(encoding.ids) != unknown
     begins = content & ~goes_on
     begins[content.argmax()] |= content.any()
-    return Places(offsets, np.where(content, begins.cumsum() - 1, -1))
+    return Places(offsets, np.where(content, begins.cumsum() - 1, -1), special)
 
 
 def white_space(text: str) -> npt.NDArray[np.bool_]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,12 +20,30 @@ _MEDIA = ("multi_modal_data", "mm_processor_kwargs", "prompt_embeds")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Conversation:
+    """Messages that a chat template makes one text of; what they must be is said in `poolhouse.inputs.conversations`.
+
+    chat_template: another than the model's: its text, or the name of one of the model's.
+    variables: what the template sees beside them (vLLM's chat_template_kwargs).
+    add_special_tokens: whether the tokenizer adds its own around what the template wrote.
+    """
+
+    messages: Any
+    add_generation_prompt: bool = False
+    continue_final_message: bool = False
+    chat_template: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    add_special_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """A text, or token ids that somebody else made: exactly one of the two.
+    """A text, token ids that somebody else made, or a conversation: exactly one of the three.
 
     ids: [tokens] int64, special tokens included. prefix: a named prompt, put before the text.
     pair: a second text, which the tokenizer joins to the first (a document to a query).
     template: what joins a pair instead, with the words of its request.
+    conversation: what `text` was made of, or is to be made of; it takes no prefix.
     """
 
     text: str | None
@@ -33,12 +51,14 @@ class Prompt:
     prefix: str = ""
     pair: str | None = None
     template: ScoreTemplate | None = None
+    conversation: Conversation | None = None
 
 
 def parse_prompts(prompts: Any, parameter: str = "prompts") -> list[Prompt]:
     """One Prompt for each that the caller gave, in order; a single prompt may stand bare.
 
-    prompts: a text, `{"prompt": text}`, `{"prompt_token_ids": ids}`, a list of ids, or a list of any of these.
+    prompts: a text, `{"prompt": text}`, `{"prompt_token_ids": ids}`, `{"messages": [...]}`, a list of ids, or a list
+    of any of these.
     parameter: what the caller calls this argument, for messages.
 
     Raises:
@@ -73,13 +93,32 @@ def parse_side(side: Any, parameter: str) -> list[str]:
     return [item if type(item) is str else _text_of(item, f"{parameter}[{index}]") for index, item in enumerate(side)]
 
 
-def check_ids(ids: Ids, vocabulary_size: int) -> None:
+def text_parts(parts: Sequence[Any], place: str) -> list[str]:
+    """The texts of a message's or a document's parts: texts themselves, or `{"type": "text", "text": text}`.
+
+    Raises:
+        InvalidRequest: naming the first part of another kind.
+    """
+    texts: list[str] = []
+    for number, part in enumerate(parts):
+        typed = isinstance(part, Mapping) and part.get("type", "text") in _TEXTS
+        text = part.get("text") if typed else part
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise InvalidRequest(f"{place}[{number}] is {kind!r}; this model reads text parts only.", place)
+        texts.append(text)
+    return texts
+
+
+def check_ids(ids: Ids, vocabulary_size: int, parameter: str = "prompt_token_ids") -> None:
     """Raise InvalidRequest for an id that the model has no vector for."""
     wrong = ids[(ids < 0) | (ids >= vocabulary_size)]
     if len(wrong):
-        raise InvalidRequest(f"Token id {int(wrong[0])} is out of vocabulary", "prompt_token_ids")
+        raise InvalidRequest(f"Token id {int(wrong[0])} is out of vocabulary", parameter)
 
 
+# Types of parts that are text, in the chat API and in the newer one for responses.
+_TEXTS = ("text", "input_text", "output_text")
 _SIDE = "a text, a dict with 'text' or 'content' (a list of text parts), or a list of them"
 
 
@@ -96,13 +135,7 @@ def _text_of(item: Any, place: str) -> str:
         return parts
     if not isinstance(parts, list) or not parts:
         raise InvalidRequest(f"{place} must hold {_SIDE}.", place)
-    for number, part in enumerate(parts):
-        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise InvalidRequest(
-                f"{place}.content[{number}] is {kind!r}; this model reads text parts only.", f"{place}.content"
-            )
-    return "".join(part["text"] for part in parts)
+    return "".join(text_parts(parts, f"{place}.content"))
 
 
 def _parse(prompt: Any, place: str) -> Prompt:
@@ -116,7 +149,9 @@ def _parse(prompt: Any, place: str) -> Prompt:
 
 
 def _parse_mapping(prompt: Mapping[str, Any], place: str) -> Prompt:
-    known = ("prompt", "prompt_token_ids", "cache_salt")
+    if "messages" in prompt:
+        return _parse_conversation(prompt, place)
+    known = ("prompt", "prompt_token_ids", "messages", "cache_salt")
     for key, value in prompt.items():
         if key in _MEDIA and value:
             raise InvalidRequest(
@@ -133,8 +168,27 @@ def _parse_mapping(prompt: Mapping[str, Any], place: str) -> Prompt:
         return Prompt(None, _ids(ids, f"{place}.prompt_token_ids"))
     text = prompt.get("prompt")
     if not isinstance(text, str):
-        raise InvalidRequest(f"{place} needs 'prompt' (a text) or 'prompt_token_ids' (a list of integers).", place)
+        raise InvalidRequest(
+            f"{place} needs 'prompt' (a text), 'prompt_token_ids' (a list of integers) or 'messages'.", place
+        )
     return Prompt(text)
+
+
+def _parse_conversation(prompt: Mapping[str, Any], place: str) -> Prompt:
+    switches = ("add_generation_prompt", "continue_final_message", "add_special_tokens")
+    known = ("messages", *switches, "chat_template_kwargs")
+    for key, value in prompt.items():
+        if key not in known:
+            raise InvalidRequest(
+                f"{place} has an unknown key '{key}' beside 'messages'.{did_you_mean(str(key), known)} "
+                f"Keys: {list(known)}.",
+                place,
+            )
+        if key in switches and not isinstance(value, bool):
+            raise InvalidRequest(f"{place}.{key} must be true or false, got {value!r}.", f"{place}.{key}")
+    variables = prompt.get("chat_template_kwargs") or {}
+    asked = {name: prompt[name] for name in switches if name in prompt}
+    return Prompt(None, conversation=Conversation(prompt["messages"], variables=variables, **asked))
 
 
 def _is_ids(prompts: Any) -> bool:

@@ -48,6 +48,7 @@ class RenderedPairs:
     """The tokenizer of rendered pairs.
 
     encode: texts to ids, with special tokens or without. special: what a text gets before and after its content.
+    lower_case: what holds where a limit leaves it to the tokenizer. lower: lower-cases a text.
     known_ids: ids from here on are refused; None where none can be.
     """
 
@@ -57,12 +58,14 @@ class RenderedPairs:
         encode: Callable[[list[str], bool], list[Ids | InvalidRequest]],
         special: tuple[Ids, Ids],
         lower_case: bool,
+        lower: Callable[[str], str],
         known_ids: int | None,
     ) -> None:
         self._native = native
         self._encode = encode
         self._special = special
         self._lower_case = lower_case
+        self._lower = lower
         self._known_ids = known_ids
 
     def encode(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
@@ -72,10 +75,10 @@ class RenderedPairs:
         for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             try:
                 pair = self._shortened(prompt, limit)
-                pairs[index] = (pair, pair.pieces())
+                pairs[index] = (pair, self._pieces(pair))
             except InvalidRequest as error:
                 results[index] = error
-        encoded = iter(self.content([piece for _, pieces in pairs.values() for piece in pieces]))
+        encoded = iter(self._encode([piece for _, pieces in pairs.values() for piece in pieces], False))
         for index, (pair, pieces) in pairs.items():
             parts = [next(encoded) for _ in pieces]
             try:
@@ -103,13 +106,23 @@ class RenderedPairs:
 
     def content(self, texts: Sequence[str]) -> list[Ids | InvalidRequest]:
         """Ids of texts without special tokens."""
-        return self._encode([text.lower() for text in texts] if self._lower_case else list(texts), False)
+        return self._encode([self._lower(text) for text in texts] if self._lower_case else list(texts), False)
+
+    def _lowers(self, limit: Limit) -> bool:
+        return self._lower_case if limit.lower_case is None else limit.lower_case
+
+    def _pieces(self, pair: _Pair, document: str | None = None) -> list[str]:
+        """The texts that are tokenised apart, in the case that was asked. document: another than the pair's own."""
+        pieces = pair.pieces(document)
+        return [self._lower(piece) for piece in pieces] if self._lowers(pair.limit) else pieces
 
     def _shortened(self, prompt: Prompt, limit: Limit) -> _Pair:
         """The pair with each side cut to its own limit, and a document far over the limit to what could be kept of it."""
         assert prompt.text is not None
         assert prompt.pair is not None
         query, document, keep = prompt.text, prompt.pair, limit.cut
+        if self._lowers(limit):
+            query, document = self._lower(query), self._lower(document)
         cut = lost = 0
         if limit.max_query_tokens is not None:
             query, cut = self.cut_text(query, limit.max_query_tokens, limit.side)
@@ -170,7 +183,7 @@ class RenderedPairs:
 
     def _frame(self, pair: _Pair) -> tuple[Ids, Ids]:
         """What stands before and after the document, whatever it is."""
-        first, second = (self._joined(pair, self.content(pair.pieces(filler))) for filler in _FILLERS)
+        first, second = (self._joined(pair, self._encode(self._pieces(pair, filler), False)) for filler in _FILLERS)
         return first[: _shared(first, second)], first[len(first) - _shared(first[::-1], second[::-1]) :]
 
     def _too_long(self, pair: _Pair, total: int) -> InputTooLong:

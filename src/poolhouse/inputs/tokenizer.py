@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,13 +12,14 @@ import numpy as np
 import tokenizers
 
 from poolhouse.errors import InvalidRequest
+from poolhouse.inputs.decoding import Decoder
 from poolhouse.inputs.excerpts import CHARACTERS_PER_TOKEN, SURPLUS, Excerpt, excerpt
 from poolhouse.inputs.limits import Limit, too_many_characters, too_many_tokens
 from poolhouse.inputs.pairs import PairTemplate, encode_pairs
 from poolhouse.inputs.places import places_of
 from poolhouse.inputs.prompts import Prompt, check_ids
 from poolhouse.inputs.rendered import RenderedPairs
-from poolhouse.inputs.tokenizer_files import gives_types, read_tokenizer
+from poolhouse.inputs.tokenizer_files import cleans_up, gives_types, read_tokenizer
 from poolhouse.tokens import Ids, Tokens
 
 
@@ -27,6 +29,7 @@ class Tokenizer:
     lower_case: lower-case texts first (sentence-transformers' do_lower_case).
     vocabulary_size: ids from here on are refused.
     pair_types: whether the second text of a pair gets token types of its own.
+    clean_up: whether decoded texts lose the spaces before punctuation.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Tokenizer:
         lower_case: bool = False,
         vocabulary_size: int | None = None,
         pair_types: bool = True,
+        clean_up: bool = False,
     ) -> None:
         native.no_padding()
         native.no_truncation()
@@ -42,6 +46,7 @@ class Tokenizer:
         self._lower_case = lower_case
         self._pair_types = pair_types
         self.vocabulary_size = vocabulary_size or native.get_vocab_size()
+        self.decoder = Decoder(native, clean_up, self.vocabulary_size)
         self._check_texts = native.get_vocab_size() > self.vocabulary_size
         special = native.encode("a").special_tokens_mask
         # Special tokens before and after the content: [CLS] ... [SEP].
@@ -63,7 +68,8 @@ class Tokenizer:
         Raises:
             CheckpointError: no tokenizer, or one that cannot be read.
         """
-        return cls(read_tokenizer(folder, trust_remote_code), lower_case, vocabulary_size, gives_types(folder))
+        native = read_tokenizer(folder, trust_remote_code)
+        return cls(native, lower_case, vocabulary_size, gives_types(folder), cleans_up(folder))
 
     @property
     def special_tokens(self) -> int:
@@ -81,8 +87,8 @@ class Tokenizer:
         return bool(getattr(self._native.model, "continuing_subword_prefix", None))
 
     @cached_property
-    def _unknown(self) -> int | None:
-        """The id of the unknown token."""
+    def unknown(self) -> int | None:
+        """The id of the unknown token, if there is one."""
         names = (getattr(self._native.model, "unk_token", None), "<unk>", "[UNK]")
         return next((found for name in names if name and (found := self._native.token_to_id(name)) is not None), None)
 
@@ -126,17 +132,9 @@ class Tokenizer:
         return [result for result in results if result is not None]
 
     def id_of(self, token: str) -> int | None:
-        """The id of a vocabulary entry, None where there is none."""
+        """The id of a vocabulary entry; None where there is none."""
         found: int | None = self._native.token_to_id(token)
         return found
-
-    def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The vocabulary entry of each id."""
-        return [self._native.id_to_token(int(token)) or "" for token in ids]
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """The text of ids."""
-        return self._native.decode(list(map(int, ids)), skip_special_tokens=skip_special_tokens)
 
     @cached_property
     def rendered(self) -> RenderedPairs:
@@ -144,7 +142,7 @@ class Tokenizer:
         ids = np.array(self._native.encode("a").ids, dtype=np.int64)
         special = ids[: self._head], ids[len(ids) - self._tail :]
         known = self.vocabulary_size if self._check_texts else None
-        return RenderedPairs(self._native, self._ids, special, self._lower_case, known)
+        return RenderedPairs(self._native, self._ids, special, self._lower_case, self._lowered, known)
 
     def _of_content(self, limit: Limit) -> Limit:
         """The limit of a single text, with what was asked of its content alone counted in."""
@@ -191,15 +189,32 @@ class Tokenizer:
         keep = limit.cut
         wanted = limit.most if keep is None else keep
         if wanted is None:
-            return excerpt(text, None, limit.side, self._lowers(limit))
+            return excerpt(text, None, limit.side, self._lower(limit))
         if keep is None and len(text) > 4 * CHARACTERS_PER_TOKEN * wanted:
             most = wanted * self.character_bound
             if len(text) > most:
                 raise too_many_characters(wanted, len(text), most)
-        return excerpt(text, CHARACTERS_PER_TOKEN * (wanted + SURPLUS), limit.side, self._lowers(limit))
+        return excerpt(text, CHARACTERS_PER_TOKEN * (wanted + SURPLUS), limit.side, self._lower(limit))
 
-    def _lowers(self, limit: Limit) -> bool:
-        return self._lower_case if limit.lower_case is None else limit.lower_case
+    def _lower(self, limit: Limit) -> Callable[[str], str] | None:
+        """What lower-cases a text, where that is asked."""
+        asked = self._lower_case if limit.lower_case is None else limit.lower_case
+        return self._lowered if asked else None
+
+    def _lowered(self, text: str) -> str:
+        """The text in lower case, but for special tokens that it writes, as with transformers' normalizer."""
+        if self._spared is None:
+            return text.lower()
+        parts = self._spared.split(text)
+        return "".join(part if place % 2 else part.lower() for place, part in enumerate(parts))
+
+    @cached_property
+    def _spared(self) -> re.Pattern[str] | None:
+        """Finds the special tokens that lower case would change."""
+        added = self._native.get_added_tokens_decoder().values()
+        names = [token.content for token in added if token.special and token.content != token.content.lower()]
+        words = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        return re.compile(f"({words})") if words else None
 
     def _fitted(
         self, prompt: Prompt, limit: Limit, part: Excerpt, encoding: tokenizers.Encoding | InvalidRequest
@@ -212,8 +227,8 @@ class Tokenizer:
         ids: Ids = np.array(encoding.ids, dtype=np.int64)
         if self._check_texts:
             check_ids(ids, self.vocabulary_size)
-        places = places_of(encoding, part, prompt, self._knows_words, self._unknown) if limit.places else None
-        skip = self._skip(prompt.prefix, special, self._lowers(limit)) if prompt.prefix else 0
+        places = places_of(encoding, part, prompt, self._knows_words, self.unknown) if limit.places else None
+        skip = self._skip(prompt.prefix, special, self._lower(limit)) if prompt.prefix else 0
         if keep is None:
             if limit.most is not None and len(ids) > limit.most:
                 raise too_many_tokens(limit.most, len(ids))
@@ -241,7 +256,7 @@ class Tokenizer:
             if len(part.raw) > 2 * wanted * self.character_bound:
                 break  # a word too long for the vocabulary: its rest would be the same unknown token
             text = prompt.prefix + (prompt.text or "")
-            part = excerpt(text, 4 * len(part.raw), limit.side, self._lowers(limit))
+            part = excerpt(text, 4 * len(part.raw), limit.side, self._lower(limit))
             (again,) = self._encode([part.text], limit.add_special_tokens, limit.places)
             if isinstance(again, InvalidRequest):
                 raise again
@@ -265,9 +280,9 @@ class Tokenizer:
         content = tokens[head : head + room] if side == "right" else tokens[end - room : end]
         return np.concatenate((tokens[:head], content, tokens[end:]))
 
-    def _skip(self, prefix: str, special: bool, lower_case: bool) -> int:
+    def _skip(self, prefix: str, special: bool, lower: Callable[[str], str] | None) -> int:
         """Leading tokens that a prefix makes, special ones included, counted as sentence-transformers does."""
-        key = (prefix.lower() if lower_case else prefix, special)
+        key = (prefix if lower is None else lower(prefix), special)
         if key not in self._prefix_tokens:
             ids = self._native.encode(key[0], add_special_tokens=special).ids
             self._prefix_tokens[key] = len(ids) - (1 if special and self._tail else 0)

@@ -42,6 +42,11 @@ def gives_types(folder: Path) -> bool:
     return not str(config.get("tokenizer_class", "")).startswith(_WITHOUT_TYPES)
 
 
+def cleans_up(folder: Path) -> bool:
+    """Whether the tokenizer's authors want spaces before punctuation taken away from decoded texts."""
+    return read_json(folder / "tokenizer_config.json", needed=False).get("clean_up_tokenization_spaces") is True
+
+
 def _converted(folder: Path, trust_remote_code: bool) -> tokenizers.Tokenizer:
     """A tokenizer of older files (vocab.txt, sentencepiece models), through transformers."""
     names = (

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
+from poolhouse.engine.answers import facts
 from poolhouse.engine.request import Answer
 from poolhouse.outputs import (
     ClassificationOutput,
     ClassificationRequestOutput,
     EmbeddingOutput,
     EmbeddingRequestOutput,
-    PoolingOutput,
-    PoolingRequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
 )
 from poolhouse.scoring import Score
-from poolhouse.tokens import Tokens
+
+T = TypeVar("T")
 
 # Progress is drawn only when there is enough to wait for.
 _PROGRESS_FROM = 256
@@ -26,10 +26,6 @@ _PROGRESS_FROM = 256
 
 def embedding(request_id: str, answer: Answer) -> EmbeddingRequestOutput:
     return EmbeddingRequestOutput(request_id, EmbeddingOutput(answer.array), **facts(answer))
-
-
-def pooling(request_id: str, answer: Answer) -> PoolingRequestOutput:
-    return PoolingRequestOutput(request_id, PoolingOutput(answer.array), **facts(answer))
 
 
 def classification(
@@ -59,32 +55,21 @@ def scored(request_id: str, score: Score) -> ScoringRequestOutput:
 
 def wait(futures: Sequence[Future[Answer]], progress: bool | Callable[..., Any], label: str) -> list[Answer]:
     """All answers in order; the first failure is raised, and what still waits is cancelled."""
-    waited: Iterable[Future[Answer]] = futures
-    if callable(progress):
-        waited = progress(futures, total=len(futures), desc=label)
-    elif progress and len(futures) >= _PROGRESS_FROM:
-        from tqdm import tqdm
-
-        waited = tqdm(futures, desc=label, unit=" prompts", dynamic_ncols=True, disable=None)
     try:
-        return [future.result() for future in waited]
+        return [future.result() for future in shown(futures, len(futures), progress, label)]
     except BaseException:
         for future in futures:
             future.cancel()
         raise
 
 
-def facts(answer: Answer) -> dict[str, Any]:
-    """What every output says about its prompt."""
-    return facts_of(answer.tokens, answer.chunks)
+def shown(items: Iterable[T], total: int, progress: bool | Callable[..., Any], label: str) -> Iterable[T]:
+    """The items, drawn as progress where that is wanted and there is enough to wait for."""
+    drawn: Iterable[T] = items
+    if callable(progress):
+        drawn = progress(items, total=total, desc=label)
+    elif progress and total >= _PROGRESS_FROM:
+        from tqdm import tqdm
 
-
-def facts_of(tokens: Tokens, chunks: int) -> dict[str, Any]:
-    """What an output says about these tokens, read in so many pieces."""
-    return {
-        "prompt_token_ids": tokens.ids.tolist(),
-        "truncated": tokens.truncated,
-        "original_tokens": tokens.original_tokens,
-        "original_is_estimate": tokens.original_is_estimate,
-        "chunks": chunks,
-    }
+        drawn = tqdm(items, total=total, desc=label, unit=" prompts", dynamic_ncols=True, disable=None)
+    return drawn

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from poolhouse import scoring
+from poolhouse import scoring, sparse
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask
@@ -51,11 +51,22 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """How a call of `LLM.score` wants pairs joined; variables: vLLM's `chat_template_kwargs`."""
+    """How a call of `LLM.score` wants pairs joined, or compared; variables: vLLM's `chat_template_kwargs`."""
 
     instruction: str | None = None
     chat_template: str | None = None
     variables: Options = None
+    mode: str | None = None
+    weights: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """What a call of `LLM.embed_sparse` says; see `poolhouse.sparse.Options`."""
+
+    input_type: str | None = None
+    top_k: int | None = None
+    threshold: float | None = None
 
 
 def requests_of(engine: Engine, prompts: Any, task: Task, asked: Asked) -> list[Request]:
@@ -108,10 +119,33 @@ def score_plan(engine: Engine, data_1: Any, data_2: Any, asked: Asked, joining: 
     queries, documents = parse_side(data_1, "data_1"), parse_side(data_2, "data_2")
     template = None if joining.chat_template is None else score_template(joining.chat_template)
     params = made.params(asked.params)
-    plan = scoring.plan(
-        engine, queries, documents, scoring.Asked(params, joining.instruction, template, joining.variables or {})
-    )
+    weights = None if joining.weights is None else tuple(joining.weights)
+    said = scoring.Asked(params, joining.instruction, template, joining.variables or {}, joining.mode, weights)
+    plan = scoring.plan(engine, queries, documents, said)
     requests = [made.applied(replace(request, adapter=adapter)) for request in plan.requests]
+    return replace(plan, requests=requests)
+
+
+def sparse_plan(engine: Engine, prompts: Any, asked: Asked, pruning: Pruning) -> sparse.Plan:
+    """Requests of `LLM.embed_sparse`, and what becomes of their answers.
+
+    Raises:
+        InvalidRequest, UnsupportedTask: see `poolhouse.sparse.plan`.
+    """
+    _check_types(asked.params, asked.prompt_name)
+    if isinstance(asked.params, Sequence):
+        raise InvalidRequest("embed_sparse takes one PoolingParams for all prompts.", "pooling_params")
+    made = Tokenization.parse(asked.tokenization)
+    parsed = parse_prompts(prompts)
+    options = sparse.Options(
+        made.params(asked.params), asked.prompt_name, pruning.input_type, pruning.top_k, pruning.threshold
+    )
+    plan = sparse.plan(engine, parsed, options)
+    adapters = _adapters(engine, asked, len(parsed))
+    requests = [
+        made.applied(replace(request, adapter=adapter))
+        for request, adapter in zip(plan.requests, adapters, strict=True)
+    ]
     return replace(plan, requests=requests)
 
 

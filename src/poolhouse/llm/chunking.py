@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from poolhouse.engine.answers import facts_of
 from poolhouse.engine.waiting import gather
 from poolhouse.late_chunking import Chunked, Chunking, Plan, plan
-from poolhouse.llm.answering import facts_of, wait
+from poolhouse.llm.answering import wait
 from poolhouse.llm.asking import Asked, Options, requests_of
 from poolhouse.outputs import ChunkedEmbeddingRequestOutput
 from poolhouse.params import PoolingParams

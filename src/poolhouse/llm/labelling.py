@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from poolhouse.engine.answers import facts
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import gather
 from poolhouse.errors import UnsupportedTask
-from poolhouse.llm.answering import facts, wait
+from poolhouse.llm.answering import wait
 from poolhouse.llm.asking import Asked, Options, Params, requests_of
 from poolhouse.outputs import TokenClassificationOutput, TokenClassificationRequestOutput
 from poolhouse.spans import Strategy, entities, parse_strategy, probabilities

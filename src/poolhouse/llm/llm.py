@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from poolhouse.engine.answers import pooling
 from poolhouse.engine.open import open_engine
 from poolhouse.engine.waiting import gather
-from poolhouse.llm import answering, chunking, labelling, plugging
+from poolhouse.llm import answering, chunking, labelling, plugging, weighing
 from poolhouse.llm.answering import wait
 from poolhouse.llm.asking import Asked, Joining, Options, Params, requests_of, required_task, score_plan
 from poolhouse.outputs import (
-    Array,
     ClassificationRequestOutput,
     EmbeddingRequestOutput,
     PoolingRequestOutput,
@@ -23,6 +23,7 @@ from poolhouse.outputs import (
     ScoringRequestOutput,
 )
 from poolhouse.params import PoolingParams
+from poolhouse.precision import Codes, parse_precision, quantize
 from poolhouse.settings import Settings
 
 if TYPE_CHECKING:
@@ -108,11 +109,18 @@ class LLM:
         task: str | None = None,
         tokenization_kwargs: Options = None,
         input_type: str | None = None,
-    ) -> Array:
-        """`embed` as one matrix, [prompts, dimensions] float32; cuts are not reported here."""
+        precision: str = "float32",
+    ) -> Codes:
+        """`embed` as one matrix, [prompts, dimensions]; cuts are not reported here.
+
+        precision: float32, float16, int8, uint8; bfloat16 and fp8_e4m3, fp8_e5m2 as bit patterns (uint16, uint8);
+            binary (int8) and ubinary (uint8) with eight dimensions per byte. `poolhouse.precision.dequantize` reads them.
+        """
+        wanted = parse_precision(precision)
         asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
         requests = requests_of(self.engine, prompts, "embed", asked)
-        return np.stack([answer.array for answer in wait(self.engine.submit(requests), use_tqdm, "embed")])
+        vectors = np.stack([answer.array for answer in wait(self.engine.submit(requests), use_tqdm, "embed")])
+        return quantize(vectors, wanted, self.engine.calibration)
 
     def encode(
         self,
@@ -141,7 +149,7 @@ class LLM:
         if plugin is not None:
             return plugging.encode(self.engine, plugin, prompts, asked, use_tqdm)
         requests = requests_of(self.engine, prompts, required_task(pooling_task, pooling_params, self.engine), asked)
-        return self._outputs(wait(self.engine.submit(requests), use_tqdm, str(pooling_task)), answering.pooling)
+        return self._outputs(wait(self.engine.submit(requests), use_tqdm, str(pooling_task)), pooling)
 
     async def encode_async(
         self,
@@ -161,7 +169,7 @@ class LLM:
         if plugin is not None:
             return await plugging.encode_async(self.engine, plugin, prompts, asked)
         requests = requests_of(self.engine, prompts, required_task(pooling_task, pooling_params, self.engine), asked)
-        return self._outputs(await gather(self.engine.submit(requests)), answering.pooling)
+        return self._outputs(await gather(self.engine.submit(requests)), pooling)
 
     def classify(
         self,
@@ -215,6 +223,8 @@ class LLM:
         instruction: str | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: Options = None,
+        mode: str | None = None,
+        weights: Sequence[float] | None = None,
     ) -> list[ScoringRequestOutput]:
         """How well each pair of texts fits: by a cross-encoder, else by cosine, else by late interaction.
 
@@ -222,12 +232,14 @@ class LLM:
         instruction: what makes a document fit, for rerankers that read one.
         chat_template: joins the two texts of a pair: a file, its text, or a built-in name; chat_template_kwargs: its
             further variables.
+        mode: what is compared instead: dense, sparse or colbert answers, or their weighted mean ("weighted",
+            "sparse+dense"), as FlagEmbedding does for BGE-M3. weights: of the dense, sparse and colbert scores.
 
         Raises:
             InvalidRequest: lists that do not fit together. UnsupportedTask: a model that cannot score, and why.
         """
         asked = Asked(pooling_params, None, tokenization_kwargs, lora_request)
-        joining = Joining(instruction, chat_template, chat_template_kwargs)
+        joining = Joining(instruction, chat_template, chat_template_kwargs, mode, weights)
         plan = score_plan(self.engine, data_1, data_2, asked, joining)
         return self._outputs(plan.finish(wait(self.engine.submit(plan.requests), use_tqdm, "score")), answering.scored)
 
@@ -243,10 +255,12 @@ class LLM:
         instruction: str | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: Options = None,
+        mode: str | None = None,
+        weights: Sequence[float] | None = None,
     ) -> list[ScoringRequestOutput]:
         """`score` for coroutines; cancelling it takes the pairs out of the queue."""
         asked = Asked(pooling_params, None, tokenization_kwargs, lora_request)
-        joining = Joining(instruction, chat_template, chat_template_kwargs)
+        joining = Joining(instruction, chat_template, chat_template_kwargs, mode, weights)
         plan = score_plan(self.engine, data_1, data_2, asked, joining)
         return self._outputs(plan.finish(await gather(self.engine.submit(plan.requests))), answering.scored)
 
@@ -276,6 +290,9 @@ class LLM:
     token_classify_async = labelling.token_classify_async
     embed_chunks = chunking.embed_chunks
     embed_chunks_async = chunking.embed_chunks_async
+    embed_sparse = weighing.embed_sparse
+    embed_sparse_async = weighing.embed_sparse_async
+    embed_sparse_array = weighing.embed_sparse_array
 
     def close(self) -> None:
         """Finish what was submitted and free the engine's threads."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from poolhouse.engine.answers import pooling_outputs
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import gather
 from poolhouse.errors import InvalidRequest
-from poolhouse.llm import answering
 from poolhouse.llm.answering import wait
 from poolhouse.llm.asking import Asked, requests_of
 from poolhouse.outputs import PoolingRequestOutput
@@ -66,7 +66,6 @@ def _requests(engine: Engine, plugin: Plugin, data: Any, asked: Asked) -> list[R
 
 
 def _processed(plugin: Plugin, answers: Sequence[Answer]) -> list[PoolingRequestOutput]:
-    outputs = [answering.pooling(str(index), answer) for index, answer in enumerate(answers)]
     # As in vLLM: the plugin decides what `outputs` is, and the whole has no id.
-    made: Any = plugin.post_process(outputs)
+    made: Any = plugin.post_process(pooling_outputs(answers))
     return [PoolingRequestOutput("", made, [])]

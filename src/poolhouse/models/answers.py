@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from poolhouse.errors import CheckpointError
 from poolhouse.models.adapters import Adapters
 from poolhouse.models.backbone import Backbone
 from poolhouse.models.heads import LoadedHead
@@ -61,13 +62,17 @@ def pipelines_of(
     if served.role in ("classify", "token_classify") and head is not None:
         return _classifier(head, config, None if files is None else files.activation, user)
     if served.role == "splade" and head is not None:
-        pooling = files.splade if files is not None and files.splade is not None else SpladePooling()
-        return splade_pipelines(head.steps, head.labels, pooling, user)
+        if files is None or files.splade is None:
+            return splade_pipelines(head.steps, head.labels, SpladePooling(), user)
+        if files.heads:
+            behind = ", ".join(step.words for step in files.heads)
+            raise CheckpointError(f"{folder}: modules behind SpladePooling are not served ({behind}).")
+        return splade_pipelines(head.steps, head.labels, files.splade, user, files.max_active_dims, files.normalize)
     pipelines = embed_pipelines(served.hidden_size, user, files, default_pooling)
     if head is not None:
         pipelines |= _classifier(head, {}, None, user)
     needed = architecture(config) == "BgeM3EmbeddingModel"
-    return pipelines | bge_m3_pipelines(folder, served.hidden_size, config, user, needed)
+    return pipelines | bge_m3_pipelines(folder, served.hidden_size, served.vocabulary_size, config, user, needed)
 
 
 def labels_of(config: Mapping[str, Any], served: Served) -> tuple[dict[int, str], tuple[str, ...]]:

@@ -38,6 +38,7 @@ from poolhouse.models.roles import (
 )
 from poolhouse.params import PoolerConfig
 from poolhouse.pooling.pipelines import late_interaction_pipelines
+from poolhouse.pooling.routes import Routes
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 
 
@@ -130,6 +131,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
             notes=(*reranker.notes, *served.notes, *about_labels, *about_sizes),
         ),
         adapters=served.adapters,
+        routes=Routes() if files is None else files.routes,
     )
 
 

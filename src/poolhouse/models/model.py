@@ -12,8 +12,9 @@ from poolhouse.models.adapters import Adapters
 from poolhouse.models.backbone import Backbone
 from poolhouse.params import Matryoshka
 from poolhouse.pooling.pipelines import Pipeline
+from poolhouse.pooling.routes import Routes
 from poolhouse.sides import LateInteraction
-from poolhouse.tasks import Task
+from poolhouse.tasks import SparseHead, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,18 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """One loaded model, ready to run packs."""
+    """One loaded model, ready to run packs. routes: which texts are looked up instead of run."""
 
     backbone: Backbone
     pipelines: Mapping[Task, Pipeline]
     facts: Facts
     adapters: Adapters | None = None
+    routes: Routes = Routes()
+
+    @property
+    def sparse(self) -> SparseHead | None:
+        """How its answers become sparse vectors; None for a model that has none."""
+        return next((pipeline.sparse for pipeline in self.pipelines.values() if pipeline.sparse is not None), None)
 
     @property
     def tasks(self) -> tuple[Task, ...]:

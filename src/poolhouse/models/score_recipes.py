@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from poolhouse.chat_files import DEFAULT, chat_templates, special_tokens
 from poolhouse.errors import CheckpointError
 from poolhouse.json_files import read_json
 from poolhouse.models.checkpoint import Config
@@ -34,7 +35,7 @@ def stored_recipe(folder: Path, config: Config) -> ScoreRecipe | None:
     """
     settings = _settings(folder)
     modalities: Mapping[str, Any] | None = settings.get("modality_config")
-    template = _stored_template(folder)
+    template = chat_templates(folder).get(DEFAULT)
     if template is None and modalities is not None and "message" in modalities:
         raise CheckpointError(f"{folder} is to render pairs by a chat template, but stores none.")
     if template is None or (modalities is not None and "message" not in modalities):
@@ -49,7 +50,7 @@ def stored_recipe(folder: Path, config: Config) -> ScoreRecipe | None:
         name="stored with the checkpoint",
         template=template,
         variables={
-            **_special_tokens(folder),
+            **special_tokens(folder),
             **{name: value for name, value in options.items() if name not in _NOT_VARIABLES},
         },
         special_tokens=False,
@@ -68,28 +69,3 @@ def stored_max_tokens(folder: Path) -> int | None:
 
 def _settings(folder: Path) -> dict[str, Any]:
     return read_json(folder / "sentence_bert_config.json", needed=False)
-
-
-def _stored_template(folder: Path) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    stored = _tokenizer_config(folder).get("chat_template")
-    if isinstance(stored, list):
-        named = {item.get("name"): item.get("template") for item in stored if isinstance(item, dict)}
-        stored = named.get("default")
-    return stored if isinstance(stored, str) else None
-
-
-def _special_tokens(folder: Path) -> dict[str, str]:
-    """bos_token, eos_token and their like, which templates may write."""
-    found = {}
-    for name, value in _tokenizer_config(folder).items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if name.endswith("_token") and isinstance(text, str):
-            found[name] = text
-    return found
-
-
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "tokenizer_config.json", needed=False)

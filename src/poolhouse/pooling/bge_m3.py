@@ -18,14 +18,19 @@ from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.pooling.pipelines import Pipeline
 from poolhouse.pooling.rows import Rows
 from poolhouse.pooling.steps import Activation, Dense, Every, Normalize, Probabilities, Truncate
-from poolhouse.tasks import Task
+from poolhouse.tasks import SparseHead, Task
 
 _SPARSE, _MULTI_VECTOR = "sparse_linear.pt", "colbert_linear.pt"
 _RELU = Activation("relu", torch.relu)
 
 
 def bge_m3_pipelines(
-    folder: Path, hidden_size: int, config: Mapping[str, Any], user: PoolerConfig, needed: bool
+    folder: Path,
+    hidden_size: int,
+    vocabulary_size: int,
+    config: Mapping[str, Any],
+    user: PoolerConfig,
+    needed: bool,
 ) -> dict[Task, Pipeline]:
     """`token_embed` (unit vectors, none for BOS) and `token_classify` (a weight per token, none for BOS and EOS).
 
@@ -40,12 +45,15 @@ def bge_m3_pipelines(
     bos, eos = config.get("bos_token_id", 0), config.get("eos_token_id", 2)
     sparse, vectors = (_linear(folder / name, hidden_size) for name in (_SPARSE, _MULTI_VECTOR))
     unit = user.use_activation is not False
+    special = frozenset((bos, eos, config.get("pad_token_id", 1)))
     return {
         "token_embed": Pipeline(
             (Every(), WithoutEnds(bos, None), vectors, Truncate(), Normalize(unit)), vectors.weight.shape[0]
         ),
         "token_classify": Pipeline(
-            (Every(), WithoutEnds(bos, eos), sparse, Probabilities(_RELU, unit)), sparse.weight.shape[0], weights=True
+            (Every(), WithoutEnds(bos, eos), sparse, Probabilities(_RELU, unit)),
+            sparse.weight.shape[0],
+            SparseHead("token_classify", "token", vocabulary_size, (bos, eos), special),
         ),
     }
 

@@ -13,6 +13,7 @@ from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.pooling.rows import Rows
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles
+from poolhouse.pooling.sparse_autoencoder import Encode, KeepLargest
 from poolhouse.pooling.splade import Saturate, SpladePooling, WeighVocabulary
 from poolhouse.pooling.steps import (
     Activation,
@@ -29,19 +30,19 @@ from poolhouse.pooling.steps import (
     Truncate,
     Unit,
 )
-from poolhouse.tasks import Task
+from poolhouse.tasks import SparseHead, Task
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
     """The steps of one task.
 
-    width: features of its answer, before Matryoshka cuts. weights: its rows are weights of tokens for sparse retrieval.
+    width: features of its answer, before Matryoshka cuts. sparse: how its answer becomes a sparse vector, if it does.
     """
 
     steps: tuple[Step, ...]
     width: int
-    weights: bool = False
+    sparse: SparseHead | None = None
 
     @property
     def words(self) -> str:
@@ -78,7 +79,7 @@ class Pipeline:
             InvalidRequest: steps that no mean can be put before.
         """
         first, *rest = self.steps
-        heads = [step for step in rest if isinstance(step, Dense | Norm)]
+        heads = [step for step in rest if isinstance(step, Dense | Norm | Encode)]
         if not isinstance(first, Reduce) or (len(first.names) > 1 and heads):
             raise InvalidRequest(f"Late chunking puts a mean before the model's heads; here they follow {first.words}.")
         return replace(self, steps=(Reduce(("MEAN",)), *rest))
@@ -106,7 +107,8 @@ def embed_pipelines(
         use_activation = files.normalize if from_files and files is not None else True
     tail = (Truncate(), Normalize(use_activation))
     width = _width(hidden_size * len(reduce.names), heads)
-    pipelines: dict[Task, Pipeline] = {"embed": Pipeline((reduce, *heads, *tail), width)}
+    sparse = SparseHead("embed", "feature", width) if heads and isinstance(heads[-1], Encode) else None
+    pipelines: dict[Task, Pipeline] = {"embed": Pipeline((reduce, *heads, *tail), width, sparse)}
     if len(reduce.names) == 1:
         # Token vectors are normalised unless the user says otherwise, as in vLLM.
         unit = True if user.use_activation is None else user.use_activation
@@ -159,17 +161,25 @@ def classify_pipelines(
 
 
 def splade_pipelines(
-    steps: tuple[Step, ...], vocabulary: int, pooling: SpladePooling, user: PoolerConfig
+    steps: tuple[Step, ...],
+    vocabulary: int,
+    pooling: SpladePooling,
+    user: PoolerConfig,
+    most: int | None = None,
+    unit: bool = False,
 ) -> dict[Task, Pipeline]:
     """`embed`: a dense vector of vocabulary size per prompt; `token_embed`: one per token. Not normalised by default.
 
     steps: from a hidden state to logits, a Dense last; none where the rows are logits already.
+    most: how many weights a prompt keeps; None keeps all. unit: whether they are normalised if nobody says otherwise.
     """
     decoder = steps[-1] if steps else None
     assert decoder is None or isinstance(decoder, Dense)
-    tail = (Truncate(), Normalize(bool(user.use_activation)))
+    tail = (Truncate(), Normalize(unit if user.use_activation is None else user.use_activation))
+    sparse = SparseHead("embed", "vocabulary", vocabulary)
+    weigh = (WeighVocabulary(decoder, pooling), *(() if most is None else (KeepLargest(most),)))
     return {
-        "embed": Pipeline((Every(), *steps[:-1], WeighVocabulary(decoder, pooling), *tail), vocabulary),
+        "embed": Pipeline((Every(), *steps[:-1], *weigh, *tail), vocabulary, sparse),
         "token_embed": Pipeline((Every(), *steps, Saturate(pooling.logarithms), *tail), vocabulary),
     }
 
@@ -238,7 +248,13 @@ def _width(width: int, heads: tuple[Step, ...]) -> int:
                     f"A Dense module takes {head.weight.shape[1]} features, but {width} come in from the step before."
                 )
             width = head.weight.shape[0]
+        elif isinstance(head, Encode):
+            if head.weight.shape[1] != width:
+                raise CheckpointError(
+                    f"A SparseAutoEncoder takes {head.weight.shape[1]} features, but {width} come in."
+                )
+            width = head.weight.shape[0]
         elif isinstance(head, Norm) and head.weight.shape[0] != width:
             raise CheckpointError(f"A LayerNorm takes {head.weight.shape[0]} features, but {width} come in.")
-        assert isinstance(head, Dense | Norm | Unit)
+        assert isinstance(head, Dense | Norm | Unit | Encode)
     return width

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from poolhouse.errors import CheckpointError
 from poolhouse.json_files import read_any_json, read_json
 from poolhouse.pooling.activations import named_activation
+from poolhouse.pooling.module_tensors import find_tensor, module_tensors
+from poolhouse.pooling.routes import Routes, split_routes
+from poolhouse.pooling.sparse_autoencoder import Encode, sparse_autoencoder, with_count
 from poolhouse.pooling.splade import SpladePooling
 from poolhouse.pooling.steps import Activation, Dense, Norm, Step, Unit
 
@@ -47,6 +47,7 @@ class SentenceTransformersFiles:
     heads: what comes after it, in order. normalize: whether a Normalize module is last.
     activation: dotted path of the function over a cross-encoder's logits.
     splade: how a SparseEncoder pools the logits of its masked language model; None for every other model.
+    max_active_dims: how many features a SparseEncoder keeps; None keeps all. routes: which texts are looked up.
     logit_score: ids of the tokens whose logits a language model's score is made of, true and false (or None).
     of_tokens: whether `heads` are for the vector of every token (late interaction), and no pooling stands.
     scored: the config of a MultiVectorMask, which says what tokens late interaction leaves out; None without one.
@@ -65,6 +66,8 @@ class SentenceTransformersFiles:
     truncate_dim: int | None = None
     activation: str | None = None
     splade: SpladePooling | None = None
+    max_active_dims: int | None = None
+    routes: Routes = Routes()
     logit_score: tuple[int, int | None] | None = None
     of_tokens: bool = False
     scored: Mapping[str, Any] | None = None
@@ -83,6 +86,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
     modules = read_any_json(path)
     if not isinstance(modules, list) or not all(isinstance(module, dict) and "type" in module for module in modules):
         raise CheckpointError(f"{path} is not a list of modules.")
+    modules, routes = _without_router(modules, folder)
     transformer = folder
     pooling: tuple[str, ...] | None = None
     splade: SpladePooling | None = None
@@ -107,6 +111,8 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
             heads.append(_dense(place, of_tokens, str(module["type"])))
         elif kind == "LayerNorm":
             heads.append(_layer_norm(place))
+        elif kind == "SparseAutoEncoder":
+            heads.append(sparse_autoencoder(read_json(place / "config.json"), place))
         elif kind == "Normalize":
             normalize = True
         elif kind == "MultiVectorMask":
@@ -117,9 +123,14 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
             raise CheckpointError(
                 f"{path}: the module {module['type']} is not one that Poolhouse has. "
                 "It has Transformer, Pooling, Dense, LayerNorm, Normalize, Dropout, LogitScore, MLMTransformer, "
-                "SpladePooling and MultiVectorMask."
+                "SpladePooling, SparseAutoEncoder, MultiVectorMask and Router."
             )
     length, lower = _length(transformer)
+    most = config.get("max_active_dims")
+    if most is not None:
+        if type(most) is not int or most < 1:
+            raise CheckpointError(f"{folder}: max_active_dims must be at least 1, got {most!r}.")
+        heads = [with_count(head, most) if isinstance(head, Encode) else head for head in heads]
     return SentenceTransformersFiles(
         transformer_folder=transformer,
         pooling=pooling,
@@ -133,6 +144,8 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
         truncate_dim=config.get("truncate_dim"),
         activation=config.get("activation_fn"),
         splade=splade,
+        max_active_dims=most,
+        routes=routes,
         logit_score=logit_score,
         of_tokens=of_tokens,
         scored=scored,
@@ -146,6 +159,23 @@ def is_late_interaction(config: Mapping[str, Any], modules: Sequence[Mapping[str
     if any(kind.rsplit(".", 1)[-1] == "MultiVectorMask" or kind.startswith("pylate.") for kind in kinds):
         return True
     return config.get("model_type") in ("ColBERT", "MultiVectorEncoder") or "query_prefix" in config
+
+
+def _without_router(modules: list[dict[str, Any]], folder: Path) -> tuple[list[dict[str, Any]], Routes]:
+    """The modules that run, those of a Router's route in its place, and what its other routes look up.
+
+    Raises:
+        CheckpointError: modules behind routes of which one is looked up.
+    """
+    for index, module in enumerate(modules):
+        if str(module["type"]).rsplit(".", 1)[-1] in ("Router", "Asym"):
+            path = Path(str(module.get("path") or ""))
+            inner, routes = split_routes(folder / path)
+            if routes.static is not None and len(modules) > 1:
+                raise CheckpointError(f"{folder}: modules beside a Router with a SparseStaticEmbedding are not served.")
+            inner = [{**one, "path": str(path / one["path"])} for one in inner]
+            return [*modules[:index], *inner, *modules[index + 1 :]], routes
+    return modules, Routes()
 
 
 def _pooling(config: Mapping[str, Any], place: Path) -> tuple[tuple[str, ...], bool]:
@@ -187,8 +217,11 @@ def _dense(place: Path, of_tokens: bool, kind: str) -> Dense:
         raise CheckpointError(f"{place / 'config.json'}: a Dense over {config['module_input_name']} is not supported.")
     if kind.startswith("pylate."):
         config = {"activation_function": "torch.nn.Identity", **config}
-    tensors = _tensors(place)
-    weight, bias = _find(tensors, "weight", place), _find(tensors, "bias", place, needed=bool(config.get("bias", True)))
+    tensors = module_tensors(place)
+    weight, bias = (
+        find_tensor(tensors, "weight", place),
+        find_tensor(tensors, "bias", place, needed=bool(config.get("bias", True))),
+    )
     shape = (config.get("out_features"), config.get("in_features"))
     if tuple(weight.shape) != shape:
         raise CheckpointError(f"{place}: the weight is {list(weight.shape)}, but config.json says {list(shape)}.")
@@ -204,8 +237,8 @@ def _activation(config: Mapping[str, Any], place: Path) -> Activation | None:
 
 
 def _layer_norm(place: Path) -> Norm:
-    tensors = _tensors(place)
-    weight, bias = _find(tensors, "weight", place), _find(tensors, "bias", place)
+    tensors = module_tensors(place)
+    weight, bias = find_tensor(tensors, "weight", place), find_tensor(tensors, "bias", place)
     assert bias is not None
     return Norm(weight.float(), bias.float())
 
@@ -220,27 +253,3 @@ def _length(folder: Path) -> tuple[int | None, bool]:
                 raise CheckpointError(f"{folder}/sentence_{kind}_config.json: max_seq_length is {length!r}.")
             return length, bool(config.get("do_lower_case", False))
     return None, False
-
-
-def _tensors(place: Path) -> dict[str, Tensor]:
-    safe, pickle = place / "model.safetensors", place / "pytorch_model.bin"
-    try:
-        if safe.is_file():
-            return load_file(safe)
-        if pickle.is_file():
-            tensors: dict[str, Tensor] = torch.load(pickle, map_location="cpu", weights_only=True)
-            return tensors
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{place}: the weights cannot be read: {error}") from error
-    except Exception as error:
-        raise CheckpointError(f"{place}: {pickle.name} cannot be read as plain weights: {error}") from error
-    raise CheckpointError(f"{place} has no weights. Looked for {safe.name} and {pickle.name}.")
-
-
-def _find(tensors: Mapping[str, Tensor], kind: str, place: Path, needed: bool = True) -> Any:
-    for name in (f"linear.{kind}", f"dense.{kind}", f"norm.{kind}", kind):
-        if name in tensors:
-            return tensors[name]
-    if needed:
-        raise CheckpointError(f"{place}: no {kind} among the tensors {sorted(tensors)}.")
-    return None

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
+from poolhouse.engine.observing import Observer
 from poolhouse.engine.request import Answer, Request
+from poolhouse.engine.warming import WarmUpLevel
+from poolhouse.errors import EngineError
+from poolhouse.inputs.chat import ScoreTemplate
+from poolhouse.inputs.limits import Limit
+from poolhouse.inputs.listwise import ListwisePrompts
+from poolhouse.params import PoolingParams
+from poolhouse.plugins import Plugin
+from poolhouse.precision import Calibration
 from poolhouse.server.serving import Engine
-from poolhouse.tasks import Task
+from poolhouse.tasks import SparseHead, Task
+from poolhouse.tokens import Tokens
 
 
 def with_adapters(engines: Sequence[Engine]) -> list[Engine]:
@@ -50,6 +60,10 @@ class AdaptedEngine:
         return self.engine.token_weights
 
     @property
+    def calibration(self) -> Calibration | None:
+        return self.engine.calibration
+
+    @property
     def max_tokens(self) -> int:
         return self.engine.max_tokens
 
@@ -65,10 +79,55 @@ class AdaptedEngine:
     def alive(self) -> bool:
         return self.engine.alive
 
+    @property
+    def fatal(self) -> EngineError | None:
+        return self.engine.fatal
+
+    @property
+    def sparse(self) -> SparseHead | None:
+        return self.engine.sparse
+
+    @property
+    def plugin(self) -> Plugin | None:
+        return self.engine.plugin
+
+    @property
+    def averages_max_sim(self) -> bool:
+        return self.engine.averages_max_sim
+
+    @property
+    def score_template(self) -> ScoreTemplate | None:
+        return self.engine.score_template
+
+    @property
+    def listwise(self) -> ListwisePrompts | None:
+        return self.engine.listwise
+
+    def limit(self, params: PoolingParams) -> Limit:
+        return self.engine.limit(params)
+
+    def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
+        return self.engine.tokenize(requests)
+
+    def detokenize(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        return self.engine.detokenize(ids, skip_special_tokens)
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        return self.engine.token_strings(ids)
+
     def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]:
         return self.engine.submit(
             [request if request.adapter is not None else replace(request, adapter=self.name) for request in requests]
         )
+
+    def observe(self, observer: Observer | None) -> None:
+        """Nothing: the engine beneath tells of its work by itself."""
+
+    def on_fatal(self, callback: Callable[[EngineError], None]) -> None:
+        self.engine.on_fatal(callback)
+
+    def warm_up(self, level: WarmUpLevel) -> None:
+        """Nothing: the engine beneath is warmed up by itself."""
 
     def close(self, drain_seconds: float = 30.0) -> None:
         """Nothing: the engine beneath is closed by itself."""

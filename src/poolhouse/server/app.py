@@ -7,22 +7,23 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import poolhouse
-from poolhouse.server import errors
+from poolhouse.server import errors, logs, security
 from poolhouse.server.adapted import with_adapters
 from poolhouse.server.dialects import routers
+from poolhouse.server.dispatch import Dispatch, Prefixed
 from poolhouse.server.metrics import Metrics
-from poolhouse.server.serving import Disconnected, Engine, Serving
+from poolhouse.server.serving import Engine, Serving
 from poolhouse.settings import ServerSettings
 
 
-def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None) -> FastAPI:
+def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None) -> ASGIApp:
     """The HTTP application over these engines; it closes them when it is shut down."""
     settings = settings or ServerSettings()
-    serving = Serving.of(with_adapters(engines), settings, Metrics())
+    serving = Serving(with_adapters(engines), settings, Metrics())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -34,19 +35,18 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
         title="Poolhouse",
         version=poolhouse.__version__,
         lifespan=lifespan,
-        root_path=settings.root_path,
         redoc_url=None,
     )
-    for router in routers(serving):
+    # As an argument it is deprecated, for uvicorn's own prefix, which takes no request without it.
+    app.root_path = settings.root_path
+    answering = errors.Answering(errors.SHAPES[settings.error_format])
+    dialects = routers(serving)
+    for router in dialects:
         app.include_router(router)
-    errors.install(app, settings.error_format)
-    app.add_exception_handler(Disconnected, _nobody_listens)
-    app.add_middleware(Counting, metrics=serving.metrics)
-    return app
-
-
-async def _nobody_listens(_: Request, __: Exception) -> Response:
-    return Response(status_code=499)
+    errors.install(app, answering)
+    guarded = security.guarded(Dispatch(app, dialects, answering), settings)
+    logged = logs.logged(Counting(guarded, serving.metrics), settings)
+    return Prefixed(logged, settings.root_path) if settings.root_path else logged
 
 
 class Counting:

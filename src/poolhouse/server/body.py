@@ -1,35 +1,70 @@
-"""Request bodies: read within a limit, parsed once."""
+"""Request bodies: read within limits, parsed once."""
 
 from __future__ import annotations
 
+import asyncio
+import re
 from typing import Any
 
+import numpy as np
 import orjson
 from fastapi import Request
 
-from poolhouse.server.errors import BadBody
+from poolhouse.server.errors import Disconnected, Refused
+from poolhouse.settings import ServerSettings
+
+_TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_TOO_SLOW = "The body did not arrive within {seconds:g} seconds."
 
 
-async def read_json(request: Request, most_bytes: int) -> dict[str, Any]:
+async def read_json(request: Request, settings: ServerSettings) -> dict[str, Any]:
     """The JSON object of a body.
 
     Raises:
-        BadBody: another content type, too many bytes (known before they are all read), no JSON, no object.
+        Refused: another content type, too many bytes (known before they are all read), too slow, too deep, no JSON, no
+            object. Disconnected: the client hung up within it.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
-        raise BadBody(f"The content type must be application/json, got {kind or 'none'}.")
+        raise Refused(f"The content type must be application/json, got {kind or 'none'}.")
+    try:
+        async with asyncio.timeout(settings.body_timeout_seconds):
+            raw = await _read(request, settings.max_body_bytes)
+    except TimeoutError:
+        raise Refused(_TOO_SLOW.format(seconds=settings.body_timeout_seconds), 408) from None
+    if _is_deep(raw, settings.max_json_depth):
+        raise Refused(f"The body is nested deeper than {settings.max_json_depth} levels.", parameter="body")
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise Refused(f"The body is not valid JSON: {error}", parameter=f"body.{error.pos}") from None
+    if not isinstance(body, dict):
+        raise Refused("The body must be a JSON object.", parameter="body")
+    return body
+
+
+async def _read(request: Request, most_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        part = message.get("body", b"")
         size += len(part)
         if size > most_bytes:
-            raise BadBody(f"The body is larger than {most_bytes} bytes; send fewer or shorter inputs.", 413)
+            raise Refused(f"The body is larger than {most_bytes} bytes; send fewer or shorter inputs.", 413)
         parts.append(part)
-    try:
-        body = orjson.loads(b"".join(parts))
-    except orjson.JSONDecodeError as error:
-        raise BadBody(f"The body is not valid JSON: {error}", parameter=f"body.{error.pos}") from None
-    if not isinstance(body, dict):
-        raise BadBody("The body must be a JSON object.", parameter="body")
-    return body
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _is_deep(raw: bytes, most: int) -> bool:
+    """Whether brackets outside of texts nest deeper than that."""
+    if raw.count(b"[") + raw.count(b"{") <= most:
+        return False
+    codes = np.frombuffer(_TEXTS.sub(b"", raw), np.uint8)
+    opened = (codes == ord("[")) | (codes == ord("{"))
+    closed = (codes == ord("]")) | (codes == ord("}"))
+    depths = np.cumsum(opened.astype(np.int8) - closed.astype(np.int8), dtype=np.int32)
+    return int(depths.max(initial=0)) > most

@@ -1,32 +1,26 @@
-"""Errors as the wire shows them."""
+"""Errors as the wire shows them: what went wrong is decided once, each dialect has a shape for it."""
 
 from __future__ import annotations
 
 import logging
-from typing import Literal
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 
-from poolhouse.errors import (
-    EngineClosed,
-    EngineError,
-    InvalidRequest,
-    UnknownModel,
-    UnsupportedDimensions,
-)
+from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, UnknownModel, UnsupportedDimensions
 
 log = logging.getLogger("poolhouse")
-
-Format = Literal["flat", "nested"]
 
 # At most this many problems of a body are listed.
 _MOST_PROBLEMS = 10
 
 
-class BadBody(Exception):
-    """A body that is no request at all: too large, not JSON, of another content type."""
+class Refused(Exception):
+    """A request that is turned away before it is one: too large, not JSON, one too many."""
 
     def __init__(self, message: str, status: int = 400, parameter: str | None = None) -> None:
         super().__init__(message)
@@ -34,51 +28,135 @@ class BadBody(Exception):
         self.parameter = parameter
 
 
-def install(app: FastAPI, shape: Format) -> None:
-    """Answer every error that a route raises in the chosen shape; an unexpected one tells nothing of the inside."""
+class Overloaded(Refused):
+    """The queue is full; `retry_after` seconds from now it may not be."""
 
-    async def bad_body(_: Request, error: Exception) -> Response:
-        assert isinstance(error, BadBody)
-        kind = "Request Entity Too Large" if error.status == 413 else "Bad Request"
-        return reply(shape, str(error), kind, error.parameter, error.status)
-
-    async def schema(_: Request, error: Exception) -> Response:
-        assert isinstance(error, ValidationError)
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
-        lines = [
-            ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
-            for problem in problems[:_MOST_PROBLEMS]
-        ]
-        first = ".".join(map(str, problems[0]["loc"]))
-        message = f"{len(problems)} validation error(s): " + "; ".join(lines)
-        return reply(shape, message, "Bad Request", f"body.{first}" if first else "body", 400)
-
-    async def invalid(_: Request, error: Exception) -> Response:
-        assert isinstance(error, InvalidRequest)
-        if isinstance(error, UnknownModel):
-            return reply(shape, str(error), "NotFoundError", error.parameter, 404)
-        # vLLM names no parameter for Matryoshka errors.
-        parameter = None if isinstance(error, UnsupportedDimensions) else error.parameter
-        return reply(shape, str(error), "BadRequestError", parameter, 400)
-
-    async def engine(_: Request, error: Exception) -> Response:
-        if isinstance(error, EngineClosed):
-            return reply(shape, str(error), "ServiceUnavailableError", None, 503)
-        return reply(shape, str(error), "InternalServerError", None, 500)
-
-    async def unexpected(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return reply(shape, "The server failed on this request; its log says why.", "InternalServerError", None, 500)
-
-    app.add_exception_handler(BadBody, bad_body)
-    app.add_exception_handler(ValidationError, schema)
-    app.add_exception_handler(InvalidRequest, invalid)
-    app.add_exception_handler(EngineError, engine)
-    app.add_exception_handler(Exception, unexpected)
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message, 429)
+        self.retry_after = retry_after
 
 
-def reply(shape: Format, message: str, kind: str, parameter: str | None, status: int) -> Response:
-    """An error body: vLLM's flat one of old, or the one nested under "error"."""
-    fields = {"message": message, "type": kind, "param": parameter, "code": status}
-    body = {"object": "error", **fields} if shape == "flat" else {"error": fields}
-    return Response(orjson.dumps(body), status, media_type="application/json")
+class Disconnected(Exception):
+    """The client hung up; nobody waits for the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong.
+
+    kind: the word that vLLM has for it; dialects with words of their own go by `error` and status.
+    error: None where nobody expected it.
+    """
+
+    status: int
+    message: str
+    kind: str
+    parameter: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    error: Exception | None = None
+
+
+Shape = Callable[[Failure], Response]
+
+
+def flat(failure: Failure) -> Response:
+    """vLLM's body of old."""
+    return as_json(failure, {"object": "error", **_fields(failure)})
+
+
+def nested(failure: Failure) -> Response:
+    """OpenAI's body, and that of newer vLLM."""
+    return as_json(failure, {"error": _fields(failure)})
+
+
+SHAPES: Mapping[str, Shape] = {"flat": flat, "nested": nested}
+
+
+def as_json(failure: Failure, body: object) -> Response:
+    """A reply with the failure's status and headers."""
+    return Response(orjson.dumps(body), failure.status, dict(failure.headers), "application/json")
+
+
+def speak(http: Request, shape: Shape) -> None:
+    """From here on, errors of this request have that shape."""
+    http.state.error_shape = shape
+
+
+class Answering:
+    """The response to whatever a route raised, in the shape of its dialect; `default` where it chose none.
+
+    An unexpected error tells nothing of the inside.
+    """
+
+    def __init__(self, default: Shape) -> None:
+        self.default = default
+
+    async def __call__(self, http: Request, error: Exception) -> Response:
+        if isinstance(error, Disconnected):
+            return Response(status_code=499)
+        failure = failure_of(error)
+        if failure.error is None:
+            log.error("%s %s failed", http.method, http.url.path, exc_info=error)
+        http.state.error_kind = failure.kind
+        shape: Shape = getattr(http.state, "error_shape", self.default)
+        return shape(failure)
+
+
+def install(app: FastAPI, answering: Answering) -> None:
+    """Answer the errors of every route of this app."""
+    for kind in (Refused, ValidationError, InvalidRequest, EngineError, Disconnected, Exception):
+        app.add_exception_handler(kind, answering)
+
+
+def failure_of(error: Exception) -> Failure:
+    """What an exception of a route means to the caller."""
+    match error:
+        case Overloaded():
+            seconds = str(max(1, math.ceil(error.retry_after)))
+            return Failure(429, str(error), "Too Many Requests", None, {"Retry-After": seconds}, error)
+        case Refused():
+            return Failure(
+                error.status, str(error), _REFUSALS.get(error.status, "Bad Request"), error.parameter, {}, error
+            )
+        case ValidationError():
+            return _schema(error)
+        case UnknownModel():
+            return Failure(404, str(error), "NotFoundError", error.parameter, {}, error)
+        case UnsupportedDimensions():
+            # vLLM names no parameter for Matryoshka errors.
+            return Failure(400, str(error), "BadRequestError", None, {}, error)
+        case InvalidRequest():
+            return Failure(400, str(error), "BadRequestError", error.parameter, {}, error)
+        case EngineClosed():
+            return Failure(503, str(error), "ServiceUnavailableError", None, {}, error)
+        case EngineError():
+            return Failure(500, str(error), "InternalServerError", None, {}, error)
+    return Failure(500, "The server failed on this request; its log says why.", "InternalServerError")
+
+
+_REFUSALS = {
+    401: "Unauthorized",
+    408: "Request Timeout",
+    413: "Request Entity Too Large",
+    504: "Gateway Timeout",
+}
+
+
+def _schema(error: ValidationError) -> Failure:
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    lines = [
+        ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
+        for problem in problems[:_MOST_PROBLEMS]
+    ]
+    first = ".".join(map(str, problems[0]["loc"]))
+    message = f"{len(problems)} validation error(s): " + "; ".join(lines)
+    return Failure(400, message, "Bad Request", f"body.{first}" if first else "body", {}, error)
+
+
+def _fields(failure: Failure) -> dict[str, object]:
+    return {
+        "message": failure.message,
+        "type": failure.kind,
+        "param": failure.parameter,
+        "code": failure.status,
+    }

@@ -35,10 +35,10 @@ class Metrics:
             "poolhouse_render_seconds", "Writing answers as bytes.", registry=registry, buckets=_SECONDS
         )
 
-    def count(self, model: str, task: str, answers: Sequence[Answer]) -> None:
+    def count(self, model: str, task: str, answers: Sequence[Answer], tokens: int) -> None:
         """Count what one request was answered."""
         self.prompts.labels(model, task).inc(len(answers))
-        self.tokens.labels(model).inc(sum(len(answer.tokens) for answer in answers))
+        self.tokens.labels(model).inc(tokens)
         cut = sum(answer.tokens.truncated for answer in answers)
         if cut:
             self.truncated.labels(model).inc(cut)

@@ -3,71 +3,171 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import math
+import os
 import signal
 import socket
-from collections.abc import Sequence
+import ssl
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
+from poolhouse.errors import ConfigError, EngineError
 from poolhouse.server.app import create_app
+from poolhouse.server.connections import bounded_protocol
+from poolhouse.server.errors import SHAPES
+from poolhouse.server.logs import logging_config
+from poolhouse.server.security import CertificateFiles, api_keys, tls_options
 from poolhouse.server.serving import Engine
+from poolhouse.server.starting import Starting
 from poolhouse.settings import ServerSettings
+
+log = logging.getLogger("poolhouse")
 
 # What clients get to take their refusals in, once `shutdown_seconds` have passed.
 _SECONDS_TO_REFUSE = 5
+# How often certificate files are looked at.
+_SECONDS_TO_REFRESH = 10
 
 
-def serve(engines: Sequence[Engine], settings: ServerSettings) -> None:
-    """Answer requests until SIGTERM or SIGINT; then finish those in flight, within `shutdown_seconds`, and return.
+def serve(open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings) -> None:
+    """Load models and answer requests until SIGTERM or SIGINT; then finish those in flight and return.
 
-    Prints the address once requests are answered.
+    The address answers at once, with 503 until the engines are open; then it is printed. A stop waits for
+    `shutdown_seconds`.
 
     Raises:
+        ConfigError: keys or certificates that cannot be used.
         OSError: the address is taken or not ours.
+        EngineError: an engine died. Otherwise what `open_engines` raises.
     """
-    config = uvicorn.Config(
-        create_app(engines, settings),
-        host=settings.host,
-        port=settings.port,
-        log_level=settings.log_level,
-        access_log=False,
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds) + _SECONDS_TO_REFUSE,
-    )
-    listener = socket.create_server((settings.host, settings.port), backlog=2048)
-    port = listener.getsockname()[1]
-    names = ", ".join(engine.name for engine in engines)
-    words = f"Poolhouse serves {names} on http://{_reachable(settings.host)}:{port}"
-    server = _Server(config, words, engines, settings.shutdown_seconds)
+    api_keys(settings)
+    server = _Server(open_engines, settings)
     # uvicorn raises the signal again once it has stopped; by then the work is done, and that is a success.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    server.run(sockets=[listener])
+        signal.signal(number, lambda *_: server.stop())
+    server.run_until_told()
+    if server.failure is not None:
+        raise server.failure
+    if server.starting.thread.is_alive():
+        # Stopped while loading. A thread inside torch while the interpreter is taken down would abort the process.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens, once it does; refuses what it cannot answer in time when it is stopped."""
+    """Says where it listens, once it answers; refuses what it cannot answer in time; stops when an engine dies."""
 
-    def __init__(self, config: uvicorn.Config, words: str, engines: Sequence[Engine], shutdown_seconds: float) -> None:
-        super().__init__(config)
-        self.words = words
-        self.engines = engines
-        self.shutdown_seconds = shutdown_seconds
+    def __init__(self, open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings) -> None:
+        self.open_engines = open_engines
+        self.settings = settings
+        self.engines: Sequence[Engine] = ()
+        self.failure: BaseException | None = None
+        self.starting = Starting(self._load, self._say_where, self.die, SHAPES[settings.error_format])
+        super().__init__(_configured(self.starting, settings))
+        try:
+            self.config.load()
+        except ssl.SSLError as error:
+            raise ConfigError(f"The TLS certificate, key or ciphers cannot be used: {error}") from None
+        # Unix sockets are made by uvicorn.
+        self.listeners = None if settings.uds else [_listener(settings)]
+        self.certificates = (
+            CertificateFiles(self.config.ssl, settings)
+            if settings.enable_ssl_refresh and self.config.ssl is not None
+            else None
+        )
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        print(self.words, flush=True)  # noqa: T201 - for people and scripts that wait for it
+    def run_until_told(self) -> None:
+        """Serve; the unix socket is gone afterwards."""
+        log.info("Listening on %s; loading.", self._address())
+        try:
+            self.run(sockets=self.listeners)
+        finally:
+            if self.settings.uds:
+                Path(self.settings.uds).unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """Stop as soon as what is in flight is answered."""
+        self.should_exit = True
+
+    def die(self, error: BaseException) -> None:
+        """Stop as on SIGTERM, and let `serve` raise the error. May be called from any thread."""
+        self.failure = self.failure or error
+        self.stop()
+
+    async def on_tick(self, counter: int) -> bool:
+        # Ten times a second.
+        dead = [engine.name for engine in self.engines if not engine.alive]
+        if dead and self.starting.application is not None:
+            self.die(EngineError(f"The engine of {', '.join(dead)} died; its last words are in the log."))
+        if self.certificates is not None and counter % (10 * _SECONDS_TO_REFRESH) == 0:
+            self._refresh(self.certificates)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # A closed engine fails what still waits, and the clients hear a proper 503; uvicorn would cut them off.
-        late = asyncio.get_running_loop().call_later(self.shutdown_seconds, self._refuse_the_rest)
+        late = asyncio.get_running_loop().call_later(self.settings.shutdown_seconds, self._refuse_the_rest)
         await super().shutdown(sockets)
         late.cancel()
+
+    def _load(self) -> ASGIApp:
+        self.engines = self.open_engines()
+        for engine in self.engines:
+            engine.on_fatal(self.die)
+            engine.warm_up(self.settings.warmup)
+        app = create_app(self.engines, self.settings)
+        # Models and modules stay: the collector need not walk them again for every few thousand requests.
+        gc.collect()
+        gc.freeze()
+        return app
+
+    def _say_where(self) -> None:
+        names = ", ".join(engine.name for engine in self.engines)
+        print(f"Poolhouse serves {names} on {self._address()}", flush=True)  # noqa: T201 - for people and scripts that wait for it
+
+    def _address(self) -> str:
+        if self.listeners is None:
+            return f"unix:{self.settings.uds}"
+        host, port = self.listeners[0].getsockname()[:2]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+        scheme = "https" if self.config.is_ssl else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def _refuse_the_rest(self) -> None:
         for engine in self.engines:
             engine.close(0)
 
+    def _refresh(self, certificates: CertificateFiles) -> None:
+        try:
+            if certificates.refresh():
+                log.info("New connections get the renewed certificate.")
+        except OSError as error:
+            log.error("The renewed certificate cannot be used, the old one stays: %s", error)
 
-def _reachable(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104 - compared, not bound
+
+def _configured(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        uds=settings.uds,
+        http=bounded_protocol(settings),
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        # Nothing here speaks it, and it would pass by the keys.
+        ws="none",
+        log_config=logging_config(settings),
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds) + _SECONDS_TO_REFUSE,
+        **tls_options(settings),
+    )
+
+
+def _listener(settings: ServerSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    return socket.create_server((settings.host, settings.port), family=family, backlog=2048)

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request as HttpRequest
+from pydantic import BaseModel
 
+from poolhouse.engine.observing import Observer
 from poolhouse.engine.request import Answer, Request
-from poolhouse.engine.waiting import gather
-from poolhouse.errors import InvalidRequest, UnknownModel
+from poolhouse.engine.waiting import joined
+from poolhouse.engine.warming import WarmUpLevel
+from poolhouse.errors import EngineError, InvalidRequest, UnknownModel
+from poolhouse.inputs.chat import ScoreTemplate
+from poolhouse.inputs.limits import Limit
+from poolhouse.inputs.listwise import ListwisePrompts
+from poolhouse.params import PoolingParams
+from poolhouse.plugins import Plugin
+from poolhouse.precision import Calibration
+from poolhouse.server.admission import Admission
+from poolhouse.server.body import read_json
+from poolhouse.server.errors import Disconnected, Refused
+from poolhouse.server.inbox import Inbox
 from poolhouse.server.metrics import Metrics
 from poolhouse.settings import ServerSettings
-from poolhouse.tasks import Task
+from poolhouse.tasks import SparseHead, Task
+from poolhouse.tokens import Tokens
+
+FieldsT = TypeVar("FieldsT", bound=BaseModel)
+
+_SECONDS_UNWATCHED = 0.05
 
 
 class Engine(Protocol):
@@ -45,6 +62,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def calibration(self) -> Calibration | None:
+        """The stored ranges of int8 vectors."""
+        ...
+
+    @property
     def max_tokens(self) -> int: ...
 
     @property
@@ -56,31 +78,73 @@ class Engine(Protocol):
     @property
     def alive(self) -> bool: ...
 
+    @property
+    def fatal(self) -> EngineError | None:
+        """What the engine died of; None while it has not."""
+        ...
+
+    @property
+    def sparse(self) -> SparseHead | None:
+        """How answers become sparse vectors; None for a model that has none."""
+        ...
+
+    @property
+    def plugin(self) -> Plugin | None: ...
+
+    @property
+    def averages_max_sim(self) -> bool:
+        """Whether a late-interaction score is a mean over the query's vectors, not a sum."""
+        ...
+
+    @property
+    def score_template(self) -> ScoreTemplate | None: ...
+
+    @property
+    def listwise(self) -> ListwisePrompts | None: ...
+
+    def limit(self, params: PoolingParams) -> Limit: ...
+
+    def tokenize(self, requests: Sequence[Request]) -> list[Tokens]: ...
+
+    def detokenize(self, ids: Sequence[int], skip_special_tokens: bool = ...) -> str: ...
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]: ...
+
     def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]: ...
+
+    def observe(self, observer: Observer | None) -> None: ...
+
+    def on_fatal(self, callback: Callable[[EngineError], None]) -> None: ...
+
+    def warm_up(self, level: WarmUpLevel) -> None: ...
 
     def close(self, drain_seconds: float = ...) -> None: ...
 
 
-class Disconnected(Exception):
-    """The client hung up; nobody waits for the answer."""
-
-
-@dataclass(frozen=True, slots=True)
 class Serving:
     """Engines by the names that requests may use; the first is the default."""
 
-    engines: Mapping[str, Engine]
-    settings: ServerSettings
-    metrics: Metrics
-
-    @classmethod
-    def of(cls, engines: Sequence[Engine], settings: ServerSettings, metrics: Metrics) -> Serving:
-        """These engines by name and alias; of engines that share a name, the first has it."""
+    def __init__(self, engines: Sequence[Engine], settings: ServerSettings, metrics: Metrics) -> None:
         names: dict[str, Engine] = {}
         for engine in engines:
             for name in (engine.name, *engine.aliases):
+                # Of engines that share a name, the first has it.
                 names.setdefault(name, engine)
-        return cls(names, settings, metrics)
+        self.engines: Mapping[str, Engine] = names
+        self.settings = settings
+        self.metrics = metrics
+        self.started = int(time.time())
+        self._inboxes = {engine.name: Inbox(engine.submit) for engine in names.values()}
+        self._admissions = {engine.name: Admission(settings.max_queued_prompts) for engine in names.values()}
+
+    @property
+    def load(self) -> int:
+        """Prompts that wait or run."""
+        return sum(admission.waiting for admission in self._admissions.values())
+
+    def waiting(self, engine: Engine) -> int:
+        """Prompts of one engine that wait or run."""
+        return self._admissions[engine.name].waiting
 
     def engine(self, model: str | None) -> Engine:
         """The engine of that name; without a name, the first.
@@ -94,38 +158,105 @@ class Serving:
             raise UnknownModel(f"The model `{model}` does not exist.", None)
         return self.engines[model]
 
-    async def answers(self, http: HttpRequest, engine: Engine, requests: Sequence[Request]) -> list[Answer]:
-        """Answers in order; a client that hangs up takes its prompts out of the queue.
+    async def read(self, http: HttpRequest, fields: type[FieldsT]) -> FieldsT:
+        """The body of a request.
 
         Raises:
-            Disconnected: the client is gone. Otherwise the error of the first prompt that has one.
+            Refused, ValidationError: it is none, or not of these fields.
         """
-        futures = engine.submit(requests)
-        answering = asyncio.ensure_future(gather(futures))
-        # After the body, the next thing that a client can send is that it is gone.
-        leaving = asyncio.ensure_future(http.receive())
+        return self.parse(await read_json(http, self.settings), fields)
+
+    def parse(self, body: dict[str, Any], fields: type[FieldsT]) -> FieldsT:
+        """A body that was read already; see `read`."""
+        started = time.perf_counter()
+        parsed = fields.model_validate(body)
+        self.metrics.parse_seconds.observe(time.perf_counter() - started)
+        return parsed
+
+    def check_items(self, items: int, parameter: str) -> None:
+        """Raise InvalidRequest for more inputs than one request may hold."""
+        most = self.settings.max_client_batch_size
+        if items > most:
+            raise InvalidRequest(
+                f"{parameter} has {items} entries; one request may hold {most} (--max-client-batch-size).",
+                parameter,
+                items,
+            )
+
+    async def answers(
+        self,
+        http: HttpRequest,
+        engine: Engine,
+        requests: Sequence[Request],
+        place: Callable[[int], str] = "input[{}]".format,
+    ) -> list[Answer]:
+        """Answers in order; a client that hangs up takes its prompts out of the queue.
+
+        place: where in the body the prompt of a request stands, for messages.
+
+        Raises:
+            Overloaded: the queue is full. Refused: too long a wait. Disconnected: the client is gone. Otherwise the error
+            of the first prompt that has one.
+        """
+        admission = self._admissions[engine.name]
+        admission.enter(len(requests))
         try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not answering.done():
-                raise Disconnected
-            return answering.result()
-        except InvalidRequest as error:
-            raise _located(error, futures) from None
+            if len(requests) == 1:
+                self._inboxes[engine.name].put(requests[0])
+                futures = [requests[0].future]
+            else:
+                futures = engine.submit(requests)
+            try:
+                answers = await self._answered(http, futures)
+            except InvalidRequest as error:
+                raise _located(error, futures, place) from None
         finally:
-            leaving.cancel()
-            if not answering.done():
-                answering.cancel()
-                await asyncio.wait({answering})
+            admission.leave(len(requests))
+        self._count(http, engine, requests, answers)
+        return answers
+
+    async def _answered(self, http: HttpRequest, futures: Sequence[Future[Answer]]) -> list[Answer]:
+        loop = asyncio.get_running_loop()
+        answering = joined(futures)
+        watches: list[asyncio.Task[None]] = []
+        # Most answers are there before it is worth to look whether somebody still waits for them.
+        later = loop.call_later(
+            _SECONDS_UNWATCHED, lambda: watches.append(loop.create_task(self._watch(http, answering)))
+        )
+        try:
+            return await answering
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        finally:
+            later.cancel()
+            for watch in watches:
+                watch.cancel()
+
+    async def _watch(self, http: HttpRequest, answering: asyncio.Future[list[Answer]]) -> None:
+        """Give up on answers when the client is gone, or the time is over."""
+        seconds = self.settings.request_timeout_seconds
+        error: Exception = Disconnected()
+        try:
+            async with asyncio.timeout(seconds - _SECONDS_UNWATCHED):
+                # After the body, the next thing that a client can send is that it is gone.
+                await http.receive()
+        except TimeoutError:
+            error = Refused(f"There was no answer within {seconds:g} seconds (--request-timeout-seconds).", 504)
+        if not answering.done():
+            answering.set_exception(error)
+
+    def _count(self, http: HttpRequest, engine: Engine, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
+        tokens = sum(len(answer.tokens) for answer in answers)
+        self.metrics.count(engine.name, requests[0].task if requests else "none", answers, tokens)
+        state = http.state
+        state.model, state.items, state.tokens = engine.name, len(answers), tokens
 
 
-def _located(error: InvalidRequest, futures: Sequence[Future[Answer]]) -> InvalidRequest:
+def _located(error: InvalidRequest, futures: Sequence[Future[Answer]], place: Callable[[int], str]) -> InvalidRequest:
     """The error with the place of its prompt, where there are several."""
     for index, future in enumerate(futures):
         if len(futures) > 1 and future.done() and not future.cancelled() and future.exception() is error:
-            return type(error)(f"input[{index}]: {error}", error.parameter, error.value)
+            return type(error)(f"{place(index)}: {error}", error.parameter, error.value)
     return error
-
-
-def reply_id(prefix: str, http: HttpRequest, given: str | None) -> str:
-    """`prefix-` and the id that the header or the body gives, else 16 random hex digits."""
-    return f"{prefix}-{http.headers.get('x-request-id') or given or secrets.token_hex(8)}"

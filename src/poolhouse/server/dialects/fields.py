@@ -1,16 +1,18 @@
-"""Fields that the pooling routes share, with vLLM's names and defaults."""
+"""Fields that routes share, with vLLM's names and defaults."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from poolhouse.engine.request import Request
-from poolhouse.inputs.prompts import parse_prompts
+from poolhouse.errors import InvalidRequest
+from poolhouse.inputs.prompts import Conversation, Prompt, parse_prompts
 from poolhouse.params import PoolingParams
-from poolhouse.server.encoding import EncodingFormat
+from poolhouse.server.serving import Serving
 from poolhouse.tasks import Task
 
 # vLLM's for use_activation.
@@ -27,31 +29,28 @@ INPUT_SCHEMA: dict[str, Any] = {
 }
 
 
-class Fields(BaseModel):
-    """What every pooling route understands. Unknown fields are ignored, as OpenAI's servers do."""
+class Common(BaseModel):
+    """What every route of vLLM understands. Unknown fields are ignored, as OpenAI's servers do."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    # Checked by parse_prompts: a schema union over thousands of texts would be slower than answering them.
-    input: Any = Field(
-        description="A text, a list of texts, token ids, or a list of them.", json_schema_extra=INPUT_SCHEMA
-    )
     model: str | None = Field(None, description="A served model; none takes the first.")
     user: str | None = None
-    encoding_format: EncodingFormat = "float"
     truncate_prompt_tokens: int | None = Field(
         None,
         ge=-1,
         description="Cut prompts to this many tokens; -1 cuts to the model's limit; none refuses longer ones.",
     )
     truncation_side: Literal["left", "right"] | None = None
-    add_special_tokens: bool = True
-    use_activation: bool | None = Field(None, description="Normalise embeddings; none leaves it to the model.")
-    prompt_name: str | None = Field(None, description='A prompt of the checkpoint ("query"); "" uses none.')
+    padding: Literal["max_length", "do_not_pad"] | None = Field(None, description="Without effect: nothing is padded.")
+    use_activation: bool | None = Field(
+        None, description="Normalise embeddings, make probabilities of logits; none leaves it to the model."
+    )
     adapter: str | None = Field(None, description='An adapter of the model; "" uses none.')
-    dimensions: int | None = Field(None, description="Length of the vectors, for Matryoshka models.")
-    request_id: str | None = None
-    priority: int = 0
+    request_id: str | None = Field(None, max_length=256)
+    priority: int = Field(0, ge=-(2**63), lt=2**63, description="Lower ones go first.")
+    cache_salt: str | None = Field(None, min_length=1, max_length=1024, description="Without effect.")
+    mm_processor_kwargs: dict[str, Any] | None = Field(None, description="Refused: no model here takes media options.")
 
     @model_validator(mode="before")
     @classmethod
@@ -65,22 +64,117 @@ class Fields(BaseModel):
                 body = {**body, "use_activation": body[word]}
         return body
 
-    def requests(self, task: Task) -> list[Request]:
+    @model_validator(mode="after")
+    def _refuse_media_options(self) -> Common:
+        for name in ("mm_processor_kwargs", "media_io_kwargs"):
+            if getattr(self, name, None):
+                raise ValueError(f"{name} of a request is not allowed; this server's models read text.")
+        return self
+
+    def params(self, **more: Any) -> PoolingParams:
+        """How to cut and pool; more: fields that one route has beside the common ones."""
+        return PoolingParams(
+            use_activation=self.use_activation,
+            truncate_prompt_tokens=self.truncate_prompt_tokens,
+            truncation_side=self.truncation_side or "right",
+            **more,
+        )
+
+
+class Inputs(Common):
+    """Prompts of one request: texts or token ids, or a conversation."""
+
+    # Checked by parse_prompts: a schema union over thousands of texts would be slower than answering them.
+    input: Any = Field(
+        None, description="A text, a list of texts, token ids, or a list of them.", json_schema_extra=INPUT_SCHEMA
+    )
+    messages: list[Any] | None = Field(
+        None, description="A conversation (or, for embeddings, a list of them) that the chat template renders."
+    )
+    add_special_tokens: bool | None = Field(None, description="Default: true; false for messages.")
+    prompt_name: str | None = Field(None, description='A prompt of the checkpoint ("query"); "" uses none.')
+    input_type: str | None = Field(None, description="What the texts are: query, document, or a prompt's name.")
+    add_generation_prompt: bool = False
+    continue_final_message: bool = False
+    chat_template: str | None = Field(None, description="Refused unless --trust-request-chat-template.")
+    chat_template_kwargs: dict[str, Any] | None = None
+    media_io_kwargs: dict[str, Any] | None = Field(None, description="Refused: no model here takes media options.")
+
+    def prompts(self, serving: Serving) -> list[Prompt]:
+        """The prompts, one per text, list of ids, or conversation.
+
+        Raises:
+            InvalidRequest: naming the field.
+        """
+        if self.input is not None and self.messages is not None:
+            raise InvalidRequest("Give input or messages, not both.", "messages")
+        if not {"input", "messages"} & self.model_fields_set:
+            raise InvalidRequest("Give input (texts or token ids) or messages (a conversation).", "input")
+        conversations = _conversations(self.input if self.messages is None else self.messages)
+        if conversations is None and self.messages is not None:
+            raise InvalidRequest("messages must hold messages, each with a role and content.", "messages")
+        if conversations is None:
+            prompts = parse_prompts(self.input, "input")
+            serving.check_items(len(prompts), "input")
+            return prompts
+        serving.check_items(len(conversations), "messages")
+        check_chat_template(serving, self.chat_template)
+        special = bool(self.add_special_tokens)
+        return [
+            Prompt(
+                None,
+                conversation=Conversation(
+                    conversation,
+                    self.add_generation_prompt,
+                    self.continue_final_message,
+                    self.chat_template,
+                    self.chat_template_kwargs or {},
+                    special,
+                ),
+            )
+            for conversation in conversations
+        ]
+
+    def requests(self, serving: Serving, task: Task, params: PoolingParams) -> list[Request]:
         """One engine request per prompt.
 
         Raises:
             InvalidRequest: naming the field.
         """
-        params = PoolingParams(
-            dimensions=self.dimensions,
-            use_activation=self.use_activation,
-            truncate_prompt_tokens=self.truncate_prompt_tokens,
-            truncation_side=self.truncation_side or "right",
-        )
+        special = self.add_special_tokens is not False
         return [
-            Request(prompt, task, params, self.prompt_name, self.add_special_tokens, self.adapter)
-            for prompt in parse_prompts(self.input, "input")
+            Request(
+                prompt,
+                task,
+                params,
+                prompt_name=self.prompt_name,
+                add_special_tokens=special,
+                adapter=self.adapter,
+                input_type=self.input_type,
+                priority=self.priority,
+            )
+            for prompt in self.prompts(serving)
         ]
+
+
+def check_chat_template(serving: Serving, template: str | None) -> None:
+    """Raise InvalidRequest for a request's own template, where the server does not trust them."""
+    if template is not None and not serving.settings.trust_request_chat_template:
+        raise InvalidRequest(
+            "chat_template of a request is not allowed; the server must be started with --trust-request-chat-template.",
+            "chat_template",
+        )
+
+
+def _conversations(given: Any) -> list[Sequence[Any]] | None:
+    """Conversations: of a list of messages one, of a list of such lists several, of anything else none."""
+    if not isinstance(given, list) or not given:
+        return None
+    if all(isinstance(item, dict) and "role" in item for item in given):
+        return [given]
+    if all(isinstance(item, list) and item and isinstance(item[0], dict) for item in given):
+        return list(given)
+    return None
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:

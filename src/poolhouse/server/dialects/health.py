@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import time
-
 from fastapi import APIRouter, Response
 
 import poolhouse
+from poolhouse.server.probes import report
 from poolhouse.server.serving import Serving
 
 
 def router(serving: Serving) -> APIRouter:
     routes = APIRouter(tags=["server"])
-    started = int(time.time())
 
     async def health() -> Response:
         """200 while every engine can answer, else 503."""
-        alive = all(engine.alive for engine in serving.engines.values())
-        return Response(status_code=200 if alive else 503)
+        return Response(status_code=200 if _ready(serving) else 503)
 
     routes.add_api_route("/health", health, methods=["GET"])
     routes.add_api_route("/ping", health, methods=["GET", "POST"], include_in_schema=False)
+
+    @routes.get("/health/live")
+    @routes.get("/v1/health/live", include_in_schema=False)
+    async def live() -> Response:
+        """200 as long as the process answers."""
+        return report(200, "live")
+
+    @routes.get("/health/ready")
+    @routes.get("/v1/health/ready", include_in_schema=False)
+    async def ready() -> Response:
+        """200 while every engine can answer, else 503."""
+        return report(200, "ready") if _ready(serving) else report(503, "failed")
+
+    @routes.get("/load")
+    async def load() -> dict[str, int]:
+        """How many prompts wait or run."""
+        return {"server_load": serving.load}
 
     @routes.get("/version")
     async def version() -> dict[str, str]:
@@ -41,13 +55,19 @@ def router(serving: Serving) -> APIRouter:
                 {
                     "id": name,
                     "object": "model",
-                    "created": started,
+                    "created": serving.started,
                     "owned_by": "poolhouse",
                     "root": engine.name,
                     "parent": getattr(engine, "parent", None),
                     "max_model_len": engine.max_tokens,
                     "tasks": list(engine.tasks),
                     "prompts": sorted(engine.prompts),
+                    "limits": {
+                        "max_client_batch_size": serving.settings.max_client_batch_size,
+                        "max_queued_prompts": serving.settings.max_queued_prompts,
+                        "max_body_bytes": serving.settings.max_body_bytes,
+                        "request_timeout_seconds": serving.settings.request_timeout_seconds,
+                    },
                     "permission": [],
                 }
                 for name, engine in serving.engines.items()
@@ -55,3 +75,7 @@ def router(serving: Serving) -> APIRouter:
         }
 
     return routes
+
+
+def _ready(serving: Serving) -> bool:
+    return all(engine.alive for engine in serving.engines.values())

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, model_validator
 
 from poolhouse.errors import UnsupportedTask
-from poolhouse.server.body import read_json
-from poolhouse.server.dialects import vectors
-from poolhouse.server.dialects.fields import Fields, body_schema
+from poolhouse.server.dialects import chunked, vectors
+from poolhouse.server.dialects.fields import body_schema
+from poolhouse.server.dialects.routing import direct_router
+from poolhouse.server.dialects.synonyms import in_our_words
+from poolhouse.server.dialects.vectors import VectorFields
 from poolhouse.server.serving import Serving
 
 
-class EmbeddingFields(Fields):
-    """The body of POST /v1/embeddings."""
+class EmbeddingFields(VectorFields):
+    """The body of POST /v1/embeddings; fields of Jina's, Voyage's and NVIDIA's APIs mean what they mean there."""
 
     task: str | None = Field(
         None, description='A task adapter of the checkpoint ("retrieval.query"), with the prompt stored under its name.'
     )
+
+    late_chunking: bool = Field(
+        False, description="The inputs are the chunks of one text, each read with what stands around it."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _understand_other_apis(cls, body: Any) -> Any:
+        return in_our_words(body) if isinstance(body, dict) else body
 
     @model_validator(mode="after")
     def _task_is_an_adapter(self) -> EmbeddingFields:
@@ -30,18 +43,26 @@ class EmbeddingFields(Fields):
 
 
 def router(serving: Serving) -> APIRouter:
-    routes = APIRouter(tags=["embeddings"])
+    routes = direct_router("embeddings")
 
     @routes.post("/v1/embeddings", openapi_extra=body_schema(EmbeddingFields))
     @routes.post("/embeddings", include_in_schema=False)
     async def embeddings(http: Request) -> Response:
         """One vector per input."""
-        fields = EmbeddingFields.model_validate(await read_json(http, serving.settings.max_body_bytes))
-        engine = serving.engine(fields.model)
-        if "embed" not in engine.tasks:
-            raise UnsupportedTask("The model does not support Embeddings API", "model", engine.name)
-        return await vectors.reply(
-            serving, http, fields, engine, "embed", prefix="embd", kind="embedding", key="embedding"
-        )
+        return await answer(serving, http, await serving.read(http, EmbeddingFields))
 
     return routes
+
+
+async def answer(serving: Serving, http: Request, fields: EmbeddingFields) -> Response:
+    """The reply to a body of /v1/embeddings."""
+    engine = serving.engine(fields.model)
+    if "embed" not in engine.tasks:
+        raise UnsupportedTask("The model does not support Embeddings API", "model", engine.name)
+    requests = fields.requests(serving, "embed", fields.params(dimensions=fields.dimensions))
+    names = vectors.Names("embd", "embedding", "embedding")
+    if fields.late_chunking:
+        read = await chunked.read(serving, http, engine, requests)
+        how = fields.how(engine, "embed")
+        return await vectors.write(serving, http, fields, engine, [read.whole], read.chunks, names, how)
+    return await vectors.reply(serving, http, fields, engine, requests, names)

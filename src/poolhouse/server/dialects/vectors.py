@@ -2,64 +2,105 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 from fastapi import Request, Response
+from pydantic import Field
 
 from poolhouse.engine.request import Answer
-from poolhouse.server import encoding
-from poolhouse.server.dialects.fields import Fields
-from poolhouse.server.serving import Engine, Serving, reply_id
+from poolhouse.engine.request import Request as EngineRequest
+from poolhouse.outputs import Array
+from poolhouse.precision import Precision
+from poolhouse.server import encoding, replies
+from poolhouse.server.dialects.fields import Inputs
+from poolhouse.server.serving import Engine, Serving
 from poolhouse.tasks import Task
 
-# Replies of more numbers than this are written in a thread, so that the event loop goes on.
-_LARGE = 50_000
+
+class VectorFields(Inputs):
+    """Prompts, and how their vectors are wanted."""
+
+    encoding_format: encoding.EncodingFormat = Field(
+        "float", description="Numbers, base64, or a body of nothing but bytes, described in the header or not at all."
+    )
+    embed_dtype: Precision = Field(
+        "float32", description="Numbers of base64 and bytes; int8, uint8, binary and ubinary hold in JSON too."
+    )
+    endianness: encoding.Endianness = Field(
+        "native", description="Byte order of base64 and bytes; native is the server's."
+    )
+    dimensions: int | None = Field(None, description="Length of the vectors, for Matryoshka models.")
+
+    def how(self, engine: Engine, task: Task) -> encoding.Encoding:
+        """How the arrays of that task are written.
+
+        Raises:
+            InvalidRequest: a precision that its answers cannot have.
+        """
+        return encoding.Encoding.of(
+            self.encoding_format, self.embed_dtype, self.endianness, task, engine.tasks, engine.calibration
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """How a route names its ids, its objects, and the field that holds an array."""
+
+    prefix: str
+    kind: str
+    key: str
 
 
 async def reply(
-    serving: Serving, http: Request, fields: Fields, engine: Engine, task: Task, *, prefix: str, kind: str, key: str
+    serving: Serving,
+    http: Request,
+    fields: VectorFields,
+    engine: Engine,
+    requests: Sequence[EngineRequest],
+    names: Names,
 ) -> Response:
-    """Answers of `task` as a list of objects of this kind, their arrays under `key`."""
-    started = time.perf_counter()
-    requests = fields.requests(task)
-    serving.metrics.parse_seconds.observe(time.perf_counter() - started)
+    """The answers to requests of one task, as a list of objects or as bytes alone."""
+    how = fields.how(engine, requests[0].task)
     answers = await serving.answers(http, engine, requests)
-    if task == "token_classify" and engine.token_weights:
-        # A number per token, as vLLM writes them, not a row of one number.
-        answers = [replace(answer, array=answer.array[:, 0]) for answer in answers]
-    serving.metrics.count(engine.name, task, answers)
-
-    started = time.perf_counter()
-    head = {
-        "id": reply_id(prefix, http, fields.request_id),
-        "object": "list",
-        "created": int(time.time()),
-        "model": engine.name,
-    }
-    if sum(answer.array.size for answer in answers) > _LARGE:
-        body = await asyncio.to_thread(_render, head, answers, fields.encoding_format, kind, key)
-    else:
-        body = _render(head, answers, fields.encoding_format, kind, key)
-    serving.metrics.render_seconds.observe(time.perf_counter() - started)
-    return Response(body, media_type="application/json", headers=_truncation(answers))
+    arrays = [shown(answer.array, requests[0].task, engine) for answer in answers]
+    return await write(serving, http, fields, engine, answers, arrays, names, how)
 
 
-def _render(
-    head: dict[str, object], answers: Sequence[Answer], form: encoding.EncodingFormat, kind: str, key: str
-) -> bytes:
-    items = [
-        {"index": index, "object": kind, key: encoding.vector(answer.array, form)}
-        | encoding.shape(answer.array, form)
-        | encoding.cut(answer)
-        for index, answer in enumerate(answers)
-    ]
-    return encoding.render(head, items, {"usage": encoding.usage(answers)})
+async def write(
+    serving: Serving,
+    http: Request,
+    fields: VectorFields,
+    engine: Engine,
+    answers: Sequence[Answer],
+    arrays: Sequence[Array],
+    names: Names,
+    how: encoding.Encoding,
+) -> Response:
+    """Arrays as a list of objects or as bytes alone.
+
+    answers: what they were made of, one for each; where there are fewer, only their tokens are counted.
+    """
+    head = replies.head(names.prefix, http, fields.request_id, engine.name)
+    cuts = [replies.cut(answer) for answer in answers] if len(answers) == len(arrays) else [{}] * len(arrays)
+
+    def render() -> bytes | Response:
+        encoded = encoding.encode(arrays, how)
+        usage = replies.usage(answers)
+        if not how.in_json:
+            body, headers = encoding.octets(encoded, head, usage["prompt_tokens"], how)
+            return Response(body, media_type="application/octet-stream", headers=headers)
+        items = [
+            {"index": index, "object": names.kind, names.key: encoding.value(array, how.form)}
+            | encoding.shape(array, how.form)
+            | cut
+            for index, (array, cut) in enumerate(zip(encoded, cuts, strict=True))
+        ]
+        return encoding.render(head, items, {"usage": usage})
+
+    return await replies.write(serving, render, answers)
 
 
-def _truncation(answers: Sequence[Answer]) -> dict[str, str]:
-    """A header that says how many prompts were cut, when any was."""
-    count = sum(answer.tokens.truncated for answer in answers)
-    return {"X-Poolhouse-Truncated": str(count)} if count else {}
+def shown(array: Array, task: Task, engine: Engine) -> Array:
+    """The array as callers see it: a number per token where `token_classify` weighs tokens, as vLLM writes them."""
+    return array[:, 0] if task == "token_classify" and engine.token_weights else array

@@ -1,0 +1,74 @@
+"""The file of `--config`: options as YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from poolhouse.cli.options import parsed
+from poolhouse.errors import ConfigError, did_you_mean
+from poolhouse.settings import ServerSettings, known_options
+from poolhouse.vllm_options import DONE_ANYWAY, MEANINGLESS, in_our_words
+
+
+def read_config(path: Path) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
+    """The models of a file, each a mapping with its name under `model`, and the options beside them, in our names.
+
+    Raises:
+        ConfigError: no such file, no mapping in YAML, or an option that does not exist, naming the nearest.
+    """
+    try:
+        content = yaml.load(path.read_bytes(), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise ConfigError(f"--config: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    options = _checked(path, {} if content is None else content, known_options() | {"models"})
+    if "config" in options:
+        raise ConfigError(f"{path}: a config file names no further one.")
+    model, models = options.pop("model", None), options.pop("models", None)
+    if model is not None and models is not None:
+        raise ConfigError(f"{path}: give model: or models:, not both.")
+    if models is None:
+        models = [] if model is None else [model]
+    if not isinstance(models, list):
+        raise ConfigError(f"{path}: models: is a list of names, or of mappings with model: and options of its own.")
+    return [_entry(path, model) for model in models], in_our_words(options)
+
+
+def _entry(path: Path, entry: Any) -> Mapping[str, Any]:
+    if isinstance(entry, str):
+        return {"model": entry}
+    options = _checked(path, entry, known_options() - set(ServerSettings.model_fields))
+    if not isinstance(options.get("model"), str):
+        raise ConfigError(f"{path}: an entry of models: needs model: NAME; got {entry!r}.")
+    return in_our_words(options)
+
+
+def _checked(path: Path, options: Any, known: set[str]) -> dict[str, Any]:
+    if not isinstance(options, dict):
+        raise ConfigError(f"{path}: options are a mapping such as `port: 8000`, got {options!r}.")
+    ours = {str(name).replace("-", "_").removeprefix("__"): value for name, value in options.items()}
+    for name in ours:
+        if name not in known and name in ServerSettings.model_fields:
+            raise ConfigError(f"{path}: '{name}' is an option of the server, not of one model.")
+        if name not in known:
+            near = did_you_mean(name, known - MEANINGLESS - DONE_ANYWAY)
+            raise ConfigError(f"{path}: there is no option '{name}'.{near}")
+    return parsed(ours, lambda name: f"{path}: {name}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe types; a key that stands twice is an error, where YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)  # type: ignore[no-untyped-call]
+        # Merged keys (<<) stand in the node too, so only plain ones are counted.
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if len(keys) > len(mapping) and twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands twice", node.start_mark)
+        return mapping

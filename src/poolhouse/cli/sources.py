@@ -1,0 +1,119 @@
+"""Options of `serve` from everywhere: the command line wins over the file of --config, and that over the environment."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from poolhouse.cli.config_file import read_config
+from poolhouse.cli.options import flag, parsed
+from poolhouse.errors import ConfigError
+from poolhouse.settings import ServerSettings, Settings, known_options, several_words
+from poolhouse.vllm_options import in_our_words
+
+_PREFIX = "POOLHOUSE_"
+
+
+def gather(
+    models: Sequence[str], options: Mapping[str, Any], config: Path | None, environment: Mapping[str, str]
+) -> tuple[ServerSettings, tuple[Settings, ...]]:
+    """The server's settings and those of each model, in their order.
+
+    models, options: of the command line. config: the file of --config; none: POOLHOUSE_CONFIG names it, if any.
+
+    Raises:
+        ConfigError: an unknown option, a value that does not fit, or two models of one name.
+    """
+    sources = [_environment(environment)]
+    config = config or (Path(environment["POOLHOUSE_CONFIG"]) if environment.get("POOLHOUSE_CONFIG") else None)
+    if config is not None:
+        entries, shared = read_config(config)
+        sources.append(_Source(str(config), shared, entries))
+    sources.append(_Source("", in_our_words(options), [{"model": model} for model in models]))
+    try:
+        return _settings(sources)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_written_where(str(error), sources)}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What one place says. options: of the server, and of all models. models: options of each model, `model` its name."""
+
+    place: str
+    options: Mapping[str, Any]
+    models: Sequence[Mapping[str, Any]] = ()
+    # By option, where the place alone would not tell.
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
+def _settings(sources: Sequence[_Source]) -> tuple[ServerSettings, tuple[Settings, ...]]:
+    shared = {name: value for source in sources for name, value in source.options.items()}
+    server = ServerSettings.parse(**{name: shared.pop(name) for name in ServerSettings.model_fields if name in shared})
+    entries = next((source.models for source in reversed(sources) if source.models), [{"model": None}])
+    # What the command line says of all models stands above what the file says of one.
+    last = {name: value for name, value in sources[-1].options.items() if name in shared}
+    if len(entries) > 1 and shared.get("served_model_name") is not None:
+        entries = _one_name_each(entries, several_words(shared.pop("served_model_name")))
+        last.pop("served_model_name", None)
+    engines = tuple(Settings.parse(**{**shared, **entry, **last}) for entry in entries)
+    _refuse_clashes(engines)
+    return server, engines
+
+
+def _one_name_each(entries: Sequence[Mapping[str, Any]], names: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(names, (list, tuple)) or len(names) != len(entries):
+        raise ConfigError(
+            f"served_model_name: with several models it gives one name to each, in their order; got {names!r} for "
+            f"{len(entries)} models. More names of one model go into its entry under models: in a --config file."
+        )
+    return [{"served_model_name": (name,), **entry} for name, entry in zip(names, entries, strict=True)]
+
+
+def _refuse_clashes(engines: Sequence[Settings]) -> None:
+    """Requests choose by name, of models and of adapters alike."""
+    owners: dict[str, str] = {}
+    for settings in engines:
+        model = settings.model or "the embedded default"
+        adapters = settings.lora_modules or {} if settings.enable_lora else {}
+        for name in (*(settings.names or (model,)), *adapters):
+            if name in owners:
+                raise ConfigError(
+                    f"Requests could not tell two models apart: '{name}' would name {owners[name]} and {model}. "
+                    "Give each a --served-model-name of its own, and each adapter to one of them."
+                )
+            owners[name] = model
+
+
+def _environment(variables: Mapping[str, str]) -> _Source:
+    """POOLHOUSE_<OPTION>, and vLLM's own name for its keys; an empty variable is none."""
+    options: dict[str, Any] = {"api_key": variables["VLLM_API_KEY"]} if variables.get("VLLM_API_KEY") else {}
+    places = {"api_key": "VLLM_API_KEY"} if options else {}
+    known = known_options() - {"model", "config"}
+    for variable, value in variables.items():
+        name = variable.removeprefix(_PREFIX).lower()
+        # Kubernetes writes POOLHOUSE_PORT=tcp://... where a service is called poolhouse.
+        if not variable.startswith(_PREFIX) or not value or value.startswith("tcp://"):
+            continue
+        if name in known:
+            options[name], places[name] = value, variable
+        elif name not in ("model", "config") and (near := get_close_matches(name, known, n=1, cutoff=0.8)):
+            warnings.warn(f"{variable} is no option. Did you mean {_PREFIX}{near[0].upper()}?", stacklevel=4)
+    model = variables.get("POOLHOUSE_MODEL")
+    options = in_our_words(parsed(options, lambda name: places.get(name, name)))
+    return _Source("the environment", options, [{"model": model}] if model else (), places)
+
+
+def _written_where(problem: str, sources: Sequence[_Source]) -> str:
+    """Where the options that a problem names were written, unless on the command line."""
+    names = {name for source in sources for entry in (source.options, *source.models) for name in entry}
+    said = []
+    for name in sorted(name for name in names if f"{name}:" in problem or f"'{name}'" in problem):
+        last = next(s for s in reversed(sources) if name in s.options or any(name in entry for entry in s.models))
+        if last.place:
+            said.append(f" ({flag(name)} is set by {last.places.get(name, last.place)})")
+    return "".join(said)

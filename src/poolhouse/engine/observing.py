@@ -1,0 +1,74 @@
+"""Observing: what an engine tells of its work, call by call and batch by batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from poolhouse.engine.ready import Arrival
+
+log = logging.getLogger("poolhouse")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRun:
+    """One batch that was run.
+
+    tokens, budget: how many it held, and how many it may hold; a lone long prompt may exceed the budget.
+    waits: (seconds, sequences): how long requests waited for it, those together that arrived together.
+    forward_seconds, pooling_seconds: the backbone's and the pipelines' time on the device.
+    """
+
+    sequences: int
+    tokens: int
+    budget: int
+    waits: tuple[tuple[float, int], ...]
+    forward_seconds: float
+    pooling_seconds: float
+
+
+class Observer(Protocol):
+    """Hears of an engine's work, from its tokenizer threads, callers' threads and device thread; must be quick."""
+
+    def tokenized(self, texts: int, seconds: float) -> None:
+        """One tokenizer call made ids of so many prompts."""
+        ...
+
+    def ran(self, batch: BatchRun) -> None:
+        """One batch was answered."""
+        ...
+
+
+class Guarded:
+    """An observer whose failures are logged, once, and go no further."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self._failed = False
+
+    def tokenized(self, texts: int, seconds: float) -> None:
+        try:
+            self.observer.tokenized(texts, seconds)
+        except BaseException as error:  # noqa: BLE001 - no request may suffer from being watched
+            self._log(error)
+
+    def ran(self, batch: BatchRun) -> None:
+        try:
+            self.observer.ran(batch)
+        except BaseException as error:  # noqa: BLE001 - no request may suffer from being watched
+            self._log(error)
+
+    def _log(self, error: BaseException) -> None:
+        if not self._failed:
+            self._failed = True
+            log.error("The engine's observer failed; further failures are not logged: %s", error, exc_info=error)
+
+
+def waits(arrivals: Iterable[Arrival], started: float) -> tuple[tuple[float, int], ...]:
+    """How long requests waited for the batch that started then, by their common arrivals."""
+    counts: dict[Arrival, int] = {}
+    for arrival in arrivals:
+        counts[arrival] = counts.get(arrival, 0) + 1
+    return tuple((arrival.waited(started), count) for arrival, count in counts.items())

@@ -1,0 +1,203 @@
+"""Cohere's embed and rerank, versions 1 and 2; /v1/embed and /v2/embed at their own paths, everything under /cohere.
+
+Source: Cohere's API reference. /v2/embed is vLLM's too, which leaves `model` and `input_type` away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from poolhouse.engine.request import Answer
+from poolhouse.errors import InvalidRequest
+from poolhouse.server import replies
+from poolhouse.server.dialects import hosted
+from poolhouse.server.dialects.fields import body_schema
+from poolhouse.server.dialects.hosted import Kind, Wish
+from poolhouse.server.dialects.pairs import Scored
+from poolhouse.server.dialects.routing import direct_router
+from poolhouse.server.encoding import dumps
+from poolhouse.server.errors import Failure, as_json, speak
+from poolhouse.server.serving import Engine, Serving
+
+
+class EmbedFields(BaseModel):
+    """The body of POST /v1/embed and /v2/embed."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = None
+    input_type: str | None = Field(None, description="search_query, search_document, or the name of a prompt.")
+    texts: list[str] | None = None
+    images: list[str] | None = Field(None, description="Refused: no model here reads pictures.")
+    inputs: list[dict[str, Any]] | None = Field(None, description="[{content: [{type: text, text}]}].")
+    embedding_types: list[Kind] | None = None
+    output_dimension: int | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    truncate: Literal["NONE", "START", "END"] = "END"
+    priority: int = Field(0, ge=0, le=999)
+
+    def words(self) -> list[str]:
+        """The texts, from one of three fields.
+
+        Raises:
+            InvalidRequest: none of them, several, or pictures.
+        """
+        given = [name for name in ("texts", "images", "inputs") if getattr(self, name)]
+        if len(given) != 1:
+            raise InvalidRequest("Give one of texts, images and inputs, and not an empty one.", "texts")
+        if self.images:
+            raise InvalidRequest("images: the models of this server read texts.", "images")
+        return hosted.texts_of(self.texts or self.inputs, given[0])
+
+    def wish(self) -> Wish:
+        """How the vectors are wanted."""
+        return Wish(
+            self.input_type,
+            self.output_dimension,
+            truncate=self.truncate,
+            max_tokens=self.max_tokens,
+            priority=self.priority,
+        )
+
+
+class RerankFields(BaseModel):
+    """The body of POST /cohere/v1/rerank and /cohere/v2/rerank."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = None
+    query: str
+    documents: list[str | dict[str, Any]]
+    top_n: int | None = Field(None, ge=1)
+    rank_fields: list[str] | None = Field(None, description="Version 1: fields of documents that are read, in order.")
+    return_documents: bool = Field(False, description="Version 1: whether results hold their documents.")
+    max_chunks_per_doc: int | None = Field(None, ge=1, description="Without effect: a document is read in one piece.")
+    max_tokens_per_doc: int = Field(4096, ge=1)
+    priority: int = Field(0, ge=0, le=999)
+
+    def words(self) -> list[str]:
+        """The text of each document.
+
+        Raises:
+            InvalidRequest: a document without text.
+        """
+        return [_words(document, self.rank_fields, index) for index, document in enumerate(self.documents)]
+
+
+def router(serving: Serving) -> APIRouter:
+    routes = direct_router("cohere")
+    _add_embed(routes, serving)
+    return routes
+
+
+def prefixed_router(serving: Serving) -> APIRouter:
+    """All of Cohere under /cohere, rerank too, whose paths other dialects share."""
+    routes = direct_router("cohere", "/cohere")
+    _add_embed(routes, serving)
+
+    @routes.post("/v1/rerank", openapi_extra=body_schema(RerankFields))
+    async def rerank_v1(http: Request) -> Response:
+        """Documents by how well they answer a query, best first."""
+        return await _rerank(serving, http, 1)
+
+    @routes.post("/v2/rerank", openapi_extra=body_schema(RerankFields))
+    async def rerank_v2(http: Request) -> Response:
+        """As version 1, without the documents."""
+        return await _rerank(serving, http, 2)
+
+    return routes
+
+
+def _add_embed(routes: APIRouter, serving: Serving) -> None:
+    @routes.post("/v1/embed", openapi_extra=body_schema(EmbedFields))
+    async def embed_v1(http: Request) -> Response:
+        """One vector per text: bare ones, or by type where `embedding_types` asks."""
+        speak(http, shape)
+        return await _embed(serving, http, await serving.read(http, EmbedFields), 1)
+
+    @routes.post("/v2/embed", openapi_extra=body_schema(EmbedFields))
+    async def embed_v2(http: Request) -> Response:
+        """One vector per text in each of the types asked for."""
+        speak(http, shape)
+        return await _embed(serving, http, await serving.read(http, EmbedFields), 2)
+
+
+async def _embed(serving: Serving, http: Request, fields: EmbedFields, version: int) -> Response:
+    engine = serving.engine(fields.model)
+    texts = fields.words()
+    answers = await hosted.embed(serving, http, engine, texts, fields.wish(), parameter="texts")
+    kinds: list[Kind] = list(dict.fromkeys(fields.embedding_types or ["float"]))
+    bare = version == 1 and not fields.embedding_types
+    head: dict[str, Any] = {"id": replies.reply_id("embd", http, None)}
+    tail = {
+        "texts": texts,
+        "meta": _meta(version, {"input_tokens": hosted.tokens_of(answers)}, answers),
+        "response_type": "embeddings_floats" if bare else "embeddings_by_type",
+    }
+
+    def render() -> bytes:
+        by_type = {kind: _matrix(answers, kind, engine) for kind in kinds}
+        return dumps({**head, "embeddings": by_type["float"] if bare else by_type, **tail})
+
+    return await replies.write(serving, render, answers)
+
+
+def _matrix(answers: Sequence[Answer], kind: Kind, engine: Engine) -> Any:
+    vectors = hosted.vectors(hosted.arrays_of(answers), kind, engine, "embedding_types")
+    return vectors if kind == "base64" else np.stack(vectors)
+
+
+async def _rerank(serving: Serving, http: Request, version: int) -> Response:
+    speak(http, shape)
+    fields = await serving.read(http, RerankFields)
+    engine = serving.engine(fields.model)
+    scored = await hosted.rerank(
+        serving,
+        http,
+        engine,
+        fields.query,
+        fields.words(),
+        max_tokens_per_doc=fields.max_tokens_per_doc,
+        priority=fields.priority,
+    )
+    echo = version == 1 and fields.return_documents
+    body = {
+        "id": replies.reply_id("rerank", http, None),
+        "results": [_result(place, scored, fields, echo) for place in scored.ranked(fields.top_n)],
+        "meta": _meta(version, {"search_units": hosted.search_units(len(fields.documents))}, scored.answers),
+    }
+    return await replies.write(serving, lambda: dumps(body), scored.answers)
+
+
+def _result(place: int, scored: Scored, fields: RerankFields, echo: bool) -> dict[str, Any]:
+    result: dict[str, Any] = {"index": place, "relevance_score": scored.scores[place].score}
+    if echo:
+        document = fields.documents[place]
+        result["document"] = {"text": document} if isinstance(document, str) else document
+    return result
+
+
+def _words(document: str | dict[str, Any], fields: Sequence[str] | None, index: int) -> str:
+    if isinstance(document, str):
+        return document
+    names = fields or ["text"]
+    missing = [name for name in names if not isinstance(document.get(name), str)]
+    if missing:
+        raise InvalidRequest(f"documents[{index}] has no text '{missing[0]}'.", f"documents[{index}]")
+    return "\n".join(document[name] for name in names)
+
+
+def _meta(version: int, units: dict[str, int], answers: Sequence[Answer]) -> dict[str, Any]:
+    meta: dict[str, Any] = {"api_version": {"version": str(version)}, "billed_units": units}
+    warnings = hosted.warnings_of(answers)
+    return {**meta, "warnings": warnings} if warnings else meta
+
+
+def shape(failure: Failure) -> Response:
+    """Cohere's error body."""
+    return as_json(failure, {"message": failure.message})

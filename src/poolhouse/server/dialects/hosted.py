@@ -1,0 +1,174 @@
+"""What the dialects of hosted APIs (Cohere, Jina, Voyage) share: inputs of several forms in, vectors in several forms out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import Request
+
+from poolhouse import scoring
+from poolhouse.engine.request import Answer
+from poolhouse.engine.request import Request as EngineRequest
+from poolhouse.errors import InvalidRequest, UnsupportedTask
+from poolhouse.inputs.prompts import Prompt, parse_side
+from poolhouse.outputs import Array
+from poolhouse.params import PoolingParams
+from poolhouse.precision import quantize
+from poolhouse.server import encoding
+from poolhouse.server.dialects.pairs import Scored, Sides, score
+from poolhouse.server.serving import Engine, Serving
+from poolhouse.tasks import Task
+
+# How hosted APIs name the numbers of a vector; base64 is of float32.
+Kind = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How vectors are wanted. input_type: a query, a document, or the name of a prompt."""
+
+    input_type: str | None = None
+    dimensions: int | None = None
+    use_activation: bool | None = None
+    truncate: Literal["NONE", "START", "END"] = "END"
+    max_tokens: int | None = None
+    priority: int = 0
+
+    @property
+    def params(self) -> PoolingParams:
+        """How to cut and pool."""
+        most = -1 if self.max_tokens is None else self.max_tokens
+        return PoolingParams(
+            dimensions=self.dimensions,
+            use_activation=self.use_activation,
+            truncate_prompt_tokens=None if self.truncate == "NONE" else most,
+            truncation_side="left" if self.truncate == "START" else "right",
+            overflow="error" if self.truncate == "NONE" else None,
+        )
+
+
+async def embed(
+    serving: Serving,
+    http: Request,
+    engine: Engine,
+    texts: Sequence[str],
+    wish: Wish,
+    *,
+    task: Task = "embed",
+    parameter: str = "input",
+) -> list[Answer]:
+    """An answer per text; see `requests` and `Serving.answers` for what may be raised."""
+    asked = requests(serving, engine, texts, wish, task, parameter)
+    return await serving.answers(http, engine, asked, f"{parameter}[{{}}]".format)
+
+
+def requests(
+    serving: Serving, engine: Engine, texts: Sequence[str], wish: Wish, task: Task, parameter: str
+) -> list[EngineRequest]:
+    """A request per text.
+
+    Raises:
+        UnsupportedTask: the model has no vectors of that kind. InvalidRequest: no text, or too many.
+    """
+    if task not in engine.tasks:
+        raise UnsupportedTask(
+            f"The model `{engine.name}` has no {task} vectors; its tasks: {list(engine.tasks)}.", "model"
+        )
+    if not texts:
+        raise InvalidRequest(f"{parameter} must hold at least one text.", parameter)
+    serving.check_items(len(texts), parameter)
+    params = wish.params
+    return [
+        EngineRequest(
+            Prompt(text),
+            task,
+            params,
+            max_tokens=wish.max_tokens if wish.truncate == "NONE" else None,
+            input_type=wish.input_type,
+            priority=wish.priority,
+        )
+        for text in texts
+    ]
+
+
+def vectors(arrays: Sequence[Array], kind: Kind, engine: Engine, field: str) -> list[Any]:
+    """The vectors in that form, ready for JSON.
+
+    Raises:
+        InvalidRequest: vectors that the form cannot hold; naming `field`.
+    """
+    if kind == "float":
+        return [encoding.vector(array, "float") for array in arrays]
+    if kind == "base64":
+        return [encoding.vector(array, "base64") for array in arrays]
+    rows = np.concatenate([np.atleast_2d(array) for array in arrays])
+    codes = quantize(rows, kind, engine.calibration, field=field)
+    if arrays[0].ndim == 1:
+        return list(codes)
+    ends = np.cumsum([len(array) for array in arrays])[:-1]
+    return np.split(codes, ends)
+
+
+async def rerank(
+    serving: Serving,
+    http: Request,
+    engine: Engine,
+    query: str,
+    documents: Sequence[str],
+    *,
+    truncate: bool = True,
+    max_tokens_per_doc: int | None = None,
+    use_activation: bool | None = None,
+    priority: int = 0,
+) -> Scored:
+    """A score per document; long ones are cut, unless `truncate` says no."""
+    if max_tokens_per_doc is not None and max_tokens_per_doc >= engine.max_tokens:
+        max_tokens_per_doc = None
+    scores_labels = "classify" in engine.tasks
+    params = PoolingParams(
+        # Cosines and MaxSim have no activation to leave out.
+        use_activation=use_activation if scores_labels else None,
+        truncate_prompt_tokens=-1 if truncate else None,
+        overflow=None if truncate else "error",
+        max_tokens_per_doc=max_tokens_per_doc,
+    )
+    sides = Sides([query], documents, ("query", "documents"))
+    return await score(serving, http, engine, sides, scoring.Asked(params), priority=priority)
+
+
+def texts_of(given: Any, parameter: str) -> list[str]:
+    """Texts that stand bare, or as {text}, one or several.
+
+    Raises:
+        InvalidRequest: an item of another form, such as a picture.
+    """
+    for index, item in enumerate(given if isinstance(given, list) else [given]):
+        for medium in ("image", "image_url", "image_base64", "pdf", "video", "audio"):
+            if isinstance(item, Mapping) and medium in item:
+                raise InvalidRequest(
+                    f"{parameter}[{index}] is an {medium}; the models of this server read texts.", parameter
+                )
+    return parse_side(given, parameter)
+
+
+def search_units(documents: int) -> int:
+    """Cohere's: one per hundred documents."""
+    return math.ceil(documents / 100)
+
+
+def arrays_of(answers: Sequence[Answer]) -> list[Array]:
+    return [answer.array for answer in answers]
+
+
+def tokens_of(answers: Sequence[Answer]) -> int:
+    return sum(len(answer.tokens) for answer in answers)
+
+
+def warnings_of(answers: Sequence[Answer]) -> list[str]:
+    """What a caller should know of what was cut; no words where nothing was."""
+    cut = sum(answer.tokens.truncated for answer in answers)
+    return [f"{cut} of {len(answers)} inputs were longer than the model reads, and cut."] if cut else []

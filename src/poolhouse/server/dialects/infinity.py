@@ -1,0 +1,200 @@
+"""Infinity's routes under /infinity; `usage` counts tokens, where Infinity counts characters.
+
+Source: infinity 0.0.77.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from poolhouse.engine.request import Answer
+from poolhouse.engine.request import Request as EngineRequest
+from poolhouse.errors import InvalidRequest, UnsupportedTask
+from poolhouse.inputs.prompts import Prompt
+from poolhouse.params import PoolingParams
+from poolhouse.server import replies
+from poolhouse.server.dialects import hosted
+from poolhouse.server.dialects.fields import body_schema
+from poolhouse.server.dialects.hosted import Wish
+from poolhouse.server.dialects.routing import direct_router
+from poolhouse.server.encoding import dumps
+from poolhouse.server.errors import Failure, as_json, speak
+from poolhouse.server.serving import Engine, Serving
+
+# What Infinity calls a model that is not named.
+_NO_MODEL = "default/not-specified"
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str = _NO_MODEL
+
+    @property
+    def name(self) -> str | None:
+        return None if self.model == _NO_MODEL else self.model
+
+
+class EmbeddingFields(_Fields):
+    """The body of POST /infinity/embeddings."""
+
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] = "float"
+    user: str | None = None
+    dimensions: int = Field(0, ge=0, description="0 leaves vectors as they are.")
+    modality: Literal["text", "image", "audio"] = "text"
+
+
+class RerankFields(_Fields):
+    """The body of POST /infinity/rerank."""
+
+    query: str
+    documents: list[str] = Field(min_length=1)
+    return_documents: bool = False
+    raw_scores: bool = False
+    top_n: int | None = Field(None, gt=0)
+
+
+class ClassifyFields(_Fields):
+    """The body of POST /infinity/classify."""
+
+    input: list[str] = Field(min_length=1)
+    raw_scores: bool = False
+
+
+def prefixed_router(serving: Serving) -> APIRouter:
+    """All of Infinity under /infinity."""
+    routes = direct_router("infinity", "/infinity")
+
+    @routes.get("/health")
+    async def health(_: Request) -> Response:
+        """The time, while the server lives."""
+        return Response(dumps({"unix": time.time()}), media_type="application/json")
+
+    @routes.get("/models")
+    async def models(_: Request) -> Response:
+        """The served models and what they can do."""
+        data = [_model(serving, name, engine) for name, engine in serving.engines.items()]
+        return Response(dumps({"data": data, "object": "list"}), media_type="application/json")
+
+    @routes.post("/embeddings", openapi_extra=body_schema(EmbeddingFields))
+    async def embeddings(http: Request) -> Response:
+        """One vector per input, or one per token where the model has no other."""
+        speak(http, shape)
+        return await _embeddings(serving, http, await serving.read(http, EmbeddingFields))
+
+    @routes.post("/rerank", openapi_extra=body_schema(RerankFields))
+    async def rerank(http: Request) -> Response:
+        """Documents by how well they answer a query, best first."""
+        speak(http, shape)
+        return await _rerank(serving, http, await serving.read(http, RerankFields))
+
+    @routes.post("/classify", openapi_extra=body_schema(ClassifyFields))
+    async def classify(http: Request) -> Response:
+        """Every label of each input, likeliest first."""
+        speak(http, shape)
+        return await _classify(serving, http, await serving.read(http, ClassifyFields))
+
+    return routes
+
+
+async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) -> Response:
+    if fields.modality != "text":
+        raise InvalidRequest(f"modality {fields.modality!r}: the models of this server read texts.", "modality")
+    engine = serving.engine(fields.name)
+    texts = [fields.input] if isinstance(fields.input, str) else fields.input
+    wish = Wish(dimensions=fields.dimensions or None)
+    task: Literal["embed", "token_embed"] = "embed" if "embed" in engine.tasks else "token_embed"
+    answers = await hosted.embed(serving, http, engine, texts, wish, task=task)
+
+    def render() -> bytes:
+        vectors = hosted.vectors(hosted.arrays_of(answers), fields.encoding_format, engine, "encoding_format")
+        data = [
+            {"object": "embedding", "embedding": vector, "index": index} | replies.cut(answer)
+            for index, (vector, answer) in enumerate(zip(vectors, answers, strict=True))
+        ]
+        return dumps({"object": "list", "data": data, **_tail(http, engine, answers)})
+
+    return await replies.write(serving, render, answers)
+
+
+async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
+    engine = serving.engine(fields.name)
+    scored = await hosted.rerank(
+        serving, http, engine, fields.query, fields.documents, use_activation=not fields.raw_scores
+    )
+    results = [
+        {
+            "relevance_score": scored.scores[place].score,
+            "index": place,
+            "document": fields.documents[place] if fields.return_documents else None,
+        }
+        for place in scored.ranked(fields.top_n)
+    ]
+    body = {"object": "rerank", "results": results, **_tail(http, engine, scored.answers)}
+    return await replies.write(serving, lambda: dumps(body), scored.answers)
+
+
+async def _classify(serving: Serving, http: Request, fields: ClassifyFields) -> Response:
+    engine = serving.engine(fields.name)
+    if "classify" not in engine.tasks:
+        raise UnsupportedTask(f"The model `{engine.name}` has no labels; its tasks: {list(engine.tasks)}.", "model")
+    serving.check_items(len(fields.input), "input")
+    params = PoolingParams(use_activation=not fields.raw_scores, truncate_prompt_tokens=-1)
+    answers = await serving.answers(
+        http, engine, [EngineRequest(Prompt(text), "classify", params) for text in fields.input]
+    )
+    data = [_labels(answer, engine) for answer in answers]
+    body = {"object": "classify", "data": data, **_tail(http, engine, answers)}
+    return await replies.write(serving, lambda: dumps(body), answers)
+
+
+def _labels(answer: Answer, engine: Engine) -> list[dict[str, Any]]:
+    order = np.argsort(-answer.array, kind="stable")
+    names = engine.label_names
+    return [{"score": float(answer.array[place]), "label": names.get(int(place), f"LABEL_{place}")} for place in order]
+
+
+def _tail(http: Request, engine: Engine, answers: list[Answer]) -> dict[str, Any]:
+    tokens = hosted.tokens_of(answers)
+    return {
+        "model": engine.name,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "id": replies.reply_id("infinity", http, None),
+        "created": int(time.time()),
+    }
+
+
+_CAPABILITIES = {"embed": "embed", "classify": "classify"}
+
+
+def _model(serving: Serving, name: str, engine: Engine) -> dict[str, Any]:
+    capabilities = [_CAPABILITIES[task] for task in engine.tasks if task in _CAPABILITIES]
+    if engine.labels in (0, 1):
+        capabilities.append("rerank")
+    waiting = serving.waiting(engine)
+    return {
+        "id": name,
+        "stats": {
+            "queue_fraction": waiting / serving.settings.max_queued_prompts,
+            "queue_absolute": waiting,
+            "results_pending": waiting,
+            "batch_size": serving.settings.max_client_batch_size,
+        },
+        "object": "model",
+        "owned_by": "infinity",
+        "created": serving.started,
+        "backend": "poolhouse",
+        "capabilities": capabilities,
+    }
+
+
+def shape(failure: Failure) -> Response:
+    """Infinity's error body."""
+    error = {"message": failure.message, "type": None, "param": failure.parameter, "code": failure.status}
+    return as_json(failure, {"error": error})

@@ -1,0 +1,168 @@
+"""Jina's embeddings, multi-vector and rerank under /jina; /v1/multi-vector at its own path too.
+
+Source: Jina's API reference. Its other paths are OpenAI's and vLLM's; those understand Jina's fields as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from poolhouse.engine.request import Answer
+from poolhouse.outputs import Array
+from poolhouse.server import replies
+from poolhouse.server.dialects import chunked, hosted
+from poolhouse.server.dialects.fields import body_schema
+from poolhouse.server.dialects.hosted import Kind, Wish
+from poolhouse.server.dialects.routing import direct_router
+from poolhouse.server.encoding import dumps
+from poolhouse.server.errors import Failure, as_json, speak
+from poolhouse.server.serving import Engine, Serving
+
+_TEXTS = "A text, {text}, or a list of them."
+
+
+class EmbeddingFields(BaseModel):
+    """The body of POST /jina/v1/embeddings."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = None
+    input: Any = Field(description=_TEXTS)
+    task: str | None = Field(None, description="retrieval.query, retrieval.passage, ... or the name of a prompt.")
+    dimensions: int | None = None
+    normalized: bool | None = None
+    embedding_type: Kind | list[Kind] = "float"
+    late_chunking: bool = False
+    truncate: bool = Field(False, description="Cut texts over the limit instead of refusing them.")
+    return_multivector: bool = False
+
+    def wish(self) -> Wish:
+        """How the vectors are wanted."""
+        return Wish(self.task, self.dimensions, self.normalized, "END" if self.truncate else "NONE")
+
+
+class MultiVectorFields(BaseModel):
+    """The body of POST /v1/multi-vector."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = None
+    input: Any = Field(description=_TEXTS)
+    input_type: Literal["query", "document"] | None = None
+    dimensions: int | None = None
+    embedding_type: Kind = "float"
+    truncate: bool = True
+
+
+class RerankFields(BaseModel):
+    """The body of POST /jina/v1/rerank."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = None
+    query: str | dict[str, Any]
+    documents: list[str | dict[str, Any]]
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool = True
+
+
+def router(serving: Serving) -> APIRouter:
+    routes = direct_router("jina")
+    _add_multi_vector(routes, serving)
+    return routes
+
+
+def prefixed_router(serving: Serving) -> APIRouter:
+    """All of Jina under /jina."""
+    routes = direct_router("jina", "/jina")
+    _add_multi_vector(routes, serving)
+
+    @routes.post("/v1/embeddings", openapi_extra=body_schema(EmbeddingFields))
+    async def embeddings(http: Request) -> Response:
+        """One vector per input, or one per token where `return_multivector` asks."""
+        speak(http, shape)
+        return await _embeddings(serving, http, await serving.read(http, EmbeddingFields))
+
+    @routes.post("/v1/rerank", openapi_extra=body_schema(RerankFields))
+    async def rerank(http: Request) -> Response:
+        """Documents by how well they answer a query, best first."""
+        speak(http, shape)
+        return await _rerank(serving, http, await serving.read(http, RerankFields))
+
+    return routes
+
+
+def _add_multi_vector(routes: APIRouter, serving: Serving) -> None:
+    @routes.post("/v1/multi-vector", openapi_extra=body_schema(MultiVectorFields))
+    async def multi_vector(http: Request) -> Response:
+        """One vector per token of each input."""
+        speak(http, shape)
+        fields = await serving.read(http, MultiVectorFields)
+        wish = Wish(fields.input_type, fields.dimensions, truncate="END" if fields.truncate else "NONE")
+        return await _vectors(serving, http, fields.model, fields.input, wish, [fields.embedding_type], per_token=True)
+
+
+async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) -> Response:
+    kinds = [fields.embedding_type] if isinstance(fields.embedding_type, str) else fields.embedding_type
+    wish = fields.wish()
+    if not fields.late_chunking:
+        per_token = fields.return_multivector
+        return await _vectors(serving, http, fields.model, fields.input, wish, kinds, per_token=per_token)
+    engine = serving.engine(fields.model)
+    requests = hosted.requests(serving, engine, hosted.texts_of(fields.input, "input"), wish, "embed", "input")
+    read = await chunked.read(serving, http, engine, requests)
+    return await _write(serving, [read.whole], read.chunks, kinds, engine)
+
+
+async def _vectors(
+    serving: Serving, http: Request, model: str | None, given: Any, wish: Wish, kinds: list[Kind], *, per_token: bool
+) -> Response:
+    engine = serving.engine(model)
+    texts = hosted.texts_of(given, "input")
+    answers = await hosted.embed(serving, http, engine, texts, wish, task="token_embed" if per_token else "embed")
+    return await _write(serving, answers, hosted.arrays_of(answers), kinds, engine)
+
+
+async def _write(
+    serving: Serving, answers: Sequence[Answer], arrays: Sequence[Array], kinds: list[Kind], engine: Engine
+) -> Response:
+    """One object per array; of several kinds, its vectors by kind."""
+    tokens = hosted.tokens_of(answers)
+    name = "embedding" if arrays[0].ndim == 1 else "embeddings"
+    cuts = [replies.cut(answer) for answer in answers] if len(answers) == len(arrays) else [{}] * len(arrays)
+
+    def render() -> bytes:
+        by_kind = {kind: hosted.vectors(arrays, kind, engine, "embedding_type") for kind in kinds}
+        data = []
+        for index, cut in enumerate(cuts):
+            forms = {kind: vectors[index] for kind, vectors in by_kind.items()}
+            data.append({"object": name, "index": index, name: forms if len(kinds) > 1 else forms[kinds[0]]} | cut)
+        usage = {"total_tokens": tokens, "prompt_tokens": tokens}
+        return dumps({"model": engine.name, "object": "list", "usage": usage, "data": data})
+
+    return await replies.write(serving, render, answers)
+
+
+async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
+    engine = serving.engine(fields.model)
+    (query,) = hosted.texts_of([fields.query], "query")
+    documents = hosted.texts_of(fields.documents, "documents")
+    scored = await hosted.rerank(serving, http, engine, query, documents)
+    tokens = hosted.tokens_of(scored.answers)
+    results = [
+        {"index": place, "relevance_score": scored.scores[place].score}
+        | ({"document": {"text": documents[place]}} if fields.return_documents else {})
+        for place in scored.ranked(fields.top_n)
+    ]
+    usage = {"total_tokens": tokens, "prompt_tokens": tokens}
+    body = {"model": engine.name, "object": "list", "usage": usage, "results": results}
+    return await replies.write(serving, lambda: dumps(body), scored.answers)
+
+
+def shape(failure: Failure) -> Response:
+    """Jina's error body."""
+    return as_json(failure, {"detail": failure.message})

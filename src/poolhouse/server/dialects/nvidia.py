@@ -1,0 +1,50 @@
+"""NVIDIA's ranking: /v1/ranking answers with logits. Its embeddings are OpenAI's, which understand NVIDIA's fields."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from poolhouse.server import replies
+from poolhouse.server.dialects import hosted
+from poolhouse.server.dialects.fields import body_schema
+from poolhouse.server.dialects.routing import direct_router
+from poolhouse.server.encoding import dumps
+from poolhouse.server.serving import Serving
+
+
+class _Text(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    text: str
+
+
+class RankingFields(BaseModel):
+    """The body of POST /v1/ranking."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = None
+    query: _Text
+    passages: list[_Text] = Field(min_length=1)
+    truncate: Literal["NONE", "END"] = "NONE"
+
+
+def router(serving: Serving) -> APIRouter:
+    routes = direct_router("nvidia")
+
+    @routes.post("/v1/ranking", openapi_extra=body_schema(RankingFields))
+    async def ranking(http: Request) -> Response:
+        """Passages by how well they answer a query, best first."""
+        fields = await serving.read(http, RankingFields)
+        engine = serving.engine(fields.model)
+        passages = [passage.text for passage in fields.passages]
+        scored = await hosted.rerank(
+            serving, http, engine, fields.query.text, passages, truncate=fields.truncate == "END", use_activation=False
+        )
+        rankings = [{"index": place, "logit": scored.scores[place].score} for place in scored.ranked()]
+        return await replies.write(serving, lambda: dumps({"rankings": rankings}), scored.answers)
+
+    return routes

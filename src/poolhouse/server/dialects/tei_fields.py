@@ -1,0 +1,126 @@
+"""Bodies of TEI's routes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from poolhouse.errors import InvalidRequest
+from poolhouse.inputs.prompts import Prompt, parse_prompts
+from poolhouse.params import PoolingParams
+from poolhouse.server.dialects.fields import INPUT_SCHEMA
+from poolhouse.server.errors import Refused
+
+
+class TeiFields(BaseModel):
+    """What all routes take; `model` is ours, for servers of several models."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = Field(None, description="A served model; none takes the first.")
+    truncate: bool | None = Field(None, description="Cut texts over the limit; none cuts too, as TEI does.")
+    truncation_direction: Literal["right", "left", "Right", "Left"] = "right"
+    prompt_name: str | None = None
+
+    def params(self) -> PoolingParams:
+        """How to cut."""
+        return PoolingParams(
+            truncate_prompt_tokens=None if self.truncate is False else -1,
+            overflow="error" if self.truncate is False else None,
+            truncation_side="left" if self.truncation_direction.lower() == "left" else "right",
+        )
+
+    def prompts(self) -> list[Prompt]:
+        """The prompts of `inputs`, where the route has them."""
+        raise NotImplementedError
+
+
+class TokenFields(TeiFields):
+    """The body of POST /embed_all."""
+
+    inputs: Any = Field(description="A text, token ids, or a list of both.", json_schema_extra=INPUT_SCHEMA)
+
+    def prompts(self) -> list[Prompt]:
+        """One prompt per text or list of ids.
+
+        Raises:
+            EmptyInput: no text. InvalidRequest: neither texts nor ids.
+        """
+        if self.inputs in ("", []) or (isinstance(self.inputs, list) and "" in self.inputs):
+            raise EmptyInput("inputs")
+        return parse_prompts(self.inputs, "inputs")
+
+
+class EmbedFields(TokenFields):
+    """The body of POST /embed."""
+
+    normalize: bool = True
+    dimensions: int | None = None
+
+
+class PredictFields(TeiFields):
+    """The body of POST /predict; a list of two texts is a pair."""
+
+    inputs: Any = Field(description='"a", ["a"], ["a", "b"] (a pair), or a list of such lists.')
+    raw_scores: bool = False
+
+    def texts(self) -> tuple[list[tuple[str, str | None]], bool]:
+        """Texts, each with its second one or None, and whether it is a single one.
+
+        Raises:
+            InvalidRequest: another form.
+        """
+        given = self.inputs
+        if given in ("", []):
+            raise EmptyInput("inputs")
+        if isinstance(given, str):
+            return [(given, None)], True
+        if isinstance(given, list) and all(isinstance(text, str) for text in given):
+            return [_pair(given, "inputs")], True
+        if not isinstance(given, list):
+            raise InvalidRequest('inputs must be "a", ["a"], ["a", "b"], or a list of such lists.', "inputs")
+        return [_pair(texts, f"inputs[{index}]") for index, texts in enumerate(given)], False
+
+
+class Sentences(BaseModel):
+    """What is compared."""
+
+    model_config = ConfigDict(strict=True)
+
+    source_sentence: str
+    sentences: list[str]
+
+
+class SimilarityFields(BaseModel):
+    """The body of POST /similarity."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = None
+    inputs: Sentences
+    parameters: TeiFields = Field(default_factory=TeiFields)
+
+
+class RerankFields(TeiFields):
+    """The body of POST /rerank."""
+
+    query: str
+    texts: list[str]
+    raw_scores: bool = False
+    return_text: bool = False
+
+
+class EmptyInput(Refused):
+    """TEI's own refusal of no text."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"`{name}` cannot be empty", 400, name)
+
+
+def _pair(texts: Any, place: str) -> tuple[str, str | None]:
+    if isinstance(texts, str):
+        return texts, None
+    if not isinstance(texts, list) or len(texts) not in (1, 2) or not all(isinstance(text, str) for text in texts):
+        raise InvalidRequest(f"{place} must be a text, or a list of one or two texts.", place)
+    return texts[0], texts[1] if len(texts) == 2 else None

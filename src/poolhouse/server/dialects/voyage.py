@@ -1,0 +1,120 @@
+"""Voyage's embeddings and rerank under /voyage; its rerank at /v1/rerank too, told by `top_k`.
+
+Source: Voyage's OpenAPI description.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from poolhouse.errors import InvalidRequest
+from poolhouse.server import replies
+from poolhouse.server.dialects import hosted
+from poolhouse.server.dialects.fields import body_schema
+from poolhouse.server.dialects.hosted import Wish
+from poolhouse.server.dialects.routing import direct_router
+from poolhouse.server.encoding import dumps
+from poolhouse.server.errors import Failure, as_json, speak
+from poolhouse.server.serving import Serving
+
+# Fields of Voyage's rerank that no other dialect at /v1/rerank has.
+OWN_RERANK_FIELDS = frozenset({"top_k", "truncation"})
+
+
+class EmbeddingFields(BaseModel):
+    """The body of POST /voyage/v1/embeddings."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = None
+    input: str | list[str]
+    input_type: str | None = Field(None, description="query, document, or the name of a prompt.")
+    truncation: bool = True
+    output_dimension: int | None = None
+    output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] = "float"
+    encoding_format: Literal["base64"] | None = None
+
+
+class RerankFields(BaseModel):
+    """The body of POST /voyage/v1/rerank."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = None
+    query: str
+    documents: list[str]
+    top_k: int | None = Field(None, ge=1)
+    return_documents: bool = False
+    truncation: bool = True
+
+
+def prefixed_router(serving: Serving) -> APIRouter:
+    """All of Voyage under /voyage."""
+    routes = direct_router("voyage", "/voyage")
+
+    @routes.post("/v1/embeddings", openapi_extra=body_schema(EmbeddingFields))
+    async def embeddings(http: Request) -> Response:
+        """One vector per input."""
+        speak(http, shape)
+        return await _embeddings(serving, http, await serving.read(http, EmbeddingFields))
+
+    @routes.post("/v1/rerank", openapi_extra=body_schema(RerankFields))
+    async def rerank(http: Request) -> Response:
+        """Documents by how well they answer a query, best first, as `data`."""
+        speak(http, shape)
+        return await answer_rerank(serving, http, await serving.read(http, RerankFields))
+
+    return routes
+
+
+async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) -> Response:
+    engine = serving.engine(fields.model)
+    texts = [fields.input] if isinstance(fields.input, str) else fields.input
+    wish = Wish(fields.input_type, fields.output_dimension, truncate="END" if fields.truncation else "NONE")
+    answers = await hosted.embed(serving, http, engine, texts, wish)
+
+    def render() -> bytes:
+        vectors = hosted.vectors(hosted.arrays_of(answers), fields.output_dtype, engine, "output_dtype")
+        data = [
+            {"object": "embedding", "embedding": _written(vector, fields.encoding_format), "index": index}
+            | replies.cut(answer)
+            for index, (vector, answer) in enumerate(zip(vectors, answers, strict=True))
+        ]
+        usage = {"total_tokens": hosted.tokens_of(answers)}
+        return dumps({"object": "list", "data": data, "model": engine.name, "usage": usage})
+
+    return await replies.write(serving, render, answers)
+
+
+def _written(vector: Any, form: str | None) -> Any:
+    """A vector as numbers, or as its little-endian memory in base64."""
+    if form is None:
+        return vector
+    little = np.ascontiguousarray(vector, dtype=vector.dtype.newbyteorder("<"))
+    return base64.b64encode(little.tobytes()).decode("ascii")
+
+
+async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
+    """The reply to a body of Voyage's rerank."""
+    engine = serving.engine(fields.model)
+    if not fields.documents:
+        raise InvalidRequest("documents must hold at least one text.", "documents")
+    scored = await hosted.rerank(serving, http, engine, fields.query, fields.documents, truncate=fields.truncation)
+    data: list[dict[str, Any]] = [
+        {"relevance_score": scored.scores[place].score, "index": place}
+        | ({"document": fields.documents[place]} if fields.return_documents else {})
+        for place in scored.ranked(fields.top_k)
+    ]
+    usage = {"total_tokens": hosted.tokens_of(scored.answers)}
+    body = {"object": "list", "data": data, "model": engine.name, "usage": usage}
+    return await replies.write(serving, lambda: dumps(body), scored.answers)
+
+
+def shape(failure: Failure) -> Response:
+    """Voyage's error body."""
+    return as_json(failure, {"detail": failure.message})

@@ -1,0 +1,60 @@
+"""Dispatch: routes that read their own body are found by their path, and answered without FastAPI in between.
+
+FastAPI tries its routes one by one, and wraps each in what ours do not need; with the routes of every dialect that takes
+longer than all the rest of a request. It still knows them, for OpenAPI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from fastapi import APIRouter, Request, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from poolhouse.server.dialects.routing import DirectRoute
+
+Fail = Callable[[Request, Exception], Awaitable[Response]]
+
+
+class Dispatch:
+    """Calls the direct route of a request's path; everything else goes to the app beneath.
+
+    fail: the response to what a route raised.
+    """
+
+    def __init__(self, app: ASGIApp, routers: Iterable[APIRouter], fail: Fail) -> None:
+        self.app = app
+        self.fail = fail
+        self.routes = {
+            (method, route.path): route
+            for router in routers
+            for route in router.routes
+            if isinstance(route, DirectRoute)
+            for method in route.methods or ()
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = None
+        if scope["type"] == "http":
+            route = self.routes.get((scope["method"], scope["path"].removeprefix(scope.get("root_path", ""))))
+        if route is None:
+            await self.app(scope, receive, send)
+            return
+        scope["route"] = route
+        http = Request(scope, receive, send)
+        try:
+            response: Response = await route.endpoint(http)
+        except Exception as error:  # noqa: BLE001 - every failure has an answer
+            response = await self.fail(http, error)
+        await response(scope, receive, send)
+
+
+class Prefixed:
+    """Tells everything beneath of the path prefix that a proxy strips."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app = app
+        self.root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app({**scope, "root_path": self.root_path}, receive, send)

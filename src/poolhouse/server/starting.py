@@ -1,0 +1,105 @@
+"""Answers while models load; then the application takes over."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from poolhouse.server.errors import Failure, Shape
+from poolhouse.server.probes import report
+
+# What clients are told to wait before they ask again.
+_RETRY_SECONDS = 5
+
+
+class Starting:
+    """An ASGI application whose inside comes later.
+
+    load: makes the application, in a thread of its own. ready: called once it answers. failed: called with the error
+    where it cannot be made, or cannot start.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], ASGIApp],
+        ready: Callable[[], None],
+        failed: Callable[[BaseException], None],
+        shape: Shape,
+    ) -> None:
+        self.load = load
+        self.ready = ready
+        self.failed = failed
+        self.shape: Shape = shape
+        self.application: ASGIApp | None = None
+        self.thread = threading.Thread(target=self._load, name="poolhouse-load", daemon=True)
+        self._loaded: Future[ASGIApp] = Future()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+        elif self.application is not None:
+            await self.application(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """uvicorn hears at once that we have started; the application is started when it is there."""
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        self.thread.start()
+        stopping = asyncio.ensure_future(receive())
+        loading = asyncio.wrap_future(self._loaded)
+        either: set[asyncio.Future[Any]] = {stopping, loading}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            try:
+                await self._hand_over(loading.result(), scope, stopping, send)
+                return
+            except BaseException as error:
+                if stopping.done():
+                    raise
+                self.failed(error)
+        await stopping
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _hand_over(
+        self, application: ASGIApp, scope: Scope, stopping: asyncio.Future[Message], send: Send
+    ) -> None:
+        """Run the application's own lifespan within ours."""
+        first = [{"type": "lifespan.startup"}]
+
+        async def receive() -> Message:
+            return first.pop() if first else await stopping
+
+        async def told(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                self.application = application
+                self.ready()
+            elif message["type"] == "lifespan.startup.failed":
+                raise RuntimeError(f"The server could not start: {message.get('message', '')}")
+            else:
+                await send(message)
+
+        await application(scope, receive, told)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path == "/health/live":
+            response = report(200, "live")
+        elif path == "/health/ready":
+            response = report(503, "loading")
+        else:
+            response = self.shape(Failure(503, "The model is being loaded; ask again soon.", "ServiceUnavailableError"))
+        response.headers["retry-after"] = str(_RETRY_SECONDS)
+        await response(scope, receive, send)
+
+    def _load(self) -> None:
+        try:
+            self._loaded.set_result(self.load())
+        except BaseException as error:  # noqa: BLE001 - the waiting thread raises it
+            self._loaded.set_exception(error)

@@ -1,0 +1,272 @@
+"""Every dialect's bodies: what is asked, the exact fields of what comes back, and its way to say no."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from poolhouse import LLM
+from poolhouse.server.app import create_app
+from poolhouse.testing import FakeEngine
+
+QUERY = "why are there tides"
+DOCUMENTS = ["yeast makes bread rise", "the moon pulls the sea towards it", "tides follow the moon"]
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM(matryoshka_dimensions=(64, 128)) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def http(llm: LLM) -> Iterator[TestClient]:
+    with TestClient(create_app([llm.engine])) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def order(llm: LLM) -> list[int]:
+    scores = [output.outputs.score for output in llm.score(QUERY, DOCUMENTS)]
+    return sorted(range(len(scores)), key=lambda place: -scores[place])
+
+
+@pytest.fixture
+def labelled() -> Iterator[TestClient]:
+    engine = FakeEngine("labels", tasks=("classify",), label_names={0: "calm", 1: "angry", 2: "glad"}, max_tokens=9)
+    with TestClient(create_app([engine])) as client:
+        yield client
+
+
+RERANK = {"query": QUERY, "documents": DOCUMENTS}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "fields", "results", "item"),
+    [
+        ("/cohere/v1/rerank", RERANK, {"id", "results", "meta"}, "results", {"index", "relevance_score"}),
+        ("/cohere/v1/rerank", {**RERANK, "return_documents": True}, {"id", "results", "meta"}, "results", {"index", "relevance_score", "document"}),
+        ("/cohere/v2/rerank", {**RERANK, "model": "all-MiniLM-L6-v2"}, {"id", "results", "meta"}, "results", {"index", "relevance_score"}),
+        ("/jina/v1/rerank", RERANK, {"model", "object", "usage", "results"}, "results", {"index", "relevance_score", "document"}),
+        ("/jina/v1/rerank", {**RERANK, "return_documents": False}, {"model", "object", "usage", "results"}, "results", {"index", "relevance_score"}),
+        ("/voyage/v1/rerank", RERANK, {"object", "data", "model", "usage"}, "data", {"index", "relevance_score"}),
+        ("/v1/rerank", {**RERANK, "top_k": 3, "return_documents": True}, {"object", "data", "model", "usage"}, "data", {"index", "relevance_score", "document"}),
+        ("/infinity/rerank", RERANK, {"object", "results", "model", "usage", "id", "created"}, "results", {"index", "relevance_score", "document"}),
+        ("/v1/rerank", RERANK, {"id", "model", "usage", "results"}, "results", {"index", "relevance_score", "document"}),
+    ],
+)  # fmt: skip
+def test_a_rerank_has_the_fields_of_its_dialect(
+    http: TestClient, order: list[int], path: str, body: dict[str, Any], fields: set[str], results: str, item: set[str]
+) -> None:
+    reply = http.post(path, json=body)
+    assert reply.status_code == 200, reply.text
+    assert set(reply.json()) == fields
+    assert [result["index"] for result in reply.json()[results]] == order
+    assert all(set(result) == item for result in reply.json()[results])
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [("/cohere/v2/rerank", "top_n"), ("/jina/v1/rerank", "top_n"), ("/voyage/v1/rerank", "top_k"), ("/infinity/rerank", "top_n")],
+)  # fmt: skip
+def test_the_best_few_can_be_asked_for(http: TestClient, order: list[int], path: str, limit: str) -> None:
+    body = http.post(path, json={**RERANK, limit: 2}).json()
+    results = body.get("results", body.get("data"))
+    assert [result["index"] for result in results] == order[:2]
+
+
+def test_documents_are_echoed_as_each_dialect_does(http: TestClient, order: list[int]) -> None:
+    best = DOCUMENTS[order[0]]
+    asked = {**RERANK, "return_documents": True}
+    assert http.post("/cohere/v1/rerank", json=asked).json()["results"][0]["document"] == {"text": best}
+    assert http.post("/jina/v1/rerank", json=asked).json()["results"][0]["document"] == {"text": best}
+    assert http.post("/voyage/v1/rerank", json=asked).json()["data"][0]["document"] == best
+    assert http.post("/infinity/rerank", json=asked).json()["results"][0]["document"] == best
+    assert http.post("/infinity/rerank", json=RERANK).json()["results"][0]["document"] is None
+
+
+def test_cohere_reads_fields_of_documents(http: TestClient, order: list[int]) -> None:
+    documents = [{"title": "about", "body": text, "id": "7"} for text in DOCUMENTS]
+    body = {"query": QUERY, "documents": documents, "rank_fields": ["body"], "return_documents": True}
+    results = http.post("/cohere/v1/rerank", json=body).json()["results"]
+    assert [result["index"] for result in results] == order
+    assert results[0]["document"] == documents[order[0]]
+    missing = http.post("/cohere/v1/rerank", json={**body, "rank_fields": ["text"]})
+    assert (missing.status_code, missing.json()) == (400, {"message": "documents[0] has no text 'text'."})
+
+
+def test_cohere_embeds_by_type(http: TestClient, llm: LLM) -> None:
+    expected = llm.embed_array(DOCUMENTS)
+    body = {"model": "all-MiniLM-L6-v2", "texts": DOCUMENTS, "input_type": "search_document"}
+    kinds = ["float", "int8", "uint8", "binary", "ubinary", "base64"]
+    reply = http.post("/v2/embed", json={**body, "embedding_types": kinds}).json()
+    assert set(reply) == {"id", "embeddings", "texts", "meta", "response_type"}
+    assert reply["response_type"] == "embeddings_by_type"
+    assert reply["texts"] == DOCUMENTS
+    assert reply["meta"]["api_version"] == {"version": "2"}
+    assert reply["meta"]["billed_units"]["input_tokens"] > 0
+    made = reply["embeddings"]
+    assert list(made) == kinds
+    assert np.allclose(made["float"], expected, atol=1e-6)
+    bits = np.packbits(expected >= 0, axis=1)
+    assert np.array_equal(made["ubinary"], bits)
+    assert np.array_equal(made["binary"], bits.astype(int) - 128)
+    assert np.array_equal(np.array(made["uint8"]) - 128, made["int8"])
+    assert np.allclose(np.frombuffer(base64.b64decode(made["base64"][0]), "<f4"), expected[0], atol=1e-6)
+    assert list(http.post("/v2/embed", json=body).json()["embeddings"]) == ["float"]
+    short = http.post("/v2/embed", json={**body, "output_dimension": 64}).json()["embeddings"]["float"]
+    assert np.allclose(np.linalg.norm(short, axis=1), 1, atol=1e-5)
+    assert np.array(short).shape == (3, 64)
+    first = http.post("/v1/embed", json=body).json()
+    assert first["response_type"] == "embeddings_floats"
+    assert np.allclose(first["embeddings"], expected, atol=1e-6)
+    parts = [{"content": [{"type": "text", "text": text}]} for text in DOCUMENTS]
+    by_parts = http.post("/v2/embed", json={"inputs": parts, "input_type": "search_document"}).json()
+    assert np.allclose(by_parts["embeddings"]["float"], expected, atol=1e-6)
+
+
+def test_what_cohere_cuts_it_says(http: TestClient) -> None:
+    body = {"texts": ["short", "word " * 999], "input_type": "search_document"}
+    reply = http.post("/v2/embed", json=body)
+    assert reply.json()["meta"]["warnings"] == ["1 of 2 inputs were longer than the model reads, and cut."]
+    assert reply.headers["x-poolhouse-truncated"] == "1"
+    refused = http.post("/v2/embed", json={**body, "truncate": "NONE"})
+    assert refused.status_code == 400
+    assert set(refused.json()) == {"message"}
+    assert "texts[1]" in refused.json()["message"]
+    few = http.post("/v2/embed", json={**body, "max_tokens": 4}).json()
+    assert few["meta"]["billed_units"]["input_tokens"] == 3 + 4
+    over = http.post("/v2/embed", json={**body, "truncate": "NONE", "max_tokens": 4})
+    assert over.status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/voyage/v1/embeddings"])
+def test_voyage_asks_for_numbers_of_another_kind(http: TestClient, llm: LLM, path: str) -> None:
+    expected = llm.embed_array(DOCUMENTS)
+    body = {"input": DOCUMENTS, "model": "all-MiniLM-L6-v2", "input_type": "document", "truncation": True}
+    plain = http.post(path, json=body).json()
+    assert np.allclose([item["embedding"] for item in plain["data"]], expected, atol=1e-6)
+    bits = http.post(path, json={**body, "output_dtype": "ubinary"}).json()
+    assert np.array_equal([item["embedding"] for item in bits["data"]], np.packbits(expected >= 0, axis=1))
+    short = http.post(path, json={**body, "output_dimension": 64}).json()
+    assert len(short["data"][0]["embedding"]) == 64
+    coded = http.post(path, json={**body, "encoding_format": "base64"}).json()
+    assert np.allclose(np.frombuffer(base64.b64decode(coded["data"][1]["embedding"]), "<f4"), expected[1], atol=1e-6)
+    long = http.post(path, json={**body, "input": ["w " * 999]})
+    assert long.status_code == 200
+    assert long.headers["x-poolhouse-truncated"] == "1"
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/jina/v1/embeddings"])
+def test_jina_reads_the_chunks_of_one_text_together(http: TestClient, llm: LLM, path: str) -> None:
+    text = " ".join(DOCUMENTS)
+    starts = [0, len(DOCUMENTS[0]) + 1, len(DOCUMENTS[0]) + len(DOCUMENTS[1]) + 2]
+    spans = [(start, start + len(part)) for start, part in zip(starts, DOCUMENTS, strict=True)]
+    (expected,) = llm.embed_chunks([text], chunks=[spans])
+    reply = http.post(path, json={"input": DOCUMENTS, "late_chunking": True}).json()
+    assert len(reply["data"]) == 3
+    for item, chunk in zip(reply["data"], expected.outputs, strict=True):
+        assert np.allclose(item["embedding"], chunk.array, atol=1e-6)
+    alone = http.post(path, json={"input": DOCUMENTS}).json()
+    assert not np.allclose(alone["data"][0]["embedding"], reply["data"][0]["embedding"], atol=1e-2)
+    assert reply["usage"]["prompt_tokens"] == alone["usage"]["prompt_tokens"] - 4
+    assert http.post(path, json={"input": ["a", ""], "late_chunking": True}).status_code == 400
+
+
+def test_jina_gives_several_kinds_and_token_vectors(http: TestClient, llm: LLM) -> None:
+    body = {"input": [{"text": QUERY}], "embedding_type": ["float", "ubinary"]}
+    (item,) = http.post("/jina/v1/embeddings", json=body).json()["data"]
+    assert set(item["embedding"]) == {"float", "ubinary"}
+    rows = llm.encode(QUERY, pooling_task="token_embed")[0].outputs.data.numpy()
+    for path, field in (("/v1/multi-vector", {}), ("/jina/v1/embeddings", {"return_multivector": True})):
+        reply = http.post(path, json={"input": QUERY, **field}).json()
+        assert reply["data"][0]["object"] == "embeddings"
+        assert np.allclose(reply["data"][0]["embeddings"], rows, atol=1e-6)
+
+
+def test_infinity_shows_its_models_and_counts(http: TestClient) -> None:
+    (model,) = http.get("/infinity/models").json()["data"]
+    assert model["capabilities"] == ["embed", "rerank"]
+    assert set(model["stats"]) == {"queue_fraction", "queue_absolute", "results_pending", "batch_size"}
+    assert set(http.get("/infinity/health").json()) == {"unix"}
+    reply = http.post("/infinity/embeddings", json={"input": "x", "model": "default/not-specified"}).json()
+    assert set(reply) == {"object", "data", "model", "usage", "id", "created"}
+    assert set(reply["data"][0]) == {"object", "embedding", "index"}
+
+
+def test_nvidia_ranks_passages_by_logits(http: TestClient, order: list[int]) -> None:
+    body = {"query": {"text": QUERY}, "passages": [{"text": text} for text in DOCUMENTS]}
+    rankings = http.post("/v1/ranking", json=body).json()["rankings"]
+    assert [ranking["index"] for ranking in rankings] == order
+    assert all(set(ranking) == {"index", "logit"} for ranking in rankings)
+
+
+def test_labels_in_the_words_of_infinity_and_tei(labelled: TestClient) -> None:
+    infinity = labelled.post("/infinity/classify", json={"input": ["one", "two"]}).json()
+    assert infinity["object"] == "classify"
+    for labels in infinity["data"]:
+        assert [label["score"] for label in labels] == sorted((label["score"] for label in labels), reverse=True)
+        assert {label["label"] for label in labels} == {"calm", "angry", "glad"}
+    assert labelled.post("/predict", json={"inputs": "one"}).json() == infinity["data"][0]
+    assert labelled.post("/predict", json={"inputs": [["one"], ["two"]]}).json() == infinity["data"]
+    (pair,) = labelled.post("/predict", json={"inputs": [["one", "two"]]}).json()
+    assert pair == labelled.post("/predict", json={"inputs": ["one", "two"]}).json()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "error"),
+    [
+        ("/cohere/v2/embed", {"texts": ["x"], "model": "none"}, 404, {"message": "The model `none` does not exist."}),
+        ("/cohere/v2/embed", {"images": ["data:image/png;base64,"]}, 400, {"message": "images: the models of this server read texts."}),
+        ("/cohere/v2/embed", {"texts": []}, 400, {"message": "Give one of texts, images and inputs, and not an empty one."}),
+        ("/v2/embed", {"texts": ["x"], "input_type": "quary"}, 400, {"message": "Unsupported input_type 'quary'. Did you mean 'query'? Supported values: ['document', 'query']"}),
+        ("/jina/v1/embeddings", {"input": [{"image": "x"}]}, 400, {"detail": "input[0] is an image; the models of this server read texts."}),
+        ("/voyage/v1/embeddings", {"input": []}, 400, {"detail": "input must hold at least one text."}),
+        ("/voyage/v1/rerank", {"query": "q", "documents": []}, 400, {"detail": "documents must hold at least one text."}),
+        ("/infinity/embeddings", {"input": "x", "model": "none"}, 404, {"error": {"message": "The model `none` does not exist.", "type": None, "param": None, "code": 404}}),
+        ("/infinity/embeddings", {"input": "x", "modality": "image"}, 400, {"error": {"message": "modality 'image': the models of this server read texts.", "type": None, "param": "modality", "code": 400}}),
+        ("/embed", {"inputs": ""}, 400, {"error": "`inputs` cannot be empty", "error_type": "Empty"}),
+        ("/predict", {"inputs": "x"}, 424, {"error": "The model `all-MiniLM-L6-v2` does not have this route; its tasks: ['embed', 'token_embed'].", "error_type": "Backend"}),
+        ("/embed", {"inputs": "x", "prompt_name": "query"}, 422, {"error": "The model has no prompt named 'query'. It has none.", "error_type": "Validation"}),
+        ("/tei/v1/embeddings", {"input": "x", "dimensions": 65}, 422, {"message": 'Model "all-MiniLM-L6-v2" only supports [64, 128] matryoshka dimensions, use other output dimensions will lead to poor results.', "code": 422, "type": "Validation"}),
+    ],
+)  # fmt: skip
+def test_each_dialect_says_no_in_its_own_words(
+    http: TestClient, path: str, body: dict[str, Any], status: int, error: dict[str, Any]
+) -> None:
+    reply = http.post(path, json=body)
+    assert (reply.status_code, reply.json()) == (status, error)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({"input": "x"}, {"id", "object", "created", "model", "data", "usage"}),
+        ({"input": "x", "task": "token_embed"}, {"id", "object", "created", "model", "data", "usage"}),
+        (RERANK, {"id", "model", "usage", "results"}),
+        ({"text_1": "a", "text_2": "b"}, {"id", "object", "created", "model", "data", "usage"}),
+    ],
+)
+def test_invocations_find_the_route_of_a_body(http: TestClient, body: dict[str, Any], fields: set[str]) -> None:
+    reply = http.post("/invocations", json=body)
+    assert reply.status_code == 200, reply.text
+    assert set(reply.json()) == fields
+    assert isinstance(http.post("/invocations", json={"inputs": ["x"]}).json(), list)
+    nothing = http.post("/invocations", json={"words": "x"})
+    assert nothing.status_code == 400
+    assert "Cannot find suitable handler" in nothing.json()["message"]
+
+
+def test_tei_tells_what_a_request_cost(http: TestClient) -> None:
+    reply = http.post("/embed", json={"inputs": ["one", "two words"]})
+    assert (reply.headers["x-compute-characters"], reply.headers["x-compute-tokens"]) == ("12", "7")
+    assert reply.json() == http.post("/tei/embed", json={"inputs": ["one", "two words"]}).json()
+    info = http.get("/info").json()
+    assert info["model_id"] == "all-MiniLM-L6-v2"
+    assert info["max_input_length"] == 256
+    assert info["max_client_batch_size"] == 8192

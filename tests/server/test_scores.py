@@ -1,0 +1,137 @@
+"""/score, /rerank and /classify: fields, shapes, and the offline answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from poolhouse import LLM
+from poolhouse.server.app import create_app
+from poolhouse.settings import ServerSettings
+from poolhouse.testing import FakeEngine
+
+QUERY = "why are there tides"
+DOCUMENTS = ["yeast makes bread rise", "the moon pulls the sea towards it", "tides follow the moon"]
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM() as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def http(llm: LLM) -> Iterator[TestClient]:
+    with TestClient(create_app([llm.engine])) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def offline(llm: LLM) -> list[float]:
+    return [output.outputs.score for output in llm.score(QUERY, DOCUMENTS)]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2")],
+)
+@pytest.mark.parametrize("path", ["/score", "/v1/score"])
+def test_each_spelling_of_the_sides_gives_the_offline_scores(
+    http: TestClient, offline: list[float], path: str, ours: str, theirs: str
+) -> None:
+    body = http.post(path, json={ours: QUERY, theirs: DOCUMENTS}).json()
+    assert set(body) == {"id", "object", "created", "model", "data", "usage"}
+    assert body["id"].startswith("score-")
+    assert [(item["index"], item["object"]) for item in body["data"]] == [(0, "score"), (1, "score"), (2, "score")]
+    assert [item["score"] for item in body["data"]] == pytest.approx(offline, abs=1e-6)
+    assert body["usage"]["prompt_tokens"] == body["usage"]["total_tokens"] > 0
+
+
+def test_pairs_may_be_one_to_one_and_in_parts(http: TestClient, offline: list[float]) -> None:
+    parts = [{"content": [{"type": "text", "text": text}]} for text in DOCUMENTS]
+    body = http.post("/score", json={"data_1": [QUERY] * 3, "data_2": parts}).json()
+    assert [item["score"] for item in body["data"]] == pytest.approx(offline, abs=1e-6)
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
+def test_documents_come_back_best_first(http: TestClient, offline: list[float], path: str) -> None:
+    body = http.post(path, json={"query": QUERY, "documents": DOCUMENTS}).json()
+    order = sorted(range(3), key=lambda place: -offline[place])
+    assert [result["index"] for result in body["results"]] == order
+    assert body["results"][0]["document"] == {"text": DOCUMENTS[order[0]], "multi_modal": None}
+    assert [result["relevance_score"] for result in body["results"]] == pytest.approx(
+        [offline[place] for place in order], abs=1e-6
+    )
+    best = http.post(path, json={"query": QUERY, "documents": DOCUMENTS, "top_n": 1, "return_documents": False}).json()
+    assert [set(result) for result in best["results"]] == [{"index", "relevance_score"}]
+
+
+def test_equal_documents_keep_their_order(http: TestClient) -> None:
+    body = http.post("/rerank", json={"query": QUERY, "documents": ["same"] * 20}).json()
+    assert [result["index"] for result in body["results"]] == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "words"),
+    [
+        ("/score", {"queries": "a"}, "queries", "Give the two sides to score in one way"),
+        ("/score", {"queries": "a", "documents": "b", "text_1": "a", "text_2": "b"}, "queries", "in one way"),
+        ("/score", {"queries": [], "documents": "b"}, "queries", "At least one text element"),
+        ("/score", {"queries": "a", "documents": []}, "documents", "At least one text_pair element"),
+        ("/score", {"queries": ["a", "b"], "documents": ["c"] * 3}, "queries", "must be either 1:1, 1:N or N:N"),
+        ("/score", {"queries": "a", "documents": ["b", 3]}, "documents[1]", "documents[1] is int"),
+        ("/score", {"queries": "a", "documents": "b", "max_tokens_per_doc": 9999}, "max_tokens_per_doc", "must be below"),
+        ("/score", {"queries": "a", "documents": "b", "chat_template": "{{ x }}"}, "chat_template", "not allowed"),
+        ("/rerank", {"query": "a", "documents": []}, "documents", "At least one text_pair element"),
+        ("/rerank", {"query": ["a"], "documents": ["b"]}, "query", "must be one text"),
+        ("/rerank", {"documents": ["b"]}, "body.query", "Field required"),
+        ("/rerank", {"query": "a", "documents": ["b"], "top_n": -1}, "body.top_n", "greater than or equal to 0"),
+        ("/rerank", {"query": "a", "documents": ["b", "w " * 999]}, "input_tokens", "documents[1]: This model's maximum"),
+        ("/classify", {"input": "a"}, "model", "does not support Classification API"),
+        ("/classify_tokens", {"input": "a"}, "model", "no labels for tokens"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_scored_is_said(
+    http: TestClient, path: str, body: dict[str, Any], param: str, words: str
+) -> None:
+    reply = http.post(path, json=body)
+    assert reply.status_code == 400
+    assert words in reply.json()["message"]
+    assert reply.json()["param"] == param
+
+
+def test_a_cut_document_is_said_to_be_cut(http: TestClient) -> None:
+    reply = http.post(
+        "/rerank", json={"query": QUERY, "documents": ["short", "w " * 999], "truncate_prompt_tokens": -1}
+    )
+    results = {result["index"]: result for result in reply.json()["results"]}
+    assert "truncated" not in results[0]
+    assert results[1]["truncated"] is True
+    assert reply.headers["x-poolhouse-truncated"] == "1"
+
+
+def test_labels_come_with_the_probability_of_each() -> None:
+    engine = FakeEngine(tasks=("classify",), label_names={0: "calm", 1: "angry", 2: "glad"})
+    with TestClient(create_app([engine])) as http:
+        body = http.post("/classify", json={"input": ["one", "two words"]}).json()
+    assert body["id"].startswith("classify-")
+    for index, item in enumerate(body["data"]):
+        assert set(item) == {"index", "label", "probs", "num_classes"}
+        assert (item["index"], item["num_classes"]) == (index, 3)
+        assert item["label"] == ("calm", "angry", "glad")[max(range(3), key=item["probs"].__getitem__)]
+    assert body["usage"]["prompt_tokens"] == 3
+
+
+def test_a_request_template_is_taken_where_it_is_trusted() -> None:
+    engine = FakeEngine(tasks=("classify",), label_names={0: "fits"})
+    template = "{{ messages[0]['content'] }} ? {{ messages[1]['content'] }}"
+    settings = ServerSettings(trust_request_chat_template=True)
+    with TestClient(create_app([engine], settings)) as http:
+        reply = http.post("/score", json={"queries": "a", "documents": "b", "chat_template": template})
+    assert reply.status_code == 200, reply.text
+    bound = engine.received[0].prompt.template
+    assert bound is not None
+    assert bound.render("a", "b") == "a ? b"
