@@ -40,5 +40,5 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.torch pyproject.toml
-	$(PIP) install -c constraints.txt -e '.[test,lint]'
+	$(PIP) install -c constraints.txt -e '.[test,clients,lint]'
 	touch $@

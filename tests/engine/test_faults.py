@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from dataclasses import replace
@@ -139,6 +140,8 @@ def test_a_lost_device_is_told_to_all_who_asked_and_refuses_all_that_comes(
     futures += broken.submit([ids(3, BROKEN)])
     assert backbone.entered.wait(60)
     futures += broken.submit([ids(3, 4) for _ in range(300)])
+    while len(broken._scheduler) < 300:
+        time.sleep(0.01)  # what is still being tokenised hears of it only after that
     backbone.go_on.set()
     assert told.wait(60)
     assert isinstance(broken.fatal, EngineError)

@@ -65,7 +65,8 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe types; a key that stands twice is an error, where YAML would take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)  # type: ignore[no-untyped-call]
+        # PyYAML has types where another package brings them.
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)  # type: ignore[no-untyped-call, unused-ignore]
         # Merged keys (<<) stand in the node too, so only plain ones are counted.
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = sorted({key for key in keys if keys.count(key) > 1})

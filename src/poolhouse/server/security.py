@@ -19,6 +19,13 @@ from poolhouse.settings import ServerSettings
 _OPEN_PATHS = frozenset(
     {"/health", "/health/live", "/health/ready", "/v1/health/live", "/v1/health/ready", "/ping", "/infinity/health"}
 )
+# Where a refusal has another form than vLLM's; Voyage's client cannot read any but its own.
+_REFUSALS = {
+    "/voyage/": b'{"detail":"Unauthorized"}',
+    "/infinity/": b'{"detail":"Unauthorized"}',
+    "/jina/": b'{"detail":"Unauthorized"}',
+    "/cohere/": b'{"message":"Unauthorized"}',
+}
 _KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 
 
@@ -74,7 +81,9 @@ class ApiKeys:
             await self.app(scope, receive, send)
             return
         headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
-        await _answer(send, 401, b'{"error":"Unauthorized"}', headers)
+        path = _path(scope)
+        refusals = (body for prefix, body in _REFUSALS.items() if path.startswith(prefix))
+        await _answer(send, 401, next(refusals, b'{"error":"Unauthorized"}'), headers)
 
     def _shown(self, scope: Scope) -> bool:
         found = False

@@ -15,7 +15,7 @@ from poolhouse.engine.observing import Observer
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import joined
 from poolhouse.engine.warming import WarmUpLevel
-from poolhouse.errors import EngineError, InvalidRequest, UnknownModel
+from poolhouse.errors import EngineError, InputTooLong, InvalidRequest, UnknownModel
 from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
@@ -169,7 +169,10 @@ class Serving:
     def parse(self, body: dict[str, Any], fields: type[FieldsT]) -> FieldsT:
         """A body that was read already; see `read`."""
         started = time.perf_counter()
-        parsed = fields.model_validate(body)
+        # Clients write null for what they leave to the server.
+        with_defaults = {name for name, field in fields.model_fields.items() if field.default is not None}
+        given = {name: value for name, value in body.items() if value is not None or name not in with_defaults}
+        parsed = fields.model_validate(given)
         self.metrics.parse_seconds.observe(time.perf_counter() - started)
         return parsed
 
@@ -255,8 +258,15 @@ class Serving:
 
 
 def _located(error: InvalidRequest, futures: Sequence[Future[Answer]], place: Callable[[int], str]) -> InvalidRequest:
-    """The error with the place of its prompt, where there are several."""
+    """The error with the place of its prompt, where there are several and not all are refused alike."""
+    if len(futures) < 2 or (_words(futures[0]) == _words(futures[-1]) and not isinstance(error, InputTooLong)):
+        return error
     for index, future in enumerate(futures):
-        if len(futures) > 1 and future.done() and not future.cancelled() and future.exception() is error:
+        if future.done() and not future.cancelled() and future.exception() is error:
             return type(error)(f"{place(index)}: {error}", error.parameter, error.value)
     return error
+
+
+def _words(future: Future[Answer]) -> str | None:
+    failed = future.done() and not future.cancelled() and future.exception() is not None
+    return str(future.exception()) if failed else None

@@ -126,6 +126,8 @@ async def rerank(
     priority: int = 0,
 ) -> Scored:
     """A score per document; long ones are cut, unless `truncate` says no."""
+    if not documents:
+        raise InvalidRequest("documents must hold at least one text.", "documents")
     if max_tokens_per_doc is not None and max_tokens_per_doc >= engine.max_tokens:
         max_tokens_per_doc = None
     scores_labels = "classify" in engine.tasks

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
@@ -46,7 +46,12 @@ class EmbeddingFields(_Fields):
     input: str | list[str]
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None
-    dimensions: int = Field(0, ge=0, description="0 leaves vectors as they are.")
+    dimensions: int = Field(
+        0,
+        ge=0,
+        description="0 leaves vectors as they are.",
+        validation_alias=AliasChoices("dimensions", "output_dimension"),  # LiteLLM writes the second
+    )
     modality: Literal["text", "image", "audio"] = "text"
 
 

@@ -44,12 +44,6 @@ def router(serving: Serving) -> APIRouter:
     routes = direct_router("text-embeddings-inference")
     _add(routes, serving)
 
-    @routes.post("/", include_in_schema=False)
-    async def root(http: Request) -> Response:
-        """The route that fits the model, as clients that know one address only expect it."""
-        speak(http, shape)
-        return await by_model(serving, http, await read_json(http, serving.settings))
-
     @routes.post("/vertex", include_in_schema=False)
     async def vertex(http: Request) -> Response:
         """Several bodies in one."""
@@ -69,6 +63,12 @@ def prefixed_router(serving: Serving) -> APIRouter:
     routes = direct_router("text-embeddings-inference", "/tei")
     _add(routes, serving)
 
+    @routes.post("", include_in_schema=False)
+    async def root(http: Request) -> Response:
+        """As /tei/: clients that know one address only do not end it with a slash."""
+        speak(http, shape)
+        return await by_model(serving, http, await read_json(http, serving.settings))
+
     @routes.post("/rerank", openapi_extra=body_schema(RerankFields))
     async def rerank(http: Request) -> Response:
         """Texts by how well they answer a query, best first."""
@@ -86,6 +86,12 @@ def prefixed_router(serving: Serving) -> APIRouter:
 
 
 def _add(routes: APIRouter, serving: Serving) -> None:
+    @routes.post("/", include_in_schema=False)
+    async def root(http: Request) -> Response:
+        """The route that fits the model, as clients that know one address only expect it."""
+        speak(http, shape)
+        return await by_model(serving, http, await read_json(http, serving.settings))
+
     @routes.post("/embed", openapi_extra=body_schema(EmbedFields))
     async def embed(http: Request) -> Response:
         """One vector per input, as a bare list."""

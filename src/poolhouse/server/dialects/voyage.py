@@ -6,13 +6,13 @@ Source: Voyage's OpenAPI description.
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from poolhouse.errors import InvalidRequest
 from poolhouse.server import replies
 from poolhouse.server.dialects import hosted
 from poolhouse.server.dialects.fields import body_schema
@@ -102,8 +102,6 @@ def _written(vector: Any, form: str | None) -> Any:
 async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
     """The reply to a body of Voyage's rerank."""
     engine = serving.engine(fields.model)
-    if not fields.documents:
-        raise InvalidRequest("documents must hold at least one text.", "documents")
     scored = await hosted.rerank(serving, http, engine, fields.query, fields.documents, truncate=fields.truncation)
     data: list[dict[str, Any]] = [
         {"relevance_score": scored.scores[place].score, "index": place}
@@ -116,5 +114,6 @@ async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -
 
 
 def shape(failure: Failure) -> Response:
-    """Voyage's error body."""
-    return as_json(failure, {"detail": failure.message})
+    """Voyage's error body; of an unknown model too it says that the request is bad, and its client knows no 404."""
+    status = 400 if failure.status == 404 else failure.status
+    return as_json(replace(failure, status=status), {"detail": failure.message})
