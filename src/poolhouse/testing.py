@@ -86,6 +86,7 @@ class FakeEngine:
         self.special_ids: frozenset[int] = frozenset()
         self._words: dict[int, str] = {}
         self.warmed_up: list[WarmUpLevel] = []
+        self._running = False
         self._pending = Pending()
         self._faults = Faults()
         self._observer: Observer | None = None
@@ -100,6 +101,11 @@ class FakeEngine:
     def fatal(self) -> EngineError | None:
         """What the engine died of; None while it has not."""
         return self._faults.fatal
+
+    @property
+    def running(self) -> int:
+        """1 while a request is being answered: each is a batch of its own."""
+        return int(self._running)
 
     def on_fatal(self, callback: Callable[[EngineError], None]) -> None:
         """Call back when the engine dies; at once if it is dead."""
@@ -166,13 +172,17 @@ class FakeEngine:
         self.open.wait()
         if not start(request.future):
             return
+        self._running = True
         time.sleep(self.delay_seconds)
         try:
             failure = self.fatal or self.failure
             if failure is not None:
                 raise failure
-            request.future.set_result(self._answer(request))
+            answer = self._answer(request)
+            self._running = False
+            request.future.set_result(answer)
         except Exception as error:  # noqa: BLE001 - as an engine does: every failure is the future's
+            self._running = False
             request.future.set_exception(error)
 
     def _answer(self, request: Request) -> Answer:

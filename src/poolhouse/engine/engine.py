@@ -78,6 +78,7 @@ class Engine:
         self._turns = Turns()
         self._tokenizing = ThreadPoolExecutor(options.tokenizer_threads, "poolhouse-tokenizer")
         self._pending = Pending()
+        self._running = 0
         self._faults = Faults()
         self._closed = False
         self._device = threading.Thread(target=self._work, name="poolhouse-device", daemon=True)
@@ -169,6 +170,11 @@ class Engine:
     def pending(self) -> int:
         """How many accepted requests have neither answer nor error yet."""
         return self._pending.count
+
+    @property
+    def running(self) -> int:
+        """Sequences of the batches on the device."""
+        return self._running
 
     def on_fatal(self, callback: Callable[[EngineError], None]) -> None:
         """Call back, in a thread of the engine, when it dies; at once if it is dead."""
@@ -311,9 +317,11 @@ class Engine:
         batch: list[Ready] | None = None
         try:
             while True:
+                self._running = 0 if flying is None else len(flying.requests)
                 batch = scheduler.next(block=flying is None)
                 if batch is None and flying is None:
                     return
+                self._running += len(batch or ())
                 launched = runner.launch(batch) if batch else None
                 if not runner.asynchronous:
                     flying, launched = launched, None

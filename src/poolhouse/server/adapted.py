@@ -84,6 +84,10 @@ class AdaptedEngine:
         return self.engine.fatal
 
     @property
+    def running(self) -> int:
+        return self.engine.running
+
+    @property
     def sparse(self) -> SparseHead | None:
         return self.engine.sparse
 

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import poolhouse
-from poolhouse.server import errors, logs, security
+from poolhouse.server import errors, logs, scraping, security, tracing
 from poolhouse.server.adapted import with_adapters
 from poolhouse.server.dialects import routers
 from poolhouse.server.dispatch import Dispatch, Prefixed
@@ -23,13 +23,19 @@ from poolhouse.settings import ServerSettings
 def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None) -> ASGIApp:
     """The HTTP application over these engines; it closes them when it is shut down."""
     settings = settings or ServerSettings()
+    traces = tracing.open_traces(settings)
     serving = Serving(with_adapters(engines), settings, Metrics())
+    scraping.register(serving)
+    for engine in engines:
+        engine.observe(serving.metrics.engine(engine.name))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         for engine in engines:
             await asyncio.to_thread(engine.close, settings.shutdown_seconds)
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
     app = FastAPI(
         title="Poolhouse",
@@ -45,12 +51,13 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
         app.include_router(router)
     errors.install(app, answering)
     guarded = security.guarded(Dispatch(app, dialects, answering), settings)
-    logged = logs.logged(Counting(guarded, serving.metrics), settings)
+    counted = Counting(guarded, serving.metrics)
+    logged = logs.logged(counted if traces is None else tracing.Traced(counted, traces), settings)
     return Prefixed(logged, settings.root_path) if settings.root_path else logged
 
 
 class Counting:
-    """Counts and times every request by its route."""
+    """Counts and times every request."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -69,12 +76,9 @@ class Counting:
             await send(message)
 
         started = time.perf_counter()
-        self.metrics.in_flight.inc()
+        self.metrics.in_flight += 1
         try:
             await self.app(scope, receive, watched)
         finally:
-            self.metrics.in_flight.dec()
-            # Unknown paths share one name: a caller must not be able to grow the metrics.
-            route = getattr(scope.get("route"), "path", "unknown")
-            self.metrics.requests.labels(route, str(status)).inc()
-            self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
+            self.metrics.in_flight -= 1
+            self.metrics.ended(scope, status, time.perf_counter() - started)

@@ -16,6 +16,7 @@ from poolhouse.settings import ServerSettings
 
 access = logging.getLogger("poolhouse.access")
 
+_WORK = ("model", "items", "tokens", "truncated", "error_kind", "trace_id")
 _LONGEST_ID = 128
 _LONGEST_PATH = 200
 
@@ -26,7 +27,7 @@ def logged(app: ASGIApp, settings: ServerSettings) -> ASGIApp:
 
 
 def logging_config(settings: ServerSettings) -> dict[str, Any]:
-    """What `logging.config.dictConfig` needs: our log and uvicorn's on standard error, in the format of the settings."""
+    """What `logging.config.dictConfig` needs: our log and those of libraries on standard error, in the settings' format."""
     formatter = {"()": JsonLines} if settings.log_format == "json" else {"()": TextLines}
     # uvicorn has a level below debug, which Python has not.
     level = 5 if settings.log_level == "trace" else settings.log_level.upper()
@@ -36,7 +37,8 @@ def logging_config(settings: ServerSettings) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {"lines": formatter},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stderr"}},
-        "loggers": {"poolhouse": logger, "uvicorn": logger},
+        # OpenTelemetry says there what it could not send.
+        "loggers": dict.fromkeys(("poolhouse", "uvicorn", "opentelemetry"), logger),
     }
 
 
@@ -44,8 +46,8 @@ class RequestLog:
     """Says in the log what each request was and how it went.
 
     The id comes from `X-Request-Id`, where that is 1 to 128 visible characters, or is made; the reply shows it, and
-    routes find it in `scope["state"]` as `request_id`, and as
-    `given_id` where the client gave it. What routes leave there as `model`, `items` and `tokens` is logged.
+    routes find it in `scope["state"]` as `request_id`, and as `given_id` where the client gave it. What they leave there of
+    their work (`model`, `items`, `tokens`, `truncated`, `error_kind`, `trace_id`) is logged.
     """
 
     def __init__(self, app: ASGIApp, enabled: bool = True, quiet: Sequence[str] = ()) -> None:
@@ -89,7 +91,7 @@ class RequestLog:
             "route": route,
             "status": status,
             "seconds": round(seconds, 6),
-            **{name: state[name] for name in ("model", "items", "tokens") if state.get(name) is not None},
+            **{name: state[name] for name in _WORK if state.get(name) is not None},
         }
         # Not through `info`, which walks the stack for the line of code that logs.
         access.handle(

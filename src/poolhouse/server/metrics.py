@@ -3,46 +3,145 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from http import HTTPStatus
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from starlette.types import Scope
 
-from poolhouse.engine.request import Answer
+from poolhouse.engine.observing import BatchRun
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+# Steps within the server and the engine are shorter than requests.
+_SHORT = (0.0001, 0.00025, 0.0005, *_SECONDS)
+_TOKENS = tuple(2**power for power in range(4, 18))
+_SEQUENCES = tuple(2**power for power in range(12))
+_FILL = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+def route_of(scope: Scope) -> str:
+    """The route of a request; unknown paths share one name, for a caller must not be able to grow the metrics."""
+    path: str = getattr(scope.get("route"), "path", "unknown")
+    return path
 
 
 class Metrics:
-    """The counters of one app, in a registry of their own."""
+    """The counters of one app, in a registry of their own; `registry` takes further collectors.
+
+    in_flight: requests being answered; belongs to the event loop.
+    """
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
-        self.requests = Counter("poolhouse_requests", "Requests answered.", ("route", "status"), registry=registry)
-        self.seconds = Histogram(
-            "poolhouse_request_seconds",
-            "From the first byte read to the reply.",
-            ("route",),
-            registry=registry,
-            buckets=_SECONDS,
+        self.registry = CollectorRegistry()
+        self.in_flight = 0
+        self._requests = self._counter("requests", "Requests answered.", "route", "status", "model")
+        self.seconds = self._histogram(
+            "request_seconds", "From the head of a request to the end of its reply.", _SECONDS, "route", "model"
         )
-        self.in_flight = Gauge("poolhouse_requests_in_flight", "Requests being answered.", registry=registry)
-        self.prompts = Counter("poolhouse_prompts", "Prompts answered.", ("model", "task"), registry=registry)
-        self.tokens = Counter("poolhouse_prompt_tokens", "Tokens of answered prompts.", ("model",), registry=registry)
-        self.truncated = Counter("poolhouse_truncated_prompts", "Prompts that were cut.", ("model",), registry=registry)
-        self.parse_seconds = Histogram(
-            "poolhouse_parse_seconds", "Reading a body into prompts.", registry=registry, buckets=_SECONDS
+        self._errors = self._counter("errors", "Requests that failed.", "route", "kind")
+        self._unanswered = {
+            429: self._counter("rejected_requests", "Requests refused because the queue was full (429).", "model"),
+            499: self._counter("abandoned_requests", "Requests whose client hung up (499).", "model"),
+            504: self._counter("timed_out_requests", "Requests that waited too long (504).", "model"),
+        }
+        self._gauge("requests_in_flight", "Requests being answered.").set_function(lambda: self.in_flight)
+        self.prompts = self._counter("prompts", "Prompts answered, by their first task.", "route", "model", "task")
+        self.tokens = self._counter("prompt_tokens", "Tokens of answered prompts.", "model")
+        self._truncated = self._counter("truncated_prompts", "Prompts that were cut.", "model")
+        self.parse_seconds = self._histogram("parse_seconds", "Checking the fields of a body.", _SHORT)
+        self.serialize_seconds = self._histogram("serialize_seconds", "Writing answers as bytes.", _SHORT)
+        self._of_engines = (
+            self._histogram("tokenize_seconds", "One tokenizer call.", _SHORT, "model"),
+            self._histogram("queue_seconds", "Waiting for a tokenizer thread and for a batch.", _SHORT, "model"),
+            self._histogram("forward_seconds", "The backbone of one batch.", _SHORT, "model"),
+            self._histogram("pooling_seconds", "The pooling of one batch.", _SHORT, "model"),
+            self._histogram("batch_tokens", "Tokens of one batch.", _TOKENS, "model"),
+            self._histogram("batch_sequences", "Sequences of one batch.", _SEQUENCES, "model"),
+            self._histogram("batch_fill", "Tokens of one batch by its budget; over 1 a lone prompt.", _FILL, "model"),
         )
-        self.render_seconds = Histogram(
-            "poolhouse_render_seconds", "Writing answers as bytes.", registry=registry, buckets=_SECONDS
-        )
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        # A lookup of a series by its labels costs more than counting in it.
+        self._of_requests = cache(self._requests.labels)
+        self._of_seconds = cache(self.seconds.labels)
+        self._of_prompts = cache(self.prompts.labels)
+        self._of_tokens = cache(self.tokens.labels)
 
-    def count(self, model: str, task: str, answers: Sequence[Answer], tokens: int) -> None:
+    def engine(self, model: str) -> EngineMetrics:
+        """The observer of the engine of that name; what it counts is there from now on, as 0."""
+        for counter in (self.tokens, self._truncated, *self._unanswered.values()):
+            counter.labels(model)
+        return EngineMetrics(self._of_engines, model)
+
+    def answered(self, route: str, model: str, task: str, prompts: int, tokens: int, truncated: int) -> None:
         """Count what one request was answered."""
-        self.prompts.labels(model, task).inc(len(answers))
-        self.tokens.labels(model).inc(tokens)
-        cut = sum(answer.tokens.truncated for answer in answers)
-        if cut:
-            self.truncated.labels(model).inc(cut)
+        self._of_prompts(route, model, task).inc(prompts)
+        self._of_tokens(model).inc(tokens)
+        if truncated:
+            self._truncated.labels(model).inc(truncated)
+
+    def ended(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count one request; its model and the kind of its error stand in the scope's state, where they are known."""
+        state: dict[str, Any] = scope["state"]
+        route, model = route_of(scope), state.get("model", "")
+        self._of_requests(route, status, model).inc()
+        self._of_seconds(route, model).observe(seconds)
+        if status >= 400:
+            self._errors.labels(route, state.get("error_kind") or _phrase(status)).inc()
+            if status in self._unanswered:
+                self._unanswered[status].labels(model).inc()
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def _counter(self, name: str, what: str, *labels: str) -> Counter:
+        return Counter(f"poolhouse_{name}", what, labels, registry=self.registry)
+
+    def _gauge(self, name: str, what: str, *labels: str) -> Gauge:
+        return Gauge(f"poolhouse_{name}", what, labels, registry=self.registry)
+
+    def _histogram(self, name: str, what: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"poolhouse_{name}", what, labels, registry=self.registry, buckets=buckets)
+
+
+class EngineMetrics:
+    """Counts what an engine tells of its work: an `Observer`."""
+
+    def __init__(self, histograms: Sequence[Histogram], model: str) -> None:
+        series = [histogram.labels(model) for histogram in histograms]
+        self.tokenize, self.queue, self.forward, self.pooling, self.tokens, self.sequences, self.fill = series
+
+    def tokenized(self, texts: int, seconds: float) -> None:
+        """One tokenizer call, whatever the number of its texts."""
+        self.tokenize.observe(seconds)
+
+    def ran(self, batch: BatchRun) -> None:
+        """One batch; those that arrived together waited together, and count once."""
+        for seconds, _ in batch.waits:
+            self.queue.observe(seconds)
+        self.forward.observe(batch.forward_seconds)
+        self.pooling.observe(batch.pooling_seconds)
+        self.tokens.observe(batch.tokens)
+        self.sequences.observe(batch.sequences)
+        self.fill.observe(batch.tokens / batch.budget)
+
+
+@cache
+def _phrase(status: int) -> str:
+    """The kind of an error that no route named."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Client Closed Request" if status == 499 else "Unknown"

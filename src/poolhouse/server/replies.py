@@ -83,7 +83,7 @@ async def write(
     started = time.perf_counter()
     large = sum(answer.array.size for answer in answers) > _LARGE
     body = await asyncio.to_thread(render) if large else render()
-    serving.metrics.render_seconds.observe(time.perf_counter() - started)
+    serving.metrics.serialize_seconds.observe(time.perf_counter() - started)
     response = body if isinstance(body, Response) else Response(body, media_type="application/json")
     response.headers.update({**truncation(answers), **(headers or {})})
     return response

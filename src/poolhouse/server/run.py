@@ -18,6 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from poolhouse.errors import ConfigError, EngineError
+from poolhouse.server import tracing
 from poolhouse.server.app import create_app
 from poolhouse.server.connections import bounded_protocol
 from poolhouse.server.errors import SHAPES
@@ -42,11 +43,12 @@ def serve(open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings
     `shutdown_seconds`.
 
     Raises:
-        ConfigError: keys or certificates that cannot be used.
+        ConfigError: keys, certificates or traces that cannot be used.
         OSError: the address is taken or not ours.
         EngineError: an engine died. Otherwise what `open_engines` raises.
     """
     api_keys(settings)
+    tracing.check(settings)
     server = _Server(open_engines, settings)
     # uvicorn raises the signal again once it has stopped; by then the work is done, and that is a success.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -22,11 +22,12 @@ from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
 from poolhouse.precision import Calibration
+from poolhouse.server import tracing
 from poolhouse.server.admission import Admission
 from poolhouse.server.body import read_json
 from poolhouse.server.errors import Disconnected, Refused
 from poolhouse.server.inbox import Inbox
-from poolhouse.server.metrics import Metrics
+from poolhouse.server.metrics import Metrics, route_of
 from poolhouse.settings import ServerSettings
 from poolhouse.tasks import SparseHead, Task
 from poolhouse.tokens import Tokens
@@ -81,6 +82,11 @@ class Engine(Protocol):
     @property
     def fatal(self) -> EngineError | None:
         """What the engine died of; None while it has not."""
+        ...
+
+    @property
+    def running(self) -> int:
+        """Sequences of the batches on the device."""
         ...
 
     @property
@@ -201,8 +207,11 @@ class Serving:
             Overloaded: the queue is full. Refused: too long a wait. Disconnected: the client is gone. Otherwise the error
             of the first prompt that has one.
         """
+        # Failures too are counted and logged by their model.
+        http.scope["state"]["model"] = engine.name
         admission = self._admissions[engine.name]
         admission.enter(len(requests))
+        submitted = time.perf_counter()
         try:
             if len(requests) == 1:
                 self._inboxes[engine.name].put(requests[0])
@@ -216,6 +225,7 @@ class Serving:
         finally:
             admission.leave(len(requests))
         self._count(http, engine, requests, answers)
+        tracing.note(http.scope["state"], submitted, answers)
         return answers
 
     async def _answered(self, http: HttpRequest, futures: Sequence[Future[Answer]]) -> list[Answer]:
@@ -252,9 +262,15 @@ class Serving:
 
     def _count(self, http: HttpRequest, engine: Engine, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
         tokens = sum(len(answer.tokens) for answer in answers)
-        self.metrics.count(engine.name, requests[0].task if requests else "none", answers, tokens)
-        state = http.state
-        state.model, state.items, state.tokens = engine.name, len(answers), tokens
+        truncated = sum(answer.tokens.truncated for answer in answers)
+        task = requests[0].task if requests else "none"
+        self.metrics.answered(route_of(http.scope), engine.name, task, len(answers), tokens, truncated)
+        state = http.scope["state"]
+        # Some routes ask several times for one request.
+        state["items"] = state.get("items", 0) + len(answers)
+        state["tokens"] = state.get("tokens", 0) + tokens
+        if truncated:
+            state["truncated"] = state.get("truncated", 0) + truncated
 
 
 def _located(error: InvalidRequest, futures: Sequence[Future[Answer]], place: Callable[[int], str]) -> InvalidRequest:

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poolhouse.server.errors import Failure, Shape
+from poolhouse.server.logs import RequestLog
 from poolhouse.server.probes import report
 
 # What clients are told to wait before they ask again.
@@ -36,6 +37,8 @@ class Starting:
         self.failed = failed
         self.shape: Shape = shape
         self.application: ASGIApp | None = None
+        # Replies show the id of their request; a line in the log for each probe would be too much.
+        self.named = RequestLog(self._answer, enabled=False)
         self.thread = threading.Thread(target=self._load, name="poolhouse-load", daemon=True)
         self._loaded: Future[ASGIApp] = Future()
 
@@ -45,7 +48,7 @@ class Starting:
         elif self.application is not None:
             await self.application(scope, receive, send)
         elif scope["type"] == "http":
-            await self._answer(scope, receive, send)
+            await self.named(scope, receive, send)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """uvicorn hears at once that we have started; the application is started when it is there."""

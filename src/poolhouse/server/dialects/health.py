@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Response
 
 import poolhouse
@@ -44,7 +46,9 @@ def router(serving: Serving) -> APIRouter:
     @routes.get("/metrics")
     async def metrics() -> Response:
         """Counters and histograms in Prometheus' text format."""
-        return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        # Some milliseconds of work: requests need not wait for it.
+        text = await asyncio.to_thread(serving.metrics.text)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @routes.get("/v1/models")
     async def models() -> dict[str, object]:
