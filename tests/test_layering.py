@@ -22,7 +22,7 @@ LINES = [
     ["pooling", "layers"],
     [
         *("tasks", "params", "lora", "outputs", "errors", "tokens", "segments", "batch", "settings", "data"),
-        *("spans", "plugins", "json_files", "chat_files", "precision", "vllm_options"),
+        *("spans", "plugins", "json_files", "chat_files", "precision", "vllm_options", "sides"),
     ],
 ]
 # Rooms of the last line know each other: they are single files without a common subject.

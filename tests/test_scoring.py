@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from poolhouse import LLM, InvalidRequest, PoolingParams, UnsupportedTask
+from poolhouse.combined import max_sim, mean_max_sim
 from poolhouse.engine.request import Answer
 from poolhouse.inputs.limits import Limit
-from poolhouse.scoring import Asked, max_sim, plan
+from poolhouse.scoring import Asked, plan
 from poolhouse.tasks import Task
 from poolhouse.tokens import Tokens
 
@@ -27,6 +28,7 @@ class Engine:
     labels: int = 0
     score_template: None = None
     listwise: None = None
+    averages_max_sim: bool = False
     sparse: None = None
     max_tokens: int = 64
 
@@ -85,6 +87,15 @@ def test_max_sim_adds_the_best_product_of_each_query_vector_undivided() -> None:
     twice = scores(Engine(("token_embed",)), ["q"], ["d"], [query * 2, document])
     assert twice == [10]
     assert max_sim(np.array(query), np.array(document)) == 5
+    averaging = Engine(("token_embed",), averages_max_sim=True)
+    assert scores(averaging, ["q"], ["d"], [query * 2, document]) == [2.5]
+
+
+def test_a_text_without_vectors_scores_0() -> None:
+    query, nothing = np.ones((2, 3), dtype=np.float32), np.ones((0, 3), dtype=np.float32)
+    for one, other in ((query, nothing), (nothing, query), (nothing, nothing)):
+        assert max_sim(one, other) == mean_max_sim(one, other) == 0
+    assert scores(Engine(("token_embed",)), ["q"], ["d", "e"], [query, nothing, query]) == [0, 6]
 
 
 def test_a_cross_encoder_reads_both_texts_together() -> None:

@@ -27,6 +27,8 @@ MASKED = ("embed", "token_embed")
 
 def sparse(head: SparseHead, array: Any, ids: Any, max_tokens: int = 512, **options: Any) -> SparseVector:
     engine = FakeEngine(tasks=(head.task,), sparse=head, max_tokens=max_tokens)
+    # A fake engine knows words of texts that it has read, and these ids are of none.
+    engine.token_strings = lambda ids: [f"token {token}" for token in ids]  # type: ignore[method-assign]
     made = plan(engine, [Prompt("a text")], Options(**options))
     (request,) = made.requests
     assert request.task == head.task

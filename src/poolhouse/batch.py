@@ -36,7 +36,10 @@ class Batch:
         adapters: Sequence[str | None] | None = None,
     ) -> Batch:
         """Lay prompts end to end, in the order given. adapters: one name or None per prompt; None: all go without."""
-        segments = Segments([len(prompt) for prompt in prompts], device)
+        attended = None
+        if any(prompt.attended is not None for prompt in prompts):
+            attended = [len(prompt) if prompt.attended is None else prompt.attended for prompt in prompts]
+        segments = Segments([len(prompt) for prompt in prompts], device, attended)
         ids = np.concatenate([prompt.ids for prompt in prompts])
         positions = np.concatenate([np.arange(length) for length in segments.lengths])
         types = None

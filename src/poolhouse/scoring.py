@@ -74,6 +74,11 @@ class Engine(sparse.Engine, Protocol):
         ...
 
     @property
+    def averages_max_sim(self) -> bool:
+        """Whether a late-interaction score is a mean over the query's vectors, not a sum."""
+        ...
+
+    @property
     def listwise(self) -> ListwisePrompts | None:
         """Makes the prompts of a model that scores all documents of a query together."""
         ...
@@ -112,7 +117,7 @@ def plan(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked
     if "embed" in engine.tasks:
         return _bi_encoder(engine, queries, documents, asked)
     if "token_embed" in engine.tasks:
-        return _late_interaction(queries, documents, asked)
+        return _late_interaction(queries, documents, asked, engine.averages_max_sim)
     raise UnsupportedTask(
         f"This model does not support the Scoring API. Supported tasks: {list(engine.tasks)}.", "model"
     )
@@ -239,21 +244,21 @@ def _bi_encoder(engine: Engine, queries: Sequence[str], documents: Sequence[str]
     return Plan(_sides(queries, documents, "embed", asked.params, by_role), finish)
 
 
-def _late_interaction(queries: Sequence[str], documents: Sequence[str], asked: Asked) -> Plan:
-    """MaxSim: each vector of the query finds its best vector of the document, and their products are added."""
+def _late_interaction(queries: Sequence[str], documents: Sequence[str], asked: Asked, mean: bool) -> Plan:
+    """MaxSim: each vector of the query finds its best vector of the document, and their products are added.
+
+    mean: divide by the number of the query's vectors.
+    """
+
+    similarity = combined.mean_max_sim if mean else combined.max_sim
 
     def finish(answers: Sequence[Answer]) -> list[Score]:
         ours = _stretched([answer.array for answer in answers[: len(queries)]], len(documents))
         theirs = [answer.array for answer in answers[len(queries) :]]
-        sums = [max_sim(query, document) for query, document in zip(ours, theirs, strict=True)]
-        return _scores(np.array(sums), answers, len(queries))
+        scores = [similarity(query, document) for query, document in zip(ours, theirs, strict=True)]
+        return _scores(np.array(scores), answers, len(queries))
 
-    return Plan(_sides(queries, documents, "token_embed", asked.params), finish)
-
-
-def max_sim(query: Array, document: Array) -> float:
-    """The sum over query vectors of the largest product with a document vector; [tokens, features] each."""
-    return float((query @ document.T).max(axis=1).sum())
+    return Plan(_sides(queries, documents, "token_embed", asked.params, by_role=True), finish)
 
 
 def _sides(

@@ -15,11 +15,18 @@ class Segments:
 
     lengths: tokens of each sequence, none of them 0 before pooling.
     starts, ends: where each sequence begins and stops, as plain integers.
+    attended: leading tokens of each sequence that its tokens attend to, at least one; None where all are.
     The tensors live on `device`.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        attended: Sequence[int] | None = None,
+    ) -> None:
         self.lengths = tuple(lengths)
+        self.attended = None if attended is None else tuple(attended)
         self.device = torch.device(device)
         bounds = list(accumulate(self.lengths, initial=0))
         self.starts = bounds[:-1]
@@ -51,6 +58,14 @@ class Segments:
         return torch.tensor([0, *self.ends], dtype=torch.int32).to(self.device, non_blocking=True)
 
     @cached_property
+    def keys(self) -> tuple[Tensor, Tensor]:
+        """Rows that are attended to ([keys], int64), and their bounds as `cumulative` has those of all rows."""
+        attended = self.lengths if self.attended is None else self.attended
+        bounds = torch.tensor([0, *accumulate(attended)], dtype=torch.int32).to(self.device, non_blocking=True)
+        counts = torch.tensor(attended, dtype=torch.int64).to(self.device, non_blocking=True)
+        return (self.offsets < counts[self.owner]).nonzero().flatten(), bounds
+
+    @cached_property
     def owner(self) -> Tensor:
         """[total], int64: which sequence each row belongs to."""
         index = torch.arange(len(self.lengths), device=self.device)
@@ -62,13 +77,13 @@ class Segments:
         return torch.arange(self.total, device=self.device) - self.starts_tensor[self.owner]
 
     @cached_property
-    def runs(self) -> list[tuple[int, int, int]]:
-        """Neighbouring sequences of equal length, together: (first row, how many, their length)."""
-        runs: list[tuple[int, int, int]] = []
-        for start, length in zip(self.starts, self.lengths, strict=True):
-            if runs and runs[-1][2] == length:
-                first, count, _ = runs[-1]
-                runs[-1] = (first, count + 1, length)
+    def runs(self) -> list[tuple[int, int, int, int]]:
+        """Neighbouring sequences of one shape, together: (first row, how many, their length, tokens attended to)."""
+        runs: list[tuple[int, int, int, int]] = []
+        for start, length, keys in zip(self.starts, self.lengths, self.attended or self.lengths, strict=True):
+            if runs and runs[-1][2:] == (length, keys):
+                first, count, _, _ = runs[-1]
+                runs[-1] = (first, count + 1, length, keys)
             else:
-                runs.append((start, 1, length))
+                runs.append((start, 1, length, keys))
         return runs

@@ -63,6 +63,9 @@ class Settings(BaseModel):
     matryoshka_dimensions: tuple[int, ...] | None = Field(
         None, description="Vector lengths that requests may ask for: 64,128,256."
     )
+    colbert_compat: Literal["reference", "vllm"] = Field(
+        "reference", description="Texts of ColBERT models: as the reference reads them, or plain, as vLLM does."
+    )
     max_model_len: Annotated[int | None, Panel("Prompts and packs")] = Field(
         None, description="Longest prompt in tokens; none: the model's own limit."
     )

@@ -72,6 +72,7 @@ class FakeEngine:
         self.adapters: tuple[str, ...] = ()
         self.label_names: Mapping[int, str] = label_names or {}
         self.labels = len(self.label_names)
+        self.averages_max_sim = False
         self.score_template: ScoreTemplate | None = None
         self.listwise: ListwisePrompts | None = None
         self.plugin: Plugin | None = None

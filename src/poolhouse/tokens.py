@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +38,8 @@ class Tokens:
     original_is_estimate: the prompt was far over the limit, so its rest was counted by characters.
     skip: leading tokens that pooling leaves out (an instruction, for `include_prompt: false`).
     places: where the tokens stand in the text, where the request asked for it.
+    attended: how many leading tokens are attended to; the rest only looks on (mask tokens behind a query). None: all.
+    kept: [tokens], whether a token gets a row of its own in token tasks; None: all do.
     """
 
     ids: Ids
@@ -45,6 +48,8 @@ class Tokens:
     original_is_estimate: bool = False
     skip: int = 0
     places: Places | None = None
+    attended: int | None = None
+    kept: Flags | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

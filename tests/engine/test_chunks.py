@@ -10,9 +10,10 @@ import pytest
 from poolhouse.engine.chunks import join, pieces, split
 from poolhouse.engine.ready import Ready
 from poolhouse.engine.request import Answer, Request, Timing
+from poolhouse.errors import NoStep
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
-from poolhouse.tokens import Tokens
+from poolhouse.tokens import Flags, Tokens
 
 
 def test_slices_keep_every_token_in_order() -> None:
@@ -56,6 +57,20 @@ def test_a_text_in_chunks_took_as_long_as_the_last_of_them() -> None:
     answer = request.future.result(0)
     assert answer.timing == Timing(1, 7, 1)
     assert (answer.chunks, answer.array.shape, answer.further["token_embed"].shape) == (3, (3,), (5, 3))
+
+
+@pytest.mark.parametrize(("kept", "error"), [(np.zeros(4, np.bool_), None), (None, NoStep)])
+def test_no_row_is_an_answer_of_a_text_in_chunks_whose_tokens_are_all_skipped(
+    kept: Flags | None, error: type[Exception] | None
+) -> None:
+    request = Request(Prompt("text"), "token_embed")
+    whole = Ready(Tokens(np.arange(4), original_tokens=4, kept=kept), "token_embed", PoolingParams(), request.future)
+    for part in pieces(request, whole, 2):
+        part.future.set_result(Answer(np.ones((0, 3), np.float32), part.tokens))
+    if error is None:
+        assert request.future.result(0).array.shape == (0, 3)
+    else:
+        assert isinstance(request.future.exception(0), error)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -15,6 +15,8 @@ from poolhouse.segments import Segments
 
 # Ragged; neighbours of equal length twice, so that one call takes several; a single token; longer than the windows.
 LENGTHS = (5, 5, 1, 17, 17, 17, 2, 33)
+# How many leading tokens of each are attended to: all, some; of the windows, some see none then.
+ATTENDED = (5, 3, 1, 9, 9, 17, 1, 12)
 HEADS, WIDTH = 4, 8
 CASES = list(
     itertools.product(
@@ -40,9 +42,10 @@ def inputs(
     return (query.to(dtype), key.to(dtype), value.to(dtype)), biases
 
 
+@pytest.mark.parametrize("attended", [None, ATTENDED])
 @pytest.mark.parametrize(("causal", "window", "kv_heads", "bias", "softcap"), CASES)
 def test_sdpa_equals_the_definition(
-    causal: bool, window: int | None, kv_heads: int, bias: bool, softcap: float | None
+    causal: bool, window: int | None, kv_heads: int, bias: bool, softcap: float | None, attended: tuple[int, ...] | None
 ) -> None:
     tensors, biases = inputs(kv_heads, bias)
     options: dict[str, Any] = {
@@ -52,7 +55,7 @@ def test_sdpa_equals_the_definition(
         "bias": biases,
         "softcap": softcap,
     }
-    segments = Segments(LENGTHS)
+    segments = Segments(LENGTHS, attended=attended)
     expected = reference.attend(*tensors, segments, **options)
     got = sdpa.attend(*tensors, segments, **options)
     # Rounding of float32 sums of up to 33 terms near 2.
@@ -76,12 +79,13 @@ def test_a_pack_equals_each_sequence_alone(
         assert torch.allclose(packed[start:end], alone, atol=5e-6)
 
 
+@pytest.mark.parametrize("attended", [None, ATTENDED])
 @pytest.mark.parametrize(("causal", "window", "kv_heads", "bias", "softcap"), CASES)
 def test_the_definition_equals_loops_over_numbers(
-    causal: bool, window: int | None, kv_heads: int, bias: bool, softcap: float | None
+    causal: bool, window: int | None, kv_heads: int, bias: bool, softcap: float | None, attended: tuple[int, ...] | None
 ) -> None:
     (query, key, value), biases = inputs(kv_heads, bias)
-    segments = Segments(LENGTHS)
+    segments = Segments(LENGTHS, attended=attended)
     got = reference.attend(
         query, key, value, segments, scale=0.4, causal=causal, window=window, bias=biases, softcap=softcap
     )
@@ -90,7 +94,7 @@ def test_the_definition_equals_loops_over_numbers(
         shared = head // (HEADS // kv_heads)
         seen = [
             column
-            for column in range(length)
+            for column in range(length if attended is None else attended[3])
             if (not causal or column <= row) and (window is None or abs(column - row) <= window)
         ]
         scores = []
@@ -99,6 +103,9 @@ def test_the_definition_equals_loops_over_numbers(
             if softcap is not None:
                 score = softcap * math.tanh(score / softcap)
             scores.append(score + (0 if biases is None else float(biases[head, row, column])))
+        if not seen:
+            assert not got[start + row, head].any()
+            continue
         weights = [math.exp(score - max(scores)) for score in scores]
         expected = sum(
             weight / sum(weights) * value[start + column, shared].double()
@@ -142,6 +149,20 @@ def test_variable_length_kernels_stay_near_the_definition(
     got = attend(*on_device, Segments(LENGTHS, "cuda"), **options)  # type: ignore[misc]
     expected = reference.attend(*tensors, Segments(LENGTHS), **options)
     # The kernel sums in float32 and rounds weights and result: two roundings of values up to 8.
+    assert (got.cpu().float() - expected.float()).abs().max() < (0.07 if dtype == torch.bfloat16 else 0.01)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (False, 3)])
+def test_what_is_attended_to_in_part_stays_near_the_definition_on_cuda(
+    causal: bool, window: int | None, dtype: torch.dtype
+) -> None:
+    tensors, _ = inputs(2, False, dtype)
+    on_device = [tensor.cuda() for tensor in tensors]
+    options: dict[str, Any] = {"scale": 0.2, "causal": causal, "window": window}
+    got = attend(*on_device, Segments(LENGTHS, "cuda", ATTENDED), **options)  # type: ignore[misc]
+    expected = reference.attend(*tensors, Segments(LENGTHS, attended=ATTENDED), **options)
     assert (got.cpu().float() - expected.float()).abs().max() < (0.07 if dtype == torch.bfloat16 else 0.01)
 
 

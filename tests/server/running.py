@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -88,6 +90,26 @@ def running(**settings: Any) -> Iterator[Running]:
         status, log = server.stop()
     assert status == 0, log
     assert "Traceback" not in log
+
+
+@contextmanager
+def served(home: Path, *words: str) -> Iterator[httpx.Client]:
+    """A client of `poolhouse serve` with these words, run in `home`, so that models may lie there by their names."""
+    port = str(free_port())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "poolhouse.cli", "serve", *words, "--host", "127.0.0.1", "--port", port,
+         "--log-level", "warning"],
+        cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("Poolhouse serves"), process.communicate()[1]
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+            yield client
+    finally:
+        process.terminate()
+        log = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, log
 
 
 def free_port() -> int:

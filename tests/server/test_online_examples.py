@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from tests.models.embedding_rows import ROWS
 from tests.models.hub_layout import Hub, write, write_modules, write_tokenizer
 from tests.models.parity import change_config
 from tests.models.test_task_adapters import save_v3
-from tests.server.running import free_port
+from tests.server.running import served
 
 E5, JINA, M3 = "intfloat/e5-small", "jinaai/jina-embeddings-v3", "BAAI/bge-m3"
 PROMPTS = [
@@ -46,19 +43,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def http(home: Path) -> Iterator[httpx.Client]:
-    port = str(free_port())
-    process = subprocess.Popen(
-        [sys.executable, "-m", "poolhouse.cli", "serve", E5, JINA, M3, "--host", "127.0.0.1", "--port", port,
-         "--trust-remote-code", "--runner", "pooling", "--log-level", "warning"],
-        cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("Poolhouse serves"), process.communicate()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    with served(home, E5, JINA, M3, "--trust-remote-code", "--runner", "pooling") as client:
         yield client
-    process.terminate()
-    process.communicate(timeout=60)
-    assert process.returncode == 0
 
 
 def test_pooling_answers_a_vector_per_prompt(http: httpx.Client, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,17 +53,16 @@ def joined(answers: Sequence[Answer], parts: Sequence[Ready], whole: Ready) -> A
     """The answer of a whole prompt, from those of its parts; it took as long as the part that was answered last.
 
     Raises:
-        NoStep: see `join`.
+        NoStep: process rewards of a prompt without a step.
     """
     lengths = [part.length for part in parts]
+    array = join([answer.array for answer in answers], lengths, whole.task)
+    further = {task: join([answer.further[task] for answer in answers], lengths, task) for task, _ in whole.further}
+    # Of a text of skipped tokens alone, no row is an answer.
+    if whole.tokens.kept is None and not all(map(len, (array, *further.values()))):
+        raise NoStep
     last = max((answer.timing for answer in answers), key=lambda timing: timing.queue_seconds + timing.run_seconds)
-    return Answer(
-        join([answer.array for answer in answers], lengths, whole.task),
-        whole.tokens,
-        len(parts),
-        {task: join([answer.further[task] for answer in answers], lengths, task) for task, _ in whole.further},
-        last,
-    )
+    return Answer(array, whole.tokens, len(parts), further, last)
 
 
 def split(tokens: Tokens, size: int) -> list[Tokens]:
@@ -74,6 +73,7 @@ def split(tokens: Tokens, size: int) -> list[Tokens]:
             types=None if tokens.types is None else tokens.types[start : start + size],
             original_tokens=min(size, len(tokens) - start),
             skip=max(0, min(tokens.skip - start, size)),
+            kept=None if tokens.kept is None else tokens.kept[start : start + size],
         )
         for start in range(0, len(tokens), size)
     ]
@@ -84,15 +84,9 @@ def join(arrays: Sequence[Array], lengths: Sequence[int], task: Task) -> Array:
 
     Token tasks: all rows. classify: the mean of the pieces' probabilities (or logits, where asked), weighted by tokens.
     embed: the mean weighted by tokens, brought back to unit length when all pieces had it.
-
-    Raises:
-        NoStep: process rewards of a prompt without a step.
     """
     if task in TOKEN_TASKS:
-        rows = np.concatenate(arrays)
-        if not len(rows):
-            raise NoStep
-        return rows
+        return np.concatenate(arrays)
     pieces = np.stack(arrays)
     weights = np.asarray(lengths, dtype=np.float32)
     mean: Array = (pieces * weights[:, None]).sum(axis=0) / weights.sum()

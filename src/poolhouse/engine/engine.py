@@ -31,6 +31,7 @@ from poolhouse.engine.turns import Turns
 from poolhouse.engine.warming import WarmUpLevel, rounds
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, NoStep
 from poolhouse.inputs.chat import ScoreTemplate
+from poolhouse.inputs.late_interaction import SideTokens
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
@@ -70,7 +71,9 @@ class Engine:
         self.options = options
         self.plugin = plugin
         self._preparation = Preparation(model, options)
-        self._intake = Intake(self._preparation, tokenizer, static_tokenizer)
+        rules = model.facts.late_interaction
+        sides = None if rules is None else SideTokens(rules, tokenizer, model.facts.max_tokens)
+        self._intake = Intake(self._preparation, tokenizer, static_tokenizer, sides)
         self._scheduler = Scheduler(options.max_batch_tokens)
         self._runner = Runner(model, options.max_batch_tokens)
         self._turns = Turns()
@@ -146,6 +149,12 @@ class Engine:
     @property
     def score_template(self) -> ScoreTemplate | None:
         return self.options.score_template
+
+    @property
+    def averages_max_sim(self) -> bool:
+        """Whether a late-interaction score is a mean over the query's vectors, not a sum."""
+        rules = self.model.facts.late_interaction
+        return rules is not None and rules.mean
 
     @property
     def listwise(self) -> ListwisePrompts | None:
@@ -232,7 +241,7 @@ class Engine:
         """
         prepared = [self._preparation.of(request) for request in requests]
         unlimited = [replace(made, limit=replace(made.limit, overflow="chunk", longest=None)) for made in prepared]
-        tokens = self._intake.encoded(unlimited)
+        tokens = self._intake.encoded(unlimited, whole=True)
         for result in tokens:
             if isinstance(result, InvalidRequest):
                 raise result

@@ -54,9 +54,9 @@ def rows_of(group: Group, requests: Sequence[Ready], batch: Batch, hidden: Tenso
         firsts = [batch.segments.starts[index] for index in group.members]
         return _rows_of_spans(list(zip(firsts, chosen, strict=True)), batch, hidden)
     if len(chosen) == len(requests):
-        return Rows(hidden, batch.segments, batch.ids, _skip(chosen))
+        return Rows(hidden, batch.segments, batch.ids, _skip(chosen), _kept(chosen, batch))
     bounds = [(batch.segments.starts[index], batch.segments.ends[index]) for index in group.members]
-    return _slices(bounds, batch, hidden, _skip(chosen))
+    return _slices(bounds, batch, hidden, _skip(chosen), _kept(chosen, batch))
 
 
 def _slices_of(members: list[int], requests: Sequence[Ready], most_rows: int) -> list[list[int]]:
@@ -75,15 +75,18 @@ def _slices_of(members: list[int], requests: Sequence[Ready], most_rows: int) ->
 def _rows_of_spans(members: list[tuple[int, Ready]], batch: Batch, hidden: Tensor) -> Rows:
     """The rows of every span, as if each were a sequence of its own. members: first row of each request, and it."""
     spans = np.concatenate([request.spans + first for first, request in members if request.spans is not None])
-    return _slices(spans.tolist(), batch, hidden, None)
+    return _slices(spans.tolist(), batch, hidden, None, None)
 
 
-def _slices(bounds: Sequence[Sequence[int]], batch: Batch, hidden: Tensor, skip: Tensor | None) -> Rows:
+def _slices(
+    bounds: Sequence[Sequence[int]], batch: Batch, hidden: Tensor, skip: Tensor | None, kept: Tensor | None
+) -> Rows:
     return Rows(
         torch.cat([hidden[start:end] for start, end in bounds]),
         Segments([end - start for start, end in bounds], batch.segments.device),
         torch.cat([batch.ids[start:end] for start, end in bounds]),
         skip,
+        kept,
     )
 
 
@@ -91,3 +94,11 @@ def _skip(requests: list[Ready]) -> Tensor | None:
     if not any(request.tokens.skip for request in requests):
         return None
     return torch.tensor([request.tokens.skip for request in requests])
+
+
+def _kept(requests: list[Ready], batch: Batch) -> Tensor | None:
+    """The rows that token tasks answer with, [rows of these requests]; None where these are all."""
+    if all(request.tokens.kept is None for request in requests):
+        return None
+    kept = [np.ones(request.length, bool) if (own := request.tokens.kept) is None else own for request in requests]
+    return torch.from_numpy(np.concatenate(kept)).to(batch.ids.device, non_blocking=True)

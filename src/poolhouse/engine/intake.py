@@ -11,6 +11,7 @@ from poolhouse.engine.preparation import Preparation, Prepared
 from poolhouse.engine.ready import Arrival, Flow, Ready
 from poolhouse.engine.request import Answer, Request, fail, start
 from poolhouse.errors import InvalidRequest
+from poolhouse.inputs.late_interaction import SideTokens
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.tokens import Tokens
 
@@ -19,14 +20,20 @@ class Intake:
     """Makes requests ready, many per call of the tokenizer; safe from several threads at once.
 
     static_tokenizer: of the side that is looked up instead of run, where the model has one.
+    sides: what late interaction makes of queries and documents, where the model does it.
     """
 
     def __init__(
-        self, preparation: Preparation, tokenizer: Tokenizer, static_tokenizer: Tokenizer | None = None
+        self,
+        preparation: Preparation,
+        tokenizer: Tokenizer,
+        static_tokenizer: Tokenizer | None = None,
+        sides: SideTokens | None = None,
     ) -> None:
         self.preparation = preparation
         self.tokenizer = tokenizer
         self.static_tokenizer = static_tokenizer
+        self.sides = sides
         self.observer: Observer | None = None
 
     def ready(self, requests: Sequence[Request], flows: Mapping[int, Flow]) -> list[Ready]:
@@ -65,8 +72,13 @@ class Intake:
                 ready.extend(self._pieces(request, made, tokens, arrival, flows[request.priority]))
         return ready
 
-    def encoded(self, prepared: Sequence[Prepared]) -> list[Tokens | InvalidRequest]:
-        """Tokens of each prompt, or its error, by the tokenizer of its side."""
+    def encoded(self, prepared: Sequence[Prepared], whole: bool = False) -> list[Tokens | InvalidRequest]:
+        """Tokens of each prompt, or its error, by the tokenizer of its side.
+
+        whole: late interaction does not cut a text to the length of its side.
+        """
+        if self.sides is not None:
+            return _encoded_sides(self.sides, self.tokenizer, prepared, whole)
         looked_up = [place for place, made in enumerate(prepared) if made.static is not None]
         if self.static_tokenizer is None or not looked_up:
             return _encoded(self.tokenizer, prepared)
@@ -97,3 +109,16 @@ class Intake:
 
 def _encoded(tokenizer: Tokenizer, prepared: Sequence[Prepared]) -> list[Tokens | InvalidRequest]:
     return tokenizer.encode([made.prompt for made in prepared], [made.limit for made in prepared])
+
+
+def _encoded_sides(
+    sides: SideTokens, tokenizer: Tokenizer, prepared: Sequence[Prepared], whole: bool
+) -> list[Tokens | InvalidRequest]:
+    """Texts as their side reads them; all else as it stands."""
+    limits = [made.limit if made.side is None or whole else sides.limit(made.limit, made.side) for made in prepared]
+    return [
+        sides.finished(tokens, made.side, made.limit.add_special_tokens)
+        if made.side is not None and isinstance(tokens, Tokens)
+        else tokens
+        for made, tokens in zip(prepared, tokenizer.encode([made.prompt for made in prepared], limits), strict=True)
+    ]

@@ -75,6 +75,7 @@ def open_engine(settings: Settings) -> Engine:
             matryoshka_dimensions=tuple(settings.matryoshka_dimensions or ()),
             weights_folder=folders.weights,
             adapters=_adapters(settings, folders.adapters),
+            colbert_compat=settings.colbert_compat,
         ),
     )
     model = _preferring(pooler.task, model)

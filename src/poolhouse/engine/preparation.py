@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest, did_you_mean
-from poolhouse.inputs.input_types import prompt_of, role_of
+from poolhouse.inputs.input_types import Role, prompt_of, role_of
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.models.adapters import unknown_adapter
@@ -26,6 +26,7 @@ class Prepared:
     prompt: with its named prefix. params: for the pooler. adapter: its name, or None.
     further: the request's further tasks, with the parameters of each.
     static: weights to look its tokens up in, instead of running the model.
+    side: of a text for late interaction, None for all that is read as it stands.
     """
 
     prompt: Prompt
@@ -34,6 +35,7 @@ class Prepared:
     adapter: str | None
     further: tuple[tuple[Task, PoolingParams], ...] = ()
     static: StaticWeights | None = None
+    side: Role | None = None
 
 
 class Preparation:
@@ -64,6 +66,7 @@ class Preparation:
             adapter,
             tuple((task, own.for_pooler()) for task, own in zip(tasks[1:], further, strict=True)),
             static,
+            self._side(request),
         )
 
     def limit(self, params: PoolingParams) -> Limit:
@@ -111,9 +114,16 @@ class Preparation:
 
     def _prompt_name(self, request: Request) -> str | None:
         """The name of the prompt that was asked for, by itself or by what the text is."""
-        if request.prompt_name is not None or not request.input_type:
+        if request.prompt_name is not None:
             return request.prompt_name
-        return prompt_of(request.input_type, self.model.facts.prompts)
+        word = request.input_type or self._side(request)
+        return prompt_of(word, self.model.facts.prompts) if word else None
+
+    def _side(self, request: Request) -> Role | None:
+        """The side that a text of a late-interaction model stands on: a document, unless somebody says otherwise."""
+        if self.model.facts.late_interaction is None or request.prompt.text is None:
+            return None
+        return role_of(request.input_type) or "document"
 
     def _static(self, request: Request) -> StaticWeights | None:
         """The weights that answer for the model, where what the text is says so."""

@@ -147,7 +147,7 @@ class Runner:
                     f"The model's answer holds NaN or infinity (dtype {self.model.facts.dtype}). "
                     "Try dtype='float32' or dtype='bfloat16'."
                 )
-            elif several and begin == end and not (request.part or self._may_be_empty(group.task)):
+            elif several and begin == end and not self._may_be_empty(request, group.task):
                 yield NoStep()
             else:
                 yield values[begin:end] if several else values[begin]
@@ -169,9 +169,9 @@ class Runner:
             )
         )
 
-    def _may_be_empty(self, task: Task) -> bool:
-        """Whether no row is an answer: nothing of the text is weighed. Of process rewards it is a missing step."""
-        return self.model.pipelines[task].sparse is not None
+    def _may_be_empty(self, request: Ready, task: Task) -> bool:
+        """Whether no row is an answer: all tokens are skipped, or none is weighed. Of process rewards it is a missing step."""
+        return request.part or request.tokens.kept is not None or self.model.pipelines[task].sparse is not None
 
     def _retry(self, requests: list[Ready], error: Exception) -> None:
         """Run the halves of a failed batch by themselves, so that a failing item fails alone."""

@@ -64,6 +64,7 @@ class LLM:
         lora_request: Any = None,
         task: str | None = None,
         tokenization_kwargs: Options = None,
+        input_type: str | None = None,
     ) -> list[EmbeddingRequestOutput]:
         """One vector per prompt, in input order.
 
@@ -72,11 +73,12 @@ class LLM:
             None takes the checkpoint's default, "" none.
         lora_request: a LoRARequest or an adapter's name, one for all prompts or one per prompt; "" uses no adapter.
         task: a task adapter of the checkpoint ("retrieval.query"), with the prompt stored under its name.
+        input_type: what the texts are, "query" or "document": chooses the prompt where none is named.
 
         Raises:
             InvalidRequest: for the first prompt, in order, that could not be answered.
         """
-        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
+        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
         requests = requests_of(self.engine, prompts, "embed", asked)
         return self._outputs(wait(self.engine.submit(requests), use_tqdm, "embed"), answering.embedding)
 
@@ -89,9 +91,10 @@ class LLM:
         lora_request: Any = None,
         task: str | None = None,
         tokenization_kwargs: Options = None,
+        input_type: str | None = None,
     ) -> list[EmbeddingRequestOutput]:
         """`embed` for coroutines; cancelling it takes the prompts out of the queue."""
-        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
+        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
         requests = requests_of(self.engine, prompts, "embed", asked)
         return self._outputs(await gather(self.engine.submit(requests)), answering.embedding)
 
@@ -105,6 +108,7 @@ class LLM:
         lora_request: Any = None,
         task: str | None = None,
         tokenization_kwargs: Options = None,
+        input_type: str | None = None,
         precision: str = "float32",
     ) -> Codes:
         """`embed` as one matrix, [prompts, dimensions]; cuts are not reported here.
@@ -113,7 +117,7 @@ class LLM:
             binary (int8) and ubinary (uint8) with eight dimensions per byte. `poolhouse.precision.dequantize` reads them.
         """
         wanted = parse_precision(precision)
-        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
+        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
         requests = requests_of(self.engine, prompts, "embed", asked)
         vectors = np.stack([answer.array for answer in wait(self.engine.submit(requests), use_tqdm, "embed")])
         return quantize(vectors, wanted, self.engine.calibration)
@@ -129,15 +133,18 @@ class LLM:
         lora_request: Any = None,
         task: str | None = None,
         tokenization_kwargs: Options = None,
+        input_type: str | None = None,
     ) -> list[PoolingRequestOutput]:
         """The pooled rows of any task: one row per prompt, or one per token for the token tasks.
 
         `pooling_task="plugin"` takes `{"data": ...}`, and `outputs` is what the plugin makes of it.
+        `input_type` says which side of a search the texts stand on: late interaction reads queries otherwise than
+        documents, and takes all texts for documents unless told so.
 
         Raises:
             UnsupportedTask: the model lacks the task; the message names what it has.
         """
-        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
+        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
         plugin = plugging.wanted(self.engine, prompts, pooling_task)
         if plugin is not None:
             return plugging.encode(self.engine, plugin, prompts, asked, use_tqdm)
@@ -154,9 +161,10 @@ class LLM:
         lora_request: Any = None,
         task: str | None = None,
         tokenization_kwargs: Options = None,
+        input_type: str | None = None,
     ) -> list[PoolingRequestOutput]:
         """`encode` for coroutines; cancelling it takes the prompts out of the queue."""
-        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
+        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
         plugin = plugging.wanted(self.engine, prompts, pooling_task)
         if plugin is not None:
             return await plugging.encode_async(self.engine, plugin, prompts, asked)

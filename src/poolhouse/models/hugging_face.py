@@ -54,17 +54,18 @@ def load_hugging_face(
     role: Role = "embed",
     trust_remote_code: bool = False,
     revision: str | None = None,
+    used: frozenset[str] = frozenset(),
 ) -> Fallback:
     """The model of `checkpoint` as transformers builds it.
 
     config: config.json with the user's changes. role: which head it has; that of a plain masked language model is
-    left aside. revision: of code that lies in another repository.
+    left aside. revision: of code that lies in another repository. used: names of tensors that others read.
 
     Raises:
         CheckpointError: an unknown type, code that is not trusted, weights that are missing or of another shape.
     """
     with _quiet_transformers():
-        model, notes = _build(checkpoint, config, dtype, role, trust_remote_code, revision)
+        model, notes = _build(checkpoint, config, dtype, role, trust_remote_code, revision, used)
         model = model.eval().requires_grad_(False).to(device)
         forward = Forward(model, dtype, logits if role in AUTO_CLASSES else hidden_states)
         vocabulary_size = _vocabulary_size(model)
@@ -120,6 +121,7 @@ def _build(
     role: Role,
     trust_remote_code: bool,
     revision: str | None,
+    used: frozenset[str],
 ) -> tuple[Any, tuple[str, ...]]:
     """The part of the model that answers with hidden states or logits, filled strictly, and what was odd about it."""
     notes = []
@@ -153,6 +155,7 @@ def _build(
         notes.append("Of this encoder-decoder model only the encoder is used.")
     ids = _plain_ids(settings, _vocabulary_size(model))
     forward = Forward(model, dtype, logits if role in AUTO_CLASSES else hidden_states)
+    info["unexpected_keys"] = set(info["unexpected_keys"]) - used
     notes += check_weights(whole, forward, info, ids, checkpoint.folder)
     return model, tuple(notes)
 

@@ -28,7 +28,10 @@ class Packed:
 
 
 class Unpacked:
-    """Runs texts of equal length together: no padding and no mask, so each is computed as if it were alone."""
+    """Runs texts of one shape together: no padding, so each is computed as if it were alone.
+
+    A mask is given only where not all tokens are attended to.
+    """
 
     def __init__(self, forward: Forward, hidden_size: int) -> None:
         self.forward = forward
@@ -36,15 +39,18 @@ class Unpacked:
 
     def __call__(self, batch: Batch) -> Tensor:
         """[total, hidden]."""
-        starts_by_length: dict[int, list[int]] = {}
-        for start, length in zip(batch.segments.starts, batch.segments.lengths, strict=True):
-            starts_by_length.setdefault(length, []).append(start)
+        segments = batch.segments
+        starts_by_shape: dict[tuple[int, int], list[int]] = {}
+        shapes = zip(segments.lengths, segments.attended or segments.lengths, strict=True)
+        for start, shape in zip(segments.starts, shapes, strict=True):
+            starts_by_shape.setdefault(shape, []).append(start)
         hidden = torch.empty(batch.segments.total, self.hidden_size, dtype=self.forward.dtype, device=batch.ids.device)
-        for length, starts in starts_by_length.items():
+        for (length, attended), starts in starts_by_shape.items():
             rows = torch.tensor(starts)[:, None] + torch.arange(length)
             rows = rows.to(batch.ids.device)
             types = None if batch.types is None else batch.types[rows]
-            hidden[rows] = self.forward(batch.ids[rows], types=types)
+            seen = None if attended == length else (torch.arange(length) < attended).expand(len(starts), -1)
+            hidden[rows] = self.forward(batch.ids[rows], types=types, seen=seen)
         return hidden
 
 
@@ -73,9 +79,12 @@ class Forward:
         positions: Tensor | None = None,
         types: Tensor | None = None,
         segments: Segments | None = None,
+        seen: Tensor | None = None,
     ) -> Tensor:
-        """ids, positions, types: [rows, length] -> [rows, length, hidden]."""
+        """ids, positions, types: [rows, length] -> [rows, length, hidden]. seen: as ids, the tokens attended to."""
         given: dict[str, Any] = {"input_ids": ids}
+        if seen is not None:
+            given["attention_mask"] = seen.long().to(ids.device)
         optional = {"position_ids": positions, "token_type_ids": types, "use_cache": False}
         given |= {name: value for name, value in optional.items() if value is not None and name in self._takes}
         if segments is not None:

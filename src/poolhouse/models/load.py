@@ -17,6 +17,7 @@ from poolhouse.models.checkpoint import Checkpoint
 from poolhouse.models.families import Family, family_of
 from poolhouse.models.families._config import NotNative
 from poolhouse.models.heads import VOCABULARY, LoadedHead, check_head, read_head, step_head
+from poolhouse.models.late_interaction import PROJECTIONS, Projected, read_late_interaction
 from poolhouse.models.longest import longest_prompt
 from poolhouse.models.model import Facts, Model
 from poolhouse.models.native import Loaded, load_transformer
@@ -36,6 +37,7 @@ from poolhouse.models.roles import (
     role_of,
 )
 from poolhouse.params import PoolerConfig
+from poolhouse.pooling.pipelines import late_interaction_pipelines
 from poolhouse.pooling.routes import Routes
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 
@@ -57,6 +59,7 @@ class LoadOptions:
     # Where config.json and weights lie, if not where the folder's own files say.
     weights_folder: Path | None = None
     adapters: AdapterOptions = AdapterOptions()
+    colbert_compat: Literal["reference", "vllm"] = "reference"
 
 
 def load(folder: Path, options: LoadOptions) -> Model:
@@ -71,23 +74,31 @@ def load(folder: Path, options: LoadOptions) -> Model:
     labels_beside = {} if trained is None else trained_labels(options.adapters.merged_folders)
     config = overridden({**checkpoint.config, **labels_beside}, options.overrides)
     device = device_of(options.device)
+    late = None if options.convert == "classify" else read_late_interaction(folder, checkpoint, config, files)
     reranker = Reranker()
-    if trained is None and options.convert != "embed" and not judges_steps(config, options.pooler):
+    if trained is None and late is None and options.convert != "embed" and not judges_steps(config, options.pooler):
         reranker = read_reranker(checkpoint, folder, config, files, options.name)
     most = reranker.max_tokens if options.max_tokens is None else options.max_tokens
     options = replace(options, dtype=reranker.dtype(options.dtype, device), max_tokens=most)
-    role = trained or _role(config, files, reranker, options)
-    served = _serve(checkpoint, config, role, device, options, reranker)
+    role = trained or ("embed" if late is not None else _role(config, files, reranker, options))
+    served = _serve(checkpoint, config, role, device, options, reranker, late)
     task_prompts = {} if served.adapters is None else served.adapters.prompts
     default_pooling = served.stated_pooling or published_pooling(folder) or served.pooling
     if files is not None and served.stated_pooling is not None:
         files = replace(files, pooling=(served.stated_pooling,))
-    pipelines = pipelines_of(served, config, files, default_pooling, options.pooler, checkpoint.folder)
+    if late is not None:
+        pipelines = late_interaction_pipelines(late.heads, served.hidden_size, late.unit, options.pooler)
+    else:
+        pipelines = pipelines_of(served, config, files, default_pooling, options.pooler, checkpoint.folder)
     if reranker.listwise is not None:
         pipelines = listwise_vectors(reranker, checkpoint.tensors)
     width = next(iter(pipelines.values())).width
     labels, about_labels = labels_of(config, served)
-    matryoshka, about_sizes = matryoshka_of(config, options.matryoshka_dimensions, width, folder)
+    # vLLM reads both sides as plain texts.
+    plain = late is not None and options.colbert_compat == "vllm"
+    described = None if plain else files
+    stated = config if files is None or not files.matryoshka else {"matryoshka_dimensions": files.matryoshka, **config}
+    matryoshka, about_sizes = matryoshka_of(stated, options.matryoshka_dimensions, width, folder)
     return Model(
         backbone=served.backbone,
         pipelines={task: pipeline.to(device) for task, pipeline in pipelines.items()},
@@ -96,7 +107,13 @@ def load(folder: Path, options: LoadOptions) -> Model:
             path=str(folder),
             architecture=", ".join(config.get("architectures") or [str(config.get("model_type"))]),
             served_by=served.words,
-            max_tokens=longest_prompt(served.max_tokens, checkpoint.folder, files, options.max_tokens),
+            max_tokens=longest_prompt(
+                served.max_tokens,
+                checkpoint.folder,
+                files,
+                options.max_tokens,
+                None if late is None else late.longest_side,
+            ),
             vocabulary_size=served.vocabulary_size,
             hidden_size=served.hidden_size,
             width=width,
@@ -104,12 +121,13 @@ def load(folder: Path, options: LoadOptions) -> Model:
             dtype=served.dtype,
             device=device,
             matryoshka=matryoshka,
-            prompts={**task_prompts, **({} if files is None else files.prompts)},
-            default_prompt_name=None if files is None else files.default_prompt_name,
+            prompts={**task_prompts, **({} if described is None else described.prompts)},
+            default_prompt_name=None if described is None else described.default_prompt_name,
             labels=labels,
             plugin=config.get("io_processor_plugin"),
             recipe=reranker.recipe,
             listwise=reranker.listwise,
+            late_interaction=None if late is None or plain else late.rules,
             notes=(*reranker.notes, *served.notes, *about_labels, *about_sizes),
         ),
         adapters=served.adapters,
@@ -135,6 +153,7 @@ def _serve(
     device: torch.device,
     options: LoadOptions,
     reranker: Reranker,
+    late: Projected | None,
 ) -> Served:
     """Our Transformer where a family knows the checkpoint, else transformers."""
     model_type = str(config.get("model_type", ""))
@@ -142,13 +161,14 @@ def _serve(
     if options.implementation == "native" and family is None:
         raise ConfigError(f"model_impl='native': no native family serves model_type {model_type!r}.")
     if family is None or options.implementation == "transformers":
-        return _transformers(checkpoint, config, role, device, options, (), reranker)
+        return _transformers(checkpoint, config, role, device, options, (), reranker, late)
     try:
-        return _native(family, checkpoint, config, role, device, options, reranker)
+        return _native(family, checkpoint, config, role, device, options, reranker, late)
     except NotNative as reason:
         if options.implementation == "native":
             raise
-        return _transformers(checkpoint, config, role, device, options, (f"Not served natively: {reason}",), reranker)
+        notes = (f"Not served natively: {reason}",)
+        return _transformers(checkpoint, config, role, device, options, notes, reranker, late)
 
 
 def _native(
@@ -159,12 +179,15 @@ def _native(
     device: torch.device,
     options: LoadOptions,
     reranker: Reranker,
+    late: Projected | None,
 ) -> Served:
+    if late is not None and late.fills_unseen and not family.attends_to_part and options.colbert_compat == "reference":
+        raise NotNative("queries are filled up with tokens that nobody attends to, which its attention cannot do.")
     dtype = dtype_of(options.dtype, config, family, device)
     adapters = replace(options.adapters, classifier=role in ("classify", "token_classify"))
-    loaded = load_transformer(family, config, checkpoint, dtype, device, adapters)
+    loaded = load_transformer(family, config, checkpoint, dtype, device, adapters, () if late is None else PROJECTIONS)
     head, notes = _head(family, checkpoint, config, role, loaded, options.pooler, reranker)
-    used = frozenset() if head is None else head.used
+    used = (frozenset() if head is None else head.used) | (frozenset() if late is None else late.used)
     left = tuple(name for name in loaded.aside if used.isdisjoint(tails(name)))
     notes += [f"Tensors left out: {_short(left)}."] if left else []
     if config.get("is_causal") is False and any("CausalLM" in name for name in config.get("architectures") or ()):
@@ -235,6 +258,7 @@ def _transformers(
     options: LoadOptions,
     notes: tuple[str, ...],
     reranker: Reranker,
+    late: Projected | None,
 ) -> Served:
     from poolhouse.models.hugging_face import load_hugging_face
 
@@ -249,6 +273,7 @@ def _transformers(
         # A reranker reads its score off the vocabulary, behind a model without a head.
         role=role if reranker.tokens is None else "embed",
         trust_remote_code=options.trust_remote_code,
+        used=frozenset() if late is None else late.used,
     )
     head = fallback.head
     if reranker.tokens is not None:

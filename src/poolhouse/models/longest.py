@@ -13,9 +13,15 @@ _DEFAULT_MAX_TOKENS = 2048
 
 
 def longest_prompt(
-    by_config: int | None, folder: Path, files: SentenceTransformersFiles | None, wanted: int | None
+    by_config: int | None,
+    folder: Path,
+    files: SentenceTransformersFiles | None,
+    wanted: int | None,
+    longest_side: int | None = None,
 ) -> int:
     """The longest prompt: sentence-transformers' max_seq_length, else the lesser of config and tokenizer.
+
+    longest_side: of a late-interaction model, whose other files state the length of the side that was read last.
 
     Raises:
         ConfigError: the user wants more.
@@ -27,6 +33,8 @@ def longest_prompt(
         limit = min(limit or int(by_tokenizer), int(by_tokenizer))
     if files is not None and files.max_seq_length is not None:
         limit = files.max_seq_length if by_config is None else min(files.max_seq_length, by_config)
+    if longest_side is not None:
+        limit = by_config or longest_side
     limit = limit or _DEFAULT_MAX_TOKENS
     if wanted is None or wanted == -1:
         return limit

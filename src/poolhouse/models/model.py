@@ -13,6 +13,7 @@ from poolhouse.models.backbone import Backbone
 from poolhouse.params import Matryoshka
 from poolhouse.pooling.pipelines import Pipeline
 from poolhouse.pooling.routes import Routes
+from poolhouse.sides import LateInteraction
 from poolhouse.tasks import SparseHead, Task
 
 
@@ -50,6 +51,7 @@ class Facts:
     plugin: the IO processor plugin that config.json names.
     labels: names of a classifier's labels; empty where the checkpoint names none.
     recipe: what rerankers make of a pair. listwise: for models that score all documents of a query together.
+    late_interaction: how queries and documents are read, of models that compare token by token.
     notes: what was assumed, left out or found odd while loading, a sentence each.
     """
 
@@ -71,6 +73,7 @@ class Facts:
     plugin: str | None = None
     recipe: ScoreRecipe | None = None
     listwise: Listwise | None = None
+    late_interaction: LateInteraction | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -52,8 +53,11 @@ def load_transformer(
     dtype: torch.dtype,
     device: torch.device,
     options: AdapterOptions = _NO_ADAPTERS,
+    others: tuple[str, ...] = (),
 ) -> Loaded:
     """The backbone of a checkpoint, placed and laid out for its device.
+
+    others: names of tensors that others than the family and its heads read.
 
     Raises:
         CheckpointError: names that nobody claims, slots without tensors, shapes that do not fit.
@@ -69,7 +73,7 @@ def load_transformer(
     except (TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"The config of {checkpoint.folder} cannot be understood: {error!r}") from error
     claimed = claim(layout, prefix, spec, tensors, dtype, device)
-    aside, unknown = unclaimed(claimed.left, prefix, family.aside)
+    aside, unknown = unclaimed(claimed.left, prefix, (*family.aside, *map(re.escape, others)))
     if unknown:
         raise CheckpointError(
             f"{checkpoint.folder} has {len(unknown)} tensors that the {config.get('model_type')} family does not know: "

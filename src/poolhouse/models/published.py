@@ -19,6 +19,7 @@ _MATRYOSHKA: dict[str, tuple[int, ...]] = {
     "snowflake-arctic-embed-m-v1.5": (256, 768),
     "snowflake-arctic-embed-m-v2.0": (256, 768),
     "snowflake-arctic-embed-l-v2.0": (256, 1024),
+    "jina-colbert-v2": (64, 96, 128),
     "voyage-4-nano": (256, 512, 1024, 2048),
     "llama-nemotron-embed-1b-v2": (384, 512, 768, 1024, 2048),
 }

@@ -20,6 +20,7 @@ from poolhouse.pooling.steps import (
     AtTokens,
     Dense,
     Every,
+    Kept,
     Norm,
     Normalize,
     Probabilities,
@@ -181,6 +182,20 @@ def splade_pipelines(
         "embed": Pipeline((Every(), *steps[:-1], *weigh, *tail), vocabulary, sparse),
         "token_embed": Pipeline((Every(), *steps, Saturate(pooling.logarithms), *tail), vocabulary),
     }
+
+
+def late_interaction_pipelines(
+    heads: tuple[Step, ...], hidden_size: int, unit: bool, user: PoolerConfig
+) -> dict[Task, Pipeline]:
+    """`token_embed` of a late-interaction model. unit: whether vectors have unit length unless the user says otherwise.
+
+    Raises:
+        CheckpointError: a projection of another width than its input.
+    """
+    if user.use_activation is not None:
+        unit = user.use_activation
+    width = _width(hidden_size, heads)
+    return {"token_embed": Pipeline((Kept(), Every(), *heads, Truncate(), Normalize(unit)), width)}
 
 
 def listwise_pipelines(projector: tuple[Step, ...], width: int, tokens: tuple[int, ...]) -> dict[Task, Pipeline]:

@@ -16,12 +16,14 @@ class Rows:
 
     values: [rows, features]. segments: which rows are whose. ids: [rows], the token behind each row.
     skip: [prompts], leading rows that pooling leaves out; None where there are none.
+    kept: [rows], bool, the rows that token tasks answer with; None where these are all.
     """
 
     values: Tensor
     segments: Segments
     ids: Tensor
     skip: Tensor | None = None
+    kept: Tensor | None = None
 
     def with_values(self, values: Tensor) -> Rows:
         return replace(self, values=values)

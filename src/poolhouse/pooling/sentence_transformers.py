@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,9 @@ class SentenceTransformersFiles:
     splade: how a SparseEncoder pools the logits of its masked language model; None for every other model.
     max_active_dims: how many features a SparseEncoder keeps; None keeps all. routes: which texts are looked up.
     logit_score: ids of the tokens whose logits a language model's score is made of, true and false (or None).
+    of_tokens: whether `heads` are for the vector of every token (late interaction), and no pooling stands.
+    scored: the config of a MultiVectorMask, which says what tokens late interaction leaves out; None without one.
+    matryoshka: lengths to which vectors may be cut; () where none are stated.
     """
 
     transformer_folder: Path
@@ -66,6 +69,9 @@ class SentenceTransformersFiles:
     max_active_dims: int | None = None
     routes: Routes = Routes()
     logit_score: tuple[int, int | None] | None = None
+    of_tokens: bool = False
+    scored: Mapping[str, Any] | None = None
+    matryoshka: tuple[int, ...] = ()
 
 
 def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None:
@@ -87,6 +93,9 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
     include_prompt, normalize = True, False
     heads: list[Step] = []
     logit_score: tuple[int, int | None] | None = None
+    scored: Mapping[str, Any] | None = None
+    config = read_json(folder / "config_sentence_transformers.json", needed=False)
+    of_tokens = is_late_interaction(config, modules)
     for module in modules:
         kind, place = str(module["type"]).rsplit(".", 1)[-1], folder / str(module.get("path") or "")
         if normalize and kind != "Dropout":
@@ -99,23 +108,24 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
         elif kind == "Pooling":
             pooling, include_prompt = _pooling(read_json(place / "config.json"), place)
         elif kind == "Dense":
-            heads.append(_dense(place))
+            heads.append(_dense(place, of_tokens, str(module["type"])))
         elif kind == "LayerNorm":
             heads.append(_layer_norm(place))
         elif kind == "SparseAutoEncoder":
             heads.append(sparse_autoencoder(read_json(place / "config.json"), place))
         elif kind == "Normalize":
             normalize = True
+        elif kind == "MultiVectorMask":
+            scored = read_json(place / "config.json", needed=False)
         elif kind == "LogitScore":
             logit_score = _logit_score(read_json(place / "config.json"), place)
         elif kind != "Dropout":
             raise CheckpointError(
                 f"{path}: the module {module['type']} is not one that Poolhouse has. "
                 "It has Transformer, Pooling, Dense, LayerNorm, Normalize, Dropout, LogitScore, MLMTransformer, "
-                "SpladePooling, SparseAutoEncoder and Router."
+                "SpladePooling, SparseAutoEncoder, MultiVectorMask and Router."
             )
     length, lower = _length(transformer)
-    config = read_json(folder / "config_sentence_transformers.json", needed=False)
     most = config.get("max_active_dims")
     if most is not None:
         if type(most) is not int or most < 1:
@@ -137,7 +147,18 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
         max_active_dims=most,
         routes=routes,
         logit_score=logit_score,
+        of_tokens=of_tokens,
+        scored=scored,
+        matryoshka=tuple(config.get("matryoshka_dims") or ()),
     )
+
+
+def is_late_interaction(config: Mapping[str, Any], modules: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether these files are of a late-interaction model, as PyLate or sentence-transformers write them."""
+    kinds = [str(module["type"]) for module in modules]
+    if any(kind.rsplit(".", 1)[-1] == "MultiVectorMask" or kind.startswith("pylate.") for kind in kinds):
+        return True
+    return config.get("model_type") in ("ColBERT", "MultiVectorEncoder") or "query_prefix" in config
 
 
 def _without_router(modules: list[dict[str, Any]], folder: Path) -> tuple[list[dict[str, Any]], Routes]:
@@ -189,10 +210,13 @@ def _logit_score(config: Mapping[str, Any], place: Path) -> tuple[int, int | Non
     return true, false
 
 
-def _dense(place: Path) -> Dense:
+def _dense(place: Path, of_tokens: bool, kind: str) -> Dense:
     config = read_json(place / "config.json")
-    if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+    taken = "token_embeddings" if of_tokens else "sentence_embedding"
+    if config.get("module_input_name", taken) != taken:
         raise CheckpointError(f"{place / 'config.json'}: a Dense over {config['module_input_name']} is not supported.")
+    if kind.startswith("pylate."):
+        config = {"activation_function": "torch.nn.Identity", **config}
     tensors = module_tensors(place)
     weight, bias = (
         find_tensor(tensors, "weight", place),

@@ -66,6 +66,19 @@ class Every:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """The rows of tokens that the model's own rules keep: late interaction skips a document's punctuation."""
+
+    words: str = "without skipped tokens"
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        return rows if rows.kept is None else rows.select(rows.kept)
+
+    def to(self, device: torch.device) -> Kept:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
 class Activation:
     """A function of each number, and what it is called."""
 

@@ -101,6 +101,10 @@ class AdaptedEngine:
         return self.engine.plugin
 
     @property
+    def averages_max_sim(self) -> bool:
+        return self.engine.averages_max_sim
+
+    @property
     def score_template(self) -> ScoreTemplate | None:
         return self.engine.score_template
 

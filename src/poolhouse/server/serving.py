@@ -104,6 +104,11 @@ class Engine(Protocol):
     def plugin(self) -> Plugin | None: ...
 
     @property
+    def averages_max_sim(self) -> bool:
+        """Whether a late-interaction score is a mean over the query's vectors, not a sum."""
+        ...
+
+    @property
     def score_template(self) -> ScoreTemplate | None: ...
 
     @property

@@ -23,7 +23,9 @@ def attend(
     bias: Tensor | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Softmax attention of every token over its own sequence.
+    """Softmax attention of every token over those of its own sequence that are attended to (`Segments.attended`).
+
+    A token that sees none gets zeros (a mask token far behind the text, in a window).
 
     query: [total, heads, head_dim]; key, value: [total, kv_heads, head_dim], kv_heads a divisor of heads.
     window: tokens seen on each side, inclusive; None sees all.
@@ -31,7 +33,8 @@ def attend(
     softcap: scores are squeezed to (-softcap, softcap) by tanh before the bias and the mask.
     Returns [total, heads, head_dim].
     """
-    if varlen.can_run(query, bias, softcap):
+    limited = segments.attended is not None and (causal or window is not None)
+    if varlen.can_run(query, bias, softcap, limited):
         return varlen.attend(query, key, value, segments, scale=scale, causal=causal, window=window)
     return sdpa.attend(
         query, key, value, segments, scale=scale, causal=causal, window=window, bias=bias, softcap=softcap

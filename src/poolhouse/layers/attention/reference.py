@@ -23,30 +23,41 @@ def attend(
     """See `poolhouse.layers.attention.attend`."""
     out = torch.empty_like(query)
     group = query.shape[1] // key.shape[1]
-    for start, end in zip(segments.starts, segments.ends, strict=True):
+    counts = segments.attended or segments.lengths
+    for start, end, keys in zip(segments.starts, segments.ends, counts, strict=True):
         length = end - start
         q = query[start:end].transpose(0, 1).double()
-        k = key[start:end].transpose(0, 1).double().repeat_interleave(group, 0)
-        v = value[start:end].transpose(0, 1).double().repeat_interleave(group, 0)
+        k = key[start : start + keys].transpose(0, 1).double().repeat_interleave(group, 0)
+        v = value[start : start + keys].transpose(0, 1).double().repeat_interleave(group, 0)
         scores = q @ k.transpose(1, 2) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         if bias is not None:
-            scores = scores + bias[:, :length, :length].double()
-        visible = visible_mask(length, causal, window, query.device)
-        if visible is not None:
-            scores = scores.masked_fill(~visible, -torch.inf)
-        out[start:end] = (scores.softmax(-1) @ v).transpose(0, 1).to(out.dtype)
+            scores = scores + bias[:, :length, :keys].double()
+        visible = visible_mask(length, causal, window, query.device, keys)
+        weights = scores.softmax(-1) if visible is None else masked_softmax(scores, visible)
+        out[start:end] = (weights @ v).transpose(0, 1).to(out.dtype)
     return out
 
 
-def visible_mask(length: int, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
-    """[length, length], true where a token (row) sees another (column); None where all see all."""
+def visible_mask(
+    length: int, causal: bool, window: int | None, device: torch.device, keys: int | None = None
+) -> Tensor | None:
+    """[length, keys], true where a token (row) sees another (column); None where all see all.
+
+    keys: how many leading tokens are attended to; None: all.
+    """
     if not causal and (window is None or window >= length - 1):
         return None
     place = torch.arange(length, device=device)
-    ahead = place[None] - place[:, None]
+    ahead = place[None, :keys] - place[:, None]
     visible = ahead <= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
     if window is not None:
         visible = visible & (ahead.abs() <= window)
     return visible
+
+
+def masked_softmax(scores: Tensor, visible: Tensor) -> Tensor:
+    """Softmax over what is visible; zeros for a token that sees none."""
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    return weights.masked_fill(~visible.any(-1, keepdim=True), 0.0)

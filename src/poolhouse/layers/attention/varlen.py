@@ -10,10 +10,14 @@ from torch import Tensor
 from poolhouse.segments import Segments
 
 
-def can_run(query: Tensor, bias: Tensor | None, softcap: float | None) -> bool:
-    """Flash kernels take half types, heads up to 256 wide, no bias and no softcap."""
+def can_run(query: Tensor, bias: Tensor | None, softcap: float | None, limited: bool = False) -> bool:
+    """Flash kernels take half types, heads up to 256 wide, no bias and no softcap.
+
+    limited: causal or windowed over a part of the tokens, where flash kernels count the limits from its end.
+    """
     return (
         query.is_cuda
+        and not limited
         and query.dtype in (torch.float16, torch.bfloat16)
         and bias is None
         and softcap is None
@@ -29,15 +33,19 @@ def attend(
     from torch.nn.attention.varlen import varlen_attn
 
     right = 0 if causal else -1
+    bounds, longest = segments.cumulative, segments.longest
+    if segments.attended is not None:
+        rows, bounds = segments.keys
+        key, value, longest = key[rows], value[rows], max(segments.attended)
     grouped: dict[str, Any] = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
     out = varlen_attn(
         query,
         key,
         value,
         segments.cumulative,
-        segments.cumulative,
+        bounds,
         segments.longest,
-        segments.longest,
+        longest,
         scale=scale,
         window_size=(-1, right) if window is None else (window, 0 if causal else window),
         **grouped,

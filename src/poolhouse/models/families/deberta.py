@@ -116,6 +116,7 @@ DEBERTA = Family(
     aside=(*HEADS, r"(lm|mask)_predictions\.[\w.]*(weight|bias)", r"lm_head\.[\w.]*(weight|bias)"),
     max_tokens=lambda config: config.get("max_position_embeddings", 512),
     backbone=_backbone,
+    attends_to_part=False,
     # Known to overflow: microsoft/mdeberta-v3-base gives NaN in float16.
     float16=False,
     sequence_head=_sequence_head,

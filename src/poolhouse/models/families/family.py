@@ -45,6 +45,7 @@ class Family:
     aside: regular expressions of tensors that belong to heads or are not used by the backbone.
     max_tokens: longest prompt by the config, or None where the config does not say.
     backbone: what runs it, where that is no Transformer.
+    attends_to_part: whether its backbone honours `Segments.attended`.
     float16: whether its activations stay within float16's range.
     sequence_head, token_head: the heads of its classifiers of whole texts and of tokens; a decoder's by default.
     vocabulary_head: the head of its masked language models, None where it has none.
@@ -59,6 +60,7 @@ class Family:
     aside: tuple[str, ...] = ()
     max_tokens: Callable[[Config], int | None] = lambda config: config.get("max_position_embeddings")
     backbone: Callable[[Config, TransformerSpec, Weights], Backbone] = _transformer
+    attends_to_part: bool = True
     float16: bool = True
     sequence_head: Callable[[Config], Head] = score_head
     token_head: Callable[[Config], Head] = token_score_head
