@@ -20,7 +20,8 @@ LINES = [
     ["pooling", "layers"],
     [
         *("tasks", "params", "lora", "outputs", "errors", "tokens", "segments", "batch", "settings", "data"),
-        *("spans", "plugins", "json_files", "precision"),
+        *("spans", "plugins", "json_files", "precision", "max_sim"),
+        *("token_pooling", "token_embeddings", "token_files"),
     ],
 ]
 # Rooms of the last line know each other: they are single files without a common subject.

@@ -11,7 +11,7 @@ import pytest
 from poolhouse import LLM, InvalidRequest, PoolingParams, UnsupportedTask
 from poolhouse.engine.request import Answer
 from poolhouse.inputs.limits import Limit
-from poolhouse.scoring import Asked, max_sim, plan
+from poolhouse.scoring import Asked, plan
 from poolhouse.tasks import Task
 from poolhouse.tokens import Tokens
 
@@ -78,7 +78,6 @@ def test_max_sim_adds_the_best_product_of_each_query_vector_undivided() -> None:
     assert scores(Engine(("token_embed",)), ["q"], ["d"], [query, document]) == [3 + 2]
     twice = scores(Engine(("token_embed",)), ["q"], ["d"], [query * 2, document])
     assert twice == [10]
-    assert max_sim(np.array(query), np.array(document)) == 5
 
 
 def test_a_cross_encoder_reads_both_texts_together() -> None:

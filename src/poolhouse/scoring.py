@@ -18,6 +18,7 @@ from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import Block, ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
+from poolhouse.max_sim import max_sim, max_sim_pairs
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
@@ -210,17 +211,12 @@ def _late_interaction(queries: Sequence[str], documents: Sequence[str], asked: A
     """MaxSim: each vector of the query finds its best vector of the document, and their products are added."""
 
     def finish(answers: Sequence[Answer]) -> list[Score]:
-        ours = _stretched([answer.array for answer in answers[: len(queries)]], len(documents))
-        theirs = [answer.array for answer in answers[len(queries) :]]
-        sums = [max_sim(query, document) for query, document in zip(ours, theirs, strict=True)]
-        return _scores(np.array(sums), answers, len(queries))
+        vectors = [answer.array for answer in answers]
+        ours, theirs = vectors[: len(queries)], vectors[len(queries) :]
+        sums = max_sim(ours[0], theirs) if len(ours) == 1 else max_sim_pairs(ours, theirs)
+        return _scores(sums, answers, len(queries))
 
     return Plan(_sides(queries, documents, "token_embed", asked.params), finish)
-
-
-def max_sim(query: Array, document: Array) -> float:
-    """The sum over query vectors of the largest product with a document vector; [tokens, features] each."""
-    return float((query @ document.T).max(axis=1).sum())
 
 
 def _sides(queries: Sequence[str], documents: Sequence[str], task: Task, params: PoolingParams) -> list[Request]:
