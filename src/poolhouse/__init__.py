@@ -43,6 +43,7 @@ from poolhouse.outputs import (
     TokenClassificationRequestOutput,
 )
 from poolhouse.params import PoolerConfig, PoolingParams
+from poolhouse.token_embeddings import TokenEmbeddings
 
 if TYPE_CHECKING:
     from poolhouse.llm import LLM
@@ -77,6 +78,7 @@ __all__ = [
     "ScoringRequestOutput",
     "TokenClassificationOutput",
     "TokenClassificationRequestOutput",
+    "TokenEmbeddings",
     "UnknownModel",
     "UnsupportedDimensions",
     "UnsupportedTask",

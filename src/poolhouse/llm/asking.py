@@ -38,6 +38,7 @@ class Asked:
 
     params: one for all prompts, or one for each. tokenization: vLLM's `tokenization_kwargs`.
     lora: vLLM's `lora_request`. adapter_task: a task adapter that came with the checkpoint.
+    input_type: what the texts are ("query", "document").
     """
 
     params: Params = None
@@ -45,6 +46,7 @@ class Asked:
     tokenization: Options = None
     lora: Any = None
     adapter_task: str | None = None
+    input_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def requests_of(engine: Engine, prompts: Any, task: Task, asked: Asked) -> list[
     if params is None or isinstance(params, PoolingParams):
         one = made.params(params)
         return [
-            made.applied(Request(prompt, task, one, asked.prompt_name, adapter=adapter))
+            made.applied(Request(prompt, task, one, asked.prompt_name, adapter=adapter, input_type=asked.input_type))
             for prompt, adapter in zip(parsed, adapters, strict=True)
         ]
     if len(params) != len(parsed):
@@ -83,7 +85,9 @@ def requests_of(engine: Engine, prompts: Any, task: Task, asked: Asked) -> list[
             "pooling_params",
         )
     return [
-        made.applied(Request(prompt, task, made.params(own), asked.prompt_name, adapter=adapter))
+        made.applied(
+            Request(prompt, task, made.params(own), asked.prompt_name, adapter=adapter, input_type=asked.input_type)
+        )
         for prompt, own, adapter in zip(parsed, params, adapters, strict=True)
     ]
 
