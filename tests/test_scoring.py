@@ -67,8 +67,9 @@ def test_cosine_needs_no_unit_vectors() -> None:
 
 
 def test_a_query_of_many_documents_is_one_request() -> None:
-    made = plan(Engine(("embed",)), ["q"], ["a", "b", "c"], Asked())
-    assert [request.prompt.text for request in made.requests] == ["q", "a", "b", "c"]
+    for task in ("embed", "token_embed"):
+        made = plan(Engine((task,)), ["q"], ["a", "b", "c"], Asked())
+        assert [request.prompt.text for request in made.requests] == ["q", "a", "b", "c"]
     made = plan(Engine(("classify",), labels=1), ["q"], ["a", "b"], Asked())
     assert [(request.prompt.text, request.prompt.pair) for request in made.requests] == [("q", "a"), ("q", "b")]
 
@@ -78,6 +79,13 @@ def test_max_sim_adds_the_best_product_of_each_query_vector_undivided() -> None:
     assert scores(Engine(("token_embed",)), ["q"], ["d"], [query, document]) == [3 + 2]
     twice = scores(Engine(("token_embed",)), ["q"], ["d"], [query * 2, document])
     assert twice == [10]
+    # Further documents, one of them without vectors; then pairs.
+    assert scores(Engine(("token_embed",)), ["q"], ["d", "e", "f"], [query, document, np.empty((0, 2)), [[1, 1]]]) == [
+        5,
+        0,
+        3,
+    ]
+    assert scores(Engine(("token_embed",)), ["q", "p"], ["d", "e"], [query, [[1, 0]], document, [[4, 1]]]) == [5, 4]
 
 
 def test_a_cross_encoder_reads_both_texts_together() -> None:

@@ -60,13 +60,15 @@ def _labels(vectors: Floats, clusters: int) -> npt.NDArray[np.int32]:
     """The cluster of each vector, from 1; fewer clusters than asked where distances are equal."""
     try:
         from scipy.cluster.hierarchy import fcluster, linkage
+        from scipy.spatial.distance import squareform
     except ImportError:
         raise ConfigError(
             "Token pooling needs scipy, which is not installed: pip install 'poolhouse[token-pooling]'."
         ) from None
     distances = np.clip(1 - vectors @ vectors.T, 0, 2)
-    condensed = distances[np.triu_indices(len(vectors), k=1)]
-    labels: npt.NDArray[np.int32] = fcluster(linkage(condensed, method="ward"), t=clusters, criterion="maxclust")
+    # What rounding leaves on the diagonal is not read.
+    tree = linkage(squareform(distances, checks=False), method="ward")
+    labels: npt.NDArray[np.int32] = fcluster(tree, t=clusters, criterion="maxclust")
     return labels
 
 
