@@ -19,7 +19,6 @@ from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 
 from poolhouse import LLM, CheckpointError, ConfigError, InvalidRequest, LoRARequest
-from poolhouse.cli.options import join_lora_modules
 from poolhouse.lora import parse_lora_modules
 from poolhouse.models.embedded import embedded_model
 from poolhouse.outputs import Array
@@ -220,8 +219,6 @@ def test_lora_modules_are_written_in_any_of_vllms_ways() -> None:
         assert parse_lora_modules(given) == expected
     with pytest.raises(ValueError, match="twice"):
         parse_lora_modules("a=x a=y")
-    words = ["serve", "--lora-modules", "a=x/y", "b=z", "--port", "1", "c=d"]
-    assert join_lora_modules(words) == ["serve", "--lora-modules", "a=x/y,b=z", "--port", "1", "c=d"]
 
 
 def test_using_an_adapter_draws_in_no_peft_and_no_transformers(

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from poolhouse import LLM, InvalidRequest, PoolingParams, UnsupportedTask
-from poolhouse.combined import max_sim, mean_max_sim
+from poolhouse.combined import mean_max_sim
 from poolhouse.engine.request import Answer
 from poolhouse.inputs.limits import Limit
+from poolhouse.max_sim import max_sim
 from poolhouse.scoring import Asked, plan
 from poolhouse.tasks import Task
 from poolhouse.tokens import Tokens
@@ -75,8 +76,9 @@ def test_cosine_needs_no_unit_vectors() -> None:
 
 
 def test_a_query_of_many_documents_is_one_request() -> None:
-    made = plan(Engine(("embed",)), ["q"], ["a", "b", "c"], Asked())
-    assert [request.prompt.text for request in made.requests] == ["q", "a", "b", "c"]
+    for task in ("embed", "token_embed"):
+        made = plan(Engine((task,)), ["q"], ["a", "b", "c"], Asked())
+        assert [request.prompt.text for request in made.requests] == ["q", "a", "b", "c"]
     made = plan(Engine(("classify",), labels=1), ["q"], ["a", "b"], Asked())
     assert [(request.prompt.text, request.prompt.pair) for request in made.requests] == [("q", "a"), ("q", "b")]
 
@@ -86,15 +88,19 @@ def test_max_sim_adds_the_best_product_of_each_query_vector_undivided() -> None:
     assert scores(Engine(("token_embed",)), ["q"], ["d"], [query, document]) == [3 + 2]
     twice = scores(Engine(("token_embed",)), ["q"], ["d"], [query * 2, document])
     assert twice == [10]
-    assert max_sim(np.array(query), np.array(document)) == 5
+    # Further documents, one of them without vectors; then pairs.
+    many = [query, document, np.empty((0, 2)), [[1, 1]]]
+    assert scores(Engine(("token_embed",)), ["q"], ["d", "e", "f"], many) == [5, 0, 3]
+    assert scores(Engine(("token_embed",)), ["q", "p"], ["d", "e"], [query, [[1, 0]], document, [[4, 1]]]) == [5, 4]
     averaging = Engine(("token_embed",), averages_max_sim=True)
     assert scores(averaging, ["q"], ["d"], [query * 2, document]) == [2.5]
+    assert scores(averaging, ["q"], ["d", "e"], [query * 2, document, np.empty((0, 2))]) == [2.5, 0]
 
 
 def test_a_text_without_vectors_scores_0() -> None:
     query, nothing = np.ones((2, 3), dtype=np.float32), np.ones((0, 3), dtype=np.float32)
     for one, other in ((query, nothing), (nothing, query), (nothing, nothing)):
-        assert max_sim(one, other) == mean_max_sim(one, other) == 0
+        assert max_sim(one, [other]) == mean_max_sim(one, other) == 0
     assert scores(Engine(("token_embed",)), ["q"], ["d", "e"], [query, nothing, query]) == [0, 6]
 
 

@@ -46,6 +46,7 @@ from poolhouse.outputs import (
     TokenClassificationRequestOutput,
 )
 from poolhouse.params import PoolerConfig, PoolingParams
+from poolhouse.token_embeddings import TokenEmbeddings
 
 if TYPE_CHECKING:
     from poolhouse.llm import LLM
@@ -83,6 +84,7 @@ __all__ = [
     "SparseVector",
     "TokenClassificationOutput",
     "TokenClassificationRequestOutput",
+    "TokenEmbeddings",
     "UnknownModel",
     "UnsupportedDimensions",
     "UnsupportedTask",

@@ -15,6 +15,7 @@ import numpy as np
 from poolhouse import sparse
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
+from poolhouse.max_sim import max_sim
 from poolhouse.outputs import Array, SparseVector
 from poolhouse.tasks import Task
 
@@ -103,19 +104,9 @@ def combination(engine: sparse.Engine, mode: str, weights: Sequence[float] | Non
     return Combination(engine, tuple(dict.fromkeys(tasks[part] for part in shares)), shares)
 
 
-def max_sim(query: Array, document: Array) -> float:
-    """The sum over query vectors of the largest product with a document vector; [tokens, features] each.
-
-    0 where one side has no vectors: nothing of the text is compared (a document of nothing but punctuation).
-    """
-    if not len(query) or not len(document):
-        return 0.0
-    return float((query @ document.T).max(axis=1).sum())
-
-
 def mean_max_sim(query: Array, document: Array) -> float:
-    """`max_sim` divided by the number of query vectors."""
-    return max_sim(query, document) / max(len(query), 1)
+    """MaxSim divided by the number of query vectors; [tokens, features] each."""
+    return float(max_sim(query, [document])[0]) / max(len(query), 1)
 
 
 def _tasks(engine: sparse.Engine) -> dict[Part, Task]:

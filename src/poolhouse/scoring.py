@@ -19,6 +19,7 @@ from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import Block, ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
+from poolhouse.max_sim import max_sim, max_sim_pairs
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
@@ -250,13 +251,14 @@ def _late_interaction(queries: Sequence[str], documents: Sequence[str], asked: A
     mean: divide by the number of the query's vectors.
     """
 
-    similarity = combined.mean_max_sim if mean else combined.max_sim
-
     def finish(answers: Sequence[Answer]) -> list[Score]:
-        ours = _stretched([answer.array for answer in answers[: len(queries)]], len(documents))
-        theirs = [answer.array for answer in answers[len(queries) :]]
-        scores = [similarity(query, document) for query, document in zip(ours, theirs, strict=True)]
-        return _scores(np.array(scores), answers, len(queries))
+        vectors = [answer.array for answer in answers]
+        ours, theirs = vectors[: len(queries)], vectors[len(queries) :]
+        sums = max_sim(ours[0], theirs) if len(ours) == 1 else max_sim_pairs(ours, theirs)
+        if mean:
+            lengths = [max(len(query), 1) for query in _stretched(ours, len(documents))]
+            sums /= np.array(lengths, dtype=np.float32)
+        return _scores(sums, answers, len(queries))
 
     return Plan(_sides(queries, documents, "token_embed", asked.params, by_role=True), finish)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from poolhouse import LLM, ConfigError
+from poolhouse import LLM, ConfigError, TokenEmbeddings
 from poolhouse.data import passages
 from poolhouse.models.embedded import embedded_model
 from poolhouse.precision import Calibration, quantize
@@ -51,6 +51,21 @@ def test_embed_reads_standard_input_and_files_and_writes_numpy(tmp_path: Path) -
     assert np.array_equal(first, second)
 
 
+@pytest.mark.parametrize("form", ["npz", "safetensors", "arrow"])
+def test_embed_writes_the_vectors_of_tokens(form: str, tmp_path: Path) -> None:
+    texts = ["one", "two words", "three short words"]
+    path = tmp_path / f"tokens.{form}"
+    options = ("--token-pooling-factor", "2", "--input-type", "document", "--precision", "float16")
+    done = run("embed", "--tokens", "-f", form, "-o", str(path), *options, text="\n".join(texts))
+    assert done.returncode == 0, done.stderr
+    written = TokenEmbeddings.load(path)
+    with LLM() as llm:
+        expected = llm.embed_tokens(texts, token_pooling_factor=2, input_type="document", precision="float16")
+    assert written.precision == "float16"
+    assert np.array_equal(written.offsets, expected.offsets)
+    assert np.allclose(written.floats(), expected.floats(), atol=1e-3)
+
+
 def test_embed_options_reach_the_model() -> None:
     done = run(
         "embed", "x", "--matryoshka-dimensions", "64,128", "--dimensions", "64", "--pooler-config.pooling-type", "CLS"
@@ -65,6 +80,12 @@ def test_embed_options_reach_the_model() -> None:
     [
         (["embed", "x", "--model", "/no/such"], "/no/such", 1),
         (["embed", "x", "--format", "npy"], "needs --output", 2),
+        (["embed", "x", "--tokens", "--format", "npz"], "needs --output", 2),
+        (["embed", "x", "--tokens"], "--format jsonl is not for --tokens, which takes npz, safetensors, arrow", 2),
+        (["embed", "x", "--format", "arrow"], "--format arrow is for --tokens", 2),
+        (["embed", "x", "--token-pooling-factor", "2"], "--token-pooling-factor is for --tokens", 2),
+        (["embed", "x", "--input-type", "query"], "--input-type is for --tokens", 2),
+        (["embed", "--tokens", "-f", "npz", "-o", "/tmp/none.npz", "-i", "/dev/null"], "There is no text in", 2),
         (["embed", "x", "--precision", "bfloat16"], "JSON lines cannot hold bfloat16; use --format npy", 2),
         (["embed", "x", "--precision", "int4"], "precision='int4' is not one of float32", 1),
         (["embed", "x", "--int8-calibration", "/no/such"], "/no/such cannot be read as a calibration", 2),

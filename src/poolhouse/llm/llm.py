@@ -12,7 +12,7 @@ import numpy as np
 from poolhouse.engine.answers import pooling
 from poolhouse.engine.open import open_engine
 from poolhouse.engine.waiting import gather
-from poolhouse.llm import answering, chunking, labelling, plugging, weighing
+from poolhouse.llm import answering, chunking, labelling, multi_vector, plugging, weighing
 from poolhouse.llm.answering import wait
 from poolhouse.llm.asking import Asked, Joining, Options, Params, requests_of, required_task, score_plan
 from poolhouse.outputs import (
@@ -293,6 +293,9 @@ class LLM:
     embed_sparse = weighing.embed_sparse
     embed_sparse_async = weighing.embed_sparse_async
     embed_sparse_array = weighing.embed_sparse_array
+    embed_tokens = multi_vector.embed_tokens
+    embed_tokens_async = multi_vector.embed_tokens_async
+    embed_tokens_in_blocks = multi_vector.embed_tokens_in_blocks
 
     def close(self) -> None:
         """Finish what was submitted and free the engine's threads."""
