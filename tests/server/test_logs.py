@@ -116,7 +116,7 @@ def test_refusals_are_logged_and_counted_too() -> None:
     with TestClient(create_app([FakeEngine()], ServerSettings.parse(api_key="k"))) as client:
         assert "x-request-id" in client.get("/v1/models").headers
         metrics = client.get("/metrics", headers={"api-key": "k"}).text
-    assert 'poolhouse_requests_total{route="unknown",status="401",model=""} 1.0' in metrics
+    assert 'poolhouse_requests_total{model="",route="unknown",status="401"} 1.0' in metrics
 
 
 def test_a_unix_socket_has_no_client_address() -> None:

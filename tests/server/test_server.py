@@ -252,7 +252,7 @@ def test_routes_about_the_server(http: httpx.Client) -> None:
     assert http.get("/version").json()["version"]
     (model,) = http.get("/v1/models").json()["data"]
     assert (model["id"], model["max_model_len"], model["tasks"]) == (MODEL, 256, ["embed", "token_embed"])
-    assert 'poolhouse_requests_total{route="/health",status="200"}' in http.get("/metrics").text
+    assert 'poolhouse_requests_total{model="",route="/health",status="200"}' in http.get("/metrics").text
     schema = http.get("/openapi.json").json()
     assert (
         "input"
