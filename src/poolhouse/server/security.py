@@ -16,7 +16,7 @@ from poolhouse.errors import ConfigError
 from poolhouse.settings import ServerSettings
 
 # Probes of supervisors and load balancers hold no key.
-_OPEN_PATHS = frozenset(
+OPEN_PATHS = frozenset(
     {"/health", "/health/live", "/health/ready", "/v1/health/live", "/v1/health/ready", "/ping", "/infinity/health"}
 )
 _KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
@@ -70,7 +70,7 @@ class ApiKeys:
         self.digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] == "OPTIONS" or _path(scope) in _OPEN_PATHS or self._shown(scope):
+        if scope["type"] != "http" or scope["method"] == "OPTIONS" or _path(scope) in OPEN_PATHS or self._shown(scope):
             await self.app(scope, receive, send)
             return
         headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]

@@ -15,7 +15,7 @@ from poolhouse.errors import InvalidRequest
 from poolhouse.outputs import Array
 from poolhouse.server import encoding, replies
 from poolhouse.server.dialects import plugin, vectors
-from poolhouse.server.dialects.fields import body_schema
+from poolhouse.server.dialects.fields import Many, body_schema
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.dialects.vectors import VectorFields
 from poolhouse.server.serving import Engine, Serving
@@ -28,11 +28,11 @@ class PoolingFields(VectorFields):
     task: str | None = Field(
         None, description="embed, token_embed, classify or token_classify, as the model has it; none takes its first."
     )
-    tasks: list[str] | None = Field(
+    tasks: Many[str] | None = Field(
         None, min_length=1, description="Several tasks, answered from one pass; then `data` is an object by task."
     )
     step_tag_id: int | None = Field(None, description="Process rewards: the token whose rows are wanted.")
-    returned_token_ids: list[int] | None = Field(None, description="Process rewards: the columns that are wanted.")
+    returned_token_ids: Many[int] | None = Field(None, description="Process rewards: the columns that are wanted.")
     data: Any = Field(None, description='The data of a plugin, with the task "plugin".')
 
 
@@ -60,7 +60,7 @@ async def answer(serving: Serving, http: Request, fields: PoolingFields) -> Resp
     if fields.task == "plugin":
         return await plugin.answer(serving, http, engine, fields.data, params, fields.request_id, fields.priority)
     if fields.tasks is not None:
-        first, *further = [parse_task(word, engine.tasks) for word in fields.tasks]
+        first, *further = [parse_task(word, engine.tasks) for word in dict.fromkeys(fields.tasks)]
         requests = fields.requests(serving, first, params)
         several = [replace(request, further=tuple(further)) for request in requests]
         return await _reply_of_several(serving, http, fields, engine, several)

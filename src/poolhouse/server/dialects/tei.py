@@ -58,6 +58,7 @@ def router(serving: Serving) -> APIRouter:
         instances = body.get("instances")
         if not isinstance(instances, list) or not all(isinstance(instance, dict) for instance in instances):
             raise InvalidRequest("instances must be a list of bodies.", "instances")
+        serving.check_items(len(instances), "instances")
         parts = [(await by_model(serving, http, instance)).body for instance in instances]
         return Response(b'{"predictions":[%s]}' % b",".join(map(bytes, parts)), media_type="application/json")
 
@@ -97,6 +98,7 @@ def _add(routes: APIRouter, serving: Serving) -> None:
         """One vector per token, special tokens included, not normalised."""
         speak(http, shape)
         fields = await serving.read(http, TokenFields)
+        serving.check_list(fields.inputs, "inputs")
         answers, headers = await _run(serving, http, fields, "token_embed", use_activation=False)
         arrays = [np.ascontiguousarray(answer.array) for answer in answers]
         return await replies.write(serving, lambda: dumps(arrays), answers, headers)
@@ -116,6 +118,7 @@ def _add(routes: APIRouter, serving: Serving) -> None:
     @routes.get("/info")
     async def info(http: Request) -> Response:
         """The model and the server's limits."""
+        speak(http, shape)
         engine = serving.engine(http.query_params.get("model"))
         return Response(dumps(_info(serving, engine)), media_type="application/json")
 
@@ -134,6 +137,7 @@ async def by_model(serving: Serving, http: Request, body: dict[str, Any]) -> Res
 
 
 async def answer_embed(serving: Serving, http: Request, fields: EmbedFields) -> Response:
+    serving.check_list(fields.inputs, "inputs")
     answers, headers = await _run(
         serving, http, fields, "embed", use_activation=fields.normalize, dimensions=fields.dimensions
     )
@@ -141,6 +145,7 @@ async def answer_embed(serving: Serving, http: Request, fields: EmbedFields) -> 
 
 
 async def answer_predict(serving: Serving, http: Request, fields: PredictFields) -> Response:
+    serving.check_list(fields.inputs, "inputs")
     texts, single = fields.texts()
     prompts = [Prompt(text, pair=pair) for text, pair in texts]
     answers, headers = await _run(
