@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from poolhouse.engine.about import About
 from poolhouse.engine.faults import Faults
 from poolhouse.engine.observing import BatchRun, Guarded, Observer
 from poolhouse.engine.pending import Pending
@@ -64,6 +65,7 @@ class FakeEngine:
         self.width = width
         self.max_tokens = max_tokens
         self.prompts: Mapping[str, str] = prompts or {}
+        self.about = About("float32", "cpu", pooling="mean", max_batch_tokens=2048, tokenizer_threads=1)
         self.aliases: tuple[str, ...] = ()
         self.sparse = sparse
         self.token_weights = sparse is not None and sparse.task == "token_classify"

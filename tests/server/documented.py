@@ -11,6 +11,9 @@ from jsonschema_rs import Draft202012Validator
 # Paths that the document leaves out, and those that it describes in their place.
 TWINS = {
     "/": "/embed",
+    "/tei": "/embed",
+    "/tei/": "/embed",
+    "/tei/vertex": "/embed",
     "/embeddings": "/v1/embeddings",
     "/tei/embeddings": "/tei/v1/embeddings",
     "/v1/classify": "/classify",
@@ -20,7 +23,7 @@ TWINS = {
     "/vertex": "/embed",
 }
 # Of these only the errors are like their twin's.
-SEVERAL = ("/", "/vertex")
+SEVERAL = ("/", "/tei", "/tei/", "/vertex", "/tei/vertex")
 
 
 class Document:

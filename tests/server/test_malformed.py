@@ -18,7 +18,7 @@ from poolhouse.settings import ServerSettings
 from tests.server.documented import TWINS, Document, checked
 from tests.server.engines import every_kind
 
-MODELS = ["embedder", "classifier", "tagger", "reranker"]
+MODELS = ["embedder", "classifier", "tagger", "reranker", "splade"]
 # Of all routes: what one route understands, another must refuse or ignore.
 DOCUMENT = TestClient(create_app(every_kind())).get("/openapi.json").json()
 FIELDS = sorted({name for kind in DOCUMENT["components"]["schemas"].values() for name in kind.get("properties", {})})

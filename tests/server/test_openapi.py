@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,7 @@ from poolhouse.settings import ServerSettings
 from tests.server.documented import Document, checked
 from tests.server.engines import every_kind
 
-MODELS = ["embedder", "classifier", "tagger", "reranker", "nobody"]
+MODELS = ["embedder", "classifier", "tagger", "reranker", "splade", "nobody"]
 CHECKS = [
     *(not_a_server_error, status_code_conformance, content_type_conformance),
     *(response_schema_conformance, negative_data_rejection),
@@ -67,9 +68,12 @@ def test_whatever_is_asked_the_answer_is_as_documented(case: schemathesis.Case) 
 def http() -> Iterator[TestClient]:
     with TestClient(create_app(every_kind())) as client:
         checked(client)
+        # The engine knows the words that it read.
+        client.post("/tokenize", json={"prompt": "one"})
         yield client
 
 
+ONE = [zlib.crc32(b"one")]
 TEXTS = ["one", "two words", "one"]
 RERANK = {"query": "q", "documents": TEXTS}
 REPLIES: list[tuple[str, dict[str, Any]]] = [
@@ -96,6 +100,14 @@ REPLIES: list[tuple[str, dict[str, Any]]] = [
     ("/invocations", RERANK),
     *((f"{tei}/embed", {"inputs": TEXTS}) for tei in ("", "/tei")),
     *((f"{tei}/embed_all", {"inputs": TEXTS}) for tei in ("", "/tei")),
+    *((f"{tei}/embed_sparse", {"inputs": TEXTS}) for tei in ("", "/tei")),
+    ("/tokenize", {"prompt": "two words", "return_token_strs": True}),
+    ("/tokenize", {"inputs": TEXTS}),
+    ("/tei/tokenize", {"inputs": "a"}),
+    ("/detokenize", {"tokens": ONE}),
+    *((f"{tei}/decode", {"ids": ids}) for tei in ("", "/tei") for ids in (ONE, [ONE, ONE])),
+    ("/pooling", {"input": TEXTS, "task": "sparse"}),
+    ("/pooling", {"input": TEXTS, "tasks": ["sparse", "token_embed"], "encoding_format": "base64"}),
     *((f"{tei}/predict", {"inputs": inputs, "model": "classifier"}) for tei in ("", "/tei") for inputs in ("a", [["a"], ["b", "c"]])),
     *((f"{tei}/similarity", {"inputs": {"source_sentence": "a", "sentences": TEXTS}}) for tei in ("", "/tei")),
     ("/tei/rerank", {"query": "q", "texts": TEXTS, "return_text": True}),

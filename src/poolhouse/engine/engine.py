@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from poolhouse.engine.about import About
 from poolhouse.engine.faults import Faults
 from poolhouse.engine.intake import Intake
 from poolhouse.engine.observing import Guarded, Observer
@@ -89,6 +90,11 @@ class Engine:
     def aliases(self) -> tuple[str, ...]:
         """Further names that requests may use."""
         return self.options.aliases
+
+    @property
+    def about(self) -> About:
+        """What it tells of itself, for /info."""
+        return About.of(self.model, self.options)
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
+from poolhouse.engine.about import About
 from poolhouse.engine.observing import Observer
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.warming import WarmUpLevel
@@ -46,6 +47,10 @@ class AdaptedEngine:
     @property
     def tasks(self) -> tuple[Task, ...]:
         return self.engine.tasks
+
+    @property
+    def about(self) -> About:
+        return self.engine.about
 
     @property
     def labels(self) -> int:

@@ -15,6 +15,8 @@ from poolhouse.server.serving import Serving
 
 # Replies of more numbers than this are written in a thread, so that the event loop goes on.
 _LARGE = 50_000
+# Texts of more characters, or lists of more ids, are tokenised and decoded in a thread.
+_LONG = 200_000
 
 
 def head(prefix: str, http: Request, given: str | None, model: str) -> dict[str, Any]:
@@ -87,3 +89,12 @@ async def write(
     response = body if isinstance(body, Response) else Response(body, media_type="application/json")
     response.headers.update({**truncation(answers), **(headers or {})})
     return response
+
+
+async def made(make: Callable[[], bytes], size: int | None) -> Response:
+    """JSON that `make` writes without running a model.
+
+    size: the characters, or tokens, that it goes through; None where nobody knows.
+    """
+    beside = size is None or size > _LONG
+    return Response(await asyncio.to_thread(make) if beside else make(), media_type="application/json")

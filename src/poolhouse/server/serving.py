@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel
 
+from poolhouse.engine.about import About
 from poolhouse.engine.observing import Observer
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import joined
@@ -48,6 +49,11 @@ class Engine(Protocol):
 
     @property
     def tasks(self) -> tuple[Task, ...]: ...
+
+    @property
+    def about(self) -> About:
+        """What it tells of itself, for /info."""
+        ...
 
     @property
     def labels(self) -> int: ...
@@ -246,6 +252,7 @@ class Serving:
         self.metrics.count(engine.name, requests[0].task if requests else "none", answers, tokens)
         state = http.state
         state.model, state.items, state.tokens = engine.name, len(answers), tokens
+        state.answers = answers
 
 
 def _located(error: InvalidRequest, futures: Sequence[Future[Answer]], place: Callable[[int], str]) -> InvalidRequest:

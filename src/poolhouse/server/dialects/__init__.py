@@ -17,13 +17,14 @@ from poolhouse.server.dialects import (
     rerank,
     score,
     tei,
+    tokenize,
     voyage,
 )
 from poolhouse.server.dialects.contract import Contracts
 from poolhouse.server.serving import Serving
 
 # At paths of their own, or that several share and tell apart by the body.
-_DIALECTS = (health, openai, pooling, classify, score, rerank, tei, cohere, jina, nvidia, invocations)
+_DIALECTS = (health, openai, pooling, classify, score, rerank, tokenize, tei, cohere, jina, nvidia, invocations)
 # Whole under a prefix, with their own defaults and errors.
 _PREFIXED = (tei, cohere, jina, voyage, infinity)
 
@@ -45,10 +46,10 @@ def contracts() -> Contracts:
         jina_replies,
         nvidia_replies,
         openai_replies,
-        tei_replies,
         vllm_replies,
         voyage_replies,
     )
+    from poolhouse.server.dialects.tei import replies as tei_replies
 
     told = (
         *(health_replies, openai_replies, vllm_replies, tei_replies, cohere_replies, jina_replies, nvidia_replies),

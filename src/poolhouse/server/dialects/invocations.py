@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from poolhouse.errors import InvalidRequest
 from poolhouse.server.body import read_json
-from poolhouse.server.dialects import classify, openai, pooling, score, tei, tei_fields
+from poolhouse.server.dialects import classify, openai, pooling, score, tei
 from poolhouse.server.dialects.fields import body_schema
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.errors import speak
@@ -46,7 +46,7 @@ def router(serving: Serving) -> APIRouter:
 _PROMPTS = (("input",), ("messages",))
 _BODIES = (
     *(openai.EmbeddingFields, pooling.PoolingFields, classify.ClassifyFields, score.RerankFields, score.ScoreFields),
-    *(tei_fields.EmbedFields, tei_fields.PredictFields, tei_fields.SimilarityFields, tei_fields.RerankFields),
+    *(tei.EmbedFields, tei.PredictFields, tei.SimilarityFields, tei.RerankFields, tei.TokenFields),
 )
 
 

@@ -1,18 +1,19 @@
-"""vLLM's /pooling: the rows of any task, or of several from one pass, or what a plugin makes of them."""
+"""vLLM's /pooling: the rows of any task, or of several from one pass, sparse vectors, or what a plugin makes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from poolhouse import sparse
 from poolhouse.engine.request import Answer
-from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest
-from poolhouse.outputs import Array
+from poolhouse.outputs import Array, SparseVector
+from poolhouse.params import PoolingParams
 from poolhouse.server import encoding, replies
 from poolhouse.server.dialects import plugin, vectors
 from poolhouse.server.dialects.fields import Many, body_schema
@@ -21,19 +22,36 @@ from poolhouse.server.dialects.vectors import VectorFields
 from poolhouse.server.serving import Engine, Serving
 from poolhouse.tasks import Task, parse_task
 
+# The task of /pooling that is none of the engine's.
+SPARSE: Final = "sparse"
+Word = Task | Literal["sparse"]
+_IN_JSON = ("float", "base64")
+
 
 class PoolingFields(VectorFields):
     """The body of POST /pooling."""
 
     task: str | None = Field(
-        None, description="embed, token_embed, classify or token_classify, as the model has it; none takes its first."
+        None,
+        description="embed, token_embed, classify, token_classify or sparse, as the model has it; none takes its first.",
     )
     tasks: Many[str] | None = Field(
-        None, min_length=1, description="Several tasks, answered from one pass; then `data` is an object by task."
+        None,
+        min_length=1,
+        max_length=8,
+        description="Several tasks, answered from one pass; then `data` is an object by task.",
     )
+    top_k: int | None = Field(None, description="Sparse vectors: keep so many entries, the largest.")
+    threshold: float | None = Field(None, description="Sparse vectors: leave out entries that weigh less.")
     step_tag_id: int | None = Field(None, description="Process rewards: the token whose rows are wanted.")
     returned_token_ids: Many[int] | None = Field(None, description="Process rewards: the columns that are wanted.")
     data: Any = Field(None, description='The data of a plugin, with the task "plugin".')
+
+    def refuse_pruning(self) -> None:
+        """Raise InvalidRequest where something is asked of sparse vectors, and none of them is."""
+        for name in ("top_k", "threshold"):
+            if getattr(self, name) is not None:
+                raise InvalidRequest(f"{name} belongs to the task 'sparse'.", name, getattr(self, name))
 
 
 def router(serving: Serving) -> APIRouter:
@@ -59,42 +77,74 @@ async def answer(serving: Serving, http: Request, fields: PoolingFields) -> Resp
     )
     if fields.task == "plugin":
         return await plugin.answer(serving, http, engine, fields.data, params, fields.request_id, fields.priority)
+    if fields.task == SPARSE:
+        return await _reply_of_sparse(serving, http, fields, engine, params)
     if fields.tasks is not None:
-        first, *further = [parse_task(word, engine.tasks) for word in dict.fromkeys(fields.tasks)]
-        requests = fields.requests(serving, first, params)
-        several = [replace(request, further=tuple(further)) for request in requests]
-        return await _reply_of_several(serving, http, fields, engine, several)
+        return await _reply_of_several(serving, http, fields, engine, params)
+    fields.refuse_pruning()
     task = engine.tasks[0] if fields.task is None else parse_task(fields.task, engine.tasks)
     requests = fields.requests(serving, task, params)
     return await vectors.reply(serving, http, fields, engine, requests, vectors.Names("pooling", "pooling", "data"))
 
 
-async def _reply_of_several(
-    serving: Serving, http: Request, fields: PoolingFields, engine: Engine, requests: Sequence[EngineRequest]
+async def _reply_of_sparse(
+    serving: Serving, http: Request, fields: PoolingFields, engine: Engine, params: PoolingParams
 ) -> Response:
-    """The arrays of each input by task."""
-    tasks = (requests[0].task, *requests[0].further)
-    encodings = {task: fields.how(engine, task) for task in tasks}
-    if not encodings[tasks[0]].in_json:
+    """The sparse vector of each input: its entries, by rising id."""
+    if fields.encoding_format not in _IN_JSON:
+        raise InvalidRequest("Sparse vectors come as JSON.", "encoding_format", fields.encoding_format)
+    weigh = sparse.plan(engine, (), sparse.Options(params, top_k=fields.top_k, threshold=fields.threshold))
+    answers = await serving.answers(http, engine, fields.requests(serving, weigh.head.task, params))
+    head = replies.head("pooling", http, fields.request_id, engine.name)
+
+    def render() -> bytes:
+        items = [
+            {"index": index, "object": "pooling", "data": entries(weigh.each(answer).vector)} | replies.cut(answer)
+            for index, answer in enumerate(answers)
+        ]
+        return encoding.render(head, items, {"usage": replies.usage(answers)})
+
+    return await replies.write(serving, render, answers)
+
+
+async def _reply_of_several(
+    serving: Serving, http: Request, fields: PoolingFields, engine: Engine, params: PoolingParams
+) -> Response:
+    """The arrays, or sparse vector, of each input by task."""
+    if fields.encoding_format not in _IN_JSON:
         raise InvalidRequest(
             "Several tasks come as float or base64; bytes hold one.", "encoding_format", fields.encoding_format
         )
-    answers = await serving.answers(http, engine, requests)
+    words: list[Word] = [SPARSE if word == SPARSE else parse_task(word, engine.tasks) for word in fields.tasks or ()]
+    weigh = None
+    if SPARSE in words:
+        weigh = sparse.plan(engine, (), sparse.Options(top_k=fields.top_k, threshold=fields.threshold))
+    else:
+        fields.refuse_pruning()
+    first, *further = _passes(words, weigh)
+    encodings = {task: fields.how(engine, task) for task in (first, *further) if task in words}
+    requests = fields.requests(serving, first, params)
+    answers = await serving.answers(http, engine, [replace(request, further=tuple(further)) for request in requests])
     head = replies.head("pooling", http, fields.request_id, engine.name)
 
     def render() -> bytes:
         by_task = {
-            task: encoding.encode([vectors.shown(_array(answer, task, tasks), task, engine) for answer in answers], how)
+            task: encoding.encode([vectors.shown(_array(answer, task, first), task, engine) for answer in answers], how)
             for task, how in encodings.items()
         }
         items = []
         for index, answer in enumerate(answers):
-            data = {task: encoding.value(arrays[index], fields.encoding_format) for task, arrays in by_task.items()}
+            data: dict[Word, Any] = {
+                task: encoding.value(arrays[index], fields.encoding_format) for task, arrays in by_task.items()
+            }
             shapes = {
                 task: list(arrays[index].shape)
                 for task, arrays in by_task.items()
                 if encoding.shape(arrays[index], fields.encoding_format)
             }
+            if weigh is not None:
+                weighed = replace(answer, array=_array(answer, weigh.head.task, first))
+                data[SPARSE] = entries(weigh.each(weighed).vector)
             item = {"index": index, "object": "pooling", "data": data} | ({"shapes": shapes} if shapes else {})
             items.append(item | replies.cut(answer))
         return encoding.render(head, items, {"usage": replies.usage(answers)})
@@ -102,5 +152,29 @@ async def _reply_of_several(
     return await replies.write(serving, render, answers)
 
 
-def _array(answer: Answer, task: Task, tasks: Sequence[Task]) -> Array:
-    return answer.array if task == tasks[0] else answer.further[task]
+def entries(vector: SparseVector) -> list[dict[str, Any]]:
+    """The entries of a sparse vector as JSON has them; features without names have a null token."""
+    tokens = [None] * len(vector) if vector.names is None else vector.tokens
+    # The weights stay numpy's, which are written as short as float32 allows.
+    return [
+        {"token_id": entry, "token": token, "weight": weight}
+        for entry, token, weight in zip(vector.indices, tokens, vector.weights, strict=True)
+    ]
+
+
+def _passes(words: Sequence[Word], weigh: sparse.Plan | None) -> list[Task]:
+    """The engine's tasks behind these words, each once: sparse vectors are read from the answer of another.
+
+    Raises:
+        InvalidRequest: sparse vectors asked for twice; the engine refuses other repetitions.
+    """
+    tasks: list[Task] = [word for word in words if word != SPARSE]
+    if weigh is None:
+        return tasks
+    if words.count(SPARSE) > 1:
+        raise InvalidRequest(f"The task '{SPARSE}' is asked for twice; name each once.", "task", SPARSE)
+    return tasks if weigh.head.task in tasks else [*tasks, weigh.head.task]
+
+
+def _array(answer: Answer, task: Task, first: Task) -> Array:
+    return answer.array if task == first else answer.further[task]

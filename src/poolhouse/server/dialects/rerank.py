@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from poolhouse.server.body import read_json
-from poolhouse.server.dialects import tei, tei_fields, voyage
+from poolhouse.server.dialects import tei, voyage
 from poolhouse.server.dialects.fields import body_schema
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.dialects.score import RerankFields, answer_rerank
@@ -16,7 +16,7 @@ from poolhouse.server.serving import Serving
 def router(serving: Serving) -> APIRouter:
     routes = direct_router("scores")
 
-    @routes.post("/rerank", openapi_extra=body_schema(RerankFields, tei_fields.RerankFields, voyage.RerankFields))
+    @routes.post("/rerank", openapi_extra=body_schema(RerankFields, tei.RerankFields, voyage.RerankFields))
     @routes.post("/v1/rerank", include_in_schema=False)
     @routes.post("/v2/rerank", include_in_schema=False)
     async def rerank(http: Request) -> Response:
@@ -24,7 +24,7 @@ def router(serving: Serving) -> APIRouter:
         body = await read_json(http, serving.settings)
         if "texts" in body:
             speak(http, tei.shape)
-            return await tei.answer_rerank(serving, http, serving.parse(body, tei_fields.RerankFields))
+            return await tei.answer_rerank(serving, http, serving.parse(body, tei.RerankFields))
         if voyage.OWN_RERANK_FIELDS & body.keys():
             speak(http, voyage.shape)
             return await voyage.answer_rerank(serving, http, serving.parse(body, voyage.RerankFields))

@@ -6,10 +6,11 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from poolhouse.server.dialects import tei_replies, voyage_replies
+from poolhouse.server.dialects import voyage_replies
 from poolhouse.server.dialects.contract import Contract, Contracts, Cut, Errors, Matrix, Vector
 from poolhouse.server.dialects.openai_replies import BYTES, METADATA, EmbeddingReply, List
-from poolhouse.tasks import Task
+from poolhouse.server.dialects.pooling import Word
+from poolhouse.server.dialects.tei import replies as tei_replies
 
 
 class TokenUsage(TypedDict):
@@ -19,14 +20,25 @@ class TokenUsage(TypedDict):
     total_tokens: int
 
 
+class Entry(TypedDict):
+    """An entry of a sparse vector; features without names have no token."""
+
+    token_id: int
+    token: str | None
+    weight: float
+
+
+Answer = Vector | Matrix | list[Entry] | str
+
+
 class Pooled(Cut):
-    """The answer to an input: a row, a row per token, or either in base64 with the shape of a matrix beside it."""
+    """The answer to an input: a row, a row per token, either in base64 with its shape, or the entries of a sparse vector."""
 
     index: int
     object: Literal["pooling"]
-    data: Vector | Matrix | str | dict[Task, Vector | Matrix | str]
+    data: Answer | dict[Word, Answer]
     shape: NotRequired[list[int]]
-    shapes: NotRequired[dict[Task, list[int]]]
+    shapes: NotRequired[dict[Word, list[int]]]
 
 
 class PoolingReply(List):
@@ -95,6 +107,21 @@ class ScoreReply(List):
     data: list[Score]
 
 
+class TokenizeReply(TypedDict):
+    """The reply of /tokenize."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizeReply(TypedDict):
+    """The reply of /detokenize."""
+
+    prompt: str
+
+
 class RankedDocument(TypedDict):
     """A document as it was given."""
 
@@ -123,6 +150,7 @@ _SHARED = (Errors(), tei_replies.ERRORS)
 _ANY = (
     *(EmbeddingReply, PoolingReply, PluginReply, ClassifyReply, ScoreReply, RerankReply),
     *(tei_replies.EmbedReply, tei_replies.PredictReply, tei_replies.SimilarityReply, tei_replies.RerankReply),
+    tei_replies.EmbedSparseReply,
 )
 
 CONTRACTS: Contracts = {
@@ -133,5 +161,7 @@ CONTRACTS: Contracts = {
     "/rerank": Contract(
         (RerankReply, tei_replies.RerankReply, voyage_replies.RerankReply), (*_SHARED, voyage_replies.ERRORS)
     ),
+    "/tokenize": Contract((TokenizeReply, tei_replies.TokenizeReply), _SHARED),
+    "/detokenize": Contract((DetokenizeReply,)),
     "/invocations": Contract(_ANY, _SHARED, BYTES, METADATA),
 }

@@ -1,7 +1,4 @@
-"""Hugging Face's Text Embeddings Inference: its routes at their own paths, and all of them under /tei.
-
-Source: text-embeddings-inference 1.9. Where ours can do more (pairs scored by any model), it does.
-"""
+"""TEI's routes, and the answer of each."""
 
 from __future__ import annotations
 
@@ -13,29 +10,32 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from poolhouse import scoring
+from poolhouse import scoring, sparse
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
-from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, UnsupportedTask
+from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
+from poolhouse.outputs import SparseVector
 from poolhouse.server import replies
 from poolhouse.server.body import read_json
 from poolhouse.server.dialects import openai
 from poolhouse.server.dialects.fields import body_schema
 from poolhouse.server.dialects.pairs import Sides, score
 from poolhouse.server.dialects.routing import direct_router
-from poolhouse.server.dialects.tei_fields import (
+from poolhouse.server.dialects.tei.errors import EmptyInput, openai_shape, shape
+from poolhouse.server.dialects.tei.fields import (
     EmbedFields,
-    EmptyInput,
     PredictFields,
     RerankFields,
     SimilarityFields,
     TeiFields,
     TokenFields,
 )
+from poolhouse.server.dialects.tei.info import characters, headers, info, is_splade, label_names
+from poolhouse.server.dialects.tei.tokens import DecodeFields, TokenizeFields, answer_decode, answer_tokenize
 from poolhouse.server.encoding import dumps
-from poolhouse.server.errors import Failure, Refused, as_json, speak
-from poolhouse.server.serving import Engine, Serving
+from poolhouse.server.errors import speak
+from poolhouse.server.serving import Serving
 from poolhouse.tasks import Task
 
 
@@ -43,6 +43,94 @@ def router(serving: Serving) -> APIRouter:
     """Routes at TEI's own paths, without those that other dialects share."""
     routes = direct_router("text-embeddings-inference")
     _add(routes, serving)
+    return routes
+
+
+def prefixed_router(serving: Serving) -> APIRouter:
+    """All of TEI under /tei, those too whose paths other dialects share."""
+    routes = direct_router("text-embeddings-inference", "/tei")
+    _add(routes, serving)
+
+    @routes.post("", include_in_schema=False)
+    async def bare(http: Request) -> Response:
+        """As `/`, for clients that leave the last slash away."""
+        speak(http, shape)
+        return await by_model(serving, http, await read_json(http, serving.settings))
+
+    @routes.post("/rerank", openapi_extra=body_schema(RerankFields))
+    async def rerank(http: Request) -> Response:
+        """Texts by how well they answer a query, best first."""
+        speak(http, shape)
+        return await answer_rerank(serving, http, await serving.read(http, RerankFields))
+
+    @routes.post("/v1/embeddings", openapi_extra=body_schema(openai.EmbeddingFields))
+    @routes.post("/embeddings", include_in_schema=False)
+    async def embeddings(http: Request) -> Response:
+        """OpenAI's embeddings with TEI's errors and headers."""
+        speak(http, openai_shape)
+        started = time.perf_counter()
+        fields = await serving.read(http, openai.EmbeddingFields)
+        response = await openai.answer(serving, http, fields)
+        engine = serving.engine(fields.model)
+        response.headers.update(headers(engine, http.state.answers, characters(fields.prompts(serving)), started))
+        return response
+
+    @routes.post("/tokenize", openapi_extra=body_schema(TokenizeFields))
+    async def tokenize(http: Request) -> Response:
+        """The tokens of each text, with the characters that each stands for."""
+        speak(http, shape)
+        return await answer_tokenize(serving, http, await serving.read(http, TokenizeFields))
+
+    return routes
+
+
+def _add(routes: APIRouter, serving: Serving) -> None:
+    @routes.post("/embed", openapi_extra=body_schema(EmbedFields))
+    async def embed(http: Request) -> Response:
+        """One vector per input, as a bare list."""
+        speak(http, shape)
+        return await answer_embed(serving, http, await serving.read(http, EmbedFields))
+
+    @routes.post("/embed_all", openapi_extra=body_schema(TokenFields))
+    async def embed_all(http: Request) -> Response:
+        """One vector per token, special tokens included, not normalised."""
+        speak(http, shape)
+        fields = await serving.read(http, TokenFields)
+        serving.check_list(fields.inputs, "inputs")
+        answers, took = await _run(serving, http, fields, "token_embed", use_activation=False)
+        arrays = [np.ascontiguousarray(answer.array) for answer in answers]
+        return await replies.write(serving, lambda: dumps(arrays), answers, took)
+
+    @routes.post("/embed_sparse", openapi_extra=body_schema(TokenFields))
+    async def embed_sparse(http: Request) -> Response:
+        """The entries of each input's sparse vector, by rising index."""
+        speak(http, shape)
+        return await answer_embed_sparse(serving, http, await serving.read(http, TokenFields))
+
+    @routes.post("/predict", openapi_extra=body_schema(PredictFields))
+    async def predict(http: Request) -> Response:
+        """The labels of texts, or of pairs, likeliest first."""
+        speak(http, shape)
+        return await answer_predict(serving, http, await serving.read(http, PredictFields))
+
+    @routes.post("/similarity", openapi_extra=body_schema(SimilarityFields))
+    async def similarity(http: Request) -> Response:
+        """The cosine of one sentence with each of many."""
+        speak(http, shape)
+        return await answer_similarity(serving, http, await serving.read(http, SimilarityFields))
+
+    @routes.post("/decode", openapi_extra=body_schema(DecodeFields))
+    async def decode(http: Request) -> Response:
+        """The text of each list of ids."""
+        speak(http, shape)
+        return await answer_decode(serving, http, await serving.read(http, DecodeFields))
+
+    @routes.get("/info")
+    async def about(http: Request) -> Response:
+        """The model and the server's limits."""
+        speak(http, shape)
+        engine = serving.engine(http.query_params.get("model"))
+        return Response(dumps(info(serving, engine)), media_type="application/json")
 
     @routes.post("/", include_in_schema=False)
     async def root(http: Request) -> Response:
@@ -62,66 +150,6 @@ def router(serving: Serving) -> APIRouter:
         parts = [(await by_model(serving, http, instance)).body for instance in instances]
         return Response(b'{"predictions":[%s]}' % b",".join(map(bytes, parts)), media_type="application/json")
 
-    return routes
-
-
-def prefixed_router(serving: Serving) -> APIRouter:
-    """All of TEI under /tei, those too whose paths other dialects share."""
-    routes = direct_router("text-embeddings-inference", "/tei")
-    _add(routes, serving)
-
-    @routes.post("/rerank", openapi_extra=body_schema(RerankFields))
-    async def rerank(http: Request) -> Response:
-        """Texts by how well they answer a query, best first."""
-        speak(http, shape)
-        return await answer_rerank(serving, http, await serving.read(http, RerankFields))
-
-    @routes.post("/v1/embeddings", openapi_extra=body_schema(openai.EmbeddingFields))
-    @routes.post("/embeddings", include_in_schema=False)
-    async def embeddings(http: Request) -> Response:
-        """OpenAI's embeddings with TEI's errors."""
-        speak(http, _openai_shape)
-        return await openai.answer(serving, http, await serving.read(http, openai.EmbeddingFields))
-
-    return routes
-
-
-def _add(routes: APIRouter, serving: Serving) -> None:
-    @routes.post("/embed", openapi_extra=body_schema(EmbedFields))
-    async def embed(http: Request) -> Response:
-        """One vector per input, as a bare list."""
-        speak(http, shape)
-        return await answer_embed(serving, http, await serving.read(http, EmbedFields))
-
-    @routes.post("/embed_all", openapi_extra=body_schema(TokenFields))
-    async def embed_all(http: Request) -> Response:
-        """One vector per token, special tokens included, not normalised."""
-        speak(http, shape)
-        fields = await serving.read(http, TokenFields)
-        serving.check_list(fields.inputs, "inputs")
-        answers, headers = await _run(serving, http, fields, "token_embed", use_activation=False)
-        arrays = [np.ascontiguousarray(answer.array) for answer in answers]
-        return await replies.write(serving, lambda: dumps(arrays), answers, headers)
-
-    @routes.post("/predict", openapi_extra=body_schema(PredictFields))
-    async def predict(http: Request) -> Response:
-        """The labels of texts, or of pairs, likeliest first."""
-        speak(http, shape)
-        return await answer_predict(serving, http, await serving.read(http, PredictFields))
-
-    @routes.post("/similarity", openapi_extra=body_schema(SimilarityFields))
-    async def similarity(http: Request) -> Response:
-        """The cosine of one sentence with each of many."""
-        speak(http, shape)
-        return await answer_similarity(serving, http, await serving.read(http, SimilarityFields))
-
-    @routes.get("/info")
-    async def info(http: Request) -> Response:
-        """The model and the server's limits."""
-        speak(http, shape)
-        engine = serving.engine(http.query_params.get("model"))
-        return Response(dumps(_info(serving, engine)), media_type="application/json")
-
 
 async def by_model(serving: Serving, http: Request, body: dict[str, Any]) -> Response:
     """The answer to a body by its form and by what the model is for."""
@@ -133,49 +161,71 @@ async def by_model(serving: Serving, http: Request, body: dict[str, Any]) -> Res
     engine = serving.engine(model if isinstance(model, str) else None)
     if "classify" in engine.tasks:
         return await answer_predict(serving, http, serving.parse(body, PredictFields))
+    if is_splade(engine):
+        return await answer_embed_sparse(serving, http, serving.parse(body, TokenFields))
     return await answer_embed(serving, http, serving.parse(body, EmbedFields))
 
 
 async def answer_embed(serving: Serving, http: Request, fields: EmbedFields) -> Response:
     serving.check_list(fields.inputs, "inputs")
-    answers, headers = await _run(
-        serving, http, fields, "embed", use_activation=fields.normalize, dimensions=fields.dimensions
+    splade = is_splade(serving.engine(fields.model))
+    if splade and fields.normalize:
+        raise UnsupportedTask("`normalize` is not available for SPLADE models", "normalize")
+    answers, took = await _run(
+        serving,
+        http,
+        fields,
+        "embed",
+        use_activation=not splade and fields.normalize is not False,
+        dimensions=fields.dimensions,
     )
-    return await replies.write(serving, lambda: dumps(np.stack([a.array for a in answers])), answers, headers)
+    return await replies.write(serving, lambda: dumps(np.stack([a.array for a in answers])), answers, took)
+
+
+async def answer_embed_sparse(serving: Serving, http: Request, fields: TokenFields) -> Response:
+    started = time.perf_counter()
+    engine = serving.engine(fields.model)
+    serving.check_list(fields.inputs, "inputs")
+    prompts = fields.prompts()
+    serving.check_items(len(prompts), "inputs")
+    plan = sparse.plan(engine, prompts, sparse.Options(fields.params(), fields.prompt_name))
+    answers = await serving.answers(http, engine, plan.requests, "inputs[{}]".format)
+    took = headers(engine, answers, characters(prompts), started)
+    return await replies.write(
+        serving, lambda: dumps([_entries(made.vector) for made in plan.finish(answers)]), answers, took
+    )
 
 
 async def answer_predict(serving: Serving, http: Request, fields: PredictFields) -> Response:
     serving.check_list(fields.inputs, "inputs")
     texts, single = fields.texts()
     prompts = [Prompt(text, pair=pair) for text, pair in texts]
-    answers, headers = await _run(
-        serving, http, fields, "classify", prompts=prompts, use_activation=not fields.raw_scores
-    )
-    names = serving.engine(fields.model).label_names
+    answers, took = await _run(serving, http, fields, "classify", prompts=prompts, use_activation=not fields.raw_scores)
+    names = label_names(serving.engine(fields.model))
     lists = [_predictions(answer, names) for answer in answers]
-    return await replies.write(serving, lambda: dumps(lists[0] if single else lists), answers, headers)
+    return await replies.write(serving, lambda: dumps(lists[0] if single else lists), answers, took)
 
 
 async def answer_similarity(serving: Serving, http: Request, fields: SimilarityFields) -> Response:
     inputs, parameters = fields.inputs, fields.parameters
-    if not inputs.sentences:
-        raise EmptyInput("sentences")
+    if not inputs.sentences or "" in (inputs.source_sentence, *inputs.sentences):
+        raise EmptyInput("inputs")
     prompts = [Prompt(inputs.source_sentence), *map(Prompt, inputs.sentences)]
     parameters.model = fields.model
-    answers, headers = await _run(serving, http, parameters, "embed", prompts=prompts, use_activation=True)
+    answers, took = await _run(serving, http, parameters, "embed", prompts=prompts, use_activation=True)
 
     def render() -> bytes:
         vectors = np.stack([answer.array for answer in answers])
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return dumps(vectors[1:] @ vectors[0])
 
-    return await replies.write(serving, render, answers, headers)
+    return await replies.write(serving, render, answers, took)
 
 
 async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
     started = time.perf_counter()
     engine = serving.engine(fields.model)
-    if not fields.texts:
+    if not fields.texts or (not fields.query and "" in fields.texts):
         raise EmptyInput("texts")
     asked = scoring.Asked(replace(fields.params(), use_activation=not fields.raw_scores))
     if "classify" not in engine.tasks:
@@ -186,9 +236,10 @@ async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -
         | ({"text": fields.texts[place]} if fields.return_text else {})
         for place in scored.ranked()
     ]
-    characters = len(fields.query) + sum(map(len, fields.texts))
-    headers = _headers(engine, scored.answers, characters, started)
-    return await replies.write(serving, lambda: dumps(ranks), scored.answers, headers)
+    # Each text is read beside the query, so TEI counts that as often.
+    read = len(fields.query) * len(fields.texts) + sum(map(len, fields.texts))
+    took = headers(engine, scored.answers, read, started)
+    return await replies.write(serving, lambda: dumps(ranks), scored.answers, took)
 
 
 async def _run(
@@ -213,81 +264,14 @@ async def _run(
     params = replace(fields.params(), use_activation=use_activation, dimensions=dimensions)
     requests = [EngineRequest(prompt, task, params, fields.prompt_name) for prompt in prompts]
     answers = await serving.answers(http, engine, requests, "inputs[{}]".format)
-    characters = sum(len(prompt.text or "") + len(prompt.pair or "") for prompt in prompts)
-    return answers, _headers(engine, answers, characters, started)
+    return answers, headers(engine, answers, characters(prompts), started)
 
 
-def _headers(engine: Engine, answers: Sequence[Answer], characters: int, started: float) -> dict[str, str]:
-    tokens = sum(len(answer.tokens) for answer in answers)
-    return {
-        "x-compute-characters": str(characters),
-        "x-compute-tokens": str(tokens),
-        "x-total-time": str(round(1000 * (time.perf_counter() - started))),
-    }
+def _predictions(answer: Answer, names: Sequence[str]) -> list[dict[str, Any]]:
+    order = np.argsort(-answer.array, kind="stable").tolist()
+    return [{"score": float(answer.array[place]), "label": names[place]} for place in order]
 
 
-def _predictions(answer: Answer, names: Any) -> list[dict[str, Any]]:
-    order = np.argsort(-answer.array, kind="stable")
-    return [{"score": float(answer.array[place]), "label": names.get(int(place), f"LABEL_{place}")} for place in order]
-
-
-def _info(serving: Serving, engine: Engine) -> dict[str, Any]:
-    import poolhouse
-
-    names = {str(place): name for place, name in engine.label_names.items()}
-    labels = {"id2label": names, "label2id": {name: int(place) for place, name in names.items()}}
-    kind: dict[str, Any] = {"embedding": {"pooling": "unknown"}}
-    if "classify" in engine.tasks:
-        kind = {"reranker" if engine.labels == 1 else "classifier": labels}
-    settings = serving.settings
-    return {
-        "model_id": engine.name,
-        "model_sha": None,
-        "model_dtype": "unknown",
-        "served_model_name": engine.name,
-        "model_type": kind,
-        "max_concurrent_requests": settings.max_queued_prompts,
-        "max_input_length": engine.max_tokens,
-        "max_batch_tokens": None,
-        "max_batch_requests": None,
-        "max_client_batch_size": settings.max_client_batch_size,
-        "auto_truncate": True,
-        "tokenization_workers": None,
-        "version": poolhouse.__version__,
-        "sha": None,
-        "docker_label": None,
-        "tasks": list(engine.tasks),
-        "max_body_bytes": settings.max_body_bytes,
-        "request_timeout_seconds": settings.request_timeout_seconds,
-    }
-
-
-def shape(failure: Failure) -> Response:
-    """TEI's error body."""
-    status, kind = _kind(failure)
-    return as_json(replace(failure, status=status), {"error": failure.message, "error_type": kind})
-
-
-def _openai_shape(failure: Failure) -> Response:
-    status, kind = _kind(failure)
-    return as_json(replace(failure, status=status), {"message": failure.message, "code": status, "type": kind})
-
-
-def _kind(failure: Failure) -> tuple[int, str]:
-    """TEI's status and word for it."""
-    match failure.error:
-        case EmptyInput():
-            return 400, "Empty"
-        case Refused() if failure.status == 429:
-            return 429, "Overloaded"
-        case Refused():
-            return failure.status, "Validation"
-        case UnsupportedTask():
-            return 424, "Backend"
-        case InvalidRequest():
-            return 404 if failure.status == 404 else 422, "Validation"
-        case EngineClosed():
-            return 503, "Unhealthy"
-        case EngineError():
-            return 424, "Backend"
-    return (422, "Validation") if failure.status == 400 else (failure.status, "Backend")
+def _entries(vector: SparseVector) -> list[dict[str, Any]]:
+    # The weights stay numpy's, which are written as short as float32 allows.
+    return [{"index": index, "value": weight} for index, weight in zip(vector.indices, vector.weights, strict=True)]

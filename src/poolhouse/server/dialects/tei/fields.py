@@ -10,7 +10,7 @@ from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.prompts import Prompt, parse_prompts
 from poolhouse.params import PoolingParams
 from poolhouse.server.dialects.fields import INPUT_SCHEMA, Many
-from poolhouse.server.errors import Refused
+from poolhouse.server.dialects.tei.errors import EmptyInput
 
 
 class TeiFields(BaseModel):
@@ -37,7 +37,7 @@ class TeiFields(BaseModel):
 
 
 class TokenFields(TeiFields):
-    """The body of POST /embed_all."""
+    """The body of POST /embed_all and /embed_sparse."""
 
     inputs: Any = Field(description="A text, token ids, or a list of both.", json_schema_extra=INPUT_SCHEMA)
 
@@ -55,7 +55,9 @@ class TokenFields(TeiFields):
 class EmbedFields(TokenFields):
     """The body of POST /embed."""
 
-    normalize: bool = True
+    normalize: bool | None = Field(
+        None, description="Scale vectors to length 1; none does, but for SPLADE, which refuses it."
+    )
     dimensions: int | None = None
 
 
@@ -69,18 +71,22 @@ class PredictFields(TeiFields):
         """Texts, each with its second one or None, and whether it is a single one.
 
         Raises:
-            InvalidRequest: another form.
+            EmptyInput: no text. InvalidRequest: another form.
         """
         given = self.inputs
-        if given in ("", []):
+        if given == []:
             raise EmptyInput("inputs")
-        if isinstance(given, str):
-            return [(given, None)], True
-        if isinstance(given, list) and all(isinstance(text, str) for text in given):
-            return [_pair(given, "inputs")], True
-        if not isinstance(given, list):
+        if not isinstance(given, str | list):
             raise InvalidRequest('inputs must be "a", ["a"], ["a", "b"], or a list of such lists.', "inputs")
-        return [_pair(texts, f"inputs[{index}]") for index, texts in enumerate(given)], False
+        single = isinstance(given, str) or all(isinstance(text, str) for text in given)
+        texts = (
+            [_pair(given, "inputs")]
+            if single
+            else [_pair(texts, f"inputs[{index}]") for index, texts in enumerate(given)]
+        )
+        if any(not text and not pair for text, pair in texts):
+            raise EmptyInput("inputs")
+        return texts, single
 
 
 class Sentences(BaseModel):
@@ -109,13 +115,6 @@ class RerankFields(TeiFields):
     texts: Many[str]
     raw_scores: bool = False
     return_text: bool = False
-
-
-class EmptyInput(Refused):
-    """TEI's own refusal of no text."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"`{name}` cannot be empty", 400, name)
 
 
 def _pair(texts: Any, place: str) -> tuple[str, str | None]:

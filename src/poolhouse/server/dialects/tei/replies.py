@@ -66,7 +66,27 @@ class Info(TypedDict):
     request_timeout_seconds: float
 
 
+class Entry(TypedDict):
+    """An entry of a sparse vector."""
+
+    index: int
+    value: float
+
+
+class Token(TypedDict):
+    """A token, and the characters that it stands for; special ones stand for none."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
 EmbedReply = Matrix
+EmbedSparseReply = list[list[Entry]]
+TokenizeReply = list[list[Token]]
+DecodeReply = list[str]
 EmbedAllReply = list[Matrix]
 PredictReply = list[Prediction] | list[list[Prediction]]
 SimilarityReply = Vector
@@ -75,13 +95,20 @@ RerankReply = list[Rank]
 _STATUSES = (*STATUSES, 422, 424)
 ERRORS = Errors(Error, _STATUSES)
 _COST = {
+    "x-compute-type": "The device.",
     "x-compute-characters": "Characters of the inputs.",
     "x-compute-tokens": "Tokens of the inputs.",
-    "x-total-time": "Milliseconds.",
+    "x-compute-time": "Milliseconds in all, as x-total-time.",
+    "x-total-time": "Milliseconds in all.",
+    "x-tokenization-time": "Milliseconds, the mean of the inputs.",
+    "x-queue-time": "Milliseconds, the mean of the inputs.",
+    "x-inference-time": "Milliseconds, the mean of the inputs.",
 }
 _OWN: Contracts = {
     "/embed": Contract((EmbedReply,), (ERRORS,), headers=_COST),
     "/embed_all": Contract((EmbedAllReply,), (ERRORS,), headers=_COST),
+    "/embed_sparse": Contract((EmbedSparseReply,), (ERRORS,), headers=_COST),
+    "/decode": Contract((DecodeReply,), (ERRORS,)),
     "/predict": Contract((PredictReply,), (ERRORS,), headers=_COST),
     "/similarity": Contract((SimilarityReply,), (ERRORS,), headers=_COST),
     "/info": Contract((Info,), (Errors(Error, (404,)),), query={"model": "A served model; none takes the first."}),
@@ -89,6 +116,7 @@ _OWN: Contracts = {
 _UNDER_TEI: Contracts = {
     **_OWN,
     "/rerank": Contract((RerankReply,), (ERRORS,), headers=_COST),
-    "/v1/embeddings": Contract((EmbeddingReply,), (Errors(OpenAIError, _STATUSES),), BYTES, METADATA),
+    "/tokenize": Contract((TokenizeReply,), (ERRORS,)),
+    "/v1/embeddings": Contract((EmbeddingReply,), (Errors(OpenAIError, _STATUSES),), BYTES, {**METADATA, **_COST}),
 }
 CONTRACTS: Contracts = {**_OWN, **{f"/tei{path}": contract for path, contract in _UNDER_TEI.items()}}
