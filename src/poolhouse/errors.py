@@ -87,5 +87,6 @@ class EngineClosed(EngineError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the known name nearest to `name`, else nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    # No known name is longer; comparing a caller's megabytes would take seconds.
+    near = difflib.get_close_matches(name[:100], list(known), n=1)
     return f" Did you mean '{near[0]}'?" if near else ""

@@ -24,7 +24,7 @@ from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.conversations import Conversations
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
-from poolhouse.inputs.prompts import Prompt
+from poolhouse.inputs.prompts import Prompt, check_ids
 from poolhouse.outputs import Array
 from poolhouse.params import Matryoshka, PoolingParams
 from poolhouse.plugins import Plugin
@@ -204,6 +204,10 @@ class FakeEngine:
 
     def _array(self, request: Request, task: Task, tokens: Tokens) -> Array:
         width = self.labels if task == "classify" else request.params.for_task(task).dimensions or self.width
+        if request.spans is not None:
+            return np.stack(
+                [_vector(zlib.crc32(tokens.ids[start:end].tobytes()), width) for start, end in request.spans]
+            )
         if task in TOKEN_TASKS:
             return np.stack([_vector(int(token), width) for token in tokens.ids])
         return _vector(zlib.crc32(tokens.ids.tobytes()), width)
@@ -220,6 +224,7 @@ class FakeEngine:
     def _all_tokens(self, request: Request) -> Tokens:
         prompt = request.prompt
         if prompt.ids is not None:
+            check_ids(prompt.ids, _VOCABULARY_SIZE)
             return Tokens(prompt.ids, original_tokens=len(prompt.ids))
         if request.prompt_name and request.prompt_name not in self.prompts:
             raise InvalidRequest(f"The model has no prompt named '{request.prompt_name}'.", "prompt_name")
@@ -237,6 +242,8 @@ class FakeEngine:
         return Tokens(ids, original_tokens=len(ids), places=places)
 
 
+# A word's id is a checksum of 32 bits.
+_VOCABULARY_SIZE = 2**32
 _CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 
 

@@ -23,6 +23,7 @@ from poolhouse.server.app import create_app
 from poolhouse.settings import ServerSettings
 from poolhouse.tasks import SparseHead
 from poolhouse.testing import FakeEngine
+from tests.server.documented import checked
 
 FOLDER = Path(__file__).parent / "golden"
 DIALECTS = ("tei", "vllm", "cohere_v1", "cohere_v2", "jina", "voyage", "infinity", "nvidia")
@@ -50,6 +51,7 @@ def client() -> Iterator[TestClient]:
         ),
     ]
     with TestClient(create_app(engines, ServerSettings(max_client_batch_size=4))) as http:
+        checked(http)
         yield http
 
 

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from poolhouse import LLM
 from poolhouse.server.app import create_app
 from poolhouse.testing import FakeEngine
+from tests.server.documented import checked
 
 QUERY = "why are there tides"
 DOCUMENTS = ["yeast makes bread rise", "the moon pulls the sea towards it", "tides follow the moon"]
@@ -27,6 +28,7 @@ def llm() -> Iterator[LLM]:
 @pytest.fixture(scope="module")
 def http(llm: LLM) -> Iterator[TestClient]:
     with TestClient(create_app([llm.engine])) as client:
+        checked(client)
         yield client
 
 
@@ -40,6 +42,7 @@ def order(llm: LLM) -> list[int]:
 def labelled() -> Iterator[TestClient]:
     engine = FakeEngine("labels", tasks=("classify",), label_names={0: "calm", 1: "angry", 2: "glad"}, max_tokens=9)
     with TestClient(create_app([engine])) as client:
+        checked(client)
         yield client
 
 

@@ -12,6 +12,7 @@ from poolhouse import LLM
 from poolhouse.server.app import create_app
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
+from tests.server.documented import checked
 
 QUERY = "why are there tides"
 DOCUMENTS = ["yeast makes bread rise", "the moon pulls the sea towards it", "tides follow the moon"]
@@ -26,6 +27,7 @@ def llm() -> Iterator[LLM]:
 @pytest.fixture(scope="module")
 def http(llm: LLM) -> Iterator[TestClient]:
     with TestClient(create_app([llm.engine])) as client:
+        checked(client)
         yield client
 
 
@@ -116,6 +118,7 @@ def test_a_cut_document_is_said_to_be_cut(http: TestClient) -> None:
 def test_labels_come_with_the_probability_of_each() -> None:
     engine = FakeEngine(tasks=("classify",), label_names={0: "calm", 1: "angry", 2: "glad"})
     with TestClient(create_app([engine])) as http:
+        checked(http)
         body = http.post("/classify", json={"input": ["one", "two words"]}).json()
     assert body["id"].startswith("classify-")
     for index, item in enumerate(body["data"]):
@@ -130,6 +133,7 @@ def test_a_request_template_is_taken_where_it_is_trusted() -> None:
     template = "{{ messages[0]['content'] }} ? {{ messages[1]['content'] }}"
     settings = ServerSettings(trust_request_chat_template=True)
     with TestClient(create_app([engine], settings)) as http:
+        checked(http)
         reply = http.post("/score", json={"queries": "a", "documents": "b", "chat_template": template})
     assert reply.status_code == 200, reply.text
     bound = engine.received[0].prompt.template

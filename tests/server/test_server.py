@@ -254,12 +254,8 @@ def test_routes_about_the_server(http: httpx.Client) -> None:
     assert (model["id"], model["max_model_len"], model["tasks"]) == (MODEL, 256, ["embed", "token_embed"])
     assert 'poolhouse_requests_total{model="",route="/health",status="200"}' in http.get("/metrics").text
     schema = http.get("/openapi.json").json()
-    assert (
-        "input"
-        in schema["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"][
-            "properties"
-        ]
-    )
+    body = schema["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "input" in schema["components"]["schemas"][body["$ref"].rpartition("/")[2]]["properties"]
 
 
 def test_mixed_load_from_many_connections_gets_offline_answers(server: Server, llm: LLM) -> None:

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import poolhouse
-from poolhouse.server import errors, logs, scraping, security, tracing
+from poolhouse.server import errors, logs, openapi, scraping, security, tracing
 from poolhouse.server.adapted import with_adapters
 from poolhouse.server.dialects import routers
 from poolhouse.server.dispatch import Dispatch, Prefixed
@@ -41,7 +41,7 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
         title="Poolhouse",
         version=poolhouse.__version__,
         lifespan=lifespan,
-        redoc_url=None,
+        openapi_url=None,
     )
     # As an argument it is deprecated, for uvicorn's own prefix, which takes no request without it.
     app.root_path = settings.root_path
@@ -49,6 +49,8 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
     dialects = routers(serving)
     for router in dialects:
         app.include_router(router)
+    if not settings.disable_fastapi_docs:
+        app.include_router(openapi.router(dialects, settings))
     errors.install(app, answering)
     guarded = security.guarded(Dispatch(app, dialects, answering), settings)
     counted = Counting(guarded, serving.metrics)

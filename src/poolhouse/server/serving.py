@@ -198,6 +198,11 @@ class Serving:
                 items,
             )
 
+    def check_list(self, given: object, parameter: str) -> None:
+        """As `check_items`, of what was not read yet: reading millions of inputs would stop the server for seconds."""
+        if isinstance(given, list) and given and not isinstance(given[0], int):
+            self.check_items(len(given), parameter)
+
     async def answers(
         self,
         http: HttpRequest,

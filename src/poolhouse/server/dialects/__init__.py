@@ -20,6 +20,7 @@ from poolhouse.server.dialects import (
     tokenize,
     voyage,
 )
+from poolhouse.server.dialects.contract import Contracts
 from poolhouse.server.serving import Serving
 
 # At paths of their own, or that several share and tell apart by the body.
@@ -34,3 +35,24 @@ def routers(serving: Serving) -> list[APIRouter]:
         *(dialect.router(serving) for dialect in _DIALECTS),
         *(dialect.prefixed_router(serving) for dialect in _PREFIXED),
     ]
+
+
+def contracts() -> Contracts:
+    """What every path answers; drawn in when somebody asks."""
+    from poolhouse.server.dialects import (
+        cohere_replies,
+        health_replies,
+        infinity_replies,
+        jina_replies,
+        nvidia_replies,
+        openai_replies,
+        vllm_replies,
+        voyage_replies,
+    )
+    from poolhouse.server.dialects.tei import replies as tei_replies
+
+    told = (
+        *(health_replies, openai_replies, vllm_replies, tei_replies, cohere_replies, jina_replies, nvidia_replies),
+        *(voyage_replies, infinity_replies),
+    )
+    return {path: contract for replies in told for path, contract in replies.CONTRACTS.items()}

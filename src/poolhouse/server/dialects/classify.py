@@ -13,7 +13,7 @@ from pydantic import Field
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.server import encoding, replies
-from poolhouse.server.dialects.fields import Inputs, body_schema
+from poolhouse.server.dialects.fields import Inputs, Many, body_schema
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.serving import Engine, Serving
 from poolhouse.spans import Strategy, entities
@@ -29,7 +29,7 @@ class ClassifyTokensFields(Inputs):
     aggregation_strategy: Strategy = Field(
         "simple", description="none: tokens by themselves; simple: neighbours of one label; else words agree first."
     )
-    ignore_labels: list[str] = Field(["O"], description="Labels that are no entity.")
+    ignore_labels: Many[str] = Field(["O"], description="Labels that are no entity.")
 
 
 def router(serving: Serving) -> APIRouter:

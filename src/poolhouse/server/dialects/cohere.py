@@ -16,7 +16,7 @@ from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest
 from poolhouse.server import replies
 from poolhouse.server.dialects import hosted
-from poolhouse.server.dialects.fields import body_schema
+from poolhouse.server.dialects.fields import Many, body_schema
 from poolhouse.server.dialects.hosted import Kind, Wish
 from poolhouse.server.dialects.pairs import Scored
 from poolhouse.server.dialects.routing import direct_router
@@ -32,10 +32,10 @@ class EmbedFields(BaseModel):
 
     model: str | None = None
     input_type: str | None = Field(None, description="search_query, search_document, or the name of a prompt.")
-    texts: list[str] | None = None
-    images: list[str] | None = Field(None, description="Refused: no model here reads pictures.")
-    inputs: list[dict[str, Any]] | None = Field(None, description="[{content: [{type: text, text}]}].")
-    embedding_types: list[Kind] | None = None
+    texts: Many[str] | None = None
+    images: Many[str] | None = Field(None, description="Refused: no model here reads pictures.")
+    inputs: Many[dict[str, Any]] | None = Field(None, description="[{content: [{type: text, text}]}].")
+    embedding_types: Many[Kind] | None = None
     output_dimension: int | None = None
     max_tokens: int | None = Field(None, ge=1)
     truncate: Literal["NONE", "START", "END"] = "END"
@@ -72,9 +72,9 @@ class RerankFields(BaseModel):
 
     model: str | None = None
     query: str
-    documents: list[str | dict[str, Any]]
+    documents: Many[str | dict[str, Any]]
     top_n: int | None = Field(None, ge=1)
-    rank_fields: list[str] | None = Field(None, description="Version 1: fields of documents that are read, in order.")
+    rank_fields: Many[str] | None = Field(None, description="Version 1: fields of documents that are read, in order.")
     return_documents: bool = Field(False, description="Version 1: whether results hold their documents.")
     max_chunks_per_doc: int | None = Field(None, ge=1, description="Without effect: a document is read in one piece.")
     max_tokens_per_doc: int = Field(4096, ge=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,18 +15,31 @@ from poolhouse.params import PoolingParams
 from poolhouse.server.serving import Serving
 from poolhouse.tasks import Task
 
+ItemT = TypeVar("ItemT")
+# A list whose first wrong item is the only one that is told: to tell of millions would stop the server for minutes.
+Many = Annotated[list[ItemT], Field(fail_fast=True)]
+
 # vLLM's for use_activation.
 _FORMER_WORDS = ("normalize", "softmax", "activation")
 _TEXT = {"type": "string"}
 _IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+_PROMPT = {
+    "type": "object",
+    "anyOf": [
+        {"properties": {"prompt": _TEXT}, "required": ["prompt"]},
+        {"properties": {"prompt_token_ids": _IDS}, "required": ["prompt_token_ids"]},
+        {"properties": {"messages": {"type": "array", "minItems": 1}}, "required": ["messages"]},
+    ],
+}
 INPUT_SCHEMA: dict[str, Any] = {
     "anyOf": [
         _TEXT,
-        {"type": "array", "items": _TEXT, "minItems": 1},
         _IDS,
-        {"type": "array", "items": _IDS, "minItems": 1},
+        _PROMPT,
+        {"type": "array", "items": {"anyOf": [_TEXT, _IDS, _PROMPT]}, "minItems": 1},
     ]
 }
+_INPUT_OR_NULL: dict[str, Any] = {"anyOf": [*INPUT_SCHEMA["anyOf"], {"type": "null"}]}
 
 
 class Common(BaseModel):
@@ -86,7 +99,7 @@ class Inputs(Common):
 
     # Checked by parse_prompts: a schema union over thousands of texts would be slower than answering them.
     input: Any = Field(
-        None, description="A text, a list of texts, token ids, or a list of them.", json_schema_extra=INPUT_SCHEMA
+        None, description="A text, token ids, a prompt object, or a list of them.", json_schema_extra=_INPUT_OR_NULL
     )
     messages: list[Any] | None = Field(
         None, description="A conversation (or, for embeddings, a list of them) that the chat template renders."
@@ -114,6 +127,7 @@ class Inputs(Common):
         if conversations is None and self.messages is not None:
             raise InvalidRequest("messages must hold messages, each with a role and content.", "messages")
         if conversations is None:
+            serving.check_list(self.input, "input")
             prompts = parse_prompts(self.input, "input")
             serving.check_items(len(prompts), "input")
             return prompts
@@ -177,6 +191,6 @@ def _conversations(given: Any) -> list[Sequence[Any]] | None:
     return None
 
 
-def body_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI says of a route that reads its body itself."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
+def body_schema(*models: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI is told of a route that reads its body itself: the models that may read it."""
+    return {"bodies": models}

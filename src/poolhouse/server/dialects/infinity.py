@@ -19,7 +19,7 @@ from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
 from poolhouse.server import replies
 from poolhouse.server.dialects import hosted
-from poolhouse.server.dialects.fields import body_schema
+from poolhouse.server.dialects.fields import Many, body_schema
 from poolhouse.server.dialects.hosted import Wish
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.encoding import dumps
@@ -43,7 +43,7 @@ class _Fields(BaseModel):
 class EmbeddingFields(_Fields):
     """The body of POST /infinity/embeddings."""
 
-    input: str | list[str]
+    input: str | Many[str]
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None
     dimensions: int = Field(
@@ -59,7 +59,7 @@ class RerankFields(_Fields):
     """The body of POST /infinity/rerank."""
 
     query: str
-    documents: list[str] = Field(min_length=1)
+    documents: Many[str] = Field(min_length=1)
     return_documents: bool = False
     raw_scores: bool = False
     top_n: int | None = Field(None, gt=0)
@@ -68,7 +68,7 @@ class RerankFields(_Fields):
 class ClassifyFields(_Fields):
     """The body of POST /infinity/classify."""
 
-    input: list[str] = Field(min_length=1)
+    input: Many[str] = Field(min_length=1)
     raw_scores: bool = False
 
 

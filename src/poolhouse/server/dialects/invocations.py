@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from poolhouse.errors import InvalidRequest
 from poolhouse.server.body import read_json
 from poolhouse.server.dialects import classify, openai, pooling, score, tei
+from poolhouse.server.dialects.fields import body_schema
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.errors import speak
 from poolhouse.server.serving import Engine, Serving
@@ -22,7 +23,7 @@ Answer = Callable[[Serving, Request, Any], Awaitable[Response]]
 def router(serving: Serving) -> APIRouter:
     routes = direct_router("sagemaker")
 
-    @routes.post("/invocations", openapi_extra={"requestBody": {"required": True, "content": {"application/json": {}}}})
+    @routes.post("/invocations", openapi_extra=body_schema(*_BODIES))
     async def invocations(http: Request) -> Response:
         """The reply of whichever route the body is for."""
         body = await read_json(http, serving.settings)
@@ -43,6 +44,10 @@ def router(serving: Serving) -> APIRouter:
 
 
 _PROMPTS = (("input",), ("messages",))
+_BODIES = (
+    *(openai.EmbeddingFields, pooling.PoolingFields, classify.ClassifyFields, score.RerankFields, score.ScoreFields),
+    *(tei.EmbedFields, tei.PredictFields, tei.SimilarityFields, tei.RerankFields, tei.TokenFields),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Source: Jina's API reference. Its other paths are OpenAI's and vLLM's; those und
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,7 +15,7 @@ from poolhouse.engine.request import Answer
 from poolhouse.outputs import Array
 from poolhouse.server import replies
 from poolhouse.server.dialects import chunked, hosted
-from poolhouse.server.dialects.fields import body_schema
+from poolhouse.server.dialects.fields import Many, body_schema
 from poolhouse.server.dialects.hosted import Kind, Wish
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.encoding import dumps
@@ -35,7 +35,7 @@ class EmbeddingFields(BaseModel):
     task: str | None = Field(None, description="retrieval.query, retrieval.passage, ... or the name of a prompt.")
     dimensions: int | None = None
     normalized: bool | None = None
-    embedding_type: Kind | list[Kind] = "float"
+    embedding_type: Kind | Annotated[Many[Kind], Field(min_length=1)] = "float"
     late_chunking: bool = False
     truncate: bool = Field(False, description="Cut texts over the limit instead of refusing them.")
     return_multivector: bool = False
@@ -65,7 +65,7 @@ class RerankFields(BaseModel):
 
     model: str | None = None
     query: str | dict[str, Any]
-    documents: list[str | dict[str, Any]]
+    documents: Many[str | dict[str, Any]]
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = True
 
@@ -107,7 +107,9 @@ def _add_multi_vector(routes: APIRouter, serving: Serving) -> None:
 
 
 async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) -> Response:
-    kinds = [fields.embedding_type] if isinstance(fields.embedding_type, str) else fields.embedding_type
+    kinds = (
+        [fields.embedding_type] if isinstance(fields.embedding_type, str) else [*dict.fromkeys(fields.embedding_type)]
+    )
     wish = fields.wish()
     if not fields.late_chunking:
         per_token = fields.return_multivector

@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from poolhouse.server import replies
 from poolhouse.server.dialects import hosted
-from poolhouse.server.dialects.fields import body_schema
+from poolhouse.server.dialects.fields import Many, body_schema
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.encoding import dumps
 from poolhouse.server.serving import Serving
 
 
-class _Text(BaseModel):
+class Text(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     text: str
@@ -27,8 +27,8 @@ class RankingFields(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
-    query: _Text
-    passages: list[_Text] = Field(min_length=1)
+    query: Text
+    passages: Many[Text] = Field(min_length=1)
     truncate: Literal["NONE", "END"] = "NONE"
 
 

@@ -16,7 +16,7 @@ from poolhouse.outputs import Array, SparseVector
 from poolhouse.params import PoolingParams
 from poolhouse.server import encoding, replies
 from poolhouse.server.dialects import plugin, vectors
-from poolhouse.server.dialects.fields import body_schema
+from poolhouse.server.dialects.fields import Many, body_schema
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.dialects.vectors import VectorFields
 from poolhouse.server.serving import Engine, Serving
@@ -35,13 +35,16 @@ class PoolingFields(VectorFields):
         None,
         description="embed, token_embed, classify, token_classify or sparse, as the model has it; none takes its first.",
     )
-    tasks: list[str] | None = Field(
-        None, min_length=1, description="Several tasks, answered from one pass; then `data` is an object by task."
+    tasks: Many[str] | None = Field(
+        None,
+        min_length=1,
+        max_length=8,
+        description="Several tasks, answered from one pass; then `data` is an object by task.",
     )
     top_k: int | None = Field(None, description="Sparse vectors: keep so many entries, the largest.")
     threshold: float | None = Field(None, description="Sparse vectors: leave out entries that weigh less.")
     step_tag_id: int | None = Field(None, description="Process rewards: the token whose rows are wanted.")
-    returned_token_ids: list[int] | None = Field(None, description="Process rewards: the columns that are wanted.")
+    returned_token_ids: Many[int] | None = Field(None, description="Process rewards: the columns that are wanted.")
     data: Any = Field(None, description='The data of a plugin, with the task "plugin".')
 
     def refuse_pruning(self) -> None:

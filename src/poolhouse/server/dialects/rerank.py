@@ -16,7 +16,7 @@ from poolhouse.server.serving import Serving
 def router(serving: Serving) -> APIRouter:
     routes = direct_router("scores")
 
-    @routes.post("/rerank", openapi_extra=body_schema(RerankFields))
+    @routes.post("/rerank", openapi_extra=body_schema(RerankFields, tei.RerankFields, voyage.RerankFields))
     @routes.post("/v1/rerank", include_in_schema=False)
     @routes.post("/v2/rerank", include_in_schema=False)
     async def rerank(http: Request) -> Response:

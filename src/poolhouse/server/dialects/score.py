@@ -14,7 +14,7 @@ from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.chat import score_template
 from poolhouse.inputs.prompts import parse_side
 from poolhouse.server import replies
-from poolhouse.server.dialects.fields import Common, body_schema, check_chat_template
+from poolhouse.server.dialects.fields import Common, Many, body_schema, check_chat_template
 from poolhouse.server.dialects.pairs import Scored, Sides, score
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.serving import Engine, Serving
@@ -36,7 +36,7 @@ class PairFields(Common):
         None,
         description="Which answers are compared: dense, sparse, colbert, or several (weighted); none: the model's.",
     )
-    weights: list[float] | None = Field(None, description="Of the dense, sparse and colbert scores in such a mode.")
+    weights: Many[float] | None = Field(None, description="Of the dense, sparse and colbert scores in such a mode.")
 
     def asked(self, serving: Serving, engine: Engine) -> scoring.Asked:
         """What is asked beside the texts.

@@ -13,7 +13,7 @@ from poolhouse.inputs.prompts import Conversation, Prompt
 from poolhouse.server import replies
 from poolhouse.server.body import read_json
 from poolhouse.server.dialects import tei
-from poolhouse.server.dialects.fields import body_schema, check_chat_template
+from poolhouse.server.dialects.fields import Many, body_schema, check_chat_template
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.encoding import dumps
 from poolhouse.server.errors import speak
@@ -65,13 +65,13 @@ class DetokenizeFields(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = Field(None, description="A served model; none takes the first.")
-    tokens: list[int]
+    tokens: Many[int]
 
 
 def router(serving: Serving) -> APIRouter:
     routes = direct_router("tokens")
 
-    @routes.post("/tokenize", openapi_extra=body_schema(TokenizeFields))
+    @routes.post("/tokenize", openapi_extra=body_schema(TokenizeFields, tei.TokenizeFields))
     async def tokenize(http: Request) -> Response:
         """The token ids of a text or a conversation, however long."""
         body = await read_json(http, serving.settings)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from poolhouse.server import replies
 from poolhouse.server.dialects import hosted
-from poolhouse.server.dialects.fields import body_schema
+from poolhouse.server.dialects.fields import Many, body_schema
 from poolhouse.server.dialects.hosted import Wish
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.encoding import dumps
@@ -32,7 +32,7 @@ class EmbeddingFields(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
-    input: str | list[str]
+    input: str | Many[str]
     input_type: str | None = Field(None, description="query, document, or the name of a prompt.")
     truncation: bool = True
     output_dimension: int | None = None
@@ -47,7 +47,7 @@ class RerankFields(BaseModel):
 
     model: str | None = None
     query: str
-    documents: list[str]
+    documents: Many[str]
     top_k: int | None = Field(None, ge=1)
     return_documents: bool = False
     truncation: bool = True

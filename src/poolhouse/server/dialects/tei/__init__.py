@@ -6,12 +6,16 @@ Source: text-embeddings-inference 1.9. Where ours can do more (pairs scored by a
 from __future__ import annotations
 
 from poolhouse.server.dialects.tei.errors import shape
-from poolhouse.server.dialects.tei.fields import RerankFields
+from poolhouse.server.dialects.tei.fields import EmbedFields, PredictFields, RerankFields, SimilarityFields, TokenFields
 from poolhouse.server.dialects.tei.routes import answer_rerank, by_model, prefixed_router, router
 from poolhouse.server.dialects.tei.tokens import TokenizeFields, answer_tokenize
 
 __all__ = [
+    "EmbedFields",
+    "PredictFields",
     "RerankFields",
+    "SimilarityFields",
+    "TokenFields",
     "TokenizeFields",
     "answer_rerank",
     "answer_tokenize",

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.prompts import Prompt, parse_prompts
 from poolhouse.params import PoolingParams
-from poolhouse.server.dialects.fields import INPUT_SCHEMA
+from poolhouse.server.dialects.fields import INPUT_SCHEMA, Many
 from poolhouse.server.dialects.tei.errors import EmptyInput
 
 
@@ -95,7 +95,7 @@ class Sentences(BaseModel):
     model_config = ConfigDict(strict=True)
 
     source_sentence: str
-    sentences: list[str]
+    sentences: Many[str]
 
 
 class SimilarityFields(BaseModel):
@@ -112,7 +112,7 @@ class RerankFields(TeiFields):
     """The body of POST /rerank."""
 
     query: str
-    texts: list[str]
+    texts: Many[str]
     raw_scores: bool = False
     return_text: bool = False
 

@@ -96,6 +96,7 @@ def _add(routes: APIRouter, serving: Serving) -> None:
         """One vector per token, special tokens included, not normalised."""
         speak(http, shape)
         fields = await serving.read(http, TokenFields)
+        serving.check_list(fields.inputs, "inputs")
         answers, took = await _run(serving, http, fields, "token_embed", use_activation=False)
         arrays = [np.ascontiguousarray(answer.array) for answer in answers]
         return await replies.write(serving, lambda: dumps(arrays), answers, took)
@@ -145,6 +146,7 @@ def _add(routes: APIRouter, serving: Serving) -> None:
         instances = body.get("instances")
         if not isinstance(instances, list) or not all(isinstance(instance, dict) for instance in instances):
             raise InvalidRequest("instances must be a list of bodies.", "instances")
+        serving.check_items(len(instances), "instances")
         parts = [(await by_model(serving, http, instance)).body for instance in instances]
         return Response(b'{"predictions":[%s]}' % b",".join(map(bytes, parts)), media_type="application/json")
 
@@ -165,6 +167,7 @@ async def by_model(serving: Serving, http: Request, body: dict[str, Any]) -> Res
 
 
 async def answer_embed(serving: Serving, http: Request, fields: EmbedFields) -> Response:
+    serving.check_list(fields.inputs, "inputs")
     splade = is_splade(serving.engine(fields.model))
     if splade and fields.normalize:
         raise UnsupportedTask("`normalize` is not available for SPLADE models", "normalize")
@@ -182,6 +185,7 @@ async def answer_embed(serving: Serving, http: Request, fields: EmbedFields) -> 
 async def answer_embed_sparse(serving: Serving, http: Request, fields: TokenFields) -> Response:
     started = time.perf_counter()
     engine = serving.engine(fields.model)
+    serving.check_list(fields.inputs, "inputs")
     prompts = fields.prompts()
     serving.check_items(len(prompts), "inputs")
     plan = sparse.plan(engine, prompts, sparse.Options(fields.params(), fields.prompt_name))
@@ -193,6 +197,7 @@ async def answer_embed_sparse(serving: Serving, http: Request, fields: TokenFiel
 
 
 async def answer_predict(serving: Serving, http: Request, fields: PredictFields) -> Response:
+    serving.check_list(fields.inputs, "inputs")
     texts, single = fields.texts()
     prompts = [Prompt(text, pair=pair) for text, pair in texts]
     answers, took = await _run(serving, http, fields, "classify", prompts=prompts, use_activation=not fields.raw_scores)

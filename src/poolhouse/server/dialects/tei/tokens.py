@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.server import replies
+from poolhouse.server.dialects.fields import Many
 from poolhouse.server.dialects.tei.errors import EmptyInput
 from poolhouse.server.encoding import dumps
 from poolhouse.server.serving import Engine, Serving
@@ -22,7 +23,7 @@ class TokenizeFields(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = Field(None, description="A served model; none takes the first.")
-    inputs: str | list[str]
+    inputs: str | Many[str]
     add_special_tokens: bool = True
     prompt_name: str | None = Field(None, description="A prompt of the checkpoint, put before each text.")
 
@@ -44,7 +45,7 @@ class DecodeFields(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = Field(None, description="A served model; none takes the first.")
-    ids: list[int] | list[list[int]] = Field(description="Token ids of a text, or of each of several.")
+    ids: Many[int] | Many[Many[int]] = Field(description="Token ids of a text, or of each of several.")
     skip_special_tokens: bool = True
 
     def lists(self) -> list[list[int]]:

@@ -1,0 +1,81 @@
+"""What OpenAPI is told of a route's replies; `server.openapi` reads it when somebody asks, no request does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+# What any route that reads a body may answer instead.
+STATUSES = (400, 404, 408, 413, 429, 500, 503, 504)
+
+Vector = list[float]
+Matrix = list[Vector]
+
+
+class OurError:
+    """Stands for the type of errors that --error-format chooses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """How a dialect says no. body: the type of its JSON; None is an empty body."""
+
+    body: Any = OurError
+    statuses: tuple[int, ...] = STATUSES
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What a route answers.
+
+    replies: the types that the JSON of a 200 may be of; none is an empty body. media: other content types of a 200.
+    errors: several where dialects share the path. headers: of a 200, with what they say. query: parameters of the URL.
+    """
+
+    replies: tuple[Any, ...]
+    errors: tuple[Errors, ...] = (Errors(),)
+    media: tuple[str, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+
+
+Contracts = Mapping[str, Contract]
+
+
+class Cut(TypedDict):
+    """What is said of an input that was not taken as it came."""
+
+    truncated: NotRequired[bool]
+    original_tokens: NotRequired[int]
+    original_is_estimate: NotRequired[bool]
+    chunks: NotRequired[int]
+
+
+class Problem(TypedDict):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class FlatError(Problem):
+    """An error in vLLM's shape."""
+
+    object: Literal["error"]
+
+
+class NestedError(TypedDict):
+    """An error in OpenAI's shape."""
+
+    error: Problem
+
+
+class Refusal(TypedDict):
+    """A request that is turned away before it is read."""
+
+    error: str

@@ -1,0 +1,196 @@
+"""The OpenAPI document: what every route takes, from the models that read bodies, and answers, from the contracts of dialects."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.routing import APIRoute
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
+from pydantic_core import core_schema
+
+import poolhouse
+from poolhouse.server.dialects import contracts
+from poolhouse.server.dialects.contract import Contract, FlatError, NestedError, OurError, Refusal
+from poolhouse.server.security import OPEN_PATHS, api_keys
+from poolhouse.settings import ServerSettings
+
+Json = dict[str, Any]
+
+_HEADERS = {
+    "X-Request-Id": "The id of the request: the one that it came with, or a new one.",
+    "X-Poolhouse-Truncated": "How many inputs were cut, where any was.",
+    "Retry-After": "Seconds after which to ask again.",
+}
+# Of refusals that come before any dialect is asked.
+_BEFORE = (401, 414, 431)
+_SCHEMES: Json = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
+}
+# How pydantic names types whose own name others have too.
+_SHARED_NAME = re.compile(r"poolhouse__server__dialects__(\w+?)__(\w+)")
+
+
+def router(dialects: Sequence[APIRouter], settings: ServerSettings) -> APIRouter:
+    """/openapi.json of these dialects, and /docs, which draws it with Swagger's scripts from a public address."""
+    routes = APIRouter()
+    written: list[bytes] = []
+
+    @routes.get("/openapi.json", include_in_schema=False)
+    async def schema() -> Response:
+        if not written:
+            written.append(await asyncio.to_thread(lambda: orjson.dumps(document(dialects, settings))))
+        return Response(written[0], media_type="application/json")
+
+    @routes.get("/docs", include_in_schema=False)
+    async def docs(http: Request) -> Response:
+        return get_swagger_ui_html(openapi_url=f"{http.scope.get('root_path', '')}/openapi.json", title="Poolhouse")
+
+    return routes
+
+
+def document(dialects: Iterable[APIRouter], settings: ServerSettings) -> Json:
+    """OpenAPI 3.1 of these routes, as a server with these settings answers them."""
+    routes = [
+        route
+        for dialect in dialects
+        for route in dialect.routes
+        if isinstance(route, APIRoute) and route.include_in_schema
+    ]
+    told = contracts()
+    our_error = {"flat": FlatError, "nested": NestedError}[settings.error_format]
+    types = _Types([(_bodies(route), told[route.path]) for route in routes], our_error)
+    keys = bool(api_keys(settings))
+    paths: dict[str, Json] = {}
+    for route in routes:
+        operation = _operation(route, told[route.path], types, keys)
+        for method in sorted(route.methods or ()):
+            paths.setdefault(route.path, {})[method.lower()] = operation
+    secured: Json = {"security": [{name: []} for name in _SCHEMES]} if keys else {}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Poolhouse", "version": poolhouse.__version__},
+        "servers": [{"url": settings.root_path or "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": types.definitions,
+            "headers": {name: _header(words) for name, words in _HEADERS.items()},
+            "securitySchemes": _SCHEMES if keys else {},
+        },
+        **secured,
+    }
+
+
+class _Types:
+    """The schemas of all bodies and replies, which share their definitions."""
+
+    def __init__(self, told: Sequence[tuple[Sequence[Any], Contract]], our_error: Any) -> None:
+        self.our_error = our_error
+        bodies = [body for bodies, _ in told for body in bodies]
+        replies = [reply for _, contract in told for reply in _replies(contract)] + [our_error, Refusal]
+        adapters: list[tuple[Any, JsonSchemaMode, TypeAdapter[Any]]] = [
+            *((body, "validation", TypeAdapter(body)) for body in dict.fromkeys(bodies)),
+            *(
+                (reply, "serialization", TypeAdapter(reply))
+                for reply in dict.fromkeys(replies)
+                if reply is not OurError
+            ),
+        ]
+        schemas, definitions = TypeAdapter.json_schemas(
+            adapters, ref_template="#/components/schemas/{model}", schema_generator=_Exact
+        )
+        self.schemas: Mapping[Any, Json] = {kind: _in_short(schema) for (kind, _), schema in schemas.items()}
+        self.definitions: Json = _in_short(definitions["$defs"])
+
+    def any_of(self, kinds: Iterable[Any]) -> Json:
+        """The schema of what is of one of these types."""
+        kinds = [self.our_error if kind is OurError else kind for kind in kinds]
+        schemas = [self.schemas[kind] for kind in dict.fromkeys(kinds)]
+        return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
+class _Exact(GenerateJsonSchema):
+    """Replies hold what is said of them and no more."""
+
+    def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> JsonSchemaValue:
+        return {**super().typed_dict_schema(schema), "additionalProperties": False}
+
+
+def _in_short(schema: Json) -> Json:
+    """With short names for what pydantic names by its module, since several dialects have it: `TeiEmbedFields`."""
+
+    def name(found: re.Match[str]) -> str:
+        dialect, kind = found[1].split("_")[0].capitalize(), found[2].split("__")[-1]
+        return kind if kind.startswith(dialect) else dialect + kind
+
+    short: Json = orjson.loads(_SHARED_NAME.sub(name, orjson.dumps(schema).decode()))
+    return short
+
+
+def _bodies(route: APIRoute) -> tuple[Any, ...]:
+    """The models that may read a route's body."""
+    bodies: tuple[Any, ...] = (route.openapi_extra or {}).get("bodies", ())
+    return bodies
+
+
+def _replies(contract: Contract) -> list[Any]:
+    return [*contract.replies, *(errors.body for errors in contract.errors if errors.body is not None)]
+
+
+def _operation(route: APIRoute, contract: Contract, types: _Types, keys: bool) -> Json:
+    bodies = _bodies(route)
+    made: Json = {
+        "tags": route.tags,
+        "summary": route.name.replace("_", " ").capitalize(),
+        "description": route.description,
+        "operationId": route.unique_id,
+        "responses": _responses(contract, types, bool(bodies), keys and route.path not in OPEN_PATHS),
+    }
+    if contract.query:
+        made["parameters"] = [
+            {"name": name, "in": "query", "description": words, "schema": {"type": "string"}}
+            for name, words in contract.query.items()
+        ]
+    if bodies:
+        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": types.any_of(bodies)}}}
+    return made | ({"security": []} if keys and route.path in OPEN_PATHS else {})
+
+
+def _responses(contract: Contract, types: _Types, read: bool, guarded: bool) -> Json:
+    """Every status that a route answers with. read: whether it reads a body."""
+    shapes: dict[int, list[Any]] = {status: [Refusal] for status in _BEFORE if guarded or status != 401}
+    for errors in contract.errors:
+        for status in errors.statuses:
+            shapes.setdefault(status, []).extend([] if errors.body is None else [errors.body])
+    if 503 in shapes:
+        # While models load, no dialect is there to answer.
+        shapes[503].append(OurError)
+    headers = {name: _header(words) for name, words in contract.headers.items()}
+    content: Json = {medium: {} for medium in contract.media}
+    if contract.replies:
+        content = {"application/json": {"schema": types.any_of(contract.replies)}, **content}
+    made = {"200": _response(200, content, (["X-Poolhouse-Truncated"] if read else []), headers)}
+    for status, kinds in sorted(shapes.items()):
+        content = {"application/json": {"schema": types.any_of(kinds)}} if kinds else {}
+        made[str(status)] = _response(status, content, ["Retry-After"] if status in (429, 503) else [])
+    return made
+
+
+def _response(status: int, content: Json, named: Sequence[str], headers: Mapping[str, Json] | None = None) -> Json:
+    """One response; an empty body has no content. named: the shared headers that it may have beside the id."""
+    shared = {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-Id", *named)}
+    made: Json = {"description": HTTPStatus(status).phrase, "headers": {**shared, **(headers or {})}}
+    return made | ({"content": content} if content else {})
+
+
+def _header(words: str) -> Json:
+    return {"description": words, "schema": {"type": "string"}}

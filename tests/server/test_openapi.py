@@ -1,0 +1,215 @@
+"""The OpenAPI document, and whether the server does what it says."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, settings
+from jsonschema_rs import Draft202012Validator
+from pydantic import SecretStr
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from poolhouse.server.app import create_app
+from poolhouse.settings import ServerSettings
+from tests.server.documented import Document, checked
+from tests.server.engines import every_kind
+
+MODELS = ["embedder", "classifier", "tagger", "reranker", "splade", "nobody"]
+CHECKS = [
+    *(not_a_server_error, status_code_conformance, content_type_conformance),
+    *(response_schema_conformance, negative_data_rejection),
+]
+
+
+def always_open(app: ASGIApp) -> ASGIApp:
+    """The app without its lifespan: schemathesis starts and stops it for every call, and a stop closes the engines."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await app(scope, receive, send)
+            return
+        while (await receive())["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+
+    return call
+
+
+schema = schemathesis.openapi.from_asgi("/openapi.json", always_open(create_app(every_kind())))
+
+
+@schema.hook
+def map_body(context: schemathesis.HookContext, body: Any) -> Any:
+    """Name served models instead of any words: of those would come nothing but 404."""
+    if isinstance(body, dict) and isinstance(body.get("model"), str):
+        return {**body, "model": MODELS[len(body["model"]) % len(MODELS)]}
+    return body
+
+
+@schema.parametrize()
+@settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+def test_whatever_is_asked_the_answer_is_as_documented(case: schemathesis.Case) -> None:
+    case.call_and_validate(checks=CHECKS)
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[TestClient]:
+    with TestClient(create_app(every_kind())) as client:
+        checked(client)
+        # The engine knows the words that it read.
+        client.post("/tokenize", json={"prompt": "one"})
+        yield client
+
+
+ONE = [zlib.crc32(b"one")]
+TEXTS = ["one", "two words", "one"]
+RERANK = {"query": "q", "documents": TEXTS}
+REPLIES: list[tuple[str, dict[str, Any]]] = [
+    *(("/v1/embeddings", {"input": TEXTS, "encoding_format": form}) for form in ("float", "base64", "bytes", "bytes_only")),
+    *(("/v1/embeddings", {"input": TEXTS, "embed_dtype": kind}) for kind in ("int8", "ubinary")),
+    ("/v1/embeddings", {"input": ["a", "word " * 600], "truncate_prompt_tokens": -1}),
+    ("/v1/embeddings", {"input": TEXTS, "late_chunking": True}),
+    ("/v1/embeddings", {"messages": [{"role": "user", "content": "hello"}]}),
+    ("/v1/embeddings", {"input": [{"prompt": "a"}, {"prompt_token_ids": [1, 2]}, [3], "b"]}),
+    ("/pooling", {"input": TEXTS}),
+    *(("/pooling", {"input": TEXTS, "task": task}) for task in ("token_embed", "token_classify")),
+    *(("/pooling", {"input": TEXTS, "task": "token_embed", "encoding_format": form}) for form in ("base64", "bytes")),
+    *(("/pooling", {"input": TEXTS, "tasks": ["embed", "token_embed"], "encoding_format": form}) for form in ("float", "base64")),
+    ("/pooling", {"input": TEXTS, "model": "classifier"}),
+    ("/classify", {"input": TEXTS, "model": "classifier"}),
+    ("/classify_tokens", {"input": TEXTS, "model": "tagger"}),
+    ("/score", {"queries": "a", "documents": TEXTS}),
+    ("/score", {"queries": "a", "documents": TEXTS, "mode": "sparse+dense"}),
+    ("/rerank", RERANK),
+    ("/rerank", {**RERANK, "model": "reranker", "truncate_prompt_tokens": 1}),
+    ("/rerank", {"query": "q", "texts": TEXTS}),
+    ("/rerank", {**RERANK, "top_k": 1}),
+    ("/invocations", {"inputs": TEXTS}),
+    ("/invocations", RERANK),
+    *((f"{tei}/embed", {"inputs": TEXTS}) for tei in ("", "/tei")),
+    *((f"{tei}/embed_all", {"inputs": TEXTS}) for tei in ("", "/tei")),
+    *((f"{tei}/embed_sparse", {"inputs": TEXTS}) for tei in ("", "/tei")),
+    ("/tokenize", {"prompt": "two words", "return_token_strs": True}),
+    ("/tokenize", {"inputs": TEXTS}),
+    ("/tei/tokenize", {"inputs": "a"}),
+    ("/detokenize", {"tokens": ONE}),
+    *((f"{tei}/decode", {"ids": ids}) for tei in ("", "/tei") for ids in (ONE, [ONE, ONE])),
+    ("/pooling", {"input": TEXTS, "task": "sparse"}),
+    ("/pooling", {"input": TEXTS, "tasks": ["sparse", "token_embed"], "encoding_format": "base64"}),
+    *((f"{tei}/predict", {"inputs": inputs, "model": "classifier"}) for tei in ("", "/tei") for inputs in ("a", [["a"], ["b", "c"]])),
+    *((f"{tei}/similarity", {"inputs": {"source_sentence": "a", "sentences": TEXTS}}) for tei in ("", "/tei")),
+    ("/tei/rerank", {"query": "q", "texts": TEXTS, "return_text": True}),
+    ("/tei/v1/embeddings", {"input": TEXTS}),
+    *((f"{under}/v{version}/embed", {"texts": TEXTS}) for under in ("", "/cohere") for version in (1, 2)),
+    ("/v1/embed", {"texts": TEXTS, "embedding_types": ["float", "int8", "uint8", "binary", "ubinary", "base64"]}),
+    ("/cohere/v1/rerank", {**RERANK, "return_documents": True}),
+    ("/cohere/v2/rerank", RERANK),
+    ("/v2/embed", {"texts": ["a", "word " * 600]}),
+    *((f"{jina}/v1/multi-vector", {"input": TEXTS}) for jina in ("", "/jina")),
+    ("/jina/v1/embeddings", {"input": TEXTS, "embedding_type": ["float", "binary"]}),
+    ("/jina/v1/embeddings", {"input": TEXTS, "late_chunking": True}),
+    ("/jina/v1/embeddings", {"input": TEXTS, "return_multivector": True, "embedding_type": ["int8", "base64"]}),
+    ("/jina/v1/rerank", RERANK),
+    ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": text} for text in TEXTS]}),
+    ("/voyage/v1/embeddings", {"input": TEXTS, "encoding_format": "base64"}),
+    ("/voyage/v1/embeddings", {"input": TEXTS, "output_dtype": "binary"}),
+    ("/voyage/v1/rerank", {**RERANK, "return_documents": True}),
+    ("/infinity/embeddings", {"input": TEXTS}),
+    ("/infinity/embeddings", {"input": TEXTS, "encoding_format": "base64"}),
+    ("/infinity/rerank", RERANK),
+    ("/infinity/classify", {"input": TEXTS, "model": "classifier"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body"), REPLIES, ids=lambda value: value if isinstance(value, str) else "")
+def test_replies_are_as_documented(http: TestClient, path: str, body: dict[str, Any]) -> None:
+    assert http.post(path, json=body).status_code == 200
+    assert http.post(path, json={**body, "model": "nobody"}).status_code == 404
+    assert http.post(path, content=b"{").status_code == 400
+
+
+def test_every_route_has_a_reply_above(http: TestClient) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    assert {path for path, _ in REPLIES} == {path for path, operations in paths.items() if "post" in operations}
+    for path, operations in paths.items():
+        if "get" in operations:
+            assert http.get(path).status_code == 200
+    assert http.get("/info", params={"model": "nobody"}).json()["error_type"] == "Validation"
+
+
+def document(settings: ServerSettings | None = None) -> dict[str, Any]:
+    with TestClient(create_app(every_kind(), settings), headers={"x-api-key": "secret"}) as client:
+        content: dict[str, Any] = client.get("/openapi.json").json()
+    return content
+
+
+def test_the_document_is_whole_and_names_are_short() -> None:
+    content = document()
+    text = str(content)
+    schemas = content["components"]["schemas"]
+    assert "$defs" not in text
+    assert "poolhouse__" not in text
+    assert {"TeiRerankFields", "CohereRerankFields", "JinaRerankFields", "VoyageRerankFields"} <= set(schemas)
+    assert all(schemas[name].get("type") == "object" for name in schemas)
+    for operations in content["paths"].values():
+        for operation in operations.values():
+            for part in (operation.get("requestBody", {}), *operation["responses"].values()):
+                for kind in part.get("content", {}).values():
+                    # Compiling resolves every reference.
+                    Draft202012Validator({**kind.get("schema", {}), "components": content["components"]})
+
+
+def test_every_status_that_a_route_may_have_is_there() -> None:
+    paths = document()["paths"]
+    ours = {"200", "400", "404", "408", "413", "414", "429", "431", "500", "503", "504"}
+    assert set(paths["/v1/embeddings"]["post"]["responses"]) == ours
+    assert set(paths["/embed"]["post"]["responses"]) == ours | {"422", "424"}
+    assert "Retry-After" in paths["/embed"]["post"]["responses"]["429"]["headers"]
+
+
+@pytest.mark.parametrize(("form", "name"), [("flat", "FlatError"), ("nested", "NestedError")])
+def test_errors_have_the_shape_that_the_server_was_started_with(form: Any, name: str) -> None:
+    reply = document(ServerSettings(error_format=form))["paths"]["/pooling"]["post"]["responses"]["400"]
+    assert reply["content"]["application/json"]["schema"] == {"$ref": f"#/components/schemas/{name}"}
+
+
+def test_keys_and_a_prefix_are_told_where_there_are_some() -> None:
+    open_to_all = document()
+    assert "security" not in open_to_all
+    assert open_to_all["servers"] == [{"url": "/"}]
+    content = document(ServerSettings(api_key=(SecretStr("secret"),), root_path="/models"))
+    assert content["security"] == [{"bearer": []}, {"x-api-key": []}, {"api-key": []}]
+    assert set(content["components"]["securitySchemes"]) == {"bearer", "x-api-key", "api-key"}
+    assert content["servers"] == [{"url": "/models"}]
+    assert content["paths"]["/health"]["get"]["security"] == []
+    assert "401" in content["paths"]["/pooling"]["post"]["responses"]
+
+
+def test_a_refusal_of_the_guard_is_as_documented() -> None:
+    with TestClient(
+        create_app(every_kind(), ServerSettings(api_key=(SecretStr("secret"),), max_url_bytes=300))
+    ) as client:
+        shown = Document(client.get("/openapi.json", headers={"x-api-key": "secret"}).json())
+        for reply in (client.post("/embed", json={"inputs": "a"}), client.get("/info", params={"model": "x" * 300})):
+            assert reply.status_code in (401, 414)
+            shown.check(reply)
+
+
+def test_documents_can_be_left_out() -> None:
+    with TestClient(create_app(every_kind())) as client:
+        assert "openapi.json" in client.get("/docs").text
+    with TestClient(create_app(every_kind(), ServerSettings(disable_fastapi_docs=True))) as client:
+        assert [client.get(path).status_code for path in ("/docs", "/openapi.json", "/redoc")] == [404, 404, 404]
+        assert client.post("/embed", json={"inputs": "a"}).status_code == 200
