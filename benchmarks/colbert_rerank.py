@@ -1,10 +1,11 @@
 """Reranking one query and a hundred documents with a ColBERT of MiniLM's size, beside the libraries that train them.
 
-    python benchmarks/colbert_rerank.py [--documents 100] [--rounds 5]
+    python benchmarks/colbert_rerank.py [--documents 100] [--rounds 5] [--pylate PYTHON]
 
 The model is the embedded MiniLM with a random projection to 128 and markers, saved by sentence-transformers'
 MultiVectorEncoder. Each side has a process of its own, and rounds alternate. A side reads the query and all documents
-and scores them; the others at their best batch size. PyLate takes part where it is installed. Prints medians.
+and scores them; the others at their best batch size. PyLate, which wants older libraries, takes part by the interpreter
+of an environment that has it. Prints medians.
 """
 
 from __future__ import annotations
@@ -17,13 +18,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from poolhouse.data import ragged_texts
 
 QUERY = "why does the sea rise and fall twice a day?"
 BATCH_SIZES = (8, 16, 32, 64)
@@ -35,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pylate", metavar="PYTHON", help="Interpreter of an environment with PyLate.")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -43,8 +42,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder))
-        present = [name for name in SIDES if name != "pylate" or find_spec("pylate")]
-        workers = {name: Worker(name, folder) for name in present}
+        from poolhouse.data import ragged_texts
+
+        pythons = dict.fromkeys(SIDES, sys.executable) | {"pylate": asked.pylate}
+        workers = {name: Worker(python, name, folder) for name, python in pythons.items() if python}
         compare(workers, ragged_texts(asked.documents), asked.rounds)
         for worker in workers.values():
             worker.close()
@@ -141,8 +142,8 @@ SIDES: dict[str, Callable[[str], Side]] = {
 class Worker:
     """A side in its own process."""
 
-    def __init__(self, side: str, model: str) -> None:
-        command = [sys.executable, __file__, "--side", side, "--model", model]
+    def __init__(self, python: str, side: str, model: str) -> None:
+        command = [python, __file__, "--side", side, "--model", model]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.scores: list[float] = []
 
