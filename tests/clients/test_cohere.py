@@ -148,7 +148,7 @@ def test_cohere_calls_without_waiting(embedder: str, embedded: Embedded, reranke
         (embed_v2, {"texts": []}, cohere.BadRequestError, "texts"),
         (embed_v2, {"texts": ["word " * 600], "truncate": "NONE"}, cohere.BadRequestError, "256"),
         (rerank_v2, {"model": "another"}, cohere.NotFoundError, "another"),
-        (rerank_v2, {"documents": []}, cohere.BadRequestError, "at least one text"),
+        (rerank_v2, {"documents": []}, cohere.BadRequestError, "one text"),
     ],
 )
 @pytest.mark.parametrize("at", AT)

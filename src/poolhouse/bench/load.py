@@ -132,8 +132,8 @@ class _Client:
         self, connection: Connection, requests: Iterator[tuple[float, bytes]], outcomes: list[Outcome]
     ) -> None:
         for due, request in requests:
-            now = time.perf_counter()
-            if now < due:
+            # A loop may wake a little early, by the resolution of its clock.
+            while (now := time.perf_counter()) < due:
                 await asyncio.sleep(due - now)
             # At a rate, waiting for a free connection is part of the latency: a slow server must not set its own pace.
             outcomes.append(await self._outcome(connection, request, due if self.load.requests_per_second else now))
