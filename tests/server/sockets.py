@@ -101,8 +101,8 @@ def load(url: str) -> int:
 
 
 def wait_until(reached: Any, what: str) -> None:
-    """Ask again and again, for two minutes at most."""
-    end = time.monotonic() + 120
+    """Ask again and again, for a minute at most."""
+    end = time.monotonic() + 60
     while not reached():
         assert time.monotonic() < end, f"In vain waited for: {what}"
         time.sleep(0.005)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.running import Running, running
+from tests.server.running import Running
 from tests.server.sockets import Client, get, load, wait_until
 from tests.server.test_running import WAITING
 

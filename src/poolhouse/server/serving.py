@@ -194,7 +194,11 @@ class Serving:
         admission = self._admissions[engine.name]
         admission.enter(len(requests))
         try:
-            futures = engine.submit(requests)
+            try:
+                futures = engine.submit(requests)
+            except (KeyboardInterrupt, SystemExit):
+                # A signal would not be raised here: it is the tokenizer's, and the futures say so.
+                futures = [request.future for request in requests]
             try:
                 answers = await self._answered(http, futures)
             except InvalidRequest as error:
