@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
 
 from poolhouse.engine.request import Request
+
+
+class Submitter(Protocol):
+    """What an engine must have."""
+
+    def submit(self, requests: Sequence[Request]) -> object: ...
 
 
 class Inbox:
@@ -14,8 +22,8 @@ class Inbox:
     A tokenizer call for many short texts costs little more than one for a single text, and so does waking the engine.
     """
 
-    def __init__(self, submit: Callable[[Sequence[Request]], object]) -> None:
-        self.submit = submit
+    def __init__(self, engine: Submitter) -> None:
+        self.engine = engine
         self._requests: list[Request] = []
 
     def put(self, request: Request) -> None:
@@ -26,4 +34,11 @@ class Inbox:
 
     def _submit(self) -> None:
         requests, self._requests = self._requests, []
-        self.submit(requests)
+        submit(self.engine, requests)
+
+
+def submit(engine: Submitter, requests: Sequence[Request]) -> None:
+    """Start work on requests; whatever goes wrong, their futures tell."""
+    # A signal would not be raised here: it is the tokenizer's, and the futures say so.
+    with suppress(KeyboardInterrupt, SystemExit):
+        engine.submit(requests)

@@ -1,10 +1,34 @@
-"""What probes of supervisors hear."""
+"""What probes of supervisors hear, and requests that come too early or too late."""
 
 from __future__ import annotations
 
 from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from poolhouse.server.errors import Failure, Shape
+
+# What clients are told to wait before they ask again.
+_RETRY_SECONDS = 5
 
 
 def report(status: int, word: str) -> Response:
     """The body of a probe."""
     return Response(f'{{"status":"{word}"}}', status, media_type="application/json")
+
+
+async def turn_away(scope: Scope, receive: Receive, send: Send, shape: Shape, word: str, message: str) -> None:
+    """Answer a request that cannot be served now with 503; the process is alive nevertheless.
+
+    word: what the server does instead, for `/health/ready`. message: the same in a sentence, for everybody else.
+    """
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    if path == "/health/live":
+        response = report(200, "live")
+    elif path == "/health/ready":
+        response = report(503, word)
+    else:
+        response = shape(Failure(503, message, "ServiceUnavailableError"))
+    response.headers["retry-after"] = str(_RETRY_SECONDS)
+    if word == "stopping":
+        response.headers["connection"] = "close"
+    await response(scope, receive, send)

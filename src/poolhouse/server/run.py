@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,12 +27,15 @@ from poolhouse.server.logs import logging_config
 from poolhouse.server.security import CertificateFiles, api_keys, tls_options
 from poolhouse.server.serving import Engine
 from poolhouse.server.starting import Starting
+from poolhouse.server.stopping import Stopping
 from poolhouse.settings import ServerSettings
 
 log = logging.getLogger("poolhouse")
 
 # What clients get to take their refusals in, once `shutdown_seconds` have passed.
 _SECONDS_TO_REFUSE = 5
+# Turns of the event loop in which a connection is accepted, its request read and handed on, and seconds between them.
+_TURNS_TO_ACCEPT, _SECONDS_PER_TURN = 5, 0.02
 # How often certificate files are looked at.
 _SECONDS_TO_REFRESH = 10
 
@@ -40,7 +44,7 @@ def serve(open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings
     """Load models and answer requests until SIGTERM or SIGINT; then finish those in flight and return.
 
     The address answers at once, with 503 until the engines are open; then it is printed. A stop waits for
-    `shutdown_seconds`.
+    `shutdown_seconds`; what comes meanwhile hears 503.
 
     Raises:
         ConfigError: keys, certificates or traces that cannot be used.
@@ -71,8 +75,10 @@ class _Server(uvicorn.Server):
         self.settings = settings
         self.engines: Sequence[Engine] = ()
         self.failure: BaseException | None = None
-        self.starting = Starting(self._load, self._say_where, self.die, SHAPES[settings.error_format])
-        super().__init__(_configured(self.starting, settings))
+        shape = SHAPES[settings.error_format]
+        self.starting = Starting(self._load, self._say_where, self.die, shape)
+        self.stopping = Stopping(self.starting, shape)
+        super().__init__(_configured(self.stopping, settings))
         try:
             self.config.load()
         except ssl.SSLError as error:
@@ -113,10 +119,19 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # A closed engine fails what still waits, and the clients hear a proper 503; uvicorn would cut them off.
-        late = asyncio.get_running_loop().call_later(self.settings.shutdown_seconds, self._refuse_the_rest)
+        # uvicorn cuts connections whose request it has not read yet, and refuses new ones, at once.
+        for _ in range(_TURNS_TO_ACCEPT):
+            await asyncio.sleep(_SECONDS_PER_TURN)
+        self.stopping.begun = True
+        end = time.monotonic() + self.settings.shutdown_seconds
+        while self.stopping.in_flight and not self.force_exit and time.monotonic() < end:
+            await asyncio.sleep(_SECONDS_PER_TURN)
+        if self.stopping.in_flight:
+            # A closed engine fails what still waits, and the clients hear a proper 503; uvicorn would cut them off.
+            self._refuse_the_rest()
+        # Large replies are still on their way to slow readers.
+        self.config.timeout_graceful_shutdown = math.ceil(max(0, end - time.monotonic())) + _SECONDS_TO_REFUSE
         await super().shutdown(sockets)
-        late.cancel()
 
     def _load(self) -> ASGIApp:
         self.engines = self.open_engines()
@@ -165,7 +180,6 @@ def _configured(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keep_alive_seconds,
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds) + _SECONDS_TO_REFUSE,
         **tls_options(settings),
     )
 

@@ -27,7 +27,7 @@ from poolhouse.server import tracing
 from poolhouse.server.admission import Admission
 from poolhouse.server.body import read_json
 from poolhouse.server.errors import Disconnected, Refused
-from poolhouse.server.inbox import Inbox
+from poolhouse.server.inbox import Inbox, submit
 from poolhouse.server.metrics import Metrics, route_of
 from poolhouse.settings import ServerSettings
 from poolhouse.tasks import SparseHead, Task
@@ -146,7 +146,7 @@ class Serving:
         self.settings = settings
         self.metrics = metrics
         self.started = int(time.time())
-        self._inboxes = {engine.name: Inbox(engine.submit) for engine in names.values()}
+        self._inboxes = {engine.name: Inbox(engine) for engine in names.values()}
         self._admissions = {engine.name: Admission(settings.max_queued_prompts) for engine in names.values()}
 
     @property
@@ -226,9 +226,9 @@ class Serving:
         try:
             if len(requests) == 1:
                 self._inboxes[engine.name].put(requests[0])
-                futures = [requests[0].future]
             else:
-                futures = engine.submit(requests)
+                submit(engine, requests)
+            futures = [request.future for request in requests]
             try:
                 answers = await self._answered(http, futures)
             except InvalidRequest as error:

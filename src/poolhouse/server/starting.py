@@ -10,12 +10,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from poolhouse.server.errors import Failure, Shape
+from poolhouse.server.errors import Shape
 from poolhouse.server.logs import RequestLog
-from poolhouse.server.probes import report
-
-# What clients are told to wait before they ask again.
-_RETRY_SECONDS = 5
+from poolhouse.server.probes import turn_away
 
 
 class Starting:
@@ -49,6 +46,10 @@ class Starting:
             await self.application(scope, receive, send)
         elif scope["type"] == "http":
             await self.named(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        message = "The model is being loaded; ask again soon."
+        await turn_away(scope, receive, send, self.shape, "loading", message)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """uvicorn hears at once that we have started; the application is started when it is there."""
@@ -89,17 +90,6 @@ class Starting:
                 await send(message)
 
         await application(scope, receive, told)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path == "/health/live":
-            response = report(200, "live")
-        elif path == "/health/ready":
-            response = report(503, "loading")
-        else:
-            response = self.shape(Failure(503, "The model is being loaded; ask again soon.", "ServiceUnavailableError"))
-        response.headers["retry-after"] = str(_RETRY_SECONDS)
-        await response(scope, receive, send)
 
     def _load(self) -> None:
         try:

@@ -1,0 +1,324 @@
+"""Clients that leave, and parts of an engine that fail: who is hurt, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch import Tensor
+
+from poolhouse import LLM
+from poolhouse.batch import Batch
+from poolhouse.engine.engine import Engine
+from poolhouse.params import PoolingParams
+from poolhouse.pooling.pipelines import Pipeline
+from poolhouse.pooling.rows import Rows
+from poolhouse.testing import FakeEngine
+from tests.checkpoints import save_checkpoint
+from tests.server.running import Running
+from tests.server.sockets import Client, InThread, get, in_thread, load, request, wait_until
+
+TEXTS = ["the moon", "the sea"]
+BROKEN = 7
+
+
+def half_a_body(url: str, path: str) -> Client:
+    client = Client(url)
+    client.socket.sendall(request(path, {"input": ["text " * 50] * 50})[:2000])
+    return client
+
+
+def waiting(url: str, path: str) -> Client:
+    return Client(url).send(path, {"input": [f"a text {number}" for number in range(5)]})
+
+
+def leave(client: Client) -> None:
+    client.hang_up()
+
+
+def reset(client: Client) -> None:
+    client.hang_up(reset=True)
+
+
+def half_close(client: Client) -> None:
+    client.socket.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("end", [leave, reset, half_close])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/pooling"])
+def test_who_leaves_takes_the_prompts_out_of_the_queue_and_others_get_theirs(
+    path: str, end: Callable[[Client], None]
+) -> None:
+    engine = FakeEngine(width=2000, max_tokens=2000)
+    with in_thread(engine) as running:
+        url = running.url
+        (before, descriptors) = (Client(url).ask(path, {"input": TEXTS}).body, idle_descriptors(running))
+        engine.open.clear()
+        (first, stays) = (Client(url).send(path, {"input": "first"}), Client(url))
+        wait_until(lambda: load(url) == 1, "the first, which runs")
+        left = [half_a_body(url, path) for _ in range(4)] + [waiting(url, path) for _ in range(8)]
+        stays.send(path, {"input": TEXTS})
+        wait_until(lambda: load(url) == 1 + 8 * 5 + 2, "all that wait")
+        for client in left:
+            end(client)
+        wait_until(lambda: load(url) == 3, "those that leave to be noticed")
+        assert sum(item.future.cancelled() for item in engine.received) == 40
+        engine.open.set()
+        assert first.reply().status == 200
+        assert vectors(stays.reply().body) == vectors(before)
+        for client in (first, stays, *left):
+            client.hang_up()
+        assert load(url) == 0
+        assert idle_descriptors(running) == descriptors
+        assert 'status="200"' in get(url, "/metrics").body.decode()
+
+
+def test_who_leaves_amid_a_large_reply_leaves_nothing_behind() -> None:
+    engine = FakeEngine(width=5000, max_tokens=2000)
+    body = {"input": "word " * 400, "task": "token_embed"}
+    with in_thread(engine) as running:
+        url = running.url
+        assert len(Client(url).ask("/pooling", body).json["data"][0]["data"]) == 400
+        descriptors = idle_descriptors(running)
+        clients = [Client(url, receive_bytes=4096).send("/pooling", body) for _ in range(6)]
+        for number, client in enumerate(clients):
+            assert len(client.socket.recv(1000)) > 0
+            client.hang_up(reset=number % 2 == 0)
+        assert Client(url).ask("/v1/embeddings", {"input": TEXTS}).status == 200
+        assert idle_descriptors(running) == descriptors
+        assert load(url) == 0
+
+
+def test_a_slow_reader_of_a_large_reply_keeps_nobody_waiting() -> None:
+    engine = FakeEngine(width=5000, max_tokens=2000)
+    with in_thread(engine) as running:
+        slow = Client(running.url, receive_bytes=4096)
+        slow.send("/pooling", {"input": "word " * 400, "task": "token_embed", "encoding_format": "bytes"})
+        wait_until(lambda: slow.answered, "the large reply")
+        for number in range(20):
+            assert Client(running.url).ask("/v1/embeddings", {"input": f"text {number}"}).status == 200
+        reply = slow.reply()
+        assert (reply.status, len(reply.body)) == (200, 400 * 5000 * 4)
+
+
+def test_a_slow_reader_gets_its_large_reply_although_the_server_is_stopped() -> None:
+    engine = FakeEngine(width=5000, max_tokens=2000)
+    with in_thread(engine) as running:
+        slow = Client(running.url, receive_bytes=4096)
+        slow.send("/pooling", {"input": "word " * 400, "task": "token_embed", "encoding_format": "bytes"})
+        wait_until(lambda: slow.answered, "the large reply")
+        running.server.stop()
+        wait_until(lambda: refused(running.url), "the listener to be closed")
+        reply = slow.reply()
+        assert (reply.status, len(reply.body)) == (200, 400 * 5000 * 4)
+
+
+def refused(url: str) -> bool:
+    try:
+        Client(url).hang_up()
+    except OSError:
+        return True
+    return False
+
+
+def vectors(body: bytes) -> Any:
+    """A reply without what differs each time."""
+    return body.partition(b'"data":')[2]
+
+
+def idle_descriptors(running: InThread) -> int:
+    """How many file descriptors are open when all have left."""
+    wait_until(running.rests, "the server to rest")
+    loop = running.server.servers[0].get_loop()
+    names = asyncio.run_coroutine_threadsafe(task_names(), loop).result(60)
+    # The server itself, its lifespan, what it waits for there, and this one.
+    assert len(names) <= 4, names
+    return psutil.Process().num_fds()
+
+
+async def task_names() -> list[str]:
+    return [repr(task) for task in asyncio.all_tasks()]
+
+
+class Held:
+    """A backbone that waits for `go_on`, and does `harm` to the packs that hold BROKEN."""
+
+    def __init__(self, engine: Engine, harm: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+        self.backbone, self.harm = engine.model.backbone, harm
+        self.entered, self.go_on = threading.Event(), threading.Event()
+        self.packs: list[int] = []
+
+    def __call__(self, batch: Batch) -> Tensor:
+        self.entered.set()
+        assert self.go_on.wait(60)
+        self.packs.append(len(batch.segments.lengths))
+        hidden = self.backbone(batch)
+        return hidden if self.harm is None else self.harm(hidden, batch.ids == BROKEN)
+
+
+class Raising:
+    """A pipeline that raises where BROKEN is in its rows, and is otherwise the one it stands for."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pipeline, name)
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        if bool((rows.ids == BROKEN).any()):
+            raise ZeroDivisionError("this pipeline fails")
+        return self.pipeline(rows, params)
+
+
+def not_a_number(hidden: Tensor, where: Tensor) -> Tensor:
+    hidden = hidden.clone()
+    hidden[where] = torch.nan
+    return hidden
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("bert")
+    save_checkpoint(folder, "bert, wordpiece")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Iterator[Engine]:
+    with LLM(str(folder)) as llm:
+        yield llm.engine
+
+
+def engine_that(fails: str, whole: Engine) -> tuple[Held, Engine]:
+    backbone = Held(whole, not_a_number if fails == "is not a number" else None)
+    pipelines: Any = dict(whole.model.pipelines)
+    if fails == "raises":
+        pipelines = {task: Raising(pipeline) for task, pipeline in pipelines.items()}
+    return backbone, Engine(
+        replace(whole.model, backbone=backbone, pipelines=pipelines), whole.tokenizer, whole.options
+    )
+
+
+@pytest.mark.parametrize(
+    ("fails", "words"),
+    [("raises", "The model failed on this input: this pipeline fails"), ("is not a number", "NaN or infinity")],
+)
+@pytest.mark.parametrize("task", ["embed", "token_embed"])
+def test_one_input_that_fails_in_a_shared_batch_fails_alone(whole: Engine, fails: str, words: str, task: str) -> None:
+    backbone, engine = engine_that(fails, whole)
+    prompts = [[2, 5, 6, 8], [BROKEN] * 4, [2, 6, 8, 9], [2, 9, 9, 3]]
+    with in_thread(engine) as running:
+        url = running.url
+        first = Client(url).send("/pooling", {"input": [2, 3], "task": task})
+        assert backbone.entered.wait(60)
+        clients = [Client(url).send("/pooling", {"input": ids, "task": task}) for ids in prompts]
+        wait_until(lambda: load(url) == 5 and len(engine._scheduler) == 4, "all to wait")
+        backbone.go_on.set()
+        replies = [client.reply() for client in clients]
+        assert first.reply().status == 200
+        assert backbone.packs[:2] == [1, 4]
+        assert [reply.status for reply in replies] == [200, 500, 200, 200]
+        error = replies[1].json
+        assert (error["type"], error["code"]) == ("InternalServerError", 500)
+        assert words in error["message"]
+        for ids, reply in zip(prompts, replies, strict=True):
+            if reply.status == 200:
+                alone = Client(url).ask("/pooling", {"input": ids, "task": task}).json["data"][0]["data"]
+                assert np.abs(np.array(reply.json["data"][0]["data"]) - np.array(alone)).max() < 1e-5
+        assert load(url) == 0
+        assert get(url, "/health").status == 200
+
+
+class Panic(BaseException):
+    """What native code raises that panicked: no Exception."""
+
+
+@pytest.mark.parametrize("failure", [SystemExit(3), KeyboardInterrupt(), Panic("panicked"), MemoryError()])
+@pytest.mark.parametrize("texts", ["the moon", ["the moon"] * 300], ids=["in the event loop", "in threads"])
+def test_a_tokenizer_call_that_dies_fails_its_request_and_no_later_one(
+    whole: Engine, monkeypatch: pytest.MonkeyPatch, failure: BaseException, texts: Any
+) -> None:
+    encode, fails = whole.tokenizer.encode, threading.Event()
+
+    def dying(prompts: Any, limits: Any) -> Any:
+        if fails.is_set():
+            raise failure
+        return encode(prompts, limits)
+
+    monkeypatch.setattr(whole.tokenizer, "encode", dying)
+    with in_thread(Engine(whole.model, whole.tokenizer, whole.options)) as running:
+        client = Client(running.url)
+        for _ in range(4):  # more than there are threads
+            fails.set()
+            reply = client.ask("/v1/embeddings", {"input": texts})
+            fails.clear()
+            assert reply.status == 500
+            assert (reply.json["object"], reply.json["type"]) == ("error", "InternalServerError")
+            assert client.ask("/v1/embeddings", {"input": texts}).status == 200
+        assert load(running.url) == 0
+        assert get(running.url, "/health").status == 200
+
+
+# Both are asked at once; the one that lives takes its time.
+TWO = """
+    class Mortal(FakeEngine):
+        def _work(self, request):
+            super()._work(request)
+            if request.prompt.text == "die": threading.Thread(target=self.die, args=(PoolhouseError("The device is gone."),)).start()
+    engines = [FakeEngine('slow'), Mortal('mortal')]
+    engines[0].open.clear()
+    threading.Thread(target=lambda: (sys.stdin.readline(), engines[0].open.set()), daemon=True).start()"""
+
+
+def test_a_fatal_error_of_one_engine_ends_the_process_after_what_the_other_has_in_flight() -> None:
+    server = Running(TWO, stdin=True).ready()
+    early = Client(server.url).send("/v1/embeddings", {"input": "early", "model": "slow"})
+    wait_until(lambda: load(server.url) == 1, "the early request")
+    dying = Client(server.url).ask("/v1/embeddings", {"input": "die", "model": "mortal"})
+    assert dying.status == 200
+    wait_until(lambda: get(server.url, "/health/ready").status == 503, "the death")
+    wait_until(lambda: get(server.url, "/health/ready").json == {"status": "stopping"}, "the stop")
+    late = Client(server.url).ask("/v1/embeddings", {"input": "late", "model": "slow"})
+    assert (late.status, late.headers["retry-after"]) == (503, "5")
+    assert get(server.url, "/health/live").status == 200
+    assert server.process.stdin is not None
+    server.process.stdin.write("now\n")
+    server.process.stdin.flush()
+    assert early.reply().status == 200
+    status, log = server.ended()
+    assert status == 1
+    assert "poolhouse: The device is gone." in log
+
+
+LOSING = """
+    import torch
+    from dataclasses import replace
+    from poolhouse import LLM
+    from poolhouse.engine.engine import Engine
+    whole = LLM({folder!r}).engine
+    def losing(batch):
+        if bool((batch.ids == {broken}).any()): raise torch.AcceleratorError("device lost")
+        return whole.model.backbone(batch)
+    engines = [Engine(replace(whole.model, backbone=losing), whole.tokenizer, whole.options)]"""
+
+
+def test_a_lost_device_fails_what_it_ran_and_ends_the_process(folder: Path) -> None:
+    server = Running(LOSING.format(folder=str(folder), broken=BROKEN), shutdown_seconds=60).ready()
+    kept = Client(server.url)
+    assert kept.ask("/v1/embeddings", {"input": [2, 5, 3]}).status == 200
+    lost = kept.ask("/v1/embeddings", {"input": [2, BROKEN, 3]})
+    assert lost.status == 500
+    assert "device lost" in lost.json["message"]
+    status, log = server.ended()
+    assert status == 1
+    assert "poolhouse: The device failed: device lost" in log
