@@ -135,3 +135,24 @@ def test_the_command_line_takes_names_as_vllm_does_and_speaks_of_former_words(cl
     log = process.communicate(timeout=60)[1]
     assert log.count("The option `task` was renamed") == 1
     assert log.count("Parameter `softmax` was renamed; use `use_activation`") == 1
+
+
+def test_token_vectors_may_be_clustered(m3: LLM) -> None:
+    texts = [*TEXTS[:3]]
+    expected = m3.embed_tokens(texts, token_pooling_factor=2)
+    with TestClient(create_app([m3.engine])) as http:
+        body = {"input": texts, "task": "token_embed", "token_pooling_factor": 2}
+        reply = http.post("/pooling", json=body)
+        assert reply.status_code == 200, reply.text
+        for item, rows in zip(reply.json()["data"], expected, strict=True):
+            assert np.allclose(item["data"], rows, atol=1e-5)
+        for wrong in (
+            {"task": "embed"},
+            {"input_type": "query"},
+            {"tasks": ["embed"], "task": None},
+            {"task": "sparse"},
+        ):
+            refused = http.post("/pooling", json={**body, **wrong})
+            assert refused.status_code == 400, wrong
+            assert refused.json()["param"] == "token_pooling_factor"
+        assert http.post("/pooling", json={**body, "token_pooling_factor": 0.5}).status_code == 400

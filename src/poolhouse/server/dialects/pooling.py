@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
@@ -11,7 +12,8 @@ from pydantic import Field
 
 from poolhouse import sparse
 from poolhouse.engine.request import Answer
-from poolhouse.errors import InvalidRequest
+from poolhouse.errors import ConfigError, InvalidRequest
+from poolhouse.inputs.input_types import role_of
 from poolhouse.outputs import Array, SparseVector
 from poolhouse.params import PoolingParams
 from poolhouse.server import encoding, replies
@@ -21,6 +23,7 @@ from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.dialects.vectors import VectorFields
 from poolhouse.server.serving import Engine, Serving
 from poolhouse.tasks import Task, parse_task
+from poolhouse.token_pooling import check_factor, pooled
 
 # The task of /pooling that is none of the engine's.
 SPARSE: Final = "sparse"
@@ -43,6 +46,9 @@ class PoolingFields(VectorFields):
     )
     top_k: int | None = Field(None, description="Sparse vectors: keep so many entries, the largest.")
     threshold: float | None = Field(None, description="Sparse vectors: leave out entries that weigh less.")
+    token_pooling_factor: float | None = Field(
+        None, ge=1, description="Of token_embed: about one vector per so many tokens, by clusters; for documents."
+    )
     step_tag_id: int | None = Field(None, description="Process rewards: the token whose rows are wanted.")
     returned_token_ids: Many[int] | None = Field(None, description="Process rewards: the columns that are wanted.")
     data: Any = Field(None, description='The data of a plugin, with the task "plugin".')
@@ -75,6 +81,8 @@ async def answer(serving: Serving, http: Request, fields: PoolingFields) -> Resp
         step_tag_id=fields.step_tag_id,
         returned_token_ids=None if fields.returned_token_ids is None else tuple(fields.returned_token_ids),
     )
+    if fields.token_pooling_factor is not None and (fields.tasks is not None or fields.task in ("plugin", SPARSE)):
+        raise InvalidRequest("token_pooling_factor belongs to the task 'token_embed' alone.", "token_pooling_factor")
     if fields.task == "plugin":
         return await plugin.answer(serving, http, engine, fields.data, params, fields.request_id, fields.priority)
     if fields.task == SPARSE:
@@ -84,7 +92,29 @@ async def answer(serving: Serving, http: Request, fields: PoolingFields) -> Resp
     fields.refuse_pruning()
     task = engine.tasks[0] if fields.task is None else parse_task(fields.task, engine.tasks)
     requests = fields.requests(serving, task, params)
-    return await vectors.reply(serving, http, fields, engine, requests, vectors.Names("pooling", "pooling", "data"))
+    names = vectors.Names("pooling", "pooling", "data")
+    if fields.token_pooling_factor is None:
+        return await vectors.reply(serving, http, fields, engine, requests, names)
+    _check_token_pooling(fields, task)
+    how = fields.how(engine, task)
+    answers = await serving.answers(http, engine, requests)
+    arrays = await asyncio.to_thread(_clustered, answers, fields.token_pooling_factor)
+    return await vectors.write(serving, http, fields, engine, answers, arrays, names, how)
+
+
+def _check_token_pooling(fields: PoolingFields, task: Task) -> None:
+    if task != "token_embed":
+        raise InvalidRequest(
+            f"token_pooling_factor belongs to the task 'token_embed', not to '{task}'.", "token_pooling_factor"
+        )
+    check_factor(fields.token_pooling_factor, role_of(fields.input_type))
+
+
+def _clustered(answers: Sequence[Answer], factor: float) -> list[Array]:
+    try:
+        return [pooled(answer.array, factor) for answer in answers]
+    except ConfigError as error:  # what finds the clusters is not installed here
+        raise InvalidRequest(str(error), "token_pooling_factor") from None
 
 
 async def _reply_of_sparse(
