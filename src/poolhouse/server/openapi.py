@@ -110,12 +110,40 @@ class _Types:
         )
         self.schemas: Mapping[Any, Json] = {kind: _in_short(schema) for (kind, _), schema in schemas.items()}
         self.definitions: Json = _in_short(definitions["$defs"])
+        for body in dict.fromkeys(bodies):
+            name = self.schemas[body].get("$ref", "").rsplit("/", 1)[-1]
+            if name in self.definitions:
+                self.definitions[name] = _with_null_for_default(self.definitions[name])
 
     def any_of(self, kinds: Iterable[Any]) -> Json:
         """The schema of what is of one of these types."""
         kinds = [self.our_error if kind is OurError else kind for kind in kinds]
         schemas = [self.schemas[kind] for kind in dict.fromkeys(kinds)]
         return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
+def _with_null_for_default(body: Json) -> Json:
+    """The schema of a body; null means the default in all that may be left out, see `Serving.parse`."""
+    required, properties = body.get("required", ()), body.get("properties", {})
+    return {
+        **body,
+        "properties": {
+            name: schema if name in required or _takes_null(schema) else _or_null(schema)
+            for name, schema in properties.items()
+        },
+    }
+
+
+def _takes_null(schema: Json) -> bool:
+    """Whether null is among the types; a schema without types takes anything."""
+    kinds = [one.get("type") for one in schema.get("anyOf", [schema])]
+    return "null" in kinds or not ({"type", "anyOf", "$ref", "enum", "const", "allOf", "oneOf"} & schema.keys())
+
+
+def _or_null(schema: Json) -> Json:
+    about: Json = {name: schema[name] for name in ("title", "description", "default") if name in schema}
+    rest = {name: value for name, value in schema.items() if name not in about}
+    return {"anyOf": [*(rest["anyOf"] if set(rest) == {"anyOf"} else [rest]), {"type": "null"}], **about}
 
 
 class _Exact(GenerateJsonSchema):
