@@ -1,11 +1,10 @@
-"""Reranking one query and a hundred documents with a ColBERT of MiniLM's size, beside the libraries that train them.
+"""Reranking one query and a hundred documents with a ColBERT of MiniLM's size, beside sentence-transformers.
 
-    python benchmarks/colbert_rerank.py [--documents 100] [--rounds 5] [--pylate PYTHON]
+    python benchmarks/colbert_rerank.py [--documents 100] [--rounds 5]
 
 The model is the embedded MiniLM with a random projection to 128 and markers, saved by sentence-transformers'
 MultiVectorEncoder. Each side has a process of its own, and rounds alternate. A side reads the query and all documents
-and scores them; the others at their best batch size. PyLate, which wants older libraries, takes part by the interpreter
-of an environment that has it. Prints medians.
+and scores them; the other at its best batch size. Prints medians.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from poolhouse.data import ragged_texts
+
 QUERY = "why does the sea rise and fall twice a day?"
 BATCH_SIZES = (8, 16, 32, 64)
 
@@ -33,7 +34,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pylate", metavar="PYTHON", help="Interpreter of an environment with PyLate.")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -42,10 +42,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder))
-        from poolhouse.data import ragged_texts
-
-        pythons = dict.fromkeys(SIDES, sys.executable) | {"pylate": asked.pylate}
-        workers = {name: Worker(python, name, folder) for name, python in pythons.items() if python}
+        workers = {name: Worker(name, folder) for name in SIDES}
         compare(workers, ragged_texts(asked.documents), asked.rounds)
         for worker in workers.values():
             worker.close()
@@ -116,34 +113,17 @@ def sentence_transformers(model: str) -> Side:
     return scores
 
 
-def pylate(model: str) -> Side:
-    from pylate import models, rank
-
-    encoder = models.ColBERT(model, device="cpu")
-
-    def scores(documents: Sequence[str], batch_size: int) -> list[float]:
-        query = encoder.encode([QUERY], is_query=True, show_progress_bar=False)
-        vectors = encoder.encode(list(documents), batch_size=batch_size, is_query=False, show_progress_bar=False)
-        numbers = [list(range(len(documents)))]
-        (ranked,) = rank.rerank(documents_ids=numbers, queries_embeddings=query, documents_embeddings=[vectors])
-        by_number = {entry["id"]: float(entry["score"]) for entry in ranked}
-        return [by_number[number] for number in numbers[0]]
-
-    return scores
-
-
 SIDES: dict[str, Callable[[str], Side]] = {
     "poolhouse": poolhouse,
     "sentence-transformers": sentence_transformers,
-    "pylate": pylate,
 }
 
 
 class Worker:
     """A side in its own process."""
 
-    def __init__(self, python: str, side: str, model: str) -> None:
-        command = [python, __file__, "--side", side, "--model", model]
+    def __init__(self, side: str, model: str) -> None:
+        command = [sys.executable, __file__, "--side", side, "--model", model]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.scores: list[float] = []
 
