@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import transformers
 from poolhouse import LLM
 from poolhouse.engine.request import Request
 from poolhouse.errors import ConfigError, InvalidRequest
+from poolhouse.inputs.conversations import Conversations
 from poolhouse.inputs.prompts import Conversation, Prompt
 from poolhouse.testing import FakeEngine
 from tests.checkpoints import save_checkpoint
@@ -50,6 +52,21 @@ def test_messages_are_embedded_as_their_rendered_text(llm: LLM, folder: Path) ->
         (alone,) = llm.embed([ids], use_tqdm=False)
         assert np.abs(alone.outputs.array - output.outputs.array).max() < 1e-5
     assert plain.prompt_token_ids == theirs("the moon")["input_ids"]
+
+
+def test_a_template_never_holds_up_the_thread_that_submits(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def noted(self: Conversations, conversation: Conversation) -> Prompt:
+        threads.append(threading.current_thread())
+        return rendered(self, conversation)
+
+    rendered = Conversations.rendered
+    monkeypatch.setattr(Conversations, "rendered", noted)
+    (future,) = llm.engine.submit([Request(Prompt(None, conversation=Conversation(ALONE)), "embed")])
+    assert future.result(60).array.shape
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 def test_a_conversation_takes_special_tokens_where_they_are_asked(llm: LLM) -> None:

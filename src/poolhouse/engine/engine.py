@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +46,8 @@ from poolhouse.tokens import Ids, Tokens
 
 log = logging.getLogger("poolhouse")
 
-# Few texts of so many characters together are tokenised by their caller: quicker than waking a thread.
+# Few texts of so many characters together are tokenised by their caller: quicker than waking a thread. Templates may be
+# slow, so conversations are not.
 _INLINE_REQUESTS = 64
 _INLINE_CHARACTERS = 2000
 # Texts per tokenizer call: enough to share the work among cores, few enough to start computing early.
@@ -207,7 +209,7 @@ class Engine:
         self._pending.add(requests)
         submitted = time.perf_counter()
         flows = {priority: Flow(priority, submitted) for priority in {request.priority for request in requests}}
-        if len(requests) <= _INLINE_REQUESTS and _characters(requests) <= _INLINE_CHARACTERS:
+        if len(requests) <= _INLINE_REQUESTS and sum(map(_characters, requests)) <= _INLINE_CHARACTERS:
             self._prepare(requests, flows)
             return futures
         begins = range(0, len(requests), _TEXTS_PER_CALL)
@@ -344,8 +346,12 @@ class Engine:
             self._faults.tell()
 
 
-def _characters(requests: Sequence[Request]) -> int:
-    return sum(len(request.prompt.text or "") + len(request.prompt.pair or "") for request in requests)
+def _characters(request: Request) -> float:
+    """How many characters there are to tokenise; of a conversation nobody knows before it is rendered."""
+    prompt = request.prompt
+    if prompt.text is None and prompt.conversation is not None:
+        return math.inf
+    return len(prompt.text or "") + len(prompt.pair or "")
 
 
 def _fail(requests: Sequence[Request], error: Exception) -> None:
