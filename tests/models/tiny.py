@@ -58,3 +58,11 @@ def save(folder: Path, model: str, config: str, options: dict[str, Any], std: fl
         made.tie_weights()
     made.save_pretrained(folder)
     return made
+
+
+def save_m3(folder: Path) -> None:
+    """A BGE-M3 of two layers: dense vectors, token weights, and token vectors of 24 numbers."""
+    tokenizer(folder, "roberta")
+    save(folder, "XLMRobertaModel", "XLMRobertaConfig", LAYERS | {"bos_token_id": 0, "eos_token_id": 2})
+    torch.save({"weight": torch.randn(1, 32), "bias": torch.randn(1)}, folder / "sparse_linear.pt")
+    torch.save({"weight": torch.randn(24, 32), "bias": torch.randn(24)}, folder / "colbert_linear.pt")

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from fastapi.testclient import TestClient
 
 from poolhouse import LLM
 from poolhouse.server.app import create_app
 from poolhouse.tasks import SparseHead
 from poolhouse.testing import FakeEngine
-from tests.models.tiny import LAYERS, TEXTS, save, tokenizer
+from tests.models.tiny import LAYERS, TEXTS, save, save_m3, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +29,7 @@ def splade(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 @pytest.fixture(scope="module")
 def m3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     folder = tmp_path_factory.mktemp("m3")
-    tokenizer(folder, "roberta")
-    save(folder, "XLMRobertaModel", "XLMRobertaConfig", LAYERS | {"bos_token_id": 0, "eos_token_id": 2})
-    torch.save({"weight": torch.randn(1, 32), "bias": torch.randn(1)}, folder / "sparse_linear.pt")
-    torch.save({"weight": torch.randn(24, 32), "bias": torch.randn(24)}, folder / "colbert_linear.pt")
+    save_m3(folder)
     with LLM(str(folder), served_model_name="m3") as llm:
         yield llm
 

@@ -64,7 +64,6 @@ class Joining:
 class Pruning:
     """What a call of `LLM.embed_sparse` says; see `poolhouse.sparse.Options`."""
 
-    input_type: str | None = None
     top_k: int | None = None
     threshold: float | None = None
 
@@ -138,7 +137,7 @@ def sparse_plan(engine: Engine, prompts: Any, asked: Asked, pruning: Pruning) ->
     made = Tokenization.parse(asked.tokenization)
     parsed = parse_prompts(prompts)
     options = sparse.Options(
-        made.params(asked.params), asked.prompt_name, pruning.input_type, pruning.top_k, pruning.threshold
+        made.params(asked.params), asked.prompt_name, asked.input_type, pruning.top_k, pruning.threshold
     )
     plan = sparse.plan(engine, parsed, options)
     adapters = _adapters(engine, asked, len(parsed))

@@ -45,8 +45,8 @@ def embed_sparse(
     Raises:
         UnsupportedTask: the model has no sparse vectors. InvalidRequest: for the first prompt that could not be answered.
     """
-    asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request)
-    plan = sparse_plan(self.engine, prompts, asked, Pruning(input_type, top_k, threshold))
+    asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, input_type=input_type)
+    plan = sparse_plan(self.engine, prompts, asked, Pruning(top_k, threshold))
     return self._outputs(_streamed(self.engine, plan, use_tqdm), _output)
 
 
@@ -63,8 +63,8 @@ async def embed_sparse_async(
     tokenization_kwargs: Options = None,
 ) -> list[SparseRequestOutput]:
     """`embed_sparse` for coroutines; cancelling it takes the prompts out of the queue."""
-    asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request)
-    plan = sparse_plan(self.engine, prompts, asked, Pruning(input_type, top_k, threshold))
+    asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, input_type=input_type)
+    plan = sparse_plan(self.engine, prompts, asked, Pruning(top_k, threshold))
     return self._outputs(plan.finish(await gather(self.engine.submit(plan.requests))), _output)
 
 
@@ -82,8 +82,8 @@ def embed_sparse_array(
     tokenization_kwargs: Options = None,
 ) -> SparseMatrix:
     """`embed_sparse` as one matrix in compressed rows, for a corpus; cuts are not reported here."""
-    asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request)
-    plan = sparse_plan(self.engine, prompts, asked, Pruning(input_type, top_k, threshold))
+    asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, input_type=input_type)
+    plan = sparse_plan(self.engine, prompts, asked, Pruning(top_k, threshold))
     vectors = (sparse.vector for sparse in _streamed(self.engine, plan, use_tqdm))
     return SparseMatrix.of(vectors, plan.head.width)
 

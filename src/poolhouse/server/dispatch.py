@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from poolhouse.server.dialects.routing import DirectRoute
+from poolhouse.server.security import path_of
 
 Fail = Callable[[Request, Exception], Awaitable[Response]]
 
@@ -36,7 +37,7 @@ class Dispatch:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = None
         if scope["type"] == "http":
-            route = self.routes.get((scope["method"], scope["path"].removeprefix(scope.get("root_path", ""))))
+            route = self.routes.get((scope["method"], path_of(scope)))
         if route is None:
             await self.app(scope, receive, send)
             return

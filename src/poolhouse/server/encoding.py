@@ -75,10 +75,11 @@ class Encoding:
         return self.form in ("float", "base64")
 
 
-def encode(arrays: Sequence[Array], encoding: Encoding) -> list[Numbers]:
+def encode(arrays: Sequence[Array], encoding: Encoding, field: str = "embed_dtype") -> list[Numbers]:
     """The arrays in the precision and byte order asked for, C-contiguous, in the order given.
 
     They are converted together: rows of equal width as one matrix, other arrays number by number.
+    field: what asked for the precision, for messages.
 
     Raises:
         InvalidRequest: a width that the precision cannot take.
@@ -91,7 +92,7 @@ def encode(arrays: Sequence[Array], encoding: Encoding) -> list[Numbers]:
     widths = {array.shape[-1] for array in arrays}
     width = widths.pop() if len(widths) == 1 else 1
     rows = np.concatenate([array.reshape(-1, width) for array in arrays])
-    codes = _swapped(quantize(rows, precision, encoding.calibration, field="embed_dtype"), encoding)
+    codes = _swapped(quantize(rows, precision, encoding.calibration, field=field), encoding)
     if width == 1:
         shapes = [array.shape for array in arrays]
     else:

@@ -6,6 +6,7 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from poolhouse.server.errors import Failure, Shape
+from poolhouse.server.security import path_of
 
 # What clients are told to wait before they ask again.
 _RETRY_SECONDS = 5
@@ -21,7 +22,7 @@ async def turn_away(scope: Scope, receive: Receive, send: Send, shape: Shape, wo
 
     word: what the server does instead, for `/health/ready`. message: the same in a sentence, for everybody else.
     """
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    path = path_of(scope)
     if path == "/health/live":
         response = report(200, "live")
     elif path == "/health/ready":

@@ -36,17 +36,27 @@ def reply_id(prefix: str, http: Request, given: str | None) -> str:
 
 def usage(answers: Sequence[Answer]) -> dict[str, Any]:
     """Token counts as OpenAI and vLLM give them; `truncated` counts the prompts that were cut, if any."""
-    tokens = sum(len(answer.tokens) for answer in answers)
+    tokens = tokens_of(answers)
     counts: dict[str, Any] = {
         "prompt_tokens": tokens,
         "total_tokens": tokens,
         "completion_tokens": 0,
         "prompt_tokens_details": None,
     }
-    truncated = sum(answer.tokens.truncated for answer in answers)
+    truncated = truncated_of(answers)
     if truncated:
         counts["truncated"] = truncated
     return counts
+
+
+def tokens_of(answers: Sequence[Answer]) -> int:
+    """Tokens of all prompts."""
+    return sum(len(answer.tokens) for answer in answers)
+
+
+def truncated_of(answers: Sequence[Answer]) -> int:
+    """How many prompts were cut."""
+    return sum(answer.tokens.truncated for answer in answers)
 
 
 def cut(answer: Answer) -> dict[str, Any]:
@@ -62,6 +72,11 @@ def cut(answer: Answer) -> dict[str, Any]:
     return said
 
 
+def cuts(answers: Sequence[Answer], items: int) -> list[dict[str, Any]]:
+    """`cut` for each of so many items; nothing where they are not one per answer, as of late chunking."""
+    return [cut(answer) for answer in answers] if len(answers) == items else [{} for _ in range(items)]
+
+
 def cut_of_pair(answers: Sequence[Answer]) -> dict[str, Any]:
     """As `cut`, of the prompts that one score was made of: true where any was cut, with the sum of their tokens."""
     if not any(answer.tokens.truncated for answer in answers):
@@ -71,7 +86,7 @@ def cut_of_pair(answers: Sequence[Answer]) -> dict[str, Any]:
 
 def truncation(answers: Sequence[Answer]) -> dict[str, str]:
     """A header that says how many prompts were cut, when any was."""
-    count = sum(answer.tokens.truncated for answer in answers)
+    count = truncated_of(answers)
     return {"X-Poolhouse-Truncated": str(count)} if count else {}
 
 

@@ -77,11 +77,16 @@ class ApiKeys:
         self.digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] == "OPTIONS" or _path(scope) in OPEN_PATHS or self._shown(scope):
+        if (
+            scope["type"] != "http"
+            or scope["method"] == "OPTIONS"
+            or path_of(scope) in OPEN_PATHS
+            or self._shown(scope)
+        ):
             await self.app(scope, receive, send)
             return
         headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
-        path = _path(scope)
+        path = path_of(scope)
         refusals = (body for prefix, body in _REFUSALS.items() if path.startswith(prefix))
         await _answer(send, 401, next(refusals, b'{"error":"Unauthorized"}'), headers)
 
@@ -179,7 +184,7 @@ class CertificateFiles:
         return [Path(file).stat().st_mtime_ns for file in (self.certificate, self.key) if file is not None]
 
 
-def _path(scope: Scope) -> str:
+def path_of(scope: Scope) -> str:
     """The path as routes see it, without the prefix of a proxy."""
     path: str = scope["path"]
     root = scope.get("root_path", "")

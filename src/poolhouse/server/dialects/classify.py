@@ -71,6 +71,17 @@ def _labelled(index: int, answer: Answer, engine: Engine) -> dict[str, Any]:
     return {"index": index, "label": label, "probs": probs, "num_classes": len(probs)} | replies.cut(answer)
 
 
+def label_names(engine: Engine) -> list[str]:
+    """The name of each label; transformers' stand-ins where the checkpoint names none."""
+    return [engine.label_names.get(place, f"LABEL_{place}") for place in range(engine.labels)]
+
+
+def ranked_labels(answer: Answer, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Every label with its score, the likeliest first, as TEI and Infinity write them."""
+    order = np.argsort(-answer.array, kind="stable").tolist()
+    return [{"score": float(answer.array[place]), "label": names[place]} for place in order]
+
+
 async def _answer_tokens(serving: Serving, http: Request, fields: ClassifyTokensFields) -> Response:
     engine = serving.engine(fields.model)
     if "token_classify" not in engine.tasks or not engine.label_names:

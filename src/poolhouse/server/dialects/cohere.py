@@ -136,7 +136,7 @@ async def _embed(serving: Serving, http: Request, fields: EmbedFields, version: 
     head: dict[str, Any] = {"id": replies.reply_id("embd", http, None)}
     tail = {
         "texts": texts,
-        "meta": _meta(version, {"input_tokens": hosted.tokens_of(answers)}, answers),
+        "meta": _meta(version, {"input_tokens": replies.tokens_of(answers)}, answers),
         "response_type": "embeddings_floats" if bare else "embeddings_by_type",
     }
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from fastapi import Request
 
 from poolhouse import scoring
@@ -17,8 +16,8 @@ from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt, parse_side
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
-from poolhouse.precision import quantize
-from poolhouse.server import encoding
+from poolhouse.precision import Precision
+from poolhouse.server import encoding, replies
 from poolhouse.server.dialects.pairs import Scored, Sides, score
 from poolhouse.server.serving import Engine, Serving
 from poolhouse.tasks import Task
@@ -101,16 +100,17 @@ def vectors(arrays: Sequence[Array], kind: Kind, engine: Engine, field: str) -> 
     Raises:
         InvalidRequest: vectors that the form cannot hold; naming `field`.
     """
-    if kind == "float":
-        return [encoding.vector(array, "float") for array in arrays]
     if kind == "base64":
-        return [encoding.vector(array, "base64") for array in arrays]
-    rows = np.concatenate([np.atleast_2d(array) for array in arrays])
-    codes = quantize(rows, kind, engine.calibration, field=field)
-    if arrays[0].ndim == 1:
-        return list(codes)
-    ends = np.cumsum([len(array) for array in arrays])[:-1]
-    return np.split(codes, ends)
+        return written(arrays, "float32", "base64", engine, field)
+    return written(arrays, "float32" if kind == "float" else kind, "float", engine, field)
+
+
+def written(
+    arrays: Sequence[Array], precision: Precision, form: Literal["float", "base64"], engine: Engine, field: str
+) -> list[Any]:
+    """The vectors in that precision, as numbers or as little-endian memory in base64; see `vectors`."""
+    how = encoding.Encoding(form, precision, "little", engine.calibration)
+    return [encoding.value(array, form) for array in encoding.encode(arrays, how, field)]
 
 
 async def rerank(
@@ -166,11 +166,7 @@ def arrays_of(answers: Sequence[Answer]) -> list[Array]:
     return [answer.array for answer in answers]
 
 
-def tokens_of(answers: Sequence[Answer]) -> int:
-    return sum(len(answer.tokens) for answer in answers)
-
-
 def warnings_of(answers: Sequence[Answer]) -> list[str]:
     """What a caller should know of what was cut; no words where nothing was."""
-    cut = sum(answer.tokens.truncated for answer in answers)
+    cut = replies.truncated_of(answers)
     return [f"{cut} of {len(answers)} inputs were longer than the model reads, and cut."] if cut else []

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from typing import Any, Literal
 
-import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -19,6 +18,7 @@ from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
 from poolhouse.server import replies
 from poolhouse.server.dialects import hosted
+from poolhouse.server.dialects.classify import label_names, ranked_labels
 from poolhouse.server.dialects.fields import Many, body_schema
 from poolhouse.server.dialects.hosted import Wish
 from poolhouse.server.dialects.routing import direct_router
@@ -154,19 +154,14 @@ async def _classify(serving: Serving, http: Request, fields: ClassifyFields) -> 
     answers = await serving.answers(
         http, engine, [EngineRequest(Prompt(text), "classify", params) for text in fields.input]
     )
-    data = [_labels(answer, engine) for answer in answers]
+    names = label_names(engine)
+    data = [ranked_labels(answer, names) for answer in answers]
     body = {"object": "classify", "data": data, **_tail(http, engine, answers)}
     return await replies.write(serving, lambda: dumps(body), answers)
 
 
-def _labels(answer: Answer, engine: Engine) -> list[dict[str, Any]]:
-    order = np.argsort(-answer.array, kind="stable")
-    names = engine.label_names
-    return [{"score": float(answer.array[place]), "label": names.get(int(place), f"LABEL_{place}")} for place in order]
-
-
 def _tail(http: Request, engine: Engine, answers: list[Answer]) -> dict[str, Any]:
-    tokens = hosted.tokens_of(answers)
+    tokens = replies.tokens_of(answers)
     return {
         "model": engine.name,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
@@ -175,11 +170,8 @@ def _tail(http: Request, engine: Engine, answers: list[Answer]) -> dict[str, Any
     }
 
 
-_CAPABILITIES = {"embed": "embed", "classify": "classify"}
-
-
 def _model(serving: Serving, name: str, engine: Engine) -> dict[str, Any]:
-    capabilities = [_CAPABILITIES[task] for task in engine.tasks if task in _CAPABILITIES]
+    capabilities: list[str] = [task for task in engine.tasks if task in ("embed", "classify")]
     if engine.labels in (0, 1):
         capabilities.append("rerank")
     waiting = serving.waiting(engine)

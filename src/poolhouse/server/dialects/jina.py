@@ -133,9 +133,9 @@ async def _write(
     serving: Serving, answers: Sequence[Answer], arrays: Sequence[Array], kinds: list[Kind], engine: Engine
 ) -> Response:
     """One object per array; of several kinds, its vectors by kind."""
-    tokens = hosted.tokens_of(answers)
+    tokens = replies.tokens_of(answers)
     name = "embedding" if arrays[0].ndim == 1 else "embeddings"
-    cuts = [replies.cut(answer) for answer in answers] if len(answers) == len(arrays) else [{}] * len(arrays)
+    cuts = replies.cuts(answers, len(arrays))
 
     def render() -> bytes:
         by_kind = {kind: hosted.vectors(arrays, kind, engine, "embedding_type") for kind in kinds}
@@ -154,7 +154,7 @@ async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Resp
     (query,) = hosted.texts_of([fields.query], "query")
     documents = hosted.texts_of(fields.documents, "documents")
     scored = await hosted.rerank(serving, http, engine, query, documents)
-    tokens = hosted.tokens_of(scored.answers)
+    tokens = replies.tokens_of(scored.answers)
     results = [
         {"index": place, "relevance_score": scored.scores[place].score}
         | ({"document": {"text": documents[place]}} if fields.return_documents else {})

@@ -81,8 +81,8 @@ async def answer(serving: Serving, http: Request, fields: PoolingFields) -> Resp
         step_tag_id=fields.step_tag_id,
         returned_token_ids=None if fields.returned_token_ids is None else tuple(fields.returned_token_ids),
     )
-    if fields.token_pooling_factor is not None and (fields.tasks is not None or fields.task in ("plugin", SPARSE)):
-        raise InvalidRequest("token_pooling_factor belongs to the task 'token_embed' alone.", "token_pooling_factor")
+    if fields.token_pooling_factor is not None:
+        _check_token_pooling(fields, engine)
     if fields.task == "plugin":
         return await plugin.answer(serving, http, engine, fields.data, params, fields.request_id, fields.priority)
     if fields.task == SPARSE:
@@ -95,18 +95,18 @@ async def answer(serving: Serving, http: Request, fields: PoolingFields) -> Resp
     names = vectors.Names("pooling", "pooling", "data")
     if fields.token_pooling_factor is None:
         return await vectors.reply(serving, http, fields, engine, requests, names)
-    _check_token_pooling(fields, task)
     how = fields.how(engine, task)
     answers = await serving.answers(http, engine, requests)
     arrays = await asyncio.to_thread(_clustered, answers, fields.token_pooling_factor)
     return await vectors.write(serving, http, fields, engine, answers, arrays, names, how)
 
 
-def _check_token_pooling(fields: PoolingFields, task: Task) -> None:
-    if task != "token_embed":
-        raise InvalidRequest(
-            f"token_pooling_factor belongs to the task 'token_embed', not to '{task}'.", "token_pooling_factor"
-        )
+def _check_token_pooling(fields: PoolingFields, engine: Engine) -> None:
+    """Raise InvalidRequest where fewer token vectors are asked for, and token vectors alone are not."""
+    word = fields.task or engine.tasks[0]
+    of_tokens = fields.tasks is None and word not in ("plugin", SPARSE)
+    if not of_tokens or parse_task(word, engine.tasks) != "token_embed":
+        raise InvalidRequest("token_pooling_factor belongs to the task 'token_embed' alone.", "token_pooling_factor")
     check_factor(fields.token_pooling_factor, role_of(fields.input_type))
 
 

@@ -138,7 +138,7 @@ async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -
     engine = serving.engine(fields.model)
     sides, asked = fields.sides(), fields.asked(serving, engine)
     scored = await score(serving, http, engine, sides, asked, adapter=fields.adapter, priority=fields.priority)
-    tokens = sum(len(answer.tokens) for answer in scored.answers)
+    tokens = replies.tokens_of(scored.answers)
     body = {
         "id": replies.reply_id("score", http, fields.request_id),
         "model": engine.name,

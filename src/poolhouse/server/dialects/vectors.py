@@ -82,7 +82,7 @@ async def write(
     answers: what they were made of, one for each; where there are fewer, only their tokens are counted.
     """
     head = replies.head(names.prefix, http, fields.request_id, engine.name)
-    cuts = [replies.cut(answer) for answer in answers] if len(answers) == len(arrays) else [{}] * len(arrays)
+    cuts = replies.cuts(answers, len(arrays))
 
     def render() -> bytes | Response:
         encoded = encoding.encode(arrays, how)

@@ -5,14 +5,13 @@ Source: Voyage's OpenAPI description.
 
 from __future__ import annotations
 
-import base64
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from poolhouse.precision import Precision
 from poolhouse.server import replies
 from poolhouse.server.dialects import hosted
 from poolhouse.server.dialects.fields import Many, body_schema
@@ -79,24 +78,17 @@ async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) 
     answers = await hosted.embed(serving, http, engine, texts, wish)
 
     def render() -> bytes:
-        vectors = hosted.vectors(hosted.arrays_of(answers), fields.output_dtype, engine, "output_dtype")
+        precision: Precision = "float32" if fields.output_dtype == "float" else fields.output_dtype
+        form = fields.encoding_format or "float"
+        vectors = hosted.written(hosted.arrays_of(answers), precision, form, engine, "output_dtype")
         data = [
-            {"object": "embedding", "embedding": _written(vector, fields.encoding_format), "index": index}
-            | replies.cut(answer)
+            {"object": "embedding", "embedding": vector, "index": index} | replies.cut(answer)
             for index, (vector, answer) in enumerate(zip(vectors, answers, strict=True))
         ]
-        usage = {"total_tokens": hosted.tokens_of(answers)}
+        usage = {"total_tokens": replies.tokens_of(answers)}
         return dumps({"object": "list", "data": data, "model": engine.name, "usage": usage})
 
     return await replies.write(serving, render, answers)
-
-
-def _written(vector: Any, form: str | None) -> Any:
-    """A vector as numbers, or as its little-endian memory in base64."""
-    if form is None:
-        return vector
-    little = np.ascontiguousarray(vector, dtype=vector.dtype.newbyteorder("<"))
-    return base64.b64encode(little.tobytes()).decode("ascii")
 
 
 async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
@@ -108,7 +100,7 @@ async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -
         | ({"document": fields.documents[place]} if fields.return_documents else {})
         for place in scored.ranked(fields.top_k)
     ]
-    usage = {"total_tokens": hosted.tokens_of(scored.answers)}
+    usage = {"total_tokens": replies.tokens_of(scored.answers)}
     body = {"object": "list", "data": data, "model": engine.name, "usage": usage}
     return await replies.write(serving, lambda: dumps(body), scored.answers)
 

@@ -9,6 +9,8 @@ from typing import Any
 import poolhouse
 from poolhouse.engine.request import Answer
 from poolhouse.inputs.prompts import Prompt
+from poolhouse.server import replies
+from poolhouse.server.dialects.classify import label_names
 from poolhouse.server.serving import Engine, Serving
 
 # Pooling words of TEI that differ from ours.
@@ -45,11 +47,6 @@ def is_splade(engine: Engine) -> bool:
     return engine.sparse is not None and engine.sparse.unit == "vocabulary"
 
 
-def label_names(engine: Engine) -> list[str]:
-    """The name of each label; transformers' stand-ins where the checkpoint names none."""
-    return [engine.label_names.get(place, f"LABEL_{place}") for place in range(engine.labels)]
-
-
 def headers(engine: Engine, answers: Sequence[Answer], characters: int, started: float) -> dict[str, str]:
     """What a request took, in whole milliseconds; of several inputs the mean, as in TEI.
 
@@ -62,7 +59,7 @@ def headers(engine: Engine, answers: Sequence[Answer], characters: int, started:
         "x-compute-type": f"{'gpu' if device == 'cuda' else device}+optimized",
         "x-compute-time": total,
         "x-compute-characters": str(characters),
-        "x-compute-tokens": str(sum(len(answer.tokens) for answer in answers)),
+        "x-compute-tokens": str(replies.tokens_of(answers)),
         "x-total-time": total,
         "x-tokenization-time": _mean(timing.tokenize_seconds for timing in timings),
         "x-queue-time": _mean(timing.queue_seconds for timing in timings),

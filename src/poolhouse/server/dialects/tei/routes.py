@@ -19,6 +19,7 @@ from poolhouse.outputs import SparseVector
 from poolhouse.server import replies
 from poolhouse.server.body import read_json
 from poolhouse.server.dialects import openai
+from poolhouse.server.dialects.classify import label_names, ranked_labels
 from poolhouse.server.dialects.fields import body_schema
 from poolhouse.server.dialects.pairs import Sides, score
 from poolhouse.server.dialects.routing import direct_router
@@ -31,7 +32,7 @@ from poolhouse.server.dialects.tei.fields import (
     TeiFields,
     TokenFields,
 )
-from poolhouse.server.dialects.tei.info import characters, headers, info, is_splade, label_names
+from poolhouse.server.dialects.tei.info import characters, headers, info, is_splade
 from poolhouse.server.dialects.tei.tokens import DecodeFields, TokenizeFields, answer_decode, answer_tokenize
 from poolhouse.server.encoding import dumps
 from poolhouse.server.errors import speak
@@ -202,7 +203,7 @@ async def answer_predict(serving: Serving, http: Request, fields: PredictFields)
     prompts = [Prompt(text, pair=pair) for text, pair in texts]
     answers, took = await _run(serving, http, fields, "classify", prompts=prompts, use_activation=not fields.raw_scores)
     names = label_names(serving.engine(fields.model))
-    lists = [_predictions(answer, names) for answer in answers]
+    lists = [ranked_labels(answer, names) for answer in answers]
     return await replies.write(serving, lambda: dumps(lists[0] if single else lists), answers, took)
 
 
@@ -265,11 +266,6 @@ async def _run(
     requests = [EngineRequest(prompt, task, params, fields.prompt_name) for prompt in prompts]
     answers = await serving.answers(http, engine, requests, "inputs[{}]".format)
     return answers, headers(engine, answers, characters(prompts), started)
-
-
-def _predictions(answer: Answer, names: Sequence[str]) -> list[dict[str, Any]]:
-    order = np.argsort(-answer.array, kind="stable").tolist()
-    return [{"score": float(answer.array[place]), "label": names[place]} for place in order]
 
 
 def _entries(vector: SparseVector) -> list[dict[str, Any]]:
