@@ -177,6 +177,14 @@ def test_nemotron_rerank_takes_the_mean_of_both_sides(tmp_path: Path, record_par
         compare("llama-nemotron-rerank", "its own code, written out", llm, expected, record_parity)
         with pytest.raises(InvalidRequest, match="reads no instruction"):
             llm.score("q", "d", instruction="Find cats")
+    # The mean is its own, whether or not the config says so; a temperature is not honoured.
+    (tmp_path / "config.json").write_text(json.dumps({name: config[name] for name in config if name != "pooling"}))
+    with LLM(str(tmp_path), pooler_config={"pooling_type": "LAST"}) as llm:
+        scores = [output.outputs.score for output in llm.score(QUERIES, DOCUMENTS)]
+        assert scores == pytest.approx(expected, abs=1e-5)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "temperature": 2.0}))
+    with pytest.raises(CheckpointError, match="llama_bidirec"):
+        LLM(str(tmp_path))
 
 
 # --- sentence-transformers -------------------------------------------------------------------------------------------

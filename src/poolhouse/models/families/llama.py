@@ -134,4 +134,10 @@ LLAMA = Family(
     aside=HEADS,
     max_tokens=_max_tokens,
 )
-LLAMA_BIDIRECTIONAL = replace(LLAMA, model_types=("llama_bidirec",), spec=_bidirectional, pooling="MEAN")
+LLAMA_BIDIRECTIONAL = replace(
+    LLAMA,
+    model_types=("llama_bidirec",),
+    spec=_bidirectional,
+    pooling="MEAN",
+    sequence_head=_bidirectional_head,
+)
