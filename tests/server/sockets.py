@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import select
 import socket
 import threading
@@ -132,12 +133,26 @@ class InThread:
 @contextmanager
 def in_thread(*engines: Engine, **settings: Any) -> Iterator[InThread]:
     """A server that answers, and ends well."""
-    running = InThread(*engines, **settings)
-    running.thread.start()
-    wait_until(lambda: running.server.starting.application is not None, "the server")
+    with _own_logs():
+        running = InThread(*engines, **settings)
+        running.thread.start()
+        wait_until(lambda: running.server.starting.application is not None, "the server")
+        try:
+            yield running
+        finally:
+            running.server.stop()
+            running.thread.join(120)
+        assert not running.thread.is_alive()
+
+
+@contextmanager
+def _own_logs() -> Iterator[None]:
+    """Loggers as they were: a server in this process sets them for all tests that come after."""
+    loggers = [logging.getLogger(name) for name in (None, *logging.root.manager.loggerDict)]
+    kept = [(logger, logger.level, logger.propagate, logger.disabled, logger.handlers[:]) for logger in loggers]
     try:
-        yield running
+        yield
     finally:
-        running.server.stop()
-        running.thread.join(120)
-    assert not running.thread.is_alive()
+        for logger, level, propagate, disabled, handlers in kept:
+            logger.setLevel(level)
+            logger.propagate, logger.disabled, logger.handlers = propagate, disabled, handlers
