@@ -7,6 +7,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -125,6 +126,20 @@ def test_requests_choose_adapters_by_name_prompt_by_prompt(
         assert np.abs(vectors(llm, lora_request=name) - expected[name]).max() < 1e-5
     mixed = vectors(llm, lora_request=["land", None, LoRARequest("sea", 1)])
     assert np.abs(mixed - np.stack([expected["land"][0], without[1], expected["sea"][2]])).max() < 1e-5
+
+
+def test_batches_side_by_side_keep_their_adapters_apart(
+    adapters: tuple[dict[str, str], dict[str, Array]],
+) -> None:
+    folders, expected = adapters
+    names = ["sea", "land"] * 20
+    with (
+        LLM(enable_lora=True, lora_modules=folders, lanes=2, max_num_batched_tokens=64) as llm,
+        ThreadPoolExecutor(4) as callers,
+    ):
+        found = list(callers.map(lambda name: vectors(llm, lora_request=name), names))
+    for name, got in zip(names, found, strict=True):
+        np.testing.assert_allclose(got, expected[name], atol=2e-6)
 
 
 def test_a_request_may_bring_its_adapter_as_vllms_do(adapters: tuple[dict[str, str], dict[str, Array]]) -> None:

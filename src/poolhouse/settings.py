@@ -88,6 +88,9 @@ class Settings(BaseModel):
     max_num_batched_tokens: Annotated[int | None, Panel("Prompts and packs")] = Field(
         None, ge=1, description="Tokens of one pack; none: by the device."
     )
+    lanes: int | None = Field(
+        None, ge=1, le=64, description="Packs run side by side on a CPU, sharing its cores; none: 2 where possible."
+    )
     int8_calibration: Annotated[str | None, Panel("Pooling")] = Field(
         None, description="File of `poolhouse calibrate`: the ranges of int8 and uint8 vectors."
     )

@@ -138,7 +138,7 @@ def test_a_lost_device_fails_what_waits_and_the_engine_says_it_is_dead(engine: E
     (future,) = broken.submit([ids(101, 7777, 102)])
     with pytest.raises(EngineError):
         future.result(60)
-    broken._device.join(60)
+    broken._lanes.join(60)
     assert not broken.alive
     (late,) = broken.submit([embed("anyone there?")])
     with pytest.raises(EngineError):
@@ -163,7 +163,7 @@ def test_a_device_thread_that_dies_answers_everybody_with_an_error(engine: Engin
     for future in (running, *waiting):
         with pytest.raises(EngineError, match="The engine failed"):
             future.result(60)
-    broken._device.join(60)
+    broken._lanes.join(60)
     assert not broken.alive
     (late,) = broken.submit([embed("anyone there?")])
     with pytest.raises(EngineError, match="The engine failed"):
@@ -187,7 +187,7 @@ def test_a_device_that_is_lost_with_two_batches_on_it_fails_both(engine: Engine)
     for future in broken.submit([ids(101, 2000, 102), ids(101, 3000, 102)]):
         with pytest.raises(FatalDeviceError):
             future.result(60)
-    broken._device.join(60)
+    broken._lanes.join(60)
     assert not broken.alive
     broken.close()
 

@@ -55,7 +55,9 @@ class Held:
 
 def held(engine: Engine) -> tuple[Held, Engine]:
     backbone = Held(engine)
-    return backbone, Engine(replace(engine.model, backbone=backbone), engine.tokenizer, engine.options)
+    # With one lane, what comes after the first pack waits for it.
+    options = replace(engine.options, lanes=1)
+    return backbone, Engine(replace(engine.model, backbone=backbone), engine.tokenizer, options)
 
 
 def ids(*tokens: int, **options: Any) -> Request:

@@ -1,6 +1,6 @@
 """Engine: the one door. `submit` requests, wait for their futures.
 
-Tokenizer threads make ids, the scheduler packs them, one device thread runs the batches.
+Tokenizer threads make ids, the scheduler packs them, lanes run the batches.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from typing import Any
 from poolhouse.engine.about import About
 from poolhouse.engine.faults import Faults
 from poolhouse.engine.intake import Intake
+from poolhouse.engine.lanes import Lanes
 from poolhouse.engine.observing import Guarded, Observer
 from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.pending import Pending
 from poolhouse.engine.preparation import Preparation
-from poolhouse.engine.ready import Flow, Ready
+from poolhouse.engine.ready import Flow
 from poolhouse.engine.request import Answer, Request, fail
-from poolhouse.engine.runner import Launched, Runner
+from poolhouse.engine.runner import Runner
 from poolhouse.engine.scheduler import Scheduler
 from poolhouse.engine.turns import Turns
 from poolhouse.engine.warming import WarmUpLevel, rounds
@@ -76,16 +77,14 @@ class Engine:
         rules = model.facts.late_interaction
         sides = None if rules is None else SideTokens(rules, tokenizer, model.facts.max_tokens)
         self._intake = Intake(self._preparation, tokenizer, static_tokenizer, sides)
-        self._scheduler = Scheduler(options.max_batch_tokens)
+        self._scheduler = Scheduler(options.max_batch_tokens, options.lanes)
         self._runner = Runner(model, options.max_batch_tokens)
         self._turns = Turns()
         self._tokenizing = ThreadPoolExecutor(options.tokenizer_threads, "poolhouse-tokenizer")
         self._pending = Pending()
-        self._running = 0
         self._faults = Faults()
         self._closed = False
-        self._device = threading.Thread(target=self._work, name="poolhouse-device", daemon=True)
-        self._device.start()
+        self._lanes = Lanes(self._runner, self._scheduler, self._faults)
         # A thread inside torch while the interpreter is taken down aborts the process.
         atexit.register(self.close)
 
@@ -167,7 +166,7 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether requests can still be answered."""
-        return not self._closed and self.fatal is None and self._device.is_alive()
+        return not self._closed and self.fatal is None and self._lanes.alive
 
     @property
     def fatal(self) -> EngineError | None:
@@ -182,7 +181,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Sequences of the batches on the device."""
-        return self._running
+        return self._lanes.running
 
     def on_fatal(self, callback: Callable[[EngineError], None]) -> None:
         """Call back, in a thread of the engine, when it dies; at once if it is dead."""
@@ -280,7 +279,7 @@ class Engine:
         stopper.start()
         stopper.join(drain_seconds)
         self._scheduler.close()
-        self._device.join(drain_seconds)
+        self._lanes.join(drain_seconds)
         for ready in self._scheduler.drop_all():
             fail(ready.future, EngineClosed("The engine was shut down before it could answer."))
 
@@ -317,33 +316,6 @@ class Engine:
             # A panic of native code is no Exception.
             log.error("Preparing %d requests failed", len(requests), exc_info=error)
             _fail(requests, EngineError(f"Preparing the request failed: {error}"))
-
-    def _work(self) -> None:
-        """The device thread: run batches until closed; on a device that can, keep one batch in flight."""
-        runner, scheduler = self._runner, self._scheduler
-        flying: Launched | None = None
-        batch: list[Ready] | None = None
-        try:
-            while True:
-                self._running = 0 if flying is None else len(flying.requests)
-                batch = scheduler.next(block=flying is None)
-                if batch is None and flying is None:
-                    return
-                self._running += len(batch or ())
-                launched = runner.launch(batch) if batch else None
-                if not runner.asynchronous:
-                    flying, launched = launched, None
-                if flying is not None:
-                    runner.finish(flying)
-                flying = launched
-        except BaseException as error:
-            fatal = error if isinstance(error, EngineError) else EngineError(f"The engine failed: {error!r}")
-            self._faults.die(fatal)
-            scheduler.close()
-            log.critical("The engine cannot go on: %s", error, exc_info=error)
-            for ready in [*(flying.requests if flying else ()), *(batch or ()), *scheduler.drop_all()]:
-                fail(ready.future, fatal)
-            self._faults.tell()
 
 
 def _characters(request: Request) -> float:

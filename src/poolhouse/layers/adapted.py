@@ -6,6 +6,7 @@ only those rows take the detour through `down` and `up`. Source: Hu et al. 2021 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,11 +43,10 @@ class LowRank:
         return LowRank(self.up.to(device, dtype).contiguous(), self.down.to(device, dtype).contiguous())
 
 
-class ActiveSpans:
-    """Which rows of the pack under way belong to which adapter; a model's adapted layers share one."""
+class ActiveSpans(threading.local):
+    """Which rows of this thread's pack belong to which adapter; a model's adapted layers share one."""
 
-    def __init__(self) -> None:
-        self.spans: Sequence[Span] = ()
+    spans: Sequence[Span] = ()
 
 
 class AdaptedLinear:

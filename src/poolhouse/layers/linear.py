@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -13,12 +14,10 @@ from torch import Tensor
 # Overloads are named below (`.default`, `.binary`): a failed overload match prints its tensors, at 10 ms a call.
 
 # How oneDNN names the activations that it can apply while it writes a product: (operation, algorithm).
-_FUSED_ACTIVATIONS = {
-    "none": ("none", ""),
-    "gelu": ("gelu", "none"),
-    "gelu_tanh": ("gelu", "tanh"),
-    "relu": ("relu", ""),
-}
+_FUSED_ACTIVATIONS = {"none": ("none", ""), "relu": ("relu", "")}
+# Without AVX-512 its error function takes four times as long as torch's: 1.5 of 6 ms for 262 x 384 x 1536.
+if torch.backends.cpu.get_cpu_capability() == "AVX512":
+    _FUSED_ACTIVATIONS |= {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
 
 
 class Product(Protocol):
@@ -68,13 +67,15 @@ class Linear:
 
     def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
         """[rows, in] -> [rows, out]; `activation` is one of `fusable`."""
+        y: Tensor
         if self.transposed is not None and len(x) <= _FEW_ROWS:
             y = x.mm(self.transposed) if self.bias is None else torch.addmm(self.bias, x, self.transposed)
         elif self.prepacked is not None:
-            operation, algorithm = _FUSED_ACTIVATIONS[activation]
-            return torch.ops.mkldnn._linear_pointwise.default(  # type: ignore[no-any-return]
-                x, self.prepacked, self.bias, operation, [], algorithm
-            )
+            fused = activation if activation in _FUSED_ACTIVATIONS else "none"
+            operation, algorithm = _FUSED_ACTIVATIONS[fused]
+            y = torch.ops.mkldnn._linear_pointwise.default(x, self.prepacked, self.bias, operation, [], algorithm)
+            if fused == activation:
+                return y
         else:
             assert self.weight is not None
             y = F.linear(x, self.weight, self.bias)
@@ -109,10 +110,11 @@ def _has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-_ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
+# In place.
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": torch.ops.aten.gelu_.default,
+    "gelu_tanh": lambda x: torch.ops.aten.gelu_.default(x, approximate="tanh"),
+    "relu": torch.relu_,
 }
 
-fusable = frozenset(_FUSED_ACTIVATIONS)
+fusable = frozenset({"none", *_ACTIVATIONS})

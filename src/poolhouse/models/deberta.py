@@ -46,6 +46,8 @@ class DebertaSpec:
 class Deberta:
     """Token ids in, hidden states out, no padding in between."""
 
+    reentrant = True
+
     def __init__(self, spec: TransformerSpec, deberta: DebertaSpec, weights: Weights) -> None:
         self.deberta = deberta
         self.tokens = (weights / "tokens").weight

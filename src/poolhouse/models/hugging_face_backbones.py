@@ -16,6 +16,9 @@ from poolhouse.segments import Segments
 class Packed:
     """Runs a model on a whole pack, as one row of tokens."""
 
+    # Modules of transformers may keep what they computed last, such as the frequencies of a rope that grows.
+    reentrant = False
+
     def __init__(self, forward: Forward, position_offset: int) -> None:
         self.forward = forward
         self.position_offset = position_offset
@@ -32,6 +35,8 @@ class Unpacked:
 
     A mask is given only where not all tokens are attended to.
     """
+
+    reentrant = False
 
     def __init__(self, forward: Forward, hidden_size: int) -> None:
         self.forward = forward

@@ -30,6 +30,8 @@ Ropes = dict[RopeSpec, tuple[Tensor, Tensor]]
 class Transformer:
     """Token ids in, hidden states out, no padding in between."""
 
+    reentrant = True
+
     def __init__(self, spec: TransformerSpec, weights: Weights) -> None:
         self.spec = spec
         self.tokens = (weights / "tokens").weight

@@ -1,0 +1,103 @@
+"""Lanes: the threads that run batches.
+
+On a CPU two batches side by side, each on its half of the cores, beat one on all cores: nobody waits for the slowest
+thread after every operation, and one lane computes while the other's callers are answered.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import torch
+
+from poolhouse.engine.faults import Faults
+from poolhouse.engine.ready import Ready
+from poolhouse.engine.request import fail
+from poolhouse.engine.runner import Launched, Runner
+from poolhouse.engine.scheduler import Scheduler
+from poolhouse.errors import EngineError
+
+log = logging.getLogger("poolhouse")
+
+
+class Lanes:
+    """One thread per lane of the scheduler, and one for lone work where there are several lanes.
+
+    On a device that can, a lane keeps one batch in flight.
+    """
+
+    def __init__(self, runner: Runner, scheduler: Scheduler, faults: Faults) -> None:
+        self._runner, self._scheduler, self._faults = runner, scheduler, faults
+        lanes: list[int | None] = list(range(scheduler.lanes))
+        all_cores = torch.get_num_threads()
+        # Only lone work takes all cores: with a second full pool of OpenMP workers, libgomp lets workers sleep between
+        # operations.
+        cores = dict.fromkeys(lanes, max(1, all_cores // scheduler.lanes))
+        if scheduler.lanes > 1:
+            cores[None] = all_cores
+        self._running = dict.fromkeys(cores, 0)
+        ready = threading.Barrier(len(cores) + 1)
+        self._threads = [
+            threading.Thread(
+                target=self._begin,
+                args=(lane, count, ready),
+                name=f"poolhouse-device-{'wide' if lane is None else lane}",
+                daemon=True,
+            )
+            for lane, count in cores.items()
+        ]
+        for thread in self._threads:
+            thread.start()
+        ready.wait()
+        # What the threads set for themselves, torch would also set for threads that are new to it.
+        torch.set_num_threads(all_cores)
+
+    @property
+    def alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
+
+    @property
+    def running(self) -> int:
+        """Sequences of the batches on the device."""
+        return sum(self._running.values())
+
+    def join(self, seconds: float) -> None:
+        """Wait until all have ended, for at most so long."""
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _begin(self, lane: int | None, cores: int, ready: threading.Barrier) -> None:
+        if cores != torch.get_num_threads():
+            torch.set_num_threads(cores)
+        ready.wait()
+        self._work(lane)
+
+    def _work(self, lane: int | None) -> None:
+        """Run batches until the scheduler is closed and empty."""
+        runner, scheduler = self._runner, self._scheduler
+        flying: Launched | None = None
+        batch: list[Ready] | None = None
+        try:
+            while True:
+                self._running[lane] = 0 if flying is None else len(flying.requests)
+                batch = scheduler.next(lane, block=flying is None)
+                if batch is None and flying is None:
+                    return
+                self._running[lane] += len(batch or ())
+                launched = runner.launch(batch) if batch else None
+                if not runner.asynchronous:
+                    flying, launched = launched, None
+                if flying is not None:
+                    runner.finish(flying)
+                flying = launched
+        except BaseException as error:
+            fatal = error if isinstance(error, EngineError) else EngineError(f"The engine failed: {error!r}")
+            self._faults.die(fatal)
+            scheduler.close()
+            log.critical("The engine cannot go on: %s", error, exc_info=error)
+            for ready in [*(flying.requests if flying else ()), *(batch or ()), *scheduler.drop_all()]:
+                fail(ready.future, fatal)
+            self._faults.tell()
