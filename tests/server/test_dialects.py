@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from poolhouse import LLM
 from poolhouse.server.app import create_app
+from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
 from tests.server.documented import checked
 
@@ -244,6 +245,40 @@ def test_each_dialect_says_no_in_its_own_words(
 ) -> None:
     reply = http.post(path, json=body)
     assert (reply.status_code, reply.json()) == (status, error)
+
+
+NO_ROUTE, NO_METHOD = "Not Found: there is no route {}.", "Method Not Allowed: {} takes POST, not GET."
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"), [("/{}/nothing-like-it", 404, NO_ROUTE), ("/{}/v1/embeddings", 405, NO_METHOD)]
+)
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        ("tei", lambda words, _: {"error": words, "error_type": "Validation"}),
+        ("jina", lambda words, _: {"detail": words}),
+        ("voyage", lambda words, _: {"detail": words}),
+    ],
+)
+def test_what_no_route_takes_is_refused_in_the_words_of_the_prefix(
+    http: TestClient, prefix: str, said: Any, path: str, status: int, words: str
+) -> None:
+    path = path.format(prefix)
+    reply = http.get(path)
+    assert (reply.status_code, reply.json()) == (status, said(words.format(path), status))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_no_route_takes_is_refused_in_our_own_words_elsewhere(nested: bool) -> None:
+    settings = ServerSettings(error_format="nested" if nested else "flat")
+    with TestClient(create_app([FakeEngine()], settings)) as client:
+        for path, status in (("/teiera", 404), ("/v1/ranking", 405)):
+            reply = client.get(path)
+            problem = reply.json()["error"] if nested else reply.json()
+            assert (reply.status_code, problem["code"], problem["param"]) == (status, status, None)
+        assert client.get("/infinity/nothing").json()["error"]["code"] == 404
+        assert set(client.get("/cohere/nothing").json()) == {"message"}
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,12 @@ def test_without_a_key_every_route_is_closed(http: httpx.Client, headers: dict[s
             assert reply.headers["content-type"] == "application/json"
 
 
+def test_with_a_key_one_hears_that_there_is_no_such_route(http: httpx.Client) -> None:
+    for method, path, status in (("GET", "/nothing", 404), ("GET", "/v1/embeddings", 405), ("POST", "/health", 405)):
+        reply = http.request(method, path, headers={"api-key": "first-key"})
+        assert (reply.status_code, reply.json()["object"], reply.json()["code"]) == (status, "error", status)
+
+
 def test_probes_and_preflights_need_no_key(http: httpx.Client) -> None:
     for path in ("/health", "/ping", "/health/live", "/health/ready"):
         assert http.get(path).status_code == 200

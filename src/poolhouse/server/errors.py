@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -34,6 +35,14 @@ class Overloaded(Refused):
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message, 429)
         self.retry_after = retry_after
+
+
+class NoRoute(Refused):
+    """No route takes the path, or its method; `allowed` are the methods that the path takes."""
+
+    def __init__(self, message: str, allowed: Sequence[str] = ()) -> None:
+        super().__init__(message, 405 if allowed else 404)
+        self.allowed = allowed
 
 
 class Disconnected(Exception):
@@ -114,6 +123,9 @@ def failure_of(error: Exception) -> Failure:
         case Overloaded():
             seconds = str(max(1, math.ceil(error.retry_after)))
             return Failure(429, str(error), "Too Many Requests", None, {"Retry-After": seconds}, error)
+        case NoRoute():
+            headers = {"Allow": ", ".join(error.allowed)} if error.allowed else {}
+            return Failure(error.status, str(error), HTTPStatus(error.status).phrase, None, headers, error)
         case Refused():
             return Failure(
                 error.status, str(error), _REFUSALS.get(error.status, "Bad Request"), error.parameter, {}, error
