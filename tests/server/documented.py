@@ -19,7 +19,6 @@ TWINS = {
     "/v1/classify": "/classify",
     "/v1/score": "/score",
     "/v1/rerank": "/rerank",
-    "/v2/rerank": "/rerank",
     "/vertex": "/embed",
 }
 # Of these only the errors are like their twin's.

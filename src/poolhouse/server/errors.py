@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -27,6 +28,10 @@ class Refused(Exception):
         super().__init__(message)
         self.status = status
         self.parameter = parameter
+
+
+class WrongContentType(Refused):
+    """A body that is not said to be JSON."""
 
 
 class Overloaded(Refused):
@@ -154,14 +159,20 @@ _REFUSALS = {
 }
 
 
-def _schema(error: ValidationError) -> Failure:
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = [
-        ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
-        for problem in problems[:_MOST_PROBLEMS]
+def problems(error: ValidationError) -> list[dict[str, Any]]:
+    """The first problems of a body as FastAPI tells them: `type`, `loc`, which begins with "body", and `msg`."""
+    return [
+        {"type": problem["type"], "loc": ["body", *problem["loc"]], "msg": problem["msg"]}
+        for problem in error.errors(include_url=False, include_context=False, include_input=False)[:_MOST_PROBLEMS]
     ]
-    first = ".".join(map(str, problems[0]["loc"]))
-    message = f"{len(problems)} validation error(s): " + "; ".join(lines)
+
+
+def _schema(error: ValidationError) -> Failure:
+    told = problems(error)
+    places = [".".join(map(str, problem["loc"][1:])) for problem in told]
+    lines = [": ".join(filter(None, (place, problem["msg"]))) for place, problem in zip(places, told, strict=True)]
+    first = places[0]
+    message = f"{error.error_count()} validation error(s): " + "; ".join(lines)
     return Failure(400, message, "Bad Request", f"body.{first}" if first else "body", {}, error)
 
 
