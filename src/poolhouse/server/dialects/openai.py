@@ -22,7 +22,7 @@ class EmbeddingFields(VectorFields):
     task: str | None = Field(
         None,
         description='A task adapter of the checkpoint ("retrieval.query"), with the prompt stored under its name; '
-        "without one, as input_type.",
+        "where no adapters were named at start, as input_type.",
     )
 
     late_chunking: bool = Field(
@@ -46,8 +46,8 @@ class EmbeddingFields(VectorFields):
         return self.task is not None and self.task != "embed"
 
     def apply_task(self, engine: Engine) -> None:
-        """Make of `task` what the model has for it: an adapter of --lora-modules, else what an input type means."""
-        if self._names_a_use and self.task in engine.adapters:
+        """Make of `task` an adapter where adapters were named at start, else what an input type means."""
+        if self._names_a_use and engine.adapters:
             self.adapter = self.task
         elif self._names_a_use and self.input_type is None:
             self.input_type = self.task
