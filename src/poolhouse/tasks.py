@@ -34,8 +34,10 @@ class SparseHead:
     left_out: frozenset[int] = frozenset()
 
 
-def parse_task(word: str, supported: tuple[Task, ...]) -> Task:
+def parse_task(word: str, supported: tuple[Task, ...], beside: tuple[str, ...] = ()) -> Task:
     """The task that a caller means by `word`; vLLM's former words `score` and `encode` warn.
+
+    beside: further words that the caller may say in its place, for the message.
 
     Raises:
         InvalidRequest: no such task.
@@ -44,7 +46,8 @@ def parse_task(word: str, supported: tuple[Task, ...]) -> Task:
     word = _today(word, supported)
     task = next((task for task in TASKS if task == word), None)
     if task is None:
-        raise InvalidRequest(f"Unknown task: '{word}'. Tasks: {list(TASKS)}.{did_you_mean(word, TASKS)}", "task", word)
+        known = [*TASKS, *beside]
+        raise InvalidRequest(f"Unknown task: '{word}'. Tasks: {known}.{did_you_mean(word, known)}", "task", word)
     if task not in supported:
         if task == "plugin":
             raise UnsupportedTask(

@@ -33,6 +33,16 @@ def test_an_unknown_input_type_is_refused_with_what_is_possible():
     assert caught.value.parameter == "input_type"
 
 
+@pytest.mark.parametrize("word", ["Clustering", "retrieval", "search_query"])
+def test_an_input_type_may_be_a_task_of_the_model(word):
+    assert prompt_of(word, {}, ("retrieval", "clustering")) is None
+
+
+def test_a_model_with_tasks_refuses_those_that_it_has_not():
+    with pytest.raises(InvalidRequest, match=r"'classification'.*\['clustering', 'document', 'query', 'retrieval'\]"):
+        prompt_of("classification", {}, ("retrieval", "clustering"))
+
+
 @pytest.mark.parametrize(
     ("word", "role"),
     [("search_query", "query"), ("Passage", "document"), ("clustering", None), (None, None), ("", None)],

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from poolhouse import LLM
 from poolhouse.batch import Batch
-from poolhouse.errors import CheckpointError, ConfigError
+from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest
 from poolhouse.models.embedded import embedded_model
 from poolhouse.tokens import Tokens
 from tests.models.adapters import save_adapter
@@ -213,9 +213,16 @@ def test_jina_v5_through_the_llm_takes_task_prompt_and_last_token(tmp_path: Path
             ({"task": "clustering"}, "clustering", "Document: "),
             ({"task": "text-matching", "prompt_name": "query"}, "text-matching", "Query: "),
             ({"lora_request": "retrieval", "prompt_name": ""}, "retrieval", ""),
+            # What a text is may be a task too; a query is one of the task's prompts.
+            ({"input_type": "text-matching"}, "text-matching", "Document: "),
+            ({"input_type": "Clustering", "prompt_name": ""}, "clustering", ""),
+            ({"input_type": "retrieval.query"}, "retrieval", "Query: "),
+            ({"input_type": "clustering", "task": "classification"}, "classification", "Document: "),
         ):
             (got,) = llm.embed_array("the sea", **options)  # type: ignore[arg-type]
             assert np.abs(got - expected(task, ids(llm, prefix + "the sea"))).max() < 1e-5, options
+        with pytest.raises(InvalidRequest, match=r"'separation'.*'clustering', 'document', 'query', 'retrieval'"):
+            llm.embed_array("the sea", input_type="separation")
     with LLM(str(tmp_path), hf_overrides={"jina_task": "classification"}) as llm:
         assert (
             np.abs(llm.embed_array("the sea")[0] - expected("classification", ids(llm, "Document: the sea"))).max()

@@ -19,7 +19,6 @@ TWINS = {
     "/v1/classify": "/classify",
     "/v1/score": "/score",
     "/v1/rerank": "/rerank",
-    "/v2/rerank": "/rerank",
     "/vertex": "/embed",
 }
 # Of these only the errors are like their twin's.
@@ -41,9 +40,11 @@ class Document:
     def check(self, reply: httpx.Response) -> None:
         """Assert that status, content type and JSON are among those that the document gives the route."""
         path = str(reply.request.url.path)
-        if path in ("/openapi.json", "/docs", "/ping", "/nothing"):
+        if path in ("/openapi.json", "/docs", "/ping"):
             return
         told, method = TWINS.get(path, path), reply.request.method.lower()
+        if reply.status_code in (404, 405) and method not in self.content["paths"].get(told, {}):
+            return
         responses = self.content["paths"][told][method]["responses"]
         if path in SEVERAL and reply.status_code == 200:
             return

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from poolhouse import LLM
 from poolhouse.server.app import create_app
+from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
 from tests.server.documented import checked
 
@@ -61,6 +62,8 @@ RERANK = {"query": QUERY, "documents": DOCUMENTS}
         ("/v1/rerank", {**RERANK, "top_k": 3, "return_documents": True}, {"object", "data", "model", "usage"}, "data", {"index", "relevance_score", "document"}),
         ("/infinity/rerank", RERANK, {"object", "results", "model", "usage", "id", "created"}, "results", {"index", "relevance_score", "document"}),
         ("/v1/rerank", RERANK, {"id", "model", "usage", "results"}, "results", {"index", "relevance_score", "document"}),
+        ("/v1/rerank", {**RERANK, "max_chunks_per_doc": 10}, {"id", "results", "meta"}, "results", {"index", "relevance_score"}),
+        ("/v2/rerank", RERANK, {"id", "model", "usage", "results", "meta"}, "results", {"index", "relevance_score", "document"}),
     ],
 )  # fmt: skip
 def test_a_rerank_has_the_fields_of_its_dialect(
@@ -91,6 +94,31 @@ def test_documents_are_echoed_as_each_dialect_does(http: TestClient, order: list
     assert http.post("/voyage/v1/rerank", json=asked).json()["data"][0]["document"] == best
     assert http.post("/infinity/rerank", json=asked).json()["results"][0]["document"] == best
     assert http.post("/infinity/rerank", json=RERANK).json()["results"][0]["document"] is None
+
+
+def test_cohere_hears_what_a_rerank_cost(http: TestClient) -> None:
+    many = {"query": "q", "documents": ["a"] * 101}
+    meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 2}}
+    assert [http.post(path, json=many).json()["meta"] for path in ("/v2/rerank", "/cohere/v2/rerank")] == [meta, meta]
+    cut = http.post("/v2/rerank", json={"query": "q", "documents": ["a b c"], "max_tokens_per_doc": 2}).json()
+    assert cut["meta"]["warnings"] == ["1 of 2 inputs were longer than the limit, and cut."]
+
+
+def test_a_path_that_others_share_knows_cohere_by_its_own_fields(http: TestClient) -> None:
+    documents = [{"title": "tides"}, {"title": "bread"}]
+    body = {"query": "tides", "documents": documents, "rank_fields": ["title"], "top_n": 1, "return_documents": True}
+    exact = http.post("/cohere/v1/rerank", json=body).json()
+    for path in ("/v1/rerank", "/rerank"):
+        assert {**http.post(path, json=body).json(), "id": exact["id"]} == exact
+        wrong = http.post(path, json={**body, "top_n": 0})
+        assert (wrong.status_code, set(wrong.json())) == (400, {"message"})
+
+
+def test_cohere_cuts_at_the_model_where_more_tokens_are_allowed(http: TestClient) -> None:
+    texts = ["word " * 400]
+    asked, plain = (http.post("/v2/embed", json={"texts": texts, **more}) for more in ({"max_tokens": 5000}, {}))
+    assert (asked.status_code, asked.headers["x-poolhouse-truncated"]) == (200, "1")
+    assert asked.json()["embeddings"] == plain.json()["embeddings"]
 
 
 def test_cohere_reads_fields_of_documents(http: TestClient, order: list[int]) -> None:
@@ -136,7 +164,7 @@ def test_cohere_embeds_by_type(http: TestClient, llm: LLM) -> None:
 def test_what_cohere_cuts_it_says(http: TestClient) -> None:
     body = {"texts": ["short", "word " * 999], "input_type": "search_document"}
     reply = http.post("/v2/embed", json=body)
-    assert reply.json()["meta"]["warnings"] == ["1 of 2 inputs were longer than the model reads, and cut."]
+    assert reply.json()["meta"]["warnings"] == ["1 of 2 inputs were longer than the limit, and cut."]
     assert reply.headers["x-poolhouse-truncated"] == "1"
     refused = http.post("/v2/embed", json={**body, "truncate": "NONE"})
     assert refused.status_code == 400
@@ -179,6 +207,48 @@ def test_jina_reads_the_chunks_of_one_text_together(http: TestClient, llm: LLM, 
     assert not np.allclose(alone["data"][0]["embedding"], reply["data"][0]["embedding"], atol=1e-2)
     assert reply["usage"]["prompt_tokens"] == alone["usage"]["prompt_tokens"] - 4
     assert http.post(path, json={"input": ["a", ""], "late_chunking": True}).status_code == 400
+    blank = http.post(path, json={"input": [" ", "\n"], "late_chunking": True})
+    assert (blank.status_code, "more than white space" in blank.text) == (400, True)
+    huge = http.post(path, json={"input": ["w " * 999], "late_chunking": True})
+    assert (huge.status_code, "make chunks smaller" in huge.text) == (400, True)
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/jina/v1/embeddings"])
+def test_a_long_text_is_read_in_windows_also_where_a_cut_is_allowed(http: TestClient, path: str) -> None:
+    body = {"input": [f"{text} {number}" for number in range(30) for text in DOCUMENTS], "late_chunking": True}
+    windows, cut = (http.post(path, json={**body, **more}) for more in ({}, {"truncate": True}))
+    assert (windows.status_code, cut.status_code) == (200, 200), cut.text
+    vectors = [[item["embedding"] for item in reply.json()["data"]] for reply in (windows, cut)]
+    assert len(vectors[0]) == 90
+    assert np.allclose(*vectors, atol=1e-6)
+
+
+def test_jina_gives_chunks_or_tokens(http: TestClient) -> None:
+    body = {"input": DOCUMENTS, "late_chunking": True, "return_multivector": True}
+    reply = http.post("/jina/v1/embeddings", json=body)
+    assert (reply.status_code, reply.json()) == (
+        400,
+        {"detail": "late_chunking gives a vector per chunk; leave return_multivector out."},
+    )
+
+
+def test_a_task_without_an_adapter_is_what_the_text_is() -> None:
+    engine = FakeEngine(prompts={"query": "query: "})
+    with TestClient(create_app([engine])) as client:
+        asked = [
+            {"task": "retrieval.query"}, {"input_type": "query"}, {"task": "text-matching"}, {},
+        ]  # fmt: skip
+        for body in asked:
+            assert client.post("/v1/embeddings", json={"input": "x", **body}).status_code == 200
+        wrong = client.post("/v1/embeddings", json={"input": "x", "task": "law", "adapter": "medicine"})
+        assert wrong.status_code == 400
+    assert [request.input_type for request in engine.received] == ["retrieval.query", "query", "text-matching", None]
+    assert all(request.adapter is None for request in engine.received)
+    engine = FakeEngine()
+    engine.adapters = ("law",)
+    with TestClient(create_app([engine])) as client:
+        assert client.post("/v1/embeddings", json={"input": "x", "task": "law"}).status_code == 200
+    assert [(request.adapter, request.input_type) for request in engine.received] == [("law", None)]
 
 
 def test_jina_gives_several_kinds_and_token_vectors(http: TestClient, llm: LLM) -> None:
@@ -200,6 +270,11 @@ def test_infinity_shows_its_models_and_counts(http: TestClient) -> None:
     reply = http.post("/infinity/embeddings", json={"input": "x", "model": "default/not-specified"}).json()
     assert set(reply) == {"object", "data", "model", "usage", "id", "created"}
     assert set(reply["data"][0]) == {"object", "embedding", "index"}
+
+
+def test_infinity_strips_what_it_reads(http: TestClient) -> None:
+    body = {"query": f" {QUERY}\n", "documents": ["  bread "], "return_documents": True}
+    assert http.post("/infinity/rerank", json=body).json()["results"][0]["document"] == "bread"
 
 
 def test_nvidia_ranks_passages_by_logits(http: TestClient, order: list[int]) -> None:
@@ -231,7 +306,12 @@ def test_labels_in_the_words_of_infinity_and_tei(labelled: TestClient) -> None:
         ("/jina/v1/embeddings", {"input": [{"image": "x"}]}, 400, {"detail": "input[0] is an image; the models of this server read texts."}),
         ("/voyage/v1/embeddings", {"input": []}, 400, {"detail": "input must hold at least one text."}),
         ("/voyage/v1/rerank", {"query": "q", "documents": []}, 400, {"detail": "documents must hold at least one text."}),
-        ("/infinity/embeddings", {"input": "x", "model": "none"}, 404, {"error": {"message": "The model `none` does not exist.", "type": None, "param": None, "code": 404}}),
+        ("/jina/v1/embeddings", {"input": "x", "model": "none"}, 400, {"detail": "The model `none` does not exist."}),
+        ("/jina/v1/embeddings", {}, 422, {"detail": "1 validation error(s): input: Field required"}),
+        ("/jina/v1/rerank", {"query": "q", "documents": "x"}, 422, {"detail": "1 validation error(s): documents: Input should be a valid list"}),
+        ("/infinity/embeddings", {"input": "x", "model": "none"}, 400, {"error": {"message": "The model `none` does not exist.", "type": None, "param": None, "code": 400}}),
+        ("/infinity/embeddings", {}, 422, {"detail": [{"type": "missing", "loc": ["body", "input"], "msg": "Field required"}]}),
+        ("/infinity/rerank", {"query": "q", "documents": []}, 422, {"detail": [{"type": "too_short", "loc": ["body", "documents"], "msg": "List should have at least 1 item after validation, not 0"}]}),
         ("/infinity/embeddings", {"input": "x", "modality": "image"}, 400, {"error": {"message": "modality 'image': the models of this server read texts.", "type": None, "param": "modality", "code": 400}}),
         ("/embed", {"inputs": ""}, 400, {"error": "`inputs` cannot be empty", "error_type": "Empty"}),
         ("/predict", {"inputs": "x"}, 424, {"error": "The model `all-MiniLM-L6-v2` does not have this route; its tasks: ['embed', 'token_embed'].", "error_type": "Backend"}),
@@ -244,6 +324,40 @@ def test_each_dialect_says_no_in_its_own_words(
 ) -> None:
     reply = http.post(path, json=body)
     assert (reply.status_code, reply.json()) == (status, error)
+
+
+NO_ROUTE, NO_METHOD = "Not Found: there is no route {}.", "Method Not Allowed: {} takes POST, not GET."
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"), [("/{}/nothing-like-it", 404, NO_ROUTE), ("/{}/v1/embeddings", 405, NO_METHOD)]
+)
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        ("tei", lambda words, _: {"error": words, "error_type": "Validation"}),
+        ("jina", lambda words, _: {"detail": words}),
+        ("voyage", lambda words, _: {"detail": words}),
+    ],
+)
+def test_what_no_route_takes_is_refused_in_the_words_of_the_prefix(
+    http: TestClient, prefix: str, said: Any, path: str, status: int, words: str
+) -> None:
+    path = path.format(prefix)
+    reply = http.get(path)
+    assert (reply.status_code, reply.json()) == (status, said(words.format(path), status))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_no_route_takes_is_refused_in_our_own_words_elsewhere(nested: bool) -> None:
+    settings = ServerSettings(error_format="nested" if nested else "flat")
+    with TestClient(create_app([FakeEngine()], settings)) as client:
+        for path, status in (("/teiera", 404), ("/v1/ranking", 405)):
+            reply = client.get(path)
+            problem = reply.json()["error"] if nested else reply.json()
+            assert (reply.status_code, problem["code"], problem["param"]) == (status, status, None)
+        assert client.get("/infinity/nothing").json()["error"]["code"] == 404
+        assert set(client.get("/cohere/nothing").json()) == {"message"}
 
 
 @pytest.mark.parametrize(

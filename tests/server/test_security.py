@@ -72,10 +72,17 @@ def test_without_a_key_every_route_is_closed(http: httpx.Client, headers: dict[s
     paths = ["/v1/embeddings", "/pooling", "/metrics", "/version", "/v1/models", "/docs", "/openapi.json", "/nothing"]
     for path in (*paths, "/health/", "//health", "/health/live/../../v1/models", "/v1/models?api-key=first-key"):
         for method in ("GET", "POST"):
-            reply = http.request(method, path, headers=headers)
+            # Joined by hand: httpx takes what follows two slashes for a host.
+            reply = http.request(method, str(http.base_url).rstrip("/") + path, headers=headers)
             assert (reply.status_code, reply.content) == (401, b'{"error":"Unauthorized"}'), path
             assert reply.headers["www-authenticate"] == "Bearer"
             assert reply.headers["content-type"] == "application/json"
+
+
+def test_with_a_key_one_hears_that_there_is_no_such_route(http: httpx.Client) -> None:
+    for method, path, status in (("GET", "/nothing", 404), ("GET", "/v1/embeddings", 405), ("POST", "/health", 405)):
+        reply = http.request(method, path, headers={"api-key": "first-key"})
+        assert (reply.status_code, reply.json()["object"], reply.json()["code"]) == (status, "error", status)
 
 
 def test_probes_and_preflights_need_no_key(http: httpx.Client) -> None:

@@ -207,7 +207,7 @@ def test_matryoshka_is_refused_in_the_words_of_vllm(http: httpx.Client) -> None:
         ("/v1/embeddings", {"input": "x", "prompt_name": "query"}, 400, "BadRequestError", "prompt_name", "no prompt named 'query'"),
         ("/v1/embeddings", {"input": "x", "model": "nope"}, 404, "NotFoundError", None, "The model `nope` does not exist."),
         ("/pooling", {"input": "x", "task": "classify"}, 400, "BadRequestError", "task", "Supported tasks: ['embed', 'token_embed']"),
-        ("/pooling", {"input": "x", "task": "sing"}, 400, "BadRequestError", "task", "Unknown task: 'sing'"),
+        ("/pooling", {"input": "x", "task": "sing"}, 400, "BadRequestError", "task", "Unknown task: 'sing'. Tasks: ['embed', 'token_embed', 'classify', 'token_classify', 'plugin', 'sparse']."),
     ],
 )  # fmt: skip
 def test_bad_requests_say_what_is_wrong(
@@ -243,8 +243,16 @@ def test_bodies_that_are_no_requests(
 
 
 def test_unknown_paths_and_verbs(http: httpx.Client) -> None:
-    assert (http.get("/nothing").status_code, http.get("/nothing").json()) == (404, {"detail": "Not Found"})
-    assert (http.get("/pooling").status_code, http.get("/pooling").json()) == (405, {"detail": "Method Not Allowed"})
+    reply = http.get("/xyzzy")
+    assert (reply.status_code, error(reply)["type"]) == (404, "Not Found")
+    assert error(reply)["message"] == "Not Found: there is no route /xyzzy."
+    near = http.post("/v1/embedings", json={"input": "x"})
+    assert error(near)["message"].endswith("no route /v1/embedings. Did you mean '/v1/embeddings'?")
+    reply = http.get("/pooling")
+    assert (reply.status_code, error(reply)["type"], reply.headers["allow"]) == (405, "Method Not Allowed", "POST")
+    assert error(reply)["message"] == "Method Not Allowed: /pooling takes POST, not GET."
+    assert http.put("/ping").headers["allow"] == "GET, POST"
+    assert len(http.get("/" + "x" * 5000).content) < 300
 
 
 def test_routes_about_the_server(http: httpx.Client) -> None:

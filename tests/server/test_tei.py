@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from pydantic import SecretStr
 
 import poolhouse
 from poolhouse import LLM
@@ -93,6 +94,57 @@ def test_no_text_is_refused_in_teis_own_word(http: TestClient, path: str, body: 
     reply = http.post(path, json=body)
     assert (reply.status_code, reply.json()["error_type"]) == (400, "Empty")
     assert reply.json()["error"].endswith("cannot be empty")
+
+
+@pytest.mark.parametrize("given", ["", [], ["x", ""]])
+def test_no_text_is_refused_on_teis_route_of_openai_too(http: TestClient, given: Any) -> None:
+    reply = http.post("/tei/v1/embeddings", json={"input": given})
+    assert (reply.status_code, reply.json()) == (
+        400,
+        {"message": "`input` cannot be empty", "code": 400, "type": "Empty"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [({}, 200), ({"truncate": None}, 200), ({"truncate": False}, 422), ({"truncate_prompt_tokens": 2}, 200)],
+)
+def test_teis_route_of_openai_cuts_unless_it_says_otherwise(more: dict[str, Any], status: int) -> None:
+    http = TestClient(create_app([FakeEngine(max_tokens=4)]))
+    reply = http.post("/tei/v1/embeddings", json={"input": "a b c d e f", **more})
+    assert reply.status_code == status, reply.text
+    if status == 200:
+        kept = more.get("truncate_prompt_tokens", 4)
+        assert (reply.headers["x-poolhouse-truncated"], reply.json()["usage"]["prompt_tokens"]) == ("1", kept)
+    assert http.post("/v1/embeddings", json={"input": "a b c d e f"}).status_code == 400
+
+
+def test_a_lone_model_answers_to_any_name_on_teis_route_of_openai(http: TestClient) -> None:
+    body = {"input": "x", "model": "text-embeddings-inference"}
+    lone = TestClient(create_app([FakeEngine("lone")]))
+    assert lone.post("/tei/v1/embeddings", json=body).json()["model"] == "lone"
+    assert lone.post("/v1/embeddings", json=body).status_code == 404
+    # Of several nobody could tell which one was meant.
+    assert http.post("/tei/v1/embeddings", json=body).status_code == 404
+
+
+def test_a_body_of_another_type_is_refused_with_teis_status(http: TestClient) -> None:
+    for path, words in (("/embed", "error"), ("/tei/v1/embeddings", "message")):
+        reply = http.post(path, content="inputs=x", headers={"content-type": "application/x-www-form-urlencoded"})
+        assert (reply.status_code, "must be application/json" in reply.json()[words]) == (415, True)
+
+
+PROBES = ("/", "/tei", "/tei/", "/tei/health", "/tei/ping")
+
+
+def test_teis_probes_say_whether_the_engine_can_answer(engines: list[FakeEngine]) -> None:
+    http = TestClient(create_app(engines, ServerSettings(api_key=(SecretStr("key"),))))
+    assert [(http.get(path).status_code, http.get(path).content) for path in PROBES] == [(200, b"")] * 5
+    # What asks the model at these paths needs a key.
+    assert [http.post(path, json={"inputs": "x"}).status_code for path in PROBES[:3]] == [401] * 3
+    assert http.post("/", json={"inputs": "x"}, headers={"api-key": "key"}).status_code == 200
+    engines[0].close()
+    assert [http.get(path).status_code for path in PROBES] == [503] * 5
 
 
 def test_a_pair_may_have_one_empty_side(http: TestClient) -> None:

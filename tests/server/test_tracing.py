@@ -122,8 +122,8 @@ def test_cut_prompts_are_in_the_span(traced: Traced) -> None:
     [
         ("POST", "/v1/embeddings", {"input": "x", "dimensions": "many"}, "POST /v1/embeddings", "/v1/embeddings", 400, "Bad Request"),
         ("POST", "/v1/embeddings", {"input": "x" * 3000}, "POST /v1/embeddings", "/v1/embeddings", 413, "Request Entity Too Large"),
-        ("GET", "/secret/path?q=secret", None, "GET", None, 404, None),
-        ("SECRET", "/v1/embeddings", None, "HTTP /v1/embeddings", "/v1/embeddings", 405, None),
+        ("GET", "/secret/path?q=secret", None, "GET", None, 404, "Not Found"),
+        ("SECRET", "/v1/embeddings", None, "HTTP /v1/embeddings", "/v1/embeddings", 405, "Method Not Allowed"),
     ],
 )  # fmt: skip
 def test_what_the_client_did_wrong_is_no_error_of_ours(

@@ -117,7 +117,16 @@ class Preparation:
         if request.prompt_name is not None:
             return request.prompt_name
         word = request.input_type or self._side(request)
-        return prompt_of(word, self.model.facts.prompts) if word else None
+        return prompt_of(word, self.model.facts.prompts, self._task_adapters) if word else None
+
+    @property
+    def _task_adapters(self) -> tuple[str, ...]:
+        """The adapters that came with the checkpoint, which an input type may name."""
+        return () if self.model.adapters is None else self.model.adapters.task_names
+
+    def _task_adapter(self, request: Request) -> str | None:
+        word = (request.input_type or "").lower()
+        return next((name for name in self._task_adapters if name.lower() == word), None)
 
     def _side(self, request: Request) -> Role | None:
         """The side that a text of a late-interaction model stands on: a document, unless somebody says otherwise."""
@@ -141,7 +150,8 @@ class Preparation:
         """The names of the request's adapter, if any, and of its prompt."""
         adapters = self.model.adapters
         if adapters is not None:
-            return adapters.choose(request.adapter, prompt_name, self.model.facts.prompts)
+            asked = self._task_adapter(request) if request.adapter is None else request.adapter
+            return adapters.choose(asked, prompt_name, self.model.facts.prompts)
         if request.adapter:
             raise unknown_adapter(request.adapter, ())
         return None, prompt_name

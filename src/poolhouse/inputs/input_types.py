@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from poolhouse.errors import InvalidRequest, did_you_mean
@@ -14,7 +14,8 @@ _WORDS: Mapping[Role, tuple[str, ...]] = {
     "query": ("query", "search_query", "retrieval.query", "retrieval_query", "s2p_query"),
     "document": ("document", "passage", "search_document", "corpus", "retrieval.passage", "retrieval_document"),
 }
-# Words of Cohere's and Jina's APIs that a model without such a prompt may ignore: its vectors serve every use.
+# Words of Cohere's and Jina's APIs that a model without such a prompt may ignore: its vectors serve every use, unless
+# it has tasks.
 _OTHER_USES = ("classification", "clustering", "separation", "text-matching", "semantic_similarity")
 
 
@@ -24,10 +25,10 @@ def role_of(input_type: str | None) -> Role | None:
     return next((role for role, words in _WORDS.items() if word in words), None)
 
 
-def prompt_of(input_type: str, prompts: Mapping[str, str]) -> str | None:
+def prompt_of(input_type: str, prompts: Mapping[str, str], others: Sequence[str] = ()) -> str | None:
     """The name of the prompt that this input type means, or None where the model has none for it.
 
-    prompts: those of the checkpoint, by name.
+    prompts: those of the checkpoint, by name. others: its tasks, where it has a way of its own to read for each.
 
     Raises:
         InvalidRequest: neither a known input type nor the name of a prompt.
@@ -38,8 +39,8 @@ def prompt_of(input_type: str, prompts: Mapping[str, str]) -> str | None:
     for candidate in (word, *(_WORDS[role] if role else ())):
         if candidate in names:
             return names[candidate]
-    if role is None and word not in _OTHER_USES:
-        known = sorted({*prompts, "query", "document"})
+    if role is None and word not in (map(str.lower, others) if others else _OTHER_USES):
+        known = sorted({*prompts, *others, "query", "document"})
         raise InvalidRequest(
             f"Unsupported input_type '{input_type}'.{did_you_mean(input_type, known)} Supported values: {known}",
             "input_type",

@@ -11,9 +11,9 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import poolhouse
-from poolhouse.server import errors, logs, openapi, scraping, security, tracing
+from poolhouse.server import errors, logs, openapi, scraping, security, tracing, unrouted
 from poolhouse.server.adapted import with_adapters
-from poolhouse.server.dialects import routers
+from poolhouse.server.dialects import prefixes, routers
 from poolhouse.server.dispatch import Dispatch, Prefixed
 from poolhouse.server.metrics import Metrics
 from poolhouse.server.serving import Engine, Serving
@@ -47,11 +47,11 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
     app.root_path = settings.root_path
     answering = errors.Answering(errors.SHAPES[settings.error_format])
     dialects = routers(serving)
-    for router in dialects:
+    pages = [] if settings.disable_fastapi_docs else [openapi.router(dialects, settings)]
+    for router in (*dialects, *pages):
         app.include_router(router)
-    if not settings.disable_fastapi_docs:
-        app.include_router(openapi.router(dialects, settings))
     errors.install(app, answering)
+    unrouted.install(app, (*dialects, *pages), answering, prefixes())
     guarded = security.guarded(Dispatch(app, dialects, answering), settings)
     counted = Counting(guarded, serving.metrics)
     logged = logs.logged(counted if traces is None else tracing.Traced(counted, traces), settings)

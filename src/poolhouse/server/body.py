@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 from fastapi import Request
 
-from poolhouse.server.errors import Disconnected, Refused
+from poolhouse.server.errors import Disconnected, Refused, WrongContentType
 from poolhouse.settings import ServerSettings
 
 # Possessive, and a text that never ends goes to the end of the body: each byte is read once, whatever a body holds.
@@ -32,7 +32,7 @@ async def read_json(request: Request, settings: ServerSettings) -> dict[str, Any
     # LiteLLM tells Voyage's servers no type; what shows a key was not sent by a strange page in a browser.
     untold = not kind and "authorization" in request.headers
     if not untold and kind != "application/json" and not kind.endswith("+json"):
-        raise Refused(f"The content type must be application/json, got {kind or 'none'}.")
+        raise WrongContentType(f"The content type must be application/json, got {kind or 'none'}.")
     try:
         async with asyncio.timeout(settings.body_timeout_seconds):
             raw = await _read(request, settings.max_body_bytes)

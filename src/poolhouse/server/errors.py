@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -28,12 +30,24 @@ class Refused(Exception):
         self.parameter = parameter
 
 
+class WrongContentType(Refused):
+    """A body that is not said to be JSON."""
+
+
 class Overloaded(Refused):
     """The queue is full; `retry_after` seconds from now it may not be."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message, 429)
         self.retry_after = retry_after
+
+
+class NoRoute(Refused):
+    """No route takes the path, or its method; `allowed` are the methods that the path takes."""
+
+    def __init__(self, message: str, allowed: Sequence[str] = ()) -> None:
+        super().__init__(message, 405 if allowed else 404)
+        self.allowed = allowed
 
 
 class Disconnected(Exception):
@@ -114,6 +128,9 @@ def failure_of(error: Exception) -> Failure:
         case Overloaded():
             seconds = str(max(1, math.ceil(error.retry_after)))
             return Failure(429, str(error), "Too Many Requests", None, {"Retry-After": seconds}, error)
+        case NoRoute():
+            headers = {"Allow": ", ".join(error.allowed)} if error.allowed else {}
+            return Failure(error.status, str(error), HTTPStatus(error.status).phrase, None, headers, error)
         case Refused():
             return Failure(
                 error.status, str(error), _REFUSALS.get(error.status, "Bad Request"), error.parameter, {}, error
@@ -142,14 +159,20 @@ _REFUSALS = {
 }
 
 
-def _schema(error: ValidationError) -> Failure:
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = [
-        ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
-        for problem in problems[:_MOST_PROBLEMS]
+def problems(error: ValidationError) -> list[dict[str, Any]]:
+    """The first problems of a body as FastAPI tells them: `type`, `loc`, which begins with "body", and `msg`."""
+    return [
+        {"type": problem["type"], "loc": ["body", *problem["loc"]], "msg": problem["msg"]}
+        for problem in error.errors(include_url=False, include_context=False, include_input=False)[:_MOST_PROBLEMS]
     ]
-    first = ".".join(map(str, problems[0]["loc"]))
-    message = f"{len(problems)} validation error(s): " + "; ".join(lines)
+
+
+def _schema(error: ValidationError) -> Failure:
+    told = problems(error)
+    places = [".".join(map(str, problem["loc"][1:])) for problem in told]
+    lines = [": ".join(filter(None, (place, problem["msg"]))) for place, problem in zip(places, told, strict=True)]
+    first = places[0]
+    message = f"{error.error_count()} validation error(s): " + "; ".join(lines)
     return Failure(400, message, "Bad Request", f"body.{first}" if first else "body", {}, error)
 
 

@@ -18,7 +18,10 @@ from poolhouse.settings import ServerSettings
 # Probes of supervisors and load balancers hold no key.
 OPEN_PATHS = frozenset(
     {"/health", "/health/live", "/health/ready", "/v1/health/live", "/v1/health/ready", "/ping", "/infinity/health"}
+    | {"/tei/health", "/tei/ping"}
 )
+# Here GET alone asks for the health; POST is for the model.
+_OPEN_ROOTS = frozenset({"/", "/tei", "/tei/"})
 # Where a refusal has another form than vLLM's; Voyage's client cannot read any but its own.
 _REFUSALS = {
     "/voyage/": b'{"detail":"Unauthorized"}',
@@ -77,12 +80,7 @@ class ApiKeys:
         self.digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] != "http"
-            or scope["method"] == "OPTIONS"
-            or path_of(scope) in OPEN_PATHS
-            or self._shown(scope)
-        ):
+        if scope["type"] != "http" or scope["method"] == "OPTIONS" or is_probe(scope) or self._shown(scope):
             await self.app(scope, receive, send)
             return
         headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
@@ -182,6 +180,12 @@ class CertificateFiles:
 
     def _times(self) -> list[int]:
         return [Path(file).stat().st_mtime_ns for file in (self.certificate, self.key) if file is not None]
+
+
+def is_probe(scope: Scope) -> bool:
+    """Whether a request asks for no more than the server's health."""
+    path = path_of(scope)
+    return path in OPEN_PATHS or (path in _OPEN_ROOTS and scope["method"] == "GET")
 
 
 def path_of(scope: Scope) -> str:

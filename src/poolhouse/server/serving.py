@@ -155,6 +155,11 @@ class Serving:
         """Prompts that wait or run."""
         return sum(admission.waiting for admission in self._admissions.values())
 
+    @property
+    def only(self) -> bool:
+        """Whether one model is served, without adapters; its names do not count."""
+        return len(self._inboxes) == 1
+
     def waiting(self, engine: Engine) -> int:
         """Prompts of one engine that wait or run."""
         return self._admissions[engine.name].waiting

@@ -13,14 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from poolhouse.engine.request import Answer, Timing
 from poolhouse.errors import ConfigError
 from poolhouse.server.metrics import route_of
-from poolhouse.server.security import OPEN_PATHS
+from poolhouse.server.security import is_probe
 from poolhouse.settings import ServerSettings
 
 if TYPE_CHECKING:
     from poolhouse.server.spans import Traces
-
-# Probes and scrapes, which come every few seconds, would drown the rest.
-_UNTRACED = OPEN_PATHS | {"/metrics"}
 
 
 def open_traces(settings: ServerSettings) -> Traces | None:
@@ -114,5 +111,6 @@ class Traced:
         try:
             await self.app(scope, receive, watched)
         finally:
-            if route_of(scope) not in _UNTRACED:
+            # Probes and scrapes, which come every few seconds, would drown the rest.
+            if not is_probe(scope) and route_of(scope) != "/metrics":
                 self.traces.write(scope, seen, time.perf_counter())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fastapi import APIRouter
 
 from poolhouse.server.dialects import (
@@ -21,20 +23,26 @@ from poolhouse.server.dialects import (
     voyage,
 )
 from poolhouse.server.dialects.contract import Contracts
+from poolhouse.server.errors import Shape
 from poolhouse.server.serving import Serving
 
 # At paths of their own, or that several share and tell apart by the body.
 _DIALECTS = (health, openai, pooling, classify, score, rerank, tokenize, tei, cohere, jina, nvidia, invocations)
 # Whole under a prefix, with their own defaults and errors.
-_PREFIXED = (tei, cohere, jina, voyage, infinity)
+_PREFIXED = {"/tei": tei, "/cohere": cohere, "/jina": jina, "/voyage": voyage, "/infinity": infinity}
 
 
 def routers(serving: Serving) -> list[APIRouter]:
     """The routes of every dialect over these engines."""
     return [
         *(dialect.router(serving) for dialect in _DIALECTS),
-        *(dialect.prefixed_router(serving) for dialect in _PREFIXED),
+        *(dialect.prefixed_router(serving) for dialect in _PREFIXED.values()),
     ]
+
+
+def prefixes() -> Mapping[str, Shape]:
+    """How errors look under each prefix."""
+    return {prefix: dialect.shape for prefix, dialect in _PREFIXED.items()}
 
 
 def contracts() -> Contracts:

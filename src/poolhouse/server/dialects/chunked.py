@@ -45,8 +45,19 @@ async def read(serving: Serving, http: Request, engine: Engine, requests: Sequen
         raise InvalidRequest("late_chunking takes texts that are not empty.", "input")
     ends = [end - len(_JOINT) for end in accumulate(len(text) + len(_JOINT) for text in texts)]
     spans = [(end - len(text), end) for text, end in zip(texts, ends, strict=True)]
-    whole = replace(requests[0], prompt=Prompt(_JOINT.join(texts)))
-    made = await asyncio.to_thread(plan, engine, [whole], Chunking(spans=[spans]))
+    params = requests[0].params
+    if params.truncate_prompt_tokens == -1:
+        # What is longer than the model reads is read in windows; cut, the last chunks would have no token.
+        params = replace(params, truncate_prompt_tokens=None)
+    whole = replace(requests[0], prompt=Prompt(_JOINT.join(texts)), params=params)
+    try:
+        made = await asyncio.to_thread(plan, engine, [whole], Chunking(spans=[spans]))
+    except InvalidRequest as error:
+        raise type(error)(
+            str(error), "input" if error.parameter == "chunks" else error.parameter, error.value
+        ) from None
+    if not made.requests:
+        raise InvalidRequest("late_chunking takes texts that are more than white space.", "input")
     windows = [replace(window, adapter=whole.adapter, priority=whole.priority) for window in made.requests]
     answers = await serving.answers(http, engine, windows)
     (chunked,) = made.finish(answers)

@@ -1,5 +1,8 @@
 """Cohere's embed and rerank, versions 1 and 2; /v1/embed and /v2/embed at their own paths, everything under /cohere.
 
+Of rerank, whose paths are vLLM's too, version 1 is told by fields of its own, and version 2 is answered in vLLM's form
+with Cohere's `meta`.
+
 Source: Cohere's API reference. /v2/embed is vLLM's too, which leaves `model` and `input_type` away.
 """
 
@@ -23,6 +26,9 @@ from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.encoding import dumps
 from poolhouse.server.errors import Failure, as_json, speak
 from poolhouse.server.serving import Engine, Serving
+
+# Fields of version 1 of rerank that no other dialect at /v1/rerank has.
+OWN_RERANK_FIELDS = frozenset({"rank_fields", "max_chunks_per_doc"})
 
 
 class EmbedFields(BaseModel):
@@ -54,13 +60,13 @@ class EmbedFields(BaseModel):
             raise InvalidRequest("images: the models of this server read texts.", "images")
         return hosted.texts_of(self.texts or self.inputs, given[0])
 
-    def wish(self) -> Wish:
-        """How the vectors are wanted."""
+    def wish(self, most_tokens: int) -> Wish:
+        """How the vectors are wanted. most_tokens: those that the model reads, which `max_tokens` cannot raise."""
         return Wish(
             self.input_type,
             self.output_dimension,
             truncate=self.truncate,
-            max_tokens=self.max_tokens,
+            max_tokens=None if self.max_tokens is None else min(self.max_tokens, most_tokens),
             priority=self.priority,
         )
 
@@ -103,12 +109,14 @@ def prefixed_router(serving: Serving) -> APIRouter:
     @routes.post("/v1/rerank", openapi_extra=body_schema(RerankFields))
     async def rerank_v1(http: Request) -> Response:
         """Documents by how well they answer a query, best first."""
-        return await _rerank(serving, http, 1)
+        speak(http, shape)
+        return await answer_rerank(serving, http, await serving.read(http, RerankFields), 1)
 
     @routes.post("/v2/rerank", openapi_extra=body_schema(RerankFields))
     async def rerank_v2(http: Request) -> Response:
         """As version 1, without the documents."""
-        return await _rerank(serving, http, 2)
+        speak(http, shape)
+        return await answer_rerank(serving, http, await serving.read(http, RerankFields), 2)
 
     return routes
 
@@ -130,7 +138,7 @@ def _add_embed(routes: APIRouter, serving: Serving) -> None:
 async def _embed(serving: Serving, http: Request, fields: EmbedFields, version: int) -> Response:
     engine = serving.engine(fields.model)
     texts = fields.words()
-    answers = await hosted.embed(serving, http, engine, texts, fields.wish(), parameter="texts")
+    answers = await hosted.embed(serving, http, engine, texts, fields.wish(engine.max_tokens), parameter="texts")
     kinds: list[Kind] = list(dict.fromkeys(fields.embedding_types or ["float"]))
     bare = version == 1 and not fields.embedding_types
     head: dict[str, Any] = {"id": replies.reply_id("embd", http, None)}
@@ -152,9 +160,8 @@ def _matrix(answers: Sequence[Answer], kind: Kind, engine: Engine) -> Any:
     return vectors if kind == "base64" else np.stack(vectors)
 
 
-async def _rerank(serving: Serving, http: Request, version: int) -> Response:
-    speak(http, shape)
-    fields = await serving.read(http, RerankFields)
+async def answer_rerank(serving: Serving, http: Request, fields: RerankFields, version: int) -> Response:
+    """The reply to a body of Cohere's rerank."""
     engine = serving.engine(fields.model)
     scored = await hosted.rerank(
         serving,
@@ -169,9 +176,14 @@ async def _rerank(serving: Serving, http: Request, version: int) -> Response:
     body = {
         "id": replies.reply_id("rerank", http, None),
         "results": [_result(place, scored, fields, echo) for place in scored.ranked(fields.top_n)],
-        "meta": _meta(version, {"search_units": hosted.search_units(len(fields.documents))}, scored.answers),
+        "meta": rerank_meta(version, scored),
     }
     return await replies.write(serving, lambda: dumps(body), scored.answers)
+
+
+def rerank_meta(version: int, scored: Scored) -> dict[str, Any]:
+    """What is said of a request for a rerank."""
+    return _meta(version, {"search_units": hosted.search_units(len(scored.scores))}, scored.answers)
 
 
 def _result(place: int, scored: Scored, fields: RerankFields, echo: bool) -> dict[str, Any]:

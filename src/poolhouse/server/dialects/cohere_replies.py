@@ -72,9 +72,9 @@ class RerankReply(TypedDict):
     meta: Meta
 
 
-_ERRORS = (Errors(Error),)
-_EMBED = Contract((EmbedReply,), _ERRORS)
-_RERANK = Contract((RerankReply,), _ERRORS)
+ERRORS = (Errors(Error),)
+_EMBED = Contract((EmbedReply,), ERRORS)
+_RERANK = Contract((RerankReply,), ERRORS)
 
 CONTRACTS: Contracts = {
     "/v1/embed": _EMBED,

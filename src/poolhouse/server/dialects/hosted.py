@@ -169,4 +169,4 @@ def arrays_of(answers: Sequence[Answer]) -> list[Array]:
 def warnings_of(answers: Sequence[Answer]) -> list[str]:
     """What a caller should know of what was cut; no words where nothing was."""
     cut = replies.truncated_of(answers)
-    return [f"{cut} of {len(answers)} inputs were longer than the model reads, and cut."] if cut else []
+    return [f"{cut} of {len(answers)} inputs were longer than the limit, and cut."] if cut else []

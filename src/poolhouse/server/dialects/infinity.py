@@ -6,14 +6,15 @@ Source: infinity 0.0.77.
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
-from poolhouse.errors import InvalidRequest, UnsupportedTask
+from poolhouse.errors import InvalidRequest, UnknownModel, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
 from poolhouse.server import replies
@@ -23,9 +24,12 @@ from poolhouse.server.dialects.fields import Many, body_schema
 from poolhouse.server.dialects.hosted import Wish
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.encoding import dumps
-from poolhouse.server.errors import Failure, as_json, speak
+from poolhouse.server.errors import Failure, as_json, problems, speak
 from poolhouse.server.serving import Engine, Serving
 
+# Infinity strips what it reads.
+_Text = Annotated[str, StringConstraints(strip_whitespace=True)]
+_Texts = Annotated[Many[_Text], Field(min_length=1)]
 # What Infinity calls a model that is not named.
 _NO_MODEL = "default/not-specified"
 
@@ -43,7 +47,7 @@ class _Fields(BaseModel):
 class EmbeddingFields(_Fields):
     """The body of POST /infinity/embeddings."""
 
-    input: str | Many[str]
+    input: _Text | _Texts
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None
     dimensions: int = Field(
@@ -58,8 +62,8 @@ class EmbeddingFields(_Fields):
 class RerankFields(_Fields):
     """The body of POST /infinity/rerank."""
 
-    query: str
-    documents: Many[str] = Field(min_length=1)
+    query: _Text
+    documents: _Texts
     return_documents: bool = False
     raw_scores: bool = False
     top_n: int | None = Field(None, gt=0)
@@ -68,7 +72,7 @@ class RerankFields(_Fields):
 class ClassifyFields(_Fields):
     """The body of POST /infinity/classify."""
 
-    input: Many[str] = Field(min_length=1)
+    input: _Texts
     raw_scores: bool = False
 
 
@@ -192,6 +196,10 @@ def _model(serving: Serving, name: str, engine: Engine) -> dict[str, Any]:
 
 
 def shape(failure: Failure) -> Response:
-    """Infinity's error body."""
+    """Infinity's error body: FastAPI's for wrong fields, OpenAI's for the rest, where an unknown model is a 400."""
+    if isinstance(failure.error, ValidationError):
+        return as_json(replace(failure, status=422), {"detail": problems(failure.error)})
+    if isinstance(failure.error, UnknownModel):
+        failure = replace(failure, status=400)
     error = {"message": failure.message, "type": None, "param": failure.parameter, "code": failure.status}
     return as_json(failure, {"error": error})

@@ -24,6 +24,20 @@ class Error(TypedDict):
     error: Problem
 
 
+class WrongField(TypedDict):
+    """A field of a body that is wrong, as FastAPI tells it."""
+
+    type: str
+    loc: list[str | int]
+    msg: str
+
+
+class WrongFields(TypedDict):
+    """An error of a body whose fields are wrong."""
+
+    detail: list[WrongField]
+
+
 class Usage(TypedDict):
     """Tokens of the inputs."""
 
@@ -118,7 +132,7 @@ class HealthReply(TypedDict):
     unix: float
 
 
-_ERRORS = (Errors(Error),)
+_ERRORS = (Errors(Error), Errors(WrongFields, (422,)))
 CONTRACTS: Contracts = {
     "/infinity/health": Contract((HealthReply,), ()),
     "/infinity/models": Contract((ModelsReply,), ()),

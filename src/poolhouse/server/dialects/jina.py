@@ -6,12 +6,14 @@ Source: Jina's API reference. Its other paths are OpenAI's and vLLM's; those und
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from poolhouse.engine.request import Answer
+from poolhouse.errors import InvalidRequest, UnknownModel
 from poolhouse.outputs import Array
 from poolhouse.server import replies
 from poolhouse.server.dialects import chunked, hosted
@@ -114,6 +116,8 @@ async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) 
     if not fields.late_chunking:
         per_token = fields.return_multivector
         return await _vectors(serving, http, fields.model, fields.input, wish, kinds, per_token=per_token)
+    if fields.return_multivector:
+        raise InvalidRequest("late_chunking gives a vector per chunk; leave return_multivector out.", "late_chunking")
     engine = serving.engine(fields.model)
     requests = hosted.requests(serving, engine, hosted.texts_of(fields.input, "input"), wish, "embed", "input")
     read = await chunked.read(serving, http, engine, requests)
@@ -166,5 +170,10 @@ async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Resp
 
 
 def shape(failure: Failure) -> Response:
-    """Jina's error body."""
-    return as_json(failure, {"detail": failure.message})
+    """Jina's error body; wrong fields are a 422, and an unknown model a 400."""
+    status = failure.status
+    if isinstance(failure.error, ValidationError):
+        status = 422
+    elif isinstance(failure.error, UnknownModel):
+        status = 400
+    return as_json(replace(failure, status=status), {"detail": failure.message})

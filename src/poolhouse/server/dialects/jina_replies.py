@@ -6,9 +6,9 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from poolhouse.server.dialects.contract import Contract, Contracts, Cut, Matrix, Vector
+from poolhouse.server.dialects.contract import Contract, Contracts, Cut, Errors, Matrix, Vector
 from poolhouse.server.dialects.hosted import Kind
-from poolhouse.server.dialects.voyage_replies import ERRORS
+from poolhouse.server.dialects.voyage_replies import ERRORS, Error
 
 
 class Usage(TypedDict):
@@ -66,9 +66,10 @@ class RerankReply(TypedDict):
     results: list[Ranked]
 
 
+_ERRORS = (ERRORS, Errors(Error, (422,)))
 CONTRACTS: Contracts = {
-    "/v1/multi-vector": Contract((EmbeddingReply,), (ERRORS,)),
-    "/jina/v1/multi-vector": Contract((EmbeddingReply,), (ERRORS,)),
-    "/jina/v1/embeddings": Contract((EmbeddingReply,), (ERRORS,)),
-    "/jina/v1/rerank": Contract((RerankReply,), (ERRORS,)),
+    "/v1/multi-vector": Contract((EmbeddingReply,), _ERRORS),
+    "/jina/v1/multi-vector": Contract((EmbeddingReply,), _ERRORS),
+    "/jina/v1/embeddings": Contract((EmbeddingReply,), _ERRORS),
+    "/jina/v1/rerank": Contract((RerankReply,), _ERRORS),
 }

@@ -13,14 +13,16 @@ from poolhouse.server.dialects.fields import body_schema
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.dialects.synonyms import in_our_words
 from poolhouse.server.dialects.vectors import VectorFields
-from poolhouse.server.serving import Serving
+from poolhouse.server.serving import Engine, Serving
 
 
 class EmbeddingFields(VectorFields):
     """The body of POST /v1/embeddings; fields of Jina's, Voyage's and NVIDIA's APIs mean what they mean there."""
 
     task: str | None = Field(
-        None, description='A task adapter of the checkpoint ("retrieval.query"), with the prompt stored under its name.'
+        None,
+        description='A task adapter of the checkpoint ("retrieval.query"), with the prompt stored under its name; '
+        "where no adapters were named at start, as input_type.",
     )
 
     late_chunking: bool = Field(
@@ -33,13 +35,22 @@ class EmbeddingFields(VectorFields):
         return in_our_words(body) if isinstance(body, dict) else body
 
     @model_validator(mode="after")
-    def _task_is_an_adapter(self) -> EmbeddingFields:
-        # Clients that name the pooling task here mean what the route does anyway.
-        if self.task is not None and self.task != "embed":
-            if self.adapter is not None:
-                raise ValueError("adapter and task both choose an adapter; give one of them.")
-            self.adapter = self.task
+    def _refuse_two_adapters(self) -> EmbeddingFields:
+        if self._names_a_use and self.adapter is not None:
+            raise ValueError("adapter and task both choose an adapter; give one of them.")
         return self
+
+    @property
+    def _names_a_use(self) -> bool:
+        # Clients that name the pooling task here mean what the route does anyway.
+        return self.task is not None and self.task != "embed"
+
+    def apply_task(self, engine: Engine) -> None:
+        """Make of `task` an adapter where adapters were named at start, else what an input type means."""
+        if self._names_a_use and engine.adapters:
+            self.adapter = self.task
+        elif self._names_a_use and self.input_type is None:
+            self.input_type = self.task
 
 
 def router(serving: Serving) -> APIRouter:
@@ -59,6 +70,7 @@ async def answer(serving: Serving, http: Request, fields: EmbeddingFields) -> Re
     engine = serving.engine(fields.model)
     if "embed" not in engine.tasks:
         raise UnsupportedTask("The model does not support Embeddings API", "model", engine.name)
+    fields.apply_task(engine)
     requests = fields.requests(serving, "embed", fields.params(dimensions=fields.dimensions))
     names = vectors.Names("embd", "embedding", "embedding")
     if fields.late_chunking:

@@ -90,7 +90,7 @@ async def answer(serving: Serving, http: Request, fields: PoolingFields) -> Resp
     if fields.tasks is not None:
         return await _reply_of_several(serving, http, fields, engine, params)
     fields.refuse_pruning()
-    task = engine.tasks[0] if fields.task is None else parse_task(fields.task, engine.tasks)
+    task = engine.tasks[0] if fields.task is None else parse_task(fields.task, engine.tasks, (SPARSE,))
     requests = fields.requests(serving, task, params)
     names = vectors.Names("pooling", "pooling", "data")
     if fields.token_pooling_factor is None:
@@ -145,7 +145,9 @@ async def _reply_of_several(
         raise InvalidRequest(
             "Several tasks come as float or base64; bytes hold one.", "encoding_format", fields.encoding_format
         )
-    words: list[Word] = [SPARSE if word == SPARSE else parse_task(word, engine.tasks) for word in fields.tasks or ()]
+    words: list[Word] = [
+        SPARSE if word == SPARSE else parse_task(word, engine.tasks, (SPARSE,)) for word in fields.tasks or ()
+    ]
     weigh = None
     if SPARSE in words:
         weigh = sparse.plan(engine, (), sparse.Options(top_k=fields.top_k, threshold=fields.threshold))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -133,8 +133,10 @@ async def answer_score(serving: Serving, http: Request, fields: ScoreFields) -> 
     return await replies.write(serving, lambda: orjson.dumps(body), scored.answers)
 
 
-async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
-    """The reply to a body of /rerank."""
+async def answer_rerank(
+    serving: Serving, http: Request, fields: RerankFields, meta: Callable[[Scored], dict[str, Any]] | None = None
+) -> Response:
+    """The reply to a body of /rerank. meta: what is said beside the results, where something is."""
     engine = serving.engine(fields.model)
     sides, asked = fields.sides(), fields.asked(serving, engine)
     scored = await score(serving, http, engine, sides, asked, adapter=fields.adapter, priority=fields.priority)
@@ -144,6 +146,7 @@ async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -
         "model": engine.name,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         "results": [_result(place, sides.documents, scored, fields) for place in scored.ranked(fields.top_n)],
+        **({} if meta is None else {"meta": meta(scored)}),
     }
     return await replies.write(serving, lambda: orjson.dumps(body), scored.answers)
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from poolhouse.server.dialects import voyage_replies
+from poolhouse.server.dialects import cohere_replies, voyage_replies
 from poolhouse.server.dialects.contract import Contract, Contracts, Cut, Errors, Matrix, Vector
 from poolhouse.server.dialects.openai_replies import BYTES, METADATA, EmbeddingReply, List
 from poolhouse.server.dialects.pooling import Word
@@ -138,12 +138,13 @@ class Ranked(Cut):
 
 
 class RerankReply(TypedDict):
-    """The reply of /rerank, best first."""
+    """The reply of /rerank, best first; that of /v2/rerank has Cohere's `meta`."""
 
     id: str
     model: str
     usage: TokenUsage
     results: list[Ranked]
+    meta: NotRequired[cohere_replies.Meta]
 
 
 _SHARED = (Errors(), tei_replies.ERRORS)
@@ -152,15 +153,18 @@ _ANY = (
     *(tei_replies.EmbedReply, tei_replies.PredictReply, tei_replies.SimilarityReply, tei_replies.RerankReply),
     tei_replies.EmbedSparseReply,
 )
+_RERANK = Contract(
+    (RerankReply, tei_replies.RerankReply, voyage_replies.RerankReply, cohere_replies.RerankReply),
+    (*_SHARED, voyage_replies.ERRORS, *cohere_replies.ERRORS),
+)
 
 CONTRACTS: Contracts = {
     "/pooling": Contract((PoolingReply, PluginReply), media=BYTES, headers=METADATA),
     "/classify": Contract((ClassifyReply,)),
     "/classify_tokens": Contract((ClassifyTokensReply,)),
     "/score": Contract((ScoreReply,)),
-    "/rerank": Contract(
-        (RerankReply, tei_replies.RerankReply, voyage_replies.RerankReply), (*_SHARED, voyage_replies.ERRORS)
-    ),
+    "/rerank": _RERANK,
+    "/v2/rerank": _RERANK,
     "/tokenize": Contract((TokenizeReply, tei_replies.TokenizeReply), _SHARED),
     "/detokenize": Contract((DetokenizeReply,)),
     "/invocations": Contract(_ANY, _SHARED, BYTES, METADATA),

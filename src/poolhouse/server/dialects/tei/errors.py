@@ -7,7 +7,7 @@ from dataclasses import replace
 from fastapi import Response
 
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, UnsupportedTask
-from poolhouse.server.errors import Failure, Refused, as_json
+from poolhouse.server.errors import Failure, Refused, WrongContentType, as_json
 
 
 class EmptyInput(Refused):
@@ -34,6 +34,8 @@ def _kind(failure: Failure) -> tuple[int, str]:
     match failure.error:
         case EmptyInput():
             return 400, "Empty"
+        case WrongContentType():
+            return 415, "Validation"
         case Refused() if failure.status == 429:
             return 429, "Overloaded"
         case Refused():

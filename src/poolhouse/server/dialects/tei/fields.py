@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.prompts import Prompt, parse_prompts
 from poolhouse.params import PoolingParams
+from poolhouse.server.dialects import openai
 from poolhouse.server.dialects.fields import INPUT_SCHEMA, Many
 from poolhouse.server.dialects.tei.errors import EmptyInput
+
+_SAY_WHETHER_TO_CUT = ("truncate", "truncation", "truncate_prompt_tokens")
 
 
 class TeiFields(BaseModel):
@@ -47,9 +50,23 @@ class TokenFields(TeiFields):
         Raises:
             EmptyInput: no text. InvalidRequest: neither texts nor ids.
         """
-        if self.inputs in ("", []) or (isinstance(self.inputs, list) and "" in self.inputs):
-            raise EmptyInput("inputs")
+        _refuse_nothing(self.inputs, "inputs")
         return parse_prompts(self.inputs, "inputs")
+
+
+class OpenAIFields(openai.EmbeddingFields):
+    """The body of POST /tei/v1/embeddings; texts over the limit are cut unless it says otherwise, as TEI does."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cut(cls, body: Any) -> Any:
+        if not isinstance(body, dict) or any(body.get(name) is not None for name in _SAY_WHETHER_TO_CUT):
+            return body
+        return {**body, "truncate_prompt_tokens": -1}
+
+    def refuse_nothing(self) -> None:
+        """Raise EmptyInput for no text, or an empty one."""
+        _refuse_nothing(self.input, "input")
 
 
 class EmbedFields(TokenFields):
@@ -115,6 +132,11 @@ class RerankFields(TeiFields):
     texts: Many[str]
     raw_scores: bool = False
     return_text: bool = False
+
+
+def _refuse_nothing(inputs: Any, name: str) -> None:
+    if inputs in ("", []) or (isinstance(inputs, list) and "" in inputs):
+        raise EmptyInput(name)
 
 
 def _pair(texts: Any, place: str) -> tuple[str, str | None]:

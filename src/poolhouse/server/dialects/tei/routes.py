@@ -18,7 +18,7 @@ from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import SparseVector
 from poolhouse.server import replies
 from poolhouse.server.body import read_json
-from poolhouse.server.dialects import openai
+from poolhouse.server.dialects import health, openai
 from poolhouse.server.dialects.classify import label_names, ranked_labels
 from poolhouse.server.dialects.fields import body_schema
 from poolhouse.server.dialects.pairs import Sides, score
@@ -26,6 +26,7 @@ from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.dialects.tei.errors import EmptyInput, openai_shape, shape
 from poolhouse.server.dialects.tei.fields import (
     EmbedFields,
+    OpenAIFields,
     PredictFields,
     RerankFields,
     SimilarityFields,
@@ -52,6 +53,13 @@ def prefixed_router(serving: Serving) -> APIRouter:
     routes = direct_router("text-embeddings-inference", "/tei")
     _add(routes, serving)
 
+    @routes.get("", include_in_schema=False)
+    @routes.get("/health", include_in_schema=False)
+    @routes.get("/ping", include_in_schema=False)
+    async def alive(_: Request) -> Response:
+        """200 while every engine can answer, else 503."""
+        return health.answer(serving)
+
     @routes.post("", include_in_schema=False)
     async def bare(http: Request) -> Response:
         """As `/`, for clients that leave the last slash away."""
@@ -64,13 +72,17 @@ def prefixed_router(serving: Serving) -> APIRouter:
         speak(http, shape)
         return await answer_rerank(serving, http, await serving.read(http, RerankFields))
 
-    @routes.post("/v1/embeddings", openapi_extra=body_schema(openai.EmbeddingFields))
+    @routes.post("/v1/embeddings", openapi_extra=body_schema(OpenAIFields))
     @routes.post("/embeddings", include_in_schema=False)
     async def embeddings(http: Request) -> Response:
         """OpenAI's embeddings with TEI's errors and headers."""
         speak(http, openai_shape)
         started = time.perf_counter()
-        fields = await serving.read(http, openai.EmbeddingFields)
+        fields = await serving.read(http, OpenAIFields)
+        fields.refuse_nothing()
+        if fields.model not in serving.engines and serving.only:
+            # TEI serves one model, by whatever name it is called.
+            fields.model = None
         response = await openai.answer(serving, http, fields)
         engine = serving.engine(fields.model)
         response.headers.update(headers(engine, http.state.answers, characters(fields.prompts(serving)), started))
@@ -86,6 +98,11 @@ def prefixed_router(serving: Serving) -> APIRouter:
 
 
 def _add(routes: APIRouter, serving: Serving) -> None:
+    @routes.get("/", include_in_schema=False)
+    async def alive(_: Request) -> Response:
+        """As /health, where load balancers ask by default."""
+        return health.answer(serving)
+
     @routes.post("/embed", openapi_extra=body_schema(EmbedFields))
     async def embed(http: Request) -> Response:
         """One vector per input, as a bare list."""
