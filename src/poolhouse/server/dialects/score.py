@@ -90,7 +90,7 @@ class RerankFields(PairFields):
     """The body of POST /rerank."""
 
     query: Any = Field(description="A text, {text}, or {content: [text parts]}.")
-    documents: list[Any] = Field(description="Texts, {text}, or {content: [text parts]}.")
+    documents: Any = Field(description=_SIDE)
     top_n: int = Field(0, ge=0, description="How many of the best to give; 0 gives all.")
     return_documents: bool = Field(True, description="Whether results hold their documents.")
 
