@@ -19,6 +19,9 @@ ItemT = TypeVar("ItemT")
 # A list whose first wrong item is the only one that is told: to tell of millions would stop the server for minutes.
 Many = Annotated[list[ItemT], Field(fail_fast=True)]
 
+# As vLLM: "5" and 5.0 are numbers, "true" and 1 are yes, as forms, shells and templates write them.
+AS_SENT = ConfigDict(extra="ignore", strict=False)
+
 # vLLM's for use_activation.
 _FORMER_WORDS = ("normalize", "softmax", "activation")
 _TEXT = {"type": "string"}
@@ -45,7 +48,7 @@ _INPUT_OR_NULL: dict[str, Any] = {"anyOf": [*INPUT_SCHEMA["anyOf"], {"type": "nu
 class Common(BaseModel):
     """What every route of vLLM understands. Unknown fields are ignored, as OpenAI's servers do."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = AS_SENT
 
     model: str | None = Field(None, description="A served model; none takes the first.")
     user: str | None = None
@@ -77,15 +80,13 @@ class Common(BaseModel):
                 body = {**body, "use_activation": body[word]}
         return body
 
-    @model_validator(mode="after")
-    def _refuse_media_options(self) -> Common:
-        for name in ("mm_processor_kwargs", "media_io_kwargs"):
-            if getattr(self, name, None):
-                raise ValueError(f"{name} of a request is not allowed; this server's models read text.")
-        return self
-
     def params(self, **more: Any) -> PoolingParams:
-        """How to cut and pool; more: fields that one route has beside the common ones."""
+        """How to cut and pool; more: fields that one route has beside the common ones.
+
+        Raises:
+            InvalidRequest: options of media.
+        """
+        refuse_media_options(self)
         return PoolingParams(
             use_activation=self.use_activation,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
@@ -169,6 +170,13 @@ class Inputs(Common):
             )
             for prompt in self.prompts(serving)
         ]
+
+
+def refuse_media_options(fields: BaseModel) -> None:
+    """Raise InvalidRequest for options of pictures and sounds."""
+    for name in ("mm_processor_kwargs", "media_io_kwargs"):
+        if getattr(fields, name, None):
+            raise InvalidRequest(f"{name} of a request is not allowed; this server's models read text.", name)
 
 
 def check_chat_template(serving: Serving, template: str | None) -> None:
