@@ -205,6 +205,7 @@ def test_matryoshka_is_refused_in_the_words_of_vllm(http: httpx.Client) -> None:
         ("/v1/embeddings", {"input": "x", "encoding_format": "hex"}, 400, "Bad Request", "body.encoding_format", "'float', 'base64', 'bytes' or 'bytes_only'"),
         ("/v1/embeddings", {"input": "x", "normalize": "perhaps"}, 400, "Bad Request", "body.use_activation", "valid boolean"),
         ("/v1/embeddings", {"input": "x", "truncate_prompt_tokens": 5.5}, 400, "Bad Request", "body.truncate_prompt_tokens", "valid integer"),
+        ("/v1/embeddings", {"input": "x", "truncate_prompt_tokens": True}, 400, "Bad Request", "body.truncate_prompt_tokens", "valid number"),
         ("/v1/embeddings", {"input": "x", "mm_processor_kwargs": {"a": 1}}, 400, "BadRequestError", "mm_processor_kwargs", "models read text"),
         ("/pooling", {"input": "x", "media_io_kwargs": {"a": {}}}, 400, "BadRequestError", "media_io_kwargs", "models read text"),
         ("/v1/embeddings", {"input": "x", "prompt_name": "query"}, 400, "BadRequestError", "prompt_name", "no prompt named 'query'"),

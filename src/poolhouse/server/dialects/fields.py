@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest
@@ -18,9 +20,6 @@ from poolhouse.tasks import Task
 ItemT = TypeVar("ItemT")
 # A list whose first wrong item is the only one that is told: to tell of millions would stop the server for minutes.
 Many = Annotated[list[ItemT], Field(fail_fast=True)]
-
-# As vLLM: "5" and 5.0 are numbers, "true" and 1 are yes, as forms, shells and templates write them.
-AS_SENT = ConfigDict(extra="ignore", strict=False)
 
 # vLLM's for use_activation.
 _FORMER_WORDS = ("normalize", "softmax", "activation")
@@ -45,10 +44,31 @@ INPUT_SCHEMA: dict[str, Any] = {
 _INPUT_OR_NULL: dict[str, Any] = {"anyOf": [*INPUT_SCHEMA["anyOf"], {"type": "null"}]}
 
 
-class Common(BaseModel):
-    """What every route of vLLM understands. Unknown fields are ignored, as OpenAI's servers do."""
+class Lenient(BaseModel):
+    """A body of vLLM's: "5" and 5.0 are numbers, "true" and 1 are yes, as shells and templates write them.
 
-    model_config = AS_SENT
+    Unknown fields are ignored, as OpenAI's servers do.
+    """
+
+    model_config = ConfigDict(extra="ignore", strict=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and info.field_name in _numbers(cls):
+            raise PydanticCustomError("number_type", "Input should be a valid number")
+        return value
+
+
+@cache
+def _numbers(fields: type[BaseModel]) -> frozenset[str]:
+    """The fields that hold a number."""
+    kinds = {name: get_args(field.annotation) or (field.annotation,) for name, field in fields.model_fields.items()}
+    return frozenset(name for name, types in kinds.items() if int in types or float in types)
+
+
+class Common(Lenient):
+    """What every route of vLLM understands."""
 
     model: str | None = Field(None, description="A served model; none takes the first.")
     user: str | None = None

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field, model_validator
+from pydantic import Field, StrictInt, model_validator
 
 from poolhouse import sparse
 from poolhouse.engine.request import Answer
@@ -51,7 +51,9 @@ class PoolingFields(VectorFields):
         None, ge=1, description="Of token_embed: about one vector per so many tokens, by clusters; for documents."
     )
     step_tag_id: int | None = Field(None, description="Process rewards: the token whose rows are wanted.")
-    returned_token_ids: Many[int] | None = Field(None, description="Process rewards: the columns that are wanted.")
+    returned_token_ids: Many[StrictInt] | None = Field(
+        None, description="Process rewards: the columns that are wanted."
+    )
     data: Any = Field(None, description='The data of a plugin, with the task "plugin".')
 
     @model_validator(mode="after")

@@ -13,17 +13,15 @@ from poolhouse.inputs.prompts import Conversation, Prompt
 from poolhouse.server import replies
 from poolhouse.server.body import read_json
 from poolhouse.server.dialects import tei
-from poolhouse.server.dialects.fields import AS_SENT, Many, body_schema, check_chat_template, refuse_media_options
+from poolhouse.server.dialects.fields import Lenient, Many, body_schema, check_chat_template, refuse_media_options
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.encoding import dumps
 from poolhouse.server.errors import speak
 from poolhouse.server.serving import Engine, Serving
 
 
-class TokenizeFields(BaseModel):
+class TokenizeFields(Lenient):
     """The body of POST /tokenize: a text, or a conversation."""
-
-    model_config = AS_SENT
 
     model: str | None = Field(None, description="A served model; none takes the first.")
     prompt: str | None = None
