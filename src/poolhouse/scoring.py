@@ -147,8 +147,9 @@ def _bound_template(engine: Engine, asked: Asked) -> ScoreTemplate | None:
 
 
 def _refuse_templates(asked: Asked, why: str) -> None:
+    name = "chat_template" if asked.template is not None else "chat_template_kwargs"
     if asked.template is not None or asked.variables:
-        raise InvalidRequest(f"chat_template is for cross-encoders; this model {why}.", "chat_template")
+        raise InvalidRequest(f"{name} is for cross-encoders; this model {why}.", name)
 
 
 def _refuse_instruction(asked: Asked) -> None:

@@ -379,6 +379,45 @@ def test_invocations_find_the_route_of_a_body(http: TestClient, body: dict[str, 
     assert "Cannot find suitable handler" in nothing.json()["message"]
 
 
+def test_invocations_give_texts_their_own_route_also_where_its_task_is_named(
+    http: TestClient, labelled: TestClient
+) -> None:
+    for task in ("embed", None):
+        assert "embedding" in http.post("/invocations", json={"input": "x", "task": task}).json()["data"][0]
+    assert "data" in http.post("/invocations", json={"input": "x", "task": "token_embed"}).json()["data"][0]
+    assert "probs" in labelled.post("/invocations", json={"input": "x", "task": "classify"}).json()["data"][0]
+
+
+@pytest.mark.parametrize(
+    ("path", "typed", "sent"),
+    [
+        ("/v1/embeddings", {"dimensions": 64, "truncate_prompt_tokens": 4}, {"dimensions": "64", "truncate_prompt_tokens": 4.0}),
+        ("/v1/embeddings", {"use_activation": False, "priority": -1}, {"use_activation": "false", "priority": "-1"}),
+        ("/pooling", {"add_special_tokens": False, "task": "token_embed"}, {"add_special_tokens": 0, "task": "token_embed"}),
+        ("/rerank", {"top_n": 2, "max_tokens_per_doc": 3}, {"top_n": "2", "max_tokens_per_doc": 3.0}),
+        ("/tokenize", {"return_token_strs": True}, {"return_token_strs": "true"}),
+        ("/v2/embed", {"output_dimension": 64, "max_tokens": 4}, {"output_dimension": "64", "max_tokens": 4.0}),
+    ],
+)  # fmt: skip
+def test_numbers_and_switches_may_be_written_as_vllm_takes_them(
+    http: TestClient, path: str, typed: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    texts = {"/rerank": RERANK, "/tokenize": {"prompt": QUERY}, "/v2/embed": {"texts": [QUERY]}}
+    body = {"request_id": "same", **texts.get(path, {"input": QUERY})}
+    expected, got, plain = (http.post(path, json={**body, **fields}).json() for fields in (typed, sent, {}))
+    for reply in (expected, got, plain):
+        reply.pop("created", None)
+        if path == "/v2/embed":
+            reply.pop("id")
+    assert got == expected != plain
+
+
+def test_a_body_may_begin_with_a_byte_order_mark(http: TestClient) -> None:
+    sent = {"content": b'\xef\xbb\xbf{"input": "x"}', "headers": {"content-type": "application/json"}}
+    assert http.post("/v1/embeddings", **sent).status_code == 200
+    assert http.post("/v1/embeddings", content=b"\xef\xbb\xbf", headers=sent["headers"]).status_code == 400
+
+
 def test_tei_tells_what_a_request_cost(http: TestClient) -> None:
     reply = http.post("/embed", json={"inputs": ["one", "two words"]})
     assert (reply.headers["x-compute-characters"], reply.headers["x-compute-tokens"]) == ("12", "7")

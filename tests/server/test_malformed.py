@@ -111,7 +111,7 @@ BODIES = {
     "a surrogate in UTF-8": b'{"input":"\xed\xa0\x80"}',
     "a number that is none": b'{"input":"x","priority":NaN}',
     "infinity": b'{"inputs":"x","weights":[Infinity]}',
-    "a byte order mark": b'\xef\xbb\xbf{"input":"x"}',
+    "two byte order marks": b'\xef\xbb\xbf\xef\xbb\xbf{"input":"x"}',
     "two values": b'{"input":"x"}{"input":"y"}',
     "single quotes": b"{'input':'x'}",
     "deep lists": DEEP,

@@ -54,6 +54,15 @@ def test_a_plugin_gets_its_data_and_gives_its_own_output(http: TestClient) -> No
     assert body["data"]["sums"] == pytest.approx([sum(row["data"]) for row in rows], abs=1e-5)
 
 
+@pytest.mark.parametrize("path", ["/pooling", "/invocations"])
+def test_data_alone_are_for_the_plugin(http: TestClient, path: str) -> None:
+    expected = http.post("/pooling", json={"task": "plugin", "data": "one\ntwo words"}).json()["data"]
+    for body in ({"data": "one\ntwo words"}, {"data": "one\ntwo words", "task": None, "priority": 0}):
+        assert http.post(path, json=body).json()["data"] == expected
+    beside = http.post("/pooling", json={"data": "one", "input": "two words"}).json()
+    assert beside["data"][0]["object"] == "pooling"
+
+
 def test_data_that_a_plugin_does_not_understand_is_a_bad_request(http: TestClient) -> None:
     reply = http.post("/pooling", json={"task": "plugin", "data": 3})
     assert (reply.status_code, reply.json()["param"]) == (400, "data")

@@ -71,6 +71,15 @@ def test_documents_come_back_best_first(http: TestClient, offline: list[float], 
     assert [set(result) for result in best["results"]] == [{"index", "relevance_score"}]
 
 
+@pytest.mark.parametrize(
+    "document", [DOCUMENTS[1], {"text": DOCUMENTS[1]}, {"content": [{"type": "text", "text": DOCUMENTS[1]}]}]
+)
+def test_a_single_document_may_stand_bare(http: TestClient, offline: list[float], document: Any) -> None:
+    (result,) = http.post("/rerank", json={"query": QUERY, "documents": document}).json()["results"]
+    assert (result["index"], result["document"]["text"]) == (0, DOCUMENTS[1])
+    assert result["relevance_score"] == pytest.approx(offline[1], abs=1e-6)
+
+
 def test_equal_documents_keep_their_order(http: TestClient) -> None:
     body = http.post("/rerank", json={"query": QUERY, "documents": ["same"] * 20}).json()
     assert [result["index"] for result in body["results"]] == list(range(20))
@@ -87,6 +96,8 @@ def test_equal_documents_keep_their_order(http: TestClient) -> None:
         ("/score", {"queries": "a", "documents": ["b", 3]}, "documents[1]", "documents[1] is int"),
         ("/score", {"queries": "a", "documents": "b", "max_tokens_per_doc": 9999}, "max_tokens_per_doc", "must be below"),
         ("/score", {"queries": "a", "documents": "b", "chat_template": "{{ x }}"}, "chat_template", "not allowed"),
+        ("/score", {"queries": "a", "documents": "b", "chat_template_kwargs": {"x": 1}}, "chat_template_kwargs", "chat_template_kwargs is for cross-encoders"),
+        ("/rerank", {"query": "a", "documents": 3}, "documents", "documents is int"),
         ("/rerank", {"query": "a", "documents": []}, "documents", "At least one text_pair element"),
         ("/rerank", {"query": ["a"], "documents": ["b"]}, "query", "must be one text"),
         ("/rerank", {"documents": ["b"]}, "body.query", "Field required"),

@@ -15,6 +15,8 @@ from poolhouse.settings import ServerSettings
 
 # Possessive, and a text that never ends goes to the end of the body: each byte is read once, whatever a body holds.
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+# Some programs of Windows begin every file with it.
+_BOM = b"\xef\xbb\xbf"
 # By how much each byte nests deeper.
 _STEPS = np.zeros(256, np.int8)
 _STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
@@ -41,7 +43,7 @@ async def read_json(request: Request, settings: ServerSettings) -> dict[str, Any
     if _is_deep(raw, settings.max_json_depth):
         raise Refused(f"The body is nested deeper than {settings.max_json_depth} levels.", parameter="body")
     try:
-        body = orjson.loads(raw)
+        body = orjson.loads(raw.removeprefix(_BOM))
     except orjson.JSONDecodeError as error:
         raise Refused(f"The body is not valid JSON: {error}", parameter=f"body.{error.pos}") from None
     if not isinstance(body, dict):

@@ -19,7 +19,7 @@ from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest
 from poolhouse.server import replies
 from poolhouse.server.dialects import hosted
-from poolhouse.server.dialects.fields import Many, body_schema
+from poolhouse.server.dialects.fields import Lenient, Many, body_schema
 from poolhouse.server.dialects.hosted import Kind, Wish
 from poolhouse.server.dialects.pairs import Scored
 from poolhouse.server.dialects.routing import direct_router
@@ -31,10 +31,8 @@ from poolhouse.server.serving import Engine, Serving
 OWN_RERANK_FIELDS = frozenset({"rank_fields", "max_chunks_per_doc"})
 
 
-class EmbedFields(BaseModel):
+class EmbedFields(Lenient):
     """The body of POST /v1/embed and /v2/embed."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
     input_type: str | None = Field(None, description="search_query, search_document, or the name of a prompt.")

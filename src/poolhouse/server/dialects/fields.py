@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest
@@ -42,10 +44,31 @@ INPUT_SCHEMA: dict[str, Any] = {
 _INPUT_OR_NULL: dict[str, Any] = {"anyOf": [*INPUT_SCHEMA["anyOf"], {"type": "null"}]}
 
 
-class Common(BaseModel):
-    """What every route of vLLM understands. Unknown fields are ignored, as OpenAI's servers do."""
+class Lenient(BaseModel):
+    """A body of vLLM's: "5" and 5.0 are numbers, "true" and 1 are yes, as shells and templates write them.
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    Unknown fields are ignored, as OpenAI's servers do.
+    """
+
+    model_config = ConfigDict(extra="ignore", strict=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and info.field_name in _numbers(cls):
+            raise PydanticCustomError("number_type", "Input should be a valid number")
+        return value
+
+
+@cache
+def _numbers(fields: type[BaseModel]) -> frozenset[str]:
+    """The fields that hold a number."""
+    kinds = {name: get_args(field.annotation) or (field.annotation,) for name, field in fields.model_fields.items()}
+    return frozenset(name for name, types in kinds.items() if int in types or float in types)
+
+
+class Common(Lenient):
+    """What every route of vLLM understands."""
 
     model: str | None = Field(None, description="A served model; none takes the first.")
     user: str | None = None
@@ -77,15 +100,13 @@ class Common(BaseModel):
                 body = {**body, "use_activation": body[word]}
         return body
 
-    @model_validator(mode="after")
-    def _refuse_media_options(self) -> Common:
-        for name in ("mm_processor_kwargs", "media_io_kwargs"):
-            if getattr(self, name, None):
-                raise ValueError(f"{name} of a request is not allowed; this server's models read text.")
-        return self
-
     def params(self, **more: Any) -> PoolingParams:
-        """How to cut and pool; more: fields that one route has beside the common ones."""
+        """How to cut and pool; more: fields that one route has beside the common ones.
+
+        Raises:
+            InvalidRequest: options of media.
+        """
+        refuse_media_options(self)
         return PoolingParams(
             use_activation=self.use_activation,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
@@ -169,6 +190,13 @@ class Inputs(Common):
             )
             for prompt in self.prompts(serving)
         ]
+
+
+def refuse_media_options(fields: BaseModel) -> None:
+    """Raise InvalidRequest for options of pictures and sounds."""
+    for name in ("mm_processor_kwargs", "media_io_kwargs"):
+        if getattr(fields, name, None):
+            raise InvalidRequest(f"{name} of a request is not allowed; this server's models read text.", name)
 
 
 def check_chat_template(serving: Serving, template: str | None) -> None:

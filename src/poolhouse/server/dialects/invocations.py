@@ -32,13 +32,12 @@ def router(serving: Serving) -> APIRouter:
             return await tei.by_model(serving, http, body)
         model = body.get("model")
         engine = serving.engine(model if isinstance(model, str) else None)
-        for route in _routes(engine):
+        routes = _routes(engine, body.get("task"))
+        for route in routes:
             if route.fits(body):
                 return await route.answer(serving, http, serving.parse(body, route.fields))
-        raise InvalidRequest(
-            "Cannot find suitable handler for request. Expected one of: "
-            f"{[route.fields.__name__.removesuffix('Fields') for route in _routes(engine)]}"
-        )
+        known = dict.fromkeys(route.fields.__name__.removesuffix("Fields") for route in routes)
+        raise InvalidRequest(f"Cannot find suitable handler for request. Expected one of: {list(known)}")
 
     return routes
 
@@ -62,17 +61,20 @@ class _Route:
         return any(all(name in body for name in group) for group in self.groups)
 
 
-def _routes(engine: Engine) -> list[_Route]:
-    """In vLLM's order, but that a body which names its task is for /pooling."""
+def _routes(engine: Engine, task: Any) -> list[_Route]:
+    """In vLLM's order, but that a body is for /pooling whose task is another than its texts have anyway."""
+    own: str | None = None
     if "embed" in engine.tasks:
-        of_texts = _Route(openai.EmbeddingFields, openai.answer, _PROMPTS)
+        own, of_texts = "embed", _Route(openai.EmbeddingFields, openai.answer, _PROMPTS)
     elif "classify" in engine.tasks:
-        of_texts = _Route(classify.ClassifyFields, classify.answer_classify, _PROMPTS)
+        own, of_texts = "classify", _Route(classify.ClassifyFields, classify.answer_classify, _PROMPTS)
     else:
         of_texts = _Route(pooling.PoolingFields, pooling.answer, _PROMPTS)
+    of_tasks = (("tasks",),) if task in (None, own) else (("task",), ("tasks",))
     return [
-        _Route(pooling.PoolingFields, pooling.answer, (("task",), ("tasks",))),
+        _Route(pooling.PoolingFields, pooling.answer, of_tasks),
         of_texts,
         _Route(score.RerankFields, score.answer_rerank, (("query", "documents"),)),
         _Route(score.ScoreFields, score.answer_score, score.SPELLINGS),
+        _Route(pooling.PoolingFields, pooling.answer, (("data",),)),
     ]

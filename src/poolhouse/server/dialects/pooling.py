@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field
+from pydantic import Field, StrictInt, model_validator
 
 from poolhouse import sparse
 from poolhouse.engine.request import Answer
@@ -36,7 +36,8 @@ class PoolingFields(VectorFields):
 
     task: str | None = Field(
         None,
-        description="embed, token_embed, classify, token_classify or sparse, as the model has it; none takes its first.",
+        description="embed, token_embed, classify, token_classify or sparse, as the model has it; none takes its first, "
+        "or, with nothing but data, the plugin.",
     )
     tasks: Many[str] | None = Field(
         None,
@@ -50,8 +51,17 @@ class PoolingFields(VectorFields):
         None, ge=1, description="Of token_embed: about one vector per so many tokens, by clusters; for documents."
     )
     step_tag_id: int | None = Field(None, description="Process rewards: the token whose rows are wanted.")
-    returned_token_ids: Many[int] | None = Field(None, description="Process rewards: the columns that are wanted.")
+    returned_token_ids: Many[StrictInt] | None = Field(
+        None, description="Process rewards: the columns that are wanted."
+    )
     data: Any = Field(None, description='The data of a plugin, with the task "plugin".')
+
+    @model_validator(mode="after")
+    def _data_is_for_the_plugin(self) -> PoolingFields:
+        others = (self.task, self.tasks, self.input, self.messages)
+        if self.data is not None and all(other is None for other in others):
+            self.task = "plugin"
+        return self
 
     def refuse_pruning(self) -> None:
         """Raise InvalidRequest where something is asked of sparse vectors, and none of them is."""

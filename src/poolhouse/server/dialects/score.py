@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from pydantic import Field
+from pydantic import Field, StrictFloat
 
 from poolhouse import scoring
 from poolhouse.errors import InvalidRequest
@@ -36,7 +36,9 @@ class PairFields(Common):
         None,
         description="Which answers are compared: dense, sparse, colbert, or several (weighted); none: the model's.",
     )
-    weights: Many[float] | None = Field(None, description="Of the dense, sparse and colbert scores in such a mode.")
+    weights: Many[StrictFloat] | None = Field(
+        None, description="Of the dense, sparse and colbert scores in such a mode."
+    )
 
     def asked(self, serving: Serving, engine: Engine) -> scoring.Asked:
         """What is asked beside the texts.
@@ -90,7 +92,7 @@ class RerankFields(PairFields):
     """The body of POST /rerank."""
 
     query: Any = Field(description="A text, {text}, or {content: [text parts]}.")
-    documents: list[Any] = Field(description="Texts, {text}, or {content: [text parts]}.")
+    documents: Any = Field(description=_SIDE)
     top_n: int = Field(0, ge=0, description="How many of the best to give; 0 gives all.")
     return_documents: bool = Field(True, description="Whether results hold their documents.")
 

@@ -13,17 +13,15 @@ from poolhouse.inputs.prompts import Conversation, Prompt
 from poolhouse.server import replies
 from poolhouse.server.body import read_json
 from poolhouse.server.dialects import tei
-from poolhouse.server.dialects.fields import Many, body_schema, check_chat_template
+from poolhouse.server.dialects.fields import Lenient, Many, body_schema, check_chat_template, refuse_media_options
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.encoding import dumps
 from poolhouse.server.errors import speak
 from poolhouse.server.serving import Engine, Serving
 
 
-class TokenizeFields(BaseModel):
+class TokenizeFields(Lenient):
     """The body of POST /tokenize: a text, or a conversation."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = Field(None, description="A served model; none takes the first.")
     prompt: str | None = None
@@ -34,13 +32,16 @@ class TokenizeFields(BaseModel):
     continue_final_message: bool = Field(False, description="Of messages: leave the last one open.")
     chat_template: str | None = Field(None, description="Refused unless --trust-request-chat-template.")
     chat_template_kwargs: dict[str, Any] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = Field(None, description="Refused: no model here takes media options.")
+    media_io_kwargs: dict[str, Any] | None = Field(None, description="Refused: no model here takes media options.")
 
     def request(self, serving: Serving, engine: Engine) -> EngineRequest:
         """What is to be tokenised.
 
         Raises:
-            InvalidRequest: neither a prompt nor messages, or both.
+            InvalidRequest: neither a prompt nor messages, or both; a template or options that are not for requests.
         """
+        refuse_media_options(self)
         if (self.prompt is None) == (self.messages is None):
             raise InvalidRequest("Give prompt (a text) or messages (a conversation).", "prompt")
         task = engine.tasks[0]
