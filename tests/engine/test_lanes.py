@@ -106,20 +106,20 @@ def test_a_batch_is_no_larger_than_the_budget_and_the_rest_waits_for_a_lane() ->
 
 
 def working(tokens: int, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
-    """A scheduler whose first lane works on so many tokens, and whose second may wait for an hour."""
+    """A scheduler in which lone work of so many tokens is under way, and whose first lane may wait for an hour."""
     monkeypatch.setattr("poolhouse.engine.scheduler._LONGEST_PAUSE", 3600.0)
     monkeypatch.setattr("poolhouse.engine.scheduler._PAUSE_SHARE", 1e9)
     scheduler = Scheduler(2048, lanes=2)
     scheduler.add(flow_of(1))
-    scheduler.next(0)  # so that there was a batch
+    scheduler.next(None)  # so that there was a batch
     scheduler.add(flow_of(tokens))
-    assert total(scheduler.next(0)) == tokens
+    assert total(scheduler.next(None)) == tokens
     return scheduler
 
 
 def test_a_free_lane_waits_for_as_much_as_the_other_has(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = working(100, monkeypatch)
-    free = Taker(scheduler, 1)
+    free = Taker(scheduler, 0)
     scheduler.add(flow_of(60))
     assert free.waits
     scheduler.add(flow_of(40))
@@ -128,10 +128,10 @@ def test_a_free_lane_waits_for_as_much_as_the_other_has(monkeypatch: pytest.Monk
 
 def test_a_free_lane_goes_on_when_the_other_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = working(100, monkeypatch)
-    free = Taker(scheduler, 1)
+    free = Taker(scheduler, 0)
     scheduler.add(flow_of(60))
     assert free.waits
-    assert total(scheduler.next(0)) == 60  # the first lane is quicker to hear of it
+    assert total(scheduler.next(None)) == 60  # the other one is quicker to hear of it
     assert free.waits
     scheduler.add(flow_of(70))
     assert total(free.result()) == 70
@@ -142,13 +142,26 @@ def test_a_free_lane_does_not_wait_for_long(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("poolhouse.engine.scheduler._LONGEST_PAUSE", 0.05)
     started = time.monotonic()
     scheduler.add(flow_of(60))
-    assert total(scheduler.next(1)) == 60
+    assert total(scheduler.next(0)) == 60
     assert time.monotonic() - started >= 0.05
+
+
+def test_callers_who_were_just_answered_find_their_lane_free() -> None:
+    scheduler = Scheduler(2048, lanes=2)
+    first, second, wide = all_waiting(scheduler)
+    scheduler.add(flow_of(40))
+    assert total(wide.result()) == 40
+    scheduler.finished(None)
+    scheduler.add(flow_of(50))
+    assert first.waits
+    assert second.waits
+    assert total(scheduler.next(None)) == 50
+    scheduler.close()
 
 
 def test_a_closed_scheduler_hands_out_what_waits_to_every_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = working(100, monkeypatch)
-    free = Taker(scheduler, 1)
+    free = Taker(scheduler, 0)
     scheduler.add(flow_of(60))
     assert free.waits
     scheduler.close()

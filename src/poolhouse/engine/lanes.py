@@ -90,6 +90,7 @@ class Lanes:
                 launched = runner.launch(batch) if batch else None
                 if not runner.asynchronous:
                     flying, launched = launched, None
+                    scheduler.finished(lane)
                 if flying is not None:
                     runner.finish(flying)
                 flying = launched

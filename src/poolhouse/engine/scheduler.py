@@ -72,12 +72,9 @@ class Scheduler:
 
         Waits for one when `block` is set, else returns an empty list; None once closed and empty.
         """
-        me = self._wide if lane is None else self._takers[lane]
+        me = self._taker(lane)
         with self._lock:
-            now = time.perf_counter()
-            if me.tokens:
-                self._batch_seconds = now - me.since
-            me.tokens, me.since, me.idle = 0, now, True
+            self._finish(me)
             try:
                 self._wake()
                 while True:
@@ -93,6 +90,11 @@ class Scheduler:
             finally:
                 me.idle = False
                 self._wake()
+
+    def finished(self, lane: int | None = 0) -> None:
+        """A lane's batch is done, and it will soon ask for the next: said before its callers hear, who may ask at once."""
+        with self._lock:
+            self._finish(self._taker(lane))
 
     def close(self) -> None:
         """Take no more; what waits is still handed out."""
@@ -128,6 +130,16 @@ class Scheduler:
     @property
     def _running(self) -> list[_Taker]:
         return [taker for taker in self._all_takers if taker.tokens]
+
+    def _taker(self, lane: int | None) -> _Taker:
+        return self._wide if lane is None else self._takers[lane]
+
+    def _finish(self, taker: _Taker) -> None:
+        if not taker.idle:
+            now = time.perf_counter()
+            if taker.tokens:
+                self._batch_seconds = now - taker.since
+            taker.tokens, taker.since, taker.idle = 0, now, True
 
     def _turn(self) -> _Taker | None:
         """Who takes what waits; None while all lanes work."""
@@ -173,12 +185,15 @@ class Scheduler:
 
 @dataclass(slots=True, eq=False)
 class _Taker:
-    """Who takes batches. tokens: of its batch under way; since: when it took that, or became free."""
+    """Who takes batches. tokens: of its batch under way; since: when it took that, or became free.
+
+    idle: whether it waits for a batch, or will in a moment.
+    """
 
     changed: threading.Condition
     tokens: int = 0
     since: float = 0.0
-    idle: bool = False
+    idle: bool = True
 
 
 class Level:
