@@ -95,6 +95,20 @@ def test_lone_work_goes_to_the_thread_with_all_cores(lengths: tuple[int, ...]) -
     assert total(second.result()) == 2000
 
 
+def test_the_rest_of_what_is_shared_out_is_not_waited_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("poolhouse.engine.scheduler._LONGEST_PAUSE", 3600.0)
+    monkeypatch.setattr("poolhouse.engine.scheduler._PAUSE_SHARE", 1e9)
+    scheduler = Scheduler(2048, lanes=2)
+    scheduler.add(flow_of(1))
+    scheduler.next(None)  # so that there was a batch
+    scheduler.finished(None)
+    first, second, wide = all_waiting(scheduler)
+    scheduler.add(flow_of(100, 100, 100))
+    assert total(first.result()) + total(second.result()) == 300
+    assert wide.waits
+    scheduler.close()
+
+
 def test_a_batch_is_no_larger_than_the_budget_and_the_rest_waits_for_a_lane() -> None:
     scheduler = Scheduler(300, lanes=2)
     first, second, _ = all_waiting(scheduler)

@@ -47,6 +47,8 @@ class Scheduler:
         # Since when anything waits, and how long the last batch took.
         self._since = 0.0
         self._batch_seconds = 0.0
+        # Whether what waits is what the last one left for others.
+        self._sharing = False
         self._closed = False
 
     def __len__(self) -> int:
@@ -162,7 +164,7 @@ class Scheduler:
         if me is not self._turn():
             return None
         busy = [taker.tokens for taker in self._running]
-        if not busy or self._tokens >= min(self.budget, sum(busy) / len(busy)):
+        if not busy or self._sharing or self._tokens >= min(self.budget, sum(busy) / len(busy)):
             return 0
         longest = min(_LONGEST_PAUSE, self._batch_seconds * _PAUSE_SHARE)
         return max(0.0, max(self._since, me.since) + longest - time.perf_counter())
@@ -170,7 +172,8 @@ class Scheduler:
     def _share(self) -> int:
         """How many tokens may be taken: those of a batch, or fewer where other lanes are free to help."""
         free = self.lanes - len(self._running)
-        if free <= 1 or self._lone:
+        self._sharing = free > 1 and not self._lone
+        if not self._sharing:
             return self.budget
         return min(self.budget, max(_SMALLEST_SHARE, -(-self._tokens // free)))
 
