@@ -246,7 +246,7 @@ def test_what_runs_and_what_waits_are_told_apart_as_vllm_does() -> None:
 
 def test_an_engine_says_what_runs_on_its_device(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, "bert, wordpiece")
-    with LLM(str(tmp_path), max_num_batched_tokens=64) as llm:
+    with LLM(str(tmp_path), max_num_batched_tokens=64, lanes=1) as llm:
         backbone, seen = llm.engine.model.backbone, []
 
         def watched(batch: Any) -> Any:
