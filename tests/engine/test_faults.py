@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,27 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from poolhouse import LLM
 from poolhouse.batch import Batch
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import EngineError
 from poolhouse.inputs.prompts import Prompt
-from tests.checkpoints import save_checkpoint
 
 BROKEN = 7
 
 
 class Panic(BaseException):
     """What native code raises that panicked: no Exception."""
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    folder: Path = tmp_path_factory.mktemp("bert")
-    save_checkpoint(folder, "bert, wordpiece")
-    with LLM(str(folder)) as llm:
-        yield llm.engine
 
 
 class Held:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -182,14 +181,6 @@ def test_a_closed_scheduler_hands_out_what_waits_to_every_lane(monkeypatch: pyte
     assert total(free.result()) == 60
     assert scheduler.next(0) is None
     assert scheduler.next(1) is None
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    folder: Path = tmp_path_factory.mktemp("bert")
-    save_checkpoint(folder, "bert, wordpiece")
-    with LLM(str(folder)) as llm:
-        yield llm.engine
 
 
 class Meeting:

@@ -17,9 +17,28 @@ from poolhouse.engine.ready import Ready
 from poolhouse.engine.request import fail
 from poolhouse.engine.runner import Launched, Runner
 from poolhouse.engine.scheduler import Scheduler
-from poolhouse.errors import EngineError
+from poolhouse.errors import ConfigError, EngineError
+from poolhouse.models.model import Model
 
 log = logging.getLogger("poolhouse")
+
+
+def how_many(asked: int | None, model: Model) -> int:
+    """How many lanes a model gets; asked: the user's wish, or None.
+
+    Raises:
+        ConfigError: more than one, where that cannot be.
+    """
+    possible = model.backbone.reentrant and model.facts.device.type == "cpu"
+    if asked is None:
+        # More than one core per lane was never measured.
+        return 2 if possible and torch.get_num_threads() in (2, 3) else 1
+    if asked > 1 and not possible:
+        raise ConfigError(
+            f"lanes={asked}: batches run side by side only on CPUs, and only of native models; this one is "
+            f"{model.facts.served_by}, on {model.facts.device.type}."
+        )
+    return asked
 
 
 class Lanes:

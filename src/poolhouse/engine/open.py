@@ -13,6 +13,7 @@ from typing import Literal, ParamSpec, TypeVar
 import torch
 
 from poolhouse.engine.engine import Engine
+from poolhouse.engine.lanes import how_many
 from poolhouse.engine.memory import keep_freed_memory
 from poolhouse.engine.options import EngineOptions
 from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, UnsupportedDimensions
@@ -112,7 +113,7 @@ def open_engine(settings: Settings) -> Engine:
             overflow=_overflow(settings, pooler),
             max_prompt_tokens=pooler.max_embed_len,
             tokenizer_threads=settings.tokenizer_workers,
-            lanes=_lanes(settings.lanes, model),
+            lanes=how_many(settings.lanes, model),
             default_params=default_params,
             score_template=_score_template(given, model),
             conversations=_conversations(given, tokenizer_folder, settings.chat_template_content_format),
@@ -122,24 +123,6 @@ def open_engine(settings: Settings) -> Engine:
         None if plugin is None else load_plugin(plugin, settings, tokenizer),
         static_tokenizer,
     )
-
-
-def _lanes(asked: int | None, model: Model) -> int:
-    """How many batches run side by side.
-
-    Raises:
-        ConfigError: more than one, where that cannot be.
-    """
-    possible = model.backbone.reentrant and model.facts.device.type == "cpu"
-    if asked is None:
-        # More than one core per lane was never measured.
-        return 2 if possible and torch.get_num_threads() in (2, 3) else 1
-    if asked > 1 and not possible:
-        raise ConfigError(
-            f"lanes={asked}: batches run side by side only on CPUs, and only of native models; this one is "
-            f"{model.facts.served_by}, on {model.facts.device.type}."
-        )
-    return asked
 
 
 def _static(model: Model, settings: Settings) -> tuple[Model, Tokenizer | None]:

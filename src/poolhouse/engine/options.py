@@ -15,7 +15,8 @@ from poolhouse.precision import Calibration
 class EngineOptions:
     """How an engine works, as opposed to what its model is.
 
-    max_batch_tokens: tokens of one pack. lanes: batches that run side by side. overflow: what to do with prompts over the model's limit.
+    max_batch_tokens: tokens of one pack. lanes: batches that run side by side.
+    overflow: what to do with prompts over the model's limit.
     max_prompt_tokens: another limit of prompts; with overflow "chunk" the only one.
     default_params: what the model's owner wants where a request says nothing.
     score_template: what joins a query and a document, where the tokenizer does not.

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fastapi import Request
+from pydantic import ValidationError
 
 from poolhouse import scoring
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
-from poolhouse.errors import InvalidRequest, UnsupportedTask
+from poolhouse.errors import InvalidRequest, UnknownModel, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt, parse_side
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
 from poolhouse.precision import Precision
 from poolhouse.server import encoding, replies
 from poolhouse.server.dialects.pairs import Scored, Sides, score
+from poolhouse.server.errors import Failure
 from poolhouse.server.serving import Engine, Serving
 from poolhouse.tasks import Task
 
 # How hosted APIs name the numbers of a vector; base64 is of float32.
 Kind = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
+
+
+def as_bad_request(failure: Failure) -> Failure:
+    """The failure with the statuses of these APIs: an unknown model is a bad request too, and no 404."""
+    return replace(failure, status=400) if isinstance(failure.error, UnknownModel) else failure
+
+
+def with_their_statuses(failure: Failure) -> Failure:
+    """`as_bad_request`, and wrong fields are a 422, as FastAPI has it."""
+    return replace(failure, status=422) if isinstance(failure.error, ValidationError) else as_bad_request(failure)
 
 
 @dataclass(frozen=True, slots=True)

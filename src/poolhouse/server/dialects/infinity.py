@@ -6,7 +6,6 @@ Source: infinity 0.0.77.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -14,7 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstrain
 
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
-from poolhouse.errors import InvalidRequest, UnknownModel, UnsupportedTask
+from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
 from poolhouse.server import replies
@@ -197,9 +196,8 @@ def _model(serving: Serving, name: str, engine: Engine) -> dict[str, Any]:
 
 def shape(failure: Failure) -> Response:
     """Infinity's error body: FastAPI's for wrong fields, OpenAI's for the rest, where an unknown model is a 400."""
+    failure = hosted.with_their_statuses(failure)
     if isinstance(failure.error, ValidationError):
-        return as_json(replace(failure, status=422), {"detail": problems(failure.error)})
-    if isinstance(failure.error, UnknownModel):
-        failure = replace(failure, status=400)
+        return as_json(failure, {"detail": problems(failure.error)})
     error = {"message": failure.message, "type": None, "param": failure.parameter, "code": failure.status}
     return as_json(failure, {"error": error})

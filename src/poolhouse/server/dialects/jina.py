@@ -6,14 +6,13 @@ Source: Jina's API reference. Its other paths are OpenAI's and vLLM's; those und
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from poolhouse.engine.request import Answer
-from poolhouse.errors import InvalidRequest, UnknownModel
+from poolhouse.errors import InvalidRequest
 from poolhouse.outputs import Array
 from poolhouse.server import replies
 from poolhouse.server.dialects import chunked, hosted
@@ -171,9 +170,4 @@ async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Resp
 
 def shape(failure: Failure) -> Response:
     """Jina's error body; wrong fields are a 422, and an unknown model a 400."""
-    status = failure.status
-    if isinstance(failure.error, ValidationError):
-        status = 422
-    elif isinstance(failure.error, UnknownModel):
-        status = 400
-    return as_json(replace(failure, status=status), {"detail": failure.message})
+    return as_json(hosted.with_their_statuses(failure), {"detail": failure.message})

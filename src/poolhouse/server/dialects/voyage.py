@@ -5,13 +5,11 @@ Source: Voyage's OpenAPI description.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from poolhouse.errors import UnknownModel
 from poolhouse.precision import Precision
 from poolhouse.server import replies
 from poolhouse.server.dialects import hosted
@@ -108,5 +106,4 @@ async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -
 
 def shape(failure: Failure) -> Response:
     """Voyage's error body; of an unknown model too it says that the request is bad, and its client knows no 404."""
-    status = 400 if isinstance(failure.error, UnknownModel) else failure.status
-    return as_json(replace(failure, status=status), {"detail": failure.message})
+    return as_json(hosted.as_bad_request(failure), {"detail": failure.message})
