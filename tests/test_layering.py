@@ -75,8 +75,3 @@ def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
         # The tokenizer converts old files; everything else of transformers is the fallback's.
         assert place.parts[0] == "models" or str(place) == "inputs/tokenizer_files.py", place
         assert place.parts[0] != "models" or place.name.startswith(("hugging_face", "pack")), place
-
-
-def test_files_stay_short() -> None:
-    long = {str(path.relative_to(SOURCE)): len(path.read_text().splitlines()) for path in FILES}
-    assert {name: lines for name, lines in long.items() if lines > 360} == {}
