@@ -102,7 +102,7 @@ def read_static(folder: Path, files: SentenceTransformersFiles | None, dtype: st
     if files is not None and files.static:
         place = files.transformer_folder
         notes: tuple[str, ...] = ()
-        if config.get("model_type") == "model2vec":
+        if _is_model2vec(folder, config):
             notes = (
                 "Texts are read as sentence-transformers does, by modules.json: unknown tokens count, and nothing is cut. "
                 "model2vec drops the one, and cuts at its max_length.",
@@ -110,7 +110,7 @@ def read_static(folder: Path, files: SentenceTransformersFiles | None, dtype: st
         tokenizer = read_json(place / "tokenizer.json")
         cut = (tokenizer.get("truncation") or {}).get("max_length")
         return StaticModel(read_table(place, dtype), files, place, cut, "table of StaticEmbedding", notes)
-    if files is not None or config.get("model_type") != "model2vec":
+    if files is not None or not _is_model2vec(folder, config):
         return None
     described = SentenceTransformersFiles(
         folder, static=True, pooling=("MEAN",), normalize=bool(config.get("normalize")), dropped=_unknown(folder)
@@ -150,6 +150,15 @@ def static_side(files: SentenceTransformersFiles, user: PoolerConfig) -> StaticV
     table = read_table(files.transformer_folder)
     pipeline = embed_pipelines(table.rows.shape[1], user, files, "MEAN")["embed"]
     return StaticVectors(table, pipeline, files.transformer_folder)
+
+
+def _is_model2vec(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether model2vec wrote this folder; only its distiller names a model type."""
+    stated = config.get("model_type")
+    if stated is not None or not config:
+        return stated == "model2vec"
+    path = folder / "model.safetensors"
+    return path.is_file() and "embeddings" in module_tensors(folder)
 
 
 def _unknown(folder: Path) -> int | None:
