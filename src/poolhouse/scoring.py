@@ -221,9 +221,7 @@ def _cosines(query: Array, documents: Array) -> Array:
 
 def _cosine(ours: Array, theirs: Array) -> Array:
     """[pairs]: the cosine of each row with its fellow, or of the one row with each."""
-    ours, theirs = (
-        side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in (ours, theirs)
-    )
+    ours, theirs = (side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in (ours, theirs))
     return _dot(ours, theirs)
 
 

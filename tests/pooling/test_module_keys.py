@@ -19,7 +19,7 @@ import torch
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.base.modules.module import Module
-from sentence_transformers.sentence_transformer.modules import Dense, Pooling
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, WeightedLayerPooling
 from transformers.processing_utils import TextKwargs
 
 from poolhouse import LLM, CheckpointError
@@ -48,9 +48,8 @@ def module_classes() -> Iterator[type[Module]]:
         root = importlib.import_module(package)
         for found in pkgutil.walk_packages(root.__path__, f"{package}."):
             module = importlib.import_module(found.name)
-            for name, kind in inspect.getmembers(module, inspect.isclass):
-                if issubclass(kind, Module) and kind.__module__ == found.name and not inspect.isabstract(kind):
-                    seen[name] = kind
+            kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and kind.__module__ == found.name]
+            seen |= {kind.__name__: kind for kind in kinds if issubclass(kind, Module) and not inspect.isabstract(kind)}
     yield from seen.values()
 
 
@@ -93,7 +92,7 @@ def test_every_key_of_a_models_own_file_is_decided_upon(kind: type) -> None:
 
 
 def test_every_word_for_texts_is_decided_upon() -> None:
-    assert set(Transformer._VALID_PROCESSING_KWARGS_KEYS) == set(KEYS["processing_kwargs"])  # noqa: SLF001
+    assert set(Transformer._VALID_PROCESSING_KWARGS_KEYS) == set(KEYS["processing_kwargs"])
     assert set(TextKwargs.__annotations__) - set(KEYS["processing_kwargs text"]) == set()
 
 
@@ -229,8 +228,8 @@ def test_former_names_of_the_file_are_read(former: str, saved: Path, tmp_path: P
     change(folder / f"sentence_{former}_config.json", max_seq_length=6, do_lower_case=True)
     with LLM(str(folder)) as llm:
         assert llm.model.facts.max_tokens == 6
+    change(folder / f"sentence_{former}_config.json", max_tokens=6)
     with pytest.raises(CheckpointError, match=f"sentence_{former}_config"):
-        change(folder / f"sentence_{former}_config.json", max_tokens=6)
         LLM(str(folder))
 
 
@@ -336,6 +335,47 @@ def test_a_class_of_another_package_is_not_taken_for_the_standard_one(kind: str,
     for trusted in (False, True):
         with pytest.raises(CheckpointError, match=kind):
             LLM(str(folder), trust_remote_code=trusted)
+
+
+def weighed(folder: Path, start: int, layers: int = 2, shown: bool = True) -> Path:
+    weigh = WeightedLayerPooling(32, num_hidden_layers=layers, layer_start=start)
+    weigh.layer_weights.data = torch.tensor([0.3, 2.0, 0.7][start:])
+    saved = make(folder, [weigh, Pooling(32)])
+    change(saved / "config.json", output_hidden_states=shown)
+    return saved
+
+
+@pytest.mark.parametrize("start", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["bert, wordpiece", "roberta, byte bpe", "modernbert, byte bpe"])
+def test_layers_are_weighed_as_in_sentence_transformers(kind: str, start: int, tmp_path: Path) -> None:
+    folder = weighed(tmp_path, start)
+    save_checkpoint(folder, kind)
+    change(folder / "config.json", output_hidden_states=True)
+    expected = theirs(folder)
+    assert torch.allclose(ours(folder), expected, atol=1e-5)
+    if start < 2:
+        change(folder / "config.json", output_hidden_states=False)
+        assert not torch.allclose(theirs(folder), expected, atol=1e-3)
+        assert torch.allclose(ours(folder), theirs(folder), atol=1e-5)
+        with LLM(str(folder)) as llm:
+            assert any("WeightedLayerPooling has no effect" in note for note in llm.model.facts.notes)
+
+
+def test_layers_that_nobody_gives_are_refused(tmp_path: Path) -> None:
+    folder = weighed(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="served of native families alone"):
+        LLM(str(folder), model_impl="transformers")
+    settings = next(folder.glob("*WeightedLayerPooling")) / "config.json"
+    for changes, words in (
+        ({"num_hidden_layers": 3}, "layer_weights must be 3 numbers"),
+        ({"num_hidden_layers": 3, "layer_start": 2}, "from number 2 on, but the model has 3"),
+        ({"layers": 1}, "'layers'|layers is not a key"),
+    ):
+        before = settings.read_text()
+        change(settings, **changes)
+        with pytest.raises(CheckpointError, match=words):
+            LLM(str(folder))
+        settings.write_text(before)
 
 
 def test_the_table_says_what_is_done() -> None:

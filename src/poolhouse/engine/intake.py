@@ -65,7 +65,9 @@ class Intake:
             elif made.static is not None:
                 if start(request.future):
                     timing = arrival.timing(begun + seconds, time.perf_counter())
-                    request.future.set_result(Answer(made.static.vector(tokens.ids, made.params), tokens, timing=timing))
+                    request.future.set_result(
+                        Answer(made.static.vector(tokens.ids, made.params), tokens, timing=timing)
+                    )
             elif len(tokens) == 0 and not self.preparation.model.facts.takes_nothing:
                 fail(request.future, InvalidRequest("The prompt has no tokens.", "prompt"))
             else:

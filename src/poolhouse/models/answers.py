@@ -102,11 +102,12 @@ def about_activation(
         return (f"Not used: {error}",)
     if stated is None or stated.name == used.name:
         return ()
-    return (
+    note = (
         f"The files state {stated.name} as the activation over the logits; {used.name} is used, by vLLM's order of "
         "precedence (problem_type first, then sigmoid of one label and softmax of several). score_compat='files' takes "
-        "the files' word.",
+        "the files' word."
     )
+    return (note,)
 
 
 def _classifier(

@@ -45,7 +45,6 @@ from poolhouse.pooling.routes import Routes
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 from poolhouse.tasks import Task
 
-
 # How sentence-transformers compares two vectors; `poolhouse.scoring` computes them.
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
@@ -231,10 +230,11 @@ def _similarity(
         return stated, ()
     if stated == "cosine" or (stated == "dot" and pipelines["embed"].activates(PoolingParams())):
         return "cosine", ()
-    return "cosine", (
+    note = (
         f"config_sentence_transformers.json compares vectors by '{stated}'; scores here are cosines, as vLLM's are. "
-        "score_compat='files' takes the files' word.",
+        "score_compat='files' takes the files' word."
     )
+    return "cosine", (note,)
 
 
 def _routes(files: SentenceTransformersFiles, user: PoolerConfig, width: int) -> Routes:

@@ -101,12 +101,11 @@ def read_static(folder: Path, files: SentenceTransformersFiles | None, dtype: st
     config = read_json(folder / "config.json", needed=False)
     if files is not None and files.static:
         place = files.transformer_folder
-        notes: tuple[str, ...] = ()
-        if _is_model2vec(folder, config):
-            notes = (
-                "Texts are read as sentence-transformers does, by modules.json: unknown tokens count, and nothing is cut. "
-                "model2vec drops the one, and cuts at its max_length.",
-            )
+        note = (
+            "Texts are read as sentence-transformers does, by modules.json: unknown tokens count, and max_length does not. "
+            "model2vec drops unknown tokens, and cuts at max_length."
+        )
+        notes = (note,) if _is_model2vec(folder, config) else ()
         tokenizer = read_json(place / "tokenizer.json")
         cut = (tokenizer.get("truncation") or {}).get("max_length")
         return StaticModel(read_table(place, dtype), files, place, cut, "table of StaticEmbedding", notes)
@@ -140,7 +139,9 @@ def read_table(place: Path, dtype: str = "auto") -> Table:
             rows = rows[mapping.long()]
         if weights is not None:
             if weights.shape != (len(rows),):
-                raise CheckpointError(f"{place}: `weights` has {list(weights.shape)}, but there are {len(rows)} tokens.")
+                raise CheckpointError(
+                    f"{place}: `weights` has {list(weights.shape)}, but there are {len(rows)} tokens."
+                )
             rows = rows * weights.float()[:, None]
     return Table(rows.to(kind).contiguous())
 

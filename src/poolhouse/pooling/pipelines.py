@@ -83,7 +83,9 @@ class Pipeline:
         reduce, rest = self.steps[place], self.steps[place + 1 :]
         heads = [step for step in rest if isinstance(step, Dense | Norm | Encode)]
         if not isinstance(reduce, Reduce) or (len(reduce.names) > 1 and heads):
-            raise InvalidRequest(f"Late chunking puts a mean before the model's heads; here they follow {reduce.words}.")
+            raise InvalidRequest(
+                f"Late chunking puts a mean before the model's heads; here they follow {reduce.words}."
+            )
         return replace(self, steps=(*self.steps[:place], Reduce(("MEAN",)), *rest))
 
     def to(self, device: torch.device) -> Pipeline:

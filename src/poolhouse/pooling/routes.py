@@ -142,7 +142,9 @@ def read_routes(place: Path) -> Described:
     by_task = {task: _route(task, structure, mappings, config) for task in dict.fromkeys((*_TASKS, *words))}
     used = {route for route in by_task.values() if route is not None}
     if not used <= set(modules) or not all(modules[route] for route in used):
-        raise CheckpointError(f"{path} does not describe routes: {sorted(used)} are named, {sorted(modules)} are there.")
+        raise CheckpointError(
+            f"{path} does not describe routes: {sorted(used)} are named, {sorted(modules)} are there."
+        )
     return Described(Routes(by_task), {route: chain for route, chain in modules.items() if route in used})
 
 

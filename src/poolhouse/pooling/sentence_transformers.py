@@ -171,8 +171,8 @@ def _by_route(folder: Path, modules: list[dict[str, Any]], of_tokens: bool) -> S
     described = read_routes(folder / path)
     chains: dict[str, SentenceTransformersFiles] = {}
     weights: dict[str, StaticWeights] = {}
-    for name, inner in described.modules.items():
-        inner = [{**module, "path": str(path / module["path"])} for module in inner]
+    for name, own in described.modules.items():
+        inner = [{**module, "path": str(path / module["path"])} for module in own]
         chain = [*modules[:place], *inner, *modules[place + 1 :]]
         if any(_is_router(module, folder) for module in chain):
             raise CheckpointError(f"{folder}: a Router within a Router is not served.")
@@ -185,14 +185,21 @@ def _by_route(folder: Path, modules: list[dict[str, Any]], of_tokens: bool) -> S
     running = {name: chain for name, chain in chains.items() if not chain.static} or dict(list(chains.items())[:1])
     tables = {name: chain for name, chain in chains.items() if name not in running}
     folders = {chain.transformer_folder for chain in running.values()}
-    looked_up = {chain.transformer_folder for chain in tables.values()} | {one.tokenizer_folder for one in weights.values()}
+    looked_up = {chain.transformer_folder for chain in tables.values()} | {
+        one.tokenizer_folder for one in weights.values()
+    }
     if len(folders) != 1 or len(looked_up) > 1 or (tables and weights):
         raise CheckpointError(
             f"{folder / path}: routes {sorted(described.modules)} of {len(folders)} encoders and {len(looked_up)} tables; "
             "Poolhouse serves one encoder, with one table (StaticEmbedding or SparseStaticEmbedding) beside it or none."
         )
-    if len({(one.max_seq_length, one.do_lower_case, one.add_special_tokens, one.layers) for one in running.values()}) > 1:
-        raise CheckpointError(f"{folder / path}: routes {sorted(running)} that read their texts differently are not served.")
+    if (
+        len({(one.max_seq_length, one.do_lower_case, one.add_special_tokens, one.layers) for one in running.values()})
+        > 1
+    ):
+        raise CheckpointError(
+            f"{folder / path}: routes {sorted(running)} that read their texts differently are not served."
+        )
     main = running.get(described.routes.main or "", next(iter(running.values())))
     routes = replace(
         described.routes, static=next(iter(weights.values()), None), looked_up=frozenset({*weights, *tables})
@@ -261,7 +268,9 @@ class _Followed:
         answer = self.vectors.get(self.answer) or self.vectors.get(_TOKENS) or _Vectors()
         left = sorted(set(self.vectors) - answer.through - {_TOKENS, _SENTENCE, "scores", "causal_logits"})
         if left:
-            self.notes.append(f"modules.json: {', '.join(left)} (module_output_name) is no part of the embedding, and left out.")
+            self.notes.append(
+                f"modules.json: {', '.join(left)} (module_output_name) is no part of the embedding, and left out."
+            )
         return answer
 
 
@@ -362,14 +371,14 @@ def own_code_is_known(module: Mapping[str, Any], place: Path) -> bool:
     return bool(config.get("lora_adaptations")) or (place / "adapters").is_dir()
 
 
-def _check_task(
-    transformer: TransformerModule, splade: SpladePooling | None, logit_score: object, path: Path
-) -> None:
+def _check_task(transformer: TransformerModule, splade: SpladePooling | None, logit_score: object, path: Path) -> None:
     """Refuse logits that are taken for hidden states."""
     if transformer.task == "fill-mask" and splade is None:
         raise CheckpointError(f"{path}: transformer_task 'fill-mask' is served with a SpladePooling behind it alone.")
     if transformer.task in ("text-generation", "any-to-any") and logit_score is None:
-        raise CheckpointError(f"{path}: transformer_task '{transformer.task}' is served with a LogitScore behind it alone.")
+        raise CheckpointError(
+            f"{path}: transformer_task '{transformer.task}' is served with a LogitScore behind it alone."
+        )
 
 
 def _weigh_layers(
@@ -377,14 +386,17 @@ def _weigh_layers(
 ) -> tuple[str, ...]:
     """Token vectors that are a weighted mean of those of several layers."""
     if not {**read_json(transformer.folder / "config.json"), **transformer.config_changes}.get("output_hidden_states"):
-        return (
-            "WeightedLayerPooling has no effect: config.json does not say output_hidden_states, which its layers come "
-            "from in sentence-transformers.",
+        note = (
+            "WeightedLayerPooling has no effect, there or here: config.json does not say output_hidden_states, so it is "
+            "given no layers."
         )
+        return (note,)
     weights = module_tensors(place).get("layer_weights")
     start, layers = words.get("layer_start", 4), words.get("num_hidden_layers", 12)
     if weights is None or tuple(weights.shape) != (layers + 1 - start,):
-        raise CheckpointError(f"{place}: layer_weights must be {layers + 1 - start} numbers, one from layer {start} on.")
+        raise CheckpointError(
+            f"{place}: layer_weights must be {layers + 1 - start} numbers, one from layer {start} on."
+        )
     shares = (weights.float() / weights.float().sum()).tolist()
     followed.write(_TOKENS, _Vectors(layers=(start, tuple(shares))), "WeightedLayerPooling")
     return ()

@@ -123,9 +123,9 @@ def _output(
     given = words.get("module_output_name") or name
     if projects and method == "get_text_features" and given == "sentence_embedding":
         return given, None
-    if isinstance(output, list) and len(output) == 2 and output[0] == "hidden_states" and type(output[1]) is int:
-        if method == "forward" and task == "feature-extraction" and given == name:
-            return given, (output[1], (1.0,))
+    inner = isinstance(output, list) and len(output) == 2 and output[0] == "hidden_states" and type(output[1]) is int
+    if inner and (method, task, given) == ("forward", "feature-extraction", name):
+        return given, (output[1], (1.0,))
     if isinstance(output, list) and len(output) == 1:
         output = output[0]
     if (method, output, given) != ("forward", theirs, name):
