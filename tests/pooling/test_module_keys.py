@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import inspect
 import json
@@ -17,13 +18,14 @@ import pytest
 import sentence_transformers
 import torch
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import Normalize, Router, Transformer
 from sentence_transformers.base.modules.module import Module
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, WeightedLayerPooling
 from transformers.processing_utils import TextKwargs
 
 from poolhouse import LLM, CheckpointError
 from poolhouse.pooling.module_keys import IGNORED, KEYS, READ
+from poolhouse.pooling.sentence_transformers import read_sentence_transformers
 from tests.checkpoints import save_checkpoint
 
 TEXTS = ["The Moon pulls the sea towards it, and lets it go again.", "Yeast makes bread rise", "Why"]
@@ -286,8 +288,6 @@ CHAINS: dict[str, list[Any]] = {
 
 
 def chained(name: str) -> list[Any]:
-    from sentence_transformers.base.modules import Normalize
-
     torch.manual_seed(1)
     built: list[Any] = []
     for kind, first, *rest in CHAINS[name]:
@@ -382,3 +382,40 @@ def test_the_table_says_what_is_done() -> None:
     for keys in KEYS.values():
         assert all(use in (READ, IGNORED) or isinstance(use, tuple) for use in keys.values())
     assert sentence_transformers.__version__.split(".", maxsplit=1)[0] == "6"
+
+
+ODD = (None, [], {"a": 1}, -1, "x", [["a"]], {"text": 3}, {"text": {"method": 1}})
+
+
+def test_values_of_the_wrong_kind_are_errors_that_name_the_file(tmp_path: Path) -> None:
+    folder = make(tmp_path, [Dense(32, 16, module_input_name="token_embeddings"), Pooling(16), Normalize()])
+    sides = {"query": [Dense(32, 8)], "document": [Dense(32, 8)]}
+    routed = make(tmp_path / "routed", [Pooling(32), Router(sides, default_route="query")])
+    places = {
+        "Transformer": folder / "sentence_bert_config.json",
+        "config_sentence_transformers.json": folder / "config_sentence_transformers.json",
+        "Dense": next(folder.glob("*_Dense")) / "config.json",
+        "Pooling": next(folder.glob("*_Pooling")) / "config.json",
+        "Normalize": next(folder.glob("*_Normalize")) / "config.json",
+        "Router": next(routed.glob("*_Router")) / "router_config.json",
+    }
+    for kind, path in places.items():
+        described = routed if kind == "Router" else folder
+        before = path.read_text()
+        for key in KEYS[kind]:
+            for value in ODD:
+                change(path, **{key: value})
+                refused = ""
+                try:
+                    read_sentence_transformers(described)
+                except CheckpointError as error:
+                    refused = str(error)
+                assert not refused or key in refused or str(path.parent) in refused, (kind, key, value)
+                path.write_text(before)
+    path = folder / "modules.json"
+    modules = json.loads(path.read_text())
+    for key in KEYS["modules.json"]:
+        for value in ODD:
+            path.write_text(json.dumps([*modules[:1], {**modules[1], key: value}, *modules[2:]]))
+            with contextlib.suppress(CheckpointError):
+                read_sentence_transformers(folder)

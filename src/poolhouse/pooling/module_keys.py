@@ -182,6 +182,23 @@ KEYS: Mapping[str, Mapping[str, Use]] = {
     },
 }
 
+# Of what kind the value of a key is, wherever it stands; null is a key left out.
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("path", "type", "model_type", "default_prompt_name", "similarity_fn_name", "activation_fn"), str),
+    **dict.fromkeys(("transformer_task", "module_input_name", "module_output_name", "default_route"), str),
+    **dict.fromkeys(("pooling_strategy", "activation_function", "query_prefix", "document_prefix"), str),
+    **dict.fromkeys(("prompts", "modality_config", "processing_kwargs", "query_expansion", *_LOADING), dict),
+    **dict.fromkeys(("types", "structure", "parameters", "route_mappings", "text", "common", "chat_template"), dict),
+    **dict.fromkeys(("truncate_dim", "max_active_dims", "max_seq_length", "query_length", "document_length"), int),
+    **dict.fromkeys(("in_features", "out_features", "layer_start", "num_hidden_layers", "k", "max_length"), int),
+    **dict.fromkeys(("true_token_id", "false_token_id"), int),
+    **dict.fromkeys(("do_lower_case", "include_prompt", "bias", "use_residual", "add_special_tokens"), bool),
+    **dict.fromkeys(("allow_empty_key", "do_query_expansion", "attend_to_expansion_tokens"), bool),
+    **dict.fromkeys(("attend_to_mask_tokens", "normalize"), bool),
+    **dict.fromkeys(("matryoshka_dims", "skiplist_words", "keep_only_token_ids"), list),
+    **dict.fromkeys(("pooling_mode", "skiplist_tasks"), (str, list)),
+}
+
 # Kinds whose unknown keys sentence-transformers drops with a warning; of all others they are errors there too.
 _DROPPED = ("config_sentence_transformers.json", "modules.json", "Dense", "Normalize")
 
@@ -195,7 +212,11 @@ def check_keys(kind: str, words: Mapping[str, Any], path: Path) -> tuple[str, ..
     known = KEYS[kind]
     unknown = [key for key in words if key not in known]
     for key, value in words.items():
-        use = known.get(key, READ)
+        use = known.get(key, IGNORED)
+        kind_of_value = _TYPES.get(key, object)
+        right = isinstance(value, kind_of_value) and (kind_of_value is not int or not isinstance(value, bool))
+        if use == READ and value is not None and not right:
+            raise CheckpointError(f"{path}: {key} must be {_words_for(kind_of_value)}, got {value!r}.")
         if isinstance(use, tuple) and value not in use:
             served = " or ".join(repr(one) for one in use)
             raise CheckpointError(f"{path}: {key} {value!r} is not served; {served} is.")
@@ -207,6 +228,11 @@ def check_keys(kind: str, words: Mapping[str, Any], path: Path) -> tuple[str, ..
         f"{path}: {unknown[0]} is not a key that Poolhouse serves.{did_you_mean(unknown[0], known)} It serves "
         f"{list(known)}."
     )
+
+
+def _words_for(kind: type | tuple[type, ...]) -> str:
+    names = {str: "a text", int: "a whole number", bool: "true or false", dict: "an object", list: "a list"}
+    return " or ".join(names[one] for one in (kind if isinstance(kind, tuple) else (kind,)))
 
 
 def class_of(module: Mapping[str, Any], path: Path, own: bool = False) -> str:

@@ -135,6 +135,8 @@ def read_routes(place: Path) -> Described:
             route: [{"type": str(types[name]), "path": str(name)} for name in names]
             for route, names in structure.items()
         }
+        if not modules:
+            raise ValueError("no routes")
         words = [task for task, kind in mappings if task is not None and kind in ("text", None)]
     except (KeyError, TypeError, ValueError, SyntaxError, AttributeError) as error:
         raise CheckpointError(f"{path} does not describe routes: {error!r}") from error

@@ -117,9 +117,10 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
     notes += check_keys(_CONFIG, config, folder / _CONFIG)
     of_tokens = is_late_interaction(config, modules)
     files = _by_route(folder, modules, of_tokens)
+    for name in ("max_active_dims", "truncate_dim"):
+        if config.get(name) is not None and config[name] < 1:
+            raise CheckpointError(f"{folder / _CONFIG}: {name} must be at least 1, got {config[name]}.")
     most = config.get("max_active_dims")
-    if most is not None and (type(most) is not int or most < 1):
-        raise CheckpointError(f"{folder}: max_active_dims must be at least 1, got {most!r}.")
     prompts = {str(name): str(text) for name, text in (config.get("prompts") or {}).items()}
     return replace(
         _counting(files, most),
@@ -408,9 +409,11 @@ def _pooling(config: Mapping[str, Any], place: Path) -> tuple[tuple[str, ...], b
         words = [word for key, word in _LEGACY_POOLINGS.items() if config.get(key)] or ["mean"]
     elif isinstance(words, str):
         words = [words]
-    unknown = [word for word in words if word not in _POOLINGS]
-    if unknown:
-        raise CheckpointError(f"{place / 'config.json'}: unknown pooling {unknown}; known: {list(_POOLINGS)}.")
+    unknown = [word for word in words if str(word) not in _POOLINGS]
+    if unknown or not words:
+        raise CheckpointError(
+            f"{place / 'config.json'}: unknown pooling_mode {unknown or words}; known: {list(_POOLINGS)}."
+        )
     return tuple(_POOLINGS[word] for word in words), bool(config.get("include_prompt", True))
 
 

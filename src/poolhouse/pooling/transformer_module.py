@@ -111,6 +111,11 @@ def _output(
     modalities: Mapping[str, Any] = words.get("modality_config") or {
         "text": {"method": "forward", "method_output_name": theirs}
     }
+    for modality, params in modalities.items():
+        if not isinstance(params, Mapping) or not {"method", "method_output_name"} <= set(params):
+            raise CheckpointError(
+                f"{path}: modality_config needs a method and a method_output_name for '{modality}', got {params!r}."
+            )
     if task == "feature-extraction" and "message" in modalities:
         raise CheckpointError(
             f"{path}: modality_config has the modality 'message': texts are to be rendered by a chat template before "
