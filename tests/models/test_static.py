@@ -176,6 +176,7 @@ def test_options_that_a_table_cannot_honour_are_refused(tmp_path: Path) -> None:
         {"hf_overrides": {"a": 1}},
         {"model_impl": "transformers"},
         {"max_model_len": 0},
+        {"pooler_config": {"pooling_type": "CLS"}},
     ):
         with pytest.raises((ConfigError, CheckpointError)):
             LLM(str(tmp_path), **options)  # type: ignore[arg-type]

@@ -168,6 +168,12 @@ def _load_static(static: StaticModel, folder: Path, options: LoadOptions) -> Mod
         raise ConfigError(f"{folder} holds static embeddings: no classifier, no adapters, and no config to override.")
     if options.implementation == "transformers":
         raise ConfigError("model_impl='transformers': static embeddings are no model of transformers.")
+    if options.pooler.seq_pooling_type not in (None, "MEAN", "MEAN_SQRT_LEN", "WEIGHTEDMEAN"):
+        # Others have no answer to a text without tokens.
+        raise ConfigError(
+            f"pooler_config: static embeddings are pooled by a mean (MEAN, MEAN_SQRT_LEN, WEIGHTEDMEAN), not by "
+            f"{options.pooler.seq_pooling_type}."
+        )
     files, table = static.files, static.table
     device = device_of(options.device)
     table = Table(table.rows.to(device))
