@@ -30,6 +30,8 @@ class Engine:
     score_template: None = None
     listwise: None = None
     averages_max_sim: bool = False
+    similarity: str = "cosine"
+    routed: bool = False
     sparse: None = None
     max_tokens: int = 64
 

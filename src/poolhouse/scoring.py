@@ -80,6 +80,16 @@ class Engine(sparse.Engine, Protocol):
         ...
 
     @property
+    def similarity(self) -> str:
+        """How two vectors are compared; see `_COMPARISONS`."""
+        ...
+
+    @property
+    def routed(self) -> bool:
+        """Whether queries and documents go separate ways through the model."""
+        ...
+
+    @property
     def listwise(self) -> ListwisePrompts | None:
         """Makes the prompts of a model that scores all documents of a query together."""
         ...
@@ -209,6 +219,36 @@ def _cosines(query: Array, documents: Array) -> Array:
     return cosines
 
 
+def _cosine(ours: Array, theirs: Array) -> Array:
+    """[pairs]: the cosine of each row with its fellow, or of the one row with each."""
+    ours, theirs = (side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in (ours, theirs))
+    return _dot(ours, theirs)
+
+
+def _dot(ours: Array, theirs: Array) -> Array:
+    products: Array = (ours * theirs).sum(axis=1)
+    return products
+
+
+def _euclidean(ours: Array, theirs: Array) -> Array:
+    distances: Array = np.linalg.norm(ours - theirs, axis=1)
+    return -distances
+
+
+def _manhattan(ours: Array, theirs: Array) -> Array:
+    distances: Array = np.abs(ours - theirs).sum(axis=1)
+    return -distances
+
+
+# By sentence-transformers' names; the nearer, the larger.
+_COMPARISONS: Mapping[str, Callable[[Array, Array], Array]] = {
+    "cosine": _cosine,
+    "dot": _dot,
+    "euclidean": _euclidean,
+    "manhattan": _manhattan,
+}
+
+
 def _combined(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked: Asked, mode: str) -> Plan:
     """Several answers of one pass over each text, compared as the mode says; sides are told apart by input type."""
     if engine.listwise is not None:
@@ -233,15 +273,14 @@ def _combined(engine: Engine, queries: Sequence[str], documents: Sequence[str], 
 
 
 def _bi_encoder(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked: Asked) -> Plan:
-    """The cosine of two vectors; a query of many documents is embedded once."""
+    """The cosine of two vectors, or what else the model compares them by; a query of many documents is embedded once."""
     # A sparse encoder may look queries up and run documents.
-    by_role = engine.sparse is not None and engine.sparse.unit == "vocabulary"
+    by_role = engine.routed or (engine.sparse is not None and engine.sparse.unit == "vocabulary")
+    compare = _COMPARISONS[engine.similarity]
 
     def finish(answers: Sequence[Answer]) -> list[Score]:
         vectors = np.stack([answer.array for answer in answers])
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        ours, theirs = vectors[: len(queries)], vectors[len(queries) :]
-        return _scores((ours * theirs).sum(axis=1), answers, len(queries))
+        return _scores(compare(vectors[: len(queries)], vectors[len(queries) :]), answers, len(queries))
 
     return Plan(_sides(queries, documents, "embed", asked.params, by_role), finish)
 

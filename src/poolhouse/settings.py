@@ -66,6 +66,10 @@ class Settings(BaseModel):
     colbert_compat: Literal["reference", "vllm"] = Field(
         "reference", description="Texts of ColBERT models: as the reference reads them, or plain, as vLLM does."
     )
+    score_compat: Literal["vllm", "files"] = Field(
+        "vllm",
+        description="Where sentence-transformers' files state another activation or similarity than vLLM: whose word.",
+    )
     max_model_len: Annotated[int | None, Panel("Prompts and packs")] = Field(
         None, description="Longest prompt in tokens; none: the model's own limit."
     )

@@ -73,6 +73,8 @@ class FakeEngine:
         self.label_names: Mapping[int, str] = label_names or {}
         self.labels = len(self.label_names)
         self.averages_max_sim = False
+        self.similarity = "cosine"
+        self.routed = False
         self.score_template: ScoreTemplate | None = None
         self.listwise: ListwisePrompts | None = None
         self.plugin: Plugin | None = None

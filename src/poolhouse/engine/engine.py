@@ -158,6 +158,16 @@ class Engine:
         return rules is not None and rules.mean
 
     @property
+    def similarity(self) -> str:
+        """How scores compare two vectors."""
+        return self.model.facts.similarity
+
+    @property
+    def routed(self) -> bool:
+        """Whether queries and documents go separate ways through the model."""
+        return bool(self.model.routes.by_task)
+
+    @property
     def listwise(self) -> ListwisePrompts | None:
         """Makes the prompts of a model that scores all documents of a query together."""
         tokens = self.model.facts.listwise

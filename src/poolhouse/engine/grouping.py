@@ -23,27 +23,31 @@ _MOST_NUMBERS = 2**27
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """What is pooled in one call: one task with its parameters; members: places of its requests in the pack."""
+    """What is pooled in one call: one task with its parameters; members: places of its requests in the pack.
+
+    route: the way of these requests, of a model that has several.
+    """
 
     task: Task
     params: PoolingParams
     members: list[int]
     of_spans: bool
+    route: str | None = None
 
 
 def groups_of(requests: Sequence[Ready], pipelines: Mapping[Task, Pipeline]) -> list[Group]:
-    """Groups of one task and params, and of not too many numbers; usually one. A request is in one for each of its tasks."""
-    by_kind: dict[tuple[Task, PoolingParams, bool], list[int]] = {}
+    """Groups of one task, params and route, and of not too many numbers; usually one. A request is in one for each of its tasks."""
+    by_kind: dict[tuple[Task, PoolingParams, bool, str | None], list[int]] = {}
     for index, request in enumerate(requests):
         of_spans = request.spans is not None
-        by_kind.setdefault((request.task, request.params, of_spans), []).append(index)
+        by_kind.setdefault((request.task, request.params, of_spans, request.route), []).append(index)
         for task, params in request.further:
-            by_kind.setdefault((task, params, of_spans), []).append(index)
+            by_kind.setdefault((task, params, of_spans, request.route), []).append(index)
     groups: list[Group] = []
-    for (task, params, of_spans), members in by_kind.items():
+    for (task, params, of_spans, route), members in by_kind.items():
         width = pipelines[task].width if task in TOKEN_TASKS else 1
         slices = _slices_of(members, requests, _MOST_NUMBERS // width)
-        groups.extend(Group(task, params, members, of_spans) for members in slices)
+        groups.extend(Group(task, params, members, of_spans, route) for members in slices)
     return groups
 
 

@@ -65,8 +65,10 @@ class Intake:
             elif made.static is not None:
                 if start(request.future):
                     timing = arrival.timing(begun + seconds, time.perf_counter())
-                    request.future.set_result(Answer(made.static.vector(tokens.ids), tokens, timing=timing))
-            elif len(tokens) == 0:
+                    request.future.set_result(
+                        Answer(made.static.vector(tokens.ids, made.params), tokens, timing=timing)
+                    )
+            elif len(tokens) == 0 and not self.preparation.model.facts.takes_nothing:
                 fail(request.future, InvalidRequest("The prompt has no tokens.", "prompt"))
             else:
                 ready.extend(self._pieces(request, made, tokens, arrival, flows[request.priority]))
@@ -100,6 +102,7 @@ class Intake:
             made.adapter,
             request.spans,
             further=made.further,
+            route=made.route,
             arrival=arrival,
             flow=flow,
         )

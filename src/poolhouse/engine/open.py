@@ -28,6 +28,7 @@ from poolhouse.models.load import LoadOptions, load
 from poolhouse.models.model import Model, ScoreRecipe
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.plugins import load_plugin
+from poolhouse.pooling.routes import StaticWeights
 from poolhouse.precision import Calibration
 from poolhouse.settings import Settings
 from poolhouse.tasks import parse_task
@@ -77,6 +78,7 @@ def open_engine(settings: Settings) -> Engine:
             weights_folder=folders.weights,
             adapters=_adapters(settings, folders.adapters),
             colbert_compat=settings.colbert_compat,
+            score_compat=settings.score_compat,
         ),
     )
     model = _preferring(pooler.task, model)
@@ -134,6 +136,8 @@ def _static(model: Model, settings: Settings) -> tuple[Model, Tokenizer | None]:
     static = model.routes.static
     if static is None:
         return model, None
+    if not isinstance(static, StaticWeights):
+        return model, Tokenizer.from_folder(static.tokenizer_folder, trust_remote_code=settings.trust_remote_code)
     width = model.facts.width
     size = width if static.by_token is not None else len(static.weights)
     tokenizer = Tokenizer.from_folder(

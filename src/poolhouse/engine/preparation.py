@@ -13,7 +13,7 @@ from poolhouse.inputs.prompts import Prompt
 from poolhouse.models.adapters import unknown_adapter
 from poolhouse.models.model import Model
 from poolhouse.params import PoolingParams
-from poolhouse.pooling.routes import StaticWeights
+from poolhouse.pooling.routes import LookedUp
 from poolhouse.tasks import Task, parse_task
 
 _NO_PARAMS = PoolingParams()
@@ -25,7 +25,7 @@ class Prepared:
 
     prompt: with its named prefix. params: for the pooler. adapter: its name, or None.
     further: the request's further tasks, with the parameters of each.
-    static: weights to look its tokens up in, instead of running the model.
+    route: the way it goes, of a model that has several. static: what its tokens are looked up in, instead of being run.
     side: of a text for late interaction, None for all that is read as it stands.
     """
 
@@ -34,7 +34,8 @@ class Prepared:
     params: PoolingParams
     adapter: str | None
     further: tuple[tuple[Task, PoolingParams], ...] = ()
-    static: StaticWeights | None = None
+    static: LookedUp | None = None
+    route: str | None = None
     side: Role | None = None
 
 
@@ -56,9 +57,11 @@ class Preparation:
         params, *further = [self._params(request, task, len(tasks) > 1) for task in tasks]
         adapter, prompt_name = self._adapter(request, self._prompt_name(request))
         prompt = self._with_prefix(request, prompt_name)
-        static = self._static(request)
-        # What is looked up needs no special tokens.
-        asked = request if static is None else replace(request, add_special_tokens=False)
+        route = self._route(request)
+        static = self._static(request, route)
+        # What is looked up needs no special tokens, and some models are made for texts without.
+        plain = static is not None or not self.model.facts.add_special_tokens
+        asked = replace(request, add_special_tokens=False) if plain else request
         return Prepared(
             prompt,
             self._limit(asked, params),
@@ -66,6 +69,7 @@ class Preparation:
             adapter,
             tuple((task, own.for_pooler()) for task, own in zip(tasks[1:], further, strict=True)),
             static,
+            route,
             self._side(request),
         )
 
@@ -117,7 +121,8 @@ class Preparation:
         if request.prompt_name is not None:
             return request.prompt_name
         word = request.input_type or self._side(request)
-        return prompt_of(word, self.model.facts.prompts, self._task_adapters) if word else None
+        others = (*self._task_adapters, *self.model.routes.tasks)
+        return prompt_of(word, self.model.facts.prompts, others) if word else None
 
     @property
     def _task_adapters(self) -> tuple[str, ...]:
@@ -134,17 +139,25 @@ class Preparation:
             return None
         return role_of(request.input_type) or "document"
 
-    def _static(self, request: Request) -> StaticWeights | None:
-        """The weights that answer for the model, where what the text is says so."""
+    def _route(self, request: Request) -> str | None:
+        """The way that a text goes, by what it is called; None of a model with one way for all.
+
+        Raises:
+            InvalidRequest: the model has no way for it.
+        """
+        words = (request.input_type, request.prompt_name)
+        return self.model.routes.of(words, role_of(request.input_type) or role_of(request.prompt_name))
+
+    def _static(self, request: Request, route: str | None) -> LookedUp | None:
+        """What answers for the model, where this way is looked up."""
         routes = self.model.routes
-        if routes.static is None and not routes.missing:
+        if route is None or route not in routes.looked_up:
             return None
-        static = routes.of(role_of(request.input_type) or role_of(request.prompt_name))
-        if static is not None and (request.task != "embed" or request.further or request.spans is not None):
+        if request.task != "embed" or request.further or request.spans is not None:
             raise InvalidRequest(
                 "This side of the model is looked up, not run: it answers embed and sparse vectors alone.", "task"
             )
-        return static
+        return routes.static
 
     def _adapter(self, request: Request, prompt_name: str | None) -> tuple[str | None, str | None]:
         """The names of the request's adapter, if any, and of its prompt."""

@@ -115,7 +115,7 @@ class Ready:
     """A tokenised request that waits for its batch.
 
     further: tasks answered from the same pass, with the parameters of each. spans: see `Request`.
-    part: whether it is a piece of a longer prompt.
+    part: whether it is a piece of a longer prompt. route: see `Routes`.
     """
 
     tokens: Tokens
@@ -126,6 +126,7 @@ class Ready:
     spans: Ids | None = None
     part: bool = False
     further: tuple[tuple[Task, PoolingParams], ...] = ()
+    route: str | None = None
     arrival: Arrival = Arrival()
     flow: Flow = field(default_factory=Flow)
     length: int = field(init=False)

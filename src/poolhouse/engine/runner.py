@@ -107,7 +107,7 @@ class Runner:
             return None
 
     def _pool(self, group: Group, members: list[Ready], rows: Rows) -> Rows:
-        pipeline = self.model.pipelines[group.task]
+        pipeline = self.model.pipeline(group.task, group.route)
         pooled = (pipeline.of_spans() if group.of_spans else pipeline)(rows, group.params)
         values = pooled.values.to("cpu", non_blocking=self.asynchronous)
         segments = pooled.segments
@@ -171,7 +171,8 @@ class Runner:
 
     def _may_be_empty(self, request: Ready, task: Task) -> bool:
         """Whether no row is an answer: all tokens are skipped, or none is weighed. Of process rewards it is a missing step."""
-        return request.part or request.tokens.kept is not None or self.model.pipelines[task].sparse is not None
+        may_be = request.part or request.tokens.kept is not None or self.model.facts.takes_nothing
+        return may_be or self.model.pipelines[task].sparse is not None
 
     def _retry(self, requests: list[Ready], error: Exception) -> None:
         """Run the halves of a failed batch by themselves, so that a failing item fails alone."""

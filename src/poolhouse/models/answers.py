@@ -15,7 +15,7 @@ from poolhouse.models.backbone import Backbone
 from poolhouse.models.heads import LoadedHead
 from poolhouse.models.roles import Role, architecture
 from poolhouse.params import PoolerConfig
-from poolhouse.pooling.activations import classifier_activation
+from poolhouse.pooling.activations import classifier_activation, stated_activation
 from poolhouse.pooling.bge_m3 import bge_m3_pipelines
 from poolhouse.pooling.pipelines import Pipeline, classify_pipelines, embed_pipelines, splade_pipelines
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles
@@ -53,14 +53,15 @@ def pipelines_of(
     default_pooling: str,
     user: PoolerConfig,
     folder: Path,
+    literal: bool = False,
 ) -> dict[Task, Pipeline]:
     """Vectors, labels, or both, as the model's head and files have it.
 
-    folder: where config.json lies, and heads beside it.
+    folder: where config.json lies, and heads beside it. literal: take the activation that the files state.
     """
     head = served.head
     if served.role in ("classify", "token_classify") and head is not None:
-        return _classifier(head, config, None if files is None else files.activation, user)
+        return _classifier(head, config, None if files is None else files.activation, user, literal)
     if served.role == "splade" and head is not None:
         if files is None or files.splade is None:
             return splade_pipelines(head.steps, head.labels, SpladePooling(), user)
@@ -86,15 +87,39 @@ def labels_of(config: Mapping[str, Any], served: Served) -> tuple[dict[int, str]
     return names, ()
 
 
+def about_activation(
+    served: Served, config: Mapping[str, Any], files: SentenceTransformersFiles | None, literal: bool
+) -> tuple[str, ...]:
+    """A note where a classifier's files state another activation than vLLM's order of precedence gives."""
+    if literal or served.head is None or served.role not in ("classify", "token_classify"):
+        return ()
+    from_files, labels = None if files is None else files.activation, served.head.labels
+    used = classifier_activation(config, labels, from_files)
+    try:
+        stated = stated_activation(config, from_files)
+    except CheckpointError as error:
+        # problem_type decides, and nobody runs it.
+        return (f"Not used: {error}",)
+    if stated is None or stated.name == used.name:
+        return ()
+    note = (
+        f"The files state {stated.name} as the activation over the logits; {used.name} is used, by vLLM's order of "
+        "precedence (problem_type first, then sigmoid of one label and softmax of several). score_compat='files' takes "
+        "the files' word."
+    )
+    return (note,)
+
+
 def _classifier(
-    loaded: LoadedHead, config: Mapping[str, Any], activation: str | None, user: PoolerConfig
+    loaded: LoadedHead, config: Mapping[str, Any], activation: str | None, user: PoolerConfig, literal: bool = False
 ) -> dict[Task, Pipeline]:
     head = loaded.head
     return classify_pipelines(
         loaded.steps,
         loaded.labels,
         user,
-        classifier_activation(config, loaded.labels, activation),
+        (stated_activation(config, activation) if literal else None)
+        or classifier_activation(config, loaded.labels, activation),
         pooling=head.pooling,
         fixed=head.fixed,
         late=head.late,

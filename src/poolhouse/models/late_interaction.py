@@ -117,7 +117,7 @@ def _pylate(words: Mapping[str, Any], checkpoint: Checkpoint, mean: bool) -> Lat
 
     length, expansion = stated("query_length", 32), None
     if stated("do_query_expansion", True):
-        attended = bool(stated("attend_to_expansion_tokens", False))
+        attended = bool(stated("attend_to_expansion_tokens", stated("attend_to_mask_tokens", False)))
         expansion = Expansion(length, attended, _mask_tokens(checkpoint.folder))
     skipped = tuple(stated("skiplist_words", _PUNCTUATION))
     return LateInteraction(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.models.adapted_heads import with_heads
 from poolhouse.models.adapter import tails
 from poolhouse.models.adapters import AdapterOptions
-from poolhouse.models.answers import Served, labels_of, pipelines_of
+from poolhouse.models.answers import Served, about_activation, labels_of, pipelines_of
 from poolhouse.models.checkpoint import Checkpoint
 from poolhouse.models.families import Family, family_of
 from poolhouse.models.families._config import NotNative
@@ -36,10 +37,16 @@ from poolhouse.models.roles import (
     judges_steps,
     role_of,
 )
-from poolhouse.params import PoolerConfig
-from poolhouse.pooling.pipelines import late_interaction_pipelines
+from poolhouse.models.static import StaticModel, Table, read_static, static_side
+from poolhouse.models.transformer import Transformer
+from poolhouse.params import PoolerConfig, PoolingParams
+from poolhouse.pooling.pipelines import Pipeline, embed_pipelines, late_interaction_pipelines
 from poolhouse.pooling.routes import Routes
 from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
+from poolhouse.tasks import Task
+
+# How sentence-transformers compares two vectors; `poolhouse.scoring` computes them.
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,7 @@ class LoadOptions:
     weights_folder: Path | None = None
     adapters: AdapterOptions = AdapterOptions()
     colbert_compat: Literal["reference", "vllm"] = "reference"
+    score_compat: Literal["vllm", "files"] = "vllm"
 
 
 def load(folder: Path, options: LoadOptions) -> Model:
@@ -69,10 +77,14 @@ def load(folder: Path, options: LoadOptions) -> Model:
         CheckpointError: files missing, corrupt or not understood. ConfigError: an option that cannot be honoured.
     """
     files = read_sentence_transformers(folder)
+    static = read_static(folder, files, options.dtype)
+    if static is not None:
+        return _load_static(static, folder, options)
     checkpoint = Checkpoint(options.weights_folder or (folder if files is None else files.transformer_folder))
     trained = trained_role(options.adapters.merged_folders) if options.convert == "auto" else None
     labels_beside = {} if trained is None else trained_labels(options.adapters.merged_folders)
-    config = overridden({**checkpoint.config, **labels_beside}, options.overrides)
+    changes = {} if files is None else files.config_changes
+    config = overridden({**checkpoint.config, **changes, **labels_beside}, options.overrides)
     device = device_of(options.device)
     late = None if options.convert == "classify" else read_late_interaction(folder, checkpoint, config, files)
     reranker = Reranker()
@@ -82,6 +94,8 @@ def load(folder: Path, options: LoadOptions) -> Model:
     options = replace(options, dtype=reranker.dtype(options.dtype, device), max_tokens=most)
     role = trained or ("embed" if late is not None else _role(config, files, reranker, options))
     served = _serve(checkpoint, config, role, device, options, reranker, late)
+    if files is not None and files.layers is not None:
+        _mix_layers(served, files.layers)
     task_prompts = {} if served.adapters is None else served.adapters.prompts
     default_pooling = served.stated_pooling or published_pooling(folder) or served.pooling
     if files is not None and served.stated_pooling is not None:
@@ -89,7 +103,8 @@ def load(folder: Path, options: LoadOptions) -> Model:
     if late is not None:
         pipelines = late_interaction_pipelines(late.heads, served.hidden_size, late.unit, options.pooler)
     else:
-        pipelines = pipelines_of(served, config, files, default_pooling, options.pooler, checkpoint.folder)
+        literal = options.score_compat == "files"
+        pipelines = pipelines_of(served, config, files, default_pooling, options.pooler, checkpoint.folder, literal)
     if reranker.listwise is not None:
         pipelines = listwise_vectors(reranker, checkpoint.tensors)
     width = next(iter(pipelines.values())).width
@@ -99,6 +114,8 @@ def load(folder: Path, options: LoadOptions) -> Model:
     described = None if plain else files
     stated = config if files is None or not files.matryoshka else {"matryoshka_dimensions": files.matryoshka, **config}
     matryoshka, about_sizes = matryoshka_of(stated, options.matryoshka_dimensions, width, folder)
+    similarity, about_scores = _similarity(files, pipelines, options)
+    about_scores += about_activation(served, config, files, options.score_compat == "files")
     return Model(
         backbone=served.backbone,
         pipelines={task: pipeline.to(device) for task, pipeline in pipelines.items()},
@@ -128,11 +145,153 @@ def load(folder: Path, options: LoadOptions) -> Model:
             recipe=reranker.recipe,
             listwise=reranker.listwise,
             late_interaction=None if late is None or plain else late.rules,
-            notes=(*reranker.notes, *served.notes, *about_labels, *about_sizes),
+            add_special_tokens=files is None or files.add_special_tokens,
+            similarity=similarity,
+            notes=(
+                *reranker.notes,
+                *served.notes,
+                *about_labels,
+                *about_sizes,
+                *about_scores,
+                *(() if files is None else files.notes),
+            ),
         ),
         adapters=served.adapters,
-        routes=Routes() if files is None else files.routes,
+        routes=Routes() if files is None else _routes(files, options.pooler, width),
+        sides={} if files is None else _sides(files, served, default_pooling, options.pooler, width, device),
     )
+
+
+def _load_static(static: StaticModel, folder: Path, options: LoadOptions) -> Model:
+    """A model that is a table; see `poolhouse.models.static`."""
+    if options.convert == "classify" or options.adapters.asked or options.overrides is not None:
+        raise ConfigError(f"{folder} holds static embeddings: no classifier, no adapters, and no config to override.")
+    if options.implementation == "transformers":
+        raise ConfigError("model_impl='transformers': static embeddings are no model of transformers.")
+    if options.pooler.seq_pooling_type not in (None, "MEAN", "MEAN_SQRT_LEN", "WEIGHTEDMEAN"):
+        # Others have no answer to a text without tokens.
+        raise ConfigError(
+            f"pooler_config: static embeddings are pooled by a mean (MEAN, MEAN_SQRT_LEN, WEIGHTEDMEAN), not by "
+            f"{options.pooler.seq_pooling_type}."
+        )
+    files, table = static.files, static.table
+    device = device_of(options.device)
+    table = Table(table.rows.to(device))
+    count, features = table.rows.shape
+    pipelines = embed_pipelines(features, options.pooler, files, "MEAN")
+    width = next(iter(pipelines.values())).width
+    stated = {"matryoshka_dimensions": files.matryoshka} if files.matryoshka else {}
+    matryoshka, about_sizes = matryoshka_of(stated, options.matryoshka_dimensions, width, folder)
+    similarity, about_scores = _similarity(files, pipelines, options)
+    return Model(
+        backbone=table,
+        pipelines={task: pipeline.to(device) for task, pipeline in pipelines.items()},
+        facts=Facts(
+            name=options.name,
+            path=str(folder),
+            architecture="StaticEmbedding",
+            served_by=f"{static.words}, {count} x {features}",
+            max_tokens=static.longest(options.max_tokens),
+            vocabulary_size=count,
+            hidden_size=features,
+            width=width,
+            parameters=count * features,
+            dtype=table.rows.dtype,
+            device=device,
+            matryoshka=matryoshka,
+            prompts=files.prompts,
+            default_prompt_name=files.default_prompt_name,
+            add_special_tokens=False,
+            takes_nothing=True,
+            similarity=similarity,
+            notes=(*about_sizes, *about_scores, *static.notes, *files.notes),
+        ),
+        routes=_routes(files, options.pooler, width),
+        sides=_sides_of(files, features, "MEAN", options.pooler, width, device),
+    )
+
+
+def _mix_layers(served: Served, layers: tuple[int, tuple[float, ...]]) -> None:
+    """Let the backbone give a mean of several hidden states instead of its last.
+
+    Raises:
+        CheckpointError: it does not have them, or another number of them.
+    """
+    if not isinstance(served.backbone, Transformer):
+        raise CheckpointError(
+            f"sentence-transformers' files take hidden states of inner layers (WeightedLayerPooling, modality_config), "
+            f"which are served of native families alone; this model is served by {served.words}."
+        )
+    served.backbone.mix_layers(*layers)
+
+
+def _similarity(
+    files: SentenceTransformersFiles | None, pipelines: Mapping[Task, Pipeline], options: LoadOptions
+) -> tuple[str, tuple[str, ...]]:
+    """How scores compare vectors, and a note where the files state it otherwise."""
+    stated = None if files is None else files.similarity
+    if stated not in SIMILARITIES or "embed" not in pipelines:
+        return "cosine", ()
+    if options.score_compat == "files":
+        return stated, ()
+    if stated == "cosine" or (stated == "dot" and pipelines["embed"].activates(PoolingParams())):
+        return "cosine", ()
+    note = (
+        f"config_sentence_transformers.json compares vectors by '{stated}'; scores here are cosines, as vLLM's are. "
+        "score_compat='files' takes the files' word."
+    )
+    return "cosine", (note,)
+
+
+def _routes(files: SentenceTransformersFiles, user: PoolerConfig, width: int) -> Routes:
+    """The ways that texts go, with the table of the one that is looked up.
+
+    Raises:
+        CheckpointError: a table whose vectors are of another width.
+    """
+    if files.looked_up is None:
+        return files.routes
+    side = static_side(files.looked_up, user)
+    _check_width(side.pipeline.width, width)
+    return replace(files.routes, static=side)
+
+
+def _sides(
+    files: SentenceTransformersFiles,
+    served: Served,
+    default_pooling: str,
+    user: PoolerConfig,
+    width: int,
+    device: torch.device,
+) -> dict[str, dict[Task, Pipeline]]:
+    """The pipelines of each route of an embedder, where routes differ."""
+    if files.sides and (served.role != "embed" or files.of_tokens):
+        alike = {(side.splade, side.heads, side.normalize) for side in files.sides.values()}
+        if served.role == "splade" and len(alike) == 1:
+            return {}
+        raise CheckpointError("Routes with modules of their own are served of dense embedders alone.")
+    return _sides_of(files, served.hidden_size, default_pooling, user, width, device)
+
+
+def _sides_of(
+    files: SentenceTransformersFiles,
+    hidden_size: int,
+    default_pooling: str,
+    user: PoolerConfig,
+    width: int,
+    device: torch.device,
+) -> dict[str, dict[Task, Pipeline]]:
+    sides = {name: embed_pipelines(hidden_size, user, side, default_pooling) for name, side in files.sides.items()}
+    for pipelines in sides.values():
+        _check_width(pipelines["embed"].width, width)
+    return {
+        name: {task: pipeline.to(device) for task, pipeline in pipelines.items()} for name, pipelines in sides.items()
+    }
+
+
+def _check_width(width: int, other: int) -> None:
+    if width != other:
+        raise CheckpointError(f"One route of the model gives vectors of {width} features, another of {other}.")
 
 
 def _role(

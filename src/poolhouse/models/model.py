@@ -52,6 +52,8 @@ class Facts:
     labels: names of a classifier's labels; empty where the checkpoint names none.
     recipe: what rerankers make of a pair. listwise: for models that score all documents of a query together.
     late_interaction: how queries and documents are read, of models that compare token by token.
+    add_special_tokens: whether texts get special tokens unless their caller says no. takes_nothing: whether a text
+    without tokens has an answer. similarity: how vectors are compared in scores.
     notes: what was assumed, left out or found odd while loading, a sentence each.
     """
 
@@ -74,18 +76,29 @@ class Facts:
     recipe: ScoreRecipe | None = None
     listwise: Listwise | None = None
     late_interaction: LateInteraction | None = None
+    add_special_tokens: bool = True
+    takes_nothing: bool = False
+    similarity: str = "cosine"
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """One loaded model, ready to run packs. routes: which texts are looked up instead of run."""
+    """One loaded model, ready to run packs.
+
+    routes: the ways that texts go. sides: the pipelines of each route, where they are not the same for all.
+    """
 
     backbone: Backbone
     pipelines: Mapping[Task, Pipeline]
     facts: Facts
     adapters: Adapters | None = None
     routes: Routes = Routes()
+    sides: Mapping[str, Mapping[Task, Pipeline]] = field(default_factory=dict)
+
+    def pipeline(self, task: Task, route: str | None) -> Pipeline:
+        """What answers this task for texts that go this way."""
+        return self.sides.get(route or "", self.pipelines)[task]
 
     @property
     def sparse(self) -> SparseHead | None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poolhouse.batch import Batch
+from poolhouse.errors import CheckpointError
 from poolhouse.layers.adapted import ActiveSpans, AdaptedTable
 from poolhouse.layers.attention import attend
 from poolhouse.layers.bias import alibi_bias, relative_bias
@@ -46,6 +47,8 @@ class Transformer:
         self.ropes = {layer.rope for layer in spec.layers if layer.rope}
         # Set and filled by `Adapters`, where a model has some.
         self.active: ActiveSpans | None = None
+        # The share of each hidden state in the answer, the embeddings' first; None for the last alone.
+        self.shares: tuple[float, ...] | None = None
         self.adapted_tables: dict[str, AdaptedTable] = {}
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -56,11 +59,32 @@ class Transformer:
         longest = batch.segments.longest
         ropes = {rope: rope_table(rope, batch.positions, batch.segments, x.dtype) for rope in self.ropes}
         bias = self._bias(longest)
-        for layer in self.layers:
+        mixed = None if self.shares is None else x * self.shares[0]
+        for place, layer in enumerate(self.layers, 1):
             x = layer(x, batch.segments, ropes, bias)
+            if mixed is not None and self.shares is not None and place < len(self.layers):
+                mixed = mixed.add_(x, alpha=self.shares[place])
         if self.final_norm is not None:
             x = self.final_norm(x)
+        if mixed is not None and self.shares is not None:
+            x = mixed.add_(x, alpha=self.shares[-1])
         return x if self.output is None else self.output(x)
+
+    def mix_layers(self, first: int, weights: tuple[float, ...]) -> None:
+        """Answer with a sum of hidden states: `weights` of those from `first` on, which counts from the end if negative.
+
+        The hidden states are the embeddings, then the answer of each layer, the last behind the final norm.
+
+        Raises:
+            CheckpointError: the model has fewer, or its answer is no hidden state.
+        """
+        count = len(self.layers) + 1
+        start = first + count if first < 0 else first
+        if not 0 <= start <= count - len(weights) or self.output is not None:
+            raise CheckpointError(
+                f"The files take {len(weights)} hidden states from number {first} on, but the model has {count}."
+            )
+        self.shares = (*[0.0] * start, *weights, *[0.0] * (count - start - len(weights)))
 
     def _embed(self, batch: Batch) -> Tensor:
         x = self._adapted("tokens", F.embedding(batch.ids, self.tokens), batch.ids)

@@ -66,10 +66,22 @@ def classifier_activation(config: Mapping[str, Any], labels: int, from_files: st
         return probabilities(labels)
     if problem == "multi_label_classification":
         return SIGMOID
+    stated = stated_activation(config, from_files)
+    return probabilities(labels) if stated is None or stated in (SIGMOID, SOFTMAX) else stated
+
+
+def stated_activation(config: Mapping[str, Any], from_files: str | None) -> Activation | None:
+    """The activation that the files name, whatever vLLM makes of it; None where they name none.
+
+    Raises:
+        CheckpointError: an activation outside torch.nn.
+    """
     nested = config.get("sentence_transformers") or {}
-    path = from_files or nested.get("activation_fn") or config.get("sbert_ce_default_activation_function")
+    path = str(from_files or nested.get("activation_fn") or config.get("sbert_ce_default_activation_function") or "")
     if not path:
-        return probabilities(labels)
-    if str(path).rsplit(".", 1)[-1] in ("Sigmoid", "Softmax") and str(path).startswith("torch.nn."):
-        return probabilities(labels)
-    return named_activation(str(path), "activation_fn") or RAW
+        return None
+    if path.startswith("torch.nn."):
+        known = {"Sigmoid": SIGMOID, "Softmax": SOFTMAX}.get(path.rsplit(".", 1)[-1])
+        if known is not None:
+            return known
+    return named_activation(path, "activation_fn") or RAW

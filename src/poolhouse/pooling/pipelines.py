@@ -29,6 +29,7 @@ from poolhouse.pooling.steps import (
     Steps,
     Truncate,
     Unit,
+    Without,
 )
 from poolhouse.tasks import SparseHead, Task
 
@@ -78,11 +79,14 @@ class Pipeline:
         Raises:
             InvalidRequest: steps that no mean can be put before.
         """
-        first, *rest = self.steps
+        place = next((place for place, step in enumerate(self.steps) if isinstance(step, Reduce)), 0)
+        reduce, rest = self.steps[place], self.steps[place + 1 :]
         heads = [step for step in rest if isinstance(step, Dense | Norm | Encode)]
-        if not isinstance(first, Reduce) or (len(first.names) > 1 and heads):
-            raise InvalidRequest(f"Late chunking puts a mean before the model's heads; here they follow {first.words}.")
-        return replace(self, steps=(Reduce(("MEAN",)), *rest))
+        if not isinstance(reduce, Reduce) or (len(reduce.names) > 1 and heads):
+            raise InvalidRequest(
+                f"Late chunking puts a mean before the model's heads; here they follow {reduce.words}."
+            )
+        return replace(self, steps=(*self.steps[:place], Reduce(("MEAN",)), *rest))
 
     def to(self, device: torch.device) -> Pipeline:
         return replace(self, steps=tuple(step.to(device) for step in self.steps))
@@ -102,21 +106,23 @@ def embed_pipelines(
         raise ConfigError("pooler_config: STEP pooling belongs to token_classify, which this model does not offer.")
     reduce, from_files = _reduction(user, files, default_pooling)
     heads: tuple[Step, ...] = () if files is None else files.heads
+    before = _before(files)
     use_activation = user.use_activation
     if use_activation is None:
         use_activation = files.normalize if from_files and files is not None else True
     tail = (Truncate(), Normalize(use_activation))
+    hidden_size = _width(hidden_size, before)
     width = _width(hidden_size * len(reduce.names), heads)
     sparse = SparseHead("embed", "feature", width) if heads and isinstance(heads[-1], Encode) else None
-    pipelines: dict[Task, Pipeline] = {"embed": Pipeline((reduce, *heads, *tail), width, sparse)}
+    pipelines: dict[Task, Pipeline] = {"embed": Pipeline((*before, reduce, *heads, *tail), width, sparse)}
     if len(reduce.names) == 1:
         # Token vectors are normalised unless the user says otherwise, as in vLLM.
         unit = True if user.use_activation is None else user.use_activation
-        pipelines["token_embed"] = Pipeline((Every(), *heads, Truncate(), Normalize(unit)), width)
+        pipelines["token_embed"] = Pipeline((*(before or (Every(),)), *heads, Truncate(), Normalize(unit)), width)
     else:
         # A head made for concatenated poolings does not fit single token vectors.
         unit = True if user.use_activation is None else user.use_activation
-        pipelines["token_embed"] = Pipeline((Every(), Truncate(), Normalize(unit)), hidden_size)
+        pipelines["token_embed"] = Pipeline((*(before or (Every(),)), Truncate(), Normalize(unit)), hidden_size)
     return pipelines
 
 
@@ -206,6 +212,14 @@ def listwise_pipelines(projector: tuple[Step, ...], width: int, tokens: tuple[in
     return {"token_embed": Pipeline((AtTokens(tokens), Every(), *projector, Truncate(), Normalize(False)), width)}
 
 
+def _before(files: SentenceTransformersFiles | None) -> tuple[Step, ...]:
+    """Steps of every token before pooling; () where hidden states are pooled as they are."""
+    if files is None or (not files.before and files.dropped is None):
+        return ()
+    dropped = () if files.dropped is None else (Without(files.dropped),)
+    return (*dropped, Every(), *files.before)
+
+
 def _steps(
     user: PoolerConfig, step_tag_id: int | None, labels: int, columns: tuple[int, ...] | None
 ) -> tuple[Steps, ...]:
@@ -230,13 +244,13 @@ def _reduction(
     user: PoolerConfig, files: SentenceTransformersFiles | None, default_pooling: str
 ) -> tuple[Reduce, bool]:
     """The reduction, and whether sentence-transformers' files describe the pooling."""
-    described = files is not None and files.pooling is not None
+    described = files is not None and (files.pooling is not None or files.pooled)
     include_prompt = files.include_prompt if files is not None else True
     if user.seq_pooling_type is not None:
         return Reduce(tuple(user.seq_pooling_type.split("+")), include_prompt), described
     if files is not None and files.pooling is not None:
         return Reduce(files.pooling, include_prompt), True
-    return Reduce((default_pooling,)), False
+    return Reduce((default_pooling,)), described
 
 
 def _width(width: int, heads: tuple[Step, ...]) -> int:
@@ -256,5 +270,5 @@ def _width(width: int, heads: tuple[Step, ...]) -> int:
             width = head.weight.shape[0]
         elif isinstance(head, Norm) and head.weight.shape[0] != width:
             raise CheckpointError(f"A LayerNorm takes {head.weight.shape[0]} features, but {width} come in.")
-        assert isinstance(head, Dense | Norm | Unit | Encode)
+        assert isinstance(head, Dense | Norm | Unit | Encode | Every | Without)
     return width

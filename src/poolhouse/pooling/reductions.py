@@ -61,7 +61,8 @@ REDUCTIONS: dict[str, Reduction] = {
 def _sum(rows: Rows) -> tuple[Tensor, Tensor]:
     """Sum of each prompt's rows, and their number, never 0: [prompts, features] and [prompts, 1]."""
     if len(rows.segments) == 1 and rows.skip is None:
-        return rows.values.sum(0, keepdim=True, dtype=torch.float32), rows.segments.lengths_tensor[:, None].float()
+        lengths = rows.segments.lengths_tensor[:, None].clamp(min=1)
+        return rows.values.sum(0, keepdim=True, dtype=torch.float32), lengths.float()
     values, _, lengths = rows.pooled()
     return _sums(values, lengths), lengths[:, None].clamp(min=1).float()
 

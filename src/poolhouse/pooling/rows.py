@@ -31,7 +31,10 @@ class Rows:
     def one_each(self, values: Tensor) -> Rows:
         """The result of a reduction: values has one row per prompt."""
         segments = Segments((1,) * len(self.segments), self.segments.device)
-        return Rows(values, segments, self.ids[self.segments.starts_tensor])
+        # A prompt without rows stands for the token that comes next, or for none.
+        last = max(len(self.ids) - 1, 0)
+        ids = self.ids if len(self.ids) else self.ids.new_zeros(1)
+        return Rows(values, segments, ids[self.segments.starts_tensor.clamp(max=last)])
 
     def select(self, kept: Tensor) -> Rows:
         """The rows where `kept` ([rows], bool) is true; a prompt may be left with none."""

@@ -79,6 +79,23 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class Without:
+    """All rows but those of one token."""
+
+    token: int
+
+    @property
+    def words(self) -> str:
+        return f"without token {self.token}"
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        return rows.select(rows.ids != self.token)
+
+    def to(self, device: torch.device) -> Without:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
 class Activation:
     """A function of each number, and what it is called."""
 

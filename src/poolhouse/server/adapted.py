@@ -101,6 +101,14 @@ class AdaptedEngine:
         return self.engine.plugin
 
     @property
+    def similarity(self) -> str:
+        return self.engine.similarity
+
+    @property
+    def routed(self) -> bool:
+        return self.engine.routed
+
+    @property
     def averages_max_sim(self) -> bool:
         return self.engine.averages_max_sim
 

@@ -105,6 +105,16 @@ class Engine(Protocol):
     def plugin(self) -> Plugin | None: ...
 
     @property
+    def similarity(self) -> str:
+        """How scores compare two vectors."""
+        ...
+
+    @property
+    def routed(self) -> bool:
+        """Whether queries and documents go separate ways through the model."""
+        ...
+
+    @property
     def averages_max_sim(self) -> bool:
         """Whether a late-interaction score is a mean over the query's vectors, not a sum."""
         ...

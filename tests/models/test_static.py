@@ -1,0 +1,199 @@
+"""Static embeddings, against sentence-transformers' StaticEmbedding, model2vec, and the formula by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from model2vec import StaticModel
+from safetensors.numpy import save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+from poolhouse import LLM, CheckpointError, ConfigError, InputTooLong, InvalidRequest, PoolingParams
+from poolhouse.server.app import create_app
+from tests.inputs.test_tokenizer import byte_bpe, unigram, wordpiece
+
+# Empty texts, one of unknown tokens alone, and one with unknown tokens in between.
+TEXTS = ["The moon  falls", "bread and ships", "", "東京", "the moon 東京 falls over 京 water", "a " * 60]
+WIDTH = 24
+# Sums of 60 numbers of about 2 in float32, in another order.
+TOLERANCE = 1e-5
+
+
+def vectors(count: int, width: int = WIDTH) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(3).normal(size=(count, width)).astype(np.float32)
+
+
+def save_described(folder: Path, modules: list[Any] = [], **options: Any) -> SentenceTransformer:  # noqa: B006
+    tokenizer = wordpiece()
+    table = StaticEmbedding(tokenizer, embedding_weights=vectors(tokenizer.get_vocab_size()))
+    model = SentenceTransformer(modules=[table, *modules], device="cpu", **options)
+    model.save_pretrained(str(folder))
+    return SentenceTransformer(str(folder), device="cpu")
+
+
+def save_model2vec(folder: Path, tokenizer: Any, dtype: str = "float32", **options: Any) -> StaticModel:
+    table = vectors(tokenizer.get_vocab_size())
+    if dtype == "int8":
+        table = table * 40
+    StaticModel(table.astype(dtype), tokenizer, **options).save_pretrained(str(folder))
+    return StaticModel.from_pretrained(str(folder), force_download=False)
+
+
+@pytest.mark.parametrize(
+    "modules", [[], [Normalize()], [Dense(WIDTH, 16)], [Normalize(), Dense(WIDTH, 8, bias=False)]], ids=len
+)
+def test_a_table_answers_as_sentence_transformers_does(modules: list[Any], tmp_path: Path) -> None:
+    theirs = save_described(tmp_path, modules, prompts={"query": "moon water "})
+    with LLM(str(tmp_path)) as llm:
+        assert np.abs(llm.embed_array(TEXTS) - theirs.encode(TEXTS)).max() < TOLERANCE
+        # Alone as in company.
+        alone = np.concatenate([llm.embed_array(text) for text in TEXTS])
+        assert np.abs(alone - theirs.encode(TEXTS)).max() < TOLERANCE
+        prompted = llm.embed_array(TEXTS, prompt_name="query")
+        assert np.abs(prompted - theirs.encode(TEXTS, prompt_name="query")).max() < TOLERANCE
+        assert llm.model.facts.served_by.startswith("table of StaticEmbedding")
+        (output,) = llm.embed("the moon falls")
+        tokenizer = theirs[0].tokenizer
+        assert output.prompt_token_ids == tokenizer.encode("the moon falls", add_special_tokens=False).ids
+
+
+def test_tokens_chunks_and_cuts_of_a_table(tmp_path: Path) -> None:
+    theirs = save_described(tmp_path, [Normalize()], truncate_dim=8)
+    table = theirs[0].embedding.weight.detach().numpy()
+    with LLM(str(tmp_path), max_model_len=20) as llm:
+        cut = theirs.encode(TEXTS[:2])
+        # Cut vectors have unit length here, as in vLLM.
+        unit = cut / np.linalg.norm(cut, axis=1, keepdims=True)
+        assert np.abs(llm.embed_array(TEXTS[:2]) - unit).max() < TOLERANCE
+        rows = llm.encode("the moon", pooling_task="token_embed", pooling_params=PoolingParams(use_activation=False))
+        assert np.allclose(rows[0].outputs.data, table[rows[0].prompt_token_ids][:, :8], atol=TOLERANCE)
+        assert llm.encode("", pooling_task="token_embed")[0].outputs.data.shape == (0, 8)
+        with pytest.raises(InputTooLong, match="20 tokens"):
+            llm.embed("a " * 21)
+        (output,) = llm.embed("a " * 21, pooling_params=PoolingParams(truncate_prompt_tokens=-1))
+        assert (output.truncated, len(output.prompt_token_ids)) == (True, 20)
+        scores = [output.outputs.score for output in llm.score(TEXTS[0], TEXTS[:2])]
+        expected = theirs.similarity(theirs.encode(TEXTS[:1]), theirs.encode(TEXTS[:2]))[0].tolist()
+        assert scores == pytest.approx(expected, abs=1e-5)
+    with LLM(str(tmp_path)) as llm:
+        assert np.isfinite(llm.embed_array("moon " * 20000)).all()
+
+
+def test_the_length_at_which_the_tokenizer_cuts_is_the_longest_prompt(tmp_path: Path) -> None:
+    save_described(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps(tokenizer))
+    theirs = SentenceTransformer(str(tmp_path), device="cpu")
+    with LLM(str(tmp_path), overflow="truncate") as llm:
+        assert llm.model.facts.max_tokens == 5
+        assert np.abs(llm.embed_array(TEXTS) - theirs.encode(TEXTS)).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("tokenizer", [wordpiece, byte_bpe, unigram], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_folder_of_model2vec_answers_as_model2vec_does(tokenizer: Any, normalize: bool, tmp_path: Path) -> None:
+    theirs = save_model2vec(tmp_path, tokenizer(), normalize=normalize, max_length=50)
+    (tmp_path / "modules.json").unlink(missing_ok=True)
+    # model2vec cuts a text by characters first, at 50 times the median length of a token: of bytes too few for 50 tokens.
+    texts = TEXTS[:-1] if tokenizer is byte_bpe else TEXTS
+    with LLM(str(tmp_path), overflow="truncate") as llm:
+        assert np.abs(llm.embed_array(texts) - theirs.encode(texts)).max() < TOLERANCE
+        assert llm.model.facts.max_tokens == 50
+    with LLM(str(tmp_path), overflow="truncate", max_model_len=600) as llm:
+        assert np.abs(llm.embed_array(TEXTS) - theirs.encode(TEXTS, max_length=600)).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int8"])
+@pytest.mark.parametrize("described", [True, False])
+def test_tensors_of_model2vec_are_the_mean_of_mapped_and_weighed_rows(
+    dtype: str, described: bool, tmp_path: Path
+) -> None:
+    tokenizer = wordpiece()
+    count = tokenizer.get_vocab_size()
+    rows = (vectors(9) * (40 if dtype == "int8" else 1)).astype(dtype)
+    mapping = np.random.default_rng(1).integers(0, 9, count)
+    weights = np.random.default_rng(2).random(count)
+    save_file({"embeddings": rows, "mapping": mapping, "weights": weights}, tmp_path / "model.safetensors")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "model2vec", "architectures": ["StaticModel"], "normalize": False, "max_length": 512})
+    )
+    if described:
+        kind = "sentence_transformers.models.StaticEmbedding"
+        modules = [{"idx": 0, "name": "0", "path": ".", "type": kind}]
+        (tmp_path / "modules.json").write_text(json.dumps(modules))
+
+    def by_hand(text: str) -> np.ndarray[Any, Any]:
+        ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=int)
+        if not described:
+            ids = ids[ids != tokenizer.token_to_id("[UNK]")]
+        chosen = rows[mapping[ids]].astype(np.float64) * weights[ids][:, None]
+        return chosen.mean(0) if len(ids) else np.zeros(WIDTH)
+
+    with LLM(str(tmp_path)) as llm:
+        found = llm.embed_array(TEXTS)
+        told = [note for note in llm.model.facts.notes if "unknown tokens" in note]
+    expected = np.stack([by_hand(text) for text in TEXTS])
+    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
+    assert bool(told) is described
+
+
+def test_files_of_a_table_that_make_no_sense_are_named(tmp_path: Path) -> None:
+    save_described(tmp_path)
+    path = tmp_path / "model.safetensors"
+    count = wordpiece().get_vocab_size()
+    for tensors, words in (
+        ({"weight": vectors(5)}, "`embedding.weight` or `embeddings`"),
+        ({"embeddings": vectors(5), "mapping": np.full(count, 5)}, "`mapping` must hold a row"),
+        ({"embeddings": vectors(count), "weights": np.ones(3)}, r"`weights` has \[3\]"),
+    ):
+        save_file(tensors, path)
+        with pytest.raises(CheckpointError, match=words):
+            LLM(str(tmp_path))
+    # A table with too few rows for the tokenizer fails in the text that needs one.
+    save_file({"embedding.weight": vectors(40)}, path)
+    with LLM(str(tmp_path)) as llm, pytest.raises(InvalidRequest, match="vocabulary"):
+        llm.embed("moon falls over water bread ships")
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        LLM(str(tmp_path))
+
+
+def test_options_that_a_table_cannot_honour_are_refused(tmp_path: Path) -> None:
+    save_described(tmp_path)
+    for options in (
+        {"convert": "classify"},
+        {"merge_adapter": "x"},
+        {"hf_overrides": {"a": 1}},
+        {"model_impl": "transformers"},
+        {"max_model_len": 0},
+        {"pooler_config": {"pooling_type": "CLS"}},
+    ):
+        with pytest.raises((ConfigError, CheckpointError)):
+            LLM(str(tmp_path), **options)  # type: ignore[arg-type]
+
+
+def test_a_table_answers_over_http_and_counts_its_tokens(tmp_path: Path) -> None:
+    theirs = save_described(tmp_path, [Normalize()])
+    with LLM(str(tmp_path), max_model_len=20) as llm:
+        # Without its lifespan, which would close the engine.
+        client = TestClient(create_app([llm.engine]))
+        body = client.post("/v1/embeddings", json={"input": TEXTS[:3]}).json()
+        found = np.array([item["embedding"] for item in body["data"]])
+        assert np.abs(found - theirs.encode(TEXTS[:3])).max() < TOLERANCE
+        count = sum(len(theirs[0].tokenizer.encode(text, add_special_tokens=False).ids) for text in TEXTS[:3])
+        assert body["usage"]["prompt_tokens"] == count
+        vectors = client.post("/embed", json={"inputs": TEXTS[:2]}).json()
+        assert np.abs(np.array(vectors) - theirs.encode(TEXTS[:2])).max() < TOLERANCE
+        cut = {"input": "a " * 30, "truncate_prompt_tokens": -1}
+        assert client.post("/v1/embeddings", json=cut).json()["usage"]["prompt_tokens"] == 20
+        assert client.post("/v1/embeddings", json={"input": "a " * 30}).status_code == 400
