@@ -65,6 +65,7 @@ def open_engine(settings: Settings) -> Engine:
         folders.described,
         LoadOptions(
             name=settings.names[0] if settings.names else name,
+            variant=settings.variant,
             dtype=settings.dtype,
             device=settings.device,
             implementation=settings.model_impl,

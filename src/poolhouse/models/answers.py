@@ -28,7 +28,8 @@ class Served:
     """A backbone, what the loader must know of it, and the head of a classifier or masked language model.
 
     role: what it is run as. words: who runs it. pooling: the default where no file says.
-    stated_pooling: what config.json demands, whatever the files say.
+    stated_pooling: what config.json demands, whatever the files say. endless: whether no table of positions ends at
+    max_tokens, so that the user may ask for more.
     """
 
     role: Role
@@ -44,6 +45,7 @@ class Served:
     notes: tuple[str, ...] = ()
     stated_pooling: str | None = None
     adapters: Adapters | None = None
+    endless: bool = False
 
 
 def pipelines_of(

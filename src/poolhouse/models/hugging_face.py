@@ -13,7 +13,7 @@ from torch import nn
 from poolhouse.errors import CheckpointError
 from poolhouse.models import packed_attention
 from poolhouse.models.backbone import Backbone
-from poolhouse.models.checkpoint import Checkpoint
+from poolhouse.models.checkpoint import Checkpoint, reason
 from poolhouse.models.heads import LoadedHead
 from poolhouse.models.hugging_face_backbones import Forward, Packed, Unpacked, hidden_states
 from poolhouse.models.hugging_face_heads import AUTO_CLASSES, kept_head, logits, take_head
@@ -132,13 +132,19 @@ def _build(
             f"{checkpoint.folder} brings code of its own for this model ({code[door]}), which was not run; "
             "transformers' own was. Use trust_remote_code=True to run it."
         )
+    checkpoint.check_weights()
     settings = _config(checkpoint, config, trust_remote_code, revision)
+    encoder_only = role not in AUTO_CLASSES and _has_encoder(settings)
     model_class = _remote(code[door], checkpoint, revision) if own_code else _auto_class(settings, door)
+    if model_class.__name__ == "AutoModelForTextEncoding":
+        # T5Gemma's encoder wants to hear that it is alone.
+        settings.is_encoder_decoder = False
     try:
         whole, info = model_class.from_pretrained(
             str(checkpoint.folder),
             config=settings,
             dtype=dtype,
+            variant=checkpoint.variant,
             local_files_only=True,
             output_loading_info=True,
             # Not to accept them, but to learn their names.
@@ -146,10 +152,9 @@ def _build(
         )
     except Exception as error:
         raise CheckpointError(
-            f"transformers cannot load {checkpoint.folder} (model_type {config.get('model_type')!r}): {error}"
+            f"transformers cannot load {checkpoint.folder} (model_type {config.get('model_type')!r}): {reason(error)}"
         ) from error
     whole.eval()
-    encoder_only = role not in AUTO_CLASSES and getattr(settings, "is_encoder_decoder", False)
     model = whole.get_encoder() if encoder_only else whole
     if model is not whole:
         notes.append("Of this encoder-decoder model only the encoder is used.")
@@ -207,11 +212,16 @@ def _auto_class(settings: Any, door: str) -> Any:
         return auto_class
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
 
-    if getattr(settings, "is_encoder_decoder", False) and type(settings) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+    if _has_encoder(settings) and type(settings) in MODEL_FOR_TEXT_ENCODING_MAPPING:
         return transformers.AutoModelForTextEncoding
     if type(settings) not in MODEL_MAPPING:
         raise CheckpointError(f"transformers has no model without a head for model_type {settings.model_type!r}.")
     return transformers.AutoModel
+
+
+def _has_encoder(settings: Any) -> bool:
+    """Whether the model has an encoder beside a decoder; files of an encoder alone may deny that of their whole kind."""
+    return bool(getattr(settings, "is_encoder_decoder", False) or getattr(type(settings), "is_encoder_decoder", False))
 
 
 def _remote(reference: str, checkpoint: Checkpoint, revision: str | None) -> Any:
@@ -272,10 +282,15 @@ def _pad_id(config: Any) -> int | None:
 def _max_tokens(model: nn.Module) -> int | None:
     """Positions that a text may use: RoBERTa and its kin lose those up to the padding id's."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
-            return module.num_embeddings - module.padding_idx - 1
-    limit = getattr(model.config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+        if "position" in name and getattr(module, "padding_idx", None) is not None:
+            return int(module.weight.shape[0]) - module.padding_idx - 1
+    if getattr(model.config, "alibi", False):
+        # Falcon's config has a limit all the same, by default.
+        return None
+    # MPT's table of distances ends too; LED's encoder and decoder have tables of their own.
+    names = ("max_position_embeddings", "max_seq_len", "max_encoder_position_embeddings")
+    limits = (getattr(model.config, name, None) for name in names)
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 def _register_attention() -> None:

@@ -47,6 +47,7 @@ class LoadOptions:
     """What a user may decide about loading; see `Settings` for the words."""
 
     name: str
+    variant: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     implementation: Literal["auto", "native", "transformers"] = "auto"
@@ -69,7 +70,8 @@ def load(folder: Path, options: LoadOptions) -> Model:
         CheckpointError: files missing, corrupt or not understood. ConfigError: an option that cannot be honoured.
     """
     files = read_sentence_transformers(folder)
-    checkpoint = Checkpoint(options.weights_folder or (folder if files is None else files.transformer_folder))
+    weights_folder = options.weights_folder or (folder if files is None else files.transformer_folder)
+    checkpoint = Checkpoint(weights_folder, options.variant)
     trained = trained_role(options.adapters.merged_folders) if options.convert == "auto" else None
     labels_beside = {} if trained is None else trained_labels(options.adapters.merged_folders)
     config = overridden({**checkpoint.config, **labels_beside}, options.overrides)
@@ -113,6 +115,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
                 files,
                 options.max_tokens,
                 None if late is None else late.longest_side,
+                served.endless,
             ),
             vocabulary_size=served.vocabulary_size,
             hidden_size=served.hidden_size,
@@ -207,6 +210,7 @@ def _native(
         vocabulary_size=loaded.vocabulary_size,
         parameters=loaded.parameters,
         max_tokens=loaded.max_tokens,
+        endless=loaded.endless,
         dtype=dtype,
         pooling=family.pooling,
         head=head,
