@@ -296,6 +296,7 @@ def _transformers(
         pooling=DEFAULT_POOLINGS.get(architecture(config), fallback.pooling),
         head=head,
         notes=(*notes, *fallback.notes),
+        pools_itself=fallback.pools_itself,
     )
 
 
