@@ -51,7 +51,8 @@ class Settings(BaseModel):
     )
     model_impl: Literal["auto", "native", "transformers"] = Field("auto", description="Who runs the model.")
     variant: str | None = Field(
-        None, description="Which of several weights of a folder: fp16 for model.fp16.safetensors; none: those without a word."
+        None,
+        description="Which of several weights of a folder: fp16 for model.fp16.safetensors; none: those without a word.",
     )
     dtype: str = Field("auto", description="auto, float32 (fp32, float), float16 (fp16, half) or bfloat16 (bf16).")
     device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda, cuda:N or mps.")

@@ -91,10 +91,10 @@ def expected(model: Any, folder: Path) -> np.ndarray:
     vectors: list[Tensor] = []
     with torch.inference_mode():
         for ids in token_ids(folder):
+            padding: list[int] = []
             if type(model).__name__.startswith("Siglip"):
-                pad = transformers.AutoTokenizer.from_pretrained(folder).pad_token_id
-                ids = ids + [pad] * (40 - len(ids))
-            vectors.append(model.get_text_features(input_ids=torch.tensor([ids])).pooler_output[0])
+                padding = [transformers.AutoTokenizer.from_pretrained(folder).pad_token_id] * (40 - len(ids))
+            vectors.append(model.get_text_features(input_ids=torch.tensor([ids + padding])).pooler_output[0])
     return np.stack([(vector / vector.norm()).numpy() for vector in vectors])
 
 

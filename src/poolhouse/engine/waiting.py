@@ -18,9 +18,7 @@ def prompt_place(index: int) -> str:
     return f"prompts[{index}]"
 
 
-async def gather(
-    futures: Sequence[Future[Answer]], place: Callable[[int], str] = prompt_place
-) -> list[Answer]:
+async def gather(futures: Sequence[Future[Answer]], place: Callable[[int], str] = prompt_place) -> list[Answer]:
     """All answers in order; the first failure, in order, is raised, with the place of its prompt.
 
     Cancelling takes what still waits out of the queue.
@@ -61,9 +59,7 @@ def joined(futures: Sequence[Future[Answer]]) -> asyncio.Future[list[Answer]]:
     return whole
 
 
-def located(
-    error: InvalidRequest, futures: Sequence[Future[Answer]], place: Callable[[int], str]
-) -> InvalidRequest:
+def located(error: InvalidRequest, futures: Sequence[Future[Answer]], place: Callable[[int], str]) -> InvalidRequest:
     """The error with the place of the prompt that has it, where there are several."""
     for index, future in enumerate(futures if len(futures) > 1 else ()):
         if future.done() and not future.cancelled() and future.exception() is error:

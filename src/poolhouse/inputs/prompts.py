@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,8 @@ def each(items: Any, parameter: str, wanted: str | None = None) -> Iterable[Any]
         raise InvalidRequest(f"{parameter} is a {type(items).__name__}, which has no order; give a list.", parameter)
     if hasattr(items, "columns") or hasattr(items, "column_names"):
         raise InvalidRequest(
-            f"{parameter} is a table ({type(items).__name__}); give one of its columns, such as table['text'].", parameter
+            f"{parameter} is a table ({type(items).__name__}); give one of its columns, such as table['text'].",
+            parameter,
         )
     # Of numpy and torch, pandas, pyarrow, and polars.
     for name in ("tolist", "to_pylist", "to_list"):
@@ -161,7 +163,7 @@ _SIDE = "a text, a dict with 'text' or 'content' (a list of text parts), or a li
 
 def _text_of(item: Any, place: str) -> str:
     if isinstance(item, str):
-        return item
+        return str(item)
     if not isinstance(item, Mapping):
         raise _wrong(item, place, _SIDE)
     for key in ("text", "prompt"):
@@ -177,7 +179,8 @@ def _text_of(item: Any, place: str) -> str:
 
 def _parse(prompt: Any, place: str) -> Prompt:
     if isinstance(prompt, str):
-        return Prompt(prompt)
+        # Not numpy's kind of text.
+        return Prompt(str(prompt))
     if isinstance(prompt, Mapping):
         return _parse_mapping(prompt, place)
     if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], str):
@@ -192,7 +195,7 @@ def _pair(texts: Sequence[Any], place: str) -> Prompt:
         raise InvalidRequest(f"{place} holds {len(texts)} texts; a pair has two.", place)
     if not isinstance(texts[1], str):
         raise _wrong(texts[1], f"{place}[1]", "the second text of a pair")
-    return Prompt(texts[0], pair=texts[1])
+    return Prompt(str(texts[0]), pair=str(texts[1]))
 
 
 def _parse_mapping(prompt: Mapping[str, Any], place: str) -> Prompt:
@@ -275,8 +278,8 @@ _PROMPT = "a text, a pair of texts, a list of token ids, or a dict with 'prompt'
 
 def _wrong(value: Any, place: str, wanted: str | None = None) -> InvalidRequest:
     shown = "null" if value is None else type(value).__name__
-    if isinstance(value, float) and value != value:
-        shown = "NaN, a missing value"
+    if (isinstance(value, float) and math.isnan(value)) or shown in ("NAType", "NaTType"):
+        shown = f"{value!r}, a missing value".replace("nan", "NaN")
     elif isinstance(value, bytes | bytearray):
         shown += ", not text: decode it"
     return InvalidRequest(f"{place} is {shown}; it must be {wanted or _PROMPT}.", place)

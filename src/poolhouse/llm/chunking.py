@@ -51,7 +51,9 @@ def embed_chunks(
     """
     asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
     made = _plan(self, texts, chunk_size, chunks, separator, overlap, asked)
-    return self._outputs(made.finish(wait(self.engine.submit(made.requests), use_tqdm, "embed_chunks", _place)), _chunked)
+    return self._outputs(
+        made.finish(wait(self.engine.submit(made.requests), use_tqdm, "embed_chunks", _place)), _chunked
+    )
 
 
 async def embed_chunks_async(

@@ -91,7 +91,9 @@ def _check_no_pooling(files: SentenceTransformersFiles | None, user: PoolerConfi
     if user.seq_pooling_type is not None:
         raise ConfigError("pooler_config: this model makes one vector of each text itself; leave the pooling out.")
     if files is not None and files.pooling is not None:
-        raise CheckpointError(f"{folder}: a Pooling of token vectors behind a model that makes one vector of each text.")
+        raise CheckpointError(
+            f"{folder}: a Pooling of token vectors behind a model that makes one vector of each text."
+        )
 
 
 def labels_of(config: Mapping[str, Any], served: Served) -> tuple[dict[int, str], tuple[str, ...]]:

@@ -230,7 +230,9 @@ def _tokenizers_pad_id(folder: Path) -> int:
     try:
         found = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True).pad_token_id
     except Exception as error:
-        raise CheckpointError(f"{folder}: its texts are filled up, but transformers cannot read the tokenizer: {error}") from error
+        raise CheckpointError(
+            f"{folder}: its texts are filled up, but transformers cannot read the tokenizer: {error}"
+        ) from error
     if found is None:
         raise CheckpointError(f"{folder}: its texts are filled up, but the tokenizer names no padding token.")
     return int(found)
@@ -358,7 +360,7 @@ def _max_tokens(model: nn.Module) -> int | None:
     for name, module in model.named_modules():
         table = getattr(module, "weight", None)
         if "position" in name and table is not None and getattr(module, "padding_idx", None) is not None:
-            return int(table.shape[0]) - module.padding_idx - 1
+            return int(table.shape[0] - module.padding_idx - 1)
     if getattr(model.config, "alibi", False):
         # Falcon's config has a limit all the same, by default.
         return None

@@ -122,7 +122,9 @@ class Inputs(Common):
 
     # Checked by parse_prompts: a schema union over thousands of texts would be slower than answering them.
     input: Any = Field(
-        None, description="A text, token ids, a prompt object, or a list of them and of pairs of texts.", json_schema_extra=_INPUT_OR_NULL
+        None,
+        description="A text, token ids, a prompt object, or a list of them and of pairs of texts.",
+        json_schema_extra=_INPUT_OR_NULL,
     )
     messages: list[Any] | None = Field(
         None, description="A conversation (or, for embeddings, a list of them) that the chat template renders."
