@@ -50,9 +50,7 @@ CALLS: dict[str, Callable[[LLM, Any], Any]] = {
     "reward": lambda llm, prompts: arrays(llm.reward(prompts)),
     "embed_tokens": lambda llm, prompts: [np.array(vectors) for vectors in llm.embed_tokens(prompts)],
     "embed_tokens_in_blocks": lambda llm, prompts: [
-        np.array(vectors)
-        for block in llm.embed_tokens_in_blocks(prompts, prompts_per_block=2)
-        for vectors in block
+        np.array(vectors) for block in llm.embed_tokens_in_blocks(prompts, prompts_per_block=2) for vectors in block
     ],
     "embed_sparse": lambda llm, prompts: [output.outputs.weights for output in llm.embed_sparse(prompts)],
     "embed_sparse_array": lambda llm, prompts: [llm.embed_sparse_array(prompts).values],
@@ -120,5 +118,5 @@ def test_weights_of_tokens_are_one_number_each(llm: LLM) -> None:
 
 def test_a_model_may_be_named_by_a_path(tmp_path: Path) -> None:
     save_m3(tmp_path)
-    with LLM(tmp_path, tokenizer=tmp_path) as llm:  # type: ignore[arg-type]
+    with LLM(tmp_path, tokenizer=tmp_path) as llm:
         assert llm.engine.name == str(tmp_path)

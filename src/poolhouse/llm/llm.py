@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,7 +46,7 @@ class LLM:
         CheckpointError: model files that are missing, corrupt or not understood.
     """
 
-    def __init__(self, model: str | None = None, **options: Any) -> None:
+    def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
         self.settings = Settings.parse(model=model, **options)
         self.engine = open_engine(self.settings)
         self._numbers = itertools.count()
