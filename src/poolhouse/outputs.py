@@ -27,7 +27,7 @@ Array = npt.NDArray[np.float32]
 class PoolingOutput:
     """The answer of `LLM.encode`.
 
-    array: [features] for embed and classify, [tokens, features] for token tasks.
+    array: [features] for embed and classify, [tokens, features] for token tasks, [tokens] for weights of tokens.
     """
 
     array: Array

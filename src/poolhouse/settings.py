@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,8 +50,12 @@ class Settings(BaseModel):
         None, description="Changes to config.json, as JSON; in Python a function too."
     )
     model_impl: Literal["auto", "native", "transformers"] = Field("auto", description="Who runs the model.")
-    dtype: str = Field("auto", description="auto, float32, float16 (half) or bfloat16.")
-    device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N.")
+    variant: str | None = Field(
+        None,
+        description="Which of several weights of a folder: fp16 for model.fp16.safetensors; none: those without a word.",
+    )
+    dtype: str = Field("auto", description="auto, float32 (fp32, float), float16 (fp16, half) or bfloat16 (bf16).")
+    device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda, cuda:N or mps.")
     pooler_config: Annotated[Any, Panel("Pooling")] = Field(
         None, description="How to pool, as JSON; --pooler-config.FIELD sets one field."
     )
@@ -109,6 +114,31 @@ class Settings(BaseModel):
     )
     quantization_config: Any = Field(None, description="As quantization.")
     seed: int = Field(0, description="Seed of torch's random numbers.")
+
+    @field_validator("model", "tokenizer", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @field_validator("variant")
+    @classmethod
+    def _variant_is_a_word(cls, value: str | None) -> str | None:
+        if value is not None and (not value or any(sign in value for sign in "./\\*?[]")):
+            raise ValueError("a variant is the word in the files' names, such as fp16 in model.fp16.safetensors")
+        return value
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _dtype_by_any_name(cls, value: Any) -> Any:
+        # torch.float16, numpy.dtype("float16") and numpy.float16 are no texts, but name themselves.
+        name = value.__name__ if isinstance(value, type) else str(value or "auto")
+        return name.lower().removeprefix("torch.")
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _device_as_text(cls, value: Any) -> Any:
+        # torch.device("cuda:0") writes itself so.
+        return str(value or "auto")
 
     @field_validator("seed", mode="before")
     @classmethod

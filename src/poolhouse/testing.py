@@ -67,6 +67,7 @@ class FakeEngine:
         self.prompts: Mapping[str, str] = prompts or {}
         self.about = About("float32", "cpu", pooling="mean", max_batch_tokens=2048, tokenizer_threads=1)
         self.aliases: tuple[str, ...] = ()
+        self.unlisted_names: tuple[str, ...] = ()
         self.sparse = sparse
         self.token_weights = sparse is not None and sparse.task == "token_classify"
         self.adapters: tuple[str, ...] = ()

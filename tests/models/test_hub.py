@@ -11,11 +11,17 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
+from poolhouse import LLM
 from poolhouse.errors import CheckpointError
+from poolhouse.models.embedded import embedded_model
 from poolhouse.models.hub import locate
+from poolhouse.server.app import create_app
+from poolhouse.settings import ServerSettings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -180,3 +186,59 @@ for model, revision in (
 
 def files_in(folder: str) -> set[str]:
     return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
+
+
+HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", HUB_NAME])
+def test_the_embedded_model_is_found_by_its_hub_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert locate(name, download_dir=str(tmp_path)) == embedded_model()
+    assert locate(name, download_dir=str(tmp_path), revision="main") == embedded_model()
+    with pytest.raises(CheckpointError, match=f"{HUB_NAME} at revision 'v2' is not in the cache"):
+        locate(name, download_dir=str(tmp_path), revision="v2")
+    # A folder of that name wins, and so does the cache, if it has the weights.
+    snapshot = tmp_path / "models--sentence-transformers--all-MiniLM-L6-v2" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text(COMMIT)
+    assert locate(name, download_dir=str(tmp_path)) == embedded_model()
+    (snapshot / "model.safetensors").touch()
+    assert locate(name, download_dir=str(tmp_path)).samefile(snapshot)
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir(parents=True)
+    assert locate(name, download_dir=str(tmp_path)) == Path(name)
+
+
+def test_without_its_package_the_hub_name_is_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("poolhouse.models.embedded.find_spec", lambda _: None)
+    with pytest.raises(CheckpointError, match=f"{HUB_NAME} is not in the cache"):
+        locate("all-MiniLM-L6-v2", download_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("model", "served", "name", "others"),
+    [
+        (None, None, "all-MiniLM-L6-v2", {HUB_NAME}),
+        (HUB_NAME, None, HUB_NAME, {"all-MiniLM-L6-v2"}),
+        (HUB_NAME, ("mine", "ours"), "mine", {"ours"}),
+    ],
+)
+def test_the_server_answers_to_every_name_of_the_embedded_model(
+    model: str | None, served: Any, name: str, others: set[str], tmp_path: Path
+) -> None:
+    with (
+        LLM(model, served_model_name=served, download_dir=str(tmp_path)) as llm,
+        TestClient(create_app([llm.engine], ServerSettings())) as client,
+    ):
+        assert llm.engine.name == name
+        for asked in ("all-MiniLM-L6-v2", HUB_NAME, "mine", "ours"):
+            reply = client.post("/v1/embeddings", json={"input": "x", "model": asked})
+            known = asked in {name, *others}
+            assert reply.status_code == (200 if known else 404), asked
+            assert not known or reply.json()["model"] == name
+        listed = [entry["id"] for entry in client.get("/v1/models").json()["data"]]
+    assert listed == list(served or [name])

@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.models.embedded import embedded_model
 from poolhouse.models.load import LoadOptions, load
+from poolhouse.models.placement import device_of, dtype_of
+from poolhouse.settings import Settings
 
 BERT = {
     "vocab_size": 99,
@@ -202,6 +205,43 @@ def test_overrides_change_the_config(tiny: Path) -> None:
 )
 def test_dtype_words(tiny: Path, word: str, dtype: torch.dtype) -> None:
     assert load(tiny, options(dtype=word)).facts.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"),
+    [
+        (torch.float32, ["float32", "fp32", "float", "FP32", "torch.float32", torch.float32, np.float32]),
+        (torch.float16, ["float16", "fp16", "half", "torch.float16", torch.half, np.float16, np.dtype("float16")]),
+        (torch.bfloat16, ["bfloat16", "bf16", "BF16", "torch.bfloat16", torch.bfloat16]),
+    ],
+)
+def test_a_dtype_has_many_names(dtype: torch.dtype, words: list[Any]) -> None:
+    cpu = torch.device("cpu")
+    assert dtype_of(Settings.parse(dtype=None).dtype, {}, None, cpu) == torch.float32
+    for word in words:
+        assert dtype_of(Settings.parse(dtype=word).dtype, {}, None, cpu) == dtype
+
+
+@pytest.mark.parametrize("word", ["int8", "fp8", "float64", torch.int8, 16])
+def test_a_dtype_that_models_do_not_run_in_names_those_they_do(word: Any) -> None:
+    with pytest.raises(ConfigError, match=r"is not one of \['auto', 'float32', 'fp32', .*'bf16'\]"):
+        dtype_of(Settings.parse(dtype=word).dtype, {}, None, torch.device("cpu"))
+
+
+def test_mps_is_taken_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert device_of("mps") == device_of(Settings.parse(device=torch.device("mps")).device) == torch.device("mps")
+    assert dtype_of("auto", {}, None, torch.device("mps")) == torch.float32
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device='mps', but this torch sees no Metal device") as refused:
+        device_of("mps")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("word", ["meta", "xpu", "vulkan:0"])
+def test_devices_that_no_model_runs_on_are_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match=rf"device='{word}' is not .*; try 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'"):
+        device_of(word)
 
 
 def test_wrong_dtype_and_device_words_are_refused(tiny: Path) -> None:

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from poolhouse.engine.request import Answer
-from poolhouse.outputs import PoolingOutput, PoolingRequestOutput
+from poolhouse.outputs import Array, PoolingOutput, PoolingRequestOutput
 from poolhouse.tokens import Tokens
 
 
-def pooling_outputs(answers: Sequence[Answer]) -> list[PoolingRequestOutput]:
-    """The answers of any task, numbered in order."""
-    return [pooling(str(index), answer) for index, answer in enumerate(answers)]
+class Engine(Protocol):
+    """What the shape of an answer depends on."""
+
+    @property
+    def token_weights(self) -> bool:
+        """Whether `token_classify` weighs tokens for sparse retrieval."""
+        ...
 
 
-def pooling(request_id: str, answer: Answer) -> PoolingRequestOutput:
-    return PoolingRequestOutput(request_id, PoolingOutput(answer.array), **facts(answer))
+def shown(array: Array, task: str, engine: Engine) -> Array:
+    """The array as callers see it: a number per token where `token_classify` weighs tokens, as vLLM has it."""
+    return array[:, 0] if task == "token_classify" and engine.token_weights else array
+
+
+def pooling_outputs(answers: Sequence[Answer], task: str, engine: Engine) -> list[PoolingRequestOutput]:
+    """The answers of a task, numbered in order."""
+    build = pooling(task, engine)
+    return [build(str(index), answer) for index, answer in enumerate(answers)]
+
+
+def pooling(task: str, engine: Engine) -> Callable[[str, Answer], PoolingRequestOutput]:
+    """Answers of a task as `LLM.encode` gives them."""
+
+    def build(request_id: str, answer: Answer) -> PoolingRequestOutput:
+        return PoolingRequestOutput(request_id, PoolingOutput(shown(answer.array, task, engine)), **facts(answer))
+
+    return build
 
 
 def facts(answer: Answer) -> dict[str, Any]:

@@ -98,6 +98,11 @@ class Engine:
         return self.options.aliases
 
     @property
+    def unlisted_names(self) -> tuple[str, ...]:
+        """Names that requests may use, and no list shows: the embedded model's on the hub."""
+        return self.options.unlisted_names
+
+    @property
     def about(self) -> About:
         """What it tells of itself, for /info."""
         return About.of(self.model, self.options)

@@ -56,7 +56,13 @@ def open_engine(settings: Settings) -> Engine:
         log.warning("No model was named: using the embedded default, %s.", name)
     else:
         name = settings.model
-        folder = locate(name, revision=settings.revision, download_dir=settings.download_dir, token=settings.hf_token)
+        folder = locate(
+            name,
+            revision=settings.revision,
+            download_dir=settings.download_dir,
+            token=settings.hf_token,
+            variant=settings.variant,
+        )
     folders = folders_of(folder, lambda place: _found(settings, place))
     torch.manual_seed(settings.seed)
     pooler = PoolerConfig.parse(settings.pooler_config)
@@ -66,6 +72,7 @@ def open_engine(settings: Settings) -> Engine:
         folders.described,
         LoadOptions(
             name=settings.names[0] if settings.names else name,
+            variant=settings.variant,
             dtype=settings.dtype,
             device=settings.device,
             implementation=settings.model_impl,
@@ -120,6 +127,7 @@ def open_engine(settings: Settings) -> Engine:
             score_template=_score_template(given, model),
             conversations=_conversations(given, tokenizer_folder, settings.chat_template_content_format),
             aliases=settings.names[1:],
+            unlisted_names=() if settings.names else embedded.other_names(name, folder),
             calibration=calibration,
         ),
         None if plugin is None else load_plugin(plugin, settings, tokenizer),
@@ -153,7 +161,7 @@ def _static(model: Model, settings: Settings) -> tuple[Model, Tokenizer | None]:
 
 def _found(settings: Settings, place: str) -> Path:
     """The folder of an adapter, or of an adapter's base: a path or a hub id, looked up as the model is."""
-    return locate(place, download_dir=settings.download_dir, token=settings.hf_token)
+    return locate(place, download_dir=settings.download_dir, token=settings.hf_token, variant=settings.variant)
 
 
 def _preferring(word: str | None, model: Model) -> Model:

@@ -21,7 +21,7 @@ class EngineOptions:
     default_params: what the model's owner wants where a request says nothing.
     score_template: what joins a query and a document, where the tokenizer does not.
     conversations: the chat templates that messages go through.
-    aliases: names beside the model's own that requests may use.
+    aliases: names beside the model's own that requests may use. unlisted_names: further ones, of which no list tells.
     calibration: the ranges of int8 vectors, of the task `embed`, or of `token_embed` where the model has no other.
     """
 
@@ -34,4 +34,5 @@ class EngineOptions:
     score_template: ScoreTemplate | None = None
     conversations: Conversations = Conversations()
     aliases: tuple[str, ...] = ()
+    unlisted_names: tuple[str, ...] = ()
     calibration: Calibration | None = None

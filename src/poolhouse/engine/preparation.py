@@ -55,6 +55,8 @@ class Preparation:
         tasks = self._tasks(request)
         request.params.check(request.task, self.model.facts.matryoshka, self.model.facts.name, tasks[1:])
         params, *further = [self._params(request, task, len(tasks) > 1) for task in tasks]
+        if request.prompt.pair is not None:
+            request = self._of_pair(request)
         adapter, prompt_name = self._adapter(request, self._prompt_name(request))
         prompt = self._with_prefix(request, prompt_name)
         route = self._route(request)
@@ -84,6 +86,21 @@ class Preparation:
             max_document_tokens=params.max_tokens_per_doc,
             longest=self.options.max_prompt_tokens,
         )
+
+    def _of_pair(self, request: Request) -> Request:
+        """The request with what joins its two texts, where the tokenizer does not.
+
+        Raises:
+            InvalidRequest: it asks for what is known of one text alone.
+        """
+        if self.model.facts.late_interaction is not None:
+            raise InvalidRequest("This model reads texts one by one; score compares the two of a pair.", "prompt")
+        if request.places or request.spans is not None:
+            raise InvalidRequest("Places of characters need one text; a pair has two.", "prompt")
+        template = self.options.score_template
+        if template is None or request.prompt.template is not None:
+            return request
+        return replace(request, prompt=replace(request.prompt, template=template))
 
     def _tasks(self, request: Request) -> tuple[Task, ...]:
         """The request's task and its further ones.

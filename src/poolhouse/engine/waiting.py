@@ -10,18 +10,26 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from poolhouse.engine.request import Answer
+from poolhouse.errors import InvalidRequest
 
 
-async def gather(futures: Sequence[Future[Answer]]) -> list[Answer]:
-    """All answers in order; the first failure, in order, is raised.
+def prompt_place(index: int) -> str:
+    """What callers of Python call the prompt of a request."""
+    return f"prompts[{index}]"
+
+
+async def gather(futures: Sequence[Future[Answer]], place: Callable[[int], str] = prompt_place) -> list[Answer]:
+    """All answers in order; the first failure, in order, is raised, with the place of its prompt.
 
     Cancelling takes what still waits out of the queue.
     """
     try:
         return await joined(futures)
-    except BaseException:
+    except BaseException as error:
         for future in futures:
             future.cancel()
+        if isinstance(error, InvalidRequest):
+            raise located(error, futures, place) from None
         raise
 
 
@@ -49,6 +57,14 @@ def joined(futures: Sequence[Future[Answer]]) -> asyncio.Future[list[Answer]]:
     if not futures:
         whole.set_result([])
     return whole
+
+
+def located(error: InvalidRequest, futures: Sequence[Future[Answer]], place: Callable[[int], str]) -> InvalidRequest:
+    """The error with the place of the prompt that has it, where there are several."""
+    for index, future in enumerate(futures if len(futures) > 1 else ()):
+        if future.done() and not future.cancelled() and future.exception() is error:
+            return type(error)(f"{place(index)}: {error}", error.parameter, error.value)
+    return error
 
 
 class _Mailbox:

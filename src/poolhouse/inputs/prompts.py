@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,10 @@ from poolhouse.tokens import Ids
 
 if TYPE_CHECKING:
     from poolhouse.inputs.chat import ScoreTemplate
+
+# A text, two texts that are read as a pair, token ids, or a dict; see `parse_prompts`.
+PromptLike = str | tuple[str, str] | Sequence[int] | Mapping[str, Any]
+Prompts = PromptLike | Iterable[PromptLike]
 
 # Options of vLLM's prompt dictionaries that change nothing here: there is no prefix cache to salt.
 _WITHOUT_EFFECT = ("cache_salt", "multi_modal_uuids", "prompt")
@@ -38,11 +43,11 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """A text, token ids that somebody else made, or a conversation: exactly one of the three.
+    """A text or two, token ids that somebody else made, or a conversation: exactly one of the three.
 
     ids: [tokens] int64, special tokens included. prefix: a named prompt, put before the text.
     pair: a second text, which the tokenizer joins to the first (a document to a query).
-    template: what joins a pair instead, with the words of its request.
+    template: what joins a pair instead, with the words of its request; None leaves it to the model.
     conversation: what `text` was made of, or is to be made of; it takes no prefix.
     """
 
@@ -54,43 +59,77 @@ class Prompt:
     conversation: Conversation | None = None
 
 
-def parse_prompts(prompts: Any, parameter: str = "prompts") -> list[Prompt]:
+def parse_prompts(prompts: Any, parameter: str = "prompts", first: int = 0) -> list[Prompt]:
     """One Prompt for each that the caller gave, in order; a single prompt may stand bare.
 
-    prompts: a text, `{"prompt": text}`, `{"prompt_token_ids": ids}`, `{"messages": [...]}`, a list of ids, or a list
-    of any of these.
-    parameter: what the caller calls this argument, for messages.
+    prompts: a text, `{"prompt": text}`, a pair `{"text": text, "text_pair": text}`, `{"prompt_token_ids": ids}`,
+    `{"messages": [...]}`, a list of ids, or many of these and of pairs (text, text): a list, an array, a column, or
+    anything else that gives them one by one. Two texts in a list of their own are two prompts.
+    parameter: what the caller calls this argument, for messages. first: the number of its first prompt.
 
     Raises:
         InvalidRequest: naming the place and what may stand there.
     """
     if isinstance(prompts, str | Mapping) or _is_ids(prompts):
         return [_parse(prompts, parameter)]
-    if isinstance(prompts, np.ndarray):
-        prompts = list(prompts)
-    if not isinstance(prompts, list | tuple):
-        raise _wrong(prompts, parameter)
-    if not prompts:
+    many = each(prompts, parameter)
+    if not isinstance(many, list | tuple):
+        many = list(many)
+    if _is_ids(many):
+        return [_parse(many, parameter)]
+    if not many:
         raise InvalidRequest("You must pass at least one prompt", parameter)
     return [
         Prompt(prompt) if type(prompt) is str else _parse(prompt, f"{parameter}[{index}]")
-        for index, prompt in enumerate(prompts)
+        for index, prompt in enumerate(many, first)
     ]
+
+
+def each(items: Any, parameter: str, wanted: str | None = None) -> Iterable[Any]:
+    """Many items as Python's own objects, to be read once: of a list, an array, a column of a table, a generator ...
+
+    Raises:
+        InvalidRequest: what holds no items, has no order, or has columns.
+    """
+    if isinstance(items, list | tuple):
+        return items
+    if isinstance(items, np.ndarray) and items.ndim and items.dtype.kind in "biufcSV":
+        return list(items)
+    if isinstance(items, str | Mapping | bytes | bytearray | memoryview):
+        raise _wrong(items, parameter, wanted)
+    if isinstance(items, set | frozenset):
+        raise InvalidRequest(f"{parameter} is a {type(items).__name__}, which has no order; give a list.", parameter)
+    if hasattr(items, "columns") or hasattr(items, "column_names"):
+        raise InvalidRequest(
+            f"{parameter} is a table ({type(items).__name__}); give one of its columns, such as table['text'].",
+            parameter,
+        )
+    # Of numpy and torch, pandas, pyarrow, and polars.
+    for name in ("tolist", "to_pylist", "to_list"):
+        convert = getattr(items, name, None)
+        if callable(convert):
+            converted = convert()
+            # An array without a dimension is one item.
+            return converted if isinstance(converted, list) else [converted]
+    if not isinstance(items, Iterable):
+        raise _wrong(items, parameter, wanted)
+    return items
 
 
 def parse_side(side: Any, parameter: str) -> list[str]:
     """The texts of one side of a score, in order; a single one may stand bare.
 
-    side: a text, `{"text": text}`, `{"prompt": text}`, `{"content": [text parts]}`, or a list of any of these.
+    side: a text, `{"text": text}`, `{"prompt": text}`, `{"content": [text parts]}`, or many of these, as `each` reads them.
 
     Raises:
         InvalidRequest: naming the place and what may stand there.
     """
     if isinstance(side, str | Mapping):
         return [_text_of(side, parameter)]
-    if not isinstance(side, list | tuple):
-        raise _wrong(side, parameter, _SIDE)
-    return [item if type(item) is str else _text_of(item, f"{parameter}[{index}]") for index, item in enumerate(side)]
+    return [
+        item if type(item) is str else _text_of(item, f"{parameter}[{index}]")
+        for index, item in enumerate(each(side, parameter, _SIDE))
+    ]
 
 
 def text_parts(parts: Sequence[Any], place: str) -> list[str]:
@@ -124,7 +163,7 @@ _SIDE = "a text, a dict with 'text' or 'content' (a list of text parts), or a li
 
 def _text_of(item: Any, place: str) -> str:
     if isinstance(item, str):
-        return item
+        return str(item)
     if not isinstance(item, Mapping):
         raise _wrong(item, place, _SIDE)
     for key in ("text", "prompt"):
@@ -140,18 +179,29 @@ def _text_of(item: Any, place: str) -> str:
 
 def _parse(prompt: Any, place: str) -> Prompt:
     if isinstance(prompt, str):
-        return Prompt(prompt)
+        # Not numpy's kind of text.
+        return Prompt(str(prompt))
     if isinstance(prompt, Mapping):
         return _parse_mapping(prompt, place)
+    if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], str):
+        return _pair(prompt, place)
     if isinstance(prompt, list | tuple | np.ndarray):
         return Prompt(None, _ids(prompt, place))
     raise _wrong(prompt, place)
 
 
+def _pair(texts: Sequence[Any], place: str) -> Prompt:
+    if len(texts) != 2:
+        raise InvalidRequest(f"{place} holds {len(texts)} texts; a pair has two.", place)
+    if not isinstance(texts[1], str):
+        raise _wrong(texts[1], f"{place}[1]", "the second text of a pair")
+    return Prompt(str(texts[0]), pair=str(texts[1]))
+
+
 def _parse_mapping(prompt: Mapping[str, Any], place: str) -> Prompt:
     if "messages" in prompt:
         return _parse_conversation(prompt, place)
-    known = ("prompt", "prompt_token_ids", "messages", "cache_salt")
+    known = ("prompt", "prompt_token_ids", "messages", "text", "text_pair", "cache_salt")
     for key, value in prompt.items():
         if key in _MEDIA and value:
             raise InvalidRequest(
@@ -162,16 +212,22 @@ def _parse_mapping(prompt: Mapping[str, Any], place: str) -> Prompt:
                 f"{place} has an unknown key '{key}'.{did_you_mean(str(key), known)} Keys: {list(known)}.", place
             )
     if "prompt_token_ids" in prompt:
+        if prompt.get("text_pair") is not None:
+            raise InvalidRequest(f"{place} has 'text_pair' beside token ids; a pair is of texts.", place)
         ids = prompt["prompt_token_ids"]
         if not isinstance(ids, list | tuple | np.ndarray):
             raise _wrong(ids, f"{place}.prompt_token_ids")
         return Prompt(None, _ids(ids, f"{place}.prompt_token_ids"))
-    text = prompt.get("prompt")
+    if "text" in prompt and "prompt" in prompt:
+        raise InvalidRequest(f"{place} has 'prompt' and 'text'; give one of them.", place)
+    text, pair = prompt.get("text", prompt.get("prompt")), prompt.get("text_pair")
     if not isinstance(text, str):
         raise InvalidRequest(
-            f"{place} needs 'prompt' (a text), 'prompt_token_ids' (a list of integers) or 'messages'.", place
+            f"{place} needs 'prompt' or 'text' (a text), 'prompt_token_ids' (a list of integers) or 'messages'.", place
         )
-    return Prompt(text)
+    if not isinstance(pair, str | None):
+        raise _wrong(pair, f"{place}.text_pair", "a text")
+    return Prompt(text, pair=pair)
 
 
 def _parse_conversation(prompt: Mapping[str, Any], place: str) -> Prompt:
@@ -217,8 +273,13 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _wrong(
-    value: Any, place: str, wanted: str = "a text, a list of token ids, or a dict with 'prompt' or 'prompt_token_ids'"
-) -> InvalidRequest:
+_PROMPT = "a text, a pair of texts, a list of token ids, or a dict with 'prompt' or 'prompt_token_ids'"
+
+
+def _wrong(value: Any, place: str, wanted: str | None = None) -> InvalidRequest:
     shown = "null" if value is None else type(value).__name__
-    return InvalidRequest(f"{place} is {shown}; it must be {wanted}.", place)
+    if (isinstance(value, float) and math.isnan(value)) or shown in ("NAType", "NaTType"):
+        shown = f"{value!r}, a missing value".replace("nan", "NaN")
+    elif isinstance(value, bytes | bytearray):
+        shown += ", not text: decode it"
+    return InvalidRequest(f"{place} is {shown}; it must be {wanted or _PROMPT}.", place)

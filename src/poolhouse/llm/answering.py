@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from poolhouse.engine.answers import facts
 from poolhouse.engine.request import Answer
+from poolhouse.engine.waiting import located, prompt_place
+from poolhouse.errors import InvalidRequest
 from poolhouse.outputs import (
     ClassificationOutput,
     ClassificationRequestOutput,
@@ -53,13 +55,23 @@ def scored(request_id: str, score: Score) -> ScoringRequestOutput:
     )
 
 
-def wait(futures: Sequence[Future[Answer]], progress: bool | Callable[..., Any], label: str) -> list[Answer]:
-    """All answers in order; the first failure is raised, and what still waits is cancelled."""
+def wait(
+    futures: Sequence[Future[Answer]],
+    progress: bool | Callable[..., Any],
+    label: str,
+    place: Callable[[int], str] = prompt_place,
+) -> list[Answer]:
+    """All answers in order; the first failure is raised, and what still waits is cancelled.
+
+    place: where the caller gave the prompt of a request, for messages.
+    """
     try:
         return [future.result() for future in shown(futures, len(futures), progress, label)]
-    except BaseException:
+    except BaseException as error:
         for future in futures:
             future.cancel()
+        if isinstance(error, InvalidRequest):
+            raise located(error, futures, place) from None
         raise
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.chat import score_template
-from poolhouse.inputs.prompts import parse_prompts, parse_side
+from poolhouse.inputs.prompts import Prompts, parse_prompts, parse_side
 from poolhouse.llm.tokenization import Tokenization
 from poolhouse.lora import parse_lora_requests
 from poolhouse.params import PoolingParams
@@ -68,8 +68,8 @@ class Pruning:
     threshold: float | None = None
 
 
-def requests_of(engine: Engine, prompts: Any, task: Task, asked: Asked) -> list[Request]:
-    """A request per prompt, in order.
+def requests_of(engine: Engine, prompts: Prompts, task: Task, asked: Asked, first: int = 0) -> list[Request]:
+    """A request per prompt, in order. first: the number of the first one, for messages.
 
     Raises:
         UnsupportedTask: naming what the model can do. InvalidRequest: naming what is wrong.
@@ -80,7 +80,7 @@ def requests_of(engine: Engine, prompts: Any, task: Task, asked: Asked) -> list[
     params = asked.params
     _check_types(params, asked.prompt_name)
     _check_tasks(params, task, engine)
-    parsed = parse_prompts(prompts)
+    parsed = parse_prompts(prompts, first=first)
     adapters = _adapters(engine, asked, len(parsed))
     made = Tokenization.parse(asked.tokenization)
     if params is None or isinstance(params, PoolingParams):
@@ -102,8 +102,10 @@ def requests_of(engine: Engine, prompts: Any, task: Task, asked: Asked) -> list[
     ]
 
 
-def score_plan(engine: Engine, data_1: Any, data_2: Any, asked: Asked, joining: Joining) -> scoring.Plan:
-    """Requests and composition of `LLM.score`.
+def score_plan(
+    engine: Engine, data_1: Any, data_2: Any, asked: Asked, joining: Joining
+) -> tuple[scoring.Plan, Callable[[int], str]]:
+    """Requests and composition of `LLM.score`, and where the caller gave the text of a request.
 
     Raises:
         InvalidRequest, UnsupportedTask: see `poolhouse.scoring.plan`.
@@ -122,10 +124,18 @@ def score_plan(engine: Engine, data_1: Any, data_2: Any, asked: Asked, joining: 
     said = scoring.Asked(params, joining.instruction, template, joining.variables or {}, joining.mode, weights)
     plan = scoring.plan(engine, queries, documents, said)
     requests = [made.applied(replace(request, adapter=adapter)) for request in plan.requests]
-    return replace(plan, requests=requests)
+    lead = len(requests) - len(documents)
+
+    def place(index: int) -> str:
+        """Requests of documents come last; a list of documents may share one."""
+        if lead < 0:
+            return "data_2"
+        return f"data_1[{index}]" if index < lead else f"data_2[{index - lead}]"
+
+    return replace(plan, requests=requests), place
 
 
-def sparse_plan(engine: Engine, prompts: Any, asked: Asked, pruning: Pruning) -> sparse.Plan:
+def sparse_plan(engine: Engine, prompts: Prompts, asked: Asked, pruning: Pruning) -> sparse.Plan:
     """Requests of `LLM.embed_sparse`, and what becomes of their answers.
 
     Raises:

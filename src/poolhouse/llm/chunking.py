@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from poolhouse.engine.answers import facts_of
@@ -51,7 +51,9 @@ def embed_chunks(
     """
     asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
     made = _plan(self, texts, chunk_size, chunks, separator, overlap, asked)
-    return self._outputs(made.finish(wait(self.engine.submit(made.requests), use_tqdm, "embed_chunks")), _chunked)
+    return self._outputs(
+        made.finish(wait(self.engine.submit(made.requests), use_tqdm, "embed_chunks", _place)), _chunked
+    )
 
 
 async def embed_chunks_async(
@@ -71,7 +73,7 @@ async def embed_chunks_async(
     """`embed_chunks` for coroutines; cancelling it takes what waits out of the queue."""
     asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
     made = await asyncio.to_thread(_plan, self, texts, chunk_size, chunks, separator, overlap, asked)
-    return self._outputs(made.finish(await gather(self.engine.submit(made.requests))), _chunked)
+    return self._outputs(made.finish(await gather(self.engine.submit(made.requests), _place)), _chunked)
 
 
 def _plan(
@@ -83,10 +85,15 @@ def _plan(
     overlap: int | None,
     asked: Asked,
 ) -> Plan:
-    alone = not isinstance(texts, list | tuple)
+    alone = isinstance(texts, str | Mapping)
     spans = [chunks] if alone and chunks is not None else chunks
     requests = requests_of(llm.engine, texts, "embed", asked)
     return plan(llm.engine, requests, Chunking(chunk_size, spans, separator, overlap))
+
+
+def _place(_: int) -> str:
+    """A text may be read in several windows, each a request."""
+    return "texts"
 
 
 def _chunked(request_id: str, chunked: Chunked) -> ChunkedEmbeddingRequestOutput:

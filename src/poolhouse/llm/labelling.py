@@ -10,6 +10,7 @@ from poolhouse.engine.answers import facts
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import gather
 from poolhouse.errors import UnsupportedTask
+from poolhouse.inputs.prompts import Prompts
 from poolhouse.llm.answering import wait
 from poolhouse.llm.asking import Asked, Options, Params, requests_of
 from poolhouse.outputs import TokenClassificationOutput, TokenClassificationRequestOutput
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def token_classify(
     self: LLM,
-    prompts: Any,
+    prompts: Prompts,
     *,
     aggregation_strategy: str = "simple",
     ignore_labels: Collection[str] = ("O",),
@@ -49,7 +50,7 @@ def token_classify(
 
 async def token_classify_async(
     self: LLM,
-    prompts: Any,
+    prompts: Prompts,
     *,
     aggregation_strategy: str = "simple",
     ignore_labels: Collection[str] = ("O",),
@@ -65,7 +66,7 @@ async def token_classify_async(
     return self._outputs(zip(requests, answers, strict=True), _labelled(self.engine, strategy, ignore_labels))
 
 
-def _requests(engine: Engine, prompts: Any, asked: Asked) -> Sequence[Request]:
+def _requests(engine: Engine, prompts: Prompts, asked: Asked) -> Sequence[Request]:
     requests = requests_of(engine, prompts, "token_classify", asked)
     return [replace(request, places=True) for request in requests]
 
@@ -78,6 +79,8 @@ def _labelled(
     def build(request_id: str, pair: tuple[Request, Answer]) -> TokenClassificationRequestOutput:
         request, answer = pair
         text, places, scores = request.prompt.text, answer.tokens.places, answer.array
+        if engine.token_weights:
+            raise UnsupportedTask("This model weighs tokens, it does not label them; use embed_sparse or encode.")
         if len(scores) != len(answer.tokens):
             raise UnsupportedTask(
                 "Entities need a row per token, but this model pools steps (STEP); use encode instead."

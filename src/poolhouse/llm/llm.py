@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +13,7 @@ import numpy as np
 from poolhouse.engine.answers import pooling
 from poolhouse.engine.open import open_engine
 from poolhouse.engine.waiting import gather
+from poolhouse.inputs.prompts import Prompts
 from poolhouse.llm import answering, chunking, labelling, multi_vector, plugging, weighing
 from poolhouse.llm.answering import wait
 from poolhouse.llm.asking import Asked, Joining, Options, Params, requests_of, required_task, score_plan
@@ -44,7 +46,7 @@ class LLM:
         CheckpointError: model files that are missing, corrupt or not understood.
     """
 
-    def __init__(self, model: str | None = None, **options: Any) -> None:
+    def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
         self.settings = Settings.parse(model=model, **options)
         self.engine = open_engine(self.settings)
         self._numbers = itertools.count()
@@ -56,7 +58,7 @@ class LLM:
 
     def embed(
         self,
-        prompts: Any,
+        prompts: Prompts,
         *,
         use_tqdm: bool | Callable[..., Any] = True,
         pooling_params: Params = None,
@@ -68,7 +70,8 @@ class LLM:
     ) -> list[EmbeddingRequestOutput]:
         """One vector per prompt, in input order.
 
-        prompts: a text, token ids, TextPrompt, TokensPrompt, or a list of them.
+        prompts: a text, token ids, TextPrompt, TokensPrompt, a pair of texts ({"text", "text_pair"}, or a tuple within
+            a list), or many of them: a list, a pandas Series, an array of texts, a column of a dataset, a generator.
         prompt_name: a prompt stored with the checkpoint ("query", "document"), put before each text;
             None takes the checkpoint's default, "" none.
         lora_request: a LoRARequest or an adapter's name, one for all prompts or one per prompt; "" uses no adapter.
@@ -84,7 +87,7 @@ class LLM:
 
     async def embed_async(
         self,
-        prompts: Any,
+        prompts: Prompts,
         *,
         pooling_params: Params = None,
         prompt_name: str | None = None,
@@ -100,7 +103,7 @@ class LLM:
 
     def embed_array(
         self,
-        prompts: Any,
+        prompts: Prompts,
         *,
         use_tqdm: bool | Callable[..., Any] = True,
         pooling_params: Params = None,
@@ -124,7 +127,7 @@ class LLM:
 
     def encode(
         self,
-        prompts: Any,
+        prompts: Prompts,
         pooling_params: Params = None,
         *,
         pooling_task: str | None = None,
@@ -137,6 +140,8 @@ class LLM:
     ) -> list[PoolingRequestOutput]:
         """The pooled rows of any task: one row per prompt, or one per token for the token tasks.
 
+        BGE-M3's weights (token_classify) are one number per token.
+
         `pooling_task="plugin"` takes `{"data": ...}`, and `outputs` is what the plugin makes of it.
         `input_type` says which side of a search the texts stand on: late interaction reads queries otherwise than
         documents, and takes all texts for documents unless told so.
@@ -148,12 +153,13 @@ class LLM:
         plugin = plugging.wanted(self.engine, prompts, pooling_task)
         if plugin is not None:
             return plugging.encode(self.engine, plugin, prompts, asked, use_tqdm)
-        requests = requests_of(self.engine, prompts, required_task(pooling_task, pooling_params, self.engine), asked)
-        return self._outputs(wait(self.engine.submit(requests), use_tqdm, str(pooling_task)), pooling)
+        wanted = required_task(pooling_task, pooling_params, self.engine)
+        requests = requests_of(self.engine, prompts, wanted, asked)
+        return self._outputs(wait(self.engine.submit(requests), use_tqdm, wanted), pooling(wanted, self.engine))
 
     async def encode_async(
         self,
-        prompts: Any,
+        prompts: Prompts,
         pooling_params: Params = None,
         *,
         pooling_task: str | None = None,
@@ -168,12 +174,13 @@ class LLM:
         plugin = plugging.wanted(self.engine, prompts, pooling_task)
         if plugin is not None:
             return await plugging.encode_async(self.engine, plugin, prompts, asked)
-        requests = requests_of(self.engine, prompts, required_task(pooling_task, pooling_params, self.engine), asked)
-        return self._outputs(await gather(self.engine.submit(requests)), pooling)
+        wanted = required_task(pooling_task, pooling_params, self.engine)
+        requests = requests_of(self.engine, prompts, wanted, asked)
+        return self._outputs(await gather(self.engine.submit(requests)), pooling(wanted, self.engine))
 
     def classify(
         self,
-        prompts: Any,
+        prompts: Prompts,
         *,
         use_tqdm: bool | Callable[..., Any] = True,
         pooling_params: Params = None,
@@ -183,6 +190,7 @@ class LLM:
     ) -> list[ClassificationRequestOutput]:
         """The probability of each label, and the name of the likeliest, per prompt in input order.
 
+        prompts: as for `embed`; pairs, such as premise and hypothesis, are read together, as the model was trained.
         `PoolingParams(use_activation=False)` asks for logits instead.
 
         Raises:
@@ -196,7 +204,7 @@ class LLM:
 
     async def classify_async(
         self,
-        prompts: Any,
+        prompts: Prompts,
         *,
         pooling_params: Params = None,
         prompt_name: str | None = None,
@@ -228,7 +236,7 @@ class LLM:
     ) -> list[ScoringRequestOutput]:
         """How well each pair of texts fits: by a cross-encoder, else by cosine, else by late interaction.
 
-        data_1, data_2: a text or a list of them (queries, documents), 1:1, 1:N or N:N.
+        data_1, data_2: a text or many of them (queries, documents), 1:1, 1:N or N:N: lists, arrays, columns, generators.
         instruction: what makes a document fit, for rerankers that read one.
         chat_template: joins the two texts of a pair: a file, its text, or a built-in name; chat_template_kwargs: its
             further variables.
@@ -240,8 +248,9 @@ class LLM:
         """
         asked = Asked(pooling_params, None, tokenization_kwargs, lora_request)
         joining = Joining(instruction, chat_template, chat_template_kwargs, mode, weights)
-        plan = score_plan(self.engine, data_1, data_2, asked, joining)
-        return self._outputs(plan.finish(wait(self.engine.submit(plan.requests), use_tqdm, "score")), answering.scored)
+        plan, place = score_plan(self.engine, data_1, data_2, asked, joining)
+        answers = wait(self.engine.submit(plan.requests), use_tqdm, "score", place)
+        return self._outputs(plan.finish(answers), answering.scored)
 
     async def score_async(
         self,
@@ -261,12 +270,13 @@ class LLM:
         """`score` for coroutines; cancelling it takes the pairs out of the queue."""
         asked = Asked(pooling_params, None, tokenization_kwargs, lora_request)
         joining = Joining(instruction, chat_template, chat_template_kwargs, mode, weights)
-        plan = score_plan(self.engine, data_1, data_2, asked, joining)
-        return self._outputs(plan.finish(await gather(self.engine.submit(plan.requests))), answering.scored)
+        plan, place = score_plan(self.engine, data_1, data_2, asked, joining)
+        answers = await gather(self.engine.submit(plan.requests), place)
+        return self._outputs(plan.finish(answers), answering.scored)
 
     def reward(
         self,
-        prompts: Any,
+        prompts: Prompts,
         *,
         use_tqdm: bool | Callable[..., Any] = True,
         pooling_params: Params = None,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from poolhouse.engine.request import Answer
-from poolhouse.engine.waiting import gather
+from poolhouse.engine.waiting import gather, prompt_place
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.input_types import role_of
+from poolhouse.inputs.prompts import PromptLike, Prompts, each
 from poolhouse.llm.answering import wait
 from poolhouse.llm.asking import Asked, Options, Params, requests_of
 from poolhouse.precision import parse_precision
@@ -28,7 +29,7 @@ _BLOCKS_AHEAD = 1
 
 def embed_tokens(
     self: LLM,
-    prompts: Any,
+    prompts: Prompts,
     *,
     input_type: str | None = None,
     token_pooling_factor: float | None = None,
@@ -57,7 +58,7 @@ def embed_tokens(
 
 async def embed_tokens_async(
     self: LLM,
-    prompts: Any,
+    prompts: Prompts,
     *,
     input_type: str | None = None,
     token_pooling_factor: float | None = None,
@@ -78,7 +79,7 @@ async def embed_tokens_async(
 
 def embed_tokens_in_blocks(
     self: LLM,
-    prompts: Iterable[Any],
+    prompts: Iterable[PromptLike],
     *,
     prompts_per_block: int = 1024,
     input_type: str | None = None,
@@ -98,32 +99,42 @@ def embed_tokens_in_blocks(
     Raises:
         as `embed_tokens`, when it is called for wrong options, in the loop for wrong prompts.
     """
-    if isinstance(prompts, str) or type(prompts_per_block) is not int or prompts_per_block < 1:
+    if isinstance(prompts, str | Mapping) or type(prompts_per_block) is not int or prompts_per_block < 1:
         raise InvalidRequest(
             "embed_tokens_in_blocks takes prompts one by one, and prompts_per_block from 1, "
             f"got {type(prompts).__name__} and {prompts_per_block!r}."
         )
     asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
     pack = _packing(self, input_type, token_pooling_factor, precision)
-    rest = iter(prompts)
+    rest = iter(each(prompts, "prompts"))
     groups = iter(lambda: list(itertools.islice(rest, prompts_per_block)), [])
-    return _blocks(
-        (self.engine.submit(requests_of(self.engine, group, "token_embed", asked)) for group in groups), pack
+    submitted = (
+        self.engine.submit(requests_of(self.engine, group, "token_embed", asked, number * prompts_per_block))
+        for number, group in enumerate(groups)
     )
+    return _blocks(submitted, pack, prompts_per_block)
 
 
 def _blocks(
-    submitted: Iterator[Sequence[Future[Answer]]], pack: Callable[[Sequence[Answer]], TokenEmbeddings]
+    submitted: Iterator[Sequence[Future[Answer]]],
+    pack: Callable[[Sequence[Answer]], TokenEmbeddings],
+    prompts_per_block: int,
 ) -> Iterator[TokenEmbeddings]:
     """The blocks in order. submitted: starts work on a group of prompts when it is asked for the next."""
     flying: deque[Sequence[Future[Answer]]] = deque()
+    firsts = itertools.count(0, prompts_per_block)
+
+    def packed() -> TokenEmbeddings:
+        first = next(firsts)
+        return pack(wait(flying.popleft(), False, "", lambda index: prompt_place(first + index)))
+
     try:
         for futures in submitted:
             flying.append(futures)
             if len(flying) > _BLOCKS_AHEAD:
-                yield pack(wait(flying.popleft(), progress=False, label=""))
+                yield packed()
         while flying:
-            yield pack(wait(flying.popleft(), progress=False, label=""))
+            yield packed()
     finally:
         for future in itertools.chain.from_iterable(flying):
             future.cancel()

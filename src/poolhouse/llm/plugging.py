@@ -46,14 +46,14 @@ def encode(
 ) -> list[PoolingRequestOutput]:
     """One output, whose `outputs` is what the plugin makes of the answers."""
     requests = _requests(engine, plugin, data, asked)
-    return _processed(plugin, wait(engine.submit(requests), use_tqdm, "plugin"))
+    return _processed(engine, plugin, wait(engine.submit(requests), use_tqdm, "plugin"))
 
 
 async def encode_async(engine: Engine, plugin: Plugin, data: Any, asked: Asked) -> list[PoolingRequestOutput]:
     """`encode` for coroutines; the plugin's own work is done in a thread."""
     requests = await asyncio.to_thread(_requests, engine, plugin, data, asked)
     answers = await gather(engine.submit(requests))
-    return await asyncio.to_thread(_processed, plugin, answers)
+    return await asyncio.to_thread(_processed, engine, plugin, answers)
 
 
 def _requests(engine: Engine, plugin: Plugin, data: Any, asked: Asked) -> list[Request]:
@@ -65,7 +65,7 @@ def _requests(engine: Engine, plugin: Plugin, data: Any, asked: Asked) -> list[R
     return requests_of(engine, prompts_of(plugin, data), task, replace(asked, params=merged))
 
 
-def _processed(plugin: Plugin, answers: Sequence[Answer]) -> list[PoolingRequestOutput]:
+def _processed(engine: Engine, plugin: Plugin, answers: Sequence[Answer]) -> list[PoolingRequestOutput]:
     # As in vLLM: the plugin decides what `outputs` is, and the whole has no id.
-    made: Any = plugin.post_process(pooling_outputs(answers))
+    made: Any = plugin.post_process(pooling_outputs(answers, task_of(plugin, engine.tasks), engine))
     return [PoolingRequestOutput("", made, [])]

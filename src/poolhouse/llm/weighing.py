@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from poolhouse.engine.answers import facts_of
 from poolhouse.engine.request import Answer
-from poolhouse.engine.waiting import gather
+from poolhouse.engine.waiting import gather, located, prompt_place
+from poolhouse.errors import InvalidRequest
+from poolhouse.inputs.prompts import Prompts
 from poolhouse.llm.answering import shown
 from poolhouse.llm.asking import Asked, Options, Pruning, sparse_plan
 from poolhouse.outputs import SparseMatrix, SparseRequestOutput
@@ -25,7 +27,7 @@ _MOST_NUMBERS, _MOST_PROMPTS = 2**26, 4096
 
 def embed_sparse(
     self: LLM,
-    prompts: Any,
+    prompts: Prompts,
     *,
     top_k: int | None = None,
     threshold: float | None = None,
@@ -52,7 +54,7 @@ def embed_sparse(
 
 async def embed_sparse_async(
     self: LLM,
-    prompts: Any,
+    prompts: Prompts,
     *,
     top_k: int | None = None,
     threshold: float | None = None,
@@ -70,7 +72,7 @@ async def embed_sparse_async(
 
 def embed_sparse_array(
     self: LLM,
-    prompts: Any,
+    prompts: Prompts,
     *,
     top_k: int | None = None,
     threshold: float | None = None,
@@ -100,14 +102,18 @@ def _windows(engine: Engine, plan: Plan, size: int) -> Iterator[Sparse]:
     plan.requests.clear()
     waiting: list[Future[Answer]] = []
     ahead: list[Future[Answer]] = []
+    first = 0
     try:
         while waiting or requests:
             ahead = engine.submit([requests.pop() for _ in range(min(size, len(requests)))])
             yield from (plan.each(future.result()) for future in waiting)
+            first += len(waiting)
             waiting, ahead = ahead, []
-    except BaseException:
+    except BaseException as error:
         for future in (*waiting, *ahead):
             future.cancel()
+        if isinstance(error, InvalidRequest):
+            raise located(error, waiting, lambda index: prompt_place(first + index)) from None
         raise
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from poolhouse.errors import CheckpointError
+from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.models.adapters import Adapters
 from poolhouse.models.backbone import Backbone
 from poolhouse.models.heads import LoadedHead
@@ -28,7 +28,9 @@ class Served:
     """A backbone, what the loader must know of it, and the head of a classifier or masked language model.
 
     role: what it is run as. words: who runs it. pooling: the default where no file says.
-    stated_pooling: what config.json demands, whatever the files say.
+    pools_itself: whether the rows of a text are all the same, its vector.
+    stated_pooling: what config.json demands, whatever the files say. endless: whether no table of positions ends at
+    max_tokens, so that the user may ask for more.
     """
 
     role: Role
@@ -44,6 +46,8 @@ class Served:
     notes: tuple[str, ...] = ()
     stated_pooling: str | None = None
     adapters: Adapters | None = None
+    endless: bool = False
+    pools_itself: bool = False
 
 
 def pipelines_of(
@@ -70,10 +74,27 @@ def pipelines_of(
             raise CheckpointError(f"{folder}: modules behind SpladePooling are not served ({behind}).")
         return splade_pipelines(head.steps, head.labels, files.splade, user, files.max_active_dims, files.normalize)
     pipelines = embed_pipelines(served.hidden_size, user, files, default_pooling)
+    if served.pools_itself:
+        _check_no_pooling(files, user, folder)
+        del pipelines["token_embed"]
     if head is not None:
         pipelines |= _classifier(head, {}, None, user)
     needed = architecture(config) == "BgeM3EmbeddingModel"
     return pipelines | bge_m3_pipelines(folder, served.hidden_size, served.vocabulary_size, config, user, needed)
+
+
+def _check_no_pooling(files: SentenceTransformersFiles | None, user: PoolerConfig, folder: Path) -> None:
+    """Refuse a pooling of what has been pooled.
+
+    Raises:
+        ConfigError: the user's. CheckpointError: that of sentence-transformers' files.
+    """
+    if user.seq_pooling_type is not None:
+        raise ConfigError("pooler_config: this model makes one vector of each text itself; leave the pooling out.")
+    if files is not None and files.pooling is not None:
+        raise CheckpointError(
+            f"{folder}: a Pooling of token vectors behind a model that makes one vector of each text."
+        )
 
 
 def labels_of(config: Mapping[str, Any], served: Served) -> tuple[dict[int, str], tuple[str, ...]]:

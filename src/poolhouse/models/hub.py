@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from poolhouse.errors import CheckpointError
+from poolhouse.models import embedded
+
+log = logging.getLogger("poolhouse")
 
 # `*` matches slashes too, so the first line reaches into 1_Pooling and its like.
 _FILES = (
@@ -21,12 +25,19 @@ _OTHER_RUNTIMES = (
 
 
 def locate(
-    model: str, *, revision: str | None = None, download_dir: str | None = None, token: str | None = None
+    model: str,
+    *,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    token: str | None = None,
+    variant: str | None = None,
 ) -> Path:
     """The folder of `model`: a path as it is, or a hub id's snapshot in the cache, downloaded once.
 
+    The embedded model is found by its hub id too, and without the owner's name, as in sentence-transformers.
+
     revision: branch, tag or commit on the hub. download_dir: cache to use instead of Hugging Face's own.
-    With HF_HUB_OFFLINE=1 only the cache is looked at.
+    variant: of its weights. With HF_HUB_OFFLINE=1 only the cache is looked at.
 
     Raises:
         CheckpointError: a path that is no folder, or a repository that does not exist, is closed or out of reach.
@@ -42,8 +53,27 @@ def locate(
         raise CheckpointError(f"{model} is a file. Name the folder that holds config.json and weights, or a hub id.")
     if _looks_like_a_path(model):
         raise CheckpointError(f"{model} does not exist. Name a folder on this machine, or a hub id like 'owner/name'.")
+    if model not in (embedded.NAME, embedded.HUB_NAME):
+        return _downloaded(model, revision, download_dir, token, variant)
+    # The hub first, which may have a newer revision.
+    stands_in = embedded.find_embedded() if revision in (None, "main") and variant is None else None
+    try:
+        folder = _downloaded(embedded.HUB_NAME, revision, download_dir, token, variant)
+        if stands_in is None or any(folder.glob("*.safetensors")):
+            return folder
+    except CheckpointError:
+        if stands_in is None:
+            raise
+    log.info("%s is not in the cache of the hub: its embedded files are used.", embedded.HUB_NAME)
+    return stands_in
+
+
+def _downloaded(
+    model: str, revision: str | None, download_dir: str | None, token: str | None, variant: str | None
+) -> Path:
     folder = _snapshot(model, _FILES, revision, download_dir, token)
-    if any(folder.glob("*.safetensors")) or any(folder.glob("0_*/*.safetensors")):
+    weights = "*.safetensors" if variant is None else f"*.{variant}*.safetensors"
+    if any(folder.glob(weights)) or any(folder.glob(f"0_*/{weights}")):
         return folder
     return _snapshot(model, _PICKLES, revision, download_dir, token)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,9 +14,9 @@ from torch import nn
 from poolhouse.errors import CheckpointError
 from poolhouse.models import packed_attention
 from poolhouse.models.backbone import Backbone
-from poolhouse.models.checkpoint import Checkpoint
+from poolhouse.models.checkpoint import Checkpoint, reason
 from poolhouse.models.heads import LoadedHead
-from poolhouse.models.hugging_face_backbones import Forward, Packed, Unpacked, hidden_states
+from poolhouse.models.hugging_face_backbones import Forward, Packed, Padding, Unpacked, hidden_states, text_features
 from poolhouse.models.hugging_face_heads import AUTO_CLASSES, kept_head, logits, take_head
 from poolhouse.models.hugging_face_weights import check_weights
 from poolhouse.models.packing_probe import may_pack, reads_ahead
@@ -30,6 +31,7 @@ class Fallback:
     max_tokens: None where the config states no limit.
     pooling: for models without files of sentence-transformers: LAST for decoders, CLS for encoders.
     head: of a classifier or masked language model; one without steps where the backbone's rows are logits already.
+    pools_itself: whether a text's rows are all the same, its vector.
     """
 
     backbone: Backbone
@@ -43,6 +45,7 @@ class Fallback:
     pooling: Literal["CLS", "LAST"]
     head: LoadedHead | None = None
     notes: tuple[str, ...] = ()
+    pools_itself: bool = False
 
 
 def load_hugging_face(
@@ -65,13 +68,14 @@ def load_hugging_face(
         CheckpointError: an unknown type, code that is not trusted, weights that are missing or of another shape.
     """
     with _quiet_transformers():
-        model, notes = _build(checkpoint, config, dtype, role, trust_remote_code, revision, used)
-        model = model.eval().requires_grad_(False).to(device)
-        forward = Forward(model, dtype, logits if role in AUTO_CLASSES else hidden_states)
-        vocabulary_size = _vocabulary_size(model)
-        ids = _plain_ids(model.config, vocabulary_size)
+        forward, notes = _build(checkpoint, config, dtype, role, trust_remote_code, revision, used)
+        model = forward.model.requires_grad_(False).to(device)
+        vocabulary_size = _vocabulary_size(_text_side(model))
+        ids = _plain_ids(_text_side(model).config, vocabulary_size)
         hidden_size = _width(forward, ids, device)
         head = None
+        if role not in AUTO_CLASSES and _has_two_sides(model):
+            return _features(forward, hidden_size, vocabulary_size, notes)
         if role in AUTO_CLASSES:
             taken = take_head(forward, role, ids, device)
             if taken is None:
@@ -114,6 +118,23 @@ def _whole(forward: Forward, role: Role, labels: int, vocabulary_size: int, note
     )
 
 
+def _features(forward: Forward, width: int, vocabulary_size: int, notes: tuple[str, ...]) -> Fallback:
+    """The text side of a model of pictures or sounds and texts, projected beside the other side."""
+    return Fallback(
+        backbone=Unpacked(forward, width),
+        packed=False,
+        why="unpacked: the model itself makes one vector of each text",
+        hidden_size=width,
+        vocabulary_size=vocabulary_size,
+        parameters=sum(parameter.numel() for parameter in forward.model.parameters()),
+        max_tokens=_max_tokens(_text_side(forward.model)),
+        causal=False,
+        pooling="CLS",
+        notes=notes,
+        pools_itself=True,
+    )
+
+
 def _build(
     checkpoint: Checkpoint,
     config: Mapping[str, Any],
@@ -122,8 +143,11 @@ def _build(
     trust_remote_code: bool,
     revision: str | None,
     used: frozenset[str],
-) -> tuple[Any, tuple[str, ...]]:
-    """The part of the model that answers with hidden states or logits, filled strictly, and what was odd about it."""
+) -> tuple[Forward, tuple[str, ...]]:
+    """The part of the model that answers with hidden states, logits or vectors, and what was odd about it.
+
+    It is filled strictly.
+    """
     notes = []
     code, door = config.get("auto_map") or {}, AUTO_CLASSES.get(role, "AutoModel")
     own_code = trust_remote_code and door in code
@@ -132,13 +156,19 @@ def _build(
             f"{checkpoint.folder} brings code of its own for this model ({code[door]}), which was not run; "
             "transformers' own was. Use trust_remote_code=True to run it."
         )
+    checkpoint.check_weights()
     settings = _config(checkpoint, config, trust_remote_code, revision)
+    encoder_only = role not in AUTO_CLASSES and _has_encoder(settings)
     model_class = _remote(code[door], checkpoint, revision) if own_code else _auto_class(settings, door)
+    if model_class.__name__ == "AutoModelForTextEncoding":
+        # T5Gemma's encoder wants to hear that it is alone.
+        settings.is_encoder_decoder = False
     try:
         whole, info = model_class.from_pretrained(
             str(checkpoint.folder),
             config=settings,
             dtype=dtype,
+            variant=checkpoint.variant,
             local_files_only=True,
             output_loading_info=True,
             # Not to accept them, but to learn their names.
@@ -146,18 +176,66 @@ def _build(
         )
     except Exception as error:
         raise CheckpointError(
-            f"transformers cannot load {checkpoint.folder} (model_type {config.get('model_type')!r}): {error}"
+            f"transformers cannot load {checkpoint.folder} (model_type {config.get('model_type')!r}): {reason(error)}"
         ) from error
     whole.eval()
-    encoder_only = role not in AUTO_CLASSES and getattr(settings, "is_encoder_decoder", False)
+    info["unexpected_keys"] = set(info["unexpected_keys"]) - used
+    if role not in AUTO_CLASSES and _has_two_sides(whole):
+        forward = _of_texts(whole, checkpoint.folder, dtype)
+        notes.append(f"Of {type(whole).__name__} only the text side is used; pictures and sounds are not read yet.")
+        ids = _plain_ids(_text_side(whole).config, _vocabulary_size(_text_side(whole)))
+        return forward, (*notes, *check_weights(whole, forward, info, ids, checkpoint.folder))
     model = whole.get_encoder() if encoder_only else whole
     if model is not whole:
         notes.append("Of this encoder-decoder model only the encoder is used.")
     ids = _plain_ids(settings, _vocabulary_size(model))
     forward = Forward(model, dtype, logits if role in AUTO_CLASSES else hidden_states)
-    info["unexpected_keys"] = set(info["unexpected_keys"]) - used
     notes += check_weights(whole, forward, info, ids, checkpoint.folder)
-    return model, tuple(notes)
+    return forward, tuple(notes)
+
+
+def _has_two_sides(model: Any) -> bool:
+    """Whether texts have a side of their own in the model, which makes one vector of each (CLIP and its kin)."""
+    return hasattr(model, "text_model") and (
+        hasattr(model, "get_text_features") or type(model).__name__.endswith(_PROJECTED)
+    )
+
+
+def _text_side(model: Any) -> Any:
+    return model.text_model if _has_two_sides(model) else model
+
+
+def _of_texts(model: Any, folder: Path, dtype: torch.dtype) -> Forward:
+    """The text side with its projection; the other side is let go."""
+    if type(model).__name__.endswith(_PROJECTED):
+        return Forward(model, dtype, text_features)
+    for name, _ in list(model.named_children()):
+        if name.startswith(_OTHER_SIDES):
+            setattr(model, name, None)
+    padding = None
+    if model.config.model_type.startswith("siglip"):
+        # Trained on padding without a mask, so that every text is as long; the config's pad id is not the tokenizer's.
+        padding = Padding(model.text_model.config.max_position_embeddings, _tokenizers_pad_id(folder))
+    return Forward(model, dtype, text_features, "get_text_features", padding)
+
+
+# Text sides that stand alone, with the projection into the space that they share.
+_PROJECTED = "TextModelWithProjection"
+_OTHER_SIDES = ("vision", "visual", "image", "audio", "video")
+
+
+def _tokenizers_pad_id(folder: Path) -> int:
+    import transformers
+
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True).pad_token_id
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder}: its texts are filled up, but transformers cannot read the tokenizer: {error}"
+        ) from error
+    if found is None:
+        raise CheckpointError(f"{folder}: its texts are filled up, but the tokenizer names no padding token.")
+    return int(found)
 
 
 def _config(checkpoint: Checkpoint, config: Mapping[str, Any], trust_remote_code: bool, revision: str | None) -> Any:
@@ -205,13 +283,21 @@ def _auto_class(settings: Any, door: str) -> Any:
             kind = door.removeprefix("AutoModel")
             raise CheckpointError(f"transformers has no model {kind} of model_type {settings.model_type!r}.")
         return auto_class
+    name = next(iter(settings.architectures or ()), "")
+    if name.endswith(_PROJECTED) and hasattr(transformers, name):
+        return getattr(transformers, name)
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
 
-    if getattr(settings, "is_encoder_decoder", False) and type(settings) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+    if _has_encoder(settings) and type(settings) in MODEL_FOR_TEXT_ENCODING_MAPPING:
         return transformers.AutoModelForTextEncoding
     if type(settings) not in MODEL_MAPPING:
         raise CheckpointError(f"transformers has no model without a head for model_type {settings.model_type!r}.")
     return transformers.AutoModel
+
+
+def _has_encoder(settings: Any) -> bool:
+    """Whether the model has an encoder beside a decoder; files of an encoder alone may deny that of their whole kind."""
+    return bool(getattr(settings, "is_encoder_decoder", False) or getattr(type(settings), "is_encoder_decoder", False))
 
 
 def _remote(reference: str, checkpoint: Checkpoint, revision: str | None) -> Any:
@@ -272,10 +358,16 @@ def _pad_id(config: Any) -> int | None:
 def _max_tokens(model: nn.Module) -> int | None:
     """Positions that a text may use: RoBERTa and its kin lose those up to the padding id's."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
-            return module.num_embeddings - module.padding_idx - 1
-    limit = getattr(model.config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+        table = getattr(module, "weight", None)
+        if "position" in name and table is not None and getattr(module, "padding_idx", None) is not None:
+            return int(table.shape[0] - module.padding_idx - 1)
+    if getattr(model.config, "alibi", False):
+        # Falcon's config has a limit all the same, by default.
+        return None
+    # MPT's table of distances ends too; LED's encoder and decoder have tables of their own.
+    names = ("max_position_embeddings", "max_seq_len", "max_encoder_position_embeddings")
+    limits = (getattr(model.config, name, None) for name in names)
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 def _register_attention() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,17 +66,43 @@ def hidden_states(answer: Any, ids: Tensor) -> Tensor:
     return answer[0] if found is None else found
 
 
+def text_features(answer: Any, ids: Tensor) -> Tensor:
+    """[rows, length, features] of a model that answers with one vector per text: the same at each of its tokens."""
+    found: Tensor = answer.text_embeds if hasattr(answer, "text_embeds") else answer.pooler_output
+    return found if found.ndim == 3 else found[:, None].expand(-1, ids.shape[1], -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """To which length texts are filled up, and with which token, for models that attend to it (SigLIP)."""
+
+    length: int
+    token: int
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return torch.nn.functional.pad(ids, (0, self.length - ids.shape[1]), value=self.token)
+
+
 class Forward:
     """One call of a transformers model, with only the keywords that it takes.
 
-    read: takes from its answer the row of each token.
+    read: takes from its answer the row of each token. door: the method that is called. padding: of ids, where needed.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype, read: Callable[[Any, Tensor], Tensor] = hidden_states) -> None:
+    def __init__(
+        self,
+        model: Any,
+        dtype: torch.dtype,
+        read: Callable[[Any, Tensor], Tensor] = hidden_states,
+        door: str = "__call__",
+        padding: Padding | None = None,
+    ) -> None:
         self.model = model
         self.dtype = dtype
         self._read = read
-        self._takes = frozenset(inspect.signature(model.forward).parameters)
+        self._call = getattr(model, door)
+        self._padding = padding
+        self._takes = frozenset(inspect.signature(model.forward if door == "__call__" else self._call).parameters)
 
     @torch.inference_mode()
     def __call__(
@@ -87,14 +114,14 @@ class Forward:
         seen: Tensor | None = None,
     ) -> Tensor:
         """ids, positions, types: [rows, length] -> [rows, length, hidden]. seen: as ids, the tokens attended to."""
-        given: dict[str, Any] = {"input_ids": ids}
+        given: dict[str, Any] = {"input_ids": ids if self._padding is None else self._padding(ids)}
         if seen is not None:
             given["attention_mask"] = seen.long().to(ids.device)
         optional = {"position_ids": positions, "token_type_ids": types, "use_cache": False}
         given |= {name: value for name, value in optional.items() if value is not None and name in self._takes}
         if segments is not None:
             given["segments"] = segments
-        hidden = self._read(self.model(**given), ids)
+        hidden = self._read(self._call(**given), ids)
         if not isinstance(hidden, Tensor) or hidden.shape[:2] != ids.shape:
             raise ValueError("the model does not answer with one hidden state per token")
         return hidden.to(self.dtype)

@@ -54,6 +54,7 @@ class LoadOptions:
     """What a user may decide about loading; see `Settings` for the words."""
 
     name: str
+    variant: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     implementation: Literal["auto", "native", "transformers"] = "auto"
@@ -80,7 +81,8 @@ def load(folder: Path, options: LoadOptions) -> Model:
     static = read_static(folder, files, options.dtype)
     if static is not None:
         return _load_static(static, folder, options)
-    checkpoint = Checkpoint(options.weights_folder or (folder if files is None else files.transformer_folder))
+    weights_folder = options.weights_folder or (folder if files is None else files.transformer_folder)
+    checkpoint = Checkpoint(weights_folder, options.variant)
     trained = trained_role(options.adapters.merged_folders) if options.convert == "auto" else None
     labels_beside = {} if trained is None else trained_labels(options.adapters.merged_folders)
     changes = {} if files is None else files.config_changes
@@ -130,6 +132,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
                 files,
                 options.max_tokens,
                 None if late is None else late.longest_side,
+                served.endless,
             ),
             vocabulary_size=served.vocabulary_size,
             hidden_size=served.hidden_size,
@@ -366,6 +369,7 @@ def _native(
         vocabulary_size=loaded.vocabulary_size,
         parameters=loaded.parameters,
         max_tokens=loaded.max_tokens,
+        endless=loaded.endless,
         dtype=dtype,
         pooling=family.pooling,
         head=head,
@@ -451,6 +455,7 @@ def _transformers(
         pooling=DEFAULT_POOLINGS.get(architecture(config), fallback.pooling),
         head=head,
         notes=(*notes, *fallback.notes),
+        pools_itself=fallback.pools_itself,
     )
 
 

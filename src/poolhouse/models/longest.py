@@ -18,10 +18,12 @@ def longest_prompt(
     files: SentenceTransformersFiles | None,
     wanted: int | None,
     longest_side: int | None = None,
+    endless: bool = False,
 ) -> int:
     """The longest prompt: sentence-transformers' max_seq_length, else the lesser of config and tokenizer.
 
-    longest_side: of a late-interaction model, whose other files state the length of the side that was read last.
+    The user may ask for more than these, but not for more than by_config, unless the model is endless: it has no
+    positions, but counts distances. longest_side: of a late-interaction model, whose other files state the length of the side that was read last.
 
     Raises:
         ConfigError: the user wants more.
@@ -40,8 +42,6 @@ def longest_prompt(
         return limit
     if wanted < 1:
         raise ConfigError(f"max_model_len must be at least 1, or -1 for the model's own limit, got {wanted}.")
-    if wanted > (by_config or limit):
-        raise ConfigError(
-            f"max_model_len={wanted} is more than the {by_config or limit} positions that the model was made for."
-        )
+    if by_config is not None and wanted > by_config and not endless:
+        raise ConfigError(f"max_model_len={wanted} is more than the {by_config} positions that the model was made for.")
     return wanted

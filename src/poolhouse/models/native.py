@@ -30,7 +30,8 @@ class Loaded:
     """A backbone, its sizes, and the tensors that were left out on purpose.
 
     prefix: what stands before the backbone's names in the checkpoint. token_table: name of the matrix of its tokens.
-    table: that matrix, [vocabulary, features]. merged: the adapters that the weights hold.
+    table: that matrix, [vocabulary, features]. endless: whether positions are neither looked up nor turned into angles,
+    so that texts longer than max_tokens are read in the same way. merged: the adapters that the weights hold.
     """
 
     transformer: Backbone
@@ -44,6 +45,7 @@ class Loaded:
     prefix: str = ""
     token_table: str = ""
     merged: tuple[Adapter, ...] = ()
+    endless: bool = False
 
 
 def load_transformer(
@@ -87,7 +89,8 @@ def load_transformer(
     build = partial(family.backbone, config, spec)
     transformer, hidden_size = _fitting(build, Weights(claimed.tensors), device)
     max_tokens = family.max_tokens(config)
-    _check_positions(claimed.tensors.get("positions.weight"), spec.position_offset, max_tokens)
+    table = claimed.tensors.get("positions.weight")
+    _check_positions(table, spec.position_offset, max_tokens)
     return Loaded(
         transformer=transformer,
         hidden_size=hidden_size,
@@ -100,6 +103,7 @@ def load_transformer(
         prefix=prefix,
         token_table=f"{prefix}{layout.token_table}.weight",
         merged=merged,
+        endless=table is None and all(layer.rope is None for layer in spec.layers),
     )
 
 

@@ -12,33 +12,53 @@ from poolhouse.models.families import Family
 
 
 def device_of(word: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ConfigError: none that models run on, or one that this machine or this torch lacks.
+    """
     if word == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(word)
     except RuntimeError as error:
-        raise ConfigError(f"device={word!r} is not a device; try 'auto', 'cpu', 'cuda' or 'cuda:0'.") from error
+        raise ConfigError(f"device={word!r} is not a device; {_POSSIBLE}.") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device={word!r} is not served; {_POSSIBLE}.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={word!r}, but this process sees no CUDA device.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={word!r}, but the CUDA devices are 0 to {torch.cuda.device_count() - 1}.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(
+            f"device={word!r}, but this torch sees no Metal device (mps); it needs macOS on Apple silicon."
+        )
     return device
 
 
+_POSSIBLE = "try 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'"
 _DTYPES = {
-    **dict.fromkeys(("float32", "float"), torch.float32),
-    **dict.fromkeys(("float16", "half"), torch.float16),
-    "bfloat16": torch.bfloat16,
+    **dict.fromkeys(("float32", "fp32", "float"), torch.float32),
+    **dict.fromkeys(("float16", "fp16", "half"), torch.float16),
+    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
 }
 
 
 def dtype_of(word: str, config: Mapping[str, Any], family: Family | None, device: torch.device) -> torch.dtype:
-    """float32 on CPUs, whose half types are slow; on CUDA as stored, float32 cut to a half type that is safe."""
+    """The type of that name; for "auto" one that suits the device.
+
+    That is float32 on CPUs, whose half types are slow; on CUDA as stored, float32 cut to a half type that is safe.
+
+    Raises:
+        ConfigError: a name of none that models run in.
+    """
     if word != "auto":
         if word not in _DTYPES:
             raise ConfigError(f"dtype={word!r} is not one of {['auto', *_DTYPES]}.")
         return _DTYPES[word]
     if device.type != "cuda":
         return torch.float32
-    stored = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype") or "float32"), torch.float32)
+    stored = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), torch.float32)
     if stored != torch.float32:
         return stored
     return torch.float16 if family is not None and family.float16 else torch.bfloat16

@@ -42,8 +42,8 @@ def _of_steps(_: Config) -> Head:
 
 
 def _value(_: Config) -> Head:
-    """InternLM2's reward of every token."""
-    return Head((HeadModule("v_head"),), pooling=None, use_activation=False)
+    """InternLM2's reward of every token; one label is a probability unless somebody wants logits, as in vLLM."""
+    return Head((HeadModule("v_head"),), pooling=None)
 
 
 # Classes that score pairs of pictures and texts; without their heads they would pass for embedders.

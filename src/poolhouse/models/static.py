@@ -18,6 +18,7 @@ from torch import Tensor
 from poolhouse.batch import Batch
 from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.json_files import read_json
+from poolhouse.models.placement import dtype_of
 from poolhouse.outputs import Array
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.pooling.module_tensors import module_tensors
@@ -129,7 +130,7 @@ def read_table(place: Path, dtype: str = "auto") -> Table:
             f"{place}: a table of static embeddings is a matrix `embedding.weight` or `embeddings`; there is "
             f"{sorted(tensors)}."
         )
-    kind = {"float16": torch.float16, "half": torch.float16, "bfloat16": torch.bfloat16}.get(dtype, torch.float32)
+    kind = dtype_of(dtype, {}, None, torch.device("cpu"))
     rows = rows.float()
     if "embedding.weight" not in tensors:
         mapping, weights = tensors.get("mapping"), tensors.get("weights")

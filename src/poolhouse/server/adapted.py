@@ -45,6 +45,10 @@ class AdaptedEngine:
         return ()
 
     @property
+    def unlisted_names(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def tasks(self) -> tuple[Task, ...]:
         return self.engine.tasks
 

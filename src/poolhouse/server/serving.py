@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from poolhouse.engine.about import About
 from poolhouse.engine.observing import Observer
 from poolhouse.engine.request import Answer, Request
-from poolhouse.engine.waiting import joined
+from poolhouse.engine.waiting import joined, located
 from poolhouse.engine.warming import WarmUpLevel
 from poolhouse.errors import EngineError, InputTooLong, InvalidRequest, UnknownModel
 from poolhouse.inputs.chat import ScoreTemplate
@@ -49,6 +49,11 @@ class Engine(Protocol):
 
     @property
     def aliases(self) -> tuple[str, ...]: ...
+
+    @property
+    def unlisted_names(self) -> tuple[str, ...]:
+        """Names that requests may use, and no list shows."""
+        ...
 
     @property
     def tasks(self) -> tuple[Task, ...]: ...
@@ -154,6 +159,7 @@ class Serving:
                 # Of engines that share a name, the first has it.
                 names.setdefault(name, engine)
         self.engines: Mapping[str, Engine] = names
+        self._unlisted = {name: engine for engine in reversed(engines) for name in engine.unlisted_names}
         self.settings = settings
         self.metrics = metrics
         self.started = int(time.time())
@@ -182,6 +188,8 @@ class Serving:
         """
         if model is None or model == "":
             return next(iter(self.engines.values()))
+        if model in self._unlisted and model not in self.engines:
+            return self._unlisted[model]
         if model not in self.engines:
             raise UnknownModel(f"The model `{model}` does not exist.", None)
         return self.engines[model]
@@ -312,10 +320,7 @@ def _located(error: InvalidRequest, futures: Sequence[Future[Answer]], place: Ca
     """The error with the place of its prompt, where there are several and not all are refused alike."""
     if len(futures) < 2 or (_words(futures[0]) == _words(futures[-1]) and not isinstance(error, InputTooLong)):
         return error
-    for index, future in enumerate(futures):
-        if future.done() and not future.cancelled() and future.exception() is error:
-            return type(error)(f"{place(index)}: {error}", error.parameter, error.value)
-    return error
+    return located(error, futures, place)
 
 
 def _words(future: Future[Answer]) -> str | None:

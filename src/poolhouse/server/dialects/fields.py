@@ -25,10 +25,12 @@ Many = Annotated[list[ItemT], Field(fail_fast=True)]
 _FORMER_WORDS = ("normalize", "softmax", "activation")
 _TEXT = {"type": "string"}
 _IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+_PAIR = {"type": "array", "items": _TEXT, "minItems": 2, "maxItems": 2}
 _PROMPT = {
     "type": "object",
     "anyOf": [
         {"properties": {"prompt": _TEXT}, "required": ["prompt"]},
+        {"properties": {"text": _TEXT, "text_pair": {"type": ["string", "null"]}}, "required": ["text"]},
         {"properties": {"prompt_token_ids": _IDS}, "required": ["prompt_token_ids"]},
         {"properties": {"messages": {"type": "array", "minItems": 1}}, "required": ["messages"]},
     ],
@@ -38,7 +40,7 @@ INPUT_SCHEMA: dict[str, Any] = {
         _TEXT,
         _IDS,
         _PROMPT,
-        {"type": "array", "items": {"anyOf": [_TEXT, _IDS, _PROMPT]}, "minItems": 1},
+        {"type": "array", "items": {"anyOf": [_TEXT, _IDS, _PAIR, _PROMPT]}, "minItems": 1},
     ]
 }
 _INPUT_OR_NULL: dict[str, Any] = {"anyOf": [*INPUT_SCHEMA["anyOf"], {"type": "null"}]}
@@ -120,7 +122,9 @@ class Inputs(Common):
 
     # Checked by parse_prompts: a schema union over thousands of texts would be slower than answering them.
     input: Any = Field(
-        None, description="A text, token ids, a prompt object, or a list of them.", json_schema_extra=_INPUT_OR_NULL
+        None,
+        description="A text, token ids, a prompt object, or a list of them and of pairs of texts.",
+        json_schema_extra=_INPUT_OR_NULL,
     )
     messages: list[Any] | None = Field(
         None, description="A conversation (or, for embeddings, a list of them) that the chat template renders."

@@ -45,7 +45,8 @@ async def answer(
     answers = await serving.answers(
         http, engine, [replace(request, priority=priority) for request in requests], "data: prompt {}".format
     )
-    made = await asyncio.to_thread(plugin.post_process, pooling_outputs(answers))
+    outputs = pooling_outputs(answers, task_of(plugin, engine.tasks), engine)
+    made = await asyncio.to_thread(plugin.post_process, outputs)
     body = {"request_id": replies.reply_id("pooling", http, request_id), "created_at": int(time.time()), "data": made}
     return await replies.write(serving, lambda: _json(body), answers)
 

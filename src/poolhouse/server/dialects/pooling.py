@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, StrictInt, model_validator
 
 from poolhouse import sparse
+from poolhouse.engine.answers import shown
 from poolhouse.engine.request import Answer
 from poolhouse.errors import ConfigError, InvalidRequest
 from poolhouse.inputs.input_types import role_of
@@ -171,7 +172,7 @@ async def _reply_of_several(
 
     def render() -> bytes:
         by_task = {
-            task: encoding.encode([vectors.shown(_array(answer, task, first), task, engine) for answer in answers], how)
+            task: encoding.encode([shown(_array(answer, task, first), task, engine) for answer in answers], how)
             for task, how in encodings.items()
         }
         items = []

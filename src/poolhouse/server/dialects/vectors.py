@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastapi import Request, Response
 from pydantic import Field
 
+from poolhouse.engine.answers import shown
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.outputs import Array
@@ -99,8 +100,3 @@ async def write(
         return encoding.render(head, items, {"usage": usage})
 
     return await replies.write(serving, render, answers)
-
-
-def shown(array: Array, task: Task, engine: Engine) -> Array:
-    """The array as callers see it: a number per token where `token_classify` weighs tokens, as vLLM writes them."""
-    return array[:, 0] if task == "token_classify" and engine.token_weights else array
