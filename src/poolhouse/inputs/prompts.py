@@ -222,3 +222,12 @@ def _wrong(
 ) -> InvalidRequest:
     shown = "null" if value is None else type(value).__name__
     return InvalidRequest(f"{place} is {shown}; it must be {wanted}.", place)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written at all: a lone surrogate cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -27,7 +27,7 @@ from poolhouse.tasks import Task
 class Served:
     """A backbone, what the loader must know of it, and the head of a classifier or masked language model.
 
-    role: what it is run as. words: who runs it. pooling: the default where no file says.
+    token_types: rows of its table of them, or 0. role: what it is run as. words: who runs it. pooling: the default where no file says.
     stated_pooling: what config.json demands, whatever the files say.
     """
 
@@ -44,6 +44,7 @@ class Served:
     notes: tuple[str, ...] = ()
     stated_pooling: str | None = None
     adapters: Adapters | None = None
+    token_types: int = 0
 
 
 def pipelines_of(

@@ -123,6 +123,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
             matryoshka=matryoshka,
             prompts={**task_prompts, **({} if described is None else described.prompts)},
             default_prompt_name=None if described is None else described.default_prompt_name,
+            token_types=served.token_types,
             labels=labels,
             plugin=config.get("io_processor_plugin"),
             recipe=reranker.recipe,
@@ -213,6 +214,7 @@ def _native(
         notes=tuple(notes),
         stated_pooling=family.stated_pooling(config),
         adapters=loaded.adapters,
+        token_types=loaded.token_types,
     )
 
 
@@ -292,6 +294,7 @@ def _transformers(
         pooling=DEFAULT_POOLINGS.get(architecture(config), fallback.pooling),
         head=head,
         notes=(*notes, *fallback.notes),
+        token_types=fallback.token_types,
     )
 
 

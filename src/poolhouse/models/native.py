@@ -31,6 +31,7 @@ class Loaded:
 
     prefix: what stands before the backbone's names in the checkpoint. token_table: name of the matrix of its tokens.
     table: that matrix, [vocabulary, features]. merged: the adapters that the weights hold.
+    token_types: rows of its table of token types, or 0.
     """
 
     transformer: Backbone
@@ -44,6 +45,7 @@ class Loaded:
     prefix: str = ""
     token_table: str = ""
     merged: tuple[Adapter, ...] = ()
+    token_types: int = 0
 
 
 def load_transformer(
@@ -100,6 +102,7 @@ def load_transformer(
         prefix=prefix,
         token_table=f"{prefix}{layout.token_table}.weight",
         merged=merged,
+        token_types=len(claimed.tensors.get("types.weight", ())),
     )
 
 
