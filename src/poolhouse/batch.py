@@ -55,6 +55,16 @@ class Batch:
             adapters=() if adapters is None else _spans(adapters, segments),
         )
 
+    def positions_without(self, token: int) -> Tensor:
+        """[total], positions where a token is not counted: -1 for itself, for others the number of others before it."""
+        uncounted = self.ids == token
+        # On a GPU the question would make the host wait for the device.
+        if not uncounted.is_cuda and not uncounted.any():
+            return self.positions
+        before = uncounted.cumsum(0) - uncounted.long()
+        starts = torch.arange(len(before), device=before.device) - self.positions
+        return torch.where(uncounted, -1, self.positions - before + before[starts])
+
 
 def _spans(adapters: Sequence[str | None], segments: Segments) -> tuple[tuple[str, int, int], ...]:
     """Neighbours with the same adapter share a span."""

@@ -18,7 +18,7 @@ class PoolingParams:
     dimensions: length of the vector, for Matryoshka models.
     use_activation: normalise embeddings, or turn logits into probabilities.
     truncate_prompt_tokens: keep this many tokens; -1 keeps as many as the model takes.
-    truncation_side: "right" drops the end of the prompt, "left" its beginning.
+    truncation_side: "right" drops the end of the prompt, "left" its beginning; None is the tokenizer's own, mostly "right".
     overflow: what to do with a longer prompt that is not cut: refuse it, cut it, or split it and average the pieces.
     step_tag_id, returned_token_ids: rows and columns kept of token_classify with STEP pooling.
     max_tokens_per_query, max_tokens_per_doc: content tokens that each side of a pair is cut to before they are joined.
@@ -31,7 +31,7 @@ class PoolingParams:
     step_tag_id: int | None = None
     returned_token_ids: tuple[int, ...] | None = None
     truncate_prompt_tokens: int | None = None
-    truncation_side: Literal["left", "right"] = "right"
+    truncation_side: Literal["left", "right"] | None = None
     max_tokens_per_query: int | None = None
     max_tokens_per_doc: int | None = None
     overflow: Literal["error", "truncate", "chunk"] | None = None
@@ -71,9 +71,9 @@ class PoolingParams:
                 "truncate_prompt_tokens",
                 self.truncate_prompt_tokens,
             )
-        if self.truncation_side not in ("left", "right"):
+        if self.truncation_side not in (None, "left", "right"):
             raise InvalidRequest(
-                f"truncation_side must be 'left' or 'right', got {self.truncation_side!r}", "truncation_side"
+                f"truncation_side must be 'left', 'right' or null, got {self.truncation_side!r}", "truncation_side"
             )
         if self.overflow not in (None, "error", "truncate", "chunk"):
             raise InvalidRequest(
@@ -85,7 +85,7 @@ class PoolingParams:
     def for_pooler(self) -> PoolingParams:
         """Only what a pooling pipeline reads, so that equal poolings compare equal."""
         limits = (self.truncate_prompt_tokens, self.max_tokens_per_query, self.max_tokens_per_doc, self.overflow)
-        if limits == (None, None, None, None) and self.truncation_side == "right" and self.task is None:
+        if limits == (None, None, None, None) and self.truncation_side is None and self.task is None:
             return self
         return PoolingParams(self.dimensions, self.use_activation, self.step_tag_id, self.returned_token_ids)
 

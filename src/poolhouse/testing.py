@@ -146,7 +146,7 @@ class FakeEngine:
 
     def limit(self, params: PoolingParams) -> Limit:
         """How long a prompt may be."""
-        return Limit(self.max_tokens, params.truncate_prompt_tokens, params.truncation_side)
+        return Limit(self.max_tokens, params.truncate_prompt_tokens, params.truncation_side or "right")
 
     def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
         """The tokens of prompts, however long they are."""

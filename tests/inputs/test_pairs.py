@@ -10,7 +10,7 @@ import pytest
 
 from poolhouse.errors import InputTooLong, InvalidRequest
 from poolhouse.inputs.limits import Limit
-from poolhouse.inputs.pairs import PairTemplate
+from poolhouse.inputs.pairs import Template
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.tokens import Tokens
@@ -18,10 +18,10 @@ from tests.models.tiny import IDS, WORDS, tokenizer
 
 CLS, SEP = IDS["cls"], IDS["sep"]
 TEMPLATES = {
-    "bert": ([CLS], [SEP], [SEP], (0, 0, 0, 1, 1)),
-    "roberta": ([CLS], [SEP, SEP], [SEP], (0, 0, 0, 0, 0)),
+    "bert": ([CLS], [SEP], [SEP], [0, 0, 0, 1, 1]),
+    "roberta": ([CLS], [SEP, SEP], [SEP], []),
     # Without a template the library itself gives the second text a type; `model_input_names` takes it back.
-    "decoder": ([], [], [], (0, 0, 0, 1, 0)),
+    "decoder": ([], [], [], [0, 1]),
 }
 
 
@@ -37,14 +37,13 @@ def joined(tokens: Tokenizer, query: str, document: str, limit: Limit) -> Tokens
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
-def test_the_template_is_seen_by_joining_two_words(kind: str, tmp_path: Path) -> None:
-    # The words it joins are unknown to this vocabulary.
-    native = tokenizer(tmp_path, kind).backend_tokenizer
-    template = PairTemplate.of(native)
+def test_the_template_is_read_from_the_post_processor(kind: str, tmp_path: Path) -> None:
+    template = Template.of(tokenizer(tmp_path, kind).backend_tokenizer, 2)
     head, middle, tail, types = TEMPLATES[kind]
-    assert [part.tolist() for part in (template.head, template.middle, template.tail)] == [head, middle, tail]
-    assert template.types == types
+    assert [part.tolist() for part in template.parts] == [head, middle, tail]
     assert template.special_tokens == len(head + middle + tail)
+    given = template.types(1, 1)
+    assert ([] if given is None else given.tolist()) == types
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
@@ -75,7 +74,7 @@ def test_longest_first_equals_the_librarys_own_truncation(kind: str, side: Any, 
         expected = theirs(query, document, truncation="longest_first", max_length=most)["input_ids"]
         got = joined(ours, query, document, Limit(64, keep=most, side=side))
         assert got.ids.tolist() == expected, (first, second, most)
-        assert got.original_tokens == first + second + ours.pair_template.special_tokens
+        assert got.original_tokens == first + second + ours.pair_templates[True].special_tokens
         cut += got.truncated
     assert 50 < cut < 250
 

@@ -103,7 +103,9 @@ def open_engine(settings: Settings) -> Engine:
         lower_case=files is not None and files.do_lower_case,
         trust_remote_code=settings.trust_remote_code,
         vocabulary_size=model.facts.vocabulary_size,
+        model_types=model.facts.token_types,
     )
+    model = replace(model, facts=replace(model.facts, notes=(*model.facts.notes, *tokenizer.notes)))
     given = _given_template(settings.chat_template)
     model, static_tokenizer = _static(model, settings)
     plugin = settings.io_processor_plugin or model.facts.plugin
@@ -128,6 +130,7 @@ def open_engine(settings: Settings) -> Engine:
             conversations=_conversations(given, tokenizer_folder, settings.chat_template_content_format),
             aliases=settings.names[1:],
             unlisted_names=() if settings.names else embedded.other_names(name, folder),
+            truncation_side=tokenizer.truncation_side,
             calibration=calibration,
         ),
         None if plugin is None else load_plugin(plugin, settings, tokenizer),

@@ -22,6 +22,7 @@ class EngineOptions:
     score_template: what joins a query and a document, where the tokenizer does not.
     conversations: the chat templates that messages go through.
     aliases: names beside the model's own that requests may use. unlisted_names: further ones, of which no list tells.
+    truncation_side: which end of a prompt is dropped where a request does not say.
     calibration: the ranges of int8 vectors, of the task `embed`, or of `token_embed` where the model has no other.
     """
 
@@ -35,4 +36,5 @@ class EngineOptions:
     conversations: Conversations = Conversations()
     aliases: tuple[str, ...] = ()
     unlisted_names: tuple[str, ...] = ()
+    truncation_side: Literal["left", "right"] = "right"
     calibration: Calibration | None = None

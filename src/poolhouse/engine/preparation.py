@@ -80,7 +80,7 @@ class Preparation:
         return Limit(
             max_tokens=self.model.facts.max_tokens,
             keep=params.truncate_prompt_tokens,
-            side=params.truncation_side,
+            side=params.truncation_side or self.options.truncation_side,
             overflow=params.overflow or self.options.overflow,
             max_query_tokens=params.max_tokens_per_query,
             max_document_tokens=params.max_tokens_per_doc,

@@ -11,6 +11,7 @@ from tokenizers import models
 
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.prompts import check_ids
+from poolhouse.inputs.python_tokenizers import PythonTokenizer
 from poolhouse.tokens import Ids
 
 # What transformers' clean_up_tokenization_spaces replaces, in its order.
@@ -27,7 +28,7 @@ class Decoder:
     left alone as transformers does. vocabulary_size: ids from here on are refused.
     """
 
-    def __init__(self, native: tokenizers.Tokenizer, clean_up: bool, vocabulary_size: int) -> None:
+    def __init__(self, native: tokenizers.Tokenizer | PythonTokenizer, clean_up: bool, vocabulary_size: int) -> None:
         self._native = native
         self._cleans = clean_up and not isinstance(native.model, models.BPE)
         self._vocabulary_size = vocabulary_size

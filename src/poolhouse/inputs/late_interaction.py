@@ -62,9 +62,14 @@ class SideTokens:
             ids = np.concatenate((ids, np.full(fill, self._fill, dtype=np.int64)))
             places = None if places is None else _with_end(places, fill)
         added = len(ids) - len(tokens.ids)
+        types = tokens.types
+        if types is not None and added:
+            marked = types if side.marker is None else np.insert(types, place, 0)
+            types = np.concatenate((marked, np.zeros(len(ids) - len(marked), dtype=np.int64)))
         return replace(
             tokens,
             ids=ids,
+            types=types,
             places=places,
             original_tokens=tokens.original_tokens + added,
             skip=tokens.skip + (side.marker is not None) if tokens.skip else 0,

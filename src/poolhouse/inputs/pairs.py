@@ -3,65 +3,114 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
+import tokenizers
 
-from poolhouse.errors import InputTooLong, InvalidRequest
+from poolhouse.errors import CheckpointError, InputTooLong, InvalidRequest
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
+from poolhouse.inputs.python_tokenizers import PythonTokenizer
 from poolhouse.tokens import Ids, Tokens
 
 Encode = Callable[[Sequence[Prompt], Sequence[Limit]], list[Tokens | InvalidRequest]]
+# Lengths of two texts and the room for both -> the lengths that they are cut to.
+Shorten = Callable[[int, int, int], tuple[int, int]]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PairTemplate:
-    """What a tokenizer puts around and between two texts, and the token types it gives to each of the five parts."""
+@dataclass(frozen=True)
+class Template:
+    """What a tokenizer puts around a text, or around and between two, and the token types that it gives.
 
-    head: Ids
-    middle: Ids
-    tail: Ids
-    types: tuple[int, int, int, int, int]
+    parts: ids before, between and after the texts; one array more than there are texts. part_types: a type for each.
+    text_types: the type of each text's tokens.
+    """
+
+    parts: tuple[Ids, ...]
+    part_types: tuple[Ids, ...]
+    text_types: tuple[int, ...]
 
     @classmethod
-    def of(cls, native: Any) -> PairTemplate:
-        """The template of a tokenizer of the tokenizers library, seen by joining two words."""
-        encoding = native.encode("a", "a")
-        sides = encoding.sequence_ids
-        ids, types = np.array(encoding.ids, dtype=np.int64), encoding.type_ids
-        first, second = ([place for place, side in enumerate(sides) if side == number] for number in (0, 1))
-        if not first or not second:
-            return PLAIN
-        bounds = (0, first[0], first[-1] + 1, second[0], second[-1] + 1, len(ids))
-        parts = [ids[start:end] for start, end in pairwise(bounds)]
-        kinds = [types[start] if start < end else 0 for start, end in pairwise(bounds)]
-        return cls(parts[0], parts[2], parts[4], (kinds[0], kinds[1], kinds[2], kinds[3], kinds[4]))
+    def of(cls, native: tokenizers.Tokenizer | PythonTokenizer, texts: int, special: bool = True) -> Template:
+        """The template of a tokenizer for one text or two.
+
+        It is what the post-processor puts around tokens of another tokenizer, which need no alphabet in common.
+
+        Raises:
+            CheckpointError: texts that are left out, doubled or turned round.
+        """
+        if isinstance(native, PythonTokenizer):
+            ids, types, sides = native.around(texts, special)
+        else:
+            stand_in = tokenizers.Tokenizer(tokenizers.models.WordLevel({"x": 0}, "x"))
+            if native.post_processor is not None:
+                stand_in.post_processor = native.post_processor
+            encoding = stand_in.encode("x", "x" if texts == 2 else None, add_special_tokens=special)
+            ids, types, sides = encoding.ids, encoding.type_ids, encoding.sequence_ids
+        places = [place for place, side in enumerate(sides) if side is not None]
+        if [sides[place] for place in places] != list(range(texts)):
+            raise CheckpointError(
+                "The tokenizer's post-processor does not give each text once and in order, which is not supported: "
+                f"of {texts} texts it makes the order {[sides[place] for place in places]}."
+            )
+        bounds = list(pairwise([-1, *places, len(ids)]))
+        return cls(
+            tuple(np.array(ids[start + 1 : end], dtype=np.int64) for start, end in bounds),
+            tuple(np.array(types[start + 1 : end], dtype=np.int64) for start, end in bounds),
+            tuple(types[place] for place in places),
+        )
 
     @property
+    def head(self) -> Ids:
+        """What stands before the first text."""
+        return self.parts[0]
+
+    @property
+    def tail(self) -> Ids:
+        """What stands after the last text."""
+        return self.parts[-1]
+
+    @cached_property
     def special_tokens(self) -> int:
-        return len(self.head) + len(self.middle) + len(self.tail)
+        return sum(map(len, self.parts))
 
-    def join(self, first: Ids, second: Ids) -> tuple[Ids, Ids | None]:
-        """Ids of the pair, and its token types; None where all are 0."""
-        parts = (self.head, first, self.middle, second, self.tail)
-        types = np.repeat(np.array(self.types), [len(part) for part in parts]) if any(self.types) else None
-        return np.concatenate(parts), types
+    @cached_property
+    def highest_type(self) -> int:
+        return max((*self.text_types, *(int(types.max()) for types in self.part_types if len(types))))
 
+    def without_types(self) -> Template:
+        """The same with all types 0."""
+        return replace(
+            self, part_types=tuple(map(np.zeros_like, self.part_types)), text_types=(0,) * len(self.text_types)
+        )
 
-_NOTHING: Ids = np.empty(0, dtype=np.int64)
-# Two texts end to end, as tokenizers without special tokens join them.
-PLAIN = PairTemplate(_NOTHING, _NOTHING, _NOTHING, (0, 0, 0, 0, 0))
+    def join(self, *texts: Ids) -> Ids:
+        """Ids of the whole prompt."""
+        return np.concatenate([part for pair in zip(self.parts, texts, strict=False) for part in pair] + [self.tail])
+
+    def types(self, *lengths: int) -> Ids | None:
+        """Token types of a prompt of texts of so many tokens; None where all are 0."""
+        if not self.highest_type:
+            return None
+        types: list[Ids] = []
+        for around, kind, length in zip(self.part_types, self.text_types, lengths, strict=False):
+            types += [around, np.full(length, kind, dtype=np.int64)]
+        return np.concatenate([*types, self.part_types[-1]])
 
 
 def encode_pairs(
-    encode: Encode, template: PairTemplate, prompts: Sequence[Prompt], limits: Sequence[Limit]
+    encode: Encode,
+    templates: tuple[Template, Template],
+    shorten: Shorten,
+    prompts: Sequence[Prompt],
+    limits: Sequence[Limit],
 ) -> list[Tokens | InvalidRequest]:
     """Tokens of each pair, or the error that it alone gets.
 
-    encode: the tokenizer's, for single texts.
+    encode: the tokenizer's, for single texts. templates: without special tokens, and with them.
     """
     sides: dict[tuple[str, str, Limit], int] = {}
     places: list[tuple[int, int]] = []
@@ -75,7 +124,8 @@ def encode_pairs(
     results: list[Tokens | InvalidRequest] = []
     for (first, second), limit in zip(places, limits, strict=True):
         try:
-            results.append(_joined(encoded[first], encoded[second], template, limit))
+            template = templates[limit.add_special_tokens]
+            results.append(_joined(encoded[first], encoded[second], template, shorten, limit))
         except InvalidRequest as error:
             results.append(error)
     return results
@@ -87,7 +137,11 @@ def _of_one_side(limit: Limit) -> Limit:
 
 
 def _joined(
-    first: Tokens | InvalidRequest, second: Tokens | InvalidRequest, template: PairTemplate, limit: Limit
+    first: Tokens | InvalidRequest,
+    second: Tokens | InvalidRequest,
+    template: Template,
+    shorten: Shorten,
+    limit: Limit,
 ) -> Tokens:
     """The pair within its limits.
 
@@ -99,8 +153,6 @@ def _joined(
             raise side
     assert isinstance(first, Tokens)
     assert isinstance(second, Tokens)
-    if not limit.add_special_tokens:
-        template = PLAIN
     query = _cut(first.ids, limit.max_query_tokens, limit.side)
     document = _cut(second.ids, limit.max_document_tokens, limit.side)
     keep = limit.cut
@@ -114,12 +166,11 @@ def _joined(
                 "truncate_prompt_tokens",
                 keep,
             )
-        most = _longest_first(len(query), len(document), room)
+        most = shorten(len(query), len(document), room)
         query, document = (_cut(ids, size, limit.side) for ids, size in zip((query, document), most, strict=True))
-    ids, types = template.join(query, document)
     return Tokens(
-        ids,
-        types,
+        template.join(query, document),
+        template.types(len(query), len(document)),
         original_tokens=first.original_tokens + second.original_tokens + template.special_tokens,
         original_is_estimate=first.original_is_estimate or second.original_is_estimate,
     )
@@ -131,7 +182,7 @@ def _cut(ids: Ids, size: int | None, side: str) -> Ids:
     return ids[:size] if side == "right" else ids[len(ids) - size :]
 
 
-def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     """Lengths that fit, taken from the longer side first, as the tokenizers library does."""
     short, long = min(first, second), max(first, second)
     long = short if short > room else max(short, room - short)
@@ -141,7 +192,18 @@ def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (short, long) if first <= second else (long, short)
 
 
-def _too_long(first: Tokens, second: Tokens, limit: Limit, template: PairTemplate) -> InputTooLong:
+def longest_first_of_python(first: int, second: int, room: int) -> tuple[int, int]:
+    """The same as transformers' Python tokenizers do it, where the other side may keep the odd token."""
+    excess = max(first + second - room, 0)
+    longer = min(abs(first - second), excess)
+    lost = (excess - longer) // 2
+    rest = excess - longer - lost
+    if first > second:
+        return first - longer - lost, second - rest
+    return first - lost, second - longer - rest
+
+
+def _too_long(first: Tokens, second: Tokens, limit: Limit, template: Template) -> InputTooLong:
     lengths = {
         "query": min(first.original_tokens, limit.max_query_tokens or first.original_tokens),
         "document": min(second.original_tokens, limit.max_document_tokens or second.original_tokens),

@@ -10,6 +10,7 @@ import tokenizers
 
 from poolhouse.inputs.excerpts import Excerpt
 from poolhouse.inputs.prompts import Prompt
+from poolhouse.inputs.python_tokenizers import PythonEncoding
 from poolhouse.tokens import Ids, Places
 
 _SPACES = np.array([code for code in range(0x3001) if chr(code).isspace()], dtype=np.uint32)
@@ -17,7 +18,11 @@ _UTF_32 = "utf-32-le" if sys.byteorder == "little" else "utf-32-be"
 
 
 def places_of(
-    encoding: tokenizers.Encoding, excerpt: Excerpt, prompt: Prompt, knows_words: bool, unknown: int | None
+    encoding: tokenizers.Encoding | PythonEncoding,
+    excerpt: Excerpt,
+    prompt: Prompt,
+    knows_words: bool,
+    unknown: int | None,
 ) -> Places:
     """The place and word of each token.
 
@@ -50,7 +55,7 @@ def white_space(text: str) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _same_word(encoding: tokenizers.Encoding) -> npt.NDArray[np.bool_]:
+def _same_word(encoding: tokenizers.Encoding | PythonEncoding) -> npt.NDArray[np.bool_]:
     words = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
     same: npt.NDArray[np.bool_] = (words >= 0) & (words == np.concatenate(([-1], words[:-1])))
     return same

@@ -283,3 +283,12 @@ def _wrong(value: Any, place: str, wanted: str | None = None) -> InvalidRequest:
     elif isinstance(value, bytes | bytearray):
         shown += ", not text: decode it"
     return InvalidRequest(f"{place} is {shown}; it must be {wanted or _PROMPT}.", place)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written at all: a lone surrogate cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import tokenizers
@@ -12,11 +13,12 @@ from poolhouse.errors import InputTooLong, InvalidRequest
 from poolhouse.inputs.chat import SEAM, ScoreTemplate
 from poolhouse.inputs.excerpts import CHARACTERS_PER_TOKEN, SURPLUS
 from poolhouse.inputs.limits import Limit
-from poolhouse.inputs.prompts import Prompt, check_ids
+from poolhouse.inputs.prompts import Prompt, check_ids, is_unicode
+from poolhouse.inputs.python_tokenizers import PythonTokenizer
 from poolhouse.tokens import Ids, Tokens
 
-# Two documents without a token in common: what their prompts share is the template's and the query's.
-_FILLERS = ("0", "1 2 3 4")
+# Vocabulary entries that are tried as documents, where the tokenizer knows no digits.
+_MOST_FILLERS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class RenderedPairs:
 
     def __init__(
         self,
-        native: tokenizers.Tokenizer,
+        native: tokenizers.Tokenizer | PythonTokenizer,
         encode: Callable[[list[str], bool], list[Ids | InvalidRequest]],
         special: tuple[Ids, Ids],
         lower_case: bool,
@@ -138,8 +140,11 @@ class RenderedPairs:
         """Where each token stands in a text."""
         try:
             return self._native.encode(text, add_special_tokens=False).offsets
+        except InvalidRequest:
+            raise
         except Exception as error:  # the library raises whatever it likes
-            raise InvalidRequest("The text cannot be tokenised: it is no valid Unicode.", "prompt") from error
+            why = str(error) if is_unicode(text) else "it is no valid Unicode."
+            raise InvalidRequest(f"The text cannot be tokenised: {why}", "prompt") from error
 
     def _joined(self, pair: _Pair, parts: Sequence[Ids | InvalidRequest]) -> Ids:
         ids: list[Ids] = []
@@ -183,8 +188,24 @@ class RenderedPairs:
 
     def _frame(self, pair: _Pair) -> tuple[Ids, Ids]:
         """What stands before and after the document, whatever it is."""
-        first, second = (self._joined(pair, self._encode(self._pieces(pair, filler), False)) for filler in _FILLERS)
+        first, second = (
+            self._joined(pair, self._encode(self._pieces(pair, filler), False)) for filler in self._fillers
+        )
         return first[: _shared(first, second)], first[len(first) - _shared(first[::-1], second[::-1]) :]
+
+    @cached_property
+    def _fillers(self) -> tuple[str, str]:
+        """Two documents without a token in common: what their prompts share is the template's and the query's."""
+        entries = sorted(self._native.get_vocab().values())[:_MOST_FILLERS]
+        tried: list[tuple[str, set[int]]] = []
+        for text in ("0", "1 2 3 4", *(self._native.decode([entry]).strip() for entry in entries)):
+            ids = self._encode([text], False)[0]
+            known = set() if isinstance(ids, InvalidRequest) else set(ids.tolist())
+            for other, others in tried:
+                if known and others and known.isdisjoint(others):
+                    return other, text
+            tried.append((text, known))
+        return tried[0][0], tried[1][0]
 
     def _too_long(self, pair: _Pair, total: int) -> InputTooLong:
         lengths = {"query": len(self._offsets(pair.query)), "document": len(self._offsets(pair.document)) + pair.lost}

@@ -15,43 +15,50 @@ from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.decoding import Decoder
 from poolhouse.inputs.excerpts import CHARACTERS_PER_TOKEN, SURPLUS, Excerpt, excerpt
 from poolhouse.inputs.limits import Limit, too_many_characters, too_many_tokens
-from poolhouse.inputs.pairs import PairTemplate, encode_pairs
+from poolhouse.inputs.pairs import Template, encode_pairs, longest_first, longest_first_of_python
 from poolhouse.inputs.places import places_of
-from poolhouse.inputs.prompts import Prompt, check_ids
+from poolhouse.inputs.prompts import Prompt, check_ids, is_unicode
+from poolhouse.inputs.python_tokenizers import PythonEncoding, PythonTokenizer
 from poolhouse.inputs.rendered import RenderedPairs
-from poolhouse.inputs.tokenizer_files import cleans_up, gives_types, read_tokenizer
+from poolhouse.inputs.tokenizer_files import ReadTokenizer, read_tokenizer
 from poolhouse.tokens import Ids, Tokens
+
+_Encoding = tokenizers.Encoding | PythonEncoding
 
 
 class Tokenizer:
     """The tokenizer of a checkpoint; safe from several threads at once.
 
+    read: what its files hold, or a tokenizer of the tokenizers library alone.
     lower_case: lower-case texts first (sentence-transformers' do_lower_case).
     vocabulary_size: ids from here on are refused.
-    pair_types: whether the second text of a pair gets token types of its own.
-    clean_up: whether decoded texts lose the spaces before punctuation.
+    model_types: rows of the model's table of token types; None where it is not known.
     """
 
     def __init__(
         self,
-        native: tokenizers.Tokenizer,
+        read: ReadTokenizer | tokenizers.Tokenizer,
         lower_case: bool = False,
         vocabulary_size: int | None = None,
-        pair_types: bool = True,
-        clean_up: bool = False,
+        model_types: int | None = None,
     ) -> None:
+        if isinstance(read, tokenizers.Tokenizer):
+            read = ReadTokenizer(read)
+        native = read.native
         native.no_padding()
         native.no_truncation()
+        self.truncation_side = read.truncation_side
+        self.notes = read.notes
         self._native = native
+        self._shorten = longest_first_of_python if isinstance(native, PythonTokenizer) else longest_first
         self._lower_case = lower_case
-        self._pair_types = pair_types
+        self._types = 1 if read.hides_types else model_types
         self.vocabulary_size = vocabulary_size or native.get_vocab_size()
-        self.decoder = Decoder(native, clean_up, self.vocabulary_size)
+        self.decoder = Decoder(native, read.clean_up, self.vocabulary_size)
         self._check_texts = native.get_vocab_size() > self.vocabulary_size
-        special = native.encode("a").special_tokens_mask
         # Special tokens before and after the content: [CLS] ... [SEP].
-        self._head = next((place for place, mask in enumerate(special) if not mask), len(special))
-        self._tail = next((place for place, mask in enumerate(reversed(special)) if not mask), 0)
+        self._template = self._typed(Template.of(native, 1))
+        self._head, self._tail = len(self._template.head), len(self._template.tail)
         self._prefix_tokens: dict[tuple[str, bool], int] = {}
 
     @classmethod
@@ -62,14 +69,14 @@ class Tokenizer:
         lower_case: bool = False,
         trust_remote_code: bool = False,
         vocabulary_size: int | None = None,
+        model_types: int | None = None,
     ) -> Tokenizer:
         """The tokenizer in a folder: tokenizer.json, or older files converted by transformers.
 
         Raises:
             CheckpointError: no tokenizer, or one that cannot be read.
         """
-        native = read_tokenizer(folder, trust_remote_code)
-        return cls(native, lower_case, vocabulary_size, gives_types(folder), cleans_up(folder))
+        return cls(read_tokenizer(folder, trust_remote_code), lower_case, vocabulary_size, model_types)
 
     @property
     def special_tokens(self) -> int:
@@ -93,9 +100,15 @@ class Tokenizer:
         return next((found for name in names if name and (found := self._native.token_to_id(name)) is not None), None)
 
     @cached_property
-    def pair_template(self) -> PairTemplate:
-        template = PairTemplate.of(self._native)
-        return template if self._pair_types else replace(template, types=(0, 0, 0, 0, 0))
+    def pair_templates(self) -> tuple[Template, Template]:
+        """What joins two texts, without special tokens and with them."""
+        plain, whole = (self._typed(Template.of(self._native, 2, special)) for special in (False, True))
+        return plain, whole
+
+    def _typed(self, template: Template) -> Template:
+        """The template with the token types that the model was trained with: none where it has no table of them."""
+        known = self._types is None or template.highest_type < self._types
+        return template if known else template.without_types()
 
     def encode(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
         """Tokens of each prompt, or the error that it alone gets; texts go to the library together."""
@@ -103,7 +116,11 @@ class Tokenizer:
         pairs = [index for index, prompt in enumerate(prompts) if prompt.pair is not None]
         for rendered in (False, True) if pairs else ():
             chosen = [index for index in pairs if (prompts[index].template is not None) is rendered]
-            encode = self.rendered.encode if rendered else partial(encode_pairs, self.encode, self.pair_template)
+            encode = (
+                self.rendered.encode
+                if rendered
+                else partial(encode_pairs, self.encode, self.pair_templates, self._shorten)
+            )
             joined = encode([prompts[index] for index in chosen], [limits[index] for index in chosen])
             for index, tokens in zip(chosen, joined, strict=True):
                 results[index] = tokens
@@ -139,8 +156,7 @@ class Tokenizer:
     @cached_property
     def rendered(self) -> RenderedPairs:
         """The same tokenizer for pairs that a template joins."""
-        ids = np.array(self._native.encode("a").ids, dtype=np.int64)
-        special = ids[: self._head], ids[len(ids) - self._tail :]
+        special = self._template.head, self._template.tail
         known = self.vocabulary_size if self._check_texts else None
         return RenderedPairs(self._native, self._ids, special, self._lower_case, self._lowered, known)
 
@@ -154,14 +170,15 @@ class Tokenizer:
             return limit if limit.most is not None and most > limit.most else replace(limit, keep=most)
         return replace(limit, keep=min(keep, most))
 
-    def _encode(self, texts: list[str], special: bool, places: bool) -> list[tokenizers.Encoding | InvalidRequest]:
+    def _encode(self, texts: list[str], special: bool, places: bool) -> list[_Encoding | InvalidRequest]:
         # The fast call knows no places of tokens.
         encode = self._native.encode_batch if places else self._native.encode_batch_fast
         try:
             return list(encode(texts, add_special_tokens=special))
-        except Exception:  # noqa: BLE001 - one bad text fails the whole call, with whatever the library raises
+        except Exception as error:  # noqa: BLE001 - one bad text fails the whole call, with whatever the library raises
             if len(texts) == 1:
-                return [InvalidRequest("The text cannot be tokenised: it is no valid Unicode.", "prompt")]
+                why = str(error) if is_unicode(texts[0]) else "it is no valid Unicode."
+                return [InvalidRequest(f"The text cannot be tokenised: {why}", "prompt")]
             return [result for text in texts for result in self._encode([text], special, places)]
 
     def _ids(self, texts: list[str], special: bool) -> list[Ids | InvalidRequest]:
@@ -216,9 +233,7 @@ class Tokenizer:
         words = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
         return re.compile(f"({words})") if words else None
 
-    def _fitted(
-        self, prompt: Prompt, limit: Limit, part: Excerpt, encoding: tokenizers.Encoding | InvalidRequest
-    ) -> Tokens:
+    def _fitted(self, prompt: Prompt, limit: Limit, part: Excerpt, encoding: _Encoding | InvalidRequest) -> Tokens:
         """Tokens within the limit, or an error."""
         if isinstance(encoding, InvalidRequest):
             raise encoding
@@ -232,24 +247,28 @@ class Tokenizer:
         if keep is None:
             if limit.most is not None and len(ids) > limit.most:
                 raise too_many_tokens(limit.most, len(ids))
-            return Tokens(ids, original_tokens=len(ids), skip=skip, places=places)
+            return Tokens(ids, self._single_types(ids, special), original_tokens=len(ids), skip=skip, places=places)
         if len(ids) <= keep and not part.shortened:
-            return Tokens(ids, original_tokens=len(ids), skip=skip, places=places)
+            return Tokens(ids, self._single_types(ids, special), original_tokens=len(ids), skip=skip, places=places)
         original = len(ids)
         if part.shortened:
             original = max(round(len(ids) * part.whole / max(len(part.raw), 1)), keep + 1)
         kept = self._kept(len(ids), keep, limit.side, special)
+        types = self._single_types(ids, special)
         return Tokens(
             ids[kept],
+            None if types is None else types[kept],
             original_tokens=original,
             original_is_estimate=part.shortened,
             skip=min(skip, keep) if limit.side == "right" else max(0, skip - (len(ids) - keep)),
             places=None if places is None else places.take(kept),
         )
 
-    def _enough(
-        self, prompt: Prompt, limit: Limit, part: Excerpt, encoding: tokenizers.Encoding
-    ) -> tuple[Excerpt, tokenizers.Encoding]:
+    def _single_types(self, ids: Ids, special: bool) -> Ids | None:
+        """Token types of a single text; None where all are 0, as in nearly all models."""
+        return self._template.types(len(ids) - self.special_tokens) if special else None
+
+    def _enough(self, prompt: Prompt, limit: Limit, part: Excerpt, encoding: _Encoding) -> tuple[Excerpt, _Encoding]:
         """An excerpt that has the tokens wanted: this one, or a longer one."""
         wanted = (limit.cut or limit.most or 0) + SURPLUS
         while part.shortened and len(encoding.ids) < wanted:

@@ -1,83 +1,200 @@
-"""The files of a tokenizer, of every generation."""
+"""The files of a tokenizer, of every generation, read as transformers' AutoTokenizer reads them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import tokenizers
 from tokenizers import normalizers
 
 from poolhouse.errors import CheckpointError
+from poolhouse.inputs.pairs import Template
+from poolhouse.inputs.plain_tokenizers import is_as_written, special_tokens
+from poolhouse.inputs.python_tokenizers import PythonTokenizer
 from poolhouse.json_files import read_json
 
+_FILES = (
+    *("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model"),
+    "tokenizer_config.json",
+)
 
-def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> tokenizers.Tokenizer:
-    """The tokenizer in a folder: tokenizer.json, or older files converted by transformers.
+
+@dataclass(frozen=True, slots=True)
+class ReadTokenizer:
+    """A tokenizer, and what else its files say.
+
+    truncation_side: which end of a text is dropped where nobody says. clean_up: whether its authors want spaces before
+    punctuation taken away from decoded texts. hides_types: whether its files say that its model takes no token types.
+    notes: what was found odd, a sentence each.
+    """
+
+    native: tokenizers.Tokenizer | PythonTokenizer
+    truncation_side: Literal["left", "right"] = "right"
+    clean_up: bool = False
+    hides_types: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> ReadTokenizer:
+    """The tokenizer in a folder, as AutoTokenizer gives it.
+
+    It is read from tokenizer.json alone where that is certainly the same, since transformers takes a second to import.
 
     Raises:
         CheckpointError: no tokenizer, or one that cannot be read.
     """
     path = folder / "tokenizer.json"
+    settings = read_json(folder / "tokenizer_config.json", needed=False)
+    names = settings.get("model_input_names")
+    hides_types = isinstance(names, list) and "token_type_ids" not in names
     if not path.is_file():
-        return _converted(folder, trust_remote_code)
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-
-
-# Tokenizer classes of transformers that keep token types to themselves, whatever tokenizer.json says.
-_WITHOUT_TYPES = (
-    *("Albert", "Barthez", "BigBird", "Camembert", "Cohere", "DistilBert", "GPT2", "GPTNeoX", "Gemma", "Herbert"),
-    *("Llama", "Luke", "MBart", "MPNet", "Qwen2", "RemBert", "Roberta", "Splinter", "T5", "XLMRoberta"),
-)
-
-
-def gives_types(folder: Path) -> bool:
-    """Whether models see token types of pairs, by tokenizer_config.json."""
-    config = read_json(folder / "tokenizer_config.json", needed=False)
-    names = config.get("model_input_names")
-    if names is not None:
-        return "token_type_ids" in names
-    return not str(config.get("tokenizer_class", "")).startswith(_WITHOUT_TYPES)
-
-
-def cleans_up(folder: Path) -> bool:
-    """Whether the tokenizer's authors want spaces before punctuation taken away from decoded texts."""
-    return read_json(folder / "tokenizer_config.json", needed=False).get("clean_up_tokenization_spaces") is True
-
-
-def _converted(folder: Path, trust_remote_code: bool) -> tokenizers.Tokenizer:
-    """A tokenizer of older files (vocab.txt, sentencepiece models), through transformers."""
-    names = (
-        "vocab.txt",
-        "vocab.json",
-        "sentencepiece.bpe.model",
-        "spiece.model",
-        "spm.model",
-        "tokenizer.model",
-        "tokenizer_config.json",
+        if not any((folder / name).is_file() for name in _FILES):
+            raise CheckpointError(f"{folder} has no tokenizer. Looked for tokenizer.json, {', '.join(_FILES)}.")
+        try:
+            return _by_transformers(folder, trust_remote_code, settings, hides_types)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"{folder}: no tokenizer.json, and the older files cannot be converted: {error}"
+            ) from error
+    native = _from_file(path)
+    notes: tuple[str, ...] = ()
+    if isinstance(native, str) or not is_as_written(native, folder, settings):
+        try:
+            read = _by_transformers(folder, trust_remote_code, settings, hides_types)
+            if not _loses_words(native, read.native):
+                return read
+            reason = "the class that transformers takes for this model makes a BPE of its whole words, and loses them"
+        except Exception as error:
+            if isinstance(native, str):
+                raise CheckpointError(f"{path} cannot be read: {native}") from error
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = f"transformers cannot load its class ({why})"
+        notes = (f"The tokenizer is tokenizer.json as it stands: {reason}.",)
+    assert isinstance(native, tokenizers.Tokenizer)
+    truncation = native.truncation or {}
+    native.encode_special_tokens = settings.get("split_special_tokens") is True
+    return ReadTokenizer(
+        native,
+        _side(settings.get("truncation_side", truncation.get("direction")), folder),
+        settings.get("clean_up_tokenization_spaces") is True,
+        hides_types,
+        (*notes, *_contradictions(native, settings, special_tokens(folder, settings))),
     )
-    if not any((folder / name).is_file() for name in names):
-        raise CheckpointError(f"{folder} has no tokenizer. Looked for tokenizer.json, {', '.join(names)}.")
+
+
+def _loses_words(native: tokenizers.Tokenizer | str, read: tokenizers.Tokenizer | PythonTokenizer) -> bool:
+    """Whether transformers made a BPE without merges of a vocabulary of whole words."""
+    words = isinstance(native, tokenizers.Tokenizer) and isinstance(native.model, tokenizers.models.WordLevel)
+    return words and isinstance(read.model, tokenizers.models.BPE)
+
+
+def _from_file(path: Path) -> tokenizers.Tokenizer | str:
+    """The tokenizer in a file, or why it cannot be read."""
+    try:
+        with _panics_as_errors():
+            return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - the library raises whatever it likes
+        return str(error)
+
+
+@contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """A panic of the library's Rust code, which is no `Exception`, as one."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as panic:
+        raise RuntimeError(str(panic)) from panic
+
+
+def _side(word: Any, folder: Path) -> Literal["left", "right"]:
+    """A side that files may leave out.
+
+    Raises:
+        CheckpointError: another word.
+    """
+    if word in (None, "right"):
+        return "right"
+    if word != "left":
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'}: truncation_side must be 'left' or 'right', got {word!r}."
+        )
+    return "left"
+
+
+def _by_transformers(
+    folder: Path, trust_remote_code: bool, settings: Mapping[str, Any], hides_types: bool
+) -> ReadTokenizer:
+    """What AutoTokenizer makes of the files."""
     from transformers import AutoTokenizer
 
-    try:
-        if _names_internlm2(folder):
-            return _internlm2(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-        return tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    except Exception as error:
-        raise CheckpointError(
-            f"{folder}: no tokenizer.json, and the older files cannot be converted: {error}"
-        ) from error
-
-
-def _names_internlm2(folder: Path) -> bool:
-    return read_json(folder / "tokenizer_config.json", needed=False).get("tokenizer_class") in (
-        "InternLM2Tokenizer",
-        "InternLM2TokenizerFast",
+    with _quiet(), _panics_as_errors():
+        if not (folder / "tokenizer.json").is_file() and _names_internlm2(settings):
+            return ReadTokenizer(_internlm2(folder), hides_types=hides_types)
+        theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    notes: tuple[str, ...] = ()
+    native = getattr(theirs, "_tokenizer", None)
+    if not isinstance(native, tokenizers.Tokenizer):
+        native = PythonTokenizer(theirs)
+        notes = (f"Texts are tokenised by {native.name}, which is Python code and slower: no other form of it exists.",)
+    elif (folder / "tokenizer.json").is_file():
+        notes = _contradictions(native, settings, {"bos_token": theirs.bos_token, "eos_token": theirs.eos_token})
+    return ReadTokenizer(
+        native, _side(theirs.truncation_side, folder), theirs.clean_up_tokenization_spaces is True, hides_types, notes
     )
+
+
+def _contradictions(
+    native: tokenizers.Tokenizer, settings: Mapping[str, Any], tokens: Mapping[str, str | None]
+) -> tuple[str, ...]:
+    """Notes where tokenizer_config.json wants a token at an end of each text otherwise than tokenizer.json.
+
+    transformers 5 goes by the post-processor of tokenizer.json alone.
+    """
+    template = Template.of(native, 1)
+    notes = []
+    for key, name, ends in (
+        ("add_bos_token", "bos_token", template.head),
+        ("add_eos_token", "eos_token", template.tail),
+    ):
+        token = tokens.get(name)
+        wanted = settings.get(key)
+        if not isinstance(wanted, bool) or not isinstance(token, str):
+            continue
+        found = native.token_to_id(token) in ends
+        if wanted != found:
+            place = "start" if key == "add_bos_token" else "end"
+            does = "puts" if found else "puts no"
+            notes.append(
+                f"tokenizer_config.json says {key}: {str(wanted).lower()}, but the post-processor of tokenizer.json "
+                f"{does} {token} at the {place} of a text. That is what is done, as in transformers 5; "
+                "transformers 4 may have done as tokenizer_config.json says."
+            )
+    return tuple(notes)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No log of transformers: what matters is in our errors and notes."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _names_internlm2(settings: Mapping[str, Any]) -> bool:
+    return settings.get("tokenizer_class") in ("InternLM2Tokenizer", "InternLM2TokenizerFast")
 
 
 def _internlm2(folder: Path) -> tokenizers.Tokenizer:

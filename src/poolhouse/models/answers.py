@@ -30,7 +30,7 @@ class Served:
     role: what it is run as. words: who runs it. pooling: the default where no file says.
     pools_itself: whether the rows of a text are all the same, its vector.
     stated_pooling: what config.json demands, whatever the files say. endless: whether no table of positions ends at
-    max_tokens, so that the user may ask for more.
+    max_tokens, so that the user may ask for more. token_types: rows of its table of them, or 0.
     """
 
     role: Role
@@ -48,6 +48,7 @@ class Served:
     adapters: Adapters | None = None
     endless: bool = False
     pools_itself: bool = False
+    token_types: int = 0
 
 
 def pipelines_of(

@@ -30,6 +30,7 @@ class Fallback:
     why: "packed, positions from 0", or "unpacked: " and the reason.
     max_tokens: None where the config states no limit.
     pooling: for models without files of sentence-transformers: LAST for decoders, CLS for encoders.
+    token_types: rows of its table of them, or 0.
     head: of a classifier or masked language model; one without steps where the backbone's rows are logits already.
     pools_itself: whether a text's rows are all the same, its vector.
     """
@@ -46,6 +47,7 @@ class Fallback:
     head: LoadedHead | None = None
     notes: tuple[str, ...] = ()
     pools_itself: bool = False
+    token_types: int = 0
 
 
 def load_hugging_face(
@@ -98,6 +100,7 @@ def load_hugging_face(
         pooling="LAST" if causal else "CLS",
         head=head,
         notes=notes,
+        token_types=_token_types(model),
     )
 
 
@@ -115,6 +118,7 @@ def _whole(forward: Forward, role: Role, labels: int, vocabulary_size: int, note
         pooling="CLS",
         head=kept_head(forward, role, labels),
         notes=notes,
+        token_types=_token_types(forward.model),
     )
 
 
@@ -353,6 +357,15 @@ def _plain_ids(config: Any, vocabulary_size: int) -> list[int]:
 def _pad_id(config: Any) -> int | None:
     pad_id = getattr(config, "pad_token_id", None)
     return pad_id if isinstance(pad_id, int) else None
+
+
+def _token_types(model: nn.Module) -> int:
+    """Rows of its table of token types: by its config, or by the tensors of XLNet, which has a table per layer."""
+    rows = getattr(model.config, "type_vocab_size", None)
+    if isinstance(rows, int):
+        return rows
+    # XLNet tells apart whether two tokens are of one type, so any number will do.
+    return 3 if any(name.endswith("seg_embed") for name, _ in model.named_parameters()) else 0
 
 
 def _max_tokens(model: nn.Module) -> int | None:

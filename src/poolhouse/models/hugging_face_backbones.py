@@ -27,7 +27,9 @@ class Packed:
     def __call__(self, batch: Batch) -> Tensor:
         """[total, hidden]."""
         types = None if batch.types is None else batch.types[None]
-        positions = (batch.positions + self.position_offset)[None]
+        # Models that count from behind the pad id do not count padding, which a text may write.
+        positions = batch.positions_without(self.position_offset - 1) if self.position_offset else batch.positions
+        positions = (positions + self.position_offset)[None]
         return self.forward(batch.ids[None], positions, types, batch.segments)[0]
 
 

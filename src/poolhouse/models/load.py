@@ -143,6 +143,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
             matryoshka=matryoshka,
             prompts={**task_prompts, **({} if described is None else described.prompts)},
             default_prompt_name=None if described is None else described.default_prompt_name,
+            token_types=served.token_types,
             labels=labels,
             plugin=config.get("io_processor_plugin"),
             recipe=reranker.recipe,
@@ -376,6 +377,7 @@ def _native(
         notes=tuple(notes),
         stated_pooling=family.stated_pooling(config),
         adapters=loaded.adapters,
+        token_types=loaded.token_types,
     )
 
 
@@ -456,6 +458,7 @@ def _transformers(
         head=head,
         notes=(*notes, *fallback.notes),
         pools_itself=fallback.pools_itself,
+        token_types=fallback.token_types,
     )
 
 

@@ -47,6 +47,7 @@ class Facts:
 
     served_by: who runs it: "native bert", or "transformers, packed" and why.
     max_tokens: longest prompt, special tokens included.
+    token_types: rows of its table of token types (segments); 0 where it has none.
     width: length of an embedding before Matryoshka cuts, or the number of labels.
     plugin: the IO processor plugin that config.json names.
     labels: names of a classifier's labels; empty where the checkpoint names none.
@@ -71,6 +72,7 @@ class Facts:
     matryoshka: Matryoshka
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    token_types: int = 0
     labels: Mapping[int, str] = field(default_factory=dict)
     plugin: str | None = None
     recipe: ScoreRecipe | None = None

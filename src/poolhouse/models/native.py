@@ -32,6 +32,7 @@ class Loaded:
     prefix: what stands before the backbone's names in the checkpoint. token_table: name of the matrix of its tokens.
     table: that matrix, [vocabulary, features]. endless: whether positions are neither looked up nor turned into angles,
     so that texts longer than max_tokens are read in the same way. merged: the adapters that the weights hold.
+    token_types: rows of its table of token types, or 0.
     """
 
     transformer: Backbone
@@ -46,6 +47,7 @@ class Loaded:
     token_table: str = ""
     merged: tuple[Adapter, ...] = ()
     endless: bool = False
+    token_types: int = 0
 
 
 def load_transformer(
@@ -104,6 +106,7 @@ def load_transformer(
         token_table=f"{prefix}{layout.token_table}.weight",
         merged=merged,
         endless=table is None and all(layer.rope is None for layer in spec.layers),
+        token_types=len(claimed.tensors.get("types.weight", ())),
     )
 
 

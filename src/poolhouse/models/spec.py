@@ -26,6 +26,7 @@ class TransformerSpec:
     """Behaviour of a Transformer; its structure (norms, biases, tables, sizes) is read from the tensors.
 
     position_offset: the row of the position table that the first token takes (RoBERTa: pad id + 1).
+    uncounted: the id of tokens that are not counted in positions (RoBERTa: padding, which a text may write).
     attention_scale: factor on scores, 1 / sqrt(head_dim) where None.
     softcap: Gemma 2 squeezes attention scores to this range by tanh.
     """
@@ -39,6 +40,7 @@ class TransformerSpec:
     norm: NormKind = "layer"
     norm_eps: float = 1e-12
     position_offset: int = 0
+    uncounted: int | None = None
     embedding_scale: float = 1.0
     attention_scale: float | None = None
     softcap: float | None = None

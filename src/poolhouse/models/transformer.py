@@ -97,7 +97,9 @@ class Transformer:
             x = x + (self.types[0] if types is None else F.embedding(types, self.types))
             x = self._adapted("types", x, types)
         if self.positions is not None:
-            places = batch.positions + self.spec.position_offset
+            uncounted = self.spec.uncounted
+            positions = batch.positions if uncounted is None else batch.positions_without(uncounted)
+            places = positions + self.spec.position_offset
             x = self._adapted("positions", x + F.embedding(places, self.positions), places)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from poolhouse.models.checkpoint import Config
 from poolhouse.models.families._config import activation, refuse
 from poolhouse.models.families.family import Family, token_classifier_head
@@ -17,7 +19,7 @@ def bert(config: Config) -> TransformerSpec:
 
 def roberta(config: Config) -> TransformerSpec:
     """BERT's behaviour with positions that start behind the pad id."""
-    return _spec(config, position_offset=_pad_id(config) + 1)
+    return replace(_spec(config, position_offset=_pad_id(config) + 1), uncounted=_pad_id(config))
 
 
 def from_pad_id(config: Config) -> int:

@@ -63,7 +63,7 @@ class EmbedFields(Lenient):
         return Wish(
             self.input_type,
             self.output_dimension,
-            truncate=self.truncate,
+            truncate=self.truncate if "truncate" in self.model_fields_set else None,
             max_tokens=None if self.max_tokens is None else min(self.max_tokens, most_tokens),
             priority=self.priority,
         )

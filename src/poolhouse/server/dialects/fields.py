@@ -112,7 +112,7 @@ class Common(Lenient):
         return PoolingParams(
             use_activation=self.use_activation,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
-            truncation_side=self.truncation_side or "right",
+            truncation_side=self.truncation_side,
             **more,
         )
 

@@ -38,14 +38,21 @@ def with_their_statuses(failure: Failure) -> Failure:
     return replace(failure, status=422) if isinstance(failure.error, ValidationError) else as_bad_request(failure)
 
 
+_SIDES: dict[str, Literal["left", "right"]] = {"START": "left", "END": "right"}
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How vectors are wanted. input_type: a query, a document, or the name of a prompt."""
+    """How vectors are wanted.
+
+    input_type: a query, a document, or the name of a prompt. truncate: which end a long text loses; None is the one that
+    the model's tokenizer cuts.
+    """
 
     input_type: str | None = None
     dimensions: int | None = None
     use_activation: bool | None = None
-    truncate: Literal["NONE", "START", "END"] = "END"
+    truncate: Literal["NONE", "START", "END"] | None = None
     max_tokens: int | None = None
     priority: int = 0
 
@@ -57,7 +64,7 @@ class Wish:
             dimensions=self.dimensions,
             use_activation=self.use_activation,
             truncate_prompt_tokens=None if self.truncate == "NONE" else most,
-            truncation_side="left" if self.truncate == "START" else "right",
+            truncation_side=_SIDES.get(self.truncate or ""),
             overflow="error" if self.truncate == "NONE" else None,
         )
 

@@ -43,7 +43,7 @@ class EmbeddingFields(BaseModel):
 
     def wish(self) -> Wish:
         """How the vectors are wanted."""
-        return Wish(self.task, self.dimensions, self.normalized, "END" if self.truncate else "NONE")
+        return Wish(self.task, self.dimensions, self.normalized, None if self.truncate else "NONE")
 
 
 class MultiVectorFields(BaseModel):
@@ -103,7 +103,7 @@ def _add_multi_vector(routes: APIRouter, serving: Serving) -> None:
         """One vector per token of each input."""
         speak(http, shape)
         fields = await serving.read(http, MultiVectorFields)
-        wish = Wish(fields.input_type, fields.dimensions, truncate="END" if fields.truncate else "NONE")
+        wish = Wish(fields.input_type, fields.dimensions, truncate=None if fields.truncate else "NONE")
         return await _vectors(serving, http, fields.model, fields.input, wish, [fields.embedding_type], per_token=True)
 
 

@@ -9,7 +9,7 @@ _RENAMED = {"output_dimension": "dimensions", "normalized": "use_activation"}
 _PRECISIONS = ("embedding_type", "output_dtype")
 _CUTS: dict[Any, dict[str, Any]] = {
     True: {"truncate_prompt_tokens": -1},
-    "END": {"truncate_prompt_tokens": -1},
+    "END": {"truncate_prompt_tokens": -1, "truncation_side": "right"},
     "START": {"truncate_prompt_tokens": -1, "truncation_side": "left"},
     False: {},
     "NONE": {},

@@ -73,7 +73,7 @@ def prefixed_router(serving: Serving) -> APIRouter:
 async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) -> Response:
     engine = serving.engine(fields.model)
     texts = [fields.input] if isinstance(fields.input, str) else fields.input
-    wish = Wish(fields.input_type, fields.output_dimension, truncate="END" if fields.truncation else "NONE")
+    wish = Wish(fields.input_type, fields.output_dimension, truncate=None if fields.truncation else "NONE")
     answers = await hosted.embed(serving, http, engine, texts, wish)
 
     def render() -> bytes:

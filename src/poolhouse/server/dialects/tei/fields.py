@@ -13,6 +13,7 @@ from poolhouse.server.dialects import openai
 from poolhouse.server.dialects.fields import INPUT_SCHEMA, Many
 from poolhouse.server.dialects.tei.errors import EmptyInput
 
+_SIDES: dict[str, Literal["left", "right"]] = {"right": "right", "Right": "right", "left": "left", "Left": "left"}
 _SAY_WHETHER_TO_CUT = ("truncate", "truncation", "truncate_prompt_tokens")
 
 
@@ -23,7 +24,9 @@ class TeiFields(BaseModel):
 
     model: str | None = Field(None, description="A served model; none takes the first.")
     truncate: bool | None = Field(None, description="Cut texts over the limit; none cuts too, as TEI does.")
-    truncation_direction: Literal["right", "left", "Right", "Left"] = "right"
+    truncation_direction: Literal["right", "left", "Right", "Left"] | None = Field(
+        None, description="Which end of a long text is dropped; none is the end that the model's tokenizer drops."
+    )
     prompt_name: str | None = None
 
     def params(self) -> PoolingParams:
@@ -31,7 +34,7 @@ class TeiFields(BaseModel):
         return PoolingParams(
             truncate_prompt_tokens=None if self.truncate is False else -1,
             overflow="error" if self.truncate is False else None,
-            truncation_side="left" if self.truncation_direction.lower() == "left" else "right",
+            truncation_side=_SIDES.get(self.truncation_direction or ""),
         )
 
     def prompts(self) -> list[Prompt]:

@@ -1,0 +1,355 @@
+"""Is a tokenizer.json by itself what AutoTokenizer would give? Told from the files, without transformers.
+
+transformers 5 takes from tokenizer.json little more than the vocabulary, the added tokens and mostly the post-processor;
+the class that the files name builds the rest by tokenizer_config.json. Here stands what the commonest classes build. Where
+tokenizer.json is the same, it is read alone, which spares the import of transformers. Whatever is not known here, be it a
+class, a key or a token, is left to AutoTokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+
+from poolhouse.json_files import read_json
+
+# What transformers registers for a model type; taken where the files name no class.
+REGISTERED = {
+    "bert": "BertTokenizer",
+    "distilbert": "BertTokenizer",
+    "modernbert": "TokenizersBackend",
+    "mpnet": "MPNetTokenizer",
+    "nomic_bert": "BertTokenizer",
+    "qwen2": "Qwen2Tokenizer",
+    "qwen3": "Qwen2Tokenizer",
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+}
+# Model types whose files are known to name wrong classes: the registered one is taken whatever they name.
+ENFORCED = frozenset({"modernbert", "qwen2"})
+
+# Keys of tokenizer_config.json that change no token id in any class below, or that are read elsewhere.
+WITHOUT_EFFECT = frozenset(
+    (
+        *("_commit_hash", "add_bos_token", "add_eos_token", "backend", "chat_template", "clean_up_tokenization_spaces"),
+        *("do_basic_tokenize", "errors", "files_loaded", "is_local", "legacy", "local_files_only", "max_len"),
+        *("max_length", "model_input_names", "model_max_length", "name_or_path", "never_split", "pad_to_multiple_of"),
+        *("pad_token_type_id", "padding_side", "processor_class", "sp_model_kwargs", "special_tokens_map_file"),
+        *("split_special_tokens", "stride", "tokenizer_class", "tokenizer_file", "truncation_side"),
+        *("truncation_strategy", "use_default_system_prompt", "use_fast"),
+    )
+)
+# Keys that some class below reads.
+READ = frozenset(("add_prefix_space", "do_lower_case", "strip_accents", "tokenize_chinese_chars", "trim_offsets"))
+_TOKEN_LISTS = ("additional_special_tokens", "extra_special_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """What a class builds around the vocabulary.
+
+    kind: of the model. model: its attributes. post_processor: None where the one of tokenizer.json is kept.
+    """
+
+    kind: str
+    model: Mapping[str, Any]
+    pre_tokenizer: Any
+    decoder: Any
+    normalizer: Any = None
+    post_processor: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Class:
+    """A class of transformers. defaults: of its settings and special tokens."""
+
+    defaults: Mapping[str, Any]
+    build: Callable[[Mapping[str, Any], Callable[[str], tuple[str, int]]], _Built]
+    plain_tokens: bool = False
+
+
+def is_as_written(native: Tokenizer, folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether AutoTokenizer would certainly give `native`, the tokenizer.json of a folder, as it is.
+
+    settings: tokenizer_config.json.
+    """
+    name = _class_name(read_json(folder / "config.json", needed=False), settings)
+    if name is None or not all(_is_known(key) for key in settings):
+        return False
+    built = CLASSES.get(name)
+    try:
+        tokens = _tokens(folder, settings)
+        if tokens is None or not _same_tokens(native, folder, settings, tokens, built):
+            return False
+        return built is None or _same_parts(native, built, {**built.defaults, **settings, **_contents(tokens)})
+    except (TypeError, ValueError):
+        return False  # values of a kind that transformers would not take either
+
+
+def special_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The named special tokens of a folder's files."""
+    return _contents(_tokens(folder, settings) or {})
+
+
+def _class_name(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
+    """The class that AutoTokenizer would choose; None where that is not certain."""
+    if "auto_map" in settings or "model_name" in config:
+        return None
+    model_type = config.get("model_type")
+    if config and model_type not in REGISTERED:
+        return None
+    registered = REGISTERED.get(str(model_type), "TokenizersBackend")
+    named = settings.get("tokenizer_class") or config.get("tokenizer_class")
+    if model_type in ENFORCED or named is None:
+        return registered
+    named = str(named).removesuffix("Fast")
+    if named in ("PreTrainedTokenizer", "TokenizersBackend"):
+        return "TokenizersBackend"
+    return named if named in CLASSES else None
+
+
+def _is_known(key: str) -> bool:
+    return key in WITHOUT_EFFECT or key in READ or key in (*_TOKEN_LISTS, "added_tokens_decoder") or _is_token(key)
+
+
+def _is_token(key: str) -> bool:
+    return key.endswith("_token") and not key.startswith("add_")
+
+
+def _tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Special tokens by name, as the files have them; None where they have more than tokens."""
+    tokens = {key: value for key, value in settings.items() if _is_token(key) or key in _TOKEN_LISTS}
+    if "added_tokens_decoder" in settings:
+        return tokens
+    beside = read_json(folder / "special_tokens_map.json", needed=False)
+    if not all(_is_token(key) or key in _TOKEN_LISTS for key in beside):
+        return None
+    lists = [value for part in (tokens, beside) for key in _TOKEN_LISTS for value in _listed(part.get(key))]
+    return {**tokens, **beside, "extra_special_tokens": lists}
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value.values() if isinstance(value, dict) else value or ())
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _contents(tokens: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _content(value) for key, value in tokens.items() if key not in _TOKEN_LISTS}
+
+
+def _same_tokens(
+    native: Tokenizer, folder: Path, settings: Mapping[str, Any], tokens: Mapping[str, Any], built: _Class | None
+) -> bool:
+    """Whether the other files add no token to those of tokenizer.json, and give none other properties or ids."""
+    known: dict[int, AddedToken] = native.get_added_tokens_decoder()
+    if "added_tokens_decoder" in settings:
+        stated = settings["added_tokens_decoder"].items()
+        if {int(number): AddedToken(**token) for number, token in stated} != known:
+            return False
+    by_content = {token.content: token for token in known.values()}
+    added = read_json(folder / "added_tokens.json", needed=False).items()
+    if any(token not in by_content or native.token_to_id(token) != number for token, number in added):
+        return False
+    # A dict in tokenizer_config.json needs a mark of its type.
+    stated_tokens = [token for key, token in settings.items() if _is_token(key)]
+    if any(isinstance(token, dict) and token.get("__type") != "AddedToken" for token in stated_tokens):
+        return False
+    named = {**({} if built is None else built.defaults), **tokens}
+    wanted = [_content(value) for key, value in named.items() if _is_token(key) and value is not None]
+    if any(token not in by_content or not by_content[token].special for token in wanted):
+        return False
+    if any(_content(token) not in by_content for key in _TOKEN_LISTS for token in _listed(tokens.get(key))):
+        return False
+    if built is None:
+        return True
+    if built.plain_tokens and any(by_content[token] != AddedToken(token, special=True) for token in wanted):
+        return False
+    # Tokens that the model's vocabulary lacks are added anew, in their order.
+    following = native.get_vocab_size(with_added_tokens=False)
+    for number, token in sorted(known.items(), key=lambda item: item[0]):
+        expected = native.model.token_to_id(token.content)
+        if expected is None:
+            expected, following = following, following + 1
+        if number != expected:
+            return False
+    return True
+
+
+def _same_parts(native: Tokenizer, built: _Class, settings: Mapping[str, Any]) -> bool:
+    """Whether a class builds the parts that tokenizer.json has."""
+
+    def with_id(key: str) -> tuple[str, int]:
+        number = native.token_to_id(settings[key])
+        if number is None:
+            raise ValueError(f"no token {settings[key]!r}")
+        return settings[key], number
+
+    parts = built.build(settings, with_id)
+    if type(native.model).__name__ != parts.kind:
+        return False
+    if parts.kind == "Unigram":
+        # Its attributes show in what it is written as alone.
+        state = native.model.__getstate__()
+        if not (state.startswith(b'{"type":"Unigram","unk_id":3,') and state.endswith(b',"byte_fallback":false}')):
+            return False
+    # A model may have "" where the class gives None: both mean that nothing is put there.
+    if any((getattr(native.model, name, None) or "") != (value or "") for name, value in parts.model.items()):
+        return False
+    if parts.normalizer is _CHARACTER_MAP:
+        if native.normalizer is not None and b'"type":"Precompiled"' not in native.normalizer.__getstate__():
+            return False
+    elif _state(native.normalizer) != _state(parts.normalizer):
+        return False
+    return (
+        _state(native.pre_tokenizer) == _state(parts.pre_tokenizer)
+        and _state(native.decoder) == _state(parts.decoder)
+        and (parts.post_processor is None or _state(native.post_processor) == _state(parts.post_processor))
+    )
+
+
+def _state(part: Any) -> bytes | str | None:
+    """What a part is, without what has no effect in it."""
+    if part is None or (type(part).__name__ == "ByteLevel" and isinstance(part, decoders.Decoder)):
+        return None if part is None else "ByteLevel"
+    state: bytes = part.__getstate__()
+    if isinstance(part, pre_tokenizers.PreTokenizer):
+        state = state.replace(b',"trim_offsets":false', b"").replace(b',"trim_offsets":true', b"")
+    return state
+
+
+# The normalizer of sentencepiece's own, taken from tokenizer.json, or none.
+_CHARACTER_MAP = object()
+
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _wordpiece(settings: Mapping[str, Any], post_processor: Any) -> _Built:
+    return _Built(
+        "WordPiece",
+        {"unk_token": settings["unk_token"], "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+        pre_tokenizers.BertPreTokenizer(),
+        decoders.WordPiece(prefix="##"),
+        normalizers.BertNormalizer(
+            clean_text=True,
+            handle_chinese_chars=settings["tokenize_chinese_chars"],
+            strip_accents=settings["strip_accents"],
+            lowercase=settings["do_lower_case"],
+        ),
+        post_processor,
+    )
+
+
+def _bert(settings: Mapping[str, Any], with_id: Callable[[str], tuple[str, int]]) -> _Built:
+    cls, sep = settings["cls_token"], settings["sep_token"]
+    return _wordpiece(
+        settings,
+        processors.TemplateProcessing(
+            single=f"{cls}:0 $A:0 {sep}:0",
+            pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+            special_tokens=[with_id("cls_token"), with_id("sep_token")],
+        ),
+    )
+
+
+def _mpnet(settings: Mapping[str, Any], with_id: Callable[[str], tuple[str, int]]) -> _Built:
+    ends = with_id("sep_token"), with_id("cls_token")
+    return _wordpiece(settings, processors.RobertaProcessing(*ends, trim_offsets=True, add_prefix_space=False))
+
+
+_BPE = {
+    "unk_token": None,
+    "dropout": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": False,
+    "byte_fallback": False,
+    "ignore_merges": False,
+}
+
+
+def _roberta(settings: Mapping[str, Any], with_id: Callable[[str], tuple[str, int]]) -> _Built:
+    space = settings["add_prefix_space"]
+    return _Built(
+        "BPE",
+        _BPE,
+        pre_tokenizers.ByteLevel(add_prefix_space=space),
+        decoders.ByteLevel(),
+        post_processor=processors.RobertaProcessing(
+            with_id("sep_token"), with_id("cls_token"), settings["trim_offsets"], space
+        ),
+    )
+
+
+def _xlm_roberta(settings: Mapping[str, Any], with_id: Callable[[str], tuple[str, int]]) -> _Built:
+    bos, eos = settings["bos_token"], settings["eos_token"]
+    scheme = "always" if settings["add_prefix_space"] else "never"
+    return _Built(
+        "Unigram",
+        {},
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)]
+        ),
+        decoders.Metaspace(replacement="▁", prepend_scheme=scheme),
+        _CHARACTER_MAP,
+        processors.TemplateProcessing(
+            single=[bos, "$A", eos],
+            pair=[bos, "$A", eos, eos, "$B", eos],
+            special_tokens=[with_id("bos_token"), with_id("eos_token")],
+        ),
+    )
+
+
+def _qwen2(settings: Mapping[str, Any], _: Callable[[str], tuple[str, int]]) -> _Built:
+    space = bool(settings["add_prefix_space"])
+    return _Built(
+        "BPE",
+        _BPE,
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_QWEN2_WORDS), behavior="isolated", invert=False),
+                pre_tokenizers.ByteLevel(add_prefix_space=space, use_regex=False),
+            ]
+        ),
+        decoders.ByteLevel(),
+        normalizers.NFC(),
+    )
+
+
+_BERT_DEFAULTS = {
+    "do_lower_case": True,
+    "strip_accents": None,
+    "tokenize_chinese_chars": True,
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+_ROBERTA_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "cls_token": "<s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+}
+_END_OF_TEXT = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
+CLASSES: dict[str, _Class | None] = {
+    "BertTokenizer": _Class(_BERT_DEFAULTS, _bert),
+    "DistilBertTokenizer": _Class(_BERT_DEFAULTS, _bert),
+    "MPNetTokenizer": _Class({**_BERT_DEFAULTS, **_ROBERTA_TOKENS, "unk_token": "[UNK]"}, _mpnet),
+    "Qwen2Tokenizer": _Class({"add_prefix_space": None, **_END_OF_TEXT}, _qwen2, plain_tokens=True),
+    "RobertaTokenizer": _Class({"add_prefix_space": False, "trim_offsets": True, **_ROBERTA_TOKENS}, _roberta),
+    "TokenizersBackend": None,
+    "XLMRobertaTokenizer": _Class({"add_prefix_space": True, **_ROBERTA_TOKENS}, _xlm_roberta),
+}
