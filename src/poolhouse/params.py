@@ -89,8 +89,17 @@ class PoolingParams:
             return self
         return PoolingParams(self.dimensions, self.use_activation, self.step_tag_id, self.returned_token_ids)
 
-    def check(self, task: Task, matryoshka: Matryoshka, model_name: str, further: tuple[Task, ...] = ()) -> None:
+    def check(
+        self,
+        task: Task,
+        matryoshka: Matryoshka,
+        model_name: str,
+        further: tuple[Task, ...] = (),
+        widths: Mapping[Task, int] | None = None,
+    ) -> None:
         """Refuse what neither `task` nor a further one can honour, or the model does not offer.
+
+        widths: of each task's vectors, where they may differ.
 
         Raises:
             InvalidRequest, UnsupportedDimensions: naming the field.
@@ -106,7 +115,9 @@ class PoolingParams:
                 getattr(self, wrong[0]),
             )
         if self.dimensions is not None:
-            matryoshka.check(self.dimensions, model_name)
+            for one in tasks:
+                if "dimensions" in _params_of(one):
+                    matryoshka.check(self.dimensions, model_name, (widths or {}).get(one))
 
     def for_task(self, task: Task) -> PoolingParams:
         """Only what this task knows, of what was asked of several."""
@@ -139,8 +150,13 @@ class Matryoshka:
     supported: bool = False
     dimensions: tuple[int, ...] = ()
 
-    def check(self, dimensions: int, model_name: str) -> None:
-        """Raise UnsupportedDimensions unless the model offers vectors of this length."""
+    def check(self, dimensions: int, model_name: str, own: int | None = None) -> None:
+        """Raise UnsupportedDimensions unless the model offers vectors of this length; whole ones it always does.
+
+        own: the length of whole vectors of a task; None: of the model's first one.
+        """
+        if dimensions == (self.width if own is None else own):
+            return
         if not self.supported:
             raise UnsupportedDimensions(
                 f'Model "{model_name}" does not support matryoshka representation, '

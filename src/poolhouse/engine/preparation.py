@@ -44,6 +44,7 @@ class Preparation:
     def __init__(self, model: Model, options: EngineOptions) -> None:
         self.model = model
         self.options = options
+        self.widths = {task: pipeline.width for task, pipeline in model.pipelines.items()}
 
     def of(self, request: Request) -> Prepared:
         """The request made ready.
@@ -52,7 +53,8 @@ class Preparation:
             InvalidRequest: it asks for what the model does not have.
         """
         tasks = self._tasks(request)
-        request.params.check(request.task, self.model.facts.matryoshka, self.model.facts.name, tasks[1:])
+        facts = self.model.facts
+        request.params.check(request.task, facts.matryoshka, facts.name, tasks[1:], self.widths)
         params, *further = [self._params(request, task, len(tasks) > 1) for task in tasks]
         adapter, prompt_name = self._adapter(request, self._prompt_name(request))
         prompt = self._with_prefix(request, prompt_name)
