@@ -15,6 +15,7 @@ from poolhouse.server.app import create_app
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
 from tests.server.documented import checked
+from tests.server.exchanges import masked
 
 QUERY = "why are there tides"
 DOCUMENTS = ["yeast makes bread rise", "the moon pulls the sea towards it", "tides follow the moon"]
@@ -102,6 +103,19 @@ def test_cohere_hears_what_a_rerank_cost(http: TestClient) -> None:
     assert [http.post(path, json=many).json()["meta"] for path in ("/v2/rerank", "/cohere/v2/rerank")] == [meta, meta]
     cut = http.post("/v2/rerank", json={"query": "q", "documents": ["a b c"], "max_tokens_per_doc": 2}).json()
     assert cut["meta"]["warnings"] == ["1 of 2 inputs were longer than the limit, and cut."]
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank", "/cohere/v1/rerank", "/cohere/v2/rerank"])
+@pytest.mark.parametrize("limit", [512, 4096, 2**62])
+def test_a_limit_that_no_document_reaches_is_the_models(http: TestClient, path: str, limit: int) -> None:
+    plain = http.post(path, json=RERANK).json()
+    reply = http.post(path, json={**RERANK, "max_tokens_per_doc": limit})
+    assert reply.status_code == 200
+    assert masked(reply.json()) == masked(plain)
+    # What is longer is cut, as Cohere does, and said to be.
+    long = {"query": QUERY, "documents": ["w " * 999, "short"], "max_tokens_per_doc": limit}
+    reply = http.post(path, json=long)
+    assert (reply.status_code, reply.headers["x-poolhouse-truncated"]) == (200, "1")
 
 
 def test_a_path_that_others_share_knows_cohere_by_its_own_fields(http: TestClient) -> None:
