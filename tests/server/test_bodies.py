@@ -77,7 +77,9 @@ def document(http: TestClient) -> Document:
 
 
 def vectors(http: TestClient, content: bytes, **headers: str) -> Any:
-    reply = http.post("/embed", content=content, headers={name.replace("_", "-"): text for name, text in headers.items()})
+    reply = http.post(
+        "/embed", content=content, headers={name.replace("_", "-"): text for name, text in headers.items()}
+    )
     assert reply.status_code == 200, reply.text
     return reply.json()
 
@@ -100,7 +102,9 @@ def test_codings_are_undone_in_turn_and_no_coding_is_none(http: TestClient) -> N
     assert http.post("/embed", content=packed, headers=several).json() == plain
 
 
-@pytest.mark.parametrize("coding", ["compress", "snappy", "gzip, lz4", "aws-chunked", "gzip;q=1", ", ".join(["gzip"] * 5)])
+@pytest.mark.parametrize(
+    "coding", ["compress", "snappy", "gzip, lz4", "aws-chunked", "gzip;q=1", ", ".join(["gzip"] * 5)]
+)
 def test_another_coding_is_a_415_that_names_those_taken(http: TestClient, document: Document, coding: str) -> None:
     for path in document.posts:
         reply = http.post(path, content=BODY, headers={"content-encoding": coding})
@@ -151,7 +155,9 @@ def test_a_zstd_window_that_the_sender_chose_too_large_is_refused(http: TestClie
     assert (reply.status_code, "memory" in reply.text) == (400, True)
 
 
-@pytest.mark.parametrize("charset", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    "charset", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
+)
 def test_every_unicode_encoding_is_read_told_or_not(http: TestClient, charset: str) -> None:
     content = BODY.decode().encode(charset)
     plain = vectors(http, BODY)
@@ -247,7 +253,14 @@ def test_a_packed_body_leaves_the_event_loop_to_others() -> None:
                 turns.append(None)
 
         headers = [(b"content-type", b"application/json"), (b"content-encoding", b"gzip")]
-        scope = {"type": "http", "method": "POST", "path": "/embed", "headers": headers, "query_string": b"", "state": {}}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/embed",
+            "headers": headers,
+            "query_string": b"",
+            "state": {},
+        }
         watching = asyncio.ensure_future(watch())
         await app(scope, receive, send)
         await watching

@@ -93,8 +93,8 @@ def test_the_model_of_a_request_selects_the_engine() -> None:
     assert not large.alive
 
 
-def test_an_engine_without_embed_refuses_embeddings_only() -> None:
-    with TestClient(create_app([FakeEngine(tasks=("token_embed",))])) as http:
+def test_an_engine_without_embeddings_refuses_them_only() -> None:
+    with TestClient(create_app([FakeEngine(tasks=("token_classify",))])) as http:
         reply = http.post("/v1/embeddings", json={"input": "x"})
         assert reply.status_code == 400
         assert reply.json()["message"] == "The model does not support Embeddings API"

@@ -83,6 +83,9 @@ REPLIES: list[tuple[str, dict[str, Any]]] = [
     *(("/v1/embeddings", {"input": TEXTS, "embed_dtype": kind}) for kind in ("int8", "ubinary")),
     ("/v1/embeddings", {"input": ["a", "word " * 600], "truncate_prompt_tokens": -1}),
     ("/v1/embeddings", {"input": TEXTS, "late_chunking": True}),
+    ("/v1/embeddings", {"input": TEXTS, "late_chunking_params": {"chunk_size": 2}}),
+    *(("/v1/embeddings", {"input": TEXTS, "task": "token_embed", "encoding_format": form}) for form in ("float", "base64")),
+    ("/pooling", {"input": TEXTS, "task": "token_embed", "late_chunking_params": {"chunk_size": 1}}),
     ("/v1/embeddings", {"messages": [{"role": "user", "content": "hello"}]}),
     ("/v1/embeddings", {"input": [{"prompt": "a"}, {"prompt_token_ids": [1, 2]}, [3], "b"]}),
     ("/pooling", {"input": TEXTS}),
@@ -149,7 +152,9 @@ def fields_of(content: dict[str, Any], path: str) -> dict[str, Any]:
     """The schemas of all fields that a path reads, in any of its dialects."""
     schema = content["paths"][TWINS.get(path, path)]["post"]["requestBody"]["content"]["application/json"]["schema"]
     names = [one["$ref"].rpartition("/")[2] for one in schema.get("anyOf", [schema])]
-    return {name: field for kind in names for name, field in content["components"]["schemas"][kind]["properties"].items()}
+    return {
+        name: field for kind in names for name, field in content["components"]["schemas"][kind]["properties"].items()
+    }
 
 
 def within(content: dict[str, Any], field: dict[str, Any]) -> list[str]:
@@ -166,7 +171,9 @@ TWO_PATHS += [("/", {"query": "q", "texts": TEXTS}), ("/vertex", {"instances": [
 
 
 @pytest.mark.filterwarnings("ignore:Parameter `.*` was renamed:DeprecationWarning")
-@pytest.mark.parametrize(("path", "body"), [*REPLIES, *TWO_PATHS], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("path", "body"), [*REPLIES, *TWO_PATHS], ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_null_is_a_field_left_out(http: TestClient, path: str, body: dict[str, Any]) -> None:
     def told(asked: dict[str, Any]) -> tuple[int, Any]:
         reply = http.post(path, json=asked)
@@ -246,9 +253,7 @@ def test_every_status_that_a_route_may_have_is_there() -> None:
     assert "Retry-After" in paths["/embed"]["post"]["responses"]["429"]["headers"]
 
 
-@pytest.mark.parametrize(
-    ("form", "name"), [("both", "BothError"), ("flat", "FlatError"), ("nested", "NestedError")]
-)
+@pytest.mark.parametrize(("form", "name"), [("both", "BothError"), ("flat", "FlatError"), ("nested", "NestedError")])
 def test_errors_have_the_shape_that_the_server_was_started_with(form: Any, name: str) -> None:
     reply = document(ServerSettings(error_format=form))["paths"]["/pooling"]["post"]["responses"]["400"]
     assert reply["content"]["application/json"]["schema"] == {"$ref": f"#/components/schemas/{name}"}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from poolhouse.engine.answers import facts
-from poolhouse.engine.request import Answer
+from poolhouse.engine.answers import facts, pooling
+from poolhouse.engine.request import Answer, Request
+from poolhouse.late_chunking import fixed_chunks
 from poolhouse.outputs import (
     ClassificationOutput,
     ClassificationRequestOutput,
     EmbeddingOutput,
     EmbeddingRequestOutput,
+    PoolingRequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
 )
@@ -24,7 +27,19 @@ T = TypeVar("T")
 _PROGRESS_FROM = 256
 
 
-def embedding(request_id: str, answer: Answer) -> EmbeddingRequestOutput:
+def pooled(request_id: str, answered: tuple[Request, Answer]) -> PoolingRequestOutput:
+    """The rows of any task, and what each stands for where they are those of chunks."""
+    request, answer = answered
+    output = pooling(request_id, answer)
+    chunking = request.params.late_chunking_params
+    return output if chunking is None else replace(output, late_chunking=fixed_chunks(chunking, answer.tokens))
+
+
+def embedded(request_id: str, answered: tuple[Request, Answer]) -> Any:
+    """An EmbeddingRequestOutput; a PoolingRequestOutput of what was answered with a matrix."""
+    request, answer = answered
+    if request.task == "token_embed":
+        return pooled(request_id, answered)
     return EmbeddingRequestOutput(request_id, EmbeddingOutput(answer.array), **facts(answer))
 
 

@@ -75,7 +75,9 @@ async def read_json(request: Request, settings: ServerSettings) -> dict[str, Any
     if written > len(body) and written > _names(body):
         name = await asyncio.to_thread(_twice, raw)
         if name is not None:
-            raise Refused(f"The body names {name!r} twice in one object; which of them counts?", parameter=f"body.{name}")
+            raise Refused(
+                f"The body names {name!r} twice in one object; which of them counts?", parameter=f"body.{name}"
+            )
     return without_nulls(body)
 
 

@@ -55,7 +55,6 @@ class PairFields(Common):
         variables = self.chat_template_kwargs or {}
         return scoring.Asked(params, self.instruction, template, variables, self.mode, weights)
 
-
     def refuse_limits_beyond(self, most: int) -> None:
         """Raise InvalidRequest for a side's limit that is none, since the model reads no more than `most` tokens."""
         for name in ("max_tokens_per_query", "max_tokens_per_doc"):
