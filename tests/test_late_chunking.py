@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from poolhouse import LLM, InputTooLong, InvalidRequest, PoolingParams
+from poolhouse import LLM, InputTooLong, InvalidRequest, LateChunkingParams, PoolingParams
 from tests.checkpoints import KINDS, save_checkpoint
 
 TEXT = "The moon falls under the water. Bread and ships! Größe naïve 東京, songs of sailors? The end."
@@ -195,3 +195,84 @@ def test_poolings_with_heads_made_for_them_are_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, "bert, wordpiece", "ForSequenceClassification")
     with LLM(str(tmp_path)) as llm, pytest.raises(InvalidRequest, match="not supported"):
         llm.embed_chunks(TEXT, chunk_size=3)
+
+
+def of_size(size: int, **more: Any) -> PoolingParams:
+    return PoolingParams(late_chunking_params=LateChunkingParams(chunk_size=size), **more)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_fixed_chunks_are_means_of_all_tokens_with_their_places(llm: LLM, folder: Path, size: int) -> None:
+    (output,) = llm.encode(TEXT, of_size(size), pooling_task="token_embed")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    made = tokenizer(TEXT, return_offsets_mapping=True, return_tensors="pt")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        hidden = model(made["input_ids"]).last_hidden_state[0]
+    means = torch.stack([part.mean(0) for part in hidden.split(size)])
+    expected = torch.nn.functional.normalize(means, dim=-1).numpy()
+    # Both sides add the same float32 numbers in another order.
+    assert np.abs(output.outputs.array - expected).max() < 1e-5
+    told = output.late_chunking
+    assert told is not None
+    assert (told.chunk_size, told.input_tokens, told.strategy) == (size, len(hidden), "fixed_tokens")
+    offsets = made["offset_mapping"][0].tolist()
+    for chunk, first in zip(told.chunks, range(0, len(hidden), size), strict=True):
+        last = min(first + size, len(hidden))
+        places = [(start, end) for start, end in offsets[first:last] if start < end]
+        assert chunk.token_range == (first, last)
+        assert chunk.char_range == ((places[0][0], max(end for _, end in places)) if places else None)
+    if size == 1:
+        assert told.chunks[0].char_range is None  # a special token
+
+
+def test_fixed_chunks_go_with_other_requests_and_parameters(llm: LLM) -> None:
+    asked = [
+        of_size(4),
+        of_size(9, use_activation=False),
+        PoolingParams(),
+        of_size(2, dimensions=llm.engine.model.facts.matryoshka.width),
+    ]
+    together = llm.encode([TEXT] * 4, asked, pooling_task="token_embed")
+    alone = [llm.encode(TEXT, one, pooling_task="token_embed")[0] for one in asked]
+    for one, other in zip(together, alone, strict=True):
+        assert np.abs(one.outputs.array - other.outputs.array).max() < 1e-5
+        assert one.late_chunking == other.late_chunking
+    assert together[2].late_chunking is None
+    assert abs(np.linalg.norm(together[1].outputs.array[0]) - 1) > 1e-2
+    (twin,) = asyncio.run(llm.encode_async(TEXT, asked[0], pooling_task="token_embed"))
+    assert twin.late_chunking == together[0].late_chunking
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 1.5, "2", None])
+def test_a_size_of_chunks_is_a_positive_integer(size: Any) -> None:
+    with pytest.raises(InvalidRequest, match="chunk_size must be a positive integer"):
+        of_size(size)
+
+
+def test_fixed_chunks_are_refused_where_they_cannot_be_made(llm: LLM) -> None:
+    for task in ("embed", "classify"):
+        if task in llm.engine.tasks:
+            with pytest.raises(InvalidRequest, match=r"does not support \['late_chunking_params'\]"):
+                llm.encode(TEXT, of_size(2), pooling_task=task)
+    for prompt in ("", [3, 4], {"prompt_token_ids": [3, 4]}):
+        with pytest.raises(InvalidRequest, match="takes plain texts that are not empty"):
+            llm.encode(prompt, of_size(2), pooling_task="token_embed")
+    for options in ({"truncate_prompt_tokens": 5}, {"truncation": True}, {"do_lower_case": True}):
+        with pytest.raises(InvalidRequest, match="leave out what cuts it or lowers its case"):
+            llm.encode(TEXT, of_size(2), pooling_task="token_embed", tokenization_kwargs=options)
+    with pytest.raises(InputTooLong):
+        llm.encode(TEXT * 20, of_size(2), pooling_task="token_embed")
+    with pytest.raises(InvalidRequest, match="late chunking makes vectors"):
+        llm.score("a", "b", pooling_params=of_size(2))
+    with pytest.raises(InvalidRequest, match="LateChunkingParams"):
+        PoolingParams(late_chunking_params={"chunk_size": 2})  # type: ignore[arg-type]
+
+
+def test_embed_answers_with_matrices_where_token_vectors_are_the_models_task(folder: Path, llm: LLM) -> None:
+    with LLM(str(folder), pooler_config={"pooling_type": "MEAN", "task": "token_embed"}) as tokens:
+        (output,) = tokens.embed(TEXT)
+        (chunked,) = asyncio.run(tokens.embed_async(TEXT, pooling_params=of_size(4)))
+        (expected,) = llm.encode(TEXT, pooling_task="token_embed")
+        assert np.abs(output.outputs.array - expected.outputs.array).max() < 1e-5
+        assert len(chunked.outputs.array) == len(chunked.late_chunking.chunks)

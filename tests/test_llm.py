@@ -128,6 +128,24 @@ def test_matryoshka_sizes_by_list(llm: LLM, options: dict[str, object]) -> None:
             small.embed("x", pooling_params=PoolingParams(dimensions=65))
 
 
+def test_the_own_width_of_a_task_changes_nothing_and_is_taken(llm: LLM) -> None:
+    whole = PoolingParams(dimensions=384)
+    assert np.array_equal(llm.embed_array("some text", pooling_params=whole), llm.embed_array("some text"))
+    tokens = [llm.encode("two words", pooling_task="token_embed", pooling_params=params) for params in (whole, None)]
+    assert np.array_equal(tokens[0][0].outputs.array, tokens[1][0].outputs.array)
+    (score,), (plain,) = (llm.score("a", "b", pooling_params=params) for params in (whole, None))
+    assert score.outputs.score == plain.outputs.score
+    with pytest.raises(InvalidRequest, match="does not support"):
+        llm.classify("a", pooling_params=whole)
+    # Two poolings side by side are twice as wide as the vectors of tokens.
+    with LLM(pooler_config={"seq_pooling_type": "CLS+MEAN"}) as wide:
+        for task, own, other in (("embed", 768, 384), ("token_embed", 384, 768)):
+            (answer,) = wide.encode("a", pooling_task=task, pooling_params=PoolingParams(dimensions=own))
+            assert answer.outputs.array.shape[-1] == own
+            with pytest.raises(UnsupportedDimensions):
+                wide.encode("a", pooling_task=task, pooling_params=PoolingParams(dimensions=other))
+
+
 def test_matryoshka_of_any_size() -> None:
     with LLM(hf_overrides={"is_matryoshka": True}) as small:
         assert small.embed_array("x", pooling_params=PoolingParams(dimensions=7)).shape == (1, 7)

@@ -34,6 +34,8 @@ from poolhouse.outputs import (
     EmbeddingOutput,
     EmbeddingRequestOutput,
     Entity,
+    LateChunk,
+    LateChunkingMetadata,
     PoolingOutput,
     PoolingRequestOutput,
     RequestOutput,
@@ -45,7 +47,7 @@ from poolhouse.outputs import (
     TokenClassificationOutput,
     TokenClassificationRequestOutput,
 )
-from poolhouse.params import PoolerConfig, PoolingParams
+from poolhouse.params import LateChunkingParams, PoolerConfig, PoolingParams
 from poolhouse.token_embeddings import TokenEmbeddings
 
 if TYPE_CHECKING:
@@ -68,6 +70,9 @@ __all__ = [
     "Entity",
     "InputTooLong",
     "InvalidRequest",
+    "LateChunk",
+    "LateChunkingMetadata",
+    "LateChunkingParams",
     "LoRARequest",
     "NoStep",
     "NonFiniteResult",

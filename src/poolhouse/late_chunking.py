@@ -18,7 +18,8 @@ from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.places import white_space
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.outputs import EmbeddedChunk
+from poolhouse.outputs import EmbeddedChunk, LateChunk, LateChunkingMetadata
+from poolhouse.params import LateChunkingParams
 from poolhouse.tokens import Ids, Tokens
 
 
@@ -92,6 +93,20 @@ def plan(engine: Engine, requests: Sequence[Request], chunking: Chunking) -> Pla
         return [Chunked(list(_chunks(cut, rows)), cut.tokens, len(cut.windows)) for cut in cuts]
 
     return Plan([window for cut in cuts for window in cut.windows], finish)
+
+
+def fixed_chunks(params: LateChunkingParams, tokens: Tokens) -> LateChunkingMetadata:
+    """What each row of an answer to these parameters stands for; the tokens know their places."""
+    assert tokens.places is not None
+    spans = params.spans(len(tokens))
+    starts, ends = tokens.places.offsets.T
+    # Special tokens and those of a prefix stand nowhere in the text.
+    anywhere = ends > starts
+    first = np.minimum.reduceat(np.where(anywhere, starts, np.iinfo(np.int64).max), spans[:, 0])
+    last = np.maximum.reduceat(np.where(anywhere, ends, 0), spans[:, 0])
+    places = zip(map(tuple, spans.tolist()), first.tolist(), last.tolist(), strict=True)
+    chunks = [LateChunk(span, (start, end) if end else None) for span, start, end in places]
+    return LateChunkingMetadata(params.chunk_size, len(tokens), chunks)
 
 
 def _chunks(cut: _Cut, rows: Iterator[Any]) -> Iterator[EmbeddedChunk]:

@@ -238,8 +238,32 @@ class RequestOutput(Generic[OutputT]):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LateChunk:
+    """A part of a text. token_range, char_range: its first one and the one after its last; None where no text is in it."""
+
+    token_range: tuple[int, int]
+    char_range: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class LateChunkingMetadata:
+    """Which part of a text each row of an answer stands for, where `late_chunking_params` asked for chunks.
+
+    input_tokens: of the whole text, special ones included.
+    """
+
+    chunk_size: int
+    input_tokens: int
+    chunks: list[LateChunk]
+    strategy: str = "fixed_tokens"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class PoolingRequestOutput(RequestOutput[PoolingOutput]):
-    """A prompt's answer from `LLM.encode`."""
+    """A prompt's answer from `LLM.encode`. late_chunking: what its rows stand for, where chunks were asked for."""
+
+    late_chunking: LateChunkingMetadata | None = None
 
 
 class EmbeddingRequestOutput(RequestOutput[EmbeddingOutput]):

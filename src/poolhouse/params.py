@@ -7,8 +7,32 @@ from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, fields, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from poolhouse.errors import ConfigError, InvalidRequest, UnsupportedDimensions, did_you_mean
 from poolhouse.tasks import Task
+from poolhouse.tokens import Ids
+
+
+@dataclass(frozen=True, slots=True)
+class LateChunkingParams:
+    """A vector for every `chunk_size` tokens, special ones included: vLLM's late chunking."""
+
+    chunk_size: int
+
+    def __post_init__(self) -> None:
+        if type(self.chunk_size) is not int or self.chunk_size < 1:
+            raise InvalidRequest(
+                f"late_chunking_params: chunk_size must be a positive integer, got {self.chunk_size!r}.",
+                "late_chunking_params",
+                self.chunk_size,
+            )
+
+    def spans(self, tokens: int) -> Ids:
+        """[chunks, 2]: the first token of each chunk of so many tokens, and the one after its last."""
+        size = min(self.chunk_size, tokens)
+        starts = np.arange(0, tokens, size, dtype=np.int64)
+        return np.stack((starts, np.minimum(starts + size, tokens)), axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +47,7 @@ class PoolingParams:
     step_tag_id, returned_token_ids: rows and columns kept of token_classify with STEP pooling.
     max_tokens_per_query, max_tokens_per_doc: content tokens that each side of a pair is cut to before they are joined.
     task: what vLLM's callers say again beside the method; it must agree.
+    late_chunking_params: of token_embed, a row per chunk instead of one per token.
     normalize, softmax, activation: former words for use_activation. extra_kwargs: vLLM's place of max_tokens_per_*.
     """
 
@@ -36,6 +61,7 @@ class PoolingParams:
     max_tokens_per_doc: int | None = None
     overflow: Literal["error", "truncate", "chunk"] | None = None
     task: str | None = None
+    late_chunking_params: LateChunkingParams | None = None
     normalize: InitVar[bool | None] = None
     softmax: InitVar[bool | None] = None
     activation: InitVar[bool | None] = None
@@ -81,16 +107,35 @@ class PoolingParams:
             )
         if self.returned_token_ids is not None:
             object.__setattr__(self, "returned_token_ids", _ids(self.returned_token_ids))
+        if not isinstance(self.late_chunking_params, LateChunkingParams | None):
+            raise InvalidRequest(
+                f"late_chunking_params must be LateChunkingParams(chunk_size=...) or null, got "
+                f"{self.late_chunking_params!r}",
+                "late_chunking_params",
+            )
 
     def for_pooler(self) -> PoolingParams:
         """Only what a pooling pipeline reads, so that equal poolings compare equal."""
         limits = (self.truncate_prompt_tokens, self.max_tokens_per_query, self.max_tokens_per_doc, self.overflow)
-        if limits == (None, None, None, None) and self.truncation_side is None and self.task is None:
+        if limits == (None, None, None, None) and (self.truncation_side, self.task, self.late_chunking_params) == (
+            None,
+            None,
+            None,
+        ):
             return self
         return PoolingParams(self.dimensions, self.use_activation, self.step_tag_id, self.returned_token_ids)
 
-    def check(self, task: Task, matryoshka: Matryoshka, model_name: str, further: tuple[Task, ...] = ()) -> None:
+    def check(
+        self,
+        task: Task,
+        matryoshka: Matryoshka,
+        model_name: str,
+        further: tuple[Task, ...] = (),
+        widths: Mapping[Task, int] | None = None,
+    ) -> None:
         """Refuse what neither `task` nor a further one can honour, or the model does not offer.
+
+        widths: of each task's vectors, where they may differ.
 
         Raises:
             InvalidRequest, UnsupportedDimensions: naming the field.
@@ -106,7 +151,9 @@ class PoolingParams:
                 getattr(self, wrong[0]),
             )
         if self.dimensions is not None:
-            matryoshka.check(self.dimensions, model_name)
+            for one in tasks:
+                if "dimensions" in _params_of(one):
+                    matryoshka.check(self.dimensions, model_name, (widths or {}).get(one))
 
     def for_task(self, task: Task) -> PoolingParams:
         """Only what this task knows, of what was asked of several."""
@@ -118,10 +165,10 @@ class PoolingParams:
 
 
 _SIDES = ("max_tokens_per_query", "max_tokens_per_doc")
-_ALL_PARAMS = ("use_activation", "dimensions", "step_tag_id", "returned_token_ids")
+_ALL_PARAMS = ("use_activation", "dimensions", "step_tag_id", "returned_token_ids", "late_chunking_params")
 _TASK_PARAMS: dict[Task, tuple[str, ...]] = {
     "embed": ("use_activation", "dimensions"),
-    "token_embed": ("use_activation", "dimensions"),
+    "token_embed": ("use_activation", "dimensions", "late_chunking_params"),
     "classify": ("use_activation",),
     "token_classify": ("use_activation", "step_tag_id", "returned_token_ids"),
 }
@@ -139,8 +186,13 @@ class Matryoshka:
     supported: bool = False
     dimensions: tuple[int, ...] = ()
 
-    def check(self, dimensions: int, model_name: str) -> None:
-        """Raise UnsupportedDimensions unless the model offers vectors of this length."""
+    def check(self, dimensions: int, model_name: str, own: int | None = None) -> None:
+        """Raise UnsupportedDimensions unless the model offers vectors of this length; whole ones it always does.
+
+        own: the length of whole vectors of a task; None: of the model's first one.
+        """
+        if dimensions == (self.width if own is None else own):
+            return
         if not self.supported:
             raise UnsupportedDimensions(
                 f'Model "{model_name}" does not support matryoshka representation, '

@@ -106,6 +106,8 @@ def plan(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked
         InvalidRequest: lists that do not fit. UnsupportedTask: a model that cannot score, and why.
     """
     _check_lengths(queries, documents)
+    if asked.params.late_chunking_params is not None:
+        raise InvalidRequest("Scores are of whole texts; late chunking makes vectors.", "late_chunking_params")
     if asked.mode is not None:
         _refuse_templates(asked, "is asked to compare what it says of each text apart")
         _refuse_instruction(asked)

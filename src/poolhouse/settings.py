@@ -209,7 +209,9 @@ class ServerSettings(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     uds: str | None = Field(None, description="Unix socket to listen on, instead of host and port.")
     root_path: str = Field("", description="Path prefix that a proxy strips.")
-    error_format: Literal["flat", "nested"] = Field("flat", description="Shape of error bodies; nested is OpenAI's.")
+    error_format: Literal["both", "flat", "nested"] = Field(
+        "both", description="Shape of error bodies: vLLM's of old (flat), OpenAI's (nested), or the fields of both."
+    )
     shutdown_seconds: float = Field(30.0, ge=0, description="How long a stop waits for requests in flight.")
     warmup: Literal["none", "fast", "full"] = Field(
         "fast", description="Before requests are taken: run nothing, a short prompt, or full packs of every length."

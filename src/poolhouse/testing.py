@@ -194,7 +194,12 @@ class FakeEngine:
         for task in (request.task, *request.further):
             parse_task(task, self.tasks)
         request.params.check(request.task, self.matryoshka, self.name, request.further)
+        chunking = request.params.late_chunking_params
+        if chunking is not None:
+            request = replace(request, places=True)
         tokens = self._tokens(request)
+        if chunking is not None:
+            request = replace(request, spans=chunking.spans(len(tokens)))
         if self._observer is not None:
             self._observer.tokenized(1, self.delay_seconds)
             self._observer.ran(BatchRun(1, len(tokens), self.max_tokens, ((0.0, 1),), self.delay_seconds, 0.0))

@@ -79,6 +79,26 @@ def test_longest_first_equals_the_librarys_own_truncation(kind: str, side: Any, 
     assert 50 < cut < 250
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_where_documents_have_a_limit_they_alone_are_cut_while_the_query_leaves_room(side: Any, tmp_path: Path) -> None:
+    theirs = tokenizer(tmp_path)
+    theirs.truncation_side = side
+    ours = Tokenizer.from_folder(tmp_path)
+    random = np.random.default_rng(0)
+    seen = set()
+    for _ in range(300):
+        first, second = int(random.integers(1, 40)), int(random.integers(1, 40))
+        most, limit = int(random.integers(8, 50)), int(random.integers(1, 40))
+        document = words(second, 45).split()
+        shown = " ".join(document[:limit] if side == "right" else document[-limit:])
+        only = "only_second" if first + 3 < most else "longest_first"
+        expected = theirs(words(first), shown, truncation=only, max_length=most)["input_ids"]
+        got = joined(ours, words(first), " ".join(document), Limit(64, keep=most, side=side, max_document_tokens=limit))
+        assert got.ids.tolist() == expected, (first, second, most, limit)
+        seen.add((only, first + min(second, limit) + 3 > most))
+    assert len(seen) == 3
+
+
 def test_each_side_may_have_a_limit_of_its_own(tmp_path: Path) -> None:
     tokenizer(tmp_path)
     ours = Tokenizer.from_folder(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from poolhouse import LLM, CheckpointError, PoolingParams
+from poolhouse import LLM, CheckpointError, LateChunkingParams, PoolingParams
 from poolhouse.combined import MODES
 from tests.models.parity import Parity, Record
 from tests.models.tiny import LAYERS, TEXTS, save, tokenizer
@@ -74,6 +74,19 @@ def test_dense_sparse_and_multi_vector_come_from_one_model(model: Any, tmp_path:
     )
     assert worst[0] < TOLERANCE
     assert worst[1] < TOLERANCE
+
+
+@pytest.mark.parametrize("size", [1, 3, 99])
+def test_chunks_count_the_tokens_that_have_no_row_of_their_own(model: Any, tmp_path: Path, size: int) -> None:
+    vectors = torch.load(tmp_path / "colbert_linear.pt")
+    with LLM(str(tmp_path)) as llm:
+        params = PoolingParams(late_chunking_params=LateChunkingParams(size))
+        (output,) = llm.encode(TEXTS[1], params, pooling_task="token_embed")
+        with torch.inference_mode():
+            hidden = model(input_ids=torch.tensor([output.prompt_token_ids])).last_hidden_state[0]
+        means = torch.stack([part.mean(0) for part in hidden.split(size)])
+        expected = F.normalize(F.linear(means, vectors["weight"], vectors["bias"]), dim=-1).numpy()
+        assert np.abs(output.outputs.array - expected).max() < TOLERANCE
 
 
 def test_tokens_without_special_ones_all_stay(model: Any, tmp_path: Path) -> None:

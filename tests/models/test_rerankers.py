@@ -244,6 +244,63 @@ def test_logit_scores_equal_sentence_transformers(row: str, tmp_path: Path, reco
             assert scores(llm, instruction="Find dogs") == pytest.approx(wished, abs=1e-5)
 
 
+def messages_encoder(folder: Path, templates: Any, options: Any = None) -> CrossEncoder:
+    """A classifier of pairs that sentence-transformers renders as messages."""
+    own = tokenizer(bos=True, template=templates)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=len(own), num_labels=1, initializer_range=0.3, **sizes)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder / "source")
+    own.save_pretrained(folder / "source")
+    task = "sequence-classification"
+    first = Transformer(str(folder / "source"), transformer_task=task, processing_kwargs=options)
+    made = CrossEncoder(modules=[first], device="cpu")
+    made.save_pretrained(str(folder / "saved"))
+    return made
+
+
+LOUD = "{{ messages[0].content }} ! {{ messages[1].content }}{{ tone }}"
+CLASSIFIERS: dict[str, tuple[Any, Any]] = {
+    "the default template": (FLAT, None),
+    "its options": (FLAT, {"chat_template": {"loud": True}}),
+    "a template by its name": (
+        {"default": FLAT, "pair": LOUD},
+        {"chat_template": {"chat_template": "pair", "tone": "?"}},
+    ),
+    "a template by its text": (FLAT, {"chat_template": {"chat_template": LOUD, "tone": "?"}}),
+}
+
+
+@pytest.mark.parametrize("row", CLASSIFIERS)
+def test_a_classifier_that_reads_messages_equals_sentence_transformers(row: str, tmp_path: Path) -> None:
+    theirs = messages_encoder(tmp_path, *CLASSIFIERS[row])
+    expected = theirs.predict(PAIRS).tolist()
+    with LLM(str(tmp_path / "saved")) as llm:
+        assert scores(llm) == pytest.approx(expected, abs=1e-5)
+        assert llm.model.facts.recipe is not None
+        # The caller's own comes before it, as in vLLM.
+        assert scores(llm, chat_template="{{ messages[1].content }} x {{ messages[0].content }}") != pytest.approx(
+            expected, abs=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"chat_template": "nobody"}, r"names the template 'nobody'; there are \['default'\]"),
+        ({"tools": [{"name": "f"}]}, "sets tools, which is not honoured"),
+        ({"tokenize": False}, "sets tokenize"),
+        (["pair"], "must be an object"),
+    ],
+)
+def test_options_of_messages_that_cannot_be_honoured_are_named(options: Any, words: str, tmp_path: Path) -> None:
+    messages_encoder(tmp_path, FLAT)
+    file = tmp_path / "saved" / "sentence_bert_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"processing_kwargs": {"chat_template": options}}))
+    with pytest.raises(CheckpointError, match=words):
+        LLM(str(tmp_path / "saved"))
+
+
 def test_a_cut_prompt_keeps_its_end_as_in_sentence_transformers(tmp_path: Path) -> None:
     theirs = cross_encoder(tmp_path, FLAT)
     pairs = [["what?", "x y z " * 100], ["what is it?", "Paris! " * 400]]

@@ -13,6 +13,8 @@ from typing import Any
 Shape = Any
 
 _NUMBERS = [float]
+_PROBLEM = {"message": str, "type": str, "param": (str, None), "code": int}
+_ERROR = {"object": {"error"}, **_PROBLEM, "error": _PROBLEM}
 _USAGE_OF_VLLM = {
     "prompt_tokens": int,
     "total_tokens": int,
@@ -134,7 +136,7 @@ SHAPES: dict[str, dict[str, Shape]] = {
         },
         "version": {"version": str},
         "load": {"server_load": int},
-        "error": {"object": {"error"}, "message": str, "type": str, "param": (str, None), "code": int},
+        "error": _ERROR,
     },
     "cohere_v1": {
         "embed_floats": {
@@ -217,7 +219,7 @@ SHAPES: dict[str, dict[str, Shape]] = {
     "nvidia": {
         "ranking": {"rankings": [{"index": int, "logit": float}]},
         "embeddings": _of_vllm(_embedding(_NUMBERS)),
-        "error": {"object": {"error"}, "message": str, "type": str, "param": (str, None), "code": int},
+        "error": _ERROR,
     },
 }
 

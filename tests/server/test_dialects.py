@@ -15,6 +15,7 @@ from poolhouse.server.app import create_app
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
 from tests.server.documented import checked
+from tests.server.exchanges import masked
 
 QUERY = "why are there tides"
 DOCUMENTS = ["yeast makes bread rise", "the moon pulls the sea towards it", "tides follow the moon"]
@@ -102,6 +103,49 @@ def test_cohere_hears_what_a_rerank_cost(http: TestClient) -> None:
     assert [http.post(path, json=many).json()["meta"] for path in ("/v2/rerank", "/cohere/v2/rerank")] == [meta, meta]
     cut = http.post("/v2/rerank", json={"query": "q", "documents": ["a b c"], "max_tokens_per_doc": 2}).json()
     assert cut["meta"]["warnings"] == ["1 of 2 inputs were longer than the limit, and cut."]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "body"),
+    [
+        ("/v1/embeddings", "dimensions", {"input": "a"}),
+        ("/v1/embeddings", "output_dimension", {"input": "a", "late_chunking": True}),
+        ("/pooling", "dimensions", {"input": "a", "task": "embed"}),
+        ("/pooling", "dimensions", {"input": "a", "task": "token_embed"}),
+        ("/pooling", "dimensions", {"input": "a", "tasks": ["embed", "token_embed"]}),
+        ("/invocations", "dimensions", {"input": "a"}),
+        ("/embed", "dimensions", {"inputs": "a"}),
+        ("/tei/v1/embeddings", "dimensions", {"input": "a"}),
+        ("/v1/embed", "output_dimension", {"texts": ["a"]}),
+        ("/v2/embed", "output_dimension", {"texts": ["a"], "embedding_types": ["ubinary"]}),
+        ("/jina/v1/embeddings", "dimensions", {"input": "a"}),
+        ("/jina/v1/embeddings", "dimensions", {"input": "a", "return_multivector": True}),
+        ("/v1/multi-vector", "dimensions", {"input": "a"}),
+        ("/voyage/v1/embeddings", "output_dimension", {"input": "a"}),
+        ("/infinity/embeddings", "dimensions", {"input": "a"}),
+    ],
+)
+@pytest.mark.parametrize("sizes", [(), (16,)])
+def test_the_models_own_width_is_taken_by_every_dialect(
+    path: str, field: str, body: dict[str, Any], sizes: tuple[int, ...]
+) -> None:
+    with TestClient(create_app([FakeEngine(width=32, dimensions=sizes)])) as http:
+        plain, whole, other = (http.post(path, json={**body, **more}) for more in ({}, {field: 32}, {field: 24}))
+        assert (plain.status_code, whole.status_code, masked(whole.json())) == (200, 200, masked(plain.json()))
+        assert other.status_code in (400, 422)
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank", "/cohere/v1/rerank", "/cohere/v2/rerank"])
+@pytest.mark.parametrize("limit", [512, 4096, 2**62])
+def test_a_limit_that_no_document_reaches_is_the_models(http: TestClient, path: str, limit: int) -> None:
+    plain = http.post(path, json=RERANK).json()
+    reply = http.post(path, json={**RERANK, "max_tokens_per_doc": limit})
+    assert reply.status_code == 200
+    assert masked(reply.json()) == masked(plain)
+    # What is longer is cut, as Cohere does, and said to be.
+    long = {"query": QUERY, "documents": ["w " * 999, "short"], "max_tokens_per_doc": limit}
+    reply = http.post(path, json=long)
+    assert (reply.status_code, reply.headers["x-poolhouse-truncated"]) == (200, "1")
 
 
 def test_a_path_that_others_share_knows_cohere_by_its_own_fields(http: TestClient) -> None:
@@ -348,14 +392,14 @@ def test_what_no_route_takes_is_refused_in_the_words_of_the_prefix(
     assert (reply.status_code, reply.json()) == (status, said(words.format(path), status))
 
 
-@pytest.mark.parametrize("nested", [False, True])
-def test_what_no_route_takes_is_refused_in_our_own_words_elsewhere(nested: bool) -> None:
-    settings = ServerSettings(error_format="nested" if nested else "flat")
-    with TestClient(create_app([FakeEngine()], settings)) as client:
+@pytest.mark.parametrize("form", ["both", "flat", "nested"])
+def test_what_no_route_takes_is_refused_in_our_own_words_elsewhere(form: Any) -> None:
+    with TestClient(create_app([FakeEngine()], ServerSettings(error_format=form))) as client:
         for path, status in (("/teiera", 404), ("/v1/ranking", 405)):
             reply = client.get(path)
-            problem = reply.json()["error"] if nested else reply.json()
-            assert (reply.status_code, problem["code"], problem["param"]) == (status, status, None)
+            bodies = {"flat": [reply.json()], "nested": [reply.json().get("error")]}
+            for problem in bodies.get(form, [reply.json(), reply.json().get("error")]):
+                assert (reply.status_code, problem["code"], problem["param"]) == (status, status, None)
         assert client.get("/infinity/nothing").json()["error"]["code"] == 404
         assert set(client.get("/cohere/nothing").json()) == {"message"}
 

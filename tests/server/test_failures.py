@@ -28,8 +28,9 @@ def http(engine: FakeEngine) -> Iterator[TestClient]:
         yield client
 
 
-def flat(message: str, kind: str, status: int, param: str | None = None) -> dict[str, Any]:
-    return {"object": "error", "message": message, "type": kind, "param": param, "code": status}
+def both(message: str, kind: str, status: int, param: str | None = None) -> dict[str, Any]:
+    problem = {"message": message, "type": kind, "param": param, "code": status}
+    return {"object": "error", **problem, "error": problem}
 
 
 def test_a_dead_engine_is_not_healthy_but_still_counted(engine: FakeEngine, http: TestClient) -> None:
@@ -39,7 +40,7 @@ def test_a_dead_engine_is_not_healthy_but_still_counted(engine: FakeEngine, http
     assert [http.get(path).status_code for path in ("/metrics", "/version", "/v1/models")] == [200, 200, 200]
     reply = http.post("/v1/embeddings", json={"input": "x"})
     assert reply.status_code == 503
-    assert reply.json() == flat("The engine is shut down.", "ServiceUnavailableError", 503)
+    assert reply.json() == both("The engine is shut down.", "ServiceUnavailableError", 503)
     assert 'route="/health",status="503"' in http.get("/metrics").text
 
 
@@ -59,7 +60,7 @@ def test_a_failing_engine_is_an_error_of_the_server(
     engine.failure = failure
     reply = http.post(path, json={"input": ["one", "two"]})
     assert reply.status_code == 500
-    assert reply.json() == flat(str(failure), "InternalServerError", 500)
+    assert reply.json() == both(str(failure), "InternalServerError", 500)
     engine.failure = None
     assert http.post(path, json={"input": "and on it goes"}).status_code == 200
 
@@ -69,7 +70,7 @@ def test_a_surprise_tells_nothing_of_the_inside(
 ) -> None:
     engine.failure = ZeroDivisionError("secret/path.py")
     reply = http.post("/v1/embeddings", json={"input": "x"})
-    assert reply.json() == flat("The server failed on this request; its log says why.", "InternalServerError", 500)
+    assert reply.json() == both("The server failed on this request; its log says why.", "InternalServerError", 500)
     assert "secret/path.py" in caplog.text
     assert 'route="/v1/embeddings",status="500"' in http.get("/metrics").text
 
@@ -87,13 +88,13 @@ def test_the_model_of_a_request_selects_the_engine() -> None:
         assert width() == width(model="") == (4, "small")
         assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["small", "large"]
         reply = http.post("/v1/embeddings", json={"input": "x", "model": "middle"})
-        assert reply.json() == flat("The model `middle` does not exist.", "NotFoundError", 404)
+        assert reply.json() == both("The model `middle` does not exist.", "NotFoundError", 404)
     assert not small.alive
     assert not large.alive
 
 
-def test_an_engine_without_embed_refuses_embeddings_only() -> None:
-    with TestClient(create_app([FakeEngine(tasks=("token_embed",))])) as http:
+def test_an_engine_without_embeddings_refuses_them_only() -> None:
+    with TestClient(create_app([FakeEngine(tasks=("token_classify",))])) as http:
         reply = http.post("/v1/embeddings", json={"input": "x"})
         assert reply.status_code == 400
         assert reply.json()["message"] == "The model does not support Embeddings API"
@@ -106,25 +107,28 @@ SEED = (
 )
 
 
-def test_matryoshka_is_refused_in_the_bytes_of_the_seed_or_nested() -> None:
+def test_matryoshka_is_refused_in_the_bytes_of_the_seed_or_nested_or_both() -> None:
     body = {"input": "Follow the white rabbit.", "model": "intfloat/multilingual-e5-small", "dimensions": 1}
-    with TestClient(create_app([FakeEngine("intfloat/multilingual-e5-small")])) as http:
-        reply = http.post("/v1/embeddings", json=body)
-        assert (reply.status_code, reply.text) == (400, SEED)
-    nested = ServerSettings(error_format="nested")
-    with TestClient(create_app([FakeEngine("intfloat/multilingual-e5-small")], nested)) as http:
-        reply = http.post("/v1/embeddings", json=body)
-        expected = json.loads(SEED)
-        del expected["object"]
-        assert (reply.status_code, reply.json()) == (400, {"error": expected})
+    problem = {name: value for name, value in json.loads(SEED).items() if name != "object"}
+    expected = {
+        "flat": SEED,
+        "nested": json.dumps({"error": problem}, separators=(",", ":")),
+        "both": SEED[:-1] + ',"error":' + json.dumps(problem, separators=(",", ":")) + "}",
+    }
+    for form, text in expected.items():
+        settings = ServerSettings.parse(error_format=form)
+        with TestClient(create_app([FakeEngine("intfloat/multilingual-e5-small")], settings)) as http:
+            reply = http.post("/v1/embeddings", json=body)
+            assert (reply.status_code, reply.text) == (400, text)
+    assert ServerSettings().error_format == "both"
 
 
 @pytest.mark.parametrize(
     ("content", "headers", "status", "message", "param"),
     [
         (b'{"input":"' + b"x" * 2000 + b'"}', {}, 413, "The body is larger than 1000 bytes", None),
-        (b'{"input":"\xff\xfe"}', {}, 400, "The body is not valid JSON", "body.0"),
-        (b'{"input":"\\ud800"}', {}, 400, "The body is not valid JSON", "body.10"),
+        (b'{"input":"\xff\xfe"}', {}, 400, "The body is not valid JSON: byte 0xff at 10 is not UTF-8", "body.10"),
+        (b'{"input":"\\ud80"}', {}, 400, "The body is not valid JSON", "body.10"),
         (b"\xef\xbb\xbf" * 2 + b'{"input":"x"}', {}, 400, "The body is not valid JSON", "body.0"),
         (b'{"input":' + b"[" * 31 + b"]" * 31 + b"}", {}, 400, "input[0][0] is list", "input[0][0]"),
         (b'{"input":' + b"[" * 32 + b"]" * 32 + b"}", {}, 400, "The body is nested deeper than 32 levels", "body"),
@@ -225,7 +229,7 @@ def test_a_request_that_is_cancelled_takes_its_prompts_out_of_the_queue(engine: 
 def test_the_first_bad_prompt_is_named_and_the_others_leave(engine: FakeEngine, http: TestClient) -> None:
     engine.max_tokens = 2
     reply = http.post("/v1/embeddings", json={"input": ["fine", "one two three", "four five six"]})
-    assert reply.json() == flat("input[1]: The limit is 2 tokens, got 3.", "BadRequestError", 400, "input_tokens")
+    assert reply.json() == both("input[1]: The limit is 2 tokens, got 3.", "BadRequestError", 400, "input_tokens")
 
 
 async def call(app: FastAPI, receive: Any, headers: dict[str, str]) -> list[dict[str, Any]]:

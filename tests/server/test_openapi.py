@@ -24,8 +24,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from poolhouse.server.app import create_app
 from poolhouse.settings import ServerSettings
-from tests.server.documented import Document, checked
+from tests.server.documented import TWINS, Document, checked
 from tests.server.engines import every_kind
+from tests.server.exchanges import masked
 
 MODELS = ["embedder", "classifier", "tagger", "reranker", "splade", "nobody"]
 CHECKS = [
@@ -82,6 +83,9 @@ REPLIES: list[tuple[str, dict[str, Any]]] = [
     *(("/v1/embeddings", {"input": TEXTS, "embed_dtype": kind}) for kind in ("int8", "ubinary")),
     ("/v1/embeddings", {"input": ["a", "word " * 600], "truncate_prompt_tokens": -1}),
     ("/v1/embeddings", {"input": TEXTS, "late_chunking": True}),
+    ("/v1/embeddings", {"input": TEXTS, "late_chunking_params": {"chunk_size": 2}}),
+    *(("/v1/embeddings", {"input": TEXTS, "task": "token_embed", "encoding_format": form}) for form in ("float", "base64")),
+    ("/pooling", {"input": TEXTS, "task": "token_embed", "late_chunking_params": {"chunk_size": 1}}),
     ("/v1/embeddings", {"messages": [{"role": "user", "content": "hello"}]}),
     ("/v1/embeddings", {"input": [{"prompt": "a"}, {"prompt_token_ids": [1, 2]}, [3], "b"]}),
     ("/pooling", {"input": TEXTS}),
@@ -144,6 +148,72 @@ def test_replies_are_as_documented(http: TestClient, path: str, body: dict[str, 
     assert http.post(path, content=b"{", headers={"content-type": "application/json"}).status_code == 400
 
 
+def fields_of(content: dict[str, Any], path: str) -> dict[str, Any]:
+    """The schemas of all fields that a path reads, in any of its dialects."""
+    schema = content["paths"][TWINS.get(path, path)]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    names = [one["$ref"].rpartition("/")[2] for one in schema.get("anyOf", [schema])]
+    return {
+        name: field for kind in names for name, field in content["components"]["schemas"][kind]["properties"].items()
+    }
+
+
+def within(content: dict[str, Any], field: dict[str, Any]) -> list[str]:
+    """The fields of the object that a field holds, where it holds one."""
+    for one in field.get("anyOf", [field]):
+        if "$ref" in one:
+            kind = content["components"]["schemas"][one["$ref"].rpartition("/")[2]]
+            return [name for name in kind["properties"] if name not in kind.get("required", ())]
+    return []
+
+
+TWO_PATHS = [(twin, body) for path, body in REPLIES for twin, told in TWINS.items() if told == path]
+TWO_PATHS += [("/", {"query": "q", "texts": TEXTS}), ("/vertex", {"instances": [{"inputs": "a"}]})]
+
+
+@pytest.mark.filterwarnings("ignore:Parameter `.*` was renamed:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("path", "body"), [*REPLIES, *TWO_PATHS], ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_null_is_a_field_left_out(http: TestClient, path: str, body: dict[str, Any]) -> None:
+    def told(asked: dict[str, Any]) -> tuple[int, Any]:
+        reply = http.post(path, json=asked)
+        in_json = reply.headers["content-type"] == "application/json"
+        return reply.status_code, masked(reply.json()) if in_json else reply.content
+
+    content = http.get("/openapi.json").json()
+    fields = fields_of(content, path)
+    expected = told(body)
+    for name in fields:
+        left_out = {other: value for other, value in body.items() if other != name}
+        assert told(left_out | {name: None}) == (expected if name not in body else told(left_out)), name
+    for name, field in fields.items():
+        inner = body.get(name, {})
+        for nested in within(content, field) if isinstance(inner, dict) else []:
+            assert told({**body, name: {**inner, nested: None}}) == told({**body, name: inner}), (name, nested)
+    of_all = {name for kind in content["components"]["schemas"].values() for name in kind.get("properties", {})}
+    assert told({**dict.fromkeys(sorted(of_all)), **body}) == expected
+    if "instances" in body:
+        nulls = dict.fromkeys(sorted(of_all))
+        assert told({"instances": [{**nulls, **instance} for instance in body["instances"]]}) == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "with_nulls", "without"),
+    [
+        ("input", {"prompt": "a", "prompt_token_ids": None, "multi_modal_data": None}, {"prompt": "a"}),
+        ("input", {"prompt_token_ids": [1], "prompt": None, "messages": None, "cache_salt": None}, [1]),
+        ("input", {"messages": [{"role": "user", "content": "a", "name": None}], "add_generation_prompt": None},
+         {"messages": [{"role": "user", "content": "a"}]}),
+        ("documents", [{"text": "a", "content": None}, {"content": [{"type": None, "text": "b"}], "text": None}], ["a", "b"]),
+    ],
+)  # fmt: skip
+def test_a_null_within_a_prompt_is_one_too(http: TestClient, field: str, with_nulls: Any, without: Any) -> None:
+    path, rest = ("/rerank", {"query": "q"}) if field == "documents" else ("/v1/embeddings", {})
+    replies = [http.post(path, json={field: value, **rest}) for value in (with_nulls, without)]
+    assert [reply.status_code for reply in replies] == [200, 200]
+    assert masked(replies[0].json()) == masked(replies[1].json())
+
+
 def test_every_route_has_a_reply_above(http: TestClient) -> None:
     paths = http.get("/openapi.json").json()["paths"]
     assert {path for path, _ in REPLIES} == {path for path, operations in paths.items() if "post" in operations}
@@ -177,13 +247,13 @@ def test_the_document_is_whole_and_names_are_short() -> None:
 
 def test_every_status_that_a_route_may_have_is_there() -> None:
     paths = document()["paths"]
-    ours = {"200", "400", "404", "408", "413", "414", "429", "431", "500", "503", "504"}
+    ours = {"200", "400", "404", "408", "413", "414", "415", "429", "431", "500", "503", "504"}
     assert set(paths["/v1/embeddings"]["post"]["responses"]) == ours
-    assert set(paths["/embed"]["post"]["responses"]) == ours | {"415", "422", "424"}
+    assert set(paths["/embed"]["post"]["responses"]) == ours | {"422", "424"}
     assert "Retry-After" in paths["/embed"]["post"]["responses"]["429"]["headers"]
 
 
-@pytest.mark.parametrize(("form", "name"), [("flat", "FlatError"), ("nested", "NestedError")])
+@pytest.mark.parametrize(("form", "name"), [("both", "BothError"), ("flat", "FlatError"), ("nested", "NestedError")])
 def test_errors_have_the_shape_that_the_server_was_started_with(form: Any, name: str) -> None:
     reply = document(ServerSettings(error_format=form))["paths"]["/pooling"]["post"]["responses"]["400"]
     assert reply["content"]["application/json"]["schema"] == {"$ref": f"#/components/schemas/{name}"}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from poolhouse import LLM, PoolingParams
+from poolhouse import LLM, LateChunkingParams, PoolingParams
 from poolhouse.server.app import create_app
 from poolhouse.testing import FakeEngine
 from tests.models.tiny import LAYERS, TEXTS, save, save_m3, tokenizer
@@ -47,6 +47,77 @@ def pooled(http: TestClient, **body: Any) -> list[Any]:
     reply = http.post("/pooling", json=body)
     assert reply.status_code == 200, reply.text
     return [item["data"] for item in reply.json()["data"]]
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/pooling", "/invocations"])
+def test_chunks_of_a_text_come_with_their_places(http: TestClient, m3: LLM, path: str) -> None:
+    params = PoolingParams(late_chunking_params=LateChunkingParams(chunk_size=3))
+    expected = m3.encode(TEXTS, params, pooling_task="token_embed")
+    body = {"model": "m3", "input": TEXTS, "late_chunking_params": {"chunk_size": 3}}
+    if path == "/pooling":
+        body["task"] = "token_embed"
+    reply = http.post(path, json=body).json()
+    key = "data" if path == "/pooling" else "embedding"
+    for place, (item, output) in enumerate(zip(reply["data"], expected, strict=True)):
+        assert list(item) == ["index", "object", key, "late_chunking"]
+        assert item["index"] == place
+        assert np.abs(np.array(item[key], np.float32) - output.outputs.array).max() < 1e-6
+        told = output.late_chunking
+        assert told is not None
+        chunks = [
+            {"token_range": list(chunk.token_range), "char_range": chunk.char_range and list(chunk.char_range)}
+            for chunk in told.chunks
+        ]
+        assert item["late_chunking"] == {
+            "chunk_size": 3,
+            "input_tokens": len(output.prompt_token_ids),
+            "chunks": chunks,
+            "strategy": "fixed_tokens",
+        }
+    assert reply["usage"]["prompt_tokens"] == sum(len(output.prompt_token_ids) for output in expected)
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "words"),
+    [
+        ("/v1/embeddings", {"late_chunking_params": {"chunk_size": 0}}, "late_chunking_params.chunk_size"),
+        ("/v1/embeddings", {"late_chunking_params": {"chunk_size": "3"}}, "late_chunking_params.chunk_size"),
+        ("/v1/embeddings", {"late_chunking_params": {"chunk_size": 2**63}}, "late_chunking_params.chunk_size"),
+        ("/v1/embeddings", {"late_chunking_params": {}}, "chunk_size"),
+        ("/v1/embeddings", {"late_chunking_params": {"chunk_size": 3, "overlap": 1}}, "overlap"),
+        ("/v1/embeddings", {"late_chunking_params": {"chunk_size": 3}, "late_chunking": True}, "late_chunking"),
+        ("/v1/embeddings", {"late_chunking_params": {"chunk_size": 3}, "truncate_prompt_tokens": 4}, "what cuts it"),
+        ("/v1/embeddings", {"late_chunking_params": {"chunk_size": 3}, "input": [[5, 6]]}, "no token ids"),
+        ("/v1/embeddings", {"late_chunking_params": {"chunk_size": 3}, "task": "embed"}, "does not support"),
+        ("/pooling", {"late_chunking_params": {"chunk_size": 3}, "task": "embed"}, "does not support"),
+        ("/pooling", {"late_chunking_params": {"chunk_size": 3}, "tasks": ["embed", "token_embed"]}, "asked for alone"),
+        ("/pooling", {"late_chunking_params": {"chunk_size": 3}, "task": "token_embed", "token_pooling_factor": 2}, "by chunks"),
+        ("/v1/embeddings", {"late_chunking_params": {"chunk_size": 3}, "model": "first"}, "does not support Embeddings API"),
+    ],
+)  # fmt: skip
+def test_chunks_that_cannot_be_made_are_refused(http: TestClient, path: str, more: dict[str, Any], words: str) -> None:
+    reply = http.post(path, json={"model": "m3", "input": TEXTS, **more})
+    assert (reply.status_code, reply.json()["message"] if words not in reply.text else words) == (400, words)
+
+
+def test_embeddings_are_matrices_where_token_vectors_are_asked_for_or_all_there_are(http: TestClient, m3: LLM) -> None:
+    expected = [output.outputs.array for output in m3.encode(TEXTS, pooling_task="token_embed")]
+    body = {"model": "m3", "input": TEXTS, "task": "token_embed"}
+    items = http.post("/v1/embeddings", json=body).json()["data"]
+    for item, matrix in zip(items, expected, strict=True):
+        assert list(item) == ["index", "object", "embedding"]
+        assert np.abs(np.array(item["embedding"], np.float32) - matrix).max() < 1e-6
+    packed = http.post("/v1/embeddings", json={**body, "encoding_format": "base64"}).json()["data"]
+    for item, matrix in zip(packed, expected, strict=True):
+        numbers = np.frombuffer(base64.b64decode(item["embedding"]), np.float32).reshape(item["shape"])
+        assert np.abs(numbers - matrix).max() < 1e-6
+    # A model of nothing else, and one whose owner chose so.
+    for tasks in (("token_embed",), ("token_embed", "embed")):
+        with TestClient(create_app([FakeEngine(tasks=tasks)])) as only:
+            (item,) = only.post("/v1/embeddings", json={"input": "two words"}).json()["data"]
+            assert np.shape(item["embedding"]) == (2, 8)
+            vector = only.post("/v1/embeddings", json={"input": "two words", "task": "embed"})
+            assert vector.status_code == (200 if "embed" in tasks else 400)
 
 
 @pytest.mark.parametrize(

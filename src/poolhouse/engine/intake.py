@@ -70,6 +70,9 @@ class Intake:
                     )
             elif len(tokens) == 0 and not self.preparation.model.facts.takes_nothing:
                 fail(request.future, InvalidRequest("The prompt has no tokens.", "prompt"))
+            elif request.params.late_chunking_params is not None and tokens.places is None:
+                words = "Late chunking needs the places of tokens, which this model's tokenizer does not know."
+                fail(request.future, InvalidRequest(words, "late_chunking_params"))
             else:
                 ready.extend(self._pieces(request, made, tokens, arrival, flows[request.priority]))
         return ready
@@ -94,13 +97,15 @@ class Intake:
         self, request: Request, made: Prepared, tokens: Tokens, arrival: Arrival, flow: Flow
     ) -> Sequence[Ready]:
         """One, or several for a prompt that is longer than the model reads at once."""
+        chunking = request.params.late_chunking_params
+        spans = request.spans if chunking is None else chunking.spans(len(tokens))
         whole = Ready(
             tokens,
             request.task,
             made.params,
             request.future,
             made.adapter,
-            request.spans,
+            spans,
             further=made.further,
             route=made.route,
             arrival=arrival,

@@ -45,6 +45,7 @@ class Preparation:
     def __init__(self, model: Model, options: EngineOptions) -> None:
         self.model = model
         self.options = options
+        self.widths = {task: pipeline.width for task, pipeline in model.pipelines.items()}
 
     def of(self, request: Request) -> Prepared:
         """The request made ready.
@@ -53,7 +54,10 @@ class Preparation:
             InvalidRequest: it asks for what the model does not have.
         """
         tasks = self._tasks(request)
-        request.params.check(request.task, self.model.facts.matryoshka, self.model.facts.name, tasks[1:])
+        facts = self.model.facts
+        request.params.check(request.task, facts.matryoshka, facts.name, tasks[1:], self.widths)
+        if request.params.late_chunking_params is not None:
+            self._check_late_chunking(request)
         params, *further = [self._params(request, task, len(tasks) > 1) for task in tasks]
         if request.prompt.pair is not None:
             request = self._of_pair(request)
@@ -120,8 +124,8 @@ class Preparation:
     def _params(self, request: Request, task: Task, shared: bool) -> PoolingParams:
         """The request's parameters for one task, completed by the defaults; shared: other tasks know some of them."""
         params, defaults = request.params.for_task(task) if shared else request.params, self.options.default_params
-        if request.spans is not None:
-            self.model.pipelines[task].of_spans()
+        if request.spans is not None or request.params.late_chunking_params is not None:
+            self.model.pipelines[task].of_spans(task)
         if params.step_tag_id is not None or params.returned_token_ids is not None:
             self.model.pipelines[task].check(params)
         if defaults == _NO_PARAMS:
@@ -132,6 +136,25 @@ class Preparation:
             dimensions=dimensions if params.dimensions is None else params.dimensions,
             use_activation=defaults.use_activation if params.use_activation is None else params.use_activation,
         )
+
+    def _check_late_chunking(self, request: Request) -> None:
+        """Raise InvalidRequest for what cannot be read as one whole text, whose characters its tokens name."""
+        params = request.params
+        cut = params.truncate_prompt_tokens, params.max_tokens_per_query, params.max_tokens_per_doc, params.overflow
+        if not request.prompt.text or request.prompt.pair is not None or request.prompt.conversation is not None:
+            why = "takes plain texts that are not empty; no token ids, pairs or messages"
+        elif any(limit is not None for limit in cut) or request.lower_case:
+            why = "reads a text as it is; leave out what cuts it or lowers its case"
+        elif request.further:
+            why = "is asked for alone; leave out the other tasks"
+        elif self.model.facts.late_interaction is not None:
+            why = (
+                "makes means of tokens, which this model marks, cuts and skips as late interaction does; load it with "
+                "colbert_compat='vllm' for plain texts"
+            )
+        else:
+            return
+        raise InvalidRequest(f"Late chunking {why}.", "late_chunking_params")
 
     def _prompt_name(self, request: Request) -> str | None:
         """The name of the prompt that was asked for, by itself or by what the text is."""
@@ -220,6 +243,8 @@ class Preparation:
 
     def _limit(self, request: Request, params: PoolingParams) -> Limit:
         limit = self.limit(params)
+        if params.late_chunking_params is not None:
+            limit = replace(limit, overflow="error")
         limits = [most for most in (limit.longest, request.max_tokens) if most is not None]
         # A chat template writes the special tokens itself, so its caller decides anew.
         asked = request if request.prompt.conversation is None else request.prompt.conversation
@@ -228,5 +253,5 @@ class Preparation:
             add_special_tokens=asked.add_special_tokens,
             longest=min(limits, default=None),
             lower_case=request.lower_case,
-            places=request.places,
+            places=request.places or params.late_chunking_params is not None,
         )

@@ -108,7 +108,7 @@ class Runner:
 
     def _pool(self, group: Group, members: list[Ready], rows: Rows) -> Rows:
         pipeline = self.model.pipeline(group.task, group.route)
-        pooled = (pipeline.of_spans() if group.of_spans else pipeline)(rows, group.params)
+        pooled = (pipeline.of_spans(group.task) if group.of_spans else pipeline)(rows, group.params)
         values = pooled.values.to("cpu", non_blocking=self.asynchronous)
         segments = pooled.segments
         if group.of_spans:

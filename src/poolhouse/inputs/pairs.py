@@ -166,7 +166,11 @@ def _joined(
                 "truncate_prompt_tokens",
                 keep,
             )
-        most = shorten(len(query), len(document), room)
+        if limit.max_document_tokens is not None and len(query) < room:
+            # Who limits documents wants the query whole; vLLM has it so.
+            most = len(query), room - len(query)
+        else:
+            most = shorten(len(query), len(document), room)
         query, document = (_cut(ids, size, limit.side) for ids, size in zip((query, document), most, strict=True))
     return Tokens(
         template.join(query, document),

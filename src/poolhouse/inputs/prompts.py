@@ -140,7 +140,7 @@ def text_parts(parts: Sequence[Any], place: str) -> list[str]:
     """
     texts: list[str] = []
     for number, part in enumerate(parts):
-        typed = isinstance(part, Mapping) and part.get("type", "text") in _TEXTS
+        typed = isinstance(part, Mapping) and (part.get("type") or "text") in _TEXTS
         text = part.get("text") if typed else part
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
@@ -199,6 +199,8 @@ def _pair(texts: Sequence[Any], place: str) -> Prompt:
 
 
 def _parse_mapping(prompt: Mapping[str, Any], place: str) -> Prompt:
+    # Typed clients write null for what they leave out, and keys tell the forms apart.
+    prompt = {key: value for key, value in prompt.items() if value is not None}
     if "messages" in prompt:
         return _parse_conversation(prompt, place)
     known = ("prompt", "prompt_token_ids", "messages", "text", "text_pair", "cache_salt")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from poolhouse.engine.answers import facts
-from poolhouse.engine.request import Answer
+from poolhouse.engine.answers import Engine, facts, pooling
+from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import located, prompt_place
 from poolhouse.errors import InvalidRequest
+from poolhouse.late_chunking import fixed_chunks
 from poolhouse.outputs import (
     ClassificationOutput,
     ClassificationRequestOutput,
     EmbeddingOutput,
     EmbeddingRequestOutput,
+    PoolingRequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
 )
@@ -26,8 +29,29 @@ T = TypeVar("T")
 _PROGRESS_FROM = 256
 
 
-def embedding(request_id: str, answer: Answer) -> EmbeddingRequestOutput:
-    return EmbeddingRequestOutput(request_id, EmbeddingOutput(answer.array), **facts(answer))
+def pooled(engine: Engine) -> Callable[[str, tuple[Request, Answer]], PoolingRequestOutput]:
+    """The rows of any task, and what each stands for where they are those of chunks."""
+
+    def build(request_id: str, answered: tuple[Request, Answer]) -> PoolingRequestOutput:
+        request, answer = answered
+        output = pooling(request.task, engine)(request_id, answer)
+        chunking = request.params.late_chunking_params
+        return output if chunking is None else replace(output, late_chunking=fixed_chunks(chunking, answer.tokens))
+
+    return build
+
+
+def embedded(engine: Engine) -> Callable[[str, tuple[Request, Answer]], Any]:
+    """An EmbeddingRequestOutput; a PoolingRequestOutput of what was answered with a matrix."""
+    matrix = pooled(engine)
+
+    def build(request_id: str, answered: tuple[Request, Answer]) -> Any:
+        request, answer = answered
+        if request.task == "token_embed":
+            return matrix(request_id, answered)
+        return EmbeddingRequestOutput(request_id, EmbeddingOutput(answer.array), **facts(answer))
+
+    return build
 
 
 def classification(

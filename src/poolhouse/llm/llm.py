@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from poolhouse.engine.answers import pooling
 from poolhouse.engine.open import open_engine
 from poolhouse.engine.waiting import gather
 from poolhouse.inputs.prompts import Prompts
@@ -27,6 +26,7 @@ from poolhouse.outputs import (
 from poolhouse.params import PoolingParams
 from poolhouse.precision import Codes, parse_precision, quantize
 from poolhouse.settings import Settings
+from poolhouse.tasks import Task
 
 if TYPE_CHECKING:
     from poolhouse.models.model import Model
@@ -70,6 +70,7 @@ class LLM:
     ) -> list[EmbeddingRequestOutput]:
         """One vector per prompt, in input order.
 
+        Of a model whose first task is token_embed it is a matrix per prompt, in a `PoolingRequestOutput`, as in vLLM.
         prompts: a text, token ids, TextPrompt, TokensPrompt, a pair of texts ({"text", "text_pair"}, or a tuple within
             a list), or many of them: a list, a pandas Series, an array of texts, a column of a dataset, a generator.
         prompt_name: a prompt stored with the checkpoint ("query", "document"), put before each text;
@@ -82,8 +83,9 @@ class LLM:
             InvalidRequest: for the first prompt, in order, that could not be answered.
         """
         asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
-        requests = requests_of(self.engine, prompts, "embed", asked)
-        return self._outputs(wait(self.engine.submit(requests), use_tqdm, "embed"), answering.embedding)
+        requests = requests_of(self.engine, prompts, self._vectors, asked)
+        answers = wait(self.engine.submit(requests), use_tqdm, self._vectors)
+        return self._outputs(zip(requests, answers, strict=True), answering.embedded(self.engine))
 
     async def embed_async(
         self,
@@ -98,8 +100,9 @@ class LLM:
     ) -> list[EmbeddingRequestOutput]:
         """`embed` for coroutines; cancelling it takes the prompts out of the queue."""
         asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
-        requests = requests_of(self.engine, prompts, "embed", asked)
-        return self._outputs(await gather(self.engine.submit(requests)), answering.embedding)
+        requests = requests_of(self.engine, prompts, self._vectors, asked)
+        answers = await gather(self.engine.submit(requests))
+        return self._outputs(zip(requests, answers, strict=True), answering.embedded(self.engine))
 
     def embed_array(
         self,
@@ -153,9 +156,9 @@ class LLM:
         plugin = plugging.wanted(self.engine, prompts, pooling_task)
         if plugin is not None:
             return plugging.encode(self.engine, plugin, prompts, asked, use_tqdm)
-        wanted = required_task(pooling_task, pooling_params, self.engine)
-        requests = requests_of(self.engine, prompts, wanted, asked)
-        return self._outputs(wait(self.engine.submit(requests), use_tqdm, wanted), pooling(wanted, self.engine))
+        requests = requests_of(self.engine, prompts, required_task(pooling_task, pooling_params, self.engine), asked)
+        answers = wait(self.engine.submit(requests), use_tqdm, str(pooling_task))
+        return self._outputs(zip(requests, answers, strict=True), answering.pooled(self.engine))
 
     async def encode_async(
         self,
@@ -174,9 +177,9 @@ class LLM:
         plugin = plugging.wanted(self.engine, prompts, pooling_task)
         if plugin is not None:
             return await plugging.encode_async(self.engine, plugin, prompts, asked)
-        wanted = required_task(pooling_task, pooling_params, self.engine)
-        requests = requests_of(self.engine, prompts, wanted, asked)
-        return self._outputs(await gather(self.engine.submit(requests)), pooling(wanted, self.engine))
+        requests = requests_of(self.engine, prompts, required_task(pooling_task, pooling_params, self.engine), asked)
+        answers = await gather(self.engine.submit(requests))
+        return self._outputs(zip(requests, answers, strict=True), answering.pooled(self.engine))
 
     def classify(
         self,
@@ -316,6 +319,11 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def _vectors(self) -> Task:
+        """The task of `embed`."""
+        return "token_embed" if self.engine.tasks[0] == "token_embed" else "embed"
 
     def _outputs(self, answers: Iterable[T], build: Callable[[str, T], OutputT]) -> list[OutputT]:
         return [build(str(next(self._numbers)), answer) for answer in answers]

@@ -6,7 +6,6 @@ Source: Chen et al. 2024, BGE M3-Embedding (arXiv 2402.03216), and its authors' 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import torch
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
-from poolhouse.params import PoolerConfig, PoolingParams
+from poolhouse.params import PoolerConfig
 from poolhouse.pooling.pipelines import Pipeline
-from poolhouse.pooling.rows import Rows
-from poolhouse.pooling.steps import Activation, Dense, Every, Normalize, Probabilities, Truncate
+from poolhouse.pooling.steps import Activation, Dense, Every, Normalize, Probabilities, Truncate, WithoutEnds
 from poolhouse.tasks import SparseHead, Task
 
 _SPARSE, _MULTI_VECTOR = "sparse_linear.pt", "colbert_linear.pt"
@@ -56,28 +54,6 @@ def bge_m3_pipelines(
             SparseHead("token_classify", "token", vocabulary_size, (bos, eos), special),
         ),
     }
-
-
-@dataclass(frozen=True, slots=True)
-class WithoutEnds:
-    """All rows but a first one of token `bos` and a last one of token `eos`; None keeps that end."""
-
-    bos: int | None
-    eos: int | None
-
-    @property
-    def words(self) -> str:
-        return "without BOS" + ("" if self.eos is None else " and EOS")
-
-    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
-        kept = torch.ones_like(rows.ids, dtype=torch.bool)
-        for token, ends in ((self.bos, rows.segments.starts_tensor), (self.eos, rows.segments.last_tensor)):
-            if token is not None:
-                kept[ends] &= rows.ids[ends] != token
-        return rows.select(kept)
-
-    def to(self, device: torch.device) -> WithoutEnds:
-        return self
 
 
 def _linear(path: Path, hidden_size: int) -> Dense:

@@ -6,6 +6,7 @@ Per field the first that says something wins: the user's PoolerConfig, sentence-
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import dropwhile
 
 import torch
 
@@ -30,8 +31,9 @@ from poolhouse.pooling.steps import (
     Truncate,
     Unit,
     Without,
+    WithoutEnds,
 )
-from poolhouse.tasks import SparseHead, Task
+from poolhouse.tasks import TOKEN_TASKS, SparseHead, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +75,19 @@ class Pipeline:
         default = isinstance(last, Normalize | Probabilities) and last.default
         return default if params.use_activation is None else params.use_activation
 
-    def of_spans(self) -> Pipeline:
+    def of_spans(self, task: Task) -> Pipeline:
         """The same steps after the mean of each span, for late chunking (Günther et al. 2024).
+
+        Of a token task, all tokens count: those too that get no row of their own, as in vLLM.
 
         Raises:
             InvalidRequest: steps that no mean can be put before.
         """
         place = next((place for place, step in enumerate(self.steps) if isinstance(step, Reduce)), 0)
         reduce, rest = self.steps[place], self.steps[place + 1 :]
+        if task in TOKEN_TASKS and not any(isinstance(step, AtTokens | Steps) for step in self.steps):
+            behind = dropwhile(lambda step: isinstance(step, Every | Kept | WithoutEnds), self.steps)
+            return replace(self, steps=(Reduce(("MEAN",)), *behind))
         heads = [step for step in rest if isinstance(step, Dense | Norm | Encode)]
         if not isinstance(reduce, Reduce) or (len(reduce.names) > 1 and heads):
             raise InvalidRequest(

@@ -96,6 +96,28 @@ class Without:
 
 
 @dataclass(frozen=True, slots=True)
+class WithoutEnds:
+    """All rows but a first one of token `bos` and a last one of token `eos`; None keeps that end."""
+
+    bos: int | None
+    eos: int | None
+
+    @property
+    def words(self) -> str:
+        return "without BOS" + ("" if self.eos is None else " and EOS")
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        kept = torch.ones_like(rows.ids, dtype=torch.bool)
+        for token, ends in ((self.bos, rows.segments.starts_tensor), (self.eos, rows.segments.last_tensor)):
+            if token is not None:
+                kept[ends] &= rows.ids[ends] != token
+        return rows.select(kept)
+
+    def to(self, device: torch.device) -> WithoutEnds:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
 class Activation:
     """A function of each number, and what it is called."""
 

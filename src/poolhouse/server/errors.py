@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -32,6 +32,15 @@ class Refused(Exception):
 
 class WrongContentType(Refused):
     """A body that is not said to be JSON."""
+
+
+class Unread(Refused):
+    """A body in an encoding that is not read here; `codings` are the content codings that are, where that is why."""
+
+    def __init__(self, message: str, codings: Iterable[str] = ()) -> None:
+        self.codings = ", ".join(codings)
+        ways = f" Send one of {self.codings}, or none (Content-Encoding)." if self.codings else ""
+        super().__init__(message + ways, 415)
 
 
 class Overloaded(Refused):
@@ -83,7 +92,13 @@ def nested(failure: Failure) -> Response:
     return as_json(failure, {"error": _fields(failure)})
 
 
-SHAPES: Mapping[str, Shape] = {"flat": flat, "nested": nested}
+def both(failure: Failure) -> Response:
+    """The fields of one and of the other: clients of vLLM's old servers read the first, OpenAI's for npm only the second."""
+    fields = _fields(failure)
+    return as_json(failure, {"object": "error", **fields, "error": fields})
+
+
+SHAPES: Mapping[str, Shape] = {"both": both, "flat": flat, "nested": nested}
 
 
 def as_json(failure: Failure, body: object) -> Response:
@@ -131,6 +146,10 @@ def failure_of(error: Exception) -> Failure:
         case NoRoute():
             headers = {"Allow": ", ".join(error.allowed)} if error.allowed else {}
             return Failure(error.status, str(error), HTTPStatus(error.status).phrase, None, headers, error)
+        case Unread():
+            # RFC 9110, 15.5.16.
+            headers = {"Accept-Encoding": error.codings} if error.codings else {}
+            return Failure(415, str(error), HTTPStatus(415).phrase, error.parameter, headers, error)
         case Refused():
             return Failure(
                 error.status, str(error), _REFUSALS.get(error.status, "Bad Request"), error.parameter, {}, error

@@ -18,7 +18,7 @@ from pydantic_core import core_schema
 
 import poolhouse
 from poolhouse.server.dialects import contracts
-from poolhouse.server.dialects.contract import Contract, FlatError, NestedError, OurError, Refusal
+from poolhouse.server.dialects.contract import BothError, Contract, FlatError, NestedError, OurError, Refusal
 from poolhouse.server.security import OPEN_PATHS, api_keys
 from poolhouse.settings import ServerSettings
 
@@ -68,7 +68,7 @@ def document(dialects: Iterable[APIRouter], settings: ServerSettings) -> Json:
         if isinstance(route, APIRoute) and route.include_in_schema
     ]
     told = contracts()
-    our_error = {"flat": FlatError, "nested": NestedError}[settings.error_format]
+    our_error = {"both": BothError, "flat": FlatError, "nested": NestedError}[settings.error_format]
     types = _Types([(_bodies(route), told[route.path]) for route in routes], our_error)
     keys = bool(api_keys(settings))
     paths: dict[str, Json] = {}
@@ -124,7 +124,7 @@ class _Types:
 
 
 def _with_null_for_default(body: Json) -> Json:
-    """The schema of a body; null means the default in all that may be left out, see `Serving.parse`."""
+    """The schema of a body; null means the default in all that may be left out, see `body.read_json`."""
     required, properties = body.get("required", ()), body.get("properties", {})
     return {
         **body,

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from functools import cache
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request as HttpRequest
@@ -205,10 +204,6 @@ class Serving:
     def parse(self, body: dict[str, Any], fields: type[FieldsT]) -> FieldsT:
         """A body that was read already; see `read`."""
         started = time.perf_counter()
-        # Clients write null for what they leave to the server.
-        if None in body.values():
-            with_defaults = _with_defaults(fields)
-            body = {name: value for name, value in body.items() if value is not None or name not in with_defaults}
         parsed = fields.model_validate(body)
         self.metrics.parse_seconds.observe(time.perf_counter() - started)
         return parsed
@@ -308,12 +303,6 @@ class Serving:
         if truncated:
             state["truncated"] = state.get("truncated", 0) + truncated
         state["answers"] = answers
-
-
-@cache
-def _with_defaults(fields: type[BaseModel]) -> frozenset[str]:
-    """The fields whose default is not null."""
-    return frozenset(name for name, field in fields.model_fields.items() if field.default is not None)
 
 
 def _located(error: InvalidRequest, futures: Sequence[Future[Answer]], place: Callable[[int], str]) -> InvalidRequest:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 # What any route that reads a body may answer instead.
-STATUSES = (400, 404, 408, 413, 429, 500, 503, 504)
+STATUSES = (400, 404, 408, 413, 415, 429, 500, 503, 504)
 
 Vector = list[float]
 Matrix = list[Vector]
@@ -71,6 +71,12 @@ class FlatError(Problem):
 
 class NestedError(TypedDict):
     """An error in OpenAI's shape."""
+
+    error: Problem
+
+
+class BothError(FlatError):
+    """An error in both shapes."""
 
     error: Problem
 

@@ -14,6 +14,7 @@ from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.prompts import Conversation, Prompt, parse_prompts
 from poolhouse.params import PoolingParams
+from poolhouse.server.body import without_nulls
 from poolhouse.server.serving import Serving
 from poolhouse.tasks import Task
 
@@ -44,6 +45,15 @@ INPUT_SCHEMA: dict[str, Any] = {
     ]
 }
 _INPUT_OR_NULL: dict[str, Any] = {"anyOf": [*INPUT_SCHEMA["anyOf"], {"type": "null"}]}
+
+
+class Nested(BaseModel):
+    """An object within a body: its nulls too are fields left out, as `read_json` has it of those outside."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out(cls, given: Any) -> Any:
+        return without_nulls(given) if isinstance(given, dict) else given
 
 
 class Lenient(BaseModel):

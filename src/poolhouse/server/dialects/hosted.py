@@ -147,8 +147,8 @@ async def rerank(
     """A score per document; long ones are cut, unless `truncate` says no."""
     if not documents:
         raise InvalidRequest("documents must hold at least one text.", "documents")
-    if max_tokens_per_doc is not None and max_tokens_per_doc >= engine.max_tokens:
-        max_tokens_per_doc = None
+    if max_tokens_per_doc is not None:
+        max_tokens_per_doc = min(max_tokens_per_doc, engine.max_tokens)
     scores_labels = "classify" in engine.tasks
     params = PoolingParams(
         # Cosines and MaxSim have no activation to leave out.

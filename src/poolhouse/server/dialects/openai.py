@@ -7,13 +7,14 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, model_validator
 
-from poolhouse.errors import UnsupportedTask
+from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.server.dialects import chunked, vectors
 from poolhouse.server.dialects.fields import body_schema
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.dialects.synonyms import in_our_words
 from poolhouse.server.dialects.vectors import VectorFields
 from poolhouse.server.serving import Engine, Serving
+from poolhouse.tasks import Task, parse_task
 
 
 class EmbeddingFields(VectorFields):
@@ -42,8 +43,23 @@ class EmbeddingFields(VectorFields):
 
     @property
     def _names_a_use(self) -> bool:
-        # Clients that name the pooling task here mean what the route does anyway.
-        return self.task is not None and self.task != "embed"
+        # Clients that name a pooling task here mean that.
+        return self.task not in (None, "embed", "token_embed")
+
+    def pooling_task(self, engine: Engine) -> Task:
+        """A vector per input, or one per token or chunk: as the fields ask, else as the model answers first.
+
+        Raises:
+            UnsupportedTask: it has neither.
+        """
+        asked: Task = "token_embed" if self.late_chunking_params is not None else "embed"
+        if self.task in ("embed", "token_embed"):
+            asked = parse_task(self.task, ("embed", "token_embed"))
+        elif engine.tasks[0] == "token_embed":
+            asked = "token_embed"
+        if asked not in engine.tasks:
+            raise UnsupportedTask("The model does not support Embeddings API", "model", engine.name)
+        return asked
 
     def apply_task(self, engine: Engine) -> None:
         """Make of `task` an adapter where adapters were named at start, else what an input type means."""
@@ -68,12 +84,13 @@ def router(serving: Serving) -> APIRouter:
 async def answer(serving: Serving, http: Request, fields: EmbeddingFields) -> Response:
     """The reply to a body of /v1/embeddings."""
     engine = serving.engine(fields.model)
-    if "embed" not in engine.tasks:
-        raise UnsupportedTask("The model does not support Embeddings API", "model", engine.name)
+    task = fields.pooling_task(engine)
     fields.apply_task(engine)
-    requests = fields.requests(serving, "embed", fields.params(dimensions=fields.dimensions))
+    requests = fields.requests(serving, task, fields.params())
     names = vectors.Names("embd", "embedding", "embedding")
     if fields.late_chunking:
+        if task != "embed":
+            raise InvalidRequest("late_chunking gives a vector per input; it is for the task embed.", "late_chunking")
         read = await chunked.read(serving, http, engine, requests)
         how = fields.how(engine, "embed")
         return await vectors.write(serving, http, fields, engine, [read.whole], read.chunks, names, how)

@@ -6,7 +6,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from poolhouse.server.dialects.contract import Contract, Contracts, Cut, Vector
+from poolhouse.server.dialects.contract import Contract, Contracts, Cut, Matrix, Vector
 
 
 class Usage(TypedDict):
@@ -29,12 +29,30 @@ class List(TypedDict):
     usage: Usage
 
 
+class LateChunk(TypedDict):
+    """A part of a text: its first token and the one after its last, and so its characters; null where there are none."""
+
+    token_range: tuple[int, int]
+    char_range: tuple[int, int] | None
+
+
+class LateChunking(TypedDict):
+    """What the rows of a matrix stand for; input_tokens: of the whole text, special ones included."""
+
+    chunk_size: int
+    input_tokens: int
+    chunks: list[LateChunk]
+    strategy: Literal["fixed_tokens"]
+
+
 class Embedding(Cut):
-    """The vector of an input: numbers, or their memory in base64."""
+    """The vector of an input, or one per token or chunk: numbers, or their memory in base64, of a matrix with its shape."""
 
     index: int
     object: Literal["embedding"]
-    embedding: Vector | str
+    embedding: Vector | Matrix | str
+    shape: NotRequired[list[int]]
+    late_chunking: NotRequired[LateChunking]
 
 
 class EmbeddingReply(List):

@@ -88,7 +88,6 @@ async def answer(serving: Serving, http: Request, fields: PoolingFields) -> Resp
     if fields.task is not None and fields.tasks is not None:
         raise InvalidRequest("Give task or tasks, not both.", "tasks")
     params = fields.params(
-        dimensions=fields.dimensions,
         step_tag_id=fields.step_tag_id,
         returned_token_ids=None if fields.returned_token_ids is None else tuple(fields.returned_token_ids),
     )
@@ -118,6 +117,8 @@ def _check_token_pooling(fields: PoolingFields, engine: Engine) -> None:
     of_tokens = fields.tasks is None and word not in ("plugin", SPARSE)
     if not of_tokens or parse_task(word, engine.tasks) != "token_embed":
         raise InvalidRequest("token_pooling_factor belongs to the task 'token_embed' alone.", "token_pooling_factor")
+    if fields.late_chunking_params is not None:
+        raise InvalidRequest("Vectors are pooled by clusters or by chunks, not both.", "token_pooling_factor")
     check_factor(fields.token_pooling_factor, role_of(fields.input_type))
 
 

@@ -17,7 +17,7 @@ from poolhouse.server import replies
 from poolhouse.server.dialects.fields import Common, Many, body_schema, check_chat_template
 from poolhouse.server.dialects.pairs import Scored, Sides, score
 from poolhouse.server.dialects.routing import direct_router
-from poolhouse.server.serving import Engine, Serving
+from poolhouse.server.serving import Serving
 
 _SIDE = "A text, {text}, {content: [text parts]}, or a list of them."
 # Each spelling of the two sides; the first is vLLM's latest.
@@ -40,19 +40,12 @@ class PairFields(Common):
         None, description="Of the dense, sparse and colbert scores in such a mode."
     )
 
-    def asked(self, serving: Serving, engine: Engine) -> scoring.Asked:
+    def asked(self, serving: Serving) -> scoring.Asked:
         """What is asked beside the texts.
 
         Raises:
             InvalidRequest: naming the field.
         """
-        for name in ("max_tokens_per_query", "max_tokens_per_doc"):
-            if getattr(self, name) >= engine.max_tokens:
-                raise InvalidRequest(
-                    f"{name} must be below the model's limit of {engine.max_tokens} tokens, got {getattr(self, name)}.",
-                    name,
-                    getattr(self, name),
-                )
         check_chat_template(serving, self.chat_template)
         params = self.params(
             max_tokens_per_query=self.max_tokens_per_query or None, max_tokens_per_doc=self.max_tokens_per_doc or None
@@ -61,6 +54,16 @@ class PairFields(Common):
         weights = None if self.weights is None else tuple(self.weights)
         variables = self.chat_template_kwargs or {}
         return scoring.Asked(params, self.instruction, template, variables, self.mode, weights)
+
+    def refuse_limits_beyond(self, most: int) -> None:
+        """Raise InvalidRequest for a side's limit that is none, since the model reads no more than `most` tokens."""
+        for name in ("max_tokens_per_query", "max_tokens_per_doc"):
+            if getattr(self, name) >= most:
+                raise InvalidRequest(
+                    f"{name} must be below the model's limit of {most} tokens, got {getattr(self, name)}.",
+                    name,
+                    getattr(self, name),
+                )
 
 
 class ScoreFields(PairFields):
@@ -96,6 +99,13 @@ class RerankFields(PairFields):
     top_n: int = Field(0, ge=0, description="How many of the best to give; 0 gives all.")
     return_documents: bool = Field(True, description="Whether results hold their documents.")
 
+    def cut_to(self, most: int) -> None:
+        """Take a limit beyond what the model reads for that: Cohere's clients send 4096, and want documents cut."""
+        if self.max_tokens_per_doc >= most and self.truncate_prompt_tokens is None:
+            self.truncate_prompt_tokens = -1
+        self.max_tokens_per_doc = min(self.max_tokens_per_doc, most)
+        self.max_tokens_per_query = min(self.max_tokens_per_query, most)
+
     def sides(self) -> Sides:
         """The query, and the documents.
 
@@ -122,7 +132,8 @@ def router(serving: Serving) -> APIRouter:
 async def answer_score(serving: Serving, http: Request, fields: ScoreFields) -> Response:
     """The reply to a body of /score."""
     engine = serving.engine(fields.model)
-    sides, asked = fields.sides(), fields.asked(serving, engine)
+    fields.refuse_limits_beyond(engine.max_tokens)
+    sides, asked = fields.sides(), fields.asked(serving)
     scored = await score(serving, http, engine, sides, asked, adapter=fields.adapter, priority=fields.priority)
     body = {
         **replies.head("score", http, fields.request_id, engine.name),
@@ -140,7 +151,8 @@ async def answer_rerank(
 ) -> Response:
     """The reply to a body of /rerank. meta: what is said beside the results, where something is."""
     engine = serving.engine(fields.model)
-    sides, asked = fields.sides(), fields.asked(serving, engine)
+    fields.cut_to(engine.max_tokens)
+    sides, asked = fields.sides(), fields.asked(serving)
     scored = await score(serving, http, engine, sides, asked, adapter=fields.adapter, priority=fields.priority)
     tokens = replies.tokens_of(scored.answers)
     body = {

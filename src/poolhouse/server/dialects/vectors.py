@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request, Response
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from poolhouse.engine.answers import shown
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
+from poolhouse.late_chunking import fixed_chunks
 from poolhouse.outputs import Array
+from poolhouse.params import LateChunkingParams, PoolingParams
 from poolhouse.precision import Precision
 from poolhouse.server import encoding, replies
-from poolhouse.server.dialects.fields import Inputs
+from poolhouse.server.dialects.fields import Inputs, Nested
 from poolhouse.server.serving import Engine, Serving
 from poolhouse.tasks import Task
+
+
+class LateChunkingFields(Nested):
+    """vLLM's fixed chunks of a text, special tokens included."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    chunk_size: int = Field(ge=1, lt=2**63, description="Tokens of a chunk.")
 
 
 class VectorFields(Inputs):
@@ -32,6 +43,17 @@ class VectorFields(Inputs):
         "native", description="Byte order of base64 and bytes; native is the server's."
     )
     dimensions: int | None = Field(None, description="Length of the vectors, for Matryoshka models.")
+    late_chunking_params: LateChunkingFields | None = Field(
+        None,
+        description="Of token_embed: a vector per chunk, the mean of its tokens after one pass over the whole text.",
+    )
+
+    def params(self, **more: Any) -> PoolingParams:
+        """How to cut and pool; more: fields that one route has beside the common ones."""
+        chunking = (
+            None if self.late_chunking_params is None else LateChunkingParams(self.late_chunking_params.chunk_size)
+        )
+        return super().params(dimensions=self.dimensions, late_chunking_params=chunking, **more)
 
     def how(self, engine: Engine, task: Task) -> encoding.Encoding:
         """How the arrays of that task are written.
@@ -65,7 +87,11 @@ async def reply(
     how = fields.how(engine, requests[0].task)
     answers = await serving.answers(http, engine, requests)
     arrays = [shown(answer.array, requests[0].task, engine) for answer in answers]
-    return await write(serving, http, fields, engine, answers, arrays, names, how)
+    about: list[dict[str, Any]] | None = None
+    chunking = requests[0].params.late_chunking_params
+    if chunking is not None:
+        about = [{"late_chunking": fixed_chunks(chunking, answer.tokens)} for answer in answers]
+    return await write(serving, http, fields, engine, answers, arrays, names, how, about)
 
 
 async def write(
@@ -77,13 +103,15 @@ async def write(
     arrays: Sequence[Array],
     names: Names,
     how: encoding.Encoding,
+    about: Sequence[dict[str, Any]] | None = None,
 ) -> Response:
     """Arrays as a list of objects or as bytes alone.
 
     answers: what they were made of, one for each; where there are fewer, only their tokens are counted.
+    about: what is said beside each array; None: what was cut of its input.
     """
     head = replies.head(names.prefix, http, fields.request_id, engine.name)
-    cuts = replies.cuts(answers, len(arrays))
+    said = replies.cuts(answers, len(arrays)) if about is None else about
 
     def render() -> bytes | Response:
         encoded = encoding.encode(arrays, how)
@@ -94,8 +122,8 @@ async def write(
         items = [
             {"index": index, "object": names.kind, names.key: encoding.value(array, how.form)}
             | encoding.shape(array, how.form)
-            | cut
-            for index, (array, cut) in enumerate(zip(encoded, cuts, strict=True))
+            | beside
+            for index, (array, beside) in enumerate(zip(encoded, said, strict=True))
         ]
         return encoding.render(head, items, {"usage": usage})
 

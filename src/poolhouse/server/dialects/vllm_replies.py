@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 from poolhouse.server.dialects import cohere_replies, voyage_replies
 from poolhouse.server.dialects.contract import Contract, Contracts, Cut, Errors, Matrix, Vector
-from poolhouse.server.dialects.openai_replies import BYTES, METADATA, EmbeddingReply, List
+from poolhouse.server.dialects.openai_replies import BYTES, METADATA, EmbeddingReply, LateChunking, List
 from poolhouse.server.dialects.pooling import Word
 from poolhouse.server.dialects.tei import replies as tei_replies
 
@@ -39,6 +39,7 @@ class Pooled(Cut):
     data: Answer | dict[Word, Answer]
     shape: NotRequired[list[int]]
     shapes: NotRequired[dict[Word, list[int]]]
+    late_chunking: NotRequired[LateChunking]
 
 
 class PoolingReply(List):

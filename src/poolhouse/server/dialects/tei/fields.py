@@ -10,14 +10,14 @@ from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.prompts import Prompt, parse_prompts
 from poolhouse.params import PoolingParams
 from poolhouse.server.dialects import openai
-from poolhouse.server.dialects.fields import INPUT_SCHEMA, Many
+from poolhouse.server.dialects.fields import INPUT_SCHEMA, Many, Nested
 from poolhouse.server.dialects.tei.errors import EmptyInput
 
 _SIDES: dict[str, Literal["left", "right"]] = {"right": "right", "Right": "right", "left": "left", "Left": "left"}
 _SAY_WHETHER_TO_CUT = ("truncate", "truncation", "truncate_prompt_tokens")
 
 
-class TeiFields(BaseModel):
+class TeiFields(Nested):
     """What all routes take; `model` is ours, for servers of several models."""
 
     model_config = ConfigDict(extra="ignore", strict=True)

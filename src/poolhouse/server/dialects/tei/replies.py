@@ -92,7 +92,7 @@ PredictReply = list[Prediction] | list[list[Prediction]]
 SimilarityReply = Vector
 RerankReply = list[Rank]
 
-_STATUSES = (*STATUSES, 415, 422, 424)
+_STATUSES = (*STATUSES, 422, 424)
 ERRORS = Errors(Error, _STATUSES)
 _COST = {
     "x-compute-type": "The device.",

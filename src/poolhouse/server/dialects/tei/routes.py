@@ -17,7 +17,7 @@ from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import SparseVector
 from poolhouse.server import replies
-from poolhouse.server.body import read_json
+from poolhouse.server.body import read_json, without_nulls
 from poolhouse.server.dialects import health, openai
 from poolhouse.server.dialects.classify import label_names, ranked_labels
 from poolhouse.server.dialects.fields import body_schema
@@ -165,7 +165,7 @@ def _add(routes: APIRouter, serving: Serving) -> None:
         if not isinstance(instances, list) or not all(isinstance(instance, dict) for instance in instances):
             raise InvalidRequest("instances must be a list of bodies.", "instances")
         serving.check_items(len(instances), "instances")
-        parts = [(await by_model(serving, http, instance)).body for instance in instances]
+        parts = [(await by_model(serving, http, without_nulls(instance))).body for instance in instances]
         return Response(b'{"predictions":[%s]}' % b",".join(map(bytes, parts)), media_type="application/json")
 
 
