@@ -22,7 +22,8 @@ def routes_of(routes: Iterable[Any]) -> Iterator[tuple[str, str]]:
             yield from routes_of(route.original_router.routes)
         else:
             # What answers GET answers HEAD.
-            yield from ((method, route.path) for method in route.methods - {"HEAD"})
+            path = getattr(route, "path_format", route.path)
+            yield from ((method, path) for method in route.methods - {"HEAD"})
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
@@ -53,7 +54,8 @@ def test_the_table_names_every_route_once() -> None:
 def test_every_row_says_whose_words_a_route_speaks() -> None:
     dialects = {dialect for _, _, dialect, _ in rows()}
     assert dialects == {
-        *("Poolhouse", "vLLM", "OpenAI, vLLM", "vLLM, TEI", "vLLM, TEI, Voyage, Cohere", "every one", "TEI"),
+        *("Poolhouse", "vLLM", "OpenAI, vLLM", "vLLM, TEI", "vLLM, TEI, Voyage, Cohere, Weaviate", "every one", "TEI"),
         *("Cohere, vLLM", "Cohere", "Jina", "Voyage", "Infinity", "NVIDIA"),
+        *("Ollama", "llama.cpp", "llama.cpp, OpenAI", "Azure", "Weaviate", "SIE"),
     }
     assert all(words for _, _, _, words in rows())

@@ -35,11 +35,7 @@ async def read_json(request: Request, settings: ServerSettings) -> dict[str, Any
     untold = not kind and "authorization" in request.headers
     if not untold and kind != "application/json" and not kind.endswith("+json"):
         raise WrongContentType(f"The content type must be application/json, got {kind or 'none'}.")
-    try:
-        async with asyncio.timeout(settings.body_timeout_seconds):
-            raw = await _read(request, settings.max_body_bytes)
-    except TimeoutError:
-        raise Refused(_TOO_SLOW.format(seconds=settings.body_timeout_seconds), 408) from None
+    raw = await read_bytes(request, settings)
     if _is_deep(raw, settings.max_json_depth):
         raise Refused(f"The body is nested deeper than {settings.max_json_depth} levels.", parameter="body")
     try:
@@ -49,6 +45,19 @@ async def read_json(request: Request, settings: ServerSettings) -> dict[str, Any
     if not isinstance(body, dict):
         raise Refused("The body must be a JSON object.", parameter="body")
     return body
+
+
+async def read_bytes(request: Request, settings: ServerSettings) -> bytes:
+    """A body of any kind.
+
+    Raises:
+        Refused: too many bytes, too slow. Disconnected: the client hung up within it.
+    """
+    try:
+        async with asyncio.timeout(settings.body_timeout_seconds):
+            return await _read(request, settings.max_body_bytes)
+    except TimeoutError:
+        raise Refused(_TOO_SLOW.format(seconds=settings.body_timeout_seconds), 408) from None
 
 
 async def _read(request: Request, most_bytes: int) -> bytes:
