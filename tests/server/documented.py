@@ -23,6 +23,9 @@ TWINS = {
     "/vectors/": "/vectors",
     "/weaviate/vectors/": "/weaviate/vectors",
     "/openai/models": "/openai/v1/models",
+    # Where the name of a model would stand.
+    "/v1/models/": "/v1/models",
+    "/openai/models/": "/openai/v1/models",
     "/vertex": "/embed",
 }
 # Of these only the errors are like their twin's.
@@ -65,7 +68,7 @@ class Document:
 
     def _told(self, path: str) -> str:
         """The path as the document has it; the name of a model may stand within."""
-        path = TWINS.get(path, path)
+        path = TWINS.get(path, path.replace("/openai/models/", "/openai/v1/models/"))
         if path in self.content["paths"]:
             return path
         templates = (known for known in self.content["paths"] if "{" in known)

@@ -59,7 +59,7 @@ def router(serving: Serving) -> APIRouter:
     @routes.get("/v1/models/{model:path}")
     async def model(model: str) -> dict[str, object]:
         """One of the served models, by any of its names."""
-        return listed(serving) if model == "" else found(serving, model)
+        return found(serving, model)
 
     return routes
 
@@ -70,11 +70,13 @@ def listed(serving: Serving) -> dict[str, object]:
 
 
 def found(serving: Serving, name: str) -> dict[str, object]:
-    """The model of that name.
+    """The model of that name; all of them where a path ends before it.
 
     Raises:
         UnknownModel: there is none; the message names those there are.
     """
+    if name == "":
+        return listed(serving)
     if name not in serving.engines:
         names = ", ".join(serving.engines)
         raise UnknownModel(f"The model `{name}` does not exist. Served models: {names}.", "model", name)

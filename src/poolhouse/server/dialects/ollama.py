@@ -157,7 +157,7 @@ async def _embeddings(serving: Serving, http: Request, fields: EmbeddingsFields)
     answers: list[Answer] = []
     if fields.prompt:
         answers = await hosted.embed(serving, http, engine, [fields.prompt], wish, parameter="prompt")
-    vector = answers[0].array if answers else []
+    vector: Any = answers[0].array if answers else []
     return await replies.write(serving, lambda: dumps({"embedding": vector}), answers)
 
 

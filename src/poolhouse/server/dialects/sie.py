@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from poolhouse import scoring, sparse
 from poolhouse.engine.request import Answer
 from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest, UnknownModel
-from poolhouse.outputs import Array
+from poolhouse.outputs import Array, SparseVector
 from poolhouse.server import replies
 from poolhouse.server.body import read_bytes, read_json
 from poolhouse.server.dialects import hosted
@@ -257,7 +257,7 @@ def quantized(array: Array, dtype: Dtype) -> Numbers:
     return np.round(array / np.where(largest == 0, 1, largest) * 127).astype(np.int8)
 
 
-def _sparse(vector: sparse.SparseVector, engine: Engine, array: Array, dtype: Dtype) -> dict[str, Any]:
+def _sparse(vector: SparseVector, engine: Engine, array: Array, dtype: Dtype) -> dict[str, Any]:
     kept: Dtype = "float16" if dtype == "float16" else "float32"
     of_vocabulary = engine.sparse is not None and engine.sparse.unit != "token"
     return {
@@ -431,6 +431,6 @@ class ScoreReply(TypedDict):
 
 _ERRORS = (Errors(Error, (*(status for status in STATUSES if status != 429), 406, 415)),)
 CONTRACTS: Contracts = {
-    "/v1/encode/{model}": Contract((EncodeReply,), _ERRORS, _MSGPACK[:1]),
-    "/v1/score/{model}": Contract((ScoreReply,), _ERRORS, _MSGPACK[:1]),
+    "/v1/encode/{model}": Contract((EncodeReply,), _ERRORS, _MSGPACK),
+    "/v1/score/{model}": Contract((ScoreReply,), _ERRORS, _MSGPACK),
 }
