@@ -22,12 +22,10 @@ TWINS = {
     "/v1/reranking": "/reranking",
     "/vectors/": "/vectors",
     "/weaviate/vectors/": "/weaviate/vectors",
-    "/openai/models": "/openai/v1/models",
-    # Where the name of a model would stand.
-    "/v1/models/": "/v1/models",
-    "/openai/models/": "/openai/v1/models",
     "/vertex": "/embed",
 }
+# The same of those that read no body; a path may end where the name of a model would stand.
+LISTS = {"/openai/models": "/openai/v1/models", "/openai/models/": "/openai/v1/models", "/v1/models/": "/v1/models"}
 # Of these only the errors are like their twin's.
 SEVERAL = ("/", "/tei", "/tei/", "/vertex", "/tei/vertex")
 
@@ -41,15 +39,16 @@ class Document:
 
     @property
     def posts(self) -> list[str]:
-        """The paths that read a body."""
-        return [path for path, operations in self.content["paths"].items() if "post" in operations]
+        """The paths that read a body; where the name of a model stands, a served one."""
+        templates = [path for path, operations in self.content["paths"].items() if "post" in operations]
+        return [re.sub("{[^}]*}", "embedder", path) for path in templates]
 
     def check(self, reply: httpx.Response) -> None:
         """Assert that status, content type and JSON are among those that the document gives the route."""
         path = str(reply.request.url.path)
         if path in ("/openapi.json", "/docs", "/ping") or "/.well-known/" in path:
             return
-        told, method = self._told(path), reply.request.method.lower()
+        told, method = self.told(path), reply.request.method.lower()
         if reply.status_code in (404, 405) and method not in self.content["paths"].get(told, {}):
             return
         responses = self.content["paths"][told][method]["responses"]
@@ -66,9 +65,9 @@ class Document:
             ]
             assert not problems, f"{said}: {problems}"
 
-    def _told(self, path: str) -> str:
+    def told(self, path: str) -> str:
         """The path as the document has it; the name of a model may stand within."""
-        path = TWINS.get(path, path.replace("/openai/models/", "/openai/v1/models/"))
+        path = (TWINS | LISTS).get(path, path.replace("/openai/models/", "/openai/v1/models/"))
         if path in self.content["paths"]:
             return path
         templates = (known for known in self.content["paths"] if "{" in known)

@@ -141,8 +141,13 @@ def router(serving: Serving) -> APIRouter:
 async def _read(serving: Serving, http: Request, fields: type[FieldsT]) -> FieldsT:
     """The body, of JSON or msgpack."""
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in _MSGPACK:
-        return serving.parse(await read_json(http, serving.settings), fields)
+    of_msgpack = kind in _MSGPACK
+    body = await (_unpacked(serving, http) if of_msgpack else read_json(http, serving.settings))
+    serving.check_list(body.get("items"), "items")
+    return serving.parse(body, fields)
+
+
+async def _unpacked(serving: Serving, http: Request) -> dict[str, Any]:
     raw = await read_bytes(http, serving.settings)
     try:
         body = _msgpack(415).unpackb(raw, raw=False)
@@ -150,7 +155,7 @@ async def _read(serving: Serving, http: Request, fields: type[FieldsT]) -> Field
         raise Refused(f"The body is not valid msgpack: {error or type(error).__name__}", parameter="body") from None
     if not isinstance(body, dict):
         raise Refused("The body must be a map.", parameter="body")
-    return serving.parse(body, fields)
+    return body
 
 
 async def _encode(serving: Serving, http: Request, fields: EncodeFields) -> Response:
@@ -164,7 +169,6 @@ async def _encode(serving: Serving, http: Request, fields: EncodeFields) -> Resp
             "instruction cannot be given here: the checkpoint's prompts hold, by options.is_query.",
             "params.instruction",
         )
-    serving.check_items(len(fields.items), "items")
     texts = [item.words(f"items[{index}]") for index, item in enumerate(fields.items)]
     outputs: list[Output] = list(dict.fromkeys(params.output_types or ["dense"]))
     weigh = sparse.plan(engine, (), sparse.Options()) if "sparse" in outputs else None
