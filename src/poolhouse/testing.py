@@ -65,7 +65,7 @@ class FakeEngine:
         self.width = width
         self.max_tokens = max_tokens
         self.prompts: Mapping[str, str] = prompts or {}
-        self.about = About("float32", "cpu", pooling="mean", max_batch_tokens=2048, tokenizer_threads=1)
+        self.about = About(*("float32", "cpu"), pooling="mean", max_batch_tokens=2048, tokenizer_threads=1, width=width)
         self.aliases: tuple[str, ...] = ()
         self.unlisted_names: tuple[str, ...] = ()
         self.sparse = sparse

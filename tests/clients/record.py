@@ -33,6 +33,7 @@ CLIENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "litellm": ("test_litellm", ("litellm",)),
     "hugging_face": ("test_hugging_face", ("huggingface_hub",)),
+    "ollama": ("test_ollama", ("ollama", "langchain-ollama")),
     "voyage": ("test_voyage", ("voyageai",)),
 }
 APART: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 # Only what a server could look at; the rest changes with versions and machines.
-_HEADERS = ("accept", "authorization", "content-encoding", "content-type", "x-client-name")
+_HEADERS = ("accept", "api-key", "authorization", "content-encoding", "content-type", "x-client-name")
 _VECTOR = [0.5, -0.5, 0.5, -0.5]
 _SCORES = [0.75, 0.5, 0.25, 0.125]
 _USAGE = {"prompt_tokens": 9, "total_tokens": 9}
@@ -72,7 +72,8 @@ def _scribe(seen: list[dict[str, Any]]) -> type[BaseHTTPRequestHandler]:
             return b"".join(parts)
 
         def _answer(self, body: Any) -> None:
-            reply = next(make(body) for route, make in _ANSWERS if re.search(route, self.path))
+            route = self.path.partition("?")[0]
+            reply = next(make(body) for known, make in _ANSWERS if re.search(known, route))
             headers = {name: self.headers[name] for name in _HEADERS if name in self.headers}
             asked = {"method": self.command, "path": self.path, "headers": headers, "body": body}
             seen.append({**asked, "reply": reply})
@@ -176,6 +177,37 @@ def _models(_: Any) -> Any:
     return {"object": "list", "data": [{"id": "a-model", "object": "model", "created": 0, "owned_by": "somebody"}]}
 
 
+def _ollama_embed(body: Any) -> Any:
+    spent = {"total_duration": 14_143_917, "load_duration": 1_019_500, "prompt_eval_count": 8}
+    return {"model": body["model"], "embeddings": _rows(body, "input"), **spent}
+
+
+def _ollama_listed(**more: Any) -> Any:
+    details = {
+        "parent_model": "",
+        "format": "gguf",
+        "family": "bert",
+        "families": ["bert"],
+        "parameter_size": "23M",
+        "quantization_level": "F16",
+    }
+    times = {"modified_at": "2025-08-05T02:07:44.993271Z"}
+    named = {"name": "a-model:latest", "model": "a-model:latest", **times, "size": 45_960_996, "digest": "1b226e2802db"}
+    return {"models": [{**named, "details": details, **more}]}
+
+
+def _ollama_show(_: Any) -> Any:
+    (listed,) = _ollama_listed()["models"]
+    facts = {"general.architecture": "bert"}
+    return {
+        "modelfile": "",
+        "template": "",
+        "details": listed["details"],
+        "model_info": facts,
+        "capabilities": ["embedding"],
+    }
+
+
 def _infinity_models(_: Any) -> Any:
     stats = {"queue_fraction": 0.0, "queue_absolute": 0, "results_pending": 0, "batch_size": 32}
     own = {"stats": stats, "owned_by": "infinity", "backend": "torch", "capabilities": ["embed"]}
@@ -184,6 +216,11 @@ def _infinity_models(_: Any) -> Any:
 
 # What is answered at the first route that the end of a path matches.
 _ANSWERS: list[tuple[str, Callable[[Any], Any]]] = [
+    ("/api/embed$", _ollama_embed),
+    ("/api/embeddings$", lambda _: {"embedding": _VECTOR}),
+    ("/api/tags$", lambda _: _ollama_listed()),
+    ("/api/ps$", lambda _: _ollama_listed(expires_at="2025-08-05T02:07:44Z", size_vram=0, context_length=256)),
+    ("/api/show$", _ollama_show),
     ("/infinity/embeddings$", lambda body: _infinity("list", model=body["model"], data=_openai(body)["data"])),
     ("/infinity/rerank$", _infinity_rerank),
     (
@@ -203,5 +240,6 @@ _ANSWERS: list[tuple[str, Callable[[Any], Any]]] = [
     ("/similarity$", lambda body: _SCORES[: len(body["inputs"]["sentences"])]),
     ("/predict$", _labels),
     ("/v1/models$", _models),
+    ("/models/[^/]*$", lambda _: _models(None)["data"][0]),
     ("(/embed|/)$", lambda body: _rows(body, "inputs")),
 ]

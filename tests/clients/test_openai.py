@@ -28,12 +28,28 @@ def models(url: str) -> list[Any]:
         return list(connected.models.list())
 
 
+def azure(url: str, key: str = KEY) -> openai.AzureOpenAI:
+    return openai.AzureOpenAI(azure_endpoint=url, api_key=key, api_version="2024-02-01", max_retries=0)
+
+
+def retrieved(url: str, model: str = EMBEDDER) -> Any:
+    with client(url) as connected:
+        return connected.models.retrieve(model)
+
+
+def embed_by_azure(url: str, **options: Any) -> Any:
+    with azure(url, **options) as connected:
+        return connected.embeddings.create(model=EMBEDDER, input=TEXTS)
+
+
 CALLS: Calls = {
     "embeddings.create": embed,
     "embeddings.create, one text": lambda url: embed(url, input=TEXTS[0]),
     "embeddings.create, token ids": lambda url: embed(url, input=[101, 7592, 102]),
     "embeddings.create, float": lambda url: embed(url, encoding_format="float", dimensions=128, user="somebody"),
     "models.list": models,
+    "models.retrieve": retrieved,
+    "AzureOpenAI.embeddings.create": embed_by_azure,
 }
 
 
@@ -74,6 +90,23 @@ def test_async_openai_calls_share_the_server(embedder: str, embedded: Embedded) 
 
 def test_openai_lists_the_models(embedder: str) -> None:
     assert [model.id for model in models(embedder)] == [EMBEDDER]
+
+
+def test_openai_asks_for_one_model(embedder: str) -> None:
+    assert retrieved(embedder).id == EMBEDDER
+    with pytest.raises(openai.NotFoundError, match=EMBEDDER):
+        retrieved(embedder, "somebody/another")
+
+
+def test_azure_finds_its_deployment_and_key(embedder: str, embedded: Embedded) -> None:
+    reply = embed_by_azure(embedder)
+    assert np.abs(np.array([item.embedding for item in reply.data]) - embedded.vectors).max() < 1e-5
+    with pytest.raises(openai.AuthenticationError):
+        embed_by_azure(embedder, key="wrong")
+    with azure(embedder) as connected:
+        assert [model.id for model in connected.models.list()] == [EMBEDDER]
+        with pytest.raises(openai.NotFoundError, match="another"):
+            connected.embeddings.create(model="another", input="a")
 
 
 @pytest.mark.parametrize(

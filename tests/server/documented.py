@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httpx
@@ -14,13 +15,17 @@ TWINS = {
     "/tei": "/embed",
     "/tei/": "/embed",
     "/tei/vertex": "/embed",
-    "/embeddings": "/v1/embeddings",
     "/tei/embeddings": "/tei/v1/embeddings",
     "/v1/classify": "/classify",
     "/v1/score": "/score",
     "/v1/rerank": "/rerank",
+    "/v1/reranking": "/reranking",
+    "/vectors/": "/vectors",
+    "/weaviate/vectors/": "/weaviate/vectors",
     "/vertex": "/embed",
 }
+# The same of those that read no body; a path may end where the name of a model would stand.
+LISTS = {"/openai/models": "/openai/v1/models", "/openai/models/": "/openai/v1/models", "/v1/models/": "/v1/models"}
 # Of these only the errors are like their twin's.
 SEVERAL = ("/", "/tei", "/tei/", "/vertex", "/tei/vertex")
 
@@ -34,15 +39,16 @@ class Document:
 
     @property
     def posts(self) -> list[str]:
-        """The paths that read a body."""
-        return [path for path, operations in self.content["paths"].items() if "post" in operations]
+        """The paths that read a body; where the name of a model stands, a served one."""
+        templates = [path for path, operations in self.content["paths"].items() if "post" in operations]
+        return [re.sub("{[^}]*}", "embedder", path) for path in templates]
 
     def check(self, reply: httpx.Response) -> None:
         """Assert that status, content type and JSON are among those that the document gives the route."""
         path = str(reply.request.url.path)
-        if path in ("/openapi.json", "/docs", "/ping"):
+        if path in ("/openapi.json", "/docs", "/ping") or "/.well-known/" in path:
             return
-        told, method = TWINS.get(path, path), reply.request.method.lower()
+        told, method = self.told(path), reply.request.method.lower()
         if reply.status_code in (404, 405) and method not in self.content["paths"].get(told, {}):
             return
         responses = self.content["paths"][told][method]["responses"]
@@ -58,6 +64,14 @@ class Document:
                 error.message for error in self._validator(told, method, reply.status_code).iter_errors(reply.json())
             ]
             assert not problems, f"{said}: {problems}"
+
+    def told(self, path: str) -> str:
+        """The path as the document has it; the name of a model may stand within."""
+        path = (TWINS | LISTS).get(path, path.replace("/openai/models/", "/openai/v1/models/"))
+        if path in self.content["paths"]:
+            return path
+        templates = (known for known in self.content["paths"] if "{" in known)
+        return next((known for known in templates if re.fullmatch(re.sub("{[^}]*}", ".+", known), path)), path)
 
     def _validator(self, path: str, method: str, status: int) -> Draft202012Validator:
         place = (path, method, status)

@@ -26,13 +26,17 @@ from poolhouse.testing import FakeEngine
 from tests.server.documented import checked
 
 FOLDER = Path(__file__).parent / "golden"
-DIALECTS = ("tei", "vllm", "cohere_v1", "cohere_v2", "jina", "voyage", "infinity", "nvidia")
+DIALECTS = (
+    *("tei", "vllm", "cohere_v1", "cohere_v2", "jina", "voyage", "infinity", "nvidia"),
+    *("ollama", "llama_cpp", "azure", "weaviate", "sie"),
+)
 
 # Headers that are part of a dialect; all others are the server's own.
 _HEADERS = re.compile(
     r"content-type|metadata|retry-after|x-(compute|total|tokenization|queue|inference)-.*|x-poolhouse-.*"
 )
 _TIMES = re.compile(r"x-(compute|total|tokenization|queue|inference)-time")
+_CLOCKS = ("created", "unix", "modified_at", "total_duration")
 _ID = re.compile(r"^([a-z-]+)-[0-9a-f-]{16,36}$")
 
 
@@ -70,7 +74,7 @@ def masked(value: Any, key: str = "") -> Any:
         return [masked(inner) for inner in value]
     if key == "id" and isinstance(value, str) and _ID.match(value):
         return _ID.sub(r"\1-<id>", value)
-    if key in ("created", "unix") and isinstance(value, int | float):
+    if key in _CLOCKS or key.endswith("_ms"):
         return "<time>"
     return "<version>" if key == "version" and value == poolhouse.__version__ else value
 

@@ -73,6 +73,41 @@ def _pooled(data: Shape, **more: Shape) -> Shape:
 
 _STATS = {"queue_fraction": float, "queue_absolute": int, "results_pending": int, "batch_size": int}
 
+_MODEL = {
+    "id": str,
+    "object": {"model"},
+    "created": {"<time>"},
+    "owned_by": str,
+    "root": str,
+    "parent": (str, None),
+    "max_model_len": int,
+    "permission": list,
+    "model_type?": {"embedding", "rerank", "classifier"},
+    "tasks?": [str],
+    "prompts?": list,
+    "limits?": dict,
+}
+_DETAILS = {
+    **dict.fromkeys(("parent_model", "format", "family", "parameter_size", "quantization_level"), str),
+    "families": [str],
+}
+_LISTED = {
+    **dict.fromkeys(("name", "model", "digest"), str),
+    "modified_at": {"<time>"},
+    "size": int,
+    "details": _DETAILS,
+}
+_TIMING = {f"{part}_ms": {"<time>"} for part in ("total", "queue", "tokenization", "inference")}
+
+
+def _encoded(kind: str, number: type, **more: Shape) -> Shape:
+    values = {"dtype": {kind}, "values": [number]}
+    of_tokens = {"token_dims": int, "num_tokens": int, "dtype": {kind}, "values": [[number]]}
+    entries = {"dims": (int, None), "dtype": {"float32"}, "indices": [int], "values": _NUMBERS}
+    item = {"id?": str, "dense?": {"dims": int, **values}, "sparse?": entries, "multivector?": of_tokens, **more}
+    return {"model": str, "items": [item], "timing": _TIMING, "usage": {"input_tokens": int}}
+
+
 SHAPES: dict[str, dict[str, Shape]] = {
     "tei": {
         "vectors": [_NUMBERS],
@@ -113,26 +148,21 @@ SHAPES: dict[str, dict[str, Shape]] = {
             "results": _ranked(document=_DOCUMENT),
             "meta?": _META,
         },
+        "rerank_for_weaviate_too": {
+            "id": str,
+            "model": str,
+            "usage": _PAIR_USAGE,
+            "results": _ranked(document=_DOCUMENT),
+            "query": str,
+            "scores": [{"document": str, "score": float}],
+        },
+        "model": _MODEL,
         "tokenize": {"count": int, "max_model_len": int, "tokens": [int], "token_strs": None},
         "tokenize_with_strings": {"count": int, "max_model_len": int, "tokens": [int], "token_strs": [str]},
         "detokenize": {"prompt": str},
         "models": {
             "object": {"list"},
-            "data": [
-                {
-                    "id": str,
-                    "object": {"model"},
-                    "created": {"<time>"},
-                    "owned_by": str,
-                    "root": str,
-                    "parent": (str, None),
-                    "max_model_len": int,
-                    "permission": list,
-                    "tasks?": [str],
-                    "prompts?": list,
-                    "limits?": dict,
-                }
-            ],
+            "data": [_MODEL],
         },
         "version": {"version": str},
         "load": {"server_load": int},
@@ -220,6 +250,72 @@ SHAPES: dict[str, dict[str, Shape]] = {
         "ranking": {"rankings": [{"index": int, "logit": float}]},
         "embeddings": _of_vllm(_embedding(_NUMBERS)),
         "error": _ERROR,
+    },
+    "ollama": {
+        "embed": {
+            "model": str,
+            "embeddings": [_NUMBERS],
+            "total_duration": {"<time>"},
+            "load_duration": int,
+            "prompt_eval_count": int,
+        },
+        "embed_nothing": {
+            "model": str,
+            "embeddings": list,
+            "total_duration": {"<time>"},
+            "load_duration": int,
+            "prompt_eval_count": {0},
+        },
+        "embeddings": {"embedding": _NUMBERS},
+        "tags": {"models": [_LISTED]},
+        "ps": {"models": [{**_LISTED, "expires_at": str, "size_vram": int, "context_length": int}]},
+        "show": {
+            **dict.fromkeys(("modelfile", "parameters", "template"), str),
+            "details": _DETAILS,
+            "model_info": {
+                "general.architecture": {"poolhouse"},
+                "poolhouse.context_length": int,
+                "poolhouse.embedding_length?": int,
+            },
+            "capabilities": list,
+            "modified_at": {"<time>"},
+        },
+        "version": {"version": str},
+        "error": {"error": str},
+    },
+    "llama_cpp": {
+        "embedding": [{"index": int, "embedding": [_NUMBERS]}],
+        "rerank": {"model": str, "object": {"list"}, "usage": _PAIR_USAGE, "results": _ranked()},
+        "ranks": [{"index": int, "score": float}],
+        "ranks_with_text": [{"index": int, "score": float, "text": str}],
+        "error": {"error": {"code": int, "message": str, "type": str}},
+    },
+    "azure": {
+        "embeddings": _of_vllm(_embedding(_NUMBERS)),
+        "embeddings_base64": _of_vllm(_embedding(str)),
+        "models": {"object": {"list"}, "data": [_MODEL]},
+        "model": _MODEL,
+        "error": {"error": {"message": str, "type": str, "param": (str, None), "code": int}},
+    },
+    "weaviate": {
+        "vector": {"text": str, "vector": _NUMBERS, "dim": int},
+        "scores": {"query": str, "scores": [{"document": str, "score": float}]},
+        "score": {"query": str, "property": str, "score": float},
+        "meta": _MODEL,
+        "error": {"error": str},
+    },
+    "sie": {
+        "encode": _encoded("float32", float),
+        "encode_cut": _encoded("float32", float, **{"truncated?": bool, "original_tokens?": int}),
+        "encode_int8": _encoded("int8", int),
+        "encode_binary": _encoded("binary", int),
+        "score": {
+            "model": str,
+            "query_id": (str, None),
+            "scores": [{"item_id": str, "score": float, "rank": int}],
+            "usage": {"input_tokens": int},
+        },
+        "error": {"detail": {"code": str, "message": str}},
     },
 }
 

@@ -71,7 +71,7 @@ def test_random_json_fails_no_server(http: TestClient, document: Document, data:
 def body_schema(document: Document, path: str) -> dict[str, Any]:
     """The fields that a route knows, of all bodies that it tells apart."""
     schemas = document.content["components"]["schemas"]
-    operation = document.content["paths"][TWINS.get(path, path)]["post"]
+    operation = document.content["paths"][document.told(path)]["post"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     names = [part["$ref"].rpartition("/")[2] for part in schema.get("anyOf", [schema])]
     return {name: field for kind in names for name, field in schemas[kind]["properties"].items()}
@@ -136,7 +136,7 @@ def test_what_is_no_json_object_is_refused(http: TestClient, document: Document,
 )
 def test_another_content_type_is_refused(http: TestClient, document: Document, kind: str) -> None:
     for path in [*document.posts, *TWINS]:
-        tei = document.content["paths"][TWINS.get(path, path)]["post"]["tags"] == ["text-embeddings-inference"]
+        tei = document.content["paths"][document.told(path)]["post"]["tags"] == ["text-embeddings-inference"]
         assert ask(http, path, b'{"input":"x","inputs":"x"}', kind) == (415 if tei else 400)
 
 
@@ -176,6 +176,9 @@ def test_a_huge_number_is_no_failure(http: TestClient, document: Document, field
         ("/jina/v1/embeddings", '{"input":"a","embedding_type":[', '"flat",', '"flat"]}'),
         ("/classify_tokens", '{"input":"a","ignore_labels":[', "1,", "1]}"),
         ("/voyage/v1/embeddings", '{"input":[', "{},", "{}]}"),
+        ("/weaviate/rerank", '{"query":"a","documents":[', "1,", "1]}"),
+        ("/v1/encode/embedder", '{"items":[', "{},", "{}]}"),
+        ("/v1/score/embedder", '{"query":{"text":"a"},"items":[', "{},", "{}]}"),
     ],
 )
 def test_a_million_wrong_items_do_not_hold_up_the_server(

@@ -75,6 +75,11 @@ def http() -> Iterator[TestClient]:
         yield client
 
 
+@schema.hook
+def map_path_parameters(context: schemathesis.HookContext, path_parameters: Any) -> Any:
+    return {name: MODELS[len(str(value)) % len(MODELS)] for name, value in (path_parameters or {}).items()}
+
+
 ONE = [zlib.crc32(b"one")]
 TEXTS = ["one", "two words", "one"]
 RERANK = {"query": "q", "documents": TEXTS}
@@ -136,15 +141,39 @@ REPLIES: list[tuple[str, dict[str, Any]]] = [
     ("/infinity/embeddings", {"input": TEXTS, "encoding_format": "base64"}),
     ("/infinity/rerank", RERANK),
     ("/infinity/classify", {"input": TEXTS, "model": "classifier"}),
+    ("/rerank", {"query": "q", "documents": TEXTS}),
+    ("/rerank", {"query": "q", "property": "a"}),
+    ("/api/embed", {"input": TEXTS, "options": {"num_ctx": 1}}),
+    ("/api/embeddings", {"prompt": "a"}),
+    ("/api/show", {}),
+    *((path, {"content": TEXTS, "embd_normalize": size}) for path in ("/embedding", "/embeddings") for size in (-1, 0, 3)),
+    ("/embeddings", {"input": TEXTS, "encoding_format": "bytes"}),
+    ("/reranking", RERANK),
+    ("/reranking", {"query": "q", "texts": TEXTS, "return_text": True}),
+    ("/openai/v1/embeddings", {"input": TEXTS}),
+    ("/openai/deployments/embedder/embeddings", {"input": TEXTS}),
+    *((f"{under}/vectors", {"text": "a", "config": {"task_type": "query"}}) for under in ("", "/weaviate")),
+    ("/weaviate/rerank", RERANK),
+    ("/weaviate/rerank", {"query": "q", "property": "a"}),
+    ("/v1/encode/embedder", {"items": [{"text": "a"}, {"id": "x", "text": "word " * 600}], "params": {"output_types": ["dense", "sparse", "multivector"]}}),
+    *(("/v1/encode/embedder", {"items": [{"text": "a"}], "params": {"output_dtype": kind}}) for kind in ("float16", "int8", "uint8", "binary")),
+    ("/v1/encode/splade", {"items": [{"text": "a"}], "params": {"output_types": ["sparse"]}}),
+    ("/v1/score/embedder", {"query": {"text": "q"}, "items": [{"text": text} for text in TEXTS], "options": {"score_mode": "hybrid"}}),
+    ("/v1/retrieval/reranker/reranking", {"query": {"text": "q"}, "passages": [{"text": text} for text in TEXTS], "top_k": 1}),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("path", "body"), REPLIES, ids=lambda value: value if isinstance(value, str) else "")
 def test_replies_are_as_documented(http: TestClient, path: str, body: dict[str, Any]) -> None:
     assert http.post(path, json=body).status_code == 200
-    # Some dialects have no 404 for a model.
+    # Some dialects have no 404 for a model, Weaviate no name of one.
     unknown = 400 if re.match("/(voyage|jina|infinity)/|/v1/multi-vector", path) or "top_k" in body else 404
-    assert http.post(path, json={**body, "model": "nobody"}).status_code == unknown
+    if path.startswith("/v1/retrieval"):
+        unknown = 404
+    elif path.endswith("/vectors") or path == "/weaviate/rerank" or "property" in body:
+        unknown = 200
+    elsewhere = re.sub("/(embedder|splade)(?=/|$)", "/nobody", path)
+    assert http.post(elsewhere, json={**body, "model": "nobody"}).status_code == unknown
     assert http.post(path, content=b"{", headers={"content-type": "application/json"}).status_code == 400
 
 
@@ -216,10 +245,11 @@ def test_a_null_within_a_prompt_is_one_too(http: TestClient, field: str, with_nu
 
 def test_every_route_has_a_reply_above(http: TestClient) -> None:
     paths = http.get("/openapi.json").json()["paths"]
-    assert {path for path, _ in REPLIES} == {path for path, operations in paths.items() if "post" in operations}
+    templates = {re.sub("/(embedder|splade|reranker)(?=/|$)", "/{}", path) for path, _ in REPLIES}
+    assert templates == {re.sub("{.*}", "{}", path) for path, operations in paths.items() if "post" in operations}
     for path, operations in paths.items():
         if "get" in operations:
-            assert http.get(path).status_code == 200
+            assert http.get(path.replace("{model}", "embedder")).status_code == 200
     assert http.get("/info", params={"model": "nobody"}).json()["error_type"] == "Validation"
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
+from poolhouse.server import dialects, openapi
 from poolhouse.server.app import create_app
 from poolhouse.testing import FakeEngine
+from tests.server.documented import checked
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "server.md"
+ROOT = Path(__file__).parent.parent.parent
+PAGE = ROOT / "docs" / "server.md"
 
 
 def routes_of(routes: Iterable[Any]) -> Iterator[tuple[str, str]]:
@@ -22,7 +28,8 @@ def routes_of(routes: Iterable[Any]) -> Iterator[tuple[str, str]]:
             yield from routes_of(route.original_router.routes)
         else:
             # What answers GET answers HEAD.
-            yield from ((method, route.path) for method in route.methods - {"HEAD"})
+            path = getattr(route, "path_format", route.path)
+            yield from ((method, path) for method in route.methods - {"HEAD"})
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
@@ -53,7 +60,27 @@ def test_the_table_names_every_route_once() -> None:
 def test_every_row_says_whose_words_a_route_speaks() -> None:
     dialects = {dialect for _, _, dialect, _ in rows()}
     assert dialects == {
-        *("Poolhouse", "vLLM", "OpenAI, vLLM", "vLLM, TEI", "vLLM, TEI, Voyage, Cohere", "every one", "TEI"),
+        *("Poolhouse", "vLLM", "OpenAI, vLLM", "vLLM, TEI", "vLLM, TEI, Voyage, Cohere, Weaviate", "every one", "TEI"),
         *("Cohere, vLLM", "Cohere", "Jina", "Voyage", "Infinity", "NVIDIA"),
+        *("Ollama", "llama.cpp", "llama.cpp, OpenAI", "Azure", "Weaviate", "SIE"),
     }
     assert all(words for _, _, _, words in rows())
+
+
+def test_the_dialect_of_contributing_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Add a dialect\n", 1)[1]
+    (tmp_path / "plain_dialect.py").write_text(section.split("```python\n", 1)[1].split("```", 1)[0], encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    plain = importlib.import_module("plain_dialect")
+    monkeypatch.setattr(dialects, "_DIALECTS", (*dialects._DIALECTS, plain))
+    known = dialects.contracts()
+    monkeypatch.setattr(openapi, "contracts", lambda: {**known, **plain.CONTRACTS})
+    with TestClient(create_app([FakeEngine(max_tokens=3)])) as http:
+        checked(http)
+        reply = http.post("/plain", json={"texts": ["a", "b c"]}).json()
+        assert [len(item["vector"]) for item in reply["data"]] == [8, 8]
+        assert reply["usage"]["total_tokens"] == 3
+        for body, words in (({}, "texts: Field required"), ({"texts": ["a", "b c d e"]}, "texts[1]: The limit is 3")):
+            refused = http.post("/plain", json=body)
+            assert refused.status_code == 400
+            assert words in refused.json()["wrong"]

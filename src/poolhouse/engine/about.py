@@ -18,6 +18,7 @@ class About:
     pooling: what makes one vector of a text's rows ("mean"); None where no task does.
     max_batch_tokens: tokens of one pack. tokenizer_threads: how many texts are tokenised side by side.
     default_prompt_name: the prompt that is put before texts where a request names none.
+    width: the length of a vector of `embed` before Matryoshka cuts; None where the model has none.
     """
 
     dtype: str
@@ -26,6 +27,7 @@ class About:
     max_batch_tokens: int | None = None
     tokenizer_threads: int | None = None
     default_prompt_name: str | None = None
+    width: int | None = None
 
     @classmethod
     def of(cls, model: Model, options: EngineOptions) -> About:
@@ -38,4 +40,5 @@ class About:
             options.max_batch_tokens,
             options.tokenizer_threads,
             facts.default_prompt_name,
+            None if pipeline is None else pipeline.width,
         )

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import poolhouse
 from poolhouse.server import errors, logs, openapi, scraping, security, tracing, unrouted
 from poolhouse.server.adapted import with_adapters
-from poolhouse.server.dialects import prefixes, routers
-from poolhouse.server.dispatch import Dispatch, Prefixed
+from poolhouse.server.dialects import routers, shapes
+from poolhouse.server.dispatch import Dispatch, Heads, Prefixed
 from poolhouse.server.metrics import Metrics
 from poolhouse.server.serving import Engine, Serving
 from poolhouse.settings import ServerSettings
@@ -51,9 +51,9 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
     for router in (*dialects, *pages):
         app.include_router(router)
     errors.install(app, answering)
-    unrouted.install(app, (*dialects, *pages), answering, prefixes())
+    unrouted.install(app, (*dialects, *pages), answering, shapes())
     guarded = security.guarded(Dispatch(app, dialects, answering), settings)
-    counted = Counting(guarded, serving.metrics)
+    counted = Counting(Heads(guarded), serving.metrics)
     logged = logs.logged(counted if traces is None else tracing.Traced(counted, traces), settings)
     return Prefixed(logged, settings.root_path) if settings.root_path else logged
 

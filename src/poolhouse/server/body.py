@@ -57,15 +57,7 @@ async def read_json(request: Request, settings: ServerSettings) -> dict[str, Any
     untold = not kind and "authorization" in request.headers
     if not untold and kind != "application/json" and not kind.endswith("+json"):
         raise WrongContentType(f"The content type must be application/json, got {kind or 'none'}.")
-    codings = _codings(request.headers.getlist("content-encoding"))
-    try:
-        async with asyncio.timeout(settings.body_timeout_seconds):
-            raw = await _read(request, settings.max_body_bytes)
-    except TimeoutError:
-        raise Refused(_TOO_SLOW.format(seconds=settings.body_timeout_seconds), 408) from None
-    for coding in reversed(codings):
-        raw = await asyncio.to_thread(_unpacked, raw, coding, settings.max_body_bytes)
-    raw = _in_utf8(raw)
+    raw = _in_utf8(await read_bytes(request, settings))
     if _is_deep(raw, settings.max_json_depth):
         raise Refused(f"The body is nested deeper than {settings.max_json_depth} levels.", parameter="body")
     body = _parsed(raw, content_type)
@@ -84,6 +76,24 @@ async def read_json(request: Request, settings: ServerSettings) -> dict[str, Any
 def without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a body that are not null; clients write null for what they leave to the server."""
     return {name: value for name, value in body.items() if value is not None}
+
+
+async def read_bytes(request: Request, settings: ServerSettings) -> bytes:
+    """A body of any kind, unpacked.
+
+    Raises:
+        Refused: too many bytes, too slow, or a packing that is not known here or broken. Disconnected: the client hung
+            up within it.
+    """
+    codings = _codings(request.headers.getlist("content-encoding"))
+    try:
+        async with asyncio.timeout(settings.body_timeout_seconds):
+            raw = await _read(request, settings.max_body_bytes)
+    except TimeoutError:
+        raise Refused(_TOO_SLOW.format(seconds=settings.body_timeout_seconds), 408) from None
+    for coding in reversed(codings):
+        raw = await asyncio.to_thread(_unpacked, raw, coding, settings.max_body_bytes)
+    return raw
 
 
 async def _read(request: Request, most_bytes: int) -> bytes:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 
 from fastapi import APIRouter, Request, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poolhouse.server.dialects.routing import DirectRoute
 from poolhouse.server.security import path_of
@@ -26,18 +27,15 @@ class Dispatch:
     def __init__(self, app: ASGIApp, routers: Iterable[APIRouter], fail: Fail) -> None:
         self.app = app
         self.fail = fail
-        self.routes = {
-            (method, route.path): route
-            for router in routers
-            for route in router.routes
-            if isinstance(route, DirectRoute)
-            for method in route.methods or ()
-        }
+        direct = [route for router in routers for route in router.routes if isinstance(route, DirectRoute)]
+        self.routes = {(method, route.path): route for route in direct for method in route.methods or ()}
+        # Those whose path holds the name of a model; they are few.
+        self.patterns = [route for route in direct if route.param_convertors]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = None
         if scope["type"] == "http":
-            route = self.routes.get((scope["method"], path_of(scope)))
+            route = self.routes.get((scope["method"], path_of(scope))) or self._by_pattern(scope)
         if route is None:
             await self.app(scope, receive, send)
             return
@@ -48,6 +46,37 @@ class Dispatch:
         except Exception as error:  # noqa: BLE001 - every failure has an answer
             response = await self.fail(http, error)
         await response(scope, receive, send)
+
+    def _by_pattern(self, scope: Scope) -> DirectRoute | None:
+        for route in self.patterns:
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                scope["path_params"] = found["path_params"]
+                return route
+        return None
+
+
+class Heads:
+    """Answers HEAD as GET, with the same status and headers and without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        asked = {**scope, "method": "GET"}
+        try:
+            await self.app(asked, receive, without_body)
+        finally:
+            if "route" in asked:
+                # The log and the metrics, which stand outside, name it.
+                scope["route"] = asked["route"]
 
 
 class Prefixed:

@@ -36,6 +36,8 @@ _SCHEMES: Json = {
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
     "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
 }
+# All that paths hold.
+_MODEL = "The name of a served model; it may hold slashes."
 # How pydantic names types whose own name others have too.
 _SHARED_NAME = re.compile(r"poolhouse__server__dialects__(\w+?)__(\w+)")
 
@@ -69,13 +71,13 @@ def document(dialects: Iterable[APIRouter], settings: ServerSettings) -> Json:
     ]
     told = contracts()
     our_error = {"both": BothError, "flat": FlatError, "nested": NestedError}[settings.error_format]
-    types = _Types([(_bodies(route), told[route.path]) for route in routes], our_error)
+    types = _Types([(_bodies(route), told[route.path_format]) for route in routes], our_error)
     keys = bool(api_keys(settings))
     paths: dict[str, Json] = {}
     for route in routes:
-        operation = _operation(route, told[route.path], types, keys)
+        operation = _operation(route, told[route.path_format], types, keys)
         for method in sorted(route.methods or ()):
-            paths.setdefault(route.path, {})[method.lower()] = operation
+            paths.setdefault(route.path_format, {})[method.lower()] = operation
     secured: Json = {"security": [{name: []} for name in _SCHEMES]} if keys else {}
     return {
         "openapi": "3.1.0",
@@ -184,11 +186,21 @@ def _operation(route: APIRoute, contract: Contract, types: _Types, keys: bool) -
         "operationId": route.unique_id,
         "responses": _responses(contract, types, bool(bodies), keys and route.path not in OPEN_PATHS),
     }
-    if contract.query:
-        made["parameters"] = [
-            {"name": name, "in": "query", "description": words, "schema": {"type": "string"}}
-            for name, words in contract.query.items()
-        ]
+    parameters = [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": _MODEL,
+            "schema": {"type": "string", "minLength": 1},
+        }
+        for name in route.param_convertors
+    ] + [
+        {"name": name, "in": "query", "description": words, "schema": {"type": "string"}}
+        for name, words in contract.query.items()
+    ]
+    if parameters:
+        made["parameters"] = parameters
     if bodies:
         made["requestBody"] = {"required": True, "content": {"application/json": {"schema": types.any_of(bodies)}}}
     return made | ({"security": []} if keys and route.path in OPEN_PATHS else {})

@@ -19,6 +19,7 @@ from poolhouse.settings import ServerSettings
 OPEN_PATHS = frozenset(
     {"/health", "/health/live", "/health/ready", "/v1/health/live", "/v1/health/ready", "/ping", "/infinity/health"}
     | {"/tei/health", "/tei/ping"}
+    | {f"{under}/.well-known/{word}" for under in ("", "/weaviate") for word in ("live", "ready")}
 )
 # Here GET alone asks for the health; POST is for the model.
 _OPEN_ROOTS = frozenset({"/", "/tei", "/tei/"})

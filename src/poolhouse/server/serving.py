@@ -193,6 +193,14 @@ class Serving:
             raise UnknownModel(f"The model `{model}` does not exist.", None)
         return self.engines[model]
 
+    def lone_or_named(self, model: str | None) -> Engine:
+        """As `engine`, but a lone model answers whatever it is called, as peers do that know one model alone.
+
+        Raises:
+            UnknownModel: one of several is asked for, by a name that none has.
+        """
+        return self.engine(None if self.only and model not in self.engines else model)
+
     async def read(self, http: HttpRequest, fields: type[FieldsT]) -> FieldsT:
         """The body of a request.
 

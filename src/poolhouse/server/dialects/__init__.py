@@ -7,29 +7,54 @@ from collections.abc import Mapping
 from fastapi import APIRouter
 
 from poolhouse.server.dialects import (
+    azure,
     classify,
     cohere,
     health,
     infinity,
     invocations,
     jina,
+    llama_cpp,
     nvidia,
+    ollama,
     openai,
     pooling,
     rerank,
     score,
+    sie,
     tei,
     tokenize,
     voyage,
+    weaviate,
 )
 from poolhouse.server.dialects.contract import Contracts
 from poolhouse.server.errors import Shape
 from poolhouse.server.serving import Serving
 
 # At paths of their own, or that several share and tell apart by the body.
-_DIALECTS = (health, openai, pooling, classify, score, rerank, tokenize, tei, cohere, jina, nvidia, invocations)
+_DIALECTS = (
+    *(health, openai, pooling, classify, score, rerank, tokenize, tei, cohere, jina, nvidia, invocations),
+    *(ollama, llama_cpp, azure, weaviate, sie),
+)
 # Whole under a prefix, with their own defaults and errors.
-_PREFIXED = {"/tei": tei, "/cohere": cohere, "/jina": jina, "/voyage": voyage, "/infinity": infinity}
+_PREFIXED = {
+    "/tei": tei,
+    "/cohere": cohere,
+    "/jina": jina,
+    "/voyage": voyage,
+    "/infinity": infinity,
+    "/weaviate": weaviate,
+}
+# Paths that, with all beneath, belong to one dialect.
+_SHAPES: Mapping[str, Shape] = {
+    **{prefix: dialect.shape for prefix, dialect in _PREFIXED.items()},
+    **dict.fromkeys(("/embedding", "/reranking", "/v1/reranking"), llama_cpp.shape),
+    # /v1/score itself is vLLM's.
+    **dict.fromkeys(("/v1/encode", "/v1/score/"), sie.shape),
+    "/api": ollama.shape,
+    "/openai": azure.shape,
+    "/vectors": weaviate.shape,
+}
 
 
 def routers(serving: Serving) -> list[APIRouter]:
@@ -40,9 +65,9 @@ def routers(serving: Serving) -> list[APIRouter]:
     ]
 
 
-def prefixes() -> Mapping[str, Shape]:
-    """How errors look under each prefix."""
-    return {prefix: dialect.shape for prefix, dialect in _PREFIXED.items()}
+def shapes() -> Mapping[str, Shape]:
+    """How errors look at each of these paths, and beneath it."""
+    return _SHAPES
 
 
 def contracts() -> Contracts:
@@ -61,6 +86,6 @@ def contracts() -> Contracts:
 
     told = (
         *(health_replies, openai_replies, vllm_replies, tei_replies, cohere_replies, jina_replies, nvidia_replies),
-        *(voyage_replies, infinity_replies),
+        *(voyage_replies, infinity_replies, ollama, llama_cpp, azure, weaviate, sie),
     )
     return {path: contract for replies in told for path, contract in replies.CONTRACTS.items()}

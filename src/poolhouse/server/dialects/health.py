@@ -7,8 +7,9 @@ import asyncio
 from fastapi import APIRouter, Response
 
 import poolhouse
+from poolhouse.errors import UnknownModel
 from poolhouse.server.probes import report
-from poolhouse.server.serving import Serving
+from poolhouse.server.serving import Engine, Serving
 
 
 def router(serving: Serving) -> APIRouter:
@@ -53,37 +54,69 @@ def router(serving: Serving) -> APIRouter:
     @routes.get("/v1/models")
     async def models() -> dict[str, object]:
         """The served models, with the tasks and the limit of each."""
-        return {
-            "object": "list",
-            "data": [
-                {
-                    "id": name,
-                    "object": "model",
-                    "created": serving.started,
-                    "owned_by": "poolhouse",
-                    "root": engine.name,
-                    "parent": getattr(engine, "parent", None),
-                    "max_model_len": engine.max_tokens,
-                    "tasks": list(engine.tasks),
-                    "prompts": sorted(engine.prompts),
-                    "limits": {
-                        "max_client_batch_size": serving.settings.max_client_batch_size,
-                        "max_queued_prompts": serving.settings.max_queued_prompts,
-                        "max_body_bytes": serving.settings.max_body_bytes,
-                        "request_timeout_seconds": serving.settings.request_timeout_seconds,
-                    },
-                    "permission": [],
-                }
-                for name, engine in serving.engines.items()
-            ],
-        }
+        return listed(serving)
+
+    @routes.get("/v1/models/{model:path}")
+    async def model(model: str) -> dict[str, object]:
+        """One of the served models, by any of its names."""
+        return found(serving, model)
 
     return routes
+
+
+def listed(serving: Serving) -> dict[str, object]:
+    """The served models and adapters, as OpenAI lists them."""
+    return {"object": "list", "data": [about(serving, name) for name in serving.engines]}
+
+
+def found(serving: Serving, name: str) -> dict[str, object]:
+    """The model of that name; all of them where a path ends before it.
+
+    Raises:
+        UnknownModel: there is none; the message names those there are.
+    """
+    if name == "":
+        return listed(serving)
+    if name not in serving.engines:
+        names = ", ".join(serving.engines)
+        raise UnknownModel(f"The model `{name}` does not exist. Served models: {names}.", "model", name)
+    return about(serving, name)
+
+
+def about(serving: Serving, name: str) -> dict[str, object]:
+    """What is told of a served model."""
+    engine, settings = serving.engines[name], serving.settings
+    return {
+        "id": name,
+        "object": "model",
+        "created": serving.started,
+        "owned_by": "poolhouse",
+        "root": engine.name,
+        "parent": getattr(engine, "parent", None),
+        "max_model_len": engine.max_tokens,
+        "model_type": _model_type(engine),
+        "tasks": list(engine.tasks),
+        "prompts": sorted(engine.prompts),
+        "limits": {
+            "max_client_batch_size": settings.max_client_batch_size,
+            "max_queued_prompts": settings.max_queued_prompts,
+            "max_body_bytes": settings.max_body_bytes,
+            "request_timeout_seconds": settings.request_timeout_seconds,
+        },
+        "permission": [],
+    }
 
 
 def answer(serving: Serving) -> Response:
     """An empty 200 while every engine can answer, else an empty 503."""
     return Response(status_code=200 if _ready(serving) else 503)
+
+
+def _model_type(engine: Engine) -> str:
+    """Xinference's word, by which its clients choose what to ask."""
+    if "classify" in engine.tasks and engine.labels == 1:
+        return "rerank"
+    return "embedding" if {"embed", "token_embed"} & set(engine.tasks) else "classifier"
 
 
 def _ready(serving: Serving) -> bool:

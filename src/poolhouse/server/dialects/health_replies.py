@@ -47,6 +47,7 @@ class Model(TypedDict):
     root: str
     parent: str | None
     max_model_len: int
+    model_type: Literal["embedding", "rerank", "classifier"]
     tasks: list[Task]
     prompts: list[str]
     limits: Limits
@@ -68,4 +69,5 @@ CONTRACTS: Contracts = {
     "/version": Contract((Version,), ()),
     "/metrics": Contract((), (), ("text/plain",)),
     "/v1/models": Contract((Models,), ()),
+    "/v1/models/{model}": Contract((Model,), (Errors(statuses=(404,)),)),
 }

@@ -1,4 +1,7 @@
-"""NVIDIA's ranking: /v1/ranking answers with logits. Its embeddings are OpenAI's, which understand NVIDIA's fields."""
+"""NVIDIA's ranking, which answers with logits: /v1/ranking, and /v1/retrieval/{model}/reranking as its hosted API has it.
+
+Its embeddings are OpenAI's, which understand NVIDIA's fields.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ class RankingFields(BaseModel):
     query: Text
     passages: Many[Text] = Field(min_length=1)
     truncate: Literal["NONE", "END"] = "NONE"
+    top_k: int | None = Field(None, ge=1, description="How many of the best to give; LiteLLM asks for it.")
 
 
 def router(serving: Serving) -> APIRouter:
@@ -38,13 +42,21 @@ def router(serving: Serving) -> APIRouter:
     @routes.post("/v1/ranking", openapi_extra=body_schema(RankingFields))
     async def ranking(http: Request) -> Response:
         """Passages by how well they answer a query, best first."""
-        fields = await serving.read(http, RankingFields)
-        engine = serving.engine(fields.model)
-        passages = [passage.text for passage in fields.passages]
-        scored = await hosted.rerank(
-            serving, http, engine, fields.query.text, passages, truncate=fields.truncate == "END", use_activation=False
-        )
-        rankings = [{"index": place, "logit": scored.scores[place].score} for place in scored.ranked()]
-        return await replies.write(serving, lambda: dumps({"rankings": rankings}), scored.answers)
+        return await _rank(serving, http, await serving.read(http, RankingFields), None)
+
+    @routes.post("/v1/retrieval/{model:path}/reranking", openapi_extra=body_schema(RankingFields))
+    async def reranking(http: Request) -> Response:
+        """The same of the model that the path names, where the body names none."""
+        return await _rank(serving, http, await serving.read(http, RankingFields), http.path_params["model"])
 
     return routes
+
+
+async def _rank(serving: Serving, http: Request, fields: RankingFields, model: str | None) -> Response:
+    engine = serving.engine(fields.model or model)
+    passages = [passage.text for passage in fields.passages]
+    scored = await hosted.rerank(
+        serving, http, engine, fields.query.text, passages, truncate=fields.truncate == "END", use_activation=False
+    )
+    rankings = [{"index": place, "logit": scored.scores[place].score} for place in scored.ranked(fields.top_k)]
+    return await replies.write(serving, lambda: dumps({"rankings": rankings}), scored.answers)

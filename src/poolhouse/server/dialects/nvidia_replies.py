@@ -20,4 +20,7 @@ class RankingReply(TypedDict):
     rankings: list[Ranking]
 
 
-CONTRACTS: Contracts = {"/v1/ranking": Contract((RankingReply,))}
+CONTRACTS: Contracts = {
+    "/v1/ranking": Contract((RankingReply,)),
+    "/v1/retrieval/{model}/reranking": Contract((RankingReply,)),
+}

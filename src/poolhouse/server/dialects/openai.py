@@ -73,7 +73,6 @@ def router(serving: Serving) -> APIRouter:
     routes = direct_router("embeddings")
 
     @routes.post("/v1/embeddings", openapi_extra=body_schema(EmbeddingFields))
-    @routes.post("/embeddings", include_in_schema=False)
     async def embeddings(http: Request) -> Response:
         """One vector per input."""
         return await answer(serving, http, await serving.read(http, EmbeddingFields))

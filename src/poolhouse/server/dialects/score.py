@@ -147,9 +147,9 @@ async def answer_score(serving: Serving, http: Request, fields: ScoreFields) -> 
 
 
 async def answer_rerank(
-    serving: Serving, http: Request, fields: RerankFields, meta: Callable[[Scored], dict[str, Any]] | None = None
+    serving: Serving, http: Request, fields: RerankFields, more: Callable[[Scored], dict[str, Any]] | None = None
 ) -> Response:
-    """The reply to a body of /rerank. meta: what is said beside the results, where something is."""
+    """The reply to a body of /rerank. more: what is said beside the results, where something is."""
     engine = serving.engine(fields.model)
     fields.cut_to(engine.max_tokens)
     sides, asked = fields.sides(), fields.asked(serving)
@@ -160,7 +160,7 @@ async def answer_rerank(
         "model": engine.name,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         "results": [_result(place, sides.documents, scored, fields) for place in scored.ranked(fields.top_n)],
-        **({} if meta is None else {"meta": meta(scored)}),
+        **({} if more is None else more(scored)),
     }
     return await replies.write(serving, lambda: orjson.dumps(body), scored.answers)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from poolhouse.server.dialects import cohere_replies, voyage_replies
+from poolhouse.server.dialects import cohere_replies, voyage_replies, weaviate
 from poolhouse.server.dialects.contract import Contract, Contracts, Cut, Errors, Matrix, Vector
 from poolhouse.server.dialects.openai_replies import BYTES, METADATA, EmbeddingReply, LateChunking, List
 from poolhouse.server.dialects.pooling import Word
@@ -139,13 +140,18 @@ class Ranked(Cut):
 
 
 class RerankReply(TypedDict):
-    """The reply of /rerank, best first; that of /v2/rerank has Cohere's `meta`."""
+    """The reply of /rerank, best first; that of /v2/rerank has Cohere's `meta`.
+
+    To `query` and `documents` alone it has `scores` too, as Weaviate reads them: in the order of the documents.
+    """
 
     id: str
     model: str
     usage: TokenUsage
     results: list[Ranked]
     meta: NotRequired[cohere_replies.Meta]
+    query: NotRequired[str]
+    scores: NotRequired[list[weaviate.DocumentScore]]
 
 
 _SHARED = (Errors(), tei_replies.ERRORS)
@@ -164,7 +170,11 @@ CONTRACTS: Contracts = {
     "/classify": Contract((ClassifyReply,)),
     "/classify_tokens": Contract((ClassifyTokensReply,)),
     "/score": Contract((ScoreReply,)),
-    "/rerank": _RERANK,
+    "/rerank": replace(
+        _RERANK,
+        replies=(*_RERANK.replies, weaviate.PropertyReply),
+        errors=(*_RERANK.errors, Errors(weaviate.Error)),
+    ),
     "/v2/rerank": _RERANK,
     "/tokenize": Contract((TokenizeReply, tei_replies.TokenizeReply), _SHARED),
     "/detokenize": Contract((DetokenizeReply,)),
