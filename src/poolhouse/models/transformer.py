@@ -44,6 +44,7 @@ class Transformer:
         self.final_norm = _norm(weights / "final_norm", spec)
         self.output = _linear(weights / "output") if weights / "output" else None
         self.ropes = {layer.rope for layer in spec.layers if layer.rope}
+        self._rows = self.layers[0].attention.qkv.rows
         # Set and filled by `Adapters`, where a model has some.
         self.active: ActiveSpans | None = None
         self.adapted_tables: dict[str, AdaptedTable] = {}
@@ -55,9 +56,17 @@ class Transformer:
         x = self._embed(batch)
         longest = batch.segments.longest
         ropes = {rope: rope_table(rope, batch.positions, batch.segments, x.dtype) for rope in self.ropes}
+        total = len(x)
+        if missing := self._rows(total) - total:
+            # Rows that nobody looks at, so that products have one of few sizes.
+            x = F.pad(x, (0, 0, 0, missing))
+            filler = (0, 0, 0, 0, 0, missing)
+            ropes = {rope: (F.pad(cos, filler), F.pad(sin, filler)) for rope, (cos, sin) in ropes.items()}
         bias = self._bias(longest)
         for layer in self.layers:
             x = layer(x, batch.segments, ropes, bias)
+        if missing:
+            x = x[:total]
         if self.final_norm is not None:
             x = self.final_norm(x)
         return x if self.output is None else self.output(x)
