@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -157,6 +157,10 @@ class SparseVector:
         if self.names is None:
             raise InvalidRequest("The entries of this model are features without names, not tokens.", "tokens")
         return self.names(self.indices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without the tokenizer that knows the names, but with the names."""
+        return {**self.__dict__, "names": None} | ({} if self.names is None else {"tokens": self.tokens})
 
     def as_dict(self) -> dict[int, float]:
         """{id: weight}, as Milvus takes it."""

@@ -37,10 +37,6 @@ def serve(
 
     Every option may also stand in the file of --config, or in the environment as POOLHOUSE_<OPTION>.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # Threads of torch that wait for each other would keep the cores busy for milliseconds, against the event loop and
-        # other processes; waits of some ten microseconds between operations are worth it.
-        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     server, engines = gather(models or [], {**options, **json.loads(other_options)}, config, os.environ)
     from poolhouse.server.run import serve as run
 

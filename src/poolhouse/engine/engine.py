@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from poolhouse.engine import processes
 from poolhouse.engine.about import About
 from poolhouse.engine.faults import Faults
 from poolhouse.engine.intake import Intake
@@ -77,16 +78,34 @@ class Engine:
         rules = model.facts.late_interaction
         sides = None if rules is None else SideTokens(rules, tokenizer, model.facts.max_tokens)
         self._intake = Intake(self._preparation, tokenizer, static_tokenizer, sides)
-        self._scheduler = Scheduler(options.max_batch_tokens, options.lanes)
         self._runner = Runner(model, options.max_batch_tokens)
-        self._turns = Turns()
-        self._tokenizing = ThreadPoolExecutor(options.tokenizer_threads, "poolhouse-tokenizer")
-        self._pending = Pending()
         self._faults = Faults()
         self._closed = False
-        self._lanes = Lanes(self._runner, self._scheduler, self._faults)
+        # Whether the interpreter is being taken down.
+        self._exiting = False
+        self._begin()
+        self._start()
+        processes.watch(self)
         # A thread inside torch while the interpreter is taken down aborts the process.
-        atexit.register(self.close)
+        atexit.register(self._exit)
+
+    def _begin(self) -> None:
+        """All that threads share, new; no thread is started yet."""
+        self._scheduler = Scheduler(self.options.max_batch_tokens, self.options.lanes)
+        self._turns = Turns()
+        self._tokenizing = ThreadPoolExecutor(self.options.tokenizer_threads, "poolhouse-tokenizer")
+        self._pending = Pending()
+        self._lanes = Lanes(self._runner, self._scheduler, self._faults)
+        # A key per call of the tokenizer under way.
+        self._preparing: set[object] = set()
+        self._starting = threading.Lock()
+        self._started = False
+
+    def _start(self) -> None:
+        with self._starting:
+            if not self._started:
+                self._lanes.start()
+                self._started = True
 
     @property
     def name(self) -> str:
@@ -217,9 +236,11 @@ class Engine:
         The requests of one call share the engine fairly with those of others of their priority.
         """
         futures = [request.future for request in requests]
-        if (refusal := self._refusal()) is not None:
-            _fail(requests, refusal)
+        if self._refusal() is not None:
+            self._refuse(futures)
             return futures
+        if not self._started:
+            self._start()
         self._pending.add(requests)
         submitted = time.perf_counter()
         flows = {priority: Flow(priority, submitted) for priority in {request.priority for request in requests}}
@@ -286,17 +307,55 @@ class Engine:
     def close(self, drain_seconds: float = 30.0) -> None:
         """Answer what was accepted, for at most `drain_seconds`, then stop; the rest fails with EngineClosed.
 
-        May be called again to wait longer for the batch that is running.
+        May be called again to wait longer for the batch that is running. In a thread of the engine (a callback, or the
+        collection of garbage) it waits for nothing.
         """
         self._closed = True
-        atexit.unregister(self.close)
-        stopper = threading.Thread(target=self._tokenizing.shutdown, name="poolhouse-stop", daemon=True)
-        stopper.start()
-        stopper.join(drain_seconds)
+        atexit.unregister(self._exit)
+        if self._lanes.is_mine:
+            drain_seconds = 0.0
+        deadline = time.monotonic() + drain_seconds
+        if self._started:
+            self._pending.wait(drain_seconds)
+        self._tokenizing.shutdown(wait=False)
         self._scheduler.close()
-        self._lanes.join(drain_seconds)
+        self._lanes.join(max(0.0, deadline - time.monotonic()))
         for ready in self._scheduler.drop_all():
             fail(ready.future, EngineClosed("The engine was shut down before it could answer."))
+
+    def hold(self, deadline: float) -> Callable[[], None]:
+        """Run no batch, and wait until `deadline` for those that run; answers with the end of it. Called before a fork."""
+        return self._lanes.hold(deadline)
+
+    def forked(self) -> None:
+        """Forget the threads, which this process does not have; the next request starts new ones. Called after a fork."""
+        fatal = self.fatal
+        device = self.model.facts.device
+        if device.type != "cpu":
+            fatal = fatal or EngineError(
+                f"This process was forked from the one that opened {self.name} on {device}, and cannot use that device. "
+                "Open the model in this process, or start processes by 'spawn' (LLM objects may be pickled)."
+            )
+        self._faults = Faults()
+        if fatal is not None:
+            self._faults.die(fatal)
+        self._begin()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "An engine has threads and cannot be pickled or copied. Pickle its LLM, which opens again from its settings, "
+            "or open the model in the other process."
+        )
+
+    def _exit(self, seconds: float = 30.0) -> None:
+        """The interpreter ends, and all threads with it that might wait for answers: end only what runs."""
+        self._exiting = self._closed = True
+        deadline = time.monotonic() + seconds
+        self._scheduler.close()
+        self._scheduler.drop_all()
+        self._lanes.join(seconds)
+        while self._preparing and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def __enter__(self) -> Engine:
         return self
@@ -308,6 +367,14 @@ class Engine:
         """Why no request is taken any more; None while they are."""
         return self.fatal or (EngineClosed("The engine is shut down.") if self._closed else None)
 
+    def _refuse(self, futures: Sequence[Future[Answer]]) -> None:
+        """Say why these are not taken, except to a thread that the end of the interpreter stops: it would only print it."""
+        if self._exiting and threading.current_thread().daemon:
+            return
+        refusal = self._refusal() or EngineClosed("The engine is shut down.")
+        for future in futures:
+            fail(future, refusal)
+
     def _prepare_next(self) -> None:
         part = self._turns.next()
         if part is not None:
@@ -315,15 +382,14 @@ class Engine:
 
     def _prepare(self, requests: Sequence[Request], flows: Mapping[int, Flow]) -> None:
         """Tokenise requests and let them wait for their batch. flows: theirs, by priority."""
+        self._preparing.add(call := object())
         try:
             if self.fatal is not None:
                 _fail(requests, self.fatal)
                 return
             ready = self._intake.ready(requests, flows)
             if not self._scheduler.add(ready):
-                refusal = self._refusal() or EngineClosed("The engine is shut down.")
-                for item in ready:
-                    fail(item.future, refusal)
+                self._refuse([item.future for item in ready])
         except (KeyboardInterrupt, SystemExit) as end:
             _fail(requests, EngineError(f"Preparing the request was interrupted: {end!r}"))
             raise
@@ -331,6 +397,8 @@ class Engine:
             # A panic of native code is no Exception.
             log.error("Preparing %d requests failed", len(requests), exc_info=error)
             _fail(requests, EngineError(f"Preparing the request failed: {error}"))
+        finally:
+            self._preparing.discard(call)
 
 
 def _characters(request: Request) -> float:

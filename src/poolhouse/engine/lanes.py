@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -50,13 +51,20 @@ class Lanes:
     def __init__(self, runner: Runner, scheduler: Scheduler, faults: Faults) -> None:
         self._runner, self._scheduler, self._faults = runner, scheduler, faults
         lanes: list[int | None] = list(range(scheduler.lanes))
+        if scheduler.lanes > 1:
+            lanes.append(None)
+        self._running = dict.fromkeys(lanes, 0)
+        # Held by whom runs a batch; a fork takes them all.
+        self._computing = {lane: threading.RLock() for lane in lanes}
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start the threads."""
         all_cores = torch.get_num_threads()
         # Only lone work takes all cores: with a second full pool of OpenMP workers, libgomp lets workers sleep between
         # operations.
-        cores = dict.fromkeys(lanes, max(1, all_cores // scheduler.lanes))
-        if scheduler.lanes > 1:
-            cores[None] = all_cores
-        self._running = dict.fromkeys(cores, 0)
+        share = max(1, all_cores // self._scheduler.lanes)
+        cores = {lane: all_cores if lane is None else share for lane in self._running}
         ready = threading.Barrier(len(cores) + 1)
         self._threads = [
             threading.Thread(
@@ -75,6 +83,7 @@ class Lanes:
 
     @property
     def alive(self) -> bool:
+        """Whether all threads run, or were not needed so far."""
         return all(thread.is_alive() for thread in self._threads)
 
     @property
@@ -83,10 +92,28 @@ class Lanes:
         return sum(self._running.values())
 
     def join(self, seconds: float) -> None:
-        """Wait until all have ended, for at most so long."""
+        """Wait until all have ended, for at most so long; one of them does not wait for itself."""
         deadline = time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def hold(self, deadline: float) -> Callable[[], None]:
+        """Let no batch begin, and wait until `deadline` (by `time.monotonic`) for those that run; answers with the end of it."""
+        held = [
+            lock for lock in self._computing.values() if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        ]
+
+        def release() -> None:
+            for lock in held:
+                lock.release()
+
+        return release
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the thread that asks is one of them."""
+        return threading.current_thread() in self._threads
 
     def _begin(self, lane: int | None, cores: int, ready: threading.Barrier) -> None:
         if cores != torch.get_num_threads():
@@ -106,12 +133,13 @@ class Lanes:
                 if batch is None and flying is None:
                     return
                 self._running[lane] += len(batch or ())
-                launched = runner.launch(batch) if batch else None
-                if not runner.asynchronous:
-                    flying, launched = launched, None
-                    scheduler.finished(lane)
-                if flying is not None:
-                    runner.finish(flying)
+                with self._computing[lane]:
+                    launched = runner.launch(batch) if batch else None
+                    if not runner.asynchronous:
+                        flying, launched = launched, None
+                        scheduler.finished(lane)
+                    if flying is not None:
+                        runner.finish(flying)
                 flying = launched
         except BaseException as error:
             fatal = error if isinstance(error, EngineError) else EngineError(f"The engine failed: {error!r}")

@@ -12,6 +12,7 @@ from typing import Literal, ParamSpec, TypeVar
 
 import torch
 
+from poolhouse.engine.cores import use_no_more_than_given
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.lanes import how_many
 from poolhouse.engine.memory import keep_freed_memory
@@ -51,6 +52,7 @@ def open_engine(settings: Settings) -> Engine:
     """
     if settings.runner in ("generate", "draft"):
         raise ConfigError(f"runner={settings.runner!r}: Poolhouse runs pooling models only; use 'pooling' or 'auto'.")
+    use_no_more_than_given()
     if settings.model is None:
         folder, name = embedded.embedded_model(), embedded.NAME
         log.warning("No model was named: using the embedded default, %s.", name)

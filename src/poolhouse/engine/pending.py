@@ -14,14 +14,21 @@ class Pending:
 
     def __init__(self) -> None:
         self.count = 0
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     def add(self, requests: Sequence[Request]) -> None:
-        with self._lock:
+        with self._changed:
             self.count += len(requests)
         for request in requests:
             request.future.add_done_callback(self._one_done)
 
+    def wait(self, seconds: float) -> None:
+        """Wait until there are none, for at most so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.count == 0, seconds)
+
     def _one_done(self, _: Future[Answer]) -> None:
-        with self._lock:
+        with self._changed:
             self.count -= 1
+            if self.count == 0:
+                self._changed.notify_all()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
+import uuid
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,7 +31,13 @@ from poolhouse.settings import Settings
 from poolhouse.tasks import Task
 
 if TYPE_CHECKING:
+    from poolhouse.engine.engine import Engine
     from poolhouse.models.model import Model
+
+# Those of unpickled or copied LLMs by the key of the original. Kept, because a pool of processes unpickles its function,
+# and an LLM with it, for every piece of work.
+_copies: dict[str, Engine] = {}
+_opening = threading.Lock()
 
 T = TypeVar("T")
 OutputT = TypeVar("OutputT", bound=RequestOutput[Any])
@@ -48,9 +56,25 @@ class LLM:
 
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
         self.settings = Settings.parse(model=model, **options)
-        self.engine = open_engine(self.settings)
+        self._key = uuid.uuid4().hex
+        self._engine: Engine | None = open_engine(self.settings)
         self._numbers = itertools.count()
-        weakref.finalize(self, self.engine.close)
+        # The engine knows by itself what to do when the interpreter ends.
+        weakref.finalize(self, self._engine.close).atexit = False
+
+    @property
+    def engine(self) -> Engine:
+        """What answers; of a copy, opened when it is first asked for."""
+        if self._engine is None:
+            self._engine = _engine_of_copies(self._key, self.settings)
+        return self._engine
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has the settings, and opens the model again where it is used."""
+        return {**self.__dict__, "_engine": None, "_numbers": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _numbers=itertools.count())
 
     @property
     def model(self) -> Model:
@@ -312,7 +336,8 @@ class LLM:
 
     def close(self) -> None:
         """Finish what was submitted and free the engine's threads."""
-        self.engine.close()
+        if self._engine is not None:
+            self._engine.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -327,3 +352,12 @@ class LLM:
 
     def _outputs(self, answers: Iterable[T], build: Callable[[str, T], OutputT]) -> list[OutputT]:
         return [build(str(next(self._numbers)), answer) for answer in answers]
+
+
+def _engine_of_copies(key: str, settings: Settings) -> Engine:
+    """The engine that the copies of one LLM share in this process; a new one where none is open."""
+    with _opening:
+        engine = _copies.get(key)
+        if engine is None or not engine.alive:
+            engine = _copies[key] = open_engine(settings)
+        return engine

@@ -64,12 +64,15 @@ class Deberta:
         """[total, hidden], in the type of the weights."""
         embedded = self._embed(batch)
         buckets = self._buckets(batch.segments)
-        x = self.layers[0](embedded, batch.segments, buckets)
+        total = len(embedded)
+        # Rows that nobody looks at, so that products have one of few sizes.
+        filler = (0, 0, 0, self.layers[0].attention.qkv.rows(total) - total)
+        x = self.layers[0](F.pad(embedded, filler), batch.segments, buckets)
         if self.convolution is not None:
-            x = self.convolution(embedded, x, batch)
+            x = F.pad(self.convolution(embedded, x[:total], batch), filler)
         for layer in self.layers[1:]:
             x = layer(x, batch.segments, buckets)
-        return x
+        return x[:total]
 
     def _embed(self, batch: Batch) -> Tensor:
         x = F.embedding(batch.ids, self.tokens)

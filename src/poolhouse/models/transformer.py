@@ -45,6 +45,7 @@ class Transformer:
         self.final_norm = _norm(weights / "final_norm", spec)
         self.output = _linear(weights / "output") if weights / "output" else None
         self.ropes = {layer.rope for layer in spec.layers if layer.rope}
+        self._rows = self.layers[0].attention.qkv.rows
         # Set and filled by `Adapters`, where a model has some.
         self.active: ActiveSpans | None = None
         # The share of each hidden state in the answer, the embeddings' first; None for the last alone.
@@ -58,12 +59,21 @@ class Transformer:
         x = self._embed(batch)
         longest = batch.segments.longest
         ropes = {rope: rope_table(rope, batch.positions, batch.segments, x.dtype) for rope in self.ropes}
+        total = len(x)
+        if missing := self._rows(total) - total:
+            # Rows that nobody looks at, so that products have one of few sizes.
+            x = F.pad(x, (0, 0, 0, missing))
+            filler = (0, 0, 0, 0, 0, missing)
+            ropes = {rope: (F.pad(cos, filler), F.pad(sin, filler)) for rope, (cos, sin) in ropes.items()}
         bias = self._bias(longest)
         mixed = None if self.shares is None else x * self.shares[0]
         for place, layer in enumerate(self.layers, 1):
             x = layer(x, batch.segments, ropes, bias)
             if mixed is not None and self.shares is not None and place < len(self.layers):
                 mixed = mixed.add_(x, alpha=self.shares[place])
+        if missing:
+            x = x[:total]
+            mixed = None if mixed is None else mixed[:total]
         if self.final_norm is not None:
             x = self.final_norm(x)
         if mixed is not None and self.shares is not None:

@@ -25,7 +25,8 @@ def attend(
 ) -> Tensor:
     """Softmax attention of every token over those of its own sequence that are attended to (`Segments.attended`).
 
-    A token that sees none gets zeros (a mask token far behind the text, in a window).
+    A token that sees none gets zeros (a mask token far behind the text, in a window). Rows behind the last sequence are
+    for filling up, and get anything.
 
     query: [total, heads, head_dim]; key, value: [total, kv_heads, head_dim], kv_heads a divisor of heads.
     window: tokens seen on each side, inclusive; None sees all.

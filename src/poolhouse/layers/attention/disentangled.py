@@ -42,6 +42,8 @@ def attend(
         bias = _bias(query[rows], key[rows], position_key, position_query, count, length)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
         parts.append(out.permute(1, 2, 0, 3).flatten(0, 1))
+    if len(query) > segments.total:
+        parts.append(query[segments.total :])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

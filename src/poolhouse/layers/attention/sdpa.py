@@ -42,6 +42,8 @@ def attend(
             mask = _mask(length, keys, causal, window, bias, query)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=group > 1)
         parts.append(out.transpose(1, 2).flatten(0, 1))
+    if len(query) > segments.total:
+        parts.append(query[segments.total :])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
