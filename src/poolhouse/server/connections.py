@@ -1,4 +1,7 @@
-"""Connections that bound the head of a request, which uvicorn's fastest parser does not."""
+"""Connections that bound what a client may take, and that read a body as its request's own whatever else is offered.
+
+Both of uvicorn's parsers serve: the one in C bounds no head, and stops at the head of a request that offers an upgrade.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +10,90 @@ import importlib
 from typing import Any
 
 import h11
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poolhouse.settings import ServerSettings
 
+# A reply's body is handed to the connection in parts of so many bytes.
+_PART = 64 * 1024
+
+
+class Edge:
+    """The outermost application: hands large bodies over as the client reads them, and refuses to be a tunnel (501)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif scope["method"] == "CONNECT":
+            # What comes behind it was meant for somebody else.
+            headers = [(b"content-length", b"0"), (b"connection", b"close")]
+            await send({"type": "http.response.start", "status": 501, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await self.app(scope, receive, _in_parts(send))
+
+
+def _in_parts(send: Send) -> Send:
+    async def sent(message: Message) -> None:
+        body = message.get("body", b"")
+        if len(body) > _PART:
+            view = memoryview(body)
+            last = (len(body) - 1) // _PART * _PART
+            for begin in range(0, last, _PART):
+                part = bytes(view[begin : begin + _PART])
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            message = {**message, "body": bytes(view[last:])}
+        await send(message)
+
+    return sent
+
 
 def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP protocol, which also ends connections whose head is too large or too late.
+    """uvicorn's HTTP protocol, which also ends connections whose head is too large or too late, or whose reply is not read.
 
     A head of more than `max_header_bytes` hears 431; one that is not complete after `header_timeout_seconds` hears 408.
+    A connection is cut when nothing of a reply is read for `reply_timeout_seconds`. CONNECT hears 501; offers to upgrade
+    are ignored, as RFC 9110 (7.8) allows.
     """
-    protocol = _uvicorns_own()
+    protocol, parser = _uvicorns_own()
     most, seconds = settings.max_header_bytes, settings.header_timeout_seconds
+    patience = settings.reply_timeout_seconds
 
     class Bounded(protocol):  # type: ignore[misc, valid-type]
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
+            if parser is not None:
+                self.parser = parser(self)
             self.head_bytes = 0
             self.head_open = False
+            self.offered = False
             self.deadline: asyncio.TimerHandle | None = self.loop.call_later(seconds, self._too_late)
+            self.unread = 0
+            self.watch: asyncio.TimerHandle | None = None
 
         def connection_lost(self, error: Exception | None) -> None:
             self._stop_the_clock()
+            self._stop_watching()
             super().connection_lost(error)
 
         def on_message_begin(self) -> None:
             self.head_open = True
+            self.offered = False
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
+            if self.parser.should_upgrade():
+                self.offered = True
+                return
             self.head_open = False
             super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            if not self.offered:
+                super().on_message_complete()
 
         def data_received(self, data: bytes) -> None:
             before = self._within_head()
@@ -50,6 +107,28 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
                 self._end(b"431 Request Header Fields Too Large")
             elif self.deadline is None:
                 self.deadline = self.loop.call_later(seconds, self._too_late)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._watch()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.transport.get_write_buffer_size():
+                self._watch()
+
+        def plain_head(self) -> bytes | None:
+            """The head that was just read, without its offer; None where it cannot be answered."""
+            method: bytes = self.parser.get_method()
+            if method == b"CONNECT":
+                self._end(b"501 Not Implemented")
+                return None
+            kept = [(name, value) for name, value in self.headers if name != b"upgrade"]
+            lines = [b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())]
+            return b"\r\n".join([*lines, *(b"%s: %s" % header for header in kept), b"", b""])
+
+        def _unsupported_upgrade_warning(self) -> None:
+            """Say nothing: whoever reads the log can do nothing about it."""
 
         def _within_head(self) -> bool:
             """Whether headers are awaited: h11 says so by its state, httptools by the two callbacks above."""
@@ -66,6 +145,27 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
         def _too_late(self) -> None:
             self._end(b"408 Request Timeout")
 
+        def _watch(self) -> None:
+            """Look again later whether somebody reads."""
+            self._stop_watching()
+            self.unread = self.transport.get_write_buffer_size()
+            self.watch = self.loop.call_later(patience, self._look)
+
+        def _look(self) -> None:
+            left, before = self.transport.get_write_buffer_size(), self.unread
+            self.watch = None
+            if not (left or self.flow.write_paused):
+                return
+            if left >= before:
+                self.transport.abort()
+            else:
+                self._watch()
+
+        def _stop_watching(self) -> None:
+            if self.watch is not None:
+                self.watch.cancel()
+                self.watch = None
+
         def _end(self, status: bytes) -> None:
             self._stop_the_clock()
             if not self.transport.is_closing():
@@ -75,11 +175,35 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
     return Bounded
 
 
-def _uvicorns_own() -> Any:
-    """The parser written in C where it is installed, as uvicorn chooses."""
+def _uvicorns_own() -> tuple[Any, Any]:
+    """The protocol over the parser written in C where it is installed, as uvicorn chooses, and that parser.
+
+    h11 reads a body that comes with an offer by itself, and needs no other parser.
+    """
     try:
         module = importlib.import_module("uvicorn.protocols.http.httptools_impl")
     except ImportError:
-        module = importlib.import_module("uvicorn.protocols.http.h11_impl")
-        return module.H11Protocol
-    return module.HttpToolsProtocol
+        return importlib.import_module("uvicorn.protocols.http.h11_impl").H11Protocol, None
+    own: Any = module.httptools.HttpRequestParser
+
+    class Parser(own):  # type: ignore[misc]
+        """Goes on where llhttp stops: it takes what follows a head with an offer for another protocol."""
+
+        def __init__(self, protocol: Any) -> None:
+            super().__init__(protocol)
+            self.protocol = protocol
+            # As uvicorn does: what follows a request with `connection: close` is no error.
+            self.set_dangerous_leniencies(lenient_data_after_close=True)
+
+        def feed_data(self, data: bytes) -> None:
+            while True:
+                try:
+                    super().feed_data(data)
+                    return
+                except module.httptools.HttpParserUpgrade as offer:
+                    head = self.protocol.plain_head()
+                    if head is None:
+                        return
+                    data = head + data[offer.args[0] :]
+
+    return module.HttpToolsProtocol, Parser

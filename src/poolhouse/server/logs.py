@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,9 +39,30 @@ def logging_config(settings: ServerSettings) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {"lines": formatter},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stderr"}},
+        "filters": {"not_yet": {"()": NotYet}},
         # OpenTelemetry says there what it could not send.
-        "loggers": dict.fromkeys(("poolhouse", "uvicorn", "opentelemetry"), logger),
+        "loggers": {
+            **dict.fromkeys(("poolhouse", "uvicorn", "opentelemetry"), logger),
+            "uvicorn.error": {"filters": ["not_yet"]},
+        },
     }
+
+
+def say(words: str) -> None:
+    """A line on standard output, for people and scripts that wait for it; nobody need read it."""
+    try:
+        print(words, flush=True)  # noqa: T201 - what this is for
+    except (OSError, ValueError):
+        # The reader has gone, or the disk is full. What is left of it would fail again when the process ends.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+class NotYet(logging.Filter):
+    """Drops what uvicorn says of its start: it has started before models are loaded."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.msg not in ("Waiting for application startup.", "Application startup complete.")
 
 
 class RequestLog:
