@@ -81,9 +81,9 @@ class Running:
 
 
 @contextmanager
-def running(**settings: Any) -> Iterator[Running]:
+def running(*, h11: bool = False, **settings: Any) -> Iterator[Running]:
     """A ready server, which ends well."""
-    server = Running(**settings).ready()
+    server = Running(h11=h11, **settings).ready()
     try:
         yield server
     finally:

@@ -19,7 +19,7 @@ _PART = 64 * 1024
 
 
 class Edge:
-    """The outermost application: hands large bodies over as the client reads them, and refuses to be a tunnel (501)."""
+    """The outermost application: hands large bodies over as the client reads them, and refuses tunnels (501)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -27,8 +27,8 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-        elif scope["method"] == "CONNECT":
-            # What comes behind it was meant for somebody else.
+        elif scope["method"] in ("CONNECT", "PRI"):
+            # What comes behind it is meant for somebody else, or is HTTP/2.
             headers = [(b"content-length", b"0"), (b"connection", b"close")]
             await send({"type": "http.response.start", "status": 501, "headers": headers})
             await send({"type": "http.response.body", "body": b""})
@@ -190,10 +190,8 @@ def _uvicorns_own() -> tuple[Any, Any]:
         """Goes on where llhttp stops: it takes what follows a head with an offer for another protocol."""
 
         def __init__(self, protocol: Any) -> None:
-            super().__init__(protocol)
             self.protocol = protocol
-            # As uvicorn does: what follows a request with `connection: close` is no error.
-            self.set_dangerous_leniencies(lenient_data_after_close=True)
+            self._begin()
 
         def feed_data(self, data: bytes) -> None:
             while True:
@@ -204,6 +202,12 @@ def _uvicorns_own() -> tuple[Any, Any]:
                     head = self.protocol.plain_head()
                     if head is None:
                         return
+                    self._begin()
                     data = head + data[offer.args[0] :]
+
+        def _begin(self) -> None:
+            super().__init__(self.protocol)
+            # As uvicorn does: what follows a request with `connection: close` is no error.
+            self.set_dangerous_leniencies(lenient_data_after_close=True)
 
     return module.HttpToolsProtocol, Parser

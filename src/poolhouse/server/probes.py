@@ -13,7 +13,11 @@ _PREFIXES = ("", "/v1", "/v2", "/cohere", "/infinity", "/jina", "/tei", "/voyage
 # Paths that answer by themselves; those with a slash behind them, and other spellings, mean one of them.
 _OWN = ("/health", "/health/live", "/health/ready", "/ping", "/tei/health", "/tei/ping", "/infinity/health")
 _SPELLINGS = {
-    **{f"{prefix}{path}": path for prefix in _PREFIXES for path in ("/health", "/health/live", "/health/ready", "/ping")},
+    **{
+        f"{prefix}{path}": path
+        for prefix in _PREFIXES
+        for path in ("/health", "/health/live", "/health/ready", "/ping")
+    },
     **{"/healthz": "/health", "/livez": "/health/live", "/readyz": "/health/ready"},
     **{path: path for path in _OWN},
 }
