@@ -10,11 +10,12 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from poolhouse.engine.about import About
@@ -85,8 +86,9 @@ class Engine:
         self._faults = Faults()
         self._closed = False
         self._lanes = Lanes(self._runner, self._scheduler, self._faults)
-        # A thread inside torch while the interpreter is taken down aborts the process.
-        atexit.register(self.close)
+        # A thread inside torch while the interpreter is taken down aborts the process. Weak: whoever holds the engine keeps it.
+        self._at_exit = partial(_close, weakref.ref(self))
+        atexit.register(self._at_exit)
 
     @property
     def name(self) -> str:
@@ -274,7 +276,7 @@ class Engine:
         May be called again to wait longer for the batch that is running.
         """
         self._closed = True
-        atexit.unregister(self.close)
+        atexit.unregister(self._at_exit)
         stopper = threading.Thread(target=self._tokenizing.shutdown, name="poolhouse-stop", daemon=True)
         stopper.start()
         stopper.join(drain_seconds)
@@ -288,6 +290,11 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        # Not of one that could not be made.
+        if "_lanes" in self.__dict__:
+            self.close()
 
     def _refusal(self) -> EngineError | None:
         """Why no request is taken any more; None while they are."""
@@ -324,6 +331,12 @@ def _characters(request: Request) -> float:
     if prompt.text is None and prompt.conversation is not None:
         return math.inf
     return len(prompt.text or "") + len(prompt.pair or "")
+
+
+def _close(engine: weakref.ref[Engine]) -> None:
+    held = engine()
+    if held is not None:
+        held.close()
 
 
 def _fail(requests: Sequence[Request], error: Exception) -> None:

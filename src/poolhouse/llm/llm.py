@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,7 +47,6 @@ class LLM:
         self.settings = Settings.parse(model=model, **options)
         self.engine = open_engine(self.settings)
         self._numbers = itertools.count()
-        weakref.finalize(self, self.engine.close)
 
     @property
     def model(self) -> Model:

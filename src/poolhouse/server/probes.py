@@ -18,7 +18,9 @@ _SPELLINGS = {
         for prefix in _PREFIXES
         for path in ("/health", "/health/live", "/health/ready", "/ping")
     },
-    **{"/healthz": "/health", "/livez": "/health/live", "/readyz": "/health/ready"},
+    "/healthz": "/health",
+    "/livez": "/health/live",
+    "/readyz": "/health/ready",
     **{path: path for path in _OWN},
 }
 # What clients are told to wait before they ask again.

@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import ssl
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -24,7 +23,7 @@ from poolhouse.server.connections import Edge, bounded_protocol
 from poolhouse.server.dispatch import Addressed
 from poolhouse.server.errors import SHAPES
 from poolhouse.server.listening import Listeners
-from poolhouse.server.logs import logging_config, say
+from poolhouse.server.logs import give_up_unread, logging_config, say
 from poolhouse.server.security import CertificateFiles, api_keys, tls_options
 from poolhouse.server.serving import Engine
 from poolhouse.server.starting import Starting
@@ -58,13 +57,15 @@ def serve(open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings
     # uvicorn raises the signal again once it has stopped; by then the work is done, and that is a success.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
-    server.run_until_told()
+    try:
+        server.run_until_told()
+    finally:
+        give_up_unread()
     if server.failure is not None:
         raise server.failure
     if server.starting.thread.is_alive():
         # Stopped while loading. A thread inside torch while the interpreter is taken down would abort the process.
         logging.shutdown()
-        sys.stdout.flush()
         os._exit(0)
 
 
