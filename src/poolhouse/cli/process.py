@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -54,7 +55,7 @@ def wants_json(arguments: Sequence[str], environment: Mapping[str, str]) -> bool
 def _last(arguments: Sequence[str], option: str) -> str | None:
     """The value of an option, written with - or _, in one word or in two."""
     found = None
-    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for word, following in zip_longest(arguments, arguments[1:]):
         name, equals, value = word.partition("=")
         if name.replace("_", "-") == option:
             found = value if equals else following

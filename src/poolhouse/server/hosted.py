@@ -73,7 +73,7 @@ class Hosted:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         words = "The model is being loaded; ask again soon."
-        if self._loading is None:
+        if self._loading is not None and _failed(self._loading):
             words = "The model could not be loaded; the log says why."
         await turn_away(scope, receive, send, SHAPES[self.settings.error_format], "loading", words)
 
@@ -99,7 +99,7 @@ class Hosted:
     def _begin(self) -> Future[ASGIApp]:
         """Start to load, once."""
         with self._lock:
-            if self._loading is None:
+            if self._loading is None or _failed(self._loading):
                 self._loading = Future()
                 # So that a client which hangs up while it waits does not cancel it.
                 self._loading.set_running_or_notify_cancel()
@@ -112,10 +112,13 @@ class Hosted:
             for engine in engines:
                 engine.warm_up(self.settings.warmup)
             self.application = create_app(engines, self.settings)
-        except BaseException as error:  # noqa: BLE001 - whoever waits raises it
+        except BaseException as error:
             expected = isinstance(error, PoolhouseError | OSError)
             log.error("The model could not be loaded: %s", error, exc_info=None if expected else error)
-            self._loading = None
             loading.set_exception(error)
         else:
             loading.set_result(self.application)
+
+
+def _failed(loading: Future[ASGIApp]) -> bool:
+    return loading.done() and loading.exception() is not None
