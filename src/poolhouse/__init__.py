@@ -9,49 +9,50 @@ output.outputs.embedding
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from poolhouse.errors import (
-    CheckpointError,
-    ConfigError,
-    EngineClosed,
-    EngineError,
-    InputTooLong,
-    InvalidRequest,
-    NonFiniteResult,
-    NoStep,
-    PoolhouseError,
-    UnknownModel,
-    UnsupportedDimensions,
-    UnsupportedTask,
-)
-from poolhouse.lora import LoRARequest
-from poolhouse.outputs import (
-    ChunkedEmbeddingRequestOutput,
-    ClassificationOutput,
-    ClassificationRequestOutput,
-    EmbeddedChunk,
-    EmbeddingOutput,
-    EmbeddingRequestOutput,
-    Entity,
-    LateChunk,
-    LateChunkingMetadata,
-    PoolingOutput,
-    PoolingRequestOutput,
-    RequestOutput,
-    ScoringOutput,
-    ScoringRequestOutput,
-    SparseMatrix,
-    SparseRequestOutput,
-    SparseVector,
-    TokenClassificationOutput,
-    TokenClassificationRequestOutput,
-)
-from poolhouse.params import LateChunkingParams, PoolerConfig, PoolingParams
-from poolhouse.token_embeddings import TokenEmbeddings
-
 if TYPE_CHECKING:
+    from poolhouse.cli.serve import asgi
+    from poolhouse.errors import (
+        CheckpointError,
+        ConfigError,
+        EngineClosed,
+        EngineError,
+        InputTooLong,
+        InvalidRequest,
+        NonFiniteResult,
+        NoStep,
+        PoolhouseError,
+        UnknownModel,
+        UnsupportedDimensions,
+        UnsupportedTask,
+    )
     from poolhouse.llm import LLM
+    from poolhouse.lora import LoRARequest
+    from poolhouse.outputs import (
+        ChunkedEmbeddingRequestOutput,
+        ClassificationOutput,
+        ClassificationRequestOutput,
+        EmbeddedChunk,
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        Entity,
+        LateChunk,
+        LateChunkingMetadata,
+        PoolingOutput,
+        PoolingRequestOutput,
+        RequestOutput,
+        ScoringOutput,
+        ScoringRequestOutput,
+        SparseMatrix,
+        SparseRequestOutput,
+        SparseVector,
+        TokenClassificationOutput,
+        TokenClassificationRequestOutput,
+    )
+    from poolhouse.params import LateChunkingParams, PoolerConfig, PoolingParams
+    from poolhouse.token_embeddings import TokenEmbeddings
 
 __version__ = "0.1.0"
 
@@ -94,13 +95,29 @@ __all__ = [
     "UnsupportedDimensions",
     "UnsupportedTask",
     "__version__",
+    "asgi",
 ]
+
+# Where names stand. Nothing is drawn in before it is used: the command line must hear a signal at once, and torch takes long.
+_HOMES = ("errors", "lora", "params", "outputs", "token_embeddings")
+_LATE = {"LLM": "llm", "asgi": "cli.serve"}
 
 
 def __getattr__(name: str) -> Any:
-    # LLM draws in torch, which takes a second; the rest of the package's surface does not need it.
-    if name == "LLM":
-        from poolhouse.llm import LLM
+    if name in __all__:
+        for home in (_LATE[name],) if name in _LATE else _HOMES:
+            module = import_module(f"{__name__}.{home}")
+            if hasattr(module, name):
+                return globals().setdefault(name, getattr(module, name))
+    elif not name.startswith("_"):
+        # A module is an attribute, whether somebody has imported it or not.
+        try:
+            return import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-        return LLM
-    raise AttributeError(f"module 'poolhouse' has no attribute '{name}'")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

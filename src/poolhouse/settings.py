@@ -208,6 +208,7 @@ class ServerSettings(BaseModel):
     host: Annotated[str, Panel("Server")] = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - as vLLM does
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     uds: str | None = Field(None, description="Unix socket to listen on, instead of host and port.")
+    uds_mode: str = Field("600", description="Who may use the unix socket: its permissions, in octal.")
     root_path: str = Field("", description="Path prefix that a proxy strips.")
     error_format: Literal["both", "flat", "nested"] = Field(
         "both", description="Shape of error bodies: vLLM's of old (flat), OpenAI's (nested), or the fields of both."
@@ -231,6 +232,7 @@ class ServerSettings(BaseModel):
     max_header_bytes: int = Field(64 * 1024, ge=1024, description="Largest head of a request: its URL and headers.")
     max_url_bytes: int = Field(8 * 1024, ge=256, description="Longest URL of a request.")
     header_timeout_seconds: float = Field(15.0, gt=0, description="How long a client may take to send its headers.")
+    reply_timeout_seconds: float = Field(30.0, gt=0, description="How long a client may read nothing of its reply.")
     keep_alive_seconds: int = Field(75, ge=1, description="How long an idle connection stays open.")
 
     api_key: Annotated[tuple[SecretStr, ...], Panel("Security")] = Field(
@@ -271,21 +273,34 @@ class ServerSettings(BaseModel):
     def _several_in_one_word(cls, value: Any) -> Any:
         return several_words(value)
 
+    @field_validator("root_path")
+    @classmethod
+    def _begins_with_a_slash(cls, value: str) -> str:
+        path = value.strip("/")
+        return f"/{path}" if path else ""
+
+    @field_validator("uds_mode")
+    @classmethod
+    def _is_octal(cls, value: str) -> str:
+        digits = value.removeprefix("0o")
+        digits = digits[1:] if len(digits) == 4 and digits[0] == "0" else digits
+        if len(digits) != 3 or set(digits) - set("01234567"):
+            raise ValueError("permissions are three octal digits, such as 660")
+        return digits
+
     @field_validator("api_key", mode="before")
     @classmethod
     def _keys_in_one_word(cls, value: Any) -> Any:
         keys = several_words(value)
-        # An empty key must not leave the server open.
-        if isinstance(value, str) and not keys:
-            raise ValueError("there is no key in it")
+        # Whoever says something of keys wants them: nothing must not leave the server open.
+        if not keys:
+            raise ValueError("there is no key in it; leave it out where the server is to be open to all")
         return keys
 
     @field_validator("api_key")
     @classmethod
     def _keys_are_visible(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if not all(key.get_secret_value().strip().isprintable() and key.get_secret_value().strip() for key in keys):
-            raise ValueError("a key is of visible characters, at least one")
-        return keys
+        return tuple(SecretStr(visible_key(key.get_secret_value())) for key in keys)
 
     @classmethod
     def parse(cls, **options: Any) -> ServerSettings:
@@ -316,6 +331,18 @@ def _validated(cls: type[SettingsT], options: Mapping[str, Any]) -> SettingsT:
 
 # Values that no message may show.
 _SECRET = [("api_key",), ("hf_token",), ("ssl_keyfile_password",)]
+
+
+def visible_key(key: str) -> str:
+    """A key without what editors and shells leave around it: blanks, line ends, a byte order mark.
+
+    Raises:
+        ValueError: nothing visible is left, or something invisible is within.
+    """
+    visible = key.strip().strip("\ufeff").strip()
+    if not visible or not visible.isprintable():
+        raise ValueError("a key is of visible characters, at least one")
+    return visible
 
 
 def several_words(value: Any) -> Any:

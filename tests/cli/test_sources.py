@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from poolhouse.cli.sources import gather
+from poolhouse.cli.sources import _of_kubernetes, gather
 from poolhouse.errors import ConfigError
-from poolhouse.settings import ServerSettings, Settings
+from poolhouse.settings import ServerSettings, Settings, known_options
 from tests.checkpoints import save_checkpoint
 from tests.server.running import free_port
 
@@ -76,32 +76,76 @@ def test_the_line_wins_over_the_file_and_that_over_the_environment(tmp_path: Pat
     assert [engine.model for engine in gathered(tmp_path, "")[1]] == [None]
 
 
+def keys(server: ServerSettings) -> list[str]:
+    return [key.get_secret_value() for key in server.api_key]
+
+
 def test_keys_come_from_the_environment_under_two_names(tmp_path: Path) -> None:
-    def keys(environment: dict[str, str], **options: Any) -> list[str]:
-        server, _ = gathered(tmp_path, environment=environment, **options)
-        return [key.get_secret_value() for key in server.api_key]
-
     both = {"VLLM_API_KEY": "theirs", "POOLHOUSE_API_KEY": "ours,also"}
-    assert keys({"VLLM_API_KEY": "theirs"}) == ["theirs"]
-    assert keys(both) == ["ours", "also"]
-    assert keys(both, api_key="line") == ["line"]
-    assert keys({"VLLM_API_KEY": ""}) == []
+    assert keys(gathered(tmp_path, environment={"VLLM_API_KEY": "theirs"})[0]) == ["theirs"]
+    assert keys(gathered(tmp_path, environment=both)[0]) == ["ours", "also"]
+    assert keys(gathered(tmp_path, environment=both, api_key="line")[0]) == ["line"]
+    assert keys(gathered(tmp_path, environment={"POOLHOUSE_API_KEY": "\ufeffk \r\n"})[0]) == ["k"]
+    # Whoever names a key elsewhere is not open to all.
+    assert keys(gathered(tmp_path, environment={"VLLM_API_KEY": ""}, api_key="line")[0]) == ["line"]
 
 
-def test_what_kubernetes_writes_of_a_service_is_no_option(tmp_path: Path) -> None:
-    service = {
-        "POOLHOUSE_PORT": "tcp://10.0.0.1:80",
-        "POOLHOUSE_SERVICE_HOST": "10.0.0.1",
-        "POOLHOUSE_PORT_80_TCP_PORT": "80",
+@pytest.mark.parametrize(
+    ("environment", "file"),
+    [
+        *(({variable: value}, None) for variable in ("VLLM_API_KEY", "POOLHOUSE_API_KEY") for value in ("", " ", ",", "[]")),
+        *(({}, f"api-key: {value}") for value in ("", "''", "[]", "[k, '']", "~", "[k, ~]", "' '", "{}", "yes")),
+        ({}, "api_key:\n  -\n"),
+    ],
+)  # fmt: skip
+def test_no_key_where_one_was_meant_opens_no_server(
+    tmp_path: Path, environment: dict[str, str], file: str | None
+) -> None:
+    with pytest.raises(ConfigError, match="api_key"):
+        gathered(tmp_path, file, environment=environment)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("12345", ["12345"]), ("0123", ["0123"]), ("1e3", ["1e3"]), ("[1_000, 0x1f]", ["1_000", "0x1f"]),
+     ("2024-01-31", ["2024-01-31"]), ('"a b"', ["a b"]), ("a,b", ["a", "b"])],
+)  # fmt: skip
+def test_a_key_of_a_file_is_taken_as_it_is_written(tmp_path: Path, written: str, read: list[str]) -> None:
+    assert keys(gathered(tmp_path, f"api-key: {written}")[0]) == read
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+@pytest.mark.parametrize("service", ["POOLHOUSE", "POOLHOUSE_API", "POOLHOUSE_MAX_MODEL"])
+def test_what_kubernetes_writes_of_a_service_is_no_option(tmp_path: Path, protocol: str, service: str) -> None:
+    port = f"{service}_PORT_80_{protocol.upper()}"
+    variables = {
+        f"{service}_SERVICE_HOST": "10.0.0.1",
+        f"{service}_SERVICE_PORT": "80",
+        f"{service}_SERVICE_PORT_HTTP_METRICS": "80",
+        f"{service}_PORT": f"{protocol}://10.0.0.1:80",
+        port: f"{protocol}://10.0.0.1:80",
+        f"{port}_PROTO": protocol,
+        f"{port}_PORT": "80",
+        f"{port}_ADDR": "10.0.0.1",
     }
-    assert gathered(tmp_path, environment=service)[0].port == 8000
+    nothing = gathered(tmp_path)
+    assert gathered(tmp_path, environment=variables) == nothing
+    # An option beside them is read nevertheless.
+    assert gathered(tmp_path, environment={**variables, "POOLHOUSE_HOST": "h"})[0].host == "h"
 
 
-def test_a_misspelt_variable_is_a_warning(tmp_path: Path) -> None:
-    with pytest.warns(
-        UserWarning, match="POOLHOUSE_MAX_MODEL_LENG is no option. Did you mean POOLHOUSE_MAX_MODEL_LEN?"
-    ):
+def test_no_option_is_taken_for_a_service(tmp_path: Path) -> None:
+    for name in known_options():
+        assert not _of_kubernetes(f"POOLHOUSE_{name.upper()}", "8000"), name
+
+
+def test_a_misspelt_variable_is_refused(tmp_path: Path) -> None:
+    words = "POOLHOUSE_MAX_MODEL_LENG is no option. Did you mean POOLHOUSE_MAX_MODEL_LEN?"
+    with pytest.raises(ConfigError, match=words):
         gathered(tmp_path, environment={"POOLHOUSE_MAX_MODEL_LENG": "5"})
+    with pytest.raises(ConfigError, match="POOLHOUSE_API_KY is no option"):
+        gathered(tmp_path, environment={"POOLHOUSE_API_KY": "secret"})
+    assert gathered(tmp_path, environment={"POOLHOUSE_OF_OUR_OWN": "x"}) == gathered(tmp_path)
 
 
 @pytest.mark.parametrize(

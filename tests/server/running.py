@@ -41,7 +41,14 @@ class Running:
     """A server process; `url` is where it will answer."""
 
     def __init__(
-        self, load: str = "engines = [FakeEngine('fake')]", *, stdin: bool = False, h11: bool = False, **settings: Any
+        self,
+        load: str = "engines = [FakeEngine('fake')]",
+        *,
+        stdin: bool = False,
+        h11: bool = False,
+        stdout: Any = subprocess.PIPE,
+        stderr: Any = subprocess.PIPE,
+        **settings: Any,
     ) -> None:
         settings = {"host": "127.0.0.1", "port": free_port(), **settings}
         scheme = "https" if "ssl_certfile" in settings else "http"
@@ -49,7 +56,7 @@ class Running:
         self.port: int = settings["port"]
         self.process = subprocess.Popen(
             [sys.executable, "-c", _SCRIPT.format(load=load, h11=h11), json.dumps(settings)],
-            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=stdout, stderr=stderr, text=True,
         )  # fmt: skip
 
     def ready(self) -> Running:
@@ -81,9 +88,9 @@ class Running:
 
 
 @contextmanager
-def running(**settings: Any) -> Iterator[Running]:
+def running(*, h11: bool = False, **settings: Any) -> Iterator[Running]:
     """A ready server, which ends well."""
-    server = Running(**settings).ready()
+    server = Running(h11=h11, **settings).ready()
     try:
         yield server
     finally:

@@ -36,11 +36,11 @@ class Client:
 
     def __init__(self, url: str, receive_bytes: int | None = None) -> None:
         parts = urlsplit(url)
-        self.socket = socket.socket()
+        self.socket = socket.socket(socket.AF_UNIX if parts.scheme == "unix" else socket.AF_INET)
         if receive_bytes is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self.socket.settimeout(120)
-        self.socket.connect((parts.hostname, parts.port))
+        self.socket.connect(parts.path if parts.scheme == "unix" else (parts.hostname, parts.port))
 
     def __del__(self) -> None:
         self.socket.close()

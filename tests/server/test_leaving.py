@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -12,6 +16,7 @@ import pytest
 
 from poolhouse.testing import FakeEngine
 from tests.server.sockets import Client, InThread, get, in_thread, load, request, wait_until
+from tests.server.test_security import certificate
 
 TEXTS = ["the moon", "the sea"]
 
@@ -93,6 +98,57 @@ def test_a_slow_reader_of_a_large_reply_keeps_nobody_waiting() -> None:
             assert Client(running.url).ask("/v1/embeddings", {"input": f"text {number}"}).status == 200
         reply = slow.reply()
         assert (reply.status, len(reply.body)) == (200, 400 * 5000 * 4)
+
+
+LARGE = {"input": "word " * 400, "task": "token_embed", "encoding_format": "bytes"}
+
+
+@pytest.mark.parametrize("h11", [False, True], ids=["httptools", "h11"])
+def test_a_reply_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch, h11: bool) -> None:
+    if h11:
+        monkeypatch.setitem(sys.modules, "uvicorn.protocols.http.httptools_impl", None)
+    engine = FakeEngine(width=5000, max_tokens=2000)
+    with in_thread(engine, reply_timeout_seconds=0.5) as running:
+        deaf = [Client(running.url, receive_bytes=4096).send("/pooling", LARGE) for _ in range(3)]
+        # A second request behind the unread reply, and a reply after which the connection is to be closed.
+        deaf[0].send("/pooling", LARGE)
+        closing = Client(running.url, receive_bytes=4096)
+        closing.socket.sendall(request("/pooling", LARGE).replace(b"Host: x", b"Host: x\r\nConnection: close"))
+        wait_until(lambda: len(engine.received) >= 4, "the requests")
+        wait_until(running.rests, "all of them to be given up")
+        assert Client(running.url).ask("/v1/embeddings", {"input": TEXTS}).status == 200
+
+
+def test_an_unread_reply_is_given_up_under_tls_too(tmp_path: Path) -> None:
+    file, key = certificate(tmp_path)
+    engine = FakeEngine(width=5000, max_tokens=2000)
+    with in_thread(engine, reply_timeout_seconds=0.5, ssl_certfile=file, ssl_keyfile=key) as running:
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.settimeout(60)
+        raw.connect(("127.0.0.1", int(running.url.rsplit(":", 1)[1])))
+        with ssl.create_default_context(cafile=file).wrap_socket(raw, server_hostname="127.0.0.1") as deaf:
+            deaf.sendall(request("/pooling", LARGE))
+            wait_until(lambda: len(engine.received) == 1, "the request")
+            wait_until(running.rests, "it to be given up")
+
+
+@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
+def test_who_reads_a_little_all_the_time_gets_the_whole_reply(tmp_path: Path, unix: bool) -> None:
+    engine = FakeEngine(width=5000, max_tokens=2000)
+    place = {"uds": str(tmp_path / "socket")} if unix else {}
+    with in_thread(engine, reply_timeout_seconds=1.5, **place) as running:
+        slow = Client(running.url, receive_bytes=16384).send("/pooling", LARGE)
+        wait_until(lambda: slow.answered, "the large reply")
+        read = 0
+        # For longer than the time in all, and never so long at once; then the rest.
+        for _ in range(12):
+            time.sleep(0.3)
+            read += len(slow.socket.recv(8192))
+        while read < 400 * 5000 * 4:
+            part = len(slow.socket.recv(1 << 20))
+            assert part > 0, "cut"
+            read += part
 
 
 def test_a_slow_reader_gets_its_large_reply_although_the_server_is_stopped() -> None:

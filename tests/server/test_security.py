@@ -70,7 +70,14 @@ def test_a_key_opens_every_route(http: httpx.Client, key: str, form: str) -> Non
 )
 def test_without_a_key_every_route_is_closed(http: httpx.Client, headers: dict[str, str]) -> None:
     paths = ["/v1/embeddings", "/pooling", "/metrics", "/version", "/v1/models", "/docs", "/openapi.json", "/nothing"]
-    for path in (*paths, "/health/", "//health", "/health/live/../../v1/models", "/v1/models?api-key=first-key"):
+    for path in (
+        *paths,
+        "/health/x",
+        "/healthy",
+        "//health",
+        "/health/live/../../v1/models",
+        "/v1/models?api-key=first-key",
+    ):
         for method in ("GET", "POST"):
             # Joined by hand: httpx takes what follows two slashes for a host.
             reply = http.request(method, str(http.base_url).rstrip("/") + path, headers=headers)

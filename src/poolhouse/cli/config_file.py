@@ -61,10 +61,21 @@ def _checked(path: Path, options: Any, known: set[str]) -> dict[str, Any]:
     return parsed(ours, lambda name: f"{path}: {name}")
 
 
+# In secrets and permissions, numbers are taken as they are written: to YAML, 0123 is 83.
+_NUMBERS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
+_AS_WRITTEN = frozenset({"api_key", "hf_token", "ssl_keyfile_password", "uds_mode"})
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's safe types; a key that stands twice is an error, where YAML would take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and str(key.value).replace("-", "_") in _AS_WRITTEN:
+                entries = value.value if isinstance(value, yaml.SequenceNode) else [value]
+                for entry in entries:
+                    if entry.tag in _NUMBERS:
+                        entry.tag = "tag:yaml.org,2002:str"
         # PyYAML has types where another package brings them.
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)  # type: ignore[no-untyped-call, unused-ignore]
         # Merged keys (<<) stand in the node too, so only plain ones are counted.

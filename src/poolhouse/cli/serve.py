@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from poolhouse.cli import process
 from poolhouse.cli.options import with_options
 from poolhouse.cli.sources import gather
+from poolhouse.errors import ConfigError
 from poolhouse.settings import ServerSettings, Settings
+from poolhouse.vllm_options import in_our_words
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from poolhouse.engine.engine import Engine
 
 
@@ -38,9 +45,44 @@ def serve(
     Every option may also stand in the file of --config, or in the environment as POOLHOUSE_<OPTION>.
     """
     server, engines = gather(models or [], {**options, **json.loads(other_options)}, config, os.environ)
+    if server.log_format == "json":
+        # Of a file that could not be read from afar.
+        process.speak_json()
     from poolhouse.server.run import serve as run
 
     run(lambda: _open(engines), server)
+
+
+# Options of the process around an application, which then belongs to somebody else.
+_OF_THE_PROCESS = (
+    *("host", "port", "uds", "uds_mode", "log_level", "log_format", "enable_ssl_refresh"),
+    *("header_timeout_seconds", "keep_alive_seconds", "reply_timeout_seconds"),
+    *(name for name in ServerSettings.model_fields if name.startswith("ssl_")),
+)
+
+
+def asgi(
+    model: str | Sequence[str] | None = None, *, config: str | os.PathLike[str] | None = None, **options: Any
+) -> ASGIApp:
+    """The HTTP application for another server: uvicorn, gunicorn, Ray Serve, or mounted in an application of yours.
+
+    model: a folder or hub id, or several; none takes the embedded default. config: a file as of `serve --config`. Options
+    are those of `serve`, by keyword; what is not given here may stand in that file, or in the environment.
+
+    Models are loaded when the server starts, or at the first request where nobody tells the application of the start;
+    until then it may be pickled, and the process forked.
+
+    Raises:
+        ConfigError: an unknown option, a value that does not fit, or an option of the process, such as `port`.
+    """
+    for name in in_our_words(options):
+        if name in _OF_THE_PROCESS:
+            raise ConfigError(f"{name}: this is for the server that runs the application; give it to that one.")
+    models = [model] if isinstance(model, str) else list(model or ())
+    server, engines = gather(models, options, None if config is None else Path(config), os.environ)
+    from poolhouse.server.hosted import hosted
+
+    return hosted(partial(_open, engines), server)
 
 
 def _open(all_settings: tuple[Settings, ...]) -> list[Engine]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -16,6 +16,8 @@ from poolhouse.settings import ServerSettings, Settings, known_options, several_
 from poolhouse.vllm_options import in_our_words
 
 _PREFIX = "POOLHOUSE_"
+_SERVICE_NAME = re.compile(r"_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
 
 
 def gather(
@@ -90,22 +92,34 @@ def _refuse_clashes(engines: Sequence[Settings]) -> None:
 
 
 def _environment(variables: Mapping[str, str]) -> _Source:
-    """POOLHOUSE_<OPTION>, and vLLM's own name for its keys; an empty variable is none."""
-    options: dict[str, Any] = {"api_key": variables["VLLM_API_KEY"]} if variables.get("VLLM_API_KEY") else {}
+    """POOLHOUSE_<OPTION>, and vLLM's own name for its keys; an empty variable is none, but an empty key is a mistake.
+
+    Raises:
+        ConfigError: a name that is nearly an option's.
+    """
+    options: dict[str, Any] = {"api_key": variables["VLLM_API_KEY"]} if "VLLM_API_KEY" in variables else {}
     places = {"api_key": "VLLM_API_KEY"} if options else {}
     known = known_options() - {"model", "config"}
     for variable, value in variables.items():
         name = variable.removeprefix(_PREFIX).lower()
-        # Kubernetes writes POOLHOUSE_PORT=tcp://... where a service is called poolhouse.
-        if not variable.startswith(_PREFIX) or not value or value.startswith("tcp://"):
+        if not variable.startswith(_PREFIX) or _of_kubernetes(variable, value):
             continue
         if name in known:
-            options[name], places[name] = value, variable
+            if value or name == "api_key":
+                options[name], places[name] = value, variable
         elif name not in ("model", "config") and (near := get_close_matches(name, known, n=1, cutoff=0.8)):
-            warnings.warn(f"{variable} is no option. Did you mean {_PREFIX}{near[0].upper()}?", stacklevel=4)
+            raise ConfigError(f"{variable} is no option. Did you mean {_PREFIX}{near[0].upper()}?")
     model = variables.get("POOLHOUSE_MODEL")
     options = in_our_words(parsed(options, lambda name: places.get(name, name)))
     return _Source("the environment", options, [{"model": model}] if model else (), places)
+
+
+def _of_kubernetes(variable: str, value: str) -> bool:
+    """Whether it tells of a service whose name begins with poolhouse, as Kubernetes and Docker's links do in every pod."""
+    # Of these names only PORT is an option too, and that is then an address.
+    if variable.endswith("_PORT"):
+        return _SERVICE_ADDRESS.match(value) is not None or variable.endswith("_SERVICE_PORT")
+    return _SERVICE_NAME.search(variable) is not None
 
 
 def _written_where(problem: str, sources: Sequence[_Source]) -> str:

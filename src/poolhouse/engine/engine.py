@@ -10,11 +10,12 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from poolhouse.engine import processes
@@ -86,8 +87,9 @@ class Engine:
         self._begin()
         self._start()
         processes.watch(self)
-        # A thread inside torch while the interpreter is taken down aborts the process.
-        atexit.register(self._exit)
+        # A thread inside torch while the interpreter is taken down aborts the process. Weak: whoever holds the engine keeps it.
+        self._at_exit = partial(_exit, weakref.ref(self))
+        atexit.register(self._at_exit)
 
     def _begin(self) -> None:
         """All that threads share, new; no thread is started yet."""
@@ -311,7 +313,7 @@ class Engine:
         collection of garbage) it waits for nothing.
         """
         self._closed = True
-        atexit.unregister(self._exit)
+        atexit.unregister(self._at_exit)
         if self._lanes.is_mine:
             drain_seconds = 0.0
         deadline = time.monotonic() + drain_seconds
@@ -363,6 +365,11 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        # Not of one that could not be made.
+        if "_at_exit" in self.__dict__ and not self._exiting:
+            self.close()
+
     def _refusal(self) -> EngineError | None:
         """Why no request is taken any more; None while they are."""
         return self.fatal or (EngineClosed("The engine is shut down.") if self._closed else None)
@@ -407,6 +414,12 @@ def _characters(request: Request) -> float:
     if prompt.text is None and prompt.conversation is not None:
         return math.inf
     return len(prompt.text or "") + len(prompt.pair or "")
+
+
+def _exit(engine: weakref.ref[Engine]) -> None:
+    held = engine()
+    if held is not None:
+        held._exit()  # noqa: SLF001 - it is this module's own
 
 
 def _fail(requests: Sequence[Request], error: Exception) -> None:

@@ -6,7 +6,6 @@ import itertools
 import os
 import threading
 import uuid
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,8 +58,6 @@ class LLM:
         self._key = uuid.uuid4().hex
         self._engine: Engine | None = open_engine(self.settings)
         self._numbers = itertools.count()
-        # The engine knows by itself what to do when the interpreter ends.
-        weakref.finalize(self, self._engine.close).atexit = False
 
     @property
     def engine(self) -> Engine:

@@ -14,7 +14,7 @@ import poolhouse
 from poolhouse.server import errors, logs, openapi, scraping, security, tracing, unrouted
 from poolhouse.server.adapted import with_adapters
 from poolhouse.server.dialects import routers, shapes
-from poolhouse.server.dispatch import Dispatch, Heads, Prefixed
+from poolhouse.server.dispatch import Addressed, Dispatch, Heads
 from poolhouse.server.metrics import Metrics
 from poolhouse.server.serving import Engine, Serving
 from poolhouse.settings import ServerSettings
@@ -43,8 +43,6 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
         lifespan=lifespan,
         openapi_url=None,
     )
-    # As an argument it is deprecated, for uvicorn's own prefix, which takes no request without it.
-    app.root_path = settings.root_path
     answering = errors.Answering(errors.SHAPES[settings.error_format])
     dialects = routers(serving)
     pages = [] if settings.disable_fastapi_docs else [openapi.router(dialects, settings)]
@@ -55,7 +53,7 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
     guarded = security.guarded(Dispatch(app, dialects, answering), settings)
     counted = Counting(Heads(guarded), serving.metrics)
     logged = logs.logged(counted if traces is None else tracing.Traced(counted, traces), settings)
-    return Prefixed(logged, settings.root_path) if settings.root_path else logged
+    return Addressed(logged, settings.root_path)
 
 
 class Counting:

@@ -13,7 +13,8 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poolhouse.server.dialects.routing import DirectRoute
-from poolhouse.server.security import path_of
+from poolhouse.server.probes import probe
+from poolhouse.server.security import is_below, path_of, without
 
 Fail = Callable[[Request, Exception], Awaitable[Response]]
 
@@ -79,12 +80,30 @@ class Heads:
                 scope["route"] = asked["route"]
 
 
-class Prefixed:
-    """Tells everything beneath of the path prefix that a proxy strips."""
+class Addressed:
+    """Tells everything beneath where it stands, and of every probe by one spelling.
+
+    Where it stands is the path prefix of an application around it, of the server, or of `root_path`, which a proxy may
+    strip or not.
+    """
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
         self.app = app
         self.root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app({**scope, "root_path": self.root_path}, receive, send)
+        if scope["type"] == "http":
+            path, root = scope["path"], self._root(scope)
+            spelling = probe(without(root, path))
+            if spelling is not None:
+                path = root + spelling if is_below(root, path) else spelling
+            if path != scope["path"] or root != scope.get("root_path", ""):
+                scope = {**scope, "path": path, "root_path": root}
+        await self.app(scope, receive, send)
+
+    def _root(self, scope: Scope) -> str:
+        given: str = scope.get("root_path", "").rstrip("/")
+        # A proxy may strip its part, and leave that of the application around us.
+        mounted = given.removeprefix(scope.get("app_root_path", "").rstrip("/"))
+        candidates = [root for root in (given, mounted, self.root_path) if root]
+        return next((root for root in candidates if is_below(root, scope["path"])), (*candidates, "")[0])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,14 +35,52 @@ def logging_config(settings: ServerSettings) -> dict[str, Any]:
     # uvicorn has a level below debug, which Python has not.
     level = 5 if settings.log_level == "trace" else settings.log_level.upper()
     logger = {"handlers": ["stderr"], "level": level, "propagate": False}
+    # The command line makes JSON of what others write there; ours is some already.
+    stream = getattr(sys.stderr, "beneath", "ext://sys.stderr")
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"lines": formatter},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stderr"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines", "stream": stream}},
+        "filters": {"not_yet": {"()": NotYet}},
         # OpenTelemetry says there what it could not send.
-        "loggers": dict.fromkeys(("poolhouse", "uvicorn", "opentelemetry"), logger),
+        "loggers": {
+            **dict.fromkeys(("poolhouse", "uvicorn", "opentelemetry"), logger),
+            "uvicorn.error": {"filters": ["not_yet"]},
+        },
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
     }
+
+
+def say(words: str) -> None:
+    """A line on standard output, for people and scripts that wait for it; nobody need read it."""
+    try:
+        print(words, flush=True)  # noqa: T201 - what this is for
+    except (OSError, ValueError):
+        give_up_unread()
+
+
+def give_up_unread() -> None:
+    """Let go of what cannot be written to the standard streams: the reader has gone, or the disk is full.
+
+    Python would try again when the process ends, and make that its exit status.
+    """
+    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, descriptor)
+                os.close(nothing)
+
+
+class NotYet(logging.Filter):
+    """Drops what uvicorn says of its start: it has started before models are loaded."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.msg not in ("Waiting for application startup.", "Application startup complete.")
 
 
 class RequestLog:

@@ -8,8 +8,28 @@ from starlette.types import Receive, Scope, Send
 from poolhouse.server.errors import Failure, Shape
 from poolhouse.server.security import path_of
 
+# Under these prefixes health is asked for as without them.
+_PREFIXES = ("", "/v1", "/v2", "/cohere", "/infinity", "/jina", "/tei", "/voyage")
+# Paths that answer by themselves; those with a slash behind them, and other spellings, mean one of them.
+_OWN = ("/health", "/health/live", "/health/ready", "/ping", "/tei/health", "/tei/ping", "/infinity/health")
+_SPELLINGS = {
+    **{
+        f"{prefix}{path}": path
+        for prefix in _PREFIXES
+        for path in ("/health", "/health/live", "/health/ready", "/ping")
+    },
+    "/healthz": "/health",
+    "/livez": "/health/live",
+    "/readyz": "/health/ready",
+    **{path: path for path in _OWN},
+}
 # What clients are told to wait before they ask again.
 _RETRY_SECONDS = 5
+
+
+def probe(path: str) -> str | None:
+    """The path of ours that answers where health is asked for; None for all other paths."""
+    return _SPELLINGS.get(path) or (_SPELLINGS.get(path.rstrip("/")) if path.endswith("/") else None)
 
 
 def report(status: int, word: str) -> Response:

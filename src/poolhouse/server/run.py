@@ -10,10 +10,8 @@ import os
 import signal
 import socket
 import ssl
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -21,9 +19,11 @@ from starlette.types import ASGIApp
 from poolhouse.errors import ConfigError, EngineError
 from poolhouse.server import tracing
 from poolhouse.server.app import create_app
-from poolhouse.server.connections import bounded_protocol
+from poolhouse.server.connections import Edge, bounded_protocol
+from poolhouse.server.dispatch import Addressed
 from poolhouse.server.errors import SHAPES
-from poolhouse.server.logs import logging_config
+from poolhouse.server.listening import Listeners
+from poolhouse.server.logs import give_up_unread, logging_config, say
 from poolhouse.server.security import CertificateFiles, api_keys, tls_options
 from poolhouse.server.serving import Engine
 from poolhouse.server.starting import Starting
@@ -57,13 +57,15 @@ def serve(open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings
     # uvicorn raises the signal again once it has stopped; by then the work is done, and that is a success.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
-    server.run_until_told()
+    try:
+        server.run_until_told()
+    finally:
+        give_up_unread()
     if server.failure is not None:
         raise server.failure
     if server.starting.thread.is_alive():
         # Stopped while loading. A thread inside torch while the interpreter is taken down would abort the process.
         logging.shutdown()
-        sys.stdout.flush()
         os._exit(0)
 
 
@@ -78,13 +80,12 @@ class _Server(uvicorn.Server):
         shape = SHAPES[settings.error_format]
         self.starting = Starting(self._load, self._say_where, self.die, shape)
         self.stopping = Stopping(self.starting, shape)
-        super().__init__(_configured(self.stopping, settings))
+        super().__init__(_configured(Addressed(Edge(self.stopping), settings.root_path), settings))
         try:
             self.config.load()
         except ssl.SSLError as error:
             raise ConfigError(f"The TLS certificate, key or ciphers cannot be used: {error}") from None
-        # Unix sockets are made by uvicorn.
-        self.listeners = None if settings.uds else [_listener(settings)]
+        self.listeners = Listeners(settings)
         self.certificates = (
             CertificateFiles(self.config.ssl, settings)
             if settings.enable_ssl_refresh and self.config.ssl is not None
@@ -94,11 +95,15 @@ class _Server(uvicorn.Server):
     def run_until_told(self) -> None:
         """Serve; the unix socket is gone afterwards."""
         log.info("Listening on %s; loading.", self._address())
+        if self.listeners.to_all and not api_keys(self.settings) and self.settings.ssl_cert_reqs != ssl.CERT_REQUIRED:
+            log.warning(
+                "There is no key, and every address of this machine is listened on: whoever reaches it is answered. "
+                "--api-key sets a key, --host 127.0.0.1 keeps others out."
+            )
         try:
-            self.run(sockets=self.listeners)
+            self.run(sockets=self.listeners.sockets)
         finally:
-            if self.settings.uds:
-                Path(self.settings.uds).unlink(missing_ok=True)
+            self.listeners.leave()
 
     def stop(self) -> None:
         """Stop as soon as what is in flight is answered."""
@@ -131,6 +136,7 @@ class _Server(uvicorn.Server):
             self._refuse_the_rest()
         # Large replies are still on their way to slow readers.
         self.config.timeout_graceful_shutdown = math.ceil(max(0, end - time.monotonic())) + _SECONDS_TO_REFUSE
+        self.listeners.leave()
         await super().shutdown(sockets)
 
     def _load(self) -> ASGIApp:
@@ -146,15 +152,11 @@ class _Server(uvicorn.Server):
 
     def _say_where(self) -> None:
         names = ", ".join(engine.name for engine in self.engines)
-        print(f"Poolhouse serves {names} on {self._address()}", flush=True)  # noqa: T201 - for people and scripts that wait for it
+        log.info("Application startup complete.")
+        say(f"Poolhouse serves {names} on {self._address()}")
 
     def _address(self) -> str:
-        if self.listeners is None:
-            return f"unix:{self.settings.uds}"
-        host, port = self.listeners[0].getsockname()[:2]
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
-        scheme = "https" if self.config.is_ssl else "http"
-        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        return self.listeners.address("https" if self.config.is_ssl else "http")
 
     def _refuse_the_rest(self) -> None:
         for engine in self.engines:
@@ -171,7 +173,6 @@ class _Server(uvicorn.Server):
 def _configured(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        uds=settings.uds,
         http=bounded_protocol(settings),
         h11_max_incomplete_event_size=settings.max_header_bytes,
         # Nothing here speaks it, and it would pass by the keys.
@@ -182,8 +183,3 @@ def _configured(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
         timeout_keep_alive=settings.keep_alive_seconds,
         **tls_options(settings),
     )
-
-
-def _listener(settings: ServerSettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    return socket.create_server((settings.host, settings.port), family=family, backlog=2048)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import hmac
 import ssl
@@ -13,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from poolhouse.errors import ConfigError
-from poolhouse.settings import ServerSettings
+from poolhouse.settings import ServerSettings, visible_key
 
 # Probes of supervisors and load balancers hold no key.
 OPEN_PATHS = frozenset(
@@ -56,17 +57,32 @@ def api_keys(settings: ServerSettings) -> tuple[str, ...]:
     Raises:
         ConfigError: the file cannot be read, or holds no key.
     """
-    keys = [key.get_secret_value().strip() for key in settings.api_key]
+    keys = [key.get_secret_value() for key in settings.api_key]
     if settings.api_key_file is not None:
-        try:
-            lines = Path(settings.api_key_file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"api_key_file: {error}") from None
-        found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        found = _keys_of(settings.api_key_file)
         if not found:
             raise ConfigError(f"api_key_file: {settings.api_key_file} holds no key; the server would be open to all.")
         keys += found
     return tuple(dict.fromkeys(keys))
+
+
+def _keys_of(path: str) -> list[str]:
+    try:
+        content = Path(path).read_bytes()
+        # PowerShell's > writes UTF-16. A byte order mark goes with the blanks around a key.
+        utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        lines = content.decode("utf-16" if utf_16 else "utf-8").replace("\r", "\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"api_key_file: {error}") from None
+    keys = []
+    for number, line in enumerate(lines, start=1):
+        word = line.strip().strip("\ufeff").strip()
+        if word and not word.startswith("#"):
+            try:
+                keys.append(visible_key(word))
+            except ValueError as error:
+                raise ConfigError(f"api_key_file: line {number} of {path}: {error}") from None
+    return keys
 
 
 class ApiKeys:
@@ -191,9 +207,17 @@ def is_probe(scope: Scope) -> bool:
 
 def path_of(scope: Scope) -> str:
     """The path as routes see it, without the prefix of a proxy."""
-    path: str = scope["path"]
-    root = scope.get("root_path", "")
-    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
+    return without(scope.get("root_path", ""), scope["path"])
+
+
+def without(root: str, path: str) -> str:
+    """A path without a prefix, if it has that."""
+    return (path.removeprefix(root) or "/") if is_below(root, path) else path
+
+
+def is_below(root: str, path: str) -> bool:
+    """Whether a path begins with this prefix, whole; an empty one is none."""
+    return root != "" and (path == root or path.startswith(f"{root}/"))
 
 
 async def _answer(send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:

@@ -17,7 +17,7 @@ from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
 from poolhouse.server import replies
-from poolhouse.server.dialects import hosted
+from poolhouse.server.dialects import health, hosted
 from poolhouse.server.dialects.classify import label_names, ranked_labels
 from poolhouse.server.dialects.fields import Many, body_schema
 from poolhouse.server.dialects.hosted import Wish
@@ -80,9 +80,10 @@ def prefixed_router(serving: Serving) -> APIRouter:
     routes = direct_router("infinity", "/infinity")
 
     @routes.get("/health")
-    async def health(_: Request) -> Response:
-        """The time, while the server lives."""
-        return Response(dumps({"unix": time.time()}), media_type="application/json")
+    async def alive(_: Request) -> Response:
+        """The time, while every engine can answer; else 503."""
+        status = health.answer(serving).status_code
+        return Response(dumps({"unix": time.time()}), status, media_type="application/json")
 
     @routes.get("/models")
     async def models(_: Request) -> Response:
