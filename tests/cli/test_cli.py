@@ -42,7 +42,7 @@ def test_embed_writes_json_lines(tmp_path: Path) -> None:
 
 
 def test_embed_reads_standard_input_and_files_and_writes_numpy(tmp_path: Path) -> None:
-    texts = "one\n\ntwo\nthree\n"
+    texts = "one\n\ntwo\n"
     (tmp_path / "texts.txt").write_text(texts)
     assert run("embed", "--format", "npy", "--output", str(tmp_path / "a.npy"), text=texts).returncode == 0
     assert run("embed", "-i", str(tmp_path / "texts.txt"), "-f", "npy", "-o", str(tmp_path / "b.npy")).returncode == 0
@@ -157,7 +157,7 @@ def test_embed_names_the_line_that_is_no_utf_8() -> None:
 
 
 def test_embed_without_any_text_says_so() -> None:
-    done = run("embed", text="\n\n")
+    done = run("embed", text="")
     assert "There is no text in standard input" in done.stderr
     assert done.returncode == 2
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
+from typing import NoReturn
 
 import typer
 
@@ -37,6 +39,8 @@ def main() -> None:
             arguments[1:] = arranged(arguments[1:])
         if arguments[:1] == ["bench"]:
             arguments[1:] = bench.name_comparison(arguments[1:])
+        if arguments[:1] != ["serve"]:
+            _let_signals_end()
         app(arguments)
     except PoolhouseError as error:
         print(f"poolhouse: {error}", file=sys.stderr)
@@ -44,6 +48,19 @@ def main() -> None:
     except OSError as error:
         print(f"poolhouse: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _let_signals_end() -> None:
+    """Let a command that is told to stop tidy up first, as it does when interrupted; `serve` stops in its own way."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        # Windows has no SIGHUP; who runs a command under nohup wants it ignored.
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, stop)
 
 
 __all__ = ["app", "main"]

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from poolhouse.bench.compare import Report, compare
 from poolhouse.cli import bench_serve
+from poolhouse.whole_files import whole_file
 
 bench = typer.Typer(
     help="Measure speed: `compare` this engine with sentence-transformers, or load a running server with `serve`.",
@@ -38,7 +39,8 @@ def compare_command(
         report = compare(model, texts, rounds, status.update)
     Console(soft_wrap=True).print(_table(report), *_words(report), sep="\n")
     if output is not None:
-        output.write_text(report.as_json() + "\n", encoding="utf-8")
+        with whole_file(output) as part:
+            part.write_text(report.as_json() + "\n", encoding="utf-8")
 
 
 bench.command("serve")(bench_serve.serve)
