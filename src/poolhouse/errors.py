@@ -21,12 +21,7 @@ from collections.abc import Iterable
 
 
 class PoolhouseError(Exception):
-    """Base of everything that Poolhouse raises on purpose.
-
-    `index` is the place of the prompt that it was raised for, among those of one call; None where it is of no one.
-    """
-
-    index: int | None = None
+    """Base of everything that Poolhouse raises on purpose."""
 
 
 class InvalidRequest(PoolhouseError, ValueError):

@@ -312,15 +312,14 @@ def test_words_that_look_like_a_model_are_texts_where_the_model_is_named(said: R
 
 SLOW = """
 import sys, time
-from poolhouse.cli import main
-from poolhouse.llm import LLM
-embed = LLM.embed
-def slowly(self, *args, **options):
-    result = embed(self, *args, **options)
-    print("halfway", file=sys.stderr, flush=True)
-    time.sleep(60)
-    return result
-LLM.embed = LLM.encode = slowly
+from poolhouse.cli import main, texts
+answered = texts.answered
+def slowly(*arguments):
+    for group in answered(*arguments):
+        yield group
+        print("halfway", file=sys.stderr, flush=True)
+        time.sleep(60)
+texts.answered = slowly
 sys.argv = ["poolhouse", *sys.argv[1:]]
 main()
 """

@@ -16,6 +16,7 @@ from poolhouse.errors import ConfigError
 from poolhouse.params import PoolingParams
 from poolhouse.precision import Calibration
 from poolhouse.settings import Settings
+from poolhouse.tasks import Task
 from poolhouse.whole_files import same_file, whole_file
 
 # Fewer vectors do not show how far the values of others reach.
@@ -44,19 +45,20 @@ def calibrate(
 
     if same_file(0 if source == "-" else source, output):
         raise ConfigError(f"{output} is both what is read and what would be written.")
-    params = PoolingParams(dimensions=dimensions)
     calibration: Calibration | None = None
     count = 0
     with contextlib.ExitStack() as stack:
         given = texts.opened(source, input_format, column, stack)
         part = stack.enter_context(whole_file(output))
-        llm = stack.enter_context(texts.opened_model(model, options))
-        task = "embed" if "embed" in llm.engine.tasks else "token_embed"
+        from poolhouse.llm import LLM
+        from poolhouse.llm.asking import Asked
+
+        llm = stack.enter_context(LLM(model, **options))
+        task: Task = "embed" if "embed" in llm.engine.tasks else "token_embed"
+        asked = Asked(PoolingParams(dimensions=dimensions), prompt_name)
         progress = stack.enter_context(tqdm(total=given.total, unit=" texts", disable=None, dynamic_ncols=True))
-        for numbers, group in given.groups(blank=False):
-            with given.named(numbers):
-                outputs = llm.encode(group, params, pooling_task=task, use_tqdm=False, prompt_name=prompt_name)
-            vectors = np.vstack([output.outputs.array for output in outputs])
+        for group, answers in texts.answered(llm, given.without_blanks(), task, asked):
+            vectors = np.vstack([answer.array for answer in answers])
             found = Calibration.of(vectors)
             calibration = found if calibration is None else calibration.joined(found)
             count += len(vectors)

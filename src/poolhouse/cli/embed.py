@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
@@ -15,19 +14,27 @@ import numpy as np
 import orjson
 import typer
 
+from poolhouse import token_files
 from poolhouse.cli import texts as files
 from poolhouse.cli.options import with_options
 from poolhouse.errors import ConfigError, did_you_mean
+from poolhouse.inputs.input_types import role_of
 from poolhouse.params import PoolingParams
 from poolhouse.precision import PRECISIONS, QUANTIZED, Codes, Precision, parse_precision, quantize
 from poolhouse.settings import Settings
+from poolhouse.token_embeddings import TokenEmbeddings
+from poolhouse.token_pooling import check_factor, pooled
 from poolhouse.whole_files import same_file, whole_file
 
 if TYPE_CHECKING:
     from poolhouse.llm import LLM
+    from poolhouse.llm.asking import Asked
 
 # Texts, their vectors, and which were cut.
 Write = Callable[[Sequence[str], Codes, Sequence[bool]], None]
+
+# Texts whose token vectors are in memory at once, twice.
+_TOKENS_AT_ONCE = 1024
 
 # Formats by the endings of their files.
 _BY_ENDING = {
@@ -105,21 +112,21 @@ def embed(
         raise ConfigError(f"--format {form} needs --output FILE.")
     if form == "jsonl" and wanted not in ("float32", *QUANTIZED):
         raise ConfigError(f"JSON lines cannot hold {wanted}; use --format npy.")
-    asked: dict[str, Any] = {"pooling_params": PoolingParams(dimensions=dimensions), "prompt_name": prompt_name}
     with contextlib.ExitStack() as stack:
         given = files.of_the_line(texts) if texts else files.opened(source, input_format, column, stack)
-        if tokens and output is not None:
-            from poolhouse import token_files
+        sink: Any = stack.enter_context(
+            token_files.writer(output, f".{form}") if tokens and output is not None else _stream(output, form)
+        )
+        from poolhouse.llm import LLM
+        from poolhouse.llm.asking import Asked
 
-            asked |= {"input_type": input_type, "token_pooling_factor": token_pooling_factor, "precision": precision}
-            write_block = stack.enter_context(token_files.writer(output, f".{form}"))
-            llm = stack.enter_context(files.opened_model(model, options))
-            count = _write_tokens(llm, given, write_block, asked)
+        llm = stack.enter_context(LLM(model, **options))
+        asked = Asked(PoolingParams(dimensions=dimensions), prompt_name, input_type=input_type)
+        if tokens:
+            count = _write_tokens(llm, given, sink, asked, wanted, token_pooling_factor)
         else:
-            stream = stack.enter_context(_stream(output, form))
-            write = stack.enter_context((_numpy_matrix if form == "npy" else _json_lines)(stream))
-            llm = stack.enter_context(files.opened_model(model, options))
-            count = _write_vectors(llm, given, write, wanted, asked)
+            write = stack.enter_context((_numpy_matrix if form == "npy" else _json_lines)(sink))
+            count = _write_vectors(llm, given, write, asked, wanted)
         if not count:
             raise files.nothing_in(source)
 
@@ -162,38 +169,31 @@ def _check_are_texts(texts: Sequence[str], source: str, model: str | None) -> No
             raise ConfigError(f"{text} may be a model of the hub, which is named by --model {text}. {to_embed}")
 
 
-def _write_vectors(llm: LLM, given: files.Texts, write: Write, precision: Precision, asked: dict[str, Any]) -> int:
+def _write_vectors(llm: LLM, given: files.Texts, write: Write, asked: Asked, precision: Precision) -> int:
     """A vector for each text; returns how many."""
     count = 0
     with _progress(given.total) as progress:
-        for numbers, group in given.groups():
-            with given.named(numbers):
-                results = llm.embed(group, use_tqdm=False, **asked)
-            rows = quantize(np.stack([result.outputs.array for result in results]), precision, llm.engine.calibration)
-            write(group, rows, [result.truncated for result in results])
-            count += len(group)
-            progress.update(len(group))
+        for texts, answers in files.answered(llm, given, "embed", asked):
+            rows = quantize(np.stack([answer.array for answer in answers]), precision, llm.engine.calibration)
+            write(texts, rows, [answer.tokens.truncated for answer in answers])
+            count += len(texts)
+            progress.update(len(texts))
     return count
 
 
-def _write_tokens(llm: LLM, given: files.Texts, write: Callable[[Any], None], asked: dict[str, Any]) -> int:
-    """The vectors of each text's tokens; returns how many texts."""
+def _write_tokens(
+    llm: LLM, given: files.Texts, write: token_files.Write, asked: Asked, precision: Precision, factor: float | None
+) -> int:
+    """The vectors of each text's tokens; returns how many texts. factor: how many of them are made one."""
+    if factor is not None:
+        check_factor(factor, role_of(asked.input_type))
     count = 0
-    # Of the texts whose vectors are still to come.
-    numbers: deque[int] = deque()
-
-    def noted() -> Iterator[str]:
-        for number, text in given.numbered:
-            numbers.append(number)
-            yield text
-
-    with _progress(given.total) as progress, given.named(numbers):
-        for block in llm.embed_tokens_in_blocks(noted(), **asked):
-            for _ in range(len(block)):
-                numbers.popleft()
-            write(block)
-            count += len(block)
-            progress.update(len(block))
+    with _progress(given.total) as progress:
+        for texts, answers in files.answered(llm, given, "token_embed", asked, _TOKENS_AT_ONCE):
+            matrices = [answer.array if factor is None else pooled(answer.array, factor) for answer in answers]
+            write(TokenEmbeddings.of(matrices, precision, llm.engine.calibration))
+            count += len(texts)
+            progress.update(len(texts))
     return count
 
 

@@ -7,7 +7,9 @@ import csv
 import itertools
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,9 +20,12 @@ import typer
 
 from poolhouse.errors import ConfigError, InputTooLong, PoolhouseError, did_you_mean
 from poolhouse.params import PoolingParams
+from poolhouse.tasks import Task
 
 if TYPE_CHECKING:
+    from poolhouse.engine.request import Answer
     from poolhouse.llm import LLM
+    from poolhouse.llm.asking import Asked
 
 # Texts that are in memory at once.
 _AT_ONCE = 4096
@@ -62,21 +67,62 @@ class Texts:
     where: str
     total: int | None = None
 
-    def groups(self, blank: bool = True) -> Iterator[tuple[Sequence[int], list[str]]]:
-        """Numbers and texts, as many as fit into memory. blank: take texts of white space alone too."""
-        rest = (item for item in self.numbered if blank or item[1].strip())
-        while group := list(itertools.islice(rest, _AT_ONCE)):
+    def groups(self, most: int) -> Iterator[tuple[Sequence[int], list[str]]]:
+        """Numbers and texts, at most so many at once."""
+        while group := list(itertools.islice(self.numbered, most)):
             yield [number for number, _ in group], [text for _, text in group]
 
-    @contextlib.contextmanager
-    def named(self, numbers: Sequence[int]) -> Iterator[None]:
-        """Let an error of one of these texts say where the text stands."""
-        try:
-            yield
-        except PoolhouseError as error:
-            if error.index is not None and error.index < len(numbers):
-                error.args = (f"{self.unit} {numbers[error.index]} of {self.where}: {error}",)
-            raise
+    def without_blanks(self) -> Texts:
+        """Those that are more than white space; their total is not known."""
+        return Texts((item for item in self.numbered if item[1].strip()), self.unit, self.where)
+
+
+def answered(
+    llm: LLM, given: Texts, task: Task, asked: Asked, most: int | None = None
+) -> Iterator[tuple[list[str], list[Answer]]]:
+    """Groups of at most so many texts with their answers, in order; the engine works one group ahead.
+
+    Raises:
+        PoolhouseError: of the first text that could not be answered, naming its place.
+    """
+    from poolhouse.llm.asking import requests_of
+
+    flying: deque[tuple[Sequence[int], list[str], Sequence[Future[Answer]]]] = deque()
+
+    def landed() -> tuple[list[str], list[Answer]]:
+        numbers, group, futures = flying[0]
+        answers = []
+        for number, future in zip(numbers, futures, strict=True):
+            try:
+                answers.append(future.result())
+            except PoolhouseError as error:
+                error.args = (f"{given.unit} {number} of {given.where}: {_in_words_of_options(error, llm)}",)
+                raise
+        flying.popleft()
+        return group, answers
+
+    try:
+        for numbers, group in given.groups(most or _AT_ONCE):
+            flying.append((numbers, group, llm.engine.submit(requests_of(llm.engine, group, task, asked))))
+            if len(flying) > 1:
+                yield landed()
+        while flying:
+            yield landed()
+    finally:
+        for _, _, futures in flying:
+            for future in futures:
+                future.cancel()
+
+
+def _in_words_of_options(error: PoolhouseError, llm: LLM) -> str:
+    """What went wrong, with the options of the command instead of the fields of requests."""
+    if not isinstance(error, InputTooLong):
+        return str(error)
+    most = llm.engine.limit(PoolingParams()).most
+    return (
+        f"This model's maximum context length is {most} tokens, and the text has more. --overflow truncate cuts such "
+        "texts, --overflow chunk splits them and takes the mean of the pieces."
+    )
 
 
 def of_the_line(texts: Sequence[str]) -> Texts:
@@ -116,25 +162,6 @@ def opened(source: str, form: str | None, column: str | None, stack: contextlib.
     if form == "jsonl":
         return Texts(_of_json(lines, words, column), "Line", words, total)
     return Texts(_of_table(lines, words, column, "," if form == "csv" else "\t"), "Line", words)
-
-
-@contextlib.contextmanager
-def opened_model(model: str | None, options: Mapping[str, Any]) -> Iterator[LLM]:
-    """The model that reads the texts; a refusal of too long a text names the options of the command."""
-    from poolhouse.llm import LLM
-
-    with LLM(model, **options) as llm:
-        try:
-            yield llm
-        except InputTooLong as error:
-            where, found, _ = str(error).partition("This model's maximum")
-            most = llm.engine.limit(PoolingParams()).most
-            words = (
-                f"This model's maximum context length is {most} tokens, and the text has more. --overflow truncate cuts "
-                "such texts, --overflow chunk splits them and takes the mean of the pieces."
-            )
-            error.args = (f"{where if found else ''}{words}",)
-            raise
 
 
 def nothing_in(source: str) -> ConfigError:

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from poolhouse.engine.answers import facts
 from poolhouse.engine.request import Answer
-from poolhouse.errors import PoolhouseError
 from poolhouse.outputs import (
     ClassificationOutput,
     ClassificationRequestOutput,
@@ -55,15 +54,10 @@ def scored(request_id: str, score: Score) -> ScoringRequestOutput:
 
 
 def wait(futures: Sequence[Future[Answer]], progress: bool | Callable[..., Any], label: str) -> list[Answer]:
-    """All answers in order; the first failure is raised, with its `index`, and what still waits is cancelled."""
-    answers: list[Answer] = []
+    """All answers in order; the first failure is raised, and what still waits is cancelled."""
     try:
-        for future in shown(futures, len(futures), progress, label):
-            answers.append(future.result())  # noqa: PERF401 - how many there are says which failed
-        return answers
-    except BaseException as error:
-        if isinstance(error, PoolhouseError):
-            error.index = len(answers)
+        return [future.result() for future in shown(futures, len(futures), progress, label)]
+    except BaseException:
         for future in futures:
             future.cancel()
         raise
