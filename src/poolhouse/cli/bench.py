@@ -12,6 +12,7 @@ from rich.table import Table
 
 from poolhouse.bench.compare import Report, compare
 from poolhouse.cli import bench_serve
+from poolhouse.errors import ConfigError, did_you_mean
 from poolhouse.whole_files import whole_file
 
 bench = typer.Typer(
@@ -21,10 +22,21 @@ bench = typer.Typer(
 )
 
 
+_COMMANDS = ("compare", "serve")
+
+
 def name_comparison(arguments: Sequence[str]) -> list[str]:
-    """Arguments behind `bench` with `compare` put before them, where they name neither command nor ask for help."""
-    named = arguments[:1] and arguments[0] in ("compare", "serve", "--help")
-    return list(arguments) if named else ["compare", *arguments]
+    """Arguments behind `bench` with `compare` put before them, where they name neither command nor ask for help.
+
+    Raises:
+        ConfigError: a first word that is nearly a command and no model of this machine.
+    """
+    first = arguments[0] if arguments else ""
+    if first in (*_COMMANDS, "--help"):
+        return list(arguments)
+    if not first.startswith("-") and not Path(first).exists() and (near := did_you_mean(first, _COMMANDS)):
+        raise ConfigError(f"No such command 'bench {first}'.{near}")
+    return ["compare", *arguments]
 
 
 @bench.command("compare")

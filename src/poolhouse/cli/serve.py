@@ -12,6 +12,8 @@ import typer
 
 from poolhouse.cli.options import with_options
 from poolhouse.cli.sources import gather
+from poolhouse.cli.spelling import spelled
+from poolhouse.errors import PoolhouseError
 from poolhouse.settings import ServerSettings, Settings
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 @with_options(Settings, ServerSettings)
 def serve(
+    context: typer.Context,
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -41,10 +44,15 @@ def serve(
         # Threads of torch that wait for each other would keep the cores busy for milliseconds, against the event loop and
         # other processes; waits of some ten microseconds between operations are worth it.
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-    server, engines = gather(models or [], {**options, **json.loads(other_options)}, config, os.environ)
+    given = {**options, **json.loads(other_options)}
+    server, engines, written = gather(models or [], given, config, os.environ, context.obj)
     from poolhouse.server.run import serve as run
 
-    run(lambda: _open(engines), server)
+    try:
+        run(lambda: _open(engines), server)
+    except PoolhouseError as error:
+        error.args = (spelled(str(error), written),)
+        raise
 
 
 def _open(all_settings: tuple[Settings, ...]) -> list[Engine]:
