@@ -169,6 +169,7 @@ def test_check_tells_facts_pipelines_and_the_distance_to_sentence_transformers()
         assert words in done.stdout
     line = next(line for line in done.stdout.splitlines() if "lowest cosine" in line)
     assert float(line.split("cosine ")[1].split(",")[0]) > 0.99999
+    assert done.stdout.splitlines()[-1] == "OK: the model loads, and answers as the reference, sentence-transformers."
 
 
 def test_check_shows_what_a_reranker_was_taken_for_and_its_prompt(tmp_path: Path) -> None:

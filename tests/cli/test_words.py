@@ -10,20 +10,28 @@ import pytest
 import typer
 
 import poolhouse
-from poolhouse import ConfigError, PoolerConfig
+from poolhouse import LLM, ConfigError, PoolerConfig, UnsupportedTask
 from poolhouse.cli import app
 from poolhouse.cli.sources import gather
 from poolhouse.cli.spelling import Written, as_typed, flag, on_the_line, spelled
 from poolhouse.settings import ServerSettings, Settings, useful_options
 from poolhouse.vllm_options import OUR_NAMES
+from tests.checkpoints import save_checkpoint
 from tests.cli.in_process import Run, said
+from tests.models.test_late_interaction import JINA, opened, repository
 
 __all__ = ["said"]
 
 FIELDS = {**Settings.model_fields, **ServerSettings.model_fields}
 # Every option of `serve`, a command of its own, and a value that its field refuses, where it refuses any.
 NAMES = sorted({*FIELDS, *OUR_NAMES} - {"model"})
-REFUSED = {"lora_modules": "x", "matryoshka_dimensions": "[", "quantization": "awq", "quantization_config": "awq", "api_key": ","}
+REFUSED = {
+    "lora_modules": "x",
+    "matryoshka_dimensions": "[",
+    "quantization": "awq",
+    "quantization_config": "awq",
+    "api_key": ",",
+}
 
 
 def misspelt(name: str) -> str:
@@ -188,3 +196,21 @@ def test_messages_in_the_words_of_python_are_spelled_for_their_readers() -> None
 
 def test_the_version_is_told(said: Run) -> None:
     assert said("--version").out.decode() == f"poolhouse {poolhouse.__version__}\n"
+
+
+def test_what_a_model_is_can_be_printed(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "tiny", "bert, wordpiece")
+    with LLM(str(tmp_path / "tiny"), served_model_name="tiny") as llm:
+        words = "embed, token_embed, 32 dimensions, float32 on cpu, native bert, packed"
+        assert str(llm) == f"LLM('tiny': {words})"
+    assert repr(llm) == f"LLM('tiny': {words}, closed)"
+
+
+def test_late_interaction_is_told_of_its_own_methods(tmp_path: Path, said: Run) -> None:
+    folder = repository(tmp_path, JINA)
+    with opened(folder) as llm, pytest.raises(UnsupportedTask) as caught:
+        llm.embed("x")
+    assert "a vector per token, not one per text: use embed_tokens, and score" in str(caught.value)
+    assert "convert" not in str(caught.value)
+    done = said("embed", "word", "--model", folder)
+    assert (done.status, "use --tokens, with --output FILE.npz" in done.error) == (2, True), done.error

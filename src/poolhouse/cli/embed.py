@@ -121,6 +121,10 @@ def embed(
         from poolhouse.llm.asking import Asked
 
         llm = stack.enter_context(LLM(model, **options))
+        if not tokens and "embed" not in llm.engine.tasks and "token_embed" in llm.engine.tasks:
+            raise ConfigError(
+                "This model gives a vector per token, not one per text: use --tokens, with --output FILE.npz."
+            )
         asked = Asked(PoolingParams(dimensions=dimensions), prompt_name, input_type=input_type)
         if tokens:
             count = _write_tokens(llm, given, sink, asked, wanted, token_pooling_factor)

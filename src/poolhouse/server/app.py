@@ -45,7 +45,7 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
     )
     # As an argument it is deprecated, for uvicorn's own prefix, which takes no request without it.
     app.root_path = settings.root_path
-    answering = errors.Answering(errors.SHAPES[settings.error_format])
+    answering = errors.Answering(errors.SHAPES[settings.error_format], serving.tasks_in_words)
     dialects = routers(serving)
     pages = [] if settings.disable_fastapi_docs else [openapi.router(dialects, settings)]
     for router in (*dialects, *pages):
