@@ -23,7 +23,7 @@ LINES = [
     [
         *("tasks", "params", "lora", "outputs", "errors", "tokens", "segments", "batch", "settings", "data"),
         *("spans", "plugins", "json_files", "chat_files", "precision", "vllm_options", "sides"),
-        *("max_sim", "token_pooling", "token_embeddings", "token_files"),
+        *("max_sim", "token_pooling", "token_embeddings", "token_files", "whole_files"),
     ],
 ]
 # Rooms of the last line know each other: they are single files without a common subject.

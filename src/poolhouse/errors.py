@@ -87,6 +87,17 @@ class EngineClosed(EngineError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the known name nearest to `name`, else nothing."""
+    near = nearest(name, known)
+    return "" if near is None else f" Did you mean '{near}'?"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` is nearly, in whatever case and with - or _; None where it is near none."""
+    by_key = {_key(one): one for one in known}
     # No known name is longer; comparing a caller's megabytes would take seconds.
-    near = difflib.get_close_matches(name[:100], list(known), n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    near = difflib.get_close_matches(_key(name[:100]), list(by_key), n=1)
+    return by_key[near[0]] if near else None
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("-", "_")

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from poolhouse.errors import ConfigError, InvalidRequest, did_you_mean
+from poolhouse.whole_files import save_tensors, whole_file
 
 Precision = Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2", "int8", "uint8", "binary", "ubinary"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -152,9 +153,8 @@ class Calibration:
 
     def save(self, path: str | Path) -> None:
         """Write the ranges as a safetensors file."""
-        from safetensors.numpy import save_file
-
-        save_file({"minimum": self.minimum, "maximum": self.maximum}, path)
+        with whole_file(path) as part:
+            save_tensors({"minimum": self.minimum, "maximum": self.maximum}, part)
 
     def joined(self, other: Calibration) -> Calibration:
         """The ranges that hold those of both."""

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
@@ -188,10 +188,12 @@ class Settings(BaseModel):
             ConfigError: an unknown option, naming the nearest, or a value that does not fit.
         """
         options = in_our_words(options)
-        known = {*cls.model_fields, *OUR_NAMES, *FORMER_NAMES, *MEANINGLESS}
+        known = {*cls.model_fields, *OUR_NAMES, *FORMER_NAMES}
         meaningless = sorted(name for name in options if name in MEANINGLESS)
         for name in options:
-            if name not in known and name not in DONE_ANYWAY:
+            if name in ServerSettings.model_fields:
+                raise ConfigError(f"'{name}' is an option of the server, not of a model.")
+            if name not in known and name not in MEANINGLESS | DONE_ANYWAY:
                 raise ConfigError(f"There is no option '{name}'.{did_you_mean(name, known)}")
         if meaningless:
             warnings.warn(
@@ -310,8 +312,12 @@ class ServerSettings(BaseModel):
 
 def known_options() -> set[str]:
     """Every name that `Settings` or `ServerSettings` understand."""
-    ours = {*Settings.model_fields, *ServerSettings.model_fields}
-    return ours | {*OUR_NAMES, *FORMER_NAMES, *MEANINGLESS, *DONE_ANYWAY}
+    return useful_options() | {*FORMER_NAMES, *MEANINGLESS, *DONE_ANYWAY}
+
+
+def useful_options() -> set[str]:
+    """Every name, ours or vLLM's, that changes something here and is still in use."""
+    return {*Settings.model_fields, *ServerSettings.model_fields, *OUR_NAMES}
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
@@ -325,7 +331,9 @@ def _validated(cls: type[SettingsT], options: Mapping[str, Any]) -> SettingsT:
         for problem in error.errors(include_url=False):
             where, words = problem["loc"], problem["msg"].removeprefix("Value error, ")
             got = "" if where[:1] in _SECRET else f" (got {problem['input']!r})"
-            problems.append(f"{'.'.join(map(str, where))}: {words}{got}")
+            choices = get_args(cls.model_fields[str(where[0])].annotation) if problem["type"] == "literal_error" else ()
+            near = did_you_mean(str(problem["input"]), choices)
+            problems.append(f"{'.'.join(map(str, where))}: {words}{got}{near and f'.{near}'}")
         raise ConfigError("; ".join(problems)) from None
 
 

@@ -19,6 +19,7 @@ from poolhouse.errors import ConfigError, PoolhouseError
 from poolhouse.max_sim import offsets_of
 from poolhouse.precision import Calibration, parse_precision
 from poolhouse.token_embeddings import TokenEmbeddings
+from poolhouse.whole_files import save_tensors, whole_file
 
 Write = Callable[[TokenEmbeddings], None]
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -26,7 +27,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 @contextlib.contextmanager
 def writer(path: str | Path, form: str | None = None) -> Iterator[Write]:
-    """Write a file block by block; it appears when all of them are written, and without any not at all.
+    """Write a file block by block; it appears when all of them are written, and without any not at all (`whole_file`).
 
     form: ".npz", ".safetensors" or ".arrow"; None goes by the path's ending.
     An .arrow file takes no more memory than a block; the others hold all blocks until the end.
@@ -34,16 +35,8 @@ def writer(path: str | Path, form: str | None = None) -> Iterator[Write]:
     Raises:
         ConfigError: an ending that means no kind of file; pyarrow, which .arrow needs, is not installed.
     """
-    path = Path(path)
-    form = form or _form(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        with _WRITERS[form](part) as write:
-            yield write
-        if part.exists():
-            part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as part, _WRITERS[form or _form(Path(path))](part) as write:
+        yield write
 
 
 def read(path: str | Path) -> TokenEmbeddings:
@@ -82,13 +75,11 @@ def _numpy_writer(path: Path) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _safetensors_writer(path: Path) -> Iterator[Write]:
-    from safetensors.numpy import save_file
-
     blocks: list[TokenEmbeddings] = []
     yield blocks.append
     if blocks:
         whole = TokenEmbeddings.joined(blocks)
-        save_file(_arrays(whole), path, {"precision": whole.precision})
+        save_tensors(_arrays(whole), path, {"precision": whole.precision})
 
 
 @contextlib.contextmanager

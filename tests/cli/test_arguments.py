@@ -86,12 +86,12 @@ def test_options_that_take_several_values_may_be_repeated() -> None:
     assert words == ["--api-key", '["a,1", "b"]', "--port", "2"]
 
 
-def test_unknown_options_are_gathered_with_their_values() -> None:
-    line = "m --max-num-seqs 4 --enforce-eager n --port 80 --x=y --no-enable-prefix-caching --odd --odder 1.5"
+def test_options_that_mean_nothing_are_gathered_with_their_values() -> None:
+    line = "m --max-num-seqs 4 --enforce-eager n --port 80 --load-format=y --no-enable-prefix-caching --swap-space 1.5"
     words = arranged(line.split())
     assert (words[:2], words[4:]) == (["--port", "80"], ["--", "m", "n"])
     assert json.loads(words[3]) == {
-        "max_num_seqs": 4, "enforce_eager": True, "x": "y", "enable_prefix_caching": False, "odd": True, "odder": 1.5,
+        "max_num_seqs": 4, "enforce_eager": True, "load_format": "y", "enable_prefix_caching": False, "swap_space": 1.5,
     }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def gathered(
 ) -> tuple[ServerSettings, tuple[Settings, ...]]:
     if file is not None:
         (tmp_path / "serve.yaml").write_text(file)
-    return gather(models, options, tmp_path / "serve.yaml" if file is not None else None, environment or {})
+    return gather(models, options, tmp_path / "serve.yaml" if file is not None else None, environment or {})[:2]
 
 
 def test_a_file_says_what_the_line_could(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_misspelt_variable_is_refused(tmp_path: Path) -> None:
     ("file", "words"),
     [
         ("prot: 80", "serve.yaml: there is no option 'prot'. Did you mean 'port'?"),
-        ("models: [{model: m, max-model-leng: 5}]", "there is no option 'max_model_leng'. Did you mean 'max_model_len'?"),
+        ("models: [{model: m, max-model-leng: 5}]", "there is no option 'max-model-leng'. Did you mean 'max-model-len'?"),
         ("models: [{model: m, port: 5}]", "'port' is an option of the server, not of one model"),
         ("models: [{dtype: auto}]", "needs model: NAME"),
         ("models: [5]", "options are a mapping"),
@@ -163,8 +163,8 @@ def test_a_misspelt_variable_is_refused(tmp_path: Path) -> None:
         ("port: [", "is not valid YAML"),
         ("port: 1\nport: 2", "port stands twice"),
         ("a: !!python/object/apply:os.system ['true']", "is not valid YAML"),
-        ("port: 99999", "port: Input should be less than or equal to 65535 (got 99999) (--port is set by "),
-        ("hf-overrides: '{'", "serve.yaml: hf_overrides is not valid JSON"),
+        ("port: 99999", "port in "),
+        ("hf-overrides: '{'", "serve.yaml: hf-overrides is not valid JSON"),
         ("models: [a, b]\nserved-model-name: x", "with several models it gives one name to each"),
         ("models: [a, {model: b, served-model-name: a}]", "'a' would name a and b"),
         ("models: [a, a]", "'a' would name a and a"),
@@ -178,7 +178,7 @@ def test_what_is_wrong_in_a_file_is_said_with_its_name(tmp_path: Path, file: str
 
 
 def test_a_wrong_value_of_a_variable_is_said_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"port: .* \(--port is set by POOLHOUSE_PORT\)"):
+    with pytest.raises(ConfigError, match=r"^POOLHOUSE_PORT: Input should be a valid integer"):
         gathered(tmp_path, environment={"POOLHOUSE_PORT": "eighty"})
     with pytest.raises(ConfigError, match="POOLHOUSE_HF_OVERRIDES is not valid JSON"):
         gathered(tmp_path, environment={"POOLHOUSE_HF_OVERRIDES": "{"})

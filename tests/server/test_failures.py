@@ -88,9 +88,39 @@ def test_the_model_of_a_request_selects_the_engine() -> None:
         assert width() == width(model="") == (4, "small")
         assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["small", "large"]
         reply = http.post("/v1/embeddings", json={"input": "x", "model": "middle"})
-        assert reply.json() == both("The model `middle` does not exist.", "NotFoundError", 404)
+        assert reply.json() == both(
+            "The model `middle` does not exist. Served models: small, large.", "NotFoundError", 404
+        )
     assert not small.alive
     assert not large.alive
+
+
+def test_a_task_that_a_model_lacks_is_said_with_the_models_that_have_it() -> None:
+    """In every dialect; one model needs no such words."""
+    engines = [FakeEngine("labels", tasks=("classify",)), FakeEngine("vectors", tasks=("embed", "token_embed"))]
+    told = "Served models and their tasks: `labels`: classify; `vectors`: embed, token_embed."
+    with TestClient(create_app(engines)) as http:
+        for path, body in (
+            ("/v1/embeddings", {"input": "x"}),
+            ("/pooling", {"input": "x", "task": "embed"}),
+            ("/classify", {"input": "x", "model": "vectors"}),
+            ("/cohere/v2/embed", {"texts": ["x"], "input_type": "search_query"}),
+            ("/jina/v1/embeddings", {"input": "x", "model": "labels"}),
+            ("/tei/embed", {"inputs": "x"}),
+            ("/infinity/classify", {"input": ["x"], "model": "vectors"}),
+        ):
+            reply = http.post(path, json=body)
+            assert reply.status_code >= 400
+            assert told in reply.text, reply.text
+    with TestClient(create_app(engines[:1])) as http:
+        assert "Served models" not in http.post("/v1/embeddings", json={"input": "x"}).text
+
+
+def test_a_name_that_no_model_has_is_not_repeated_at_length() -> None:
+    with TestClient(create_app([FakeEngine(f"model-{number}") for number in range(30)])) as http:
+        message = http.post("/v1/embeddings", json={"input": "x", "model": "y" * 100_000}).json()["message"]
+    assert len(message) < 1000
+    assert "model-19 and 10 more" in message
 
 
 def test_an_engine_without_embeddings_refuses_them_only() -> None:

@@ -184,7 +184,7 @@ def test_tei_decodes_one_list_or_several(http: TestClient) -> None:
         ("/tokenize", {"inputs": ["x"] * 4}, 422, {"error": "inputs has 4 entries; one request may hold 3 (--max-client-batch-size).", "error_type": "Validation"}),
         ("/tei/decode", {"ids": [[1]] * 4}, 422, {"error": "ids has 4 entries; one request may hold 3 (--max-client-batch-size).", "error_type": "Validation"}),
         ("/tokenize", {"inputs": "x", "prompt_name": "quary"}, 422, {"error": "The model has no prompt named 'quary'.", "error_type": "Validation"}),
-        ("/tokenize", {"inputs": "x", "model": "none"}, 404, {"error": "The model `none` does not exist.", "error_type": "Validation"}),
+        ("/tokenize", {"inputs": "x", "model": "none"}, 404, {"error": "The model `none` does not exist. Served models: fake, other.", "error_type": "Validation"}),
         ("/decode", {"ids": [999999999]}, 422, {"error": "Token id 999999999 is out of vocabulary", "error_type": "Validation"}),
     ],
 )  # fmt: skip

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from poolhouse.cli.options import JSON_OPTIONS, flag
+from poolhouse.cli.options import JSON_OPTIONS
+from poolhouse.cli.spelling import flag, near_flag
 from poolhouse.errors import ConfigError
-from poolhouse.settings import ServerSettings, Settings
-from poolhouse.vllm_options import DONE_ANYWAY, MEANINGLESS, OUR_NAMES, is_switch
+from poolhouse.settings import ServerSettings, Settings, useful_options
+from poolhouse.vllm_options import DONE_ANYWAY, FORMER_NAMES, MEANINGLESS, OUR_NAMES, is_switch
 
 # Options of the command itself.
 _OWN = {"config"}
@@ -21,11 +22,10 @@ def arranged(arguments: Sequence[str]) -> list[str]:
     """The same options with one value each, then the models.
 
     An option may be written with - or _, under vLLM's name, with several values, repeated where it takes several, or
-    one field at a time (`--pooler-config.FIELD`). What no field describes goes into `--other-options`, for Settings to
-    judge.
+    one field at a time (`--pooler-config.FIELD`). vLLM's options that no field describes go into `--other-options`.
 
     Raises:
-        ConfigError: an option without its value, or names that may be models.
+        ConfigError: an option that does not exist, or without its value, or names that may be models.
     """
     return _Walk(arguments).words()
 
@@ -78,12 +78,15 @@ class _Walk:
             if argument == "--":
                 self.models += self.rest
                 break
-            if not argument.startswith("--") or argument == "-":
+            if not argument.startswith("-") or argument == "-":
                 self.models.append(argument)
                 continue
             written, equals, value = argument[2:].partition("=")
             name = written.replace("-", "_")
             name = OUR_NAMES.get(name, name)
+            if not argument.startswith("--") or not _exists(name):
+                typed = argument.partition("=")[0]
+                raise ConfigError(f"There is no option {typed}.{near_flag(typed, useful_options() | _OWN)}")
             self._option(name, argument if not equals else None, value)
             names_stand_last = name == _NAMES
         if len(self.names) > 1 and not self.models:
@@ -147,6 +150,12 @@ class _Walk:
         if self.others:
             words += ["--other-options", json.dumps(self.others)]
         return [*words, "--", *self.models] if self.models else words
+
+
+def _exists(name: str) -> bool:
+    """Whether an option, or its opposite (`no_`), is one of ours or of vLLM's."""
+    known = useful_options() | MEANINGLESS | DONE_ANYWAY | set(FORMER_NAMES) | _OWN | _HELP
+    return name in known or name.removeprefix("no_") in known
 
 
 def _is_adapter(word: str) -> bool:

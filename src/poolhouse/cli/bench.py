@@ -12,6 +12,8 @@ from rich.table import Table
 
 from poolhouse.bench.compare import Report, compare
 from poolhouse.cli import bench_serve
+from poolhouse.errors import ConfigError, did_you_mean
+from poolhouse.whole_files import whole_file
 
 bench = typer.Typer(
     help="Measure speed: `compare` this engine with sentence-transformers, or load a running server with `serve`.",
@@ -20,10 +22,21 @@ bench = typer.Typer(
 )
 
 
+_COMMANDS = ("compare", "serve")
+
+
 def name_comparison(arguments: Sequence[str]) -> list[str]:
-    """Arguments behind `bench` with `compare` put before them, where they name neither command nor ask for help."""
-    named = arguments[:1] and arguments[0] in ("compare", "serve", "--help")
-    return list(arguments) if named else ["compare", *arguments]
+    """Arguments behind `bench` with `compare` put before them, where they name neither command nor ask for help.
+
+    Raises:
+        ConfigError: a first word that is nearly a command and no model of this machine.
+    """
+    first = arguments[0] if arguments else ""
+    if first in (*_COMMANDS, "--help"):
+        return list(arguments)
+    if not first.startswith("-") and not Path(first).exists() and (near := did_you_mean(first, _COMMANDS)):
+        raise ConfigError(f"No such command 'bench {first}'.{near}")
+    return ["compare", *arguments]
 
 
 @bench.command("compare")
@@ -38,7 +51,8 @@ def compare_command(
         report = compare(model, texts, rounds, status.update)
     Console(soft_wrap=True).print(_table(report), *_words(report), sep="\n")
     if output is not None:
-        output.write_text(report.as_json() + "\n", encoding="utf-8")
+        with whole_file(output) as part:
+            part.write_text(report.as_json() + "\n", encoding="utf-8")
 
 
 bench.command("serve")(bench_serve.serve)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +16,10 @@ from rich.table import Table
 from poolhouse.bench.backends import BACKENDS
 from poolhouse.bench.load import Load, run_load
 from poolhouse.bench.load_report import LoadReport
+from poolhouse.cli import texts as files
 from poolhouse.data import ragged_texts, short_texts
-from poolhouse.errors import ConfigError
+from poolhouse.errors import ConfigError, did_you_mean
+from poolhouse.whole_files import same_file, whole_file
 
 # Above this share of a core the client slows what it measures.
 _BUSY_CLIENT = 0.8
@@ -51,7 +54,8 @@ def serve(
         str, typer.Option(help="Words of a text: a number, a range, or `ragged` as in `bench compare`.")
     ] = "8-16",
     dataset: Annotated[
-        Path | None, typer.Option("--dataset", "--dataset-path", help="A file with a text per line, instead.")
+        Path | None,
+        typer.Option("--dataset", "--dataset-path", help="A file of texts instead, as `embed --input` reads them."),
     ] = None,
     encoding: Annotated[Encoding, typer.Option("--encoding-format", help="How vectors come.")] = Encoding.float,
     extra: Annotated[str | None, typer.Option("--extra-body", help="A JSON object of fields for every body.")] = None,
@@ -70,6 +74,8 @@ def serve(
     Exits with status 1 when every request failed. With a rate, latency counts from when a request was due.
     """
     shares = _percentiles(percentiles)
+    if dataset is not None and output is not None and same_file(dataset, output):
+        raise ConfigError(f"{output} is both what is read and what would be written.")
     load = Load(
         url=base_url,
         backend=_known(backend),
@@ -90,14 +96,17 @@ def serve(
     report = LoadReport.of(load, run_load(load, texts), shares)
     Console(soft_wrap=True).print(_table(report), *_words(report), sep="\n")
     if output is not None:
-        output.write_text(report.as_json() + "\n", encoding="utf-8")
+        with whole_file(output) as part:
+            part.write_text(report.as_json() + "\n", encoding="utf-8")
     if not report.successes:
         raise typer.Exit(1)
 
 
 def _known(backend: str) -> str:
     if backend not in BACKENDS:
-        raise ConfigError(f"There is no backend {backend!r}; there are: {', '.join(BACKENDS)}.")
+        raise ConfigError(
+            f"There is no backend {backend!r}; there are: {', '.join(BACKENDS)}.{did_you_mean(backend, BACKENDS)}"
+        )
     return backend
 
 
@@ -136,13 +145,11 @@ def _percentiles(text: str) -> list[float]:
 def _texts(words: str, dataset: Path | None, count: int, seed: int) -> list[str]:
     """At most `count` texts; of a file, those that it has."""
     if dataset is not None:
-        try:
-            lines = dataset.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{dataset} is not UTF-8: {error}") from None
-        texts = [line for line in lines if line.strip()]
+        with ExitStack() as stack:
+            given = files.opened(str(dataset), None, None, stack)
+            texts = [text for _, text in given.numbered if text.strip()]
         if not texts:
-            raise ConfigError(f"There is no text in {dataset}.")
+            raise files.nothing_in(str(dataset))
         return texts
     if words == "ragged":
         return ragged_texts(count, seed)

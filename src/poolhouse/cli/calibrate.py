@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +12,12 @@ import typer
 
 from poolhouse.cli import texts
 from poolhouse.cli.options import with_options
+from poolhouse.errors import ConfigError
 from poolhouse.params import PoolingParams
 from poolhouse.precision import Calibration
 from poolhouse.settings import Settings
+from poolhouse.tasks import Task
+from poolhouse.whole_files import same_file, whole_file
 
 # Fewer vectors do not show how far the values of others reach.
 _FEW = 1000
@@ -24,9 +26,9 @@ _FEW = 1000
 @with_options(Settings)
 def calibrate(
     model: Annotated[str | None, typer.Argument(help="Folder or hub id; none: the embedded default.")] = None,
-    source: Annotated[
-        str, typer.Option("--input", "-i", help="A file with a text per line; - is standard input.")
-    ] = "-",
+    source: texts.Input = "-",
+    input_format: texts.InputFormat = None,
+    column: texts.Column = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where to write, for the option int8_calibration.")
     ] = Path("ranges.safetensors"),
@@ -35,28 +37,34 @@ def calibrate(
     *,
     options: dict[str, Any],
 ) -> None:
-    """Write the least and the largest value of each dimension, over the vectors of texts like those to come."""
+    """Write the least and the largest value of each dimension, over the vectors of texts like those to come.
+
+    Blank texts are left out.
+    """
     from tqdm import tqdm
 
-    from poolhouse.llm import LLM
-
-    params = PoolingParams(dimensions=dimensions)
-    found: list[Calibration] = []
+    if same_file(0 if source == "-" else source, output):
+        raise ConfigError(f"{output} is both what is read and what would be written.")
+    calibration: Calibration | None = None
     count = 0
     with contextlib.ExitStack() as stack:
-        lines = texts.lines(source, stack)
+        given = texts.opened(source, input_format, column, stack)
+        part = stack.enter_context(whole_file(output))
+        from poolhouse.llm import LLM
+        from poolhouse.llm.asking import Asked
+
         llm = stack.enter_context(LLM(model, **options))
-        task = "embed" if "embed" in llm.engine.tasks else "token_embed"
-        progress = stack.enter_context(tqdm(unit=" texts", disable=None, dynamic_ncols=True))
-        for group in texts.groups(lines):
-            outputs = llm.encode(group, params, pooling_task=task, use_tqdm=False, prompt_name=prompt_name)
-            vectors = np.vstack([output.outputs.array for output in outputs])
-            found.append(Calibration.of(vectors))
+        task: Task = "embed" if "embed" in llm.engine.tasks else "token_embed"
+        asked = Asked(PoolingParams(dimensions=dimensions), prompt_name)
+        progress = stack.enter_context(tqdm(total=given.total, unit=" texts", disable=None, dynamic_ncols=True))
+        for group, answers in texts.answered(llm, given.without_blanks(), task, asked):
+            vectors = np.vstack([answer.array for answer in answers])
+            found = Calibration.of(vectors)
+            calibration = found if calibration is None else calibration.joined(found)
             count += len(vectors)
             progress.update(len(group))
-    if not found:
-        raise texts.nothing_in(source)
-    calibration = reduce(Calibration.joined, found)
-    calibration.save(output)
+        if calibration is None:
+            raise texts.nothing_in(source)
+        calibration.save(part)
     few = "" if count >= _FEW else f" More than {_FEW} would show better how far values reach."
     print(f"{output}: {calibration.width} ranges of {count} vectors.{few}", file=sys.stderr)

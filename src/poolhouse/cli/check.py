@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import orjson
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from poolhouse.cli.golden import Compared, compare, golden_values, measure
 from poolhouse.cli.options import with_options
 from poolhouse.data import passages, queries
 from poolhouse.engine.request import Request
-from poolhouse.errors import CheckpointError
+from poolhouse.errors import CheckpointError, InvalidRequest, PoolhouseError
 from poolhouse.inputs.chat import SEAM
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
 _LEAST_COSINE = 0.9999
 # Relative to the largest logit.
 _LARGEST_LOGIT_DIFFERENCE = 1e-3
+_REFERENCE = "the reference, sentence-transformers"
 
 
 @with_options(Settings)
@@ -36,76 +42,157 @@ def check(
     reference: Annotated[
         bool, typer.Option(help="Compare with published numbers, and sentence-transformers where it is installed.")
     ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     *,
     options: dict[str, Any],
 ) -> None:
-    """Print a model's facts and pipelines, and compare it with the reference library."""
-    from poolhouse.llm import LLM
+    """Print a model's facts and pipelines, compare it with the reference library, and say whether all is well.
 
-    console = Console(soft_wrap=True)
-    options.setdefault("overflow", "truncate")
-    with LLM(model, **options) as llm:
-        console.print(_facts(llm))
-        if not reference:
-            return
-        values = golden_values(llm.settings.model, llm.model.facts.path)
-        if values:
-            _judge(console, compare(values, measure(llm, values)), "published numbers")
-        if find_spec("sentence_transformers") is None:
-            console.print("No reference: sentence-transformers is not installed.")
-            return
-        compared = _compare(llm)
-    if isinstance(compared, str):
-        console.print(f"No reference: {compared}")
-        return
-    _judge(console, compared, "the reference's")
+    Exits with status 0 only if the model loads, answers, and differs from no reference that there is.
+    """
+    if not as_json:
+        console = Console(soft_wrap=True)
+        _, report = _checked(model, reference, options, console.print)
+        console.print(report.verdict)
+    else:
+        facts: dict[str, Any] = {}
+        try:
+            facts, report = _checked(model, reference, options, lambda _: None)
+        except (PoolhouseError, OSError) as error:
+            _print_json({"ok": False, "verdict": str(error), "error": str(error)})
+            raise
+        told = {"ok": report.ok, "verdict": report.verdict, "not_compared": report.not_compared}
+        compared = [{"with": one.reference, "close": one.close, "words": one.words} for one in report.comparisons]
+        _print_json({**told, "comparisons": compared, **facts})
+    if not report.ok:
+        raise CheckpointError(report.verdict)
 
 
-def _judge(console: Console, compared: Compared, whose: str) -> None:
-    """Print what a comparison found.
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What a check found. not_compared: why something was not, where it was not."""
+
+    comparisons: list[Compared]
+    not_compared: str | None
+
+    @property
+    def ok(self) -> bool:
+        return all(one.close for one in self.comparisons)
+
+    @property
+    def verdict(self) -> str:
+        """In one line, whether all is well."""
+        far = [one for one in self.comparisons if not one.close]
+        if far:
+            return " ".join(f"The answers differ from {one.reference}. {one.words}" for one in far)
+        if not self.comparisons:
+            return f"OK: the model loads and answers. It was compared with nothing: {self.not_compared}"
+        return f"OK: the model loads, and answers as {' and '.join(one.reference for one in self.comparisons)}."
+
+
+def _checked(
+    model: str | None, reference: bool, options: dict[str, Any], say: Callable[[Any], None]
+) -> tuple[dict[str, Any], _Report]:
+    """The facts of a model and what comparing it found; `say` hears of them as they come.
 
     Raises:
-        CheckpointError: too large a difference.
+        PoolhouseError: it does not load, or does not answer.
     """
-    console.print(compared.words)
-    if not compared.close:
-        raise CheckpointError(f"The answers differ from {whose}. {compared.words}")
+    from poolhouse.llm import LLM
+
+    options.setdefault("overflow", "truncate")
+    comparisons: list[Compared] = []
+
+    def found(compared: Compared) -> None:
+        comparisons.append(compared)
+        say(compared.words)
+
+    with LLM(model, **options) as llm:
+        facts = _facts(llm)
+        say(_table(facts))
+        _answer_something(llm)
+        if not reference:
+            return facts, _Report(comparisons, "--no-reference was asked for.")
+        values = golden_values(llm.settings.model, llm.model.facts.path)
+        if values:
+            found(compare(values, measure(llm, values)))
+        if find_spec("sentence_transformers") is None:
+            why: str | None = "sentence-transformers is not installed."
+        else:
+            compared = _compare(llm)
+            why = compared if isinstance(compared, str) else None
+            if isinstance(compared, Compared):
+                found(compared)
+    if why is not None:
+        say(f"No reference: {why}")
+    return facts, _Report(comparisons, why)
 
 
-def _facts(llm: LLM) -> Table:
-    facts = llm.model.facts
-    table = Table(show_header=False, box=None, pad_edge=False)
-    sizes = facts.matryoshka
-    matryoshka = "no"
-    if sizes.supported:
-        matryoshka = ", ".join(map(str, sizes.dimensions)) if sizes.dimensions else f"any up to {sizes.width}"
-    rows = {
+def _answer_something(llm: LLM) -> None:
+    """Raise EngineError where an answer is not finite."""
+    for task in llm.engine.tasks:
+        # Some answer prompts of their own form alone.
+        with contextlib.suppress(InvalidRequest):
+            llm.encode(passages()[0], pooling_task=task, use_tqdm=False)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode())
+
+
+def _facts(llm: LLM) -> dict[str, Any]:
+    """What a model is, by words that the table and JSON share."""
+    facts, sizes = llm.model.facts, llm.model.facts.matryoshka
+    told: dict[str, Any] = {
         "model": facts.name,
         "architecture": facts.architecture,
-        "served by": facts.served_by,
-        "parameters": f"{facts.parameters:,}",
-        "dtype, device": f"{str(facts.dtype).removeprefix('torch.')}, {facts.device}",
-        "longest prompt": f"{facts.max_tokens} tokens",
-        **({"vector": f"{facts.width} numbers", "matryoshka": matryoshka} if "embed" in llm.engine.tasks else {}),
-        **({"labels": _labels(llm)} if llm.engine.labels or llm.engine.label_names else {}),
-        "prompts": ", ".join(facts.prompts) or "none",
+        "served_by": facts.served_by,
+        "parameters": facts.parameters,
+        "dtype": str(facts.dtype).removeprefix("torch."),
+        "device": str(facts.device),
+        "max_tokens": facts.max_tokens,
     }
+    if "embed" in llm.engine.tasks:
+        any_size = f"any up to {sizes.width}"
+        told["width"] = facts.width
+        told["matryoshka"] = (list(sizes.dimensions) or any_size) if sizes.supported else None
+    if llm.engine.labels or llm.engine.label_names:
+        told["labels"] = list(llm.engine.label_names.values()) or llm.engine.labels
+    told["prompts"] = list(facts.prompts)
     template = llm.engine.score_template
     if template is not None:
-        rows["score template"] = template.name
-        rows["a pair becomes"] = repr(template.render("QUERY", "DOCUMENT").replace(SEAM, ""))
-    for task, pipeline in llm.model.pipelines.items():
-        rows[task] = pipeline.words
-    for index, note in enumerate(facts.notes):
-        rows[f"note {index + 1}"] = note
-    for name, value in rows.items():
-        table.add_row(f"{name}:", value)
+        told["score_template"] = template.name
+        told["a_pair_becomes"] = template.render("QUERY", "DOCUMENT").replace(SEAM, "")
+    told["tasks"] = {task: pipeline.words for task, pipeline in llm.model.pipelines.items()}
+    told["notes"] = list(facts.notes)
+    return told
+
+
+def _table(facts: dict[str, Any]) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in facts.items():
+        match name, value:
+            case ("tasks", _):
+                rows = list(value.items())
+            case ("notes", _):
+                rows = [(f"note {number}", note) for number, note in enumerate(value, start=1)]
+            case ("max_tokens", _):
+                rows = [("longest prompt", f"{value} tokens")]
+            case ("width", _):
+                rows = [("vector", f"{value} numbers")]
+            case ("parameters", _):
+                rows = [(name, f"{value:,}")]
+            case ("labels", int()):
+                rows = [(name, f"{value}, unnamed")]
+            case ("a_pair_becomes", _):
+                rows = [("a pair becomes", repr(value))]
+            case (_, list()):
+                rows = [(name, ", ".join(map(str, value)) or "none")]
+            case _:
+                rows = [(name.replace("_", " "), "no" if value is None else str(value))]
+        for title, words in rows:
+            table.add_row(f"{title}:", Text(words))
     return table
-
-
-def _labels(llm: LLM) -> str:
-    names = llm.engine.label_names
-    return ", ".join(names.values()) if names else f"{llm.engine.labels}, unnamed"
 
 
 def _compare(llm: LLM) -> Compared | str:
@@ -113,13 +200,21 @@ def _compare(llm: LLM) -> Compared | str:
     if "embed" in llm.engine.tasks:
         if not (Path(llm.model.facts.path) / "modules.json").is_file():
             return "the checkpoint has no modules.json, so sentence-transformers would guess its pooling."
-        return _compare_vectors(llm)
+        return _with_reference(_compare_vectors, llm)
     template = llm.engine.score_template
     if template is not None and not template.instruction_as_system:
         return f"sentence-transformers does not know the prompt of this model ({template.name})."
     if "classify" in llm.engine.tasks:
-        return _compare_pairs(llm)
+        return _with_reference(_compare_pairs, llm)
     return f"sentence-transformers has no {' or '.join(llm.engine.tasks)}."
+
+
+def _with_reference(compare_with: Callable[[LLM], Compared], llm: LLM) -> Compared | str:
+    try:
+        return compare_with(llm)
+    except Exception as error:  # noqa: BLE001 - of whatever kind another library raises
+        words = " ".join(str(error).split())[:200]
+        return f"sentence-transformers cannot run it: {type(error).__name__}: {words}"
 
 
 def _compare_vectors(llm: LLM) -> Compared:
@@ -134,7 +229,7 @@ def _compare_vectors(llm: LLM) -> Compared:
         f"Against sentence-transformers on {len(texts)} texts: lowest cosine {lowest:.7f}, "
         f"largest difference {largest:.1e}."
     )
-    return Compared(words, lowest >= _LEAST_COSINE)
+    return Compared(words, lowest >= _LEAST_COSINE, _REFERENCE)
 
 
 def _compare_pairs(llm: LLM) -> Compared:
@@ -150,7 +245,8 @@ def _compare_pairs(llm: LLM) -> Compared:
     ours = np.stack([future.result().array for future in futures])
     largest = float(np.abs(ours - theirs.reshape(ours.shape)).max())
     words = f"Against sentence-transformers on {len(pairs)} pairs: largest difference of a logit {largest:.1e}."
-    return Compared(words, largest <= _LARGEST_LOGIT_DIFFERENCE * max(1.0, float(np.abs(theirs).max())))
+    close = largest <= _LARGEST_LOGIT_DIFFERENCE * max(1.0, float(np.abs(theirs).max()))
+    return Compared(words, close, _REFERENCE)
 
 
 def _loading(llm: LLM) -> dict[str, Any]:

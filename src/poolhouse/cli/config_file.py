@@ -9,13 +9,15 @@ from typing import Any
 import yaml
 
 from poolhouse.cli.options import parsed
-from poolhouse.errors import ConfigError, did_you_mean
+from poolhouse.errors import ConfigError, nearest
 from poolhouse.settings import ServerSettings, known_options
-from poolhouse.vllm_options import DONE_ANYWAY, MEANINGLESS, in_our_words
+from poolhouse.vllm_options import DONE_ANYWAY, MEANINGLESS, OUR_NAMES, in_our_words
 
 
-def read_config(path: Path) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
+def read_config(path: Path) -> tuple[list[Mapping[str, Any]], dict[str, Any], dict[str, str]]:
     """The models of a file, each a mapping with its name under `model`, and the options beside them, in our names.
+
+    Third, how the file writes each option.
 
     Raises:
         ConfigError: no such file, no mapping in YAML, or an option that does not exist, naming the nearest.
@@ -26,7 +28,8 @@ def read_config(path: Path) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
         raise ConfigError(f"--config: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    options = _checked(path, {} if content is None else content, known_options() | {"models"})
+    typed: dict[str, str] = {}
+    options = _checked(path, {} if content is None else content, known_options() | {"models"}, typed)
     if "config" in options:
         raise ConfigError(f"{path}: a config file names no further one.")
     model, models = options.pop("model", None), options.pop("models", None)
@@ -36,29 +39,34 @@ def read_config(path: Path) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
         models = [] if model is None else [model]
     if not isinstance(models, list):
         raise ConfigError(f"{path}: models: is a list of names, or of mappings with model: and options of its own.")
-    return [_entry(path, model) for model in models], in_our_words(options)
+    return [_entry(path, model, typed) for model in models], in_our_words(options), typed
 
 
-def _entry(path: Path, entry: Any) -> Mapping[str, Any]:
+def _entry(path: Path, entry: Any, typed: dict[str, str]) -> Mapping[str, Any]:
     if isinstance(entry, str):
         return {"model": entry}
-    options = _checked(path, entry, known_options() - set(ServerSettings.model_fields))
+    options = _checked(path, entry, known_options() - set(ServerSettings.model_fields), typed)
     if not isinstance(options.get("model"), str):
         raise ConfigError(f"{path}: an entry of models: needs model: NAME; got {entry!r}.")
     return in_our_words(options)
 
 
-def _checked(path: Path, options: Any, known: set[str]) -> dict[str, Any]:
+def _checked(path: Path, options: Any, known: set[str], typed: dict[str, str]) -> dict[str, Any]:
+    """The options by their names in Python; how they are written is added to `typed`."""
     if not isinstance(options, dict):
         raise ConfigError(f"{path}: options are a mapping such as `port: 8000`, got {options!r}.")
-    ours = {str(name).replace("-", "_").removeprefix("__"): value for name, value in options.items()}
-    for name in ours:
+    names = {str(key).replace("-", "_").removeprefix("__"): str(key) for key in options}
+    for name, key in names.items():
         if name not in known and name in ServerSettings.model_fields:
-            raise ConfigError(f"{path}: '{name}' is an option of the server, not of one model.")
+            raise ConfigError(f"{path}: '{key}' is an option of the server, not of one model.")
         if name not in known:
-            near = did_you_mean(name, known - MEANINGLESS - DONE_ANYWAY)
-            raise ConfigError(f"{path}: there is no option '{name}'.{near}")
-    return parsed(ours, lambda name: f"{path}: {name}")
+            near = nearest(name, known - MEANINGLESS - DONE_ANYWAY)
+            # In the spelling that the file has.
+            words = near and f" Did you mean '{near.replace('_', '-') if '-' in key else near}'?"
+            raise ConfigError(f"{path}: there is no option '{key}'.{words or ''}")
+        typed[OUR_NAMES.get(name, name)] = key
+    ours = {str(key).replace("-", "_").removeprefix("__"): value for key, value in options.items()}
+    return parsed(ours, lambda name: f"{path}: {names[name]}")
 
 
 # In secrets and permissions, numbers are taken as they are written: to YAML, 0123 is 83.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import sys
-from collections.abc import Iterable
-from enum import StrEnum
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -13,46 +14,66 @@ import numpy as np
 import orjson
 import typer
 
+from poolhouse import token_files
 from poolhouse.cli import texts as files
 from poolhouse.cli.options import with_options
-from poolhouse.errors import ConfigError
+from poolhouse.errors import ConfigError, did_you_mean
+from poolhouse.inputs.input_types import role_of
 from poolhouse.params import PoolingParams
 from poolhouse.precision import PRECISIONS, QUANTIZED, Codes, Precision, parse_precision, quantize
 from poolhouse.settings import Settings
+from poolhouse.token_embeddings import TokenEmbeddings
+from poolhouse.token_pooling import check_factor, pooled
+from poolhouse.whole_files import same_file, whole_file
 
 if TYPE_CHECKING:
     from poolhouse.llm import LLM
+    from poolhouse.llm.asking import Asked
 
+# Texts, their vectors, and which were cut.
+Write = Callable[[Sequence[str], Codes, Sequence[bool]], None]
 
-class Format(StrEnum):
-    """How vectors are written."""
+# Texts whose token vectors are in memory at once, twice.
+_TOKENS_AT_ONCE = 1024
 
-    jsonl = "jsonl"
-    npy = "npy"
-    npz = "npz"
-    safetensors = "safetensors"
-    arrow = "arrow"
+# Formats by the endings of their files.
+_BY_ENDING = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".npy": "npy",
+    ".npz": "npz",
+    ".safetensors": "safetensors",
+    ".arrow": "arrow",
+}
+_FORMATS = tuple(dict.fromkeys(_BY_ENDING.values()))
+_OF_TOKENS = ("npz", "safetensors", "arrow")
+# Endings of files that are not written, whatever --format says.
+_NOT_WRITTEN = (".csv", ".tsv", ".parquet", ".gz", ".bz2", ".xz", ".zst", ".zip", ".pt", ".h5", ".feather")
 
-
-_OF_TOKENS = (Format.npz, Format.safetensors, Format.arrow)
+# A word that may be a model of the hub, or name a file.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PATH = re.compile(r"(/|\./|\.\./|~/)\S+|\S+\.(txt|jsonl|ndjson|csv|tsv|parquet|json)")
 
 
 @with_options(Settings)
 def embed(
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; none: read them from --input.")] = None,
     model: Annotated[str | None, typer.Option(help="Folder or hub id; none: the embedded default.")] = None,
-    source: Annotated[
-        str, typer.Option("--input", "-i", help="A file with a text per line; - is standard input.")
-    ] = "-",
+    source: files.Input = "-",
+    input_format: files.InputFormat = None,
+    column: files.Column = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to write; none: standard output.")
     ] = None,
     form: Annotated[
-        Format,
+        str | None,
         typer.Option(
-            "--format", "-f", help="JSON lines, or one numpy matrix; with --tokens npz, safetensors or arrow."
+            "--format",
+            "-f",
+            help="jsonl, JSON lines, or npy, one numpy matrix; with --tokens npz, safetensors or arrow; "
+            "none: by the ending of --output, else jsonl.",
         ),
-    ] = Format.jsonl,
+    ] = None,
     prompt_name: Annotated[str | None, typer.Option(help="A prompt stored with the checkpoint.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Length of the vectors, for Matryoshka models.")] = None,
     precision: Annotated[str, typer.Option(help=f"Numbers of the vectors: {', '.join(PRECISIONS)}.")] = "float32",
@@ -66,10 +87,20 @@ def embed(
     *,
     options: dict[str, Any],
 ) -> None:
-    """Write the vector of each text, or with --tokens those of its tokens."""
-    from poolhouse.llm import LLM
+    """Write the vector of each text, or with --tokens those of its tokens.
 
+    A line or row of --input is a text, an empty one too, so that what is written has one for each. What stood in
+    --output is replaced at the end, and stays as it was when something fails.
+    """
+    if texts:
+        _check_are_texts(texts, source, model)
+        for flag, value in (("--column", column), ("--input-format", input_format)):
+            if value is not None:
+                raise ConfigError(f"{flag} is for --input.")
+    elif same_file(0 if source == "-" else source, 1 if output is None else output):
+        raise ConfigError(f"{source if output is None else output} is both what is read and what would be written.")
     wanted = parse_precision(precision)
+    form = _format(form, output)
     if tokens != (form in _OF_TOKENS):
         raise ConfigError(
             f"--format {form} is {'not ' if tokens else ''}for --tokens, which takes {', '.join(_OF_TOKENS)}."
@@ -77,84 +108,152 @@ def embed(
     for flag, value in (("--input-type", input_type), ("--token-pooling-factor", token_pooling_factor)):
         if value is not None and not tokens:
             raise ConfigError(f"{flag} is for --tokens.")
-    if form is not Format.jsonl and output is None:
+    if form != "jsonl" and output is None:
         raise ConfigError(f"--format {form} needs --output FILE.")
-    if form is Format.jsonl and wanted not in ("float32", *QUANTIZED):
+    if form == "jsonl" and wanted not in ("float32", *QUANTIZED):
         raise ConfigError(f"JSON lines cannot hold {wanted}; use --format npy.")
-    asked: dict[str, Any] = {"pooling_params": PoolingParams(dimensions=dimensions), "prompt_name": prompt_name}
     with contextlib.ExitStack() as stack:
-        lines: Iterable[str] = texts or files.lines(source, stack)
+        given = files.of_the_line(texts) if texts else files.opened(source, input_format, column, stack)
+        sink: Any = stack.enter_context(
+            token_files.writer(output, f".{form}") if tokens and output is not None else _stream(output, form)
+        )
+        from poolhouse.llm import LLM
+        from poolhouse.llm.asking import Asked
+
         llm = stack.enter_context(LLM(model, **options))
-        if tokens and output is not None:
-            asked |= {"input_type": input_type, "token_pooling_factor": token_pooling_factor, "precision": precision}
-            count = _write_tokens(llm, lines, output, form, asked)
+        if not tokens and "embed" not in llm.engine.tasks and "token_embed" in llm.engine.tasks:
+            raise ConfigError(
+                "This model gives a vector per token, not one per text: use --tokens, with --output FILE.npz."
+            )
+        asked = Asked(PoolingParams(dimensions=dimensions), prompt_name, input_type=input_type)
+        if tokens:
+            count = _write_tokens(llm, given, sink, asked, wanted, token_pooling_factor)
         else:
-            count = _write_vectors(llm, lines, output, form, wanted, asked)
+            write = stack.enter_context((_numpy_matrix if form == "npy" else _json_lines)(sink))
+            count = _write_vectors(llm, given, write, asked, wanted)
         if not count:
             raise files.nothing_in(source)
 
 
-def _write_vectors(
-    llm: LLM, lines: Iterable[str], output: Path | None, form: Format, precision: Precision, asked: dict[str, Any]
-) -> int:
+def _format(form: str | None, output: Path | None) -> str:
+    """The format of the output, by --format and the ending of --output, which must agree.
+
+    Raises:
+        ConfigError: they do not, or neither says it.
+    """
+    if form is not None and form not in _FORMATS:
+        raise ConfigError(f"--format {form} is not one of {', '.join(_FORMATS)}.{did_you_mean(form, _FORMATS)}")
+    ordinary = output is not None and (output.is_file() or not output.exists())
+    ending = output.suffix.lower() if output is not None and ordinary else ""
+    by_ending = _BY_ENDING.get(ending)
+    if by_ending is None and (ending in _NOT_WRITTEN or (ending and form is None)):
+        raise ConfigError(
+            f"--output {output}: {ending} is no format that is written; what is: {', '.join(_FORMATS)}. The ending "
+            "says which, or --format."
+        )
+    if form is not None and by_ending not in (None, form):
+        raise ConfigError(f"--format {form} contradicts the ending of --output {output}; leave one of them out.")
+    return form or by_ending or "jsonl"
+
+
+def _check_are_texts(texts: Sequence[str], source: str, model: str | None) -> None:
+    """Raise ConfigError for arguments that were meant as a file or a model, and would be embedded as words."""
+    from poolhouse.models import embedded
+
+    if source != "-":
+        raise ConfigError(f"Texts come as arguments or from --input {source}, not both.")
+    for text in texts:
+        to_embed = "To embed the word itself, pass it on standard input."
+        # Of a text that can be no path, these say no.
+        if os.path.isdir(text):  # noqa: PTH112
+            raise ConfigError(f"{text} is a folder. A model is named by --model {text}. {to_embed}")
+        if os.path.exists(text) or _PATH.fullmatch(text):  # noqa: PTH110
+            raise ConfigError(f"{text} names a file. Texts of a file are read by --input {text}. {to_embed}")
+        if model is None and (_HUB_ID.fullmatch(text) or text == embedded.NAME):
+            raise ConfigError(f"{text} may be a model of the hub, which is named by --model {text}. {to_embed}")
+
+
+def _write_vectors(llm: LLM, given: files.Texts, write: Write, asked: Asked, precision: Precision) -> int:
     """A vector for each text; returns how many."""
-    # Read before the output is opened: a wrong input must not empty an old result.
-    groups = files.groups(lines)
     count = 0
-    with _Writer(output, form) as write, _progress() as progress:
-        for group in groups:
-            results = llm.embed(group, use_tqdm=False, **asked)
-            rows = quantize(np.stack([result.outputs.array for result in results]), precision, llm.engine.calibration)
-            for text, row, result in zip(group, rows, results, strict=True):
-                write(text, row, result.truncated)
-                count += 1
-                progress.update()
+    with _progress(given.total) as progress:
+        for texts, answers in files.answered(llm, given, "embed", asked):
+            rows = quantize(np.stack([answer.array for answer in answers]), precision, llm.engine.calibration)
+            write(texts, rows, [answer.tokens.truncated for answer in answers])
+            count += len(texts)
+            progress.update(len(texts))
     return count
 
 
-def _write_tokens(llm: LLM, lines: Iterable[str], output: Path, form: Format, asked: dict[str, Any]) -> int:
-    """The vectors of each text's tokens; returns how many texts."""
-    from poolhouse import token_files
-
+def _write_tokens(
+    llm: LLM, given: files.Texts, write: token_files.Write, asked: Asked, precision: Precision, factor: float | None
+) -> int:
+    """The vectors of each text's tokens; returns how many texts. factor: how many of them are made one."""
+    if factor is not None:
+        check_factor(factor, role_of(asked.input_type))
     count = 0
-    with token_files.writer(output, f".{form}") as write, _progress() as progress:
-        for block in llm.embed_tokens_in_blocks(lines, **asked):
-            write(block)
-            count += len(block)
-            progress.update(len(block))
+    with _progress(given.total) as progress:
+        for texts, answers in files.answered(llm, given, "token_embed", asked, _TOKENS_AT_ONCE):
+            matrices = [answer.array if factor is None else pooled(answer.array, factor) for answer in answers]
+            write(TokenEmbeddings.of(matrices, precision, llm.engine.calibration))
+            count += len(texts)
+            progress.update(len(texts))
     return count
 
 
-def _progress() -> Any:
+def _progress(total: int | None) -> Any:
     from tqdm import tqdm
 
-    return tqdm(unit=" texts", disable=None, dynamic_ncols=True)
+    return tqdm(total=total, unit=" texts", disable=None, dynamic_ncols=True)
 
 
-class _Writer:
-    """Vectors to a stream, one by one."""
+@contextlib.contextmanager
+def _stream(output: Path | None, form: str) -> Iterator[IO[bytes]]:
+    """Where vectors go: to a file that appears at the end, or to standard output, a pipe or a device as they come."""
+    if output is None and sys.stdout is None:
+        raise ConfigError("Standard output is closed; give --output FILE.")
+    special = output is not None and output.exists() and not (output.is_file() or output.is_dir())
+    with contextlib.ExitStack() as stack:
+        if output is None:
+            stream: IO[bytes] = sys.stdout.buffer
+        elif special and form == "jsonl":
+            # There is nothing that a pipe or a device could lose.
+            stream = stack.enter_context(output.open("wb"))
+        else:
+            stream = stack.enter_context(stack.enter_context(whole_file(output)).open("wb"))
+        yield stream
+        stream.flush()
 
-    def __init__(self, output: Path | None, form: Format) -> None:
-        self.output = output
-        self.form = form
-        self.rows: list[Codes] = []
 
-    def __enter__(self) -> _Writer:
-        self.stream: IO[bytes] = sys.stdout.buffer if self.output is None else self.output.open("wb")
-        return self
+@contextlib.contextmanager
+def _json_lines(stream: IO[bytes]) -> Iterator[Write]:
+    def write(texts: Sequence[str], rows: Codes, truncated: Sequence[bool]) -> None:
+        for text, row, cut in zip(texts, np.ascontiguousarray(rows), truncated, strict=True):
+            line = {"text": text, "embedding": row, **({"truncated": True} if cut else {})}
+            stream.write(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
 
-    def __call__(self, text: str, vector: Codes, truncated: bool) -> None:
-        if self.form is Format.npy:
-            self.rows.append(vector)
-            return
-        line: dict[str, Any] = {"text": text, "embedding": np.ascontiguousarray(vector)}
-        if truncated:
-            line["truncated"] = True
-        self.stream.write(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+    yield write
 
-    def __exit__(self, *error: object) -> None:
-        if self.rows and error[0] is None:
-            np.save(self.stream, np.stack(self.rows))
-        self.stream.flush()
-        if self.output is not None:
-            self.stream.close()
+
+@contextlib.contextmanager
+def _numpy_matrix(stream: IO[bytes]) -> Iterator[Write]:
+    """Rows as they come; how many there are is written into the file's head at the end."""
+    count, width, dtype = 0, 0, np.dtype(np.float32)
+
+    def write_head() -> None:
+        # numpy leaves room in it for any number of rows.
+        head = {"shape": (count, width), "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+        np.lib.format.write_array_header_1_0(stream, head)
+
+    def write(texts: Sequence[str], rows: Codes, truncated: Sequence[bool]) -> None:
+        nonlocal count, width, dtype
+        if not count:
+            width, dtype = rows.shape[1], rows.dtype
+            write_head()
+        count += len(rows)
+        stream.write(np.ascontiguousarray(rows).data)
+
+    yield write
+    if count:
+        stream.seek(0)
+        write_head()

@@ -36,10 +36,11 @@ class Golden:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What a comparison found, in words, and whether it is as close as rounding allows."""
+    """What a comparison found, in words, whether it is as close as rounding allows, and with what."""
 
     words: str
     close: bool
+    reference: str = "published numbers"
 
 
 _M3, _BM25 = "What is BGE M3?", "Definition of BM25"

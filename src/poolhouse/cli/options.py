@@ -12,6 +12,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from poolhouse.cli.spelling import flag
 from poolhouse.errors import ConfigError
 from poolhouse.settings import Panel
 
@@ -43,11 +44,6 @@ def with_options(*classes: type[BaseModel]) -> Callable[[Callable[..., None]], C
         return with_mapping
 
     return decorate
-
-
-def flag(name: str) -> str:
-    """A field's name as an option: `max_model_len` is `--max-model-len`."""
-    return "--" + name.replace("_", "-")
 
 
 def parsed(words: Mapping[str, Any], origin: Callable[[str], str]) -> dict[str, Any]:

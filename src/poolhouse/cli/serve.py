@@ -15,7 +15,8 @@ import typer
 from poolhouse.cli import process
 from poolhouse.cli.options import with_options
 from poolhouse.cli.sources import gather
-from poolhouse.errors import ConfigError
+from poolhouse.cli.spelling import spelled
+from poolhouse.errors import ConfigError, PoolhouseError
 from poolhouse.settings import ServerSettings, Settings
 from poolhouse.vllm_options import in_our_words
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 @with_options(Settings, ServerSettings)
 def serve(
+    context: typer.Context,
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -44,13 +46,18 @@ def serve(
 
     Every option may also stand in the file of --config, or in the environment as POOLHOUSE_<OPTION>.
     """
-    server, engines = gather(models or [], {**options, **json.loads(other_options)}, config, os.environ)
+    given = {**options, **json.loads(other_options)}
+    server, engines, written = gather(models or [], given, config, os.environ, context.obj)
     if server.log_format == "json":
         # Of a file that could not be read from afar.
         process.speak_json()
     from poolhouse.server.run import serve as run
 
-    run(lambda: _open(engines), server)
+    try:
+        run(lambda: _open(engines), server)
+    except PoolhouseError as error:
+        error.args = (spelled(str(error), written),)
+        raise
 
 
 # Options of the process around an application, which then belongs to somebody else.
@@ -79,7 +86,7 @@ def asgi(
         if name in _OF_THE_PROCESS:
             raise ConfigError(f"{name}: this is for the server that runs the application; give it to that one.")
     models = [model] if isinstance(model, str) else list(model or ())
-    server, engines = gather(models, options, None if config is None else Path(config), os.environ)
+    server, engines, _ = gather(models, options, None if config is None else Path(config), os.environ)
     from poolhouse.server.hosted import hosted
 
     return hosted(partial(_open, engines), server)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from poolhouse.cli.config_file import read_config
-from poolhouse.cli.options import flag, parsed
-from poolhouse.errors import ConfigError
-from poolhouse.settings import ServerSettings, Settings, known_options, several_words
-from poolhouse.vllm_options import in_our_words
+from poolhouse.cli.options import parsed
+from poolhouse.cli.spelling import Written, on_the_line, spelled
+from poolhouse.errors import ConfigError, nearest
+from poolhouse.settings import ServerSettings, Settings, known_options, several_words, useful_options
+from poolhouse.vllm_options import OUR_NAMES, in_our_words
 
 _PREFIX = "POOLHOUSE_"
 _SERVICE_NAME = re.compile(r"_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
@@ -21,11 +21,16 @@ _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
 
 
 def gather(
-    models: Sequence[str], options: Mapping[str, Any], config: Path | None, environment: Mapping[str, str]
-) -> tuple[ServerSettings, tuple[Settings, ...]]:
-    """The server's settings and those of each model, in their order.
+    models: Sequence[str],
+    options: Mapping[str, Any],
+    config: Path | None,
+    environment: Mapping[str, str],
+    typed: Mapping[str, str] | None = None,
+) -> tuple[ServerSettings, tuple[Settings, ...], dict[str, Written]]:
+    """The server's settings and those of each model, in their order; and how each option was written.
 
     models, options: of the command line. config: the file of --config; none: POOLHOUSE_CONFIG names it, if any.
+    typed: options of the line that were not written as we would, by their names in Python.
 
     Raises:
         ConfigError: an unknown option, a value that does not fit, or two models of one name.
@@ -33,24 +38,30 @@ def gather(
     sources = [_environment(environment)]
     config = config or (Path(environment["POOLHOUSE_CONFIG"]) if environment.get("POOLHOUSE_CONFIG") else None)
     if config is not None:
-        entries, shared = read_config(config)
-        sources.append(_Source(str(config), shared, entries))
-    sources.append(_Source("", in_our_words(options), [{"model": model} for model in models]))
+        entries, shared, keys = read_config(config)
+        written = {name: Written(key, ": ", f" in {config}") for name, key in keys.items()}
+        sources.append(_Source(shared, entries, written))
+    line = on_the_line({*options, *(OUR_NAMES[name] for name in options if name in OUR_NAMES)}, typed)
+    sources.append(_Source(in_our_words(options), [{"model": model} for model in models], line))
+    written = on_the_line(known_options() - {"model"})
+    for source in sources:
+        written |= source.written
     try:
-        return _settings(sources)
+        return *_settings(sources), written
     except ConfigError as error:
-        raise ConfigError(f"{error}{_written_where(str(error), sources)}") from None
+        raise ConfigError(spelled(str(error), written)) from None
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What one place says. options: of the server, and of all models. models: options of each model, `model` its name."""
+    """What one place says, and how it writes it.
 
-    place: str
+    options: of the server, and of all models. models: options of each model, `model` its name.
+    """
+
     options: Mapping[str, Any]
-    models: Sequence[Mapping[str, Any]] = ()
-    # By option, where the place alone would not tell.
-    places: Mapping[str, str] = field(default_factory=dict)
+    models: Sequence[Mapping[str, Any]]
+    written: Mapping[str, Written]
 
 
 def _settings(sources: Sequence[_Source]) -> tuple[ServerSettings, tuple[Settings, ...]]:
@@ -107,11 +118,12 @@ def _environment(variables: Mapping[str, str]) -> _Source:
         if name in known:
             if value or name == "api_key":
                 options[name], places[name] = value, variable
-        elif name not in ("model", "config") and (near := get_close_matches(name, known, n=1, cutoff=0.8)):
-            raise ConfigError(f"{variable} is no option. Did you mean {_PREFIX}{near[0].upper()}?")
+        elif name not in ("model", "config") and (near := nearest(name, useful_options() | {"model", "config"})):
+            raise ConfigError(f"{variable} is no option. Did you mean {_PREFIX}{near.upper()}?")
     model = variables.get("POOLHOUSE_MODEL")
     options = in_our_words(parsed(options, lambda name: places.get(name, name)))
-    return _Source("the environment", options, [{"model": model}] if model else (), places)
+    written = {OUR_NAMES.get(name, name): Written(variable, "=") for name, variable in places.items()}
+    return _Source(options, [{"model": model}] if model else (), written)
 
 
 def _of_kubernetes(variable: str, value: str) -> bool:
@@ -120,14 +132,3 @@ def _of_kubernetes(variable: str, value: str) -> bool:
     if variable.endswith("_PORT"):
         return _SERVICE_ADDRESS.match(value) is not None or variable.endswith("_SERVICE_PORT")
     return _SERVICE_NAME.search(variable) is not None
-
-
-def _written_where(problem: str, sources: Sequence[_Source]) -> str:
-    """Where the options that a problem names were written, unless on the command line."""
-    names = {name for source in sources for entry in (source.options, *source.models) for name in entry}
-    said = []
-    for name in sorted(name for name in names if f"{name}:" in problem or f"'{name}'" in problem):
-        last = next(s for s in reversed(sources) if name in s.options or any(name in entry for entry in s.models))
-        if last.place:
-            said.append(f" ({flag(name)} is set by {last.places.get(name, last.place)})")
-    return "".join(said)

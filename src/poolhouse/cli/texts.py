@@ -1,47 +1,305 @@
-"""Texts of a command: a line each, from a file or from standard input."""
+"""Texts of a command, none left out, each with the line or row where it stands: of files, and of standard input."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
-from poolhouse.errors import ConfigError
+import orjson
+import typer
+
+from poolhouse.errors import ConfigError, InputTooLong, PoolhouseError, did_you_mean
+from poolhouse.params import PoolingParams
+from poolhouse.tasks import Task
+
+if TYPE_CHECKING:
+    from poolhouse.engine.request import Answer
+    from poolhouse.llm import LLM
+    from poolhouse.llm.asking import Asked
 
 # Texts that are in memory at once.
 _AT_ONCE = 4096
 
+# How a file is read, by its ending; all others hold a text per line.
+_BY_ENDING = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+FORMS = ("lines", *dict.fromkeys(_BY_ENDING.values()))
+# Endings of what holds texts otherwise than a line each, and is not read.
+_NOT_LINES = frozenset(
+    """
+    .7z .arrow .avro .bin .bz2 .db .doc .docx .feather .gz .h5 .json .npy .npz .ods .odt .orc .pdf .pickle .pkl .png .pt
+    .rar .safetensors .sqlite .tar .tgz .xls .xlsx .xz .yaml .yml .zip .zst
+    """.split()  # noqa: SIM905
+)
 
-def lines(source: str, stack: contextlib.ExitStack) -> Iterator[str]:
-    """The lines of a file, or of standard input ("-"), but for blank ones; the stack closes it.
+_HELP = f"A file with a text per line, {', '.join(_BY_ENDING)}; - is standard input."
+Input = Annotated[str, typer.Option("--input", "-i", help=_HELP)]
+InputFormat = Annotated[
+    str | None, typer.Option(help=f"How to read --input: {', '.join(FORMS)}; none: by the file's ending, else lines.")
+]
+Column = Annotated[
+    str | None, typer.Option(help="Where the text stands in a row of --input, but for files of lines (text).")
+]
+_DEFAULT_COLUMN = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts with their numbers: `unit` NUMBER of `where`. total: how many, where that is known."""
+
+    numbered: Iterator[tuple[int, str]]
+    unit: str
+    where: str
+    total: int | None = None
+
+    def groups(self, most: int) -> Iterator[tuple[Sequence[int], list[str]]]:
+        """Numbers and texts, at most so many at once."""
+        while group := list(itertools.islice(self.numbered, most)):
+            yield [number for number, _ in group], [text for _, text in group]
+
+    def without_blanks(self) -> Texts:
+        """Those that are more than white space; their total is not known."""
+        return Texts((item for item in self.numbered if item[1].strip()), self.unit, self.where)
+
+
+def answered(
+    llm: LLM, given: Texts, task: Task, asked: Asked, most: int | None = None
+) -> Iterator[tuple[list[str], list[Answer]]]:
+    """Groups of at most so many texts with their answers, in order; the engine works one group ahead.
 
     Raises:
-        ConfigError: naming the line that is not UTF-8.
+        PoolhouseError: of the first text that could not be answered, naming its place.
     """
-    stream: IO[bytes] = sys.stdin.buffer if source == "-" else stack.enter_context(Path(source).open("rb"))  # noqa: SIM115 - the stack closes it
-    for number, line in enumerate(stream, start=1):
-        try:
-            text = line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"Line {number} of {_words(source)} is not UTF-8: {error}") from None
-        if text.strip():
-            yield text
+    from poolhouse.llm.asking import requests_of
+
+    flying: deque[tuple[Sequence[int], list[str], Sequence[Future[Answer]]]] = deque()
+
+    def landed() -> tuple[list[str], list[Answer]]:
+        numbers, group, futures = flying[0]
+        answers = []
+        for number, future in zip(numbers, futures, strict=True):
+            try:
+                answers.append(future.result())
+            except PoolhouseError as error:
+                error.args = (f"{given.unit} {number} of {given.where}: {_in_words_of_options(error, llm)}",)
+                raise
+        flying.popleft()
+        return group, answers
+
+    try:
+        for numbers, group in given.groups(most or _AT_ONCE):
+            flying.append((numbers, group, llm.engine.submit(requests_of(llm.engine, group, task, asked))))
+            if len(flying) > 1:
+                yield landed()
+        while flying:
+            yield landed()
+    finally:
+        for _, _, futures in flying:
+            for future in futures:
+                future.cancel()
 
 
-def groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The texts in lists that fit into memory."""
-    rest = iter(texts)
-    while group := list(itertools.islice(rest, _AT_ONCE)):
-        yield group
+def _in_words_of_options(error: PoolhouseError, llm: LLM) -> str:
+    """What went wrong, with the options of the command instead of the fields of requests."""
+    if not isinstance(error, InputTooLong):
+        return str(error)
+    most = llm.engine.limit(PoolingParams()).most
+    return (
+        f"This model's maximum context length is {most} tokens, and the text has more. --overflow truncate cuts such "
+        "texts, --overflow chunk splits them and takes the mean of the pieces."
+    )
+
+
+def of_the_line(texts: Sequence[str]) -> Texts:
+    """Texts that were given as arguments."""
+    return Texts(iter(enumerate(texts, start=1)), "Text", "the command line", len(texts))
+
+
+def opened(source: str, form: str | None, column: str | None, stack: contextlib.ExitStack) -> Texts:
+    """The texts of a file, or of standard input ("-"); the stack closes it.
+
+    A line ends with \\n or \\r\\n, and an empty one is an empty text. form: one of FORMS; None goes by the ending.
+
+    Raises:
+        ConfigError: what cannot be read so, now or while it is read, naming the line or row.
+    """
+    form = _form(source, form)
+    words = "standard input" if source == "-" else source
+    if form == "lines" and column is not None:
+        raise ConfigError(f"--column is for rows, and {words} is read as lines; see --input-format.")
+    column = column or _DEFAULT_COLUMN
+    if form == "parquet":
+        return _parquet(source, column, stack)
+    if source != "-":
+        stream: IO[bytes] = stack.enter_context(Path(source).open("rb"))  # noqa: SIM115 - the stack closes it
+    elif sys.stdin is None:
+        raise ConfigError("Standard input is closed; give texts, or --input FILE.")
+    else:
+        if sys.stdin.isatty():
+            print("Reading texts from the terminal, one a line; Ctrl-D ends them.", file=sys.stderr)
+        stream = sys.stdin.buffer
+    total = None
+    if source != "-" and form in ("lines", "jsonl") and sys.stderr is not None and sys.stderr.isatty():
+        total = _count_lines(Path(source))
+    lines = _decoded(stream, words)
+    if form == "lines":
+        return Texts(_of_lines(lines, words), "Line", words, total)
+    if form == "jsonl":
+        return Texts(_of_json(lines, words, column), "Line", words, total)
+    return Texts(_of_table(lines, words, column, "," if form == "csv" else "\t"), "Line", words)
 
 
 def nothing_in(source: str) -> ConfigError:
     """The error for a source without any text."""
-    return ConfigError(f"There is no text in {_words(source)}.")
+    return ConfigError(f"There is no text in {'standard input' if source == '-' else source}.")
 
 
-def _words(source: str) -> str:
-    return "standard input" if source == "-" else source
+def _form(source: str, form: str | None) -> str:
+    if form is not None and form not in FORMS:
+        raise ConfigError(f"--input-format {form} is not one of {', '.join(FORMS)}.{did_you_mean(form, FORMS)}")
+    ending = "" if source == "-" else Path(source).suffix.lower()
+    if form is None and ending in _NOT_LINES:
+        raise ConfigError(
+            f"{source}: files that end with {ending} are not read. What is: a text per line, {', '.join(_BY_ENDING)}. "
+            f"--input-format says what a file holds, whatever its name."
+        )
+    return form or _BY_ENDING.get(ending, "lines")
+
+
+def _count_lines(path: Path) -> int:
+    count, last = 0, b"\n"
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            count, last = count + block.count(b"\n"), block[-1:]
+    return count + (last != b"\n")
+
+
+def _decoded(stream: IO[bytes], words: str) -> Iterator[str]:
+    """Lines with their ends, without the mark of UTF-8 at the beginning."""
+    for number, line in enumerate(stream, start=1):
+        if number == 1 and (line[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0\0" in (line[:4:2], line[1:4:2])):
+            raise ConfigError(f"{words} is not UTF-8; it looks like UTF-16. Convert it first, such as by iconv.")
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"Line {number} of {words} is not UTF-8: {error}") from None
+
+
+def _of_lines(lines: Iterable[str], words: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(lines, start=1):
+        if number == 1 and not line.endswith("\n") and "\r" in line:
+            raise ConfigError(f"{words} ends its lines with \\r alone; they must end with \\n, or \\r\\n.")
+        if number == 1 and line.startswith("{") and _is_json(line):
+            warnings.warn(
+                f"{words} is read as lines, although the first is a JSON object; --input-format jsonl reads its fields.",
+                stacklevel=2,
+            )
+        yield number, _without_end(line)
+
+
+def _without_end(line: str) -> str:
+    return line[:-2] if line.endswith("\r\n") else line.removesuffix("\n")
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        return False
+
+
+def _of_json(lines: Iterable[str], words: str, column: str) -> Iterator[tuple[int, str]]:
+    """A line is a JSON string, or an object with the text under `column`."""
+    for number, line in enumerate(lines, start=1):
+        place = f"Line {number} of {words}"
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise ConfigError(f"{place} is not JSON: {error}.") from None
+        if isinstance(value, dict):
+            if column not in value:
+                raise ConfigError(f"{place} has no field '{column}'. {_columns(column, list(value))}")
+            place, value = f"{place}: '{column}'", value[column]
+        if not isinstance(value, str):
+            raise ConfigError(f"{place} is no text but {orjson.dumps(value)[:40].decode(errors='replace')}.")
+        yield number, value
+
+
+def _of_table(lines: Iterable[str], words: str, column: str, separator: str) -> Iterator[tuple[int, str]]:
+    """Rows below a first one with the names of the columns, each numbered by the line where it begins."""
+    # The module refuses longer cells than 131,072 characters.
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    began = 0
+    try:
+        header = next(reader, [])
+        if header.count(column) != 1:
+            found = "two columns" if column in header else "no column"
+            raise ConfigError(f"{words} has {found} '{column}' in its first line. {_columns(column, header)}")
+        place = header.index(column)
+        began = reader.line_num
+        for row in reader:
+            cells = row or [""]
+            if len(cells) != len(header):
+                raise ConfigError(
+                    f"Line {began + 1} of {words} has {len(row)} cells; the first line has {len(header)}."
+                )
+            yield began + 1, cells[place]
+            began = reader.line_num
+    except csv.Error as error:
+        raise ConfigError(f"Line {began + 1} of {words} cannot be read as a row: {error}.") from None
+
+
+def _parquet(source: str, column: str, stack: contextlib.ExitStack) -> Texts:
+    if source == "-":
+        raise ConfigError("Parquet is read from a file, not from standard input.")
+    try:
+        parquet: Any = import_module("pyarrow.parquet")
+    except ImportError:
+        raise ConfigError(
+            "Parquet files need pyarrow, which is not installed: pip install 'poolhouse[arrow]'."
+        ) from None
+    stream = stack.enter_context(Path(source).open("rb"))  # noqa: SIM115 - the stack closes it
+    try:
+        file = stack.enter_context(parquet.ParquetFile(stream))
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of pyarrow's own kinds
+        raise ConfigError(f"{source} cannot be read as Parquet: {error}") from None
+    names = file.schema_arrow.names
+    if names.count(column) != 1:
+        found = "two columns" if column in names else "no column"
+        raise ConfigError(f"{source} has {found} '{column}'. {_columns(column, names)}")
+    if "string" not in str(file.schema_arrow.field(column).type):
+        raise ConfigError(f"{source}: '{column}' holds no texts but {file.schema_arrow.field(column).type}.")
+
+    def rows() -> Iterator[tuple[int, str]]:
+        cells = (
+            cell for batch in file.iter_batches(_AT_ONCE, columns=[column]) for cell in batch.column(0).to_pylist()
+        )
+        for number, cell in enumerate(cells, start=1):
+            if not isinstance(cell, str):
+                raise ConfigError(f"Row {number} of {source}: '{column}' is no text but {cell!r}.")
+            yield number, cell
+
+    return Texts(rows(), "Row", source, file.metadata.num_rows)
+
+
+def _columns(wanted: str, names: Sequence[str]) -> str:
+    shown = ", ".join(name[:40] for name in names[:20]) or "none"
+    return f"--column names one of: {shown}.{did_you_mean(wanted, names)}"

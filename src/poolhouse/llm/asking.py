@@ -26,11 +26,6 @@ _NO_TASK = """`pooling_task` is required. Choose one of these, or use the method
 - classification: `LLM.classify(...)` or `pooling_task="classify"`
 - rewards and token classification: `pooling_task="token_classify"`"""
 
-_CANNOT: Mapping[Task, str] = {
-    "embed": "Embedding API is not supported by this model. Try converting the model using `--convert embed`.",
-    "classify": "Classification API is not supported by this model. Try converting the model using `--convert classify`.",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -75,8 +70,7 @@ def requests_of(engine: Engine, prompts: Prompts, task: Task, asked: Asked, firs
         UnsupportedTask: naming what the model can do. InvalidRequest: naming what is wrong.
     """
     if task not in engine.tasks:
-        cannot = _CANNOT.get(task, f"Unsupported task: '{task}'")
-        raise UnsupportedTask(f"{cannot} Supported tasks: {list(engine.tasks)}")
+        raise UnsupportedTask(f"{_cannot(task, engine.tasks)} Supported tasks: {list(engine.tasks)}")
     params = asked.params
     _check_types(params, asked.prompt_name)
     _check_tasks(params, task, engine)
@@ -100,6 +94,20 @@ def requests_of(engine: Engine, prompts: Prompts, task: Task, asked: Asked, firs
         )
         for prompt, own, adapter in zip(parsed, params, adapters, strict=True)
     ]
+
+
+def _cannot(task: Task, tasks: Sequence[Task]) -> str:
+    """What is said to a caller of a method whose task the model lacks: vLLM's words where they help."""
+    if task == "embed" and "token_embed" in tasks:
+        return "This model gives a vector per token, not one per text: use embed_tokens, and score to compare texts."
+    if task == "embed":
+        return "Embedding API is not supported by this model. Try converting the model using `--convert embed`."
+    if task == "classify":
+        return (
+            "Classification API is not supported by this model. Try converting the model using `--convert classify`, if "
+            "its checkpoint has a classifier's head."
+        )
+    return f"Unsupported task: '{task}'"
 
 
 def score_plan(

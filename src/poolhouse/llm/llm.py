@@ -336,6 +336,13 @@ class LLM:
         if self._engine is not None:
             self._engine.close()
 
+    def __repr__(self) -> str:
+        facts, tasks = self.model.facts, ", ".join(self.engine.tasks)
+        width = f", {facts.width} dimensions" if "embed" in self.engine.tasks else ""
+        where = f"{str(facts.dtype).removeprefix('torch.')} on {facts.device}"
+        state = "" if self.engine.alive else ", closed"
+        return f"LLM({facts.name!r}: {tasks}{width}, {where}, {facts.served_by}{state})"
+
     def __enter__(self) -> LLM:
         return self
 

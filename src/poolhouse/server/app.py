@@ -43,7 +43,7 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
         lifespan=lifespan,
         openapi_url=None,
     )
-    answering = errors.Answering(errors.SHAPES[settings.error_format])
+    answering = errors.Answering(errors.SHAPES[settings.error_format], serving.tasks_in_words)
     dialects = routers(serving)
     pages = [] if settings.disable_fastapi_docs else [openapi.router(dialects, settings)]
     for router in (*dialects, *pages):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -13,7 +13,14 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 
-from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, UnknownModel, UnsupportedDimensions
+from poolhouse.errors import (
+    EngineClosed,
+    EngineError,
+    InvalidRequest,
+    UnknownModel,
+    UnsupportedDimensions,
+    UnsupportedTask,
+)
 
 log = logging.getLogger("poolhouse")
 
@@ -114,16 +121,20 @@ def speak(http: Request, shape: Shape) -> None:
 class Answering:
     """The response to whatever a route raised, in the shape of its dialect; `default` where it chose none.
 
-    An unexpected error tells nothing of the inside.
+    An unexpected error tells nothing of the inside. served: what is said of a task that a model lacks, where other
+    models may have it.
     """
 
-    def __init__(self, default: Shape) -> None:
+    def __init__(self, default: Shape, served: str = "") -> None:
         self.default = default
+        self.served = served
 
     async def __call__(self, http: Request, error: Exception) -> Response:
         if isinstance(error, Disconnected):
             return Response(status_code=499)
         failure = failure_of(error)
+        if isinstance(error, UnsupportedTask) and self.served:
+            failure = replace(failure, message=f"{failure.message.removesuffix('.')}. {self.served}")
         if failure.error is None:
             log.error("%s %s failed", http.method, http.url.path, exc_info=error)
         http.state.error_kind = failure.kind

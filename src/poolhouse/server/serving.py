@@ -37,6 +37,9 @@ FieldsT = TypeVar("FieldsT", bound=BaseModel)
 
 _SECONDS_UNWATCHED = 0.05
 
+# Names of models in one message, and characters of a name that none has.
+_MOST_NAMES, _LONGEST_NAME = 20, 200
+
 
 class Engine(Protocol):
     """What a server needs of an engine; `poolhouse.engine.engine.Engine` and `poolhouse.testing.FakeEngine` have it."""
@@ -175,6 +178,20 @@ class Serving:
         """Whether one model is served, without adapters; its names do not count."""
         return len(self._inboxes) == 1
 
+    @property
+    def names(self) -> str:
+        """The names that requests may use, for messages; the first of many."""
+        names = list(self.engines)
+        more = len(names) - _MOST_NAMES
+        return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+    @property
+    def tasks_in_words(self) -> str:
+        """Which model has which tasks, for messages; nothing where one model is served."""
+        several = {engine.name: engine.tasks for engine in list(self.engines.values())[:_MOST_NAMES]}
+        told = "; ".join(f"`{name}`: {', '.join(tasks)}" for name, tasks in several.items())
+        return f"Served models and their tasks: {told}." if len(several) > 1 else ""
+
     def waiting(self, engine: Engine) -> int:
         """Prompts of one engine that wait or run."""
         return self._admissions[engine.name].waiting
@@ -190,7 +207,7 @@ class Serving:
         if model in self._unlisted and model not in self.engines:
             return self._unlisted[model]
         if model not in self.engines:
-            raise UnknownModel(f"The model `{model}` does not exist.", None)
+            raise UnknownModel(f"{unknown(model)} Served models: {self.names}.", None)
         return self.engines[model]
 
     def lone_or_named(self, model: str | None) -> Engine:
@@ -311,6 +328,11 @@ class Serving:
         if truncated:
             state["truncated"] = state.get("truncated", 0) + truncated
         state["answers"] = answers
+
+
+def unknown(model: str) -> str:
+    """What is said of a name that no model has, as much of it as a name may be."""
+    return f"The model `{model[:_LONGEST_NAME]}` does not exist."
 
 
 def _located(error: InvalidRequest, futures: Sequence[Future[Answer]], place: Callable[[int], str]) -> InvalidRequest:

@@ -17,7 +17,7 @@ from poolhouse.server.dialects.fields import Lenient, Many, body_schema, check_c
 from poolhouse.server.dialects.routing import direct_router
 from poolhouse.server.encoding import dumps
 from poolhouse.server.errors import speak
-from poolhouse.server.serving import Engine, Serving
+from poolhouse.server.serving import Engine, Serving, unknown
 
 
 class TokenizeFields(Lenient):
@@ -109,8 +109,7 @@ def _engine(serving: Serving, http: Request, model: str | None) -> Engine:
     """The engine of that name; an unknown one is answered with those there are, as vLLM does on these routes alone."""
     try:
         engine = serving.engine(model)
-    except UnknownModel as error:
-        aliases = ", ".join(serving.engines)
-        raise UnknownModel(f"{error} Valid aliases: {aliases}.", "model") from None
+    except UnknownModel:
+        raise UnknownModel(f"{unknown(str(model))} Valid aliases: {serving.names}.", "model") from None
     http.state.model, http.state.items = engine.name, 1
     return engine

@@ -1,0 +1,105 @@
+"""Files that appear whole or not at all: written beside their place, and renamed when all is in them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from poolhouse.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Where to write what `path` shall hold; it stands there once the block has ended well.
+
+    Until then, and after any failure, an interruption among them, whatever stood there stands as it was. A file that
+    nothing was written into does not appear. Links stay links, and a file that is replaced keeps its permissions; pipes
+    and devices, which nothing can be renamed to, are written at the end.
+
+    Raises:
+        ConfigError: a folder, or a place where no file can be made. OSError: naming `path`, such as for a full disk.
+    """
+    target = Path(os.path.realpath(path))
+    special = target.exists() and not target.is_file()
+    if target.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file in it to write.")
+    part = _part(target, path, special)
+    try:
+        yield part
+        if part.stat().st_size:
+            _put(part, target, special)
+    except OSError as error:
+        # A failed write does not say of which file; what failed to be read does.
+        if error.filename is None or str(part) in (error.filename, error.filename2):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_tensors(
+    arrays: Mapping[str, np.ndarray[Any, Any]], part: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file; a full disk is an OSError here too."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(arrays), part, metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from None
+
+
+def same_file(one: str | int | Path, other: str | int | Path) -> bool:
+    """Whether two paths, or open descriptors, are one ordinary file, under whichever names."""
+    try:
+        first, second = os.stat(one), os.stat(other)  # noqa: PTH116 - of descriptors too
+    except OSError:
+        return False
+    return stat.S_ISREG(first.st_mode) and os.path.samestat(first, second)
+
+
+def _part(target: Path, path: str | Path, special: bool) -> Path:
+    """A new and empty file, with the permissions that the target has or would get."""
+    # A short name of its own: the longest that the folder takes may be the target's, and two may write at once.
+    folder = Path(tempfile.gettempdir()) if special else target.parent
+    if target.exists() and not os.access(target, os.W_OK):
+        raise ConfigError(f"{path} may not be written.")
+    part = folder / f".poolhouse-{secrets.token_hex(6)}.part"
+    try:
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: no file can be made in {folder}: {error.strerror}.") from None
+    if target.is_file():
+        before = target.stat()
+        with contextlib.suppress(OSError):
+            os.chown(part, before.st_uid, before.st_gid)
+        part.chmod(before.st_mode & 0o777)
+    return part
+
+
+def _put(part: Path, target: Path, special: bool) -> None:
+    if special:
+        with part.open("rb") as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
+        return
+    with part.open("rb") as written:
+        os.fsync(written.fileno())
+    try:
+        part.replace(target)
+    except OSError as error:
+        # A file that is a mount of its own, as containers have them, cannot be renamed to.
+        if error.errno != errno.EBUSY:
+            raise
+        shutil.copyfile(part, target)

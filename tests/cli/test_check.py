@@ -1,0 +1,112 @@
+"""The verdict of `check`, its exit status, and its JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from poolhouse.cli import check, golden
+from poolhouse.cli.golden import Golden
+from tests.checkpoints import save_checkpoint
+from tests.cli.in_process import Run, said
+
+__all__ = ["said"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_checkpoint(folder, "bert, wordpiece")
+    return folder
+
+
+def test_a_model_that_answers_is_well_and_what_it_was_not_compared_with_is_said(said: Run, model: Path) -> None:
+    done = said("check", model)
+    assert done.status == 0
+    words = "OK: the model loads and answers. It was compared with nothing: the checkpoint has no modules.json"
+    assert done.out.decode().splitlines()[-1].startswith(words)
+    asked = said("check", model, "--no-reference")
+    assert (asked.status, asked.out.decode().splitlines()[-1]) == (
+        0, "OK: the model loads and answers. It was compared with nothing: --no-reference was asked for.",
+    )  # fmt: skip
+
+
+def test_json_tells_what_the_table_tells(said: Run, model: Path) -> None:
+    done = said("check", model, "--json")
+    told = json.loads(done.out)
+    assert (done.status, told["ok"], told["comparisons"]) == (0, True, [])
+    assert told["verdict"].startswith("OK: ")
+    assert "modules.json" in told["not_compared"]
+    assert (told["model"], told["width"], told["dtype"], told["device"]) == (str(model), 32, "float32", "cpu")
+    assert list(told["tasks"]) == ["embed", "token_embed"]
+    assert isinstance(told["notes"], list)
+    table = said("check", model).out.decode()
+    for words in (
+        told["served_by"],
+        told["architecture"],
+        f"{told['parameters']:,}",
+        *told["tasks"].values(),
+        *told["notes"],
+    ):
+        assert words in table
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_difference_is_a_verdict_and_a_status(
+    options: tuple[str, ...], said: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = (Golden(2.0, "one", "two", "dense"),)
+    monkeypatch.setitem(golden.GOLDEN, str(model), values)  # type: ignore[arg-type]
+    done = said("check", model, *options)
+    words = "The answers differ from published numbers. Against 1 published numbers: largest difference"
+    assert done.status == 1
+    assert words in done.error
+    if options:
+        told = json.loads(done.out)
+        assert (told["ok"], told["comparisons"][0]["close"], told["comparisons"][0]["with"]) == (
+            False,
+            False,
+            "published numbers",
+        )
+        assert words in told["verdict"]
+    else:
+        assert words in done.out.decode().splitlines()[-1]
+        assert "OK" not in done.out.decode()
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_answers_that_are_no_numbers_are_not_well(options: tuple[str, ...], said: Run, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, "bert, wordpiece")
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("embeddings.LayerNorm.weight"))
+    save_file(
+        tensors | {name: torch.full_like(tensors[name], torch.nan)}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    done = said("check", tmp_path, "--no-reference", *options)
+    assert done.status == 1
+    assert "NaN" in done.error
+    if options:
+        assert json.loads(done.out)["ok"] is False
+
+
+def test_a_model_that_does_not_load_is_not_well(said: Run) -> None:
+    done = said("check", "/no/such", "--json")
+    assert (done.status, json.loads(done.out)["ok"]) == (1, False)
+    assert "/no/such does not exist" in json.loads(done.out)["verdict"]
+
+
+def test_a_reference_that_cannot_be_run_is_said(said: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: object) -> None:
+        raise RuntimeError("not today\nnor tomorrow")
+
+    monkeypatch.setattr(check, "_compare_vectors", fails)
+    done = said("check")
+    assert done.status == 0
+    last = done.out.decode().splitlines()[-1]
+    assert last.endswith(
+        "compared with nothing: sentence-transformers cannot run it: RuntimeError: not today nor tomorrow"
+    )
