@@ -231,7 +231,7 @@ def test_bench_reports_both_sides(tmp_path: Path) -> None:
 
 def test_help_needs_no_heavy_library() -> None:
     code = (
-        "import sys; from poolhouse.cli import app\n"
+        "import sys; from poolhouse.cli.commands import app\n"
         "try: app(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'fastapi'} & set(sys.modules)"

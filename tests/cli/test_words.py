@@ -11,7 +11,7 @@ import typer
 
 import poolhouse
 from poolhouse import LLM, ConfigError, PoolerConfig, UnsupportedTask
-from poolhouse.cli import app
+from poolhouse.cli.commands import app
 from poolhouse.cli.sources import gather
 from poolhouse.cli.spelling import Written, as_typed, flag, on_the_line, spelled
 from poolhouse.settings import ServerSettings, Settings, useful_options
