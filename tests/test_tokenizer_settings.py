@@ -114,6 +114,20 @@ def test_a_note_says_where_the_files_contradict_each_other_about_ends(key: str, 
     assert all(f"{key}: {str(wanted).lower()}, but the post-processor of tokenizer.json puts" in note for note in notes)
 
 
+@pytest.mark.parametrize("name", ["Roberta", "XLMRoberta", "Camembert", "MPNet", "Data2VecText"])
+def test_padding_that_a_text_writes_is_not_counted_in_positions(name: str, tmp_path: Path) -> None:
+    made = tokenizer(tmp_path, "roberta")
+    model = save(tmp_path, f"{name}Model", f"{name}Config", LAYERS)
+    texts = ["w1 [PAD] w2 w3 [PAD] [PAD] w4", "w5 w6", "[PAD] w7"]
+    with LLM(str(tmp_path), pooler_config={"pooling_type": "MEAN"}) as llm:
+        asked = PoolingParams(use_activation=False)
+        found = llm.embed_array(texts, pooling_params=asked, use_tqdm=False)
+    for text, vector in zip(texts, found, strict=True):
+        with torch.no_grad():
+            expected = model(input_ids=torch.tensor([made(text)["input_ids"]])).last_hidden_state[0].mean(0)
+        assert vector == pytest.approx(expected.numpy(), abs=1e-4)
+
+
 def test_the_embedded_model_is_tokenised_without_transformers() -> None:
     code = (
         "import sys; from poolhouse.inputs.tokenizer import Tokenizer; "
