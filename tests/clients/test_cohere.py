@@ -158,3 +158,15 @@ def test_cohere_raises_its_own_errors(
     with pytest.raises(error) as raised:
         ask((embedder if ask is embed_v2 else reranker) + at, **options)
     assert words in str(raised.value.body)
+
+
+def test_cohere_lists_the_models(embedder: str, reranker: str) -> None:
+    for url, model, endpoints in ((embedder, EMBEDDER, ["embed", "rerank"]), (reranker, RERANKER, ["rerank"])):
+        with cohere.Client(api_key=KEY, base_url=f"{url}/cohere") as client:
+            (listed,) = client.models.list().models
+            found = client.models.get(model)
+            assert (listed.name, found.name) == (model, model)
+            assert found.endpoints == endpoints
+            assert client.models.list(endpoint="chat").models == []
+            with pytest.raises(cohere.NotFoundError, match=model):
+                client.models.get("another")

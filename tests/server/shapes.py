@@ -87,6 +87,14 @@ _MODEL = {
     "prompts?": list,
     "limits?": dict,
 }
+_COHERE_MODEL = {
+    "name": str,
+    "endpoints": [{"embed", "rerank", "classify"}],
+    "finetuned": bool,
+    "context_length": int,
+    "tokenizer_url": None,
+    "default_endpoints": list,
+}
 _DETAILS = {
     **dict.fromkeys(("parent_model", "format", "family", "parameter_size", "quantization_level"), str),
     "families": [str],
@@ -185,6 +193,8 @@ SHAPES: dict[str, dict[str, Shape]] = {
         },
         "rerank": {"id": str, "results": _ranked(), "meta": _META},
         "rerank_with_documents": {"id": str, "results": _ranked(document={"text": str, "title?": str}), "meta": _META},
+        "models": {"models": [_COHERE_MODEL]},
+        "model": _COHERE_MODEL,
         "error": {"message": str},
     },
     "cohere_v2": {

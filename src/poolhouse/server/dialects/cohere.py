@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest
 from poolhouse.server import replies
-from poolhouse.server.dialects import hosted
+from poolhouse.server.dialects import health, hosted
 from poolhouse.server.dialects.fields import Lenient, Many, body_schema
 from poolhouse.server.dialects.hosted import Kind, Wish
 from poolhouse.server.dialects.pairs import Scored
@@ -116,6 +116,22 @@ def prefixed_router(serving: Serving) -> APIRouter:
         speak(http, shape)
         return await answer_rerank(serving, http, await serving.read(http, RerankFields), 2)
 
+    @routes.get("/v1/models")
+    async def models(http: Request) -> Response:
+        """The served models; `?endpoint=` leaves those that it can ask."""
+        wanted = http.query_params.get("endpoint")
+        known = [_model(name, engine) for name, engine in serving.engines.items()]
+        listed = [model for model in known if wanted is None or wanted in model["endpoints"]]
+        return Response(dumps({"models": listed}), media_type="application/json")
+
+    @routes.get("/v1/models/{model:path}")
+    async def model(http: Request) -> Response:
+        """One of the served models."""
+        speak(http, shape)
+        name = http.path_params["model"]
+        health.found(serving, name)
+        return Response(dumps(_model(name, serving.engine(name))), media_type="application/json")
+
     return routes
 
 
@@ -206,6 +222,24 @@ def _meta(version: int, units: dict[str, int], answers: Sequence[Answer]) -> dic
     meta: dict[str, Any] = {"api_version": {"version": str(version)}, "billed_units": units}
     warnings = hosted.warnings_of(answers)
     return {**meta, "warnings": warnings} if warnings else meta
+
+
+def _model(name: str, engine: Engine) -> dict[str, Any]:
+    # Whatever has vectors, or one score for a pair, reranks.
+    embeds = "embed" in engine.tasks
+    can = {
+        "embed": embeds,
+        "rerank": embeds or "token_embed" in engine.tasks or engine.labels == 1,
+        "classify": engine.labels > 1,
+    }
+    return {
+        "name": name,
+        "endpoints": [endpoint for endpoint, there in can.items() if there],
+        "finetuned": False,
+        "context_length": engine.max_tokens,
+        "tokenizer_url": None,
+        "default_endpoints": [],
+    }
 
 
 def shape(failure: Failure) -> Response:

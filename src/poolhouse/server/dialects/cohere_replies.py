@@ -72,6 +72,23 @@ class RerankReply(TypedDict):
     meta: Meta
 
 
+class Model(TypedDict):
+    """A served model, and the endpoints that it can answer."""
+
+    name: str
+    endpoints: list[Literal["embed", "rerank", "classify"]]
+    finetuned: bool
+    context_length: int
+    tokenizer_url: None
+    default_endpoints: list[str]
+
+
+class Models(TypedDict):
+    """The served models."""
+
+    models: list[Model]
+
+
 ERRORS = (Errors(Error),)
 _EMBED = Contract((EmbedReply,), ERRORS)
 _RERANK = Contract((RerankReply,), ERRORS)
@@ -83,4 +100,6 @@ CONTRACTS: Contracts = {
     "/cohere/v2/embed": _EMBED,
     "/cohere/v1/rerank": _RERANK,
     "/cohere/v2/rerank": _RERANK,
+    "/cohere/v1/models": Contract((Models,), (), query={"endpoint": "Leave the models that it can ask."}),
+    "/cohere/v1/models/{model}": Contract((Model,), (Errors(Error, (404,)),)),
 }
