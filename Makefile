@@ -12,7 +12,7 @@ demo: .venv/.demo
 	$(BIN)/python examples/demo.py
 
 test: .venv/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --cov --cov-report=term
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --cov --cov-report=term
 
 lint: .venv/.test
 	$(BIN)/ruff check .
