@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from poolhouse.errors import ConfigError
+from poolhouse.errors import ConfigError, did_you_mean
 
 # vLLM's name: ours.
 OUR_NAMES = {
@@ -47,7 +47,8 @@ def in_our_words(given: Mapping[str, Any]) -> dict[str, Any]:
     if "task" in options:
         word = options.pop("task")
         if word not in _FORMER_TASKS:
-            raise ConfigError(f"task={word!r}: Poolhouse runs pooling models only: {sorted(_FORMER_TASKS)}.")
+            near = did_you_mean(str(word), _FORMER_TASKS)
+            raise ConfigError(f"task={word!r}: Poolhouse runs pooling models only: {sorted(_FORMER_TASKS)}.{near}")
         _warn_former("task")
         # A model that has the task already is not converted: auto would do for it too.
         options.setdefault("convert", _FORMER_TASKS[word])

@@ -105,8 +105,8 @@ def embed(
         raise ConfigError(
             f"--format {form} is {'not ' if tokens else ''}for --tokens, which takes {', '.join(_OF_TOKENS)}."
         )
-    for flag, of_tokens in (("--input-type", input_type), ("--token-pooling-factor", token_pooling_factor)):
-        if of_tokens is not None and not tokens:
+    for flag, given_value in (("--input-type", input_type), ("--token-pooling-factor", token_pooling_factor)):
+        if given_value is not None and not tokens:
             raise ConfigError(f"{flag} is for --tokens.")
     if form != "jsonl" and output is None:
         raise ConfigError(f"--format {form} needs --output FILE.")

@@ -39,14 +39,14 @@ def gather(
     config = config or (Path(environment["POOLHOUSE_CONFIG"]) if environment.get("POOLHOUSE_CONFIG") else None)
     if config is not None:
         entries, shared, keys = read_config(config)
-        written = {name: Written(key, ": ", f" in {config}") for name, key in keys.items()}
-        sources.append(_Source(shared, entries, written))
+        in_file = {name: Written(key, ": ", f" in {config}") for name, key in keys.items()}
+        sources.append(_Source(shared, entries, in_file))
     line = on_the_line({*options, *(OUR_NAMES[name] for name in options if name in OUR_NAMES)}, typed)
-    sources.append(_Source(in_our_words(options), [{"model": model} for model in models], line))
     written = on_the_line(known_options() - {"model"})
-    for source in sources:
-        written |= source.written
+    for names in (*(source.written for source in sources), line):
+        written |= names
     try:
+        sources.append(_Source(in_our_words(options), [{"model": model} for model in models], line))
         return *_settings(sources), written
     except ConfigError as error:
         raise ConfigError(spelled(str(error), written)) from None

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
-from poolhouse.errors import ConfigError, InputTooLong, PoolhouseError, did_you_mean
+from poolhouse.errors import ConfigError, InputTooLong, PoolhouseError, UnsupportedDimensions, did_you_mean
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
 
@@ -46,6 +46,9 @@ _NOT_LINES = frozenset(
     .rar .safetensors .sqlite .tar .tgz .xls .xlsx .xz .yaml .yml .zip .zst
     """.split()  # noqa: SIM905
 )
+
+# Fields of requests that are the same for all texts: no one of them is to blame.
+_OF_ALL = ("prompt_name", "input_type", "task", "adapter", "lora_request")
 
 _HELP = f"A file with a text per line, {', '.join(_BY_ENDING)}; - is standard input."
 Input = Annotated[str, typer.Option("--input", "-i", help=_HELP)]
@@ -96,7 +99,10 @@ def answered(
             try:
                 answers.append(future.result())
             except PoolhouseError as error:
-                error.args = (f"{given.unit} {number} of {given.where}: {_in_words_of_options(error, llm)}",)
+                if isinstance(error, UnsupportedDimensions):
+                    error.args = (f"--dimensions: {error}",)
+                elif getattr(error, "parameter", None) not in _OF_ALL:
+                    error.args = (f"{given.unit} {number} of {given.where}: {_in_words_of_options(error, llm)}",)
                 raise
         flying.popleft()
         return group, answers
