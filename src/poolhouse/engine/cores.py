@@ -90,9 +90,7 @@ def _mounted(mounts: list[str], controllers: str) -> Iterator[tuple[str, Path]]:
         places, _, kind = line.partition(" - ")
         root, point = places.split(" ")[3:5]
         words = kind.split(" ")
-        if words[0] == ("cgroup" if controllers else "cgroup2") and (
-            not controllers or "cpu" in words[-1].split(",")
-        ):
+        if words[0] == ("cgroup" if controllers else "cgroup2") and (not controllers or "cpu" in words[-1].split(",")):
             yield root, Path(point)
 
 

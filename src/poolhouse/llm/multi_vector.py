@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolhouse.engine.request import Answer
 from poolhouse.engine.waiting import gather
-from poolhouse.errors import InvalidRequest
+from poolhouse.errors import EngineError, InvalidRequest
 from poolhouse.inputs.input_types import role_of
 from poolhouse.llm.answering import wait
 from poolhouse.llm.asking import Asked, Options, Params, requests_of
@@ -117,16 +118,25 @@ def _blocks(
 ) -> Iterator[TokenEmbeddings]:
     """The blocks in order. submitted: starts work on a group of prompts when it is asked for the next."""
     flying: deque[Sequence[Future[Answer]]] = deque()
+    process = os.getpid()
+
+    def packed() -> TokenEmbeddings:
+        if os.getpid() != process:
+            raise EngineError("This process was forked amid the blocks, which the other one reads: ask here anew.")
+        return pack(wait(flying.popleft(), progress=False, label=""))
+
     try:
         for futures in submitted:
             flying.append(futures)
             if len(flying) > _BLOCKS_AHEAD:
-                yield pack(wait(flying.popleft(), progress=False, label=""))
+                yield packed()
         while flying:
-            yield pack(wait(flying.popleft(), progress=False, label=""))
+            yield packed()
     finally:
-        for future in itertools.chain.from_iterable(flying):
-            future.cancel()
+        # Without names of this module: at the interpreter's end they are gone.
+        for futures in flying:
+            for future in futures:
+                future.cancel()
 
 
 def _packing(
