@@ -70,3 +70,22 @@ def test_half_precision_without_kernels_stays_plain() -> None:
     assert linear.prepacked is None
     assert linear(torch.ones(2, 4, dtype=torch.float16)).tolist() == [[4.0] * 3] * 2
     assert repr(linear) == "Linear(4 -> 3)"
+
+
+@pytest.mark.parametrize("few", [False, True], ids=["oneDNN alone", "MKL for few rows"])
+def test_products_come_in_few_sizes(few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps a kernel for each."""
+    monkeypatch.setattr("poolhouse.layers.linear._mkl_is_quicker", lambda: few)
+    linear, *_ = made(torch.float32, bias=True, prepacked=True)
+    assert (linear.transposed is not None) == few
+    sizes = {count: linear.rows(count) for count in range(25, 2049)}
+    assert len(set(sizes.values())) <= 50
+    for count, rows in sizes.items():
+        # An eighth more at most, but for the least step.
+        assert count <= rows <= max(count * 9 / 8, count + 7)
+        assert linear.rows(rows) == rows
+
+
+def test_a_plain_weight_takes_rows_as_they_are() -> None:
+    linear, *_ = made(torch.float32, bias=True, prepacked=False)
+    assert [linear.rows(count) for count in (1, 30, 1001)] == [1, 30, 1001]

@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest
@@ -74,7 +75,8 @@ class _Mailbox:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._wake = loop.call_soon_threadsafe
+        # Weak, since the table of mailboxes would keep every loop otherwise.
+        self._loop = weakref.ref(loop)
         self._calls: deque[Callable[[], None]] = deque()
         self._woken = False
 
@@ -82,7 +84,11 @@ class _Mailbox:
         self._calls.append(call)
         if not self._woken:
             self._woken = True
-            self._wake(self._empty)
+            loop = self._loop()
+            # A loop may end while a batch runs whose callers were cancelled; then nobody waits.
+            with suppress(RuntimeError):
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._empty)
 
     def _empty(self) -> None:
         # Before the calls: what is posted from here on wakes the loop again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolhouse.engine.request import Answer
 from poolhouse.engine.waiting import gather, prompt_place
-from poolhouse.errors import InvalidRequest
+from poolhouse.errors import EngineError, InvalidRequest
 from poolhouse.inputs.input_types import role_of
 from poolhouse.inputs.prompts import PromptLike, Prompts, each
 from poolhouse.llm.answering import wait
@@ -124,7 +125,11 @@ def _blocks(
     flying: deque[Sequence[Future[Answer]]] = deque()
     firsts = itertools.count(0, prompts_per_block)
 
+    process = os.getpid()
+
     def packed() -> TokenEmbeddings:
+        if os.getpid() != process:
+            raise EngineError("This process was forked amid the blocks, which the other one reads: ask here anew.")
         first = next(firsts)
         return pack(wait(flying.popleft(), False, "", lambda index: prompt_place(first + index)))
 
@@ -136,8 +141,10 @@ def _blocks(
         while flying:
             yield packed()
     finally:
-        for future in itertools.chain.from_iterable(flying):
-            future.cancel()
+        # Without names of this module: at the interpreter's end they are gone.
+        for futures in flying:
+            for future in futures:
+                future.cancel()
 
 
 def _packing(
