@@ -6,12 +6,10 @@ Both of uvicorn's parsers serve: the one in C bounds no head, and stops at the h
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import importlib
 import os
 import socket
 import sys
-import termios
 from typing import Any
 
 import h11
@@ -192,6 +190,9 @@ def _taken(transport: asyncio.Transport) -> int:
     try:
         with socket.socket(fileno=os.dup(told.fileno())) as own:
             if own.family == socket.AF_UNIX:
+                import fcntl
+                import termios
+
                 # What the client has not read of what the system has.
                 return -left - int.from_bytes(fcntl.ioctl(own, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
             return int.from_bytes(

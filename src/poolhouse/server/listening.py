@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import ipaddress
 import os
 import socket
@@ -75,8 +74,7 @@ def _on_every_address(host: str, port: int) -> list[socket.socket]:
         both = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
         try:
             place = (address[0], port, *address[2:])
-            # Typed for two numbers; IPv6 has four, of which the last is the network card.
-            listeners.append(socket.create_server(place, family=family, backlog=_BACKLOG, dualstack_ipv6=both))  # type: ignore[arg-type]
+            listeners.append(socket.create_server(place, family=family, backlog=_BACKLOG, dualstack_ipv6=both))
         except OSError as error:
             # Containers know ::1 by name, without having it.
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
@@ -140,7 +138,9 @@ def _make_room(path: Path) -> None:
 def _alone(folder: Path) -> Iterator[None]:
     """Two servers that start together look and bind one after the other."""
     descriptor = None
-    with suppress(OSError):
+    with suppress(OSError, ImportError):
+        import fcntl
+
         descriptor = os.open(folder, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
