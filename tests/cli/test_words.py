@@ -207,7 +207,7 @@ def test_what_a_model_is_can_be_printed(tmp_path: Path) -> None:
 def test_late_interaction_is_told_of_its_own_methods(tmp_path: Path, said: Run) -> None:
     folder = repository(tmp_path, JINA)
     with opened(folder) as llm, pytest.raises(UnsupportedTask) as caught:
-        llm.embed("x")
+        llm.embed_array("x")
     assert "a vector per token, not one per text: use embed_tokens, and score" in str(caught.value)
     assert "convert" not in str(caught.value)
     done = said("embed", "word", "--model", folder)

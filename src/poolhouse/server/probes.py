@@ -45,6 +45,8 @@ async def turn_away(scope: Scope, receive: Receive, send: Send, shape: Shape, wo
     path = path_of(scope)
     if path == "/health/live":
         response = report(200, "live")
+    elif path.endswith("/.well-known/live"):
+        response = Response(status_code=204)
     elif path == "/health/ready":
         response = report(503, word)
     else:
