@@ -133,7 +133,7 @@ class Answering:
         if isinstance(error, Disconnected):
             return Response(status_code=499)
         failure = failure_of(error)
-        if isinstance(error, UnsupportedTask) and self.served:
+        if isinstance(error, UnsupportedTask) and error.parameter in (None, "model", "task") and self.served:
             failure = replace(failure, message=f"{failure.message.removesuffix('.')}. {self.served}")
         if failure.error is None:
             log.error("%s %s failed", http.method, http.url.path, exc_info=error)
