@@ -337,6 +337,8 @@ class LLM:
             self._engine.close()
 
     def __repr__(self) -> str:
+        if self._engine is None:
+            return f"LLM({self.settings.model or 'the embedded default'!r}: a copy, not open yet)"
         facts, tasks = self.model.facts, ", ".join(self.engine.tasks)
         width = f", {facts.width} dimensions" if "embed" in self.engine.tasks else ""
         where = f"{str(facts.dtype).removeprefix('torch.')} on {facts.device}"
