@@ -135,7 +135,7 @@ def test_the_own_width_of_a_task_changes_nothing_and_is_taken(llm: LLM) -> None:
     assert np.array_equal(tokens[0][0].outputs.array, tokens[1][0].outputs.array)
     (score,), (plain,) = (llm.score("a", "b", pooling_params=params) for params in (whole, None))
     assert score.outputs.score == plain.outputs.score
-    with pytest.raises(InvalidRequest, match="does not support"):
+    with pytest.raises(InvalidRequest, match="is not supported by this model"):
         llm.classify("a", pooling_params=whole)
     # Two poolings side by side are twice as wide as the vectors of tokens.
     with LLM(pooler_config={"seq_pooling_type": "CLS+MEAN"}) as wide:

@@ -194,7 +194,8 @@ class Settings(BaseModel):
             if name in ServerSettings.model_fields:
                 raise ConfigError(f"'{name}' is an option of the server, not of a model.")
             if name not in known and name not in MEANINGLESS | DONE_ANYWAY:
-                raise ConfigError(f"There is no option '{name}'.{did_you_mean(name, known)}")
+                near = did_you_mean(name, known) or did_you_mean(name, MEANINGLESS | DONE_ANYWAY)
+                raise ConfigError(f"There is no option '{name}'.{near}")
         if meaningless:
             warnings.warn(
                 f"These options mean nothing to Poolhouse and are ignored: {', '.join(meaningless)}.", stacklevel=3

@@ -154,7 +154,7 @@ def serve(*words: str, **environment: str) -> tuple[int, list[dict[str, Any]]]:
     [
         (["--log-format", "json", "./nosuch", "--enforce-eager"], {}, None, "nosuch does not exist"),
         (["--log-format=json", "--no-such-option", "5"], {}, None, "no"),
-        (["--log_format", "json", "--max-json-depth", "many"], {}, None, "max_json_depth"),
+        (["--log_format", "json", "--max-json-depth", "many"], {}, None, "--max-json-depth"),
         ([], {"POOLHOUSE_LOG_FORMAT": "json", "POOLHOUSE_API_KEY": ""}, None, "POOLHOUSE_API_KEY"),
         ([], {}, "log-format: json\nport: [", "is not valid YAML"),
         ([], {}, "log_format: 'json'\nprot: 5", "Did you mean 'port'?"),

@@ -177,7 +177,7 @@ def test_options_of_the_process_belong_to_the_server_around(options: dict[str, A
 def test_options_come_from_the_call_the_file_and_the_environment(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match="'max_model_leng'"):
+    with pytest.raises(ConfigError, match="max_model_leng"):
         poolhouse.asgi(max_model_leng=5)
     with pytest.raises(ConfigError, match="api_key"):
         poolhouse.asgi(api_key="")

@@ -390,7 +390,7 @@ def test_a_text_of_fifty_megabytes_is_refused_or_cut_or_split_and_the_server_goe
 def test_a_model_that_is_not_there_is_one_clear_line() -> None:
     for arguments, words, status in (
         (["/no/such/folder"], "/no/such/folder", 1),
-        (["--max-model-length", "3"], "Did you mean 'max_model_len'", 2),
+        (["--max-model-length", "3"], "Did you mean --max-model-len?", 2),
         (["--port", "eighty"], "port: ", 2),
         (["--pooler-config.pooling-type", "MEEN"], "Did you mean 'MEAN'", 2),
     ):

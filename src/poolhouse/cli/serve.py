@@ -17,7 +17,7 @@ from poolhouse.cli.options import with_options
 from poolhouse.cli.sources import gather
 from poolhouse.cli.spelling import spelled
 from poolhouse.errors import ConfigError, PoolhouseError
-from poolhouse.settings import ServerSettings, Settings
+from poolhouse.settings import ServerSettings, Settings, known_options
 from poolhouse.vllm_options import in_our_words
 
 if TYPE_CHECKING:
@@ -86,7 +86,9 @@ def asgi(
         if name in _OF_THE_PROCESS:
             raise ConfigError(f"{name}: this is for the server that runs the application; give it to that one.")
     models = [model] if isinstance(model, str) else list(model or ())
-    server, engines, _ = gather(models, options, None if config is None else Path(config), os.environ)
+    file = None if config is None else Path(config)
+    as_in_python = {name: name for name in {*options, *known_options()}}
+    server, engines, _ = gather(models, options, file, os.environ, as_in_python)
     from poolhouse.server.hosted import hosted
 
     return hosted(partial(_open, engines), server)

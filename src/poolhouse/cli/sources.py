@@ -42,7 +42,7 @@ def gather(
         in_file = {name: Written(key, ": ", f" in {config}") for name, key in keys.items()}
         sources.append(_Source(shared, entries, in_file))
     line = on_the_line({*options, *(OUR_NAMES[name] for name in options if name in OUR_NAMES)}, typed)
-    written = on_the_line(known_options() - {"model"})
+    written = on_the_line(known_options() - {"model"}, typed)
     for names in (*(source.written for source in sources), line):
         written |= names
     try:

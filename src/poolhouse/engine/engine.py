@@ -55,6 +55,8 @@ _INLINE_REQUESTS = 64
 _INLINE_CHARACTERS = 2000
 # Texts per tokenizer call: enough to share the work among cores, few enough to start computing early.
 _TEXTS_PER_CALL = 128
+# How long the end of the interpreter waits for a batch that runs.
+_LAST_WAIT = 30.0
 
 
 class Engine:
@@ -324,6 +326,9 @@ class Engine:
         self._lanes.join(max(0.0, deadline - time.monotonic()))
         for ready in self._scheduler.drop_all():
             fail(ready.future, EngineClosed("The engine was shut down before it could answer."))
+        if not self._lanes.ended:
+            # What closed it did not wait for the batch that runs. The end of the interpreter does.
+            atexit.register(self._lanes.join, _LAST_WAIT)
 
     def hold(self, deadline: float) -> Callable[[], None]:
         """Run no batch, and wait until `deadline` for those that run; answers with the end of it. Called before a fork."""
@@ -349,7 +354,7 @@ class Engine:
             "or open the model in the other process."
         )
 
-    def _exit(self, seconds: float = 30.0) -> None:
+    def _exit(self, seconds: float = _LAST_WAIT) -> None:
         """The interpreter ends, and all threads with it that might wait for answers: end only what runs."""
         self._exiting = self._closed = True
         deadline = time.monotonic() + seconds

@@ -87,6 +87,11 @@ class Lanes:
         return all(thread.is_alive() for thread in self._threads)
 
     @property
+    def ended(self) -> bool:
+        """Whether no thread of them runs."""
+        return not any(thread.is_alive() for thread in self._threads)
+
+    @property
     def running(self) -> int:
         """Sequences of the batches on the device."""
         return sum(self._running.values())
