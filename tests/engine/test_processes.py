@@ -42,6 +42,7 @@ def ran(checkpoint: str, program: str, folder: Path, **environment: str) -> subp
     file.write_text(START + f"MODEL = {checkpoint!r}\n" + textwrap.dedent(program))
     return subprocess.run(
         [sys.executable, str(file)],
+        check=False,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
