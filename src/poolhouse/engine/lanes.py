@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 
 from poolhouse.engine.faults import Faults
+from poolhouse.engine.memory import Scraps
 from poolhouse.engine.ready import Ready
 from poolhouse.engine.request import fail
 from poolhouse.engine.runner import Launched, Runner
@@ -54,6 +55,7 @@ class Lanes:
         if scheduler.lanes > 1:
             lanes.append(None)
         self._running = dict.fromkeys(lanes, 0)
+        self._scraps = Scraps()
         # Held by whom runs a batch; a fork takes them all.
         self._computing = {lane: threading.RLock() for lane in lanes}
         self._threads: list[threading.Thread] = []
@@ -146,6 +148,8 @@ class Lanes:
                     if flying is not None:
                         runner.finish(flying)
                 flying = launched
+                if not runner.asynchronous:
+                    self._scraps.give_back()
         except BaseException as error:
             fatal = error if isinstance(error, EngineError) else EngineError(f"The engine failed: {error!r}")
             self._faults.die(fatal)
