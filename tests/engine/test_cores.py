@@ -118,7 +118,7 @@ SHOWN = "import os; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_
 @pytest.mark.parametrize(
     ("environment", "first", "expected"),
     [
-        ({}, "", "5000 None"),
+        ({}, "", "50000 None"),
         ({"GOMP_SPINCOUNT": "7"}, "", "7 None"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "", "None ACTIVE"),
         ({}, "import sys; sys.modules['torch'] = None", "None None"),
@@ -142,8 +142,8 @@ def test_the_programs_that_this_process_starts_do_not_inherit_it(monkeypatch: py
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delitem(sys.modules, "torch")
     cores.let_threads_wait_shortly()
-    assert os.environ["GOMP_SPINCOUNT"] == "5000"
+    assert os.environ["GOMP_SPINCOUNT"] == "50000"
     monkeypatch.undo()  # torch is back
-    os.environ["GOMP_SPINCOUNT"] = "5000"
+    os.environ["GOMP_SPINCOUNT"] = "50000"
     use_no_more_than_given()
     assert "GOMP_SPINCOUNT" not in os.environ

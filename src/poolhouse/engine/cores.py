@@ -18,10 +18,10 @@ log = logging.getLogger("poolhouse")
 # What users set to choose the number of threads themselves, and how threads wait.
 _COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-# Rounds of spinning before a thread of libgomp that waits at a barrier sleeps; its own default is 300,000, some
-# milliseconds, which other threads that want the core wait too, at each of dozens of operations. This many take longer than
-# the gaps between two operations.
-_SPINS = "5000"
+# Rounds of spinning before a thread of libgomp that waits at a barrier sleeps: about a millisecond, which lasts from one
+# query to the next. Its own default is six times that, at each of dozens of barriers, while the thread that it waits for
+# may want this very core.
+_SPINS = "50000"
 
 
 def let_threads_wait_shortly() -> None:
