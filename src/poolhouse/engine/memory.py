@@ -32,6 +32,12 @@ def keep_freed_memory() -> None:
         mallopt(_M_ARENA_MAX, max(2, os.cpu_count() or 1))
 
 
+def give_back() -> None:
+    """Return what is freed and kept to the kernel, where little work is to come; it takes some milliseconds."""
+    if (trim := _of_glibc("malloc_trim")) is not None:
+        trim(0)
+
+
 class Scraps:
     """Freed memory between what is in use; packs of ever other sizes leave ever more of it."""
 

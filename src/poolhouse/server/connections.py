@@ -15,10 +15,13 @@ from typing import Any
 import h11
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from poolhouse.engine.memory import give_back
 from poolhouse.settings import ServerSettings
 
 # A reply's body is handed to the connection in parts of so many bytes.
 _PART = 64 * 1024
+# How often within the time that a client may read nothing it is looked whether it does.
+_LOOKS = 5
 # Where Linux's tcp_info counts the bytes that the other side has acknowledged.
 _ACKED = slice(120, 128)
 
@@ -77,6 +80,7 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
             self.offered = False
             self.deadline: asyncio.TimerHandle | None = self.loop.call_later(seconds, self._too_late)
             self.taken = 0
+            self.read_last = 0.0
             self.watch: asyncio.TimerHandle | None = None
 
         def connection_lost(self, error: Exception | None) -> None:
@@ -151,19 +155,24 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
             self._end(b"408 Request Timeout")
 
         def _watch(self) -> None:
-            """Look again later whether somebody reads."""
+            """Look from now on whether somebody reads."""
             self._stop_watching()
-            self.taken = _taken(self.transport)
-            self.watch = self.loop.call_later(patience, self._look)
+            self.taken, self.read_last = _taken(self.transport), self.loop.time()
+            self.watch = self.loop.call_later(patience / _LOOKS, self._look)
 
         def _look(self) -> None:
             self.watch = None
             if not (self.transport.get_write_buffer_size() or self.flow.write_paused):
                 return
-            if _taken(self.transport) == self.taken:
-                self.transport.abort()
-            else:
-                self._watch()
+            now, taken = self.loop.time(), _taken(self.transport)
+            if taken != self.taken:
+                self.taken, self.read_last = taken, now
+            if now - self.read_last < patience:
+                self.watch = self.loop.call_later(patience / _LOOKS, self._look)
+                return
+            self.transport.abort()
+            # The reply is freed when its task has heard of it; nothing else may come that gives its memory back.
+            self.loop.call_later(1, self.loop.run_in_executor, None, give_back)
 
         def _stop_watching(self) -> None:
             if self.watch is not None:
