@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder
 
-from poolhouse import LLM, PoolingParams
+from poolhouse import LLM, LateChunkingParams, PoolingParams
 from poolhouse.errors import CheckpointError, InvalidRequest, UnsupportedDimensions
 from poolhouse.outputs import Array
 from tests.models.colbert_layouts import (
@@ -199,6 +199,16 @@ def test_a_shorter_limit_of_the_caller_holds(tmp_path: Path) -> None:
     with opened(repository(tmp_path / "short", BERT), max_model_len=8) as llm:
         assert len(vectors(llm, ["who"], "query")[0]) == 8
         assert len(vectors(llm, ["who " * 30], "document")[0]) == 8
+
+
+def test_late_chunking_needs_texts_read_as_vllm_reads_them(tmp_path: Path) -> None:
+    folder = repository(tmp_path, BERT)
+    params = PoolingParams(late_chunking_params=LateChunkingParams(chunk_size=2))
+    with opened(folder) as llm, pytest.raises(InvalidRequest, match="load it with colbert_compat='vllm'"):
+        llm.encode("two words", params, pooling_task="token_embed")
+    with opened(folder, colbert_compat="vllm") as llm:
+        (output,) = llm.embed("two words", pooling_params=params)
+        assert len(output.outputs.array) == len(output.late_chunking.chunks) == (len(output.prompt_token_ids) + 1) // 2
 
 
 def test_dimensions_need_matryoshka(tmp_path: Path) -> None:
