@@ -338,6 +338,11 @@ def test_a_name_that_no_model_has_is_answered_with_those_there_are() -> None:
         assert (reply.status_code, shape(reply.json())["param"]) == (404, "model")
         assert "one, two/three" in shape(reply.json())["message"]
         assert client.get(f"{path}/").json() == client.get(path).json()
+    # A name that no list shows is known nevertheless.
+    named = FakeEngine("short")
+    named.unlisted_names = ("owner/short",)
+    known = served(named).get("/v1/models/owner/short")
+    assert (known.status_code, known.json()["id"]) == (200, "owner/short")
     # A lone model too: who asks for it by name wants to know whether it is there.
     assert served(FakeEngine()).get("/v1/models/another").status_code == 404
 

@@ -73,19 +73,19 @@ def found(serving: Serving, name: str) -> dict[str, object]:
     """The model of that name; all of them where a path ends before it.
 
     Raises:
-        UnknownModel: there is none; the message names those there are.
+        UnknownModel: there is none; its message names those there are.
     """
     if name == "":
         return listed(serving)
-    if name not in serving.engines:
-        names = ", ".join(serving.engines)
-        raise UnknownModel(f"The model `{name}` does not exist. Served models: {names}.", "model", name)
-    return about(serving, name)
+    try:
+        return about(serving, name)
+    except UnknownModel as error:
+        raise UnknownModel(str(error), "model", name) from None
 
 
 def about(serving: Serving, name: str) -> dict[str, object]:
-    """What is told of a served model."""
-    engine, settings = serving.engines[name], serving.settings
+    """What is told of a served model, under any of its names."""
+    engine, settings = serving.engine(name), serving.settings
     return {
         "id": name,
         "object": "model",
