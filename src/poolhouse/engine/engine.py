@@ -396,6 +396,9 @@ class Engine:
         """Tokenise requests and let them wait for their batch. flows: theirs, by priority."""
         self._preparing.add(call := object())
         try:
+            if self._exiting:
+                # A daemon thread that asked in the last moment: native code that it entered now would be torn down with it.
+                return
             if self.fatal is not None:
                 _fail(requests, self.fatal)
                 return
