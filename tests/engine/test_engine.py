@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Any
@@ -19,6 +23,7 @@ from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.ready import Ready
 from poolhouse.engine.request import Request
 from poolhouse.engine.runner import FatalDeviceError, Launched
+from poolhouse.engine.waiting import gather
 from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest, NonFiniteResult, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.models.model import Model
@@ -271,3 +276,23 @@ def test_several_threads_get_the_answers_to_their_own_questions(engine: Engine) 
     for thread in threads:
         thread.join(120)
     assert wrong == []
+
+
+def test_what_is_answered_is_kept_by_nobody(engine: Engine) -> None:
+    async def ask() -> tuple[weakref.ref[Any], weakref.ref[Any]]:
+        requests = [embed(text) for text in TEXTS]
+        answers = await gather(engine.submit(requests))
+        return weakref.ref(requests[0].future), weakref.ref(answers[-1].array)
+
+    # Nor does it wait for the collector of garbage, which an idle process never calls.
+    gc.collect()
+    gc.disable()
+    try:
+        kept = asyncio.run(ask())
+        end = time.monotonic() + 60
+        # A lane lets go of its batch just after the callers hear.
+        while [one for one in kept if one() is not None]:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    finally:
+        gc.enable()

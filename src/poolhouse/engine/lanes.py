@@ -148,6 +148,8 @@ class Lanes:
                     if flying is not None:
                         runner.finish(flying)
                 flying = launched
+                # While nothing comes, the last callers' requests are not kept.
+                batch = None
                 if not runner.asynchronous:
                     self._scraps.give_back()
         except BaseException as error:

@@ -40,14 +40,17 @@ def joined(futures: Sequence[Future[Answer]]) -> asyncio.Future[list[Answer]]:
     whole: asyncio.Future[list[Answer]] = loop.create_future()
     mailbox = _mailbox(loop)
     missing = itertools.count(len(futures) - 1, -1)
+    waiting = list(futures)
 
     def resolve() -> None:
-        if whole.done():
-            return
         try:
-            whole.set_result([future.result() for future in futures])
+            if not whole.done():
+                whole.set_result([future.result() for future in waiting])
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the whole's error
             whole.set_exception(error)
+        finally:
+            # A future keeps what it calls back, and one of them would keep all answers.
+            waiting.clear()
 
     def one_done(_: Future[Answer]) -> None:
         if next(missing) == 0:

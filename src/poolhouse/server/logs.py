@@ -119,6 +119,8 @@ class RequestLog:
         finally:
             if self.enabled and access.isEnabledFor(logging.INFO):
                 self._log(scope, status, time.perf_counter() - started)
+            # The connection keeps its last request, for as long as it stays open.
+            scope["state"].pop("answers", None)
 
     def _log(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", None) or _safe_path(scope)
