@@ -75,7 +75,7 @@ def build(folder: Path) -> None:
     from sentence_transformers.base.modules.dense import Dense
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 
-    from poolhouse.models.embedded import embedded_model
+    from poolhouse.models.files.hub import embedded_model
 
     torch.manual_seed(0)
     backbone = Transformer(

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from poolhouse.layers.max_sim import max_sim as max_sim_of_tensors
-from poolhouse.max_sim import max_sim, max_sim_packed, offsets_of
 from poolhouse.outputs import Array
-from poolhouse.precision import quantize
+from poolhouse.vectors.max_sim import max_sim, max_sim_packed, offsets_of
+from poolhouse.vectors.precision import quantize
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from poolhouse.data import short_texts
-from poolhouse.models.embedded import embedded_model
+from poolhouse.models.files.hub import embedded_model
 
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
 SECONDS_TO_START = 300

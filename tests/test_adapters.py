@@ -20,9 +20,9 @@ from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 
 from poolhouse import LLM, CheckpointError, ConfigError, InvalidRequest, LoRARequest
-from poolhouse.lora import parse_lora_modules
-from poolhouse.models.embedded import embedded_model
+from poolhouse.models.files.hub import embedded_model
 from poolhouse.outputs import Array
+from poolhouse.params import parse_lora_modules
 from poolhouse.server.app import create_app
 
 TEXTS = ["Hello, my name is", "The capital of France is", "a longer text about the sea and its weather, " * 3]

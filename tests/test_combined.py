@@ -10,11 +10,11 @@ import pytest
 from poolhouse import LLM, InvalidRequest, UnsupportedTask
 from poolhouse.engine.request import Answer
 from poolhouse.inputs.limits import Limit
+from poolhouse.packing.tokens import Tokens
 from poolhouse.params import PoolingParams
-from poolhouse.scoring import Asked, Plan, plan
+from poolhouse.plans.scoring import Asked, ScorePlan, plan
 from poolhouse.tasks import SparseHead, Task
 from poolhouse.testing import FakeEngine
-from poolhouse.tokens import Tokens
 
 HEAD = SparseHead("token_classify", "token", 99, (0, 2), frozenset((0, 1, 2)))
 ALL: tuple[Task, ...] = ("embed", "token_embed", "token_classify")
@@ -40,7 +40,7 @@ def answer(task: Task, dense: Any, weights: Any, rows: Any, ids: Any) -> Answer:
     return Answer(arrays[task], Tokens(np.array(ids)), further=arrays)
 
 
-def scores(made: Plan) -> list[float]:
+def scores(made: ScorePlan) -> list[float]:
     task = made.requests[0].task
     answers = [
         answer(task, [3, 4], [0.5, 2], [[1, 0], [0, 1]], [0, 7, 8, 2]),

@@ -1,77 +1,171 @@
-"""Who may import whom: a room imports from lower lines only, and rooms on one line never import each other."""
+"""Who may import whom, and what deserves a file of its own: the rules of docs/architecture.md."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "poolhouse"
 
-# The map of docs/architecture.md, top down.
+# Top down, as the drawing of docs/architecture.md has it: a room imports from lower lines only, and rooms on one line
+# never import each other.
 LINES = [
     ["cli"],
     ["bench"],
     ["llm", "server", "testing"],
-    ["scoring", "late_chunking"],
-    ["combined"],
-    ["sparse"],
+    ["plans"],
     ["engine"],
-    ["models", "inputs"],
-    ["pooling", "layers"],
-    [
-        *("tasks", "params", "lora", "outputs", "errors", "tokens", "segments", "batch", "settings", "data"),
-        *("spans", "plugins", "json_files", "chat_files", "precision", "vllm_options", "sides"),
-        *("max_sim", "token_pooling", "token_embeddings", "token_files", "whole_files"),
-    ],
+    ["models"],
+    ["inputs", "pooling", "layers"],
+    ["vectors", "packing"],
+    # Single files without a common subject: these know each other.
+    ["errors", "tasks", "params", "outputs", "settings", "plugins", "files", "data"],
 ]
-# Rooms of the last line know each other: they are single files without a common subject.
-LOWEST = len(LINES) - 1
+# The same within the two large rooms.
+INSIDE = {
+    "models": [
+        ["load"],
+        ["pipelines", "load_native", "folders", "placement"],
+        ["fallback", "model"],
+        ["adapters"],
+        ["roles"],
+        ["native"],
+        ["heads"],
+        ["files", "backbone"],
+    ],
+    "server": [
+        ["process"],
+        ["app"],
+        ["openapi"],
+        ["dialects", "collectors"],
+        ["engines"],
+        ["routing"],
+        ["telemetry", "wire"],
+        ["security"],
+    ],
+}
 
 
-def line_of(room: str) -> int:
-    return next(number for number, rooms in enumerate(LINES) if room in rooms)
-
-
-def imports(path: Path) -> set[str]:
-    """Modules that a file imports, wherever in the file."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def _imports(path: Path) -> set[str]:
+    """Modules that a file imports when it runs, wherever in the file."""
+    found: set[str] = set()
+    for node in _running(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {
+                inner if (inner := f"{node.module}.{alias.name}") in MODULES else node.module for alias in node.names
+            }
     return found
 
 
-def rooms(names: set[str]) -> set[str]:
-    return {name.split(".")[1] for name in names if name.startswith("poolhouse.") and name.split(".")[1].islower()}
+def _running(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that are for type checkers only."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from _running(node)
 
 
-FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
+def _name(path: Path) -> str:
+    return ".".join(("poolhouse", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_a_room_imports_from_lower_lines_only(path: Path) -> None:
-    room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    for other in rooms(imports(path)) - {room}:
-        allowed = line_of(other) > line_of(room) or line_of(room) == LOWEST
-        assert allowed, f"{path.relative_to(SOURCE)} imports {other}"
+MODULES = {_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
+IMPORTS = {name: {other for other in _imports(path) if other != name} for name, path in MODULES.items()}
+OURS = {name: {other for other in others if other in MODULES} for name, others in IMPORTS.items()}
 
 
-def test_every_room_stands_in_the_map() -> None:
-    present = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in FILES}
-    assert present <= {room for line in LINES for room in line}
+def _line(lines: list[list[str]], room: str) -> int:
+    return next((number for number, rooms in enumerate(lines) if room in rooms), -1)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
-    place = path.relative_to(SOURCE)
-    libraries = {name.split(".")[0] for name in imports(path)}
-    if place.parts[0] == "server":
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"poolhouse"}))
+def test_a_room_imports_from_lower_lines_only(name: str) -> None:
+    for other in sorted(OURS[name] - {"poolhouse"}):
+        here, there = name.split(".")[1:], other.split(".")[1:]
+        lines = LINES
+        if here[0] == there[0]:
+            if here[0] not in INSIDE or len(here) == 1 or len(there) == 1 or here[1] == there[1]:
+                continue
+            lines, here, there = INSIDE[here[0]], here[1:], there[1:]
+        same = lines is LINES and _line(lines, here[0]) == _line(lines, there[0]) == len(LINES) - 1
+        assert same or _line(lines, there[0]) > _line(lines, here[0]), f"{name} imports {other}"
+
+
+def test_every_room_stands_in_the_drawing() -> None:
+    rooms = {name.split(".")[1] for name in MODULES if name != "poolhouse"}
+    assert rooms == {room for line in LINES for room in line}
+    for outer, lines in INSIDE.items():
+        inside = {name.split(".")[2] for name in MODULES if name.startswith(f"poolhouse.{outer}.")}
+        assert inside == {room for line in lines for room in line}, outer
+
+
+def test_no_circle_of_modules() -> None:
+    # `poolhouse` itself imports others only when they are asked for.
+    graph = {name: others - {"poolhouse"} for name, others in OURS.items() if name != "poolhouse"}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+# Entries of registries: each is found by its kind, not by the number of its readers.
+REGISTRIES = (
+    "poolhouse.models.native.families.",
+    "poolhouse.server.dialects.",
+    "poolhouse.layers.attention.",
+    "poolhouse.layers.kernels.",
+    "poolhouse.cli.",
+)
+LINES_OF_AN_IDEA = 100
+
+
+def test_a_module_is_an_idea() -> None:
+    """It has two importers, or is an entry of a registry, or has over 100 lines of code."""
+    importers = Counter(other for others in OURS.values() for other in others)
+    small = {
+        name: (importers[name], lines)
+        for name, path in MODULES.items()
+        if path.name != "__init__.py"
+        and not name.startswith(REGISTRIES)
+        and importers[name] < 2
+        and (lines := lines_of_code(path)) <= LINES_OF_AN_IDEA
+    }
+    assert not small
+
+
+def lines_of_code(path: Path) -> int:
+    """Lines that are no blanks, comments or docstrings."""
+    text = path.read_text(encoding="utf-8")
+    documents: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                documents.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    return sum(
+        1
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.lstrip().startswith("#") and number not in documents
+    )
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_heavy_libraries_stay_in_their_rooms(name: str) -> None:
+    libraries = {other.split(".")[0] for other in IMPORTS[name]}
+    if name.startswith("poolhouse.server."):
         assert "torch" not in libraries
     if "transformers" in libraries:
         # The tokenizer converts old files; everything else of transformers is the fallback's.
-        assert place.parts[0] == "models" or str(place) == "inputs/tokenizer_files.py", place
-        assert place.parts[0] != "models" or place.name.startswith(("hugging_face", "pack")), place
+        assert name.startswith("poolhouse.models.fallback.") or name == "poolhouse.inputs.tokenizer_files"

@@ -11,11 +11,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poolhouse import max_sim as kernel
 from poolhouse.layers import max_sim as tensors
-from poolhouse.max_sim import max_sim, max_sim_packed, max_sim_pairs, offsets_of
 from poolhouse.outputs import Array
-from poolhouse.precision import PRECISIONS, Calibration, Precision, dequantize, quantize
+from poolhouse.vectors import max_sim as kernel
+from poolhouse.vectors.max_sim import max_sim, max_sim_packed, max_sim_pairs, offsets_of
+from poolhouse.vectors.precision import PRECISIONS, Calibration, Precision, dequantize, quantize
 
 # Sums of at most a few hundred products of unit vectors, added in another order.
 TOLERANCE = 1e-4

@@ -18,7 +18,7 @@ from sentence_transformers import quantize_embeddings
 
 from poolhouse import LLM, ConfigError, InvalidRequest, PoolingParams
 from poolhouse.data import passages, queries, ragged_texts
-from poolhouse.precision import PRECISIONS, Calibration, Precision, dequantize, parse_precision, quantize
+from poolhouse.vectors.precision import PRECISIONS, Calibration, Precision, dequantize, parse_precision, quantize
 from tests.checkpoints import save_checkpoint
 
 # Every upper half of a float32, with lower halves at, around and between the ties of rounding.

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 from poolhouse import LLM
 from poolhouse.data import passages, queries, queries_with_answers
-from poolhouse.models.embedded import embedded_model
+from poolhouse.models.files.hub import embedded_model
 
 
 @pytest.fixture(scope="module")

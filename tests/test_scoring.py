@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from poolhouse import LLM, InvalidRequest, PoolingParams, UnsupportedTask
-from poolhouse.combined import mean_max_sim
 from poolhouse.engine.request import Answer
 from poolhouse.inputs.limits import Limit
-from poolhouse.max_sim import max_sim
-from poolhouse.scoring import Asked, plan
+from poolhouse.packing.tokens import Tokens
+from poolhouse.plans.combined import mean_max_sim
+from poolhouse.plans.scoring import Asked, plan
 from poolhouse.tasks import Task
-from poolhouse.tokens import Tokens
+from poolhouse.vectors.max_sim import max_sim
 
 QUERY, DOCUMENTS = "what is a panda", ["a panda is a bear", "the capital of France is Paris", "pandas eat bamboo"]
 

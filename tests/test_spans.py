@@ -13,8 +13,8 @@ import transformers
 from poolhouse import LLM, Entity, InvalidRequest, PoolingParams
 from poolhouse.engine.request import Request
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.spans import STRATEGIES, entities
-from poolhouse.tokens import Places
+from poolhouse.packing.tokens import Places
+from poolhouse.vectors.entities import STRATEGIES, entities
 from tests.checkpoints import KINDS, save_checkpoint
 
 LABELS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC", 5: "MISC"}

@@ -13,11 +13,11 @@ import torch
 from poolhouse import LLM, InvalidRequest, PoolingParams, SparseMatrix, SparseVector, UnsupportedTask
 from poolhouse.engine.request import Answer
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.llm import weighing
-from poolhouse.sparse import Options, dot, plan
+from poolhouse.llm import llm
+from poolhouse.packing.tokens import Tokens
+from poolhouse.plans.sparse import Options, dot, plan
 from poolhouse.tasks import SparseHead
 from poolhouse.testing import FakeEngine
-from poolhouse.tokens import Tokens
 from tests.models.tiny import IDS, LAYERS, TEXTS, WORDS, save, tokenizer
 
 BY_TOKEN = SparseHead("token_classify", "token", 99, (0, 2), frozenset((0, 1, 2)))
@@ -142,7 +142,7 @@ def splade(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_a_corpus_is_one_matrix_in_compressed_rows(splade: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     # Windows of two texts.
-    monkeypatch.setattr(weighing, "_MOST_NUMBERS", 2 * 99)
+    monkeypatch.setattr(llm, "_MOST_NUMBERS", 2 * 99)
     matrix, dense = splade.embed_sparse_array(TEXTS), splade.embed_array(TEXTS)
     assert matrix.shape == dense.shape == (len(TEXTS), 99)
     assert (matrix.indptr.dtype, matrix.indices.dtype, matrix.values.dtype) == (np.int64, np.int32, np.float32)
@@ -158,7 +158,7 @@ def test_a_corpus_is_one_matrix_in_compressed_rows(splade: LLM, monkeypatch: pyt
 
 
 def test_a_corpus_is_read_a_window_at_a_time(splade: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weighing, "_MOST_NUMBERS", 2 * 99)
+    monkeypatch.setattr(llm, "_MOST_NUMBERS", 2 * 99)
     sizes: list[int] = []
     submit = splade.engine.submit
     monkeypatch.setattr(splade.engine, "submit", lambda requests: (sizes.append(len(requests)), submit(requests))[1])
@@ -169,7 +169,7 @@ def test_a_corpus_is_read_a_window_at_a_time(splade: LLM, monkeypatch: pytest.Mo
 
 
 def test_the_first_failure_is_raised_and_the_rest_cancelled(splade: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weighing, "_MOST_NUMBERS", 99)
+    monkeypatch.setattr(llm, "_MOST_NUMBERS", 99)
     with pytest.raises(InvalidRequest, match="tokens"):
         splade.embed_sparse([TEXTS[0], "w1 " * 600, TEXTS[1]])
     assert len(splade.embed_sparse(TEXTS)) == len(TEXTS)

@@ -17,10 +17,10 @@ from sentence_transformers.multi_vector_encoder.modules import HierarchicalToken
 
 from poolhouse import LLM, ConfigError, InputTooLong, InvalidRequest, TokenEmbeddings, UnsupportedTask
 from poolhouse.engine.request import Request
-from poolhouse.max_sim import max_sim
 from poolhouse.outputs import Array
-from poolhouse.precision import PRECISIONS, Calibration, Precision, dequantize, quantize
-from poolhouse.token_pooling import pooled
+from poolhouse.vectors.max_sim import max_sim
+from poolhouse.vectors.precision import PRECISIONS, Calibration, Precision, dequantize, quantize
+from poolhouse.vectors.token_pooling import pooled
 from tests.checkpoints import save_checkpoint
 from tests.test_max_sim import texts as matrices
 from tests.test_max_sim import unit_rows
@@ -236,13 +236,13 @@ def test_files_of_other_contents_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    from poolhouse import token_files
+    from poolhouse.vectors import token_embeddings
 
     path = tmp_path / "vectors.arrow"
     path.write_text("old")
 
     def fail_later() -> None:
-        with token_files.writer(path) as write:
+        with token_embeddings.writer(path) as write:
             write(TokenEmbeddings.of(matrices([2], 4)))
             raise KeyError
 
@@ -270,7 +270,7 @@ def test_a_missing_library_is_named_with_what_to_install(
         return found(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.setattr("poolhouse.token_files.import_module", without)
+    monkeypatch.setattr("poolhouse.vectors.token_embeddings.import_module", without)
     with pytest.raises(ConfigError, match=rf"{missing}, which.* is not installed: pip install 'poolhouse\[{extra}\]'"):
         call(tmp_path)
 

@@ -131,7 +131,7 @@ def test_padding_that_a_text_writes_is_not_counted_in_positions(name: str, tmp_p
 def test_the_embedded_model_is_tokenised_without_transformers() -> None:
     code = (
         "import sys; from poolhouse.inputs.tokenizer import Tokenizer; "
-        "from poolhouse.models.embedded import embedded_model; Tokenizer.from_folder(embedded_model()); "
+        "from poolhouse.models.files.hub import embedded_model; Tokenizer.from_folder(embedded_model()); "
         "sys.exit('transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0

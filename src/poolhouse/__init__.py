@@ -29,7 +29,6 @@ if TYPE_CHECKING:
         UnsupportedTask,
     )
     from poolhouse.llm import LLM
-    from poolhouse.lora import LoRARequest
     from poolhouse.outputs import (
         ChunkedEmbeddingRequestOutput,
         ClassificationOutput,
@@ -51,8 +50,8 @@ if TYPE_CHECKING:
         TokenClassificationOutput,
         TokenClassificationRequestOutput,
     )
-    from poolhouse.params import LateChunkingParams, PoolerConfig, PoolingParams
-    from poolhouse.token_embeddings import TokenEmbeddings
+    from poolhouse.params import LateChunkingParams, LoRARequest, PoolerConfig, PoolingParams
+    from poolhouse.vectors.token_embeddings import TokenEmbeddings
 
 __version__ = "0.1.0"
 
@@ -99,7 +98,7 @@ __all__ = [
 ]
 
 # Where names stand. Nothing is drawn in before it is used: the command line must hear a signal at once, and torch takes long.
-_HOMES = ("errors", "lora", "params", "outputs", "token_embeddings")
+_HOMES = ("errors", "params", "outputs", "vectors.token_embeddings")
 _LATE = {"LLM": "llm", "asgi": "cli.serve"}
 
 

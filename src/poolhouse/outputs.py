@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from poolhouse.errors import InvalidRequest
-from poolhouse.tokens import Ids
+from poolhouse.packing.tokens import Ids
 
 if TYPE_CHECKING:
     import torch

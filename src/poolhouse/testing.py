@@ -13,24 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from poolhouse.engine.about import About
-from poolhouse.engine.faults import Faults
+from poolhouse.engine.health import Faults, Pending
 from poolhouse.engine.observing import BatchRun, Guarded, Observer
-from poolhouse.engine.pending import Pending
+from poolhouse.engine.options import About
 from poolhouse.engine.request import Answer, Request, Timing, fail, start
-from poolhouse.engine.warming import WarmUpLevel
+from poolhouse.engine.warm_up import WarmUpLevel
 from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest
-from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.conversations import Conversations
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt, check_ids
+from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.outputs import Array
+from poolhouse.packing.tokens import Places, Tokens
 from poolhouse.params import Matryoshka, PoolingParams
 from poolhouse.plugins import Plugin
-from poolhouse.precision import Calibration
 from poolhouse.tasks import TOKEN_TASKS, SparseHead, Task, parse_task
-from poolhouse.tokens import Places, Tokens
+from poolhouse.vectors.precision import Calibration
 
 
 class FakeEngine:

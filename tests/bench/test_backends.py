@@ -7,8 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from poolhouse.bench.backends import BACKENDS, WrongReply, check_answers, said_by
-from poolhouse.bench.load import Load, bodies
+from poolhouse.bench.load import BACKENDS, Load, WrongReply, bodies, check_answers, said_by
 from poolhouse.data import queries
 from poolhouse.errors import ConfigError
 

@@ -9,8 +9,7 @@ import numpy as np
 import orjson
 import pytest
 
-from poolhouse.bench.load import Load, Outcome, Run, _dues, run_load
-from poolhouse.bench.load_report import Failures, Latency, LoadReport
+from poolhouse.bench.load import Failures, Latency, Load, LoadReport, Outcome, Run, _dues, run_load
 from poolhouse.data import short_texts
 from poolhouse.errors import EngineError
 from poolhouse.testing import FakeEngine

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from poolhouse.cli.arguments import arranged, join_dotted
+from poolhouse.cli.options import arranged, join_dotted
 from poolhouse.errors import ConfigError
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from poolhouse.cli import check, golden
-from poolhouse.cli.golden import Golden
+from poolhouse.cli import check
+from poolhouse.cli.check import Golden
 from tests.checkpoints import save_checkpoint
 from tests.cli.in_process import Run, said
 
@@ -60,7 +60,7 @@ def test_a_difference_is_a_verdict_and_a_status(
     options: tuple[str, ...], said: Run, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = (Golden(2.0, "one", "two", "dense"),)
-    monkeypatch.setitem(golden.GOLDEN, str(model), values)  # type: ignore[arg-type]
+    monkeypatch.setitem(check.GOLDEN, str(model), values)  # type: ignore[arg-type]
     done = said("check", model, *options)
     words = "The answers differ from published numbers. Against 1 published numbers: largest difference"
     assert done.status == 1

@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from poolhouse import LLM, ConfigError, TokenEmbeddings
 from poolhouse.data import passages
-from poolhouse.models.embedded import embedded_model
-from poolhouse.precision import Calibration, quantize
-from poolhouse.settings import ServerSettings, Settings
-from poolhouse.vllm_options import MEANINGLESS
+from poolhouse.models.files.hub import embedded_model
+from poolhouse.settings import MEANINGLESS, ServerSettings, Settings
+from poolhouse.vectors.precision import Calibration, quantize
 from tests.checkpoints import save_checkpoint
 from tests.models.tiny_rerankers import save
 

@@ -19,8 +19,8 @@ import pyarrow.parquet
 import pytest
 
 from poolhouse import LLM, ConfigError, TokenEmbeddings
-from poolhouse.precision import Calibration
-from poolhouse.whole_files import whole_file
+from poolhouse.files import whole_file
+from poolhouse.vectors.precision import Calibration
 from tests.checkpoints import save_checkpoint
 from tests.cli.in_process import Run, said
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from poolhouse import LLM
-from poolhouse.cli.golden import GOLDEN, compare, golden_values, measure
+from poolhouse.cli.check import GOLDEN, compare, golden_values, measure
 from tests.models.tiny import LAYERS, save, tokenizer
 
 VALUES = GOLDEN["BAAI/bge-m3"]

@@ -12,10 +12,9 @@ import typer
 import poolhouse
 from poolhouse import LLM, ConfigError, PoolerConfig, UnsupportedTask
 from poolhouse.cli.commands import app
+from poolhouse.cli.options import Written, as_typed, flag, on_the_line, spelled
 from poolhouse.cli.sources import gather
-from poolhouse.cli.spelling import Written, as_typed, flag, on_the_line, spelled
-from poolhouse.settings import ServerSettings, Settings, useful_options
-from poolhouse.vllm_options import OUR_NAMES
+from poolhouse.settings import OUR_NAMES, ServerSettings, Settings, useful_options
 from tests.checkpoints import save_checkpoint
 from tests.cli.in_process import Run, said
 from tests.models.test_late_interaction import JINA, opened, repository

@@ -7,13 +7,13 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from poolhouse.engine.chunks import join, pieces, split
-from poolhouse.engine.ready import Ready
+from poolhouse.engine.intake import join, pieces, split
+from poolhouse.engine.queue import Ready
 from poolhouse.engine.request import Answer, Request, Timing
 from poolhouse.errors import NoStep
 from poolhouse.inputs.prompts import Prompt
+from poolhouse.packing.tokens import Flags, Tokens
 from poolhouse.params import PoolingParams
-from poolhouse.tokens import Flags, Tokens
 
 
 def test_slices_keep_every_token_in_order() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from poolhouse.engine import cores
-from poolhouse.engine.cores import cpu_quota, use_no_more_than_given
+from poolhouse.engine import process
+from poolhouse.engine.process import cpu_quota, use_no_more_than_given
 
 V1 = {"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}
 
@@ -98,7 +98,7 @@ def test_a_system_without_cgroups_has_no_quota(tmp_path: Path) -> None:
 def test_a_quota_lowers_the_number_of_threads(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, chosen: str | None, expected: int
 ) -> None:
-    monkeypatch.setattr(cores, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(process, "cpu_quota", lambda: quota)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     if chosen is not None:
@@ -141,7 +141,7 @@ def test_the_programs_that_this_process_starts_do_not_inherit_it(monkeypatch: py
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delitem(sys.modules, "torch")
-    cores.let_threads_wait_shortly()
+    process.let_threads_wait_shortly()
     assert os.environ["GOMP_SPINCOUNT"] == "50000"
     monkeypatch.undo()  # torch is back
     os.environ["GOMP_SPINCOUNT"] = "50000"

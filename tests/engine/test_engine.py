@@ -16,17 +16,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from poolhouse.batch import Batch
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.open import open_engine
 from poolhouse.engine.options import EngineOptions
-from poolhouse.engine.ready import Ready
+from poolhouse.engine.queue import Ready
 from poolhouse.engine.request import Request
 from poolhouse.engine.runner import FatalDeviceError, Launched
 from poolhouse.engine.waiting import gather
 from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest, NonFiniteResult, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.models.model import Model
+from poolhouse.packing.batch import Batch
 from poolhouse.params import PoolingParams
 from poolhouse.settings import Settings
 

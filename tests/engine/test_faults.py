@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from poolhouse.batch import Batch
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import EngineError
 from poolhouse.inputs.prompts import Prompt
+from poolhouse.packing.batch import Batch
 
 BROKEN = 7
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from poolhouse import LLM, EngineError, InvalidRequest, NonFiniteResult, PoolingParams, UnsupportedTask
-from poolhouse.batch import Batch
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.pooling.pipelines import Pipeline
+from poolhouse.packing.batch import Batch
+from poolhouse.pooling.pipeline import Pipeline
 from poolhouse.tasks import Task
 from tests.models.adapters import save_adapter
 from tests.models.tiny import LAYERS, TEXTS, save, tokenizer

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from poolhouse import LLM, ConfigError, EngineError
-from poolhouse.batch import Batch
 from poolhouse.engine.engine import Engine
-from poolhouse.engine.ready import Flow, Ready
+from poolhouse.engine.queue import Flow, Ready
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.scheduler import Scheduler
 from poolhouse.inputs.prompts import Prompt
+from poolhouse.packing.batch import Batch
+from poolhouse.packing.tokens import Tokens
 from poolhouse.params import PoolingParams
-from poolhouse.tokens import Tokens
 from tests.checkpoints import save_checkpoint
 
 BROKEN = 7

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolhouse.engine.ready import Flow, Ready
+from poolhouse.engine.queue import Flow, Ready
 from poolhouse.engine.scheduler import Scheduler
+from poolhouse.packing.tokens import Tokens
 from poolhouse.params import PoolingParams
-from poolhouse.tokens import Tokens
 
 BUDGET = 2048
 

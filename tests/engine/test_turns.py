@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from poolhouse.engine.ready import Flow
+from poolhouse.engine.queue import Flow, Part, Turns
 from poolhouse.engine.request import Request
-from poolhouse.engine.turns import Part, Turns
 from poolhouse.inputs.prompts import Prompt
 
 

@@ -10,8 +10,8 @@ import pytest
 from torch import Tensor
 
 from poolhouse import LLM, EngineError
-from poolhouse.batch import Batch
 from poolhouse.engine.engine import Engine
+from poolhouse.packing.batch import Batch
 from tests.checkpoints import save_checkpoint
 
 

@@ -11,13 +11,13 @@ import pytest
 import transformers
 
 from poolhouse.errors import InvalidRequest
-from poolhouse.inputs import sandbox
-from poolhouse.inputs.content_format import Contents, contents_of
 from poolhouse.inputs.conversations import Conversations
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import parse_prompts
+from poolhouse.inputs.templates import sandbox
+from poolhouse.inputs.templates.content_format import Contents, contents_of
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.tokens import Tokens
+from poolhouse.packing.tokens import Tokens
 from tests.inputs.test_tokenizer import byte_bpe
 
 CHATML = """\

@@ -17,7 +17,7 @@ from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.tokens import Tokens
+from poolhouse.packing.tokens import Tokens
 from tests.inputs.test_tokenizer import CORPUS, byte_bpe, unigram, wordpiece
 
 TEXTS = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poolhouse.errors import InvalidRequest
-from poolhouse.inputs.input_types import prompt_of, role_of
+from poolhouse.inputs.prompts import prompt_of, role_of
 
 
 @pytest.mark.parametrize(

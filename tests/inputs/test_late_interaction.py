@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from poolhouse.engine.chunks import split
+from poolhouse.engine.intake import split
 from poolhouse.errors import CheckpointError, InvalidRequest
-from poolhouse.inputs.input_types import Role
 from poolhouse.inputs.late_interaction import SideTokens
 from poolhouse.inputs.limits import Limit
-from poolhouse.inputs.prompts import Prompt
+from poolhouse.inputs.prompts import Prompt, Role
+from poolhouse.inputs.rules import Expansion, LateInteraction, Side
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.sides import Expansion, LateInteraction, Side
-from poolhouse.tokens import Tokens
+from poolhouse.packing.tokens import Tokens
 from tests.models.colbert_layouts import write_tokenizer
 
 RULES = LateInteraction(

@@ -13,7 +13,7 @@ from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.pairs import Template
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.tokens import Tokens
+from poolhouse.packing.tokens import Tokens
 from tests.models.tiny import IDS, WORDS, tokenizer
 
 CLS, SEP = IDS["cls"], IDS["sep"]

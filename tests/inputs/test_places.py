@@ -12,7 +12,7 @@ from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.tokens import Places
+from poolhouse.packing.tokens import Places
 from tests.checkpoints import KINDS
 
 TEXT = "the moon falls, naïve Größe 東京 🙂 bread-and-ships of sailors! "

@@ -13,10 +13,10 @@ import transformers
 
 from poolhouse import LLM, PoolingParams
 from poolhouse.errors import CheckpointError, InvalidRequest
-from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.python_tokenizers import PythonTokenizer
+from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.inputs.tokenizer import Tokenizer
 from tests.inputs.test_tokenizer_classes import auto, differences, edit
 

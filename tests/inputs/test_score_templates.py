@@ -9,11 +9,11 @@ import pytest
 
 from poolhouse import LLM, PoolingParams
 from poolhouse.errors import ConfigError, InputTooLong, InvalidRequest
-from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
+from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.tokens import Tokens
+from poolhouse.packing.tokens import Tokens
 from tests.inputs.test_tokenizer import byte_bpe
 from tests.models.tiny_rerankers import DOCUMENTS, QUERIES, save, tokenizer
 

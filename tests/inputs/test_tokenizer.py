@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from poolhouse.errors import CheckpointError, InputTooLong, InvalidRequest
-from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
+from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.models.embedded import embedded_model
-from poolhouse.tokens import Tokens
+from poolhouse.models.files.hub import embedded_model
+from poolhouse.packing.tokens import Tokens
 
 CORPUS = [
     "the moon falls under the water",

@@ -25,7 +25,7 @@ from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.plain_tokenizers import CLASSES, ENFORCED, REGISTERED, is_as_written
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.tokens import Tokens
+from poolhouse.packing.tokens import Tokens
 from tests.inputs.tokenizer_layouts import build, classes, known_keys
 
 TEXTS = [

@@ -14,12 +14,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from poolhouse.batch import Batch
-from poolhouse.models.checkpoint import Checkpoint
-from poolhouse.models.families import family_of
-from poolhouse.models.native import Loaded, load_transformer
-from poolhouse.models.transformer import Transformer
-from poolhouse.tokens import Tokens
+from poolhouse.models.files.checkpoint import Checkpoint
+from poolhouse.models.load_native import Loaded, load_transformer
+from poolhouse.models.native.families import family_of
+from poolhouse.models.native.transformer import Transformer
+from poolhouse.packing.batch import Batch
+from poolhouse.packing.tokens import Tokens
 
 # Ragged, two of equal length, one of a single token; longer than the windows and original lengths in the tests.
 LENGTHS = (3, 17, 1, 30, 12, 30)

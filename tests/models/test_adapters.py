@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from poolhouse.batch import Batch
 from poolhouse.errors import CheckpointError, ConfigError
-from poolhouse.models.adapters import AdapterOptions
-from poolhouse.models.checkpoint import Checkpoint
-from poolhouse.models.families import family_of
-from poolhouse.models.native import Loaded, load_transformer
+from poolhouse.models.adapters.adapters import AdapterOptions
+from poolhouse.models.files.checkpoint import Checkpoint
+from poolhouse.models.load_native import Loaded, load_transformer
+from poolhouse.models.native.families import family_of
+from poolhouse.packing.batch import Batch
 from tests.models.adapters import save_adapter
 from tests.models.parity import LENGTHS, Parity, Record, packed, reference, save, texts, worst
 from tests.models.test_decoders import ROWS as DECODERS

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from poolhouse import LLM, CheckpointError, LateChunkingParams, PoolingParams
-from poolhouse.combined import MODES
+from poolhouse.plans.combined import MODES
 from tests.models.parity import Parity, Record
 from tests.models.tiny import LAYERS, TEXTS, save, tokenizer
 

@@ -12,8 +12,8 @@ import transformers
 from safetensors.torch import load_file
 
 from poolhouse.errors import CheckpointError
-from poolhouse.models.families import family_of
-from poolhouse.models.families._config import NotNative
+from poolhouse.models.native.families import family_of
+from poolhouse.models.native.families._config import NotNative
 from tests.models.parity import (
     Parity,
     Record,

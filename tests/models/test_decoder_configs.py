@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import transformers
 
-from poolhouse.models.families import family_of
-from poolhouse.models.families._config import NotNative
+from poolhouse.models.native.families import family_of
+from poolhouse.models.native.families._config import NotNative
 
 TINY: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
 

@@ -11,7 +11,7 @@ import torch
 
 from poolhouse.errors import CheckpointError
 from poolhouse.layers.norm import NormKind, RMSNorm
-from poolhouse.models.families import family_of
+from poolhouse.models.native.families import family_of
 from tests.models.parity import (
     Parity,
     Record,

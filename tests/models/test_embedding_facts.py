@@ -12,7 +12,7 @@ from torch import Tensor
 
 from poolhouse import LLM, PoolingParams, UnsupportedDimensions
 from poolhouse.errors import CheckpointError
-from poolhouse.models.published import published_sizes
+from poolhouse.models.files.model_card import published_sizes
 from tests.models.embedding_rows import ROWS
 from tests.models.hub_layout import TEXTS, write
 from tests.models.parity import change_config

@@ -18,8 +18,7 @@ from fastapi.testclient import TestClient
 
 from poolhouse import LLM
 from poolhouse.errors import CheckpointError
-from poolhouse.models.embedded import embedded_model
-from poolhouse.models.hub import locate
+from poolhouse.models.files.hub import embedded_model, locate
 from poolhouse.server.app import create_app
 from poolhouse.settings import ServerSettings
 
@@ -92,7 +91,7 @@ def test_a_name_that_is_no_hub_id_says_what_one_looks_like(name: str) -> None:
 
 
 def test_importing_the_module_does_not_import_the_hub_client() -> None:
-    code = "import sys, poolhouse.models.hub; sys.exit('huggingface_hub' in sys.modules)"
+    code = "import sys, poolhouse.models.files.hub; sys.exit('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -158,7 +157,7 @@ def test_a_download_takes_what_a_model_needs_and_says_what_went_wrong(hub: str, 
     code = """
 import sys
 from poolhouse.errors import CheckpointError
-from poolhouse.models.hub import locate
+from poolhouse.models.files.hub import locate
 for model, revision in (
     ("owner/safe", None), ("owner/pickled", None), ("owner/closed", None), ("owner/nothing", None), ("owner/safe", "v9")
 ):
@@ -214,7 +213,7 @@ def test_the_embedded_model_is_found_by_its_hub_name(
 
 
 def test_without_its_package_the_hub_name_is_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poolhouse.models.embedded.find_spec", lambda _: None)
+    monkeypatch.setattr("poolhouse.models.files.hub.find_spec", lambda _: None)
     with pytest.raises(CheckpointError, match=f"{HUB_NAME} is not in the cache"):
         locate("all-MiniLM-L6-v2", download_dir=str(tmp_path))
 

@@ -15,11 +15,11 @@ import transformers
 from torch import Tensor
 from transformers.utils import logging as their_logging
 
-from poolhouse.batch import Batch
 from poolhouse.errors import CheckpointError
-from poolhouse.models.checkpoint import Checkpoint
-from poolhouse.models.hugging_face import Fallback, Packed, load_hugging_face
-from poolhouse.tokens import Tokens
+from poolhouse.models.fallback.load import Fallback, Packed, load_hugging_face
+from poolhouse.models.files.checkpoint import Checkpoint
+from poolhouse.packing.batch import Batch
+from poolhouse.packing.tokens import Tokens
 from tests.models.parity import LENGTHS, Parity, Record, change_config, change_tensors, save, texts, worst
 
 # float32 rounding of another order of operations; wrong positions or a leak between texts give 1e-3 and more.

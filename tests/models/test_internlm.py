@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
-from poolhouse.models.families import family_of
-from poolhouse.models.families._config import NotNative
+from poolhouse.models.native.families import family_of
+from poolhouse.models.native.families._config import NotNative
 from tests.models.parity import (
     Parity,
     Record,

@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from poolhouse.errors import CheckpointError, ConfigError
-from poolhouse.models.embedded import embedded_model
+from poolhouse.models.files.hub import embedded_model
 from poolhouse.models.load import LoadOptions, load
 from poolhouse.models.placement import device_of, dtype_of
 from poolhouse.settings import Settings
@@ -99,8 +99,8 @@ def test_an_unknown_activation_is_refused_by_name(tiny: Path) -> None:
 
 
 def test_native_and_transformers_agree(tiny: Path) -> None:
-    from poolhouse.batch import Batch
-    from poolhouse.tokens import Tokens
+    from poolhouse.packing.batch import Batch
+    from poolhouse.packing.tokens import Tokens
 
     ids = torch.randint(5, 99, (17,)).numpy()
     native, fallback = (load(tiny, options(implementation=kind)) for kind in ("native", "transformers"))

@@ -9,9 +9,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from poolhouse.models.hugging_face import _register_attention
-from poolhouse.models.hugging_face_backbones import Forward
-from poolhouse.models.packing_probe import Verdict, may_pack, reads_ahead
+from poolhouse.models.fallback.backbones import Forward
+from poolhouse.models.fallback.load import _register_attention
+from poolhouse.models.fallback.probe import Verdict, may_pack, reads_ahead
 
 OPTIONS = {
     "vocab_size": 99,

@@ -127,7 +127,7 @@ def test_a_language_model_that_reranks_reads_pairs_by_its_template(tmp_path: Pat
 
 
 def test_an_embedder_reads_pairs_as_sentence_transformers_does() -> None:
-    from poolhouse.models.embedded import embedded_model
+    from poolhouse.models.files.hub import embedded_model
 
     reference = SentenceTransformer(str(embedded_model()), device="cpu")
     with LLM() as llm:

@@ -16,8 +16,8 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 
 from poolhouse import LLM, PoolingParams
 from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, UnsupportedTask
-from poolhouse.models.model_card import ModelCard, read_card
-from poolhouse.models.rerankers import Reranker, TokenScore
+from poolhouse.models.files.model_card import ModelCard, read_card
+from poolhouse.models.heads.rerankers import Reranker, TokenScore
 from tests.models.parity import Parity, Record, change_tensors
 from tests.models.tiny_rerankers import DOCUMENTS, QUERIES, card, logits, save, tokenizer
 

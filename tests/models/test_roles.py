@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from poolhouse.errors import CheckpointError, ConfigError
-from poolhouse.models.roles import Convert, Role, architecture, role_of
+from poolhouse.models.files.config import architecture
+from poolhouse.models.roles import Convert, Role, role_of
 from poolhouse.params import PoolerConfig
 
 NO_WISH = PoolerConfig()

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from poolhouse import LLM
-from poolhouse.batch import Batch
 from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest
-from poolhouse.models.embedded import embedded_model
-from poolhouse.tokens import Tokens
+from poolhouse.models.files.hub import embedded_model
+from poolhouse.packing.batch import Batch
+from poolhouse.packing.tokens import Tokens
 from tests.models.adapters import save_adapter
 from tests.models.parity import LENGTHS, Parity, Record, change_config, packed, reference, save, worst
 from tests.models.test_adapters import ROWS, load, run

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from poolhouse import LLM, ConfigError
 from poolhouse.errors import CheckpointError
-from poolhouse.models.checkpoint import TensorFiles
+from poolhouse.models.files.checkpoint import TensorFiles
 from tests.models.tiny import LAYERS, TEXTS, save, tokenizer
 
 Tensors = dict[str, torch.Tensor]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from poolhouse.errors import CheckpointError
-from poolhouse.pooling.activations import classifier_activation, named_activation, probabilities
+from poolhouse.pooling.steps import classifier_activation, named_activation, probabilities
 
 NN = "torch.nn.modules"
 TANH = f"{NN}.activation.Tanh"

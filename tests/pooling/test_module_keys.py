@@ -24,8 +24,8 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling, W
 from transformers.processing_utils import TextKwargs
 
 from poolhouse import LLM, CheckpointError
-from poolhouse.pooling.module_keys import IGNORED, KEYS, READ
-from poolhouse.pooling.sentence_transformers import read_sentence_transformers
+from poolhouse.models.files.module_keys import IGNORED, KEYS, READ
+from poolhouse.models.files.sentence_transformers import read_sentence_transformers
 from tests.checkpoints import save_checkpoint
 
 TEXTS = ["The Moon pulls the sea towards it, and lets it go again.", "Yeast makes bread rise", "Why"]

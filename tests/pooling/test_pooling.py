@@ -20,13 +20,13 @@ from torch import Tensor
 
 from poolhouse import LLM
 from poolhouse.errors import CheckpointError, ConfigError
+from poolhouse.models.files.sentence_transformers import read_sentence_transformers
+from poolhouse.models.pipelines import embed_pipelines
+from poolhouse.packing.segments import Segments
 from poolhouse.params import PoolerConfig, PoolingParams
-from poolhouse.pooling.pipelines import embed_pipelines
 from poolhouse.pooling.reductions import REDUCTIONS
 from poolhouse.pooling.rows import Rows
-from poolhouse.pooling.sentence_transformers import read_sentence_transformers
 from poolhouse.pooling.steps import Reduce
-from poolhouse.segments import Segments
 
 LENGTHS = (3, 5, 1, 7, 5)
 WORDS = [

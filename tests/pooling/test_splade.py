@@ -7,11 +7,11 @@ from typing import Literal
 import pytest
 import torch
 
+from poolhouse.packing.segments import Segments
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import Rows
 from poolhouse.pooling.splade import SpladePooling, WeighVocabulary
 from poolhouse.pooling.steps import Dense
-from poolhouse.segments import Segments
 
 # One prompt alone has more rows than a group; others share one.
 LENGTHS = (3, 700, 1, 200, 400, 5)

@@ -22,7 +22,7 @@ import json, sys, threading, time
 if {h11}:
     sys.modules["httptools"] = None
 from poolhouse.errors import PoolhouseError
-from poolhouse.server.run import serve
+from poolhouse.server.process.run import serve
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
 

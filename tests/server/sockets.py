@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from poolhouse.server.run import _Server
-from poolhouse.server.serving import Engine
+from poolhouse.server.engines import Engine
+from poolhouse.server.process.run import _Server
 from poolhouse.settings import ServerSettings
 
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolhouse.server.app import create_app
-from poolhouse.server.body import _with_whole_surrogates
+from poolhouse.server.wire.body import _with_whole_surrogates
 from poolhouse.settings import ServerSettings
 from tests.server.documented import Document, checked
 from tests.server.engines import every_kind

@@ -19,10 +19,10 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
-from poolhouse.precision import PRECISIONS, Calibration, Precision, dequantize, quantize
 from poolhouse.server.app import create_app
-from poolhouse.server.encoding import Encoding, encode, value, vector
+from poolhouse.server.wire.encoding import Encoding, encode, value, vector
 from poolhouse.testing import FakeEngine
+from poolhouse.vectors.precision import PRECISIONS, Calibration, Precision, dequantize, quantize
 
 WIDTH = 16
 NUMPY = {
@@ -267,7 +267,7 @@ def test_a_header_of_many_matrices_gives_their_rows(client: TestClient) -> None:
 
 
 def test_more_lengths_than_a_header_holds_are_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poolhouse.server.encoding._MOST_HEADER_BYTES", 200)
+    monkeypatch.setattr("poolhouse.server.wire.encoding._MOST_HEADER_BYTES", 200)
     body = {"input": TEXTS * 20, "task": "token_embed", "encoding_format": "bytes"}
     reply = client.post("/pooling", json=body)
     assert (reply.status_code, reply.json()["param"]) == (400, "encoding_format")

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from poolhouse import LLM
-from poolhouse.batch import Batch
 from poolhouse.engine.engine import Engine
+from poolhouse.packing.batch import Batch
 from poolhouse.params import PoolingParams
-from poolhouse.pooling.pipelines import Pipeline
+from poolhouse.pooling.pipeline import Pipeline
 from poolhouse.pooling.rows import Rows
 from tests.checkpoints import save_checkpoint
 from tests.server.running import Running

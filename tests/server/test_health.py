@@ -9,8 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from poolhouse.server.app import create_app
-from poolhouse.server.probes import _SPELLINGS
 from poolhouse.server.security import OPEN_PATHS
+from poolhouse.server.wire.probes import _SPELLINGS
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
 from tests.server.running import Running

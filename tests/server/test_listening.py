@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from poolhouse.errors import ConfigError
-from poolhouse.server.listening import Listeners
+from poolhouse.server.process.listening import Listeners
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
 from tests.server.running import free_port

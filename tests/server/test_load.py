@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from poolhouse import LLM, PoolingParams
-from poolhouse.models.embedded import embedded_model
+from poolhouse.models.files.hub import embedded_model
 from tests.models.tiny import LAYERS, WORDS, save, tokenizer
 from tests.server.sockets import Client, get, load, wait_until
 from tests.server.test_server import Server

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from poolhouse import LLM, PoolerConfig, PoolingParams
 from poolhouse.server.app import create_app
 from poolhouse.server.dialects import sie
-from poolhouse.server.errors import Overloaded, failure_of
+from poolhouse.server.wire.errors import Overloaded, failure_of
 from poolhouse.tasks import SparseHead
 from poolhouse.testing import FakeEngine
 from tests.server.documented import checked

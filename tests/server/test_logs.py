@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from poolhouse.server.app import create_app
-from poolhouse.server.logs import JsonLines, RequestLog, TextLines
+from poolhouse.server.telemetry.logs import JsonLines, RequestLog, TextLines
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
 from tests.server.running import Running

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poolhouse.server.app import create_app
-from poolhouse.server.body import _is_deep
+from poolhouse.server.wire.body import _is_deep
 from poolhouse.settings import ServerSettings
 from tests.server.documented import TWINS, Document, checked
 from tests.server.engines import every_kind

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from poolhouse.server.admission import Admission
 from poolhouse.server.app import create_app
-from poolhouse.server.errors import Overloaded
+from poolhouse.server.engines import Admission
+from poolhouse.server.wire.errors import Overloaded
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
 

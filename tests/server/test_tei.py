@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 import poolhouse
 from poolhouse import LLM
-from poolhouse.engine.about import About
+from poolhouse.engine.options import About
 from poolhouse.server.app import create_app
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine

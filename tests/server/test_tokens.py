@@ -12,7 +12,7 @@ import tokenizers
 from fastapi.testclient import TestClient
 
 from poolhouse import LLM
-from poolhouse.engine.about import About
+from poolhouse.engine.options import About
 from poolhouse.engine.request import Request
 from poolhouse.inputs.conversations import Conversations
 from poolhouse.server.app import create_app

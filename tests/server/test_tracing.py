@@ -24,9 +24,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from poolhouse import LLM
 from poolhouse.errors import ConfigError
-from poolhouse.server import spans, tracing
 from poolhouse.server.app import create_app
-from poolhouse.server.serving import Engine
+from poolhouse.server.engines import Engine
+from poolhouse.server.telemetry import opentelemetry, tracing
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
 from tests.checkpoints import save_checkpoint
@@ -41,7 +41,7 @@ class Traced:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, engines: Sequence[Engine]) -> None:
         self.exported = InMemorySpanExporter()
-        monkeypatch.setattr(spans, "exporter", lambda _: self.exported)
+        monkeypatch.setattr(opentelemetry, "exporter", lambda _: self.exported)
         settings = ServerSettings(otlp_traces_endpoint="http://localhost:4318", max_body_bytes=2000)
         self.http = TestClient(create_app(engines, settings), raise_server_exceptions=False)
         self.http.__enter__()
@@ -257,8 +257,8 @@ def test_an_address_that_is_none_is_refused_before_models_load(endpoint: str) ->
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "poolhouse.server.spans")
-    monkeypatch.delattr("poolhouse.server.spans")
+    monkeypatch.delitem(sys.modules, "poolhouse.server.telemetry.opentelemetry")
+    monkeypatch.delattr("poolhouse.server.telemetry.opentelemetry")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
     with pytest.raises(ConfigError, match=r"pip install 'poolhouse\[tracing\]'"):
         tracing.check(ServerSettings(otlp_traces_endpoint="http://localhost:4318"))
@@ -268,7 +268,7 @@ def test_without_an_address_nothing_that_sends_is_imported() -> None:
     code = """
 import sys
 from fastapi.testclient import TestClient
-from poolhouse.server.run import create_app
+from poolhouse.server.process.run import create_app
 from poolhouse.testing import FakeEngine
 with TestClient(create_app([FakeEngine()])) as http:
     assert http.post("/v1/embeddings", json={"input": "x"}).status_code == 200

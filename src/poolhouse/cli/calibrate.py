@@ -13,11 +13,11 @@ import typer
 from poolhouse.cli import texts
 from poolhouse.cli.options import with_options
 from poolhouse.errors import ConfigError
+from poolhouse.files import same_file, whole_file
 from poolhouse.params import PoolingParams
-from poolhouse.precision import Calibration
 from poolhouse.settings import Settings
 from poolhouse.tasks import Task
-from poolhouse.whole_files import same_file, whole_file
+from poolhouse.vectors.precision import Calibration
 
 # Fewer vectors do not show how far the values of others reach.
 _FEW = 1000
@@ -51,7 +51,7 @@ def calibrate(
         given = texts.opened(source, input_format, column, stack)
         part = stack.enter_context(whole_file(output))
         from poolhouse.llm import LLM
-        from poolhouse.llm.asking import Asked
+        from poolhouse.llm.requests import Asked
 
         llm = stack.enter_context(LLM(model, **options))
         task: Task = "embed" if "embed" in llm.engine.tasks else "token_embed"

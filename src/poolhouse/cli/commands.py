@@ -12,10 +12,9 @@ import typer
 
 import poolhouse
 from poolhouse.cli import bench, calibrate, check, embed, serve
-from poolhouse.cli.arguments import arranged, join_dotted
-from poolhouse.cli.spelling import Written, as_typed, on_the_line, spelled
+from poolhouse.cli.options import Written, arranged, as_typed, join_dotted, on_the_line, spelled
 from poolhouse.errors import ConfigError, PoolhouseError
-from poolhouse.vllm_options import MEANINGLESS
+from poolhouse.settings import MEANINGLESS
 
 app = typer.Typer(
     name="poolhouse",

@@ -14,21 +14,21 @@ import numpy as np
 import orjson
 import typer
 
-from poolhouse import token_files
 from poolhouse.cli import texts as files
 from poolhouse.cli.options import with_options
 from poolhouse.errors import ConfigError, did_you_mean
-from poolhouse.inputs.input_types import role_of
+from poolhouse.files import same_file, whole_file
+from poolhouse.inputs.prompts import role_of
 from poolhouse.params import PoolingParams
-from poolhouse.precision import PRECISIONS, QUANTIZED, Codes, Precision, parse_precision, quantize
 from poolhouse.settings import Settings
-from poolhouse.token_embeddings import TokenEmbeddings
-from poolhouse.token_pooling import check_factor, pooled
-from poolhouse.whole_files import same_file, whole_file
+from poolhouse.vectors import token_embeddings
+from poolhouse.vectors.precision import PRECISIONS, QUANTIZED, Codes, Precision, parse_precision, quantize
+from poolhouse.vectors.token_embeddings import TokenEmbeddings
+from poolhouse.vectors.token_pooling import check_factor, pooled
 
 if TYPE_CHECKING:
     from poolhouse.llm import LLM
-    from poolhouse.llm.asking import Asked
+    from poolhouse.llm.requests import Asked
 
 # Texts, their vectors, and which were cut.
 Write = Callable[[Sequence[str], Codes, Sequence[bool]], None]
@@ -115,10 +115,10 @@ def embed(
     with contextlib.ExitStack() as stack:
         given = files.of_the_line(texts) if texts else files.opened(source, input_format, column, stack)
         sink: Any = stack.enter_context(
-            token_files.writer(output, f".{form}") if tokens and output is not None else _stream(output, form)
+            token_embeddings.writer(output, f".{form}") if tokens and output is not None else _stream(output, form)
         )
         from poolhouse.llm import LLM
-        from poolhouse.llm.asking import Asked
+        from poolhouse.llm.requests import Asked
 
         llm = stack.enter_context(LLM(model, **options))
         if not tokens and "embed" not in llm.engine.tasks and "token_embed" in llm.engine.tasks:
@@ -158,7 +158,7 @@ def _format(form: str | None, output: Path | None) -> str:
 
 def _check_are_texts(texts: Sequence[str], source: str, model: str | None) -> None:
     """Raise ConfigError for arguments that were meant as a file or a model, and would be embedded as words."""
-    from poolhouse.models import embedded
+    from poolhouse.models.files import hub
 
     if source != "-":
         raise ConfigError(f"Texts come as arguments or from --input {source}, not both.")
@@ -169,7 +169,7 @@ def _check_are_texts(texts: Sequence[str], source: str, model: str | None) -> No
             raise ConfigError(f"{text} is a folder. A model is named by --model {text}. {to_embed}")
         if os.path.exists(text) or _PATH.fullmatch(text):  # noqa: PTH110
             raise ConfigError(f"{text} names a file. Texts of a file are read by --input {text}. {to_embed}")
-        if model is None and (_HUB_ID.fullmatch(text) or text == embedded.NAME):
+        if model is None and (_HUB_ID.fullmatch(text) or text == hub.NAME):
             raise ConfigError(f"{text} may be a model of the hub, which is named by --model {text}. {to_embed}")
 
 
@@ -186,7 +186,12 @@ def _write_vectors(llm: LLM, given: files.Texts, write: Write, asked: Asked, pre
 
 
 def _write_tokens(
-    llm: LLM, given: files.Texts, write: token_files.Write, asked: Asked, precision: Precision, factor: float | None
+    llm: LLM,
+    given: files.Texts,
+    write: token_embeddings.Write,
+    asked: Asked,
+    precision: Precision,
+    factor: float | None,
 ) -> int:
     """The vectors of each text's tokens; returns how many texts. factor: how many of them are made one."""
     if factor is not None:

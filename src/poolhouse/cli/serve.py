@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from poolhouse.cli import process
-from poolhouse.cli.options import with_options
+from poolhouse.cli.options import spelled, with_options
 from poolhouse.cli.sources import gather
-from poolhouse.cli.spelling import spelled
 from poolhouse.errors import ConfigError, PoolhouseError
-from poolhouse.settings import ServerSettings, Settings, known_options
-from poolhouse.vllm_options import in_our_words
+from poolhouse.settings import ServerSettings, Settings, in_our_words, known_options
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -54,7 +52,7 @@ def serve(
     if server.log_format == "json":
         # Of a file that could not be read from afar.
         process.speak_json()
-    from poolhouse.server.run import serve as run
+    from poolhouse.server.process.run import serve as run
 
     try:
         run(lambda: _open(engines), server)
@@ -92,7 +90,7 @@ def asgi(
     file = None if config is None else Path(config)
     as_in_python = {name: name for name in {*options, *known_options()}}
     server, engines, _ = gather(models, options, file, os.environ, as_in_python)
-    from poolhouse.server.hosted import hosted
+    from poolhouse.server.process.hosted import hosted
 
     return hosted(partial(_open, engines), server)
 

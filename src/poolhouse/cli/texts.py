@@ -25,7 +25,7 @@ from poolhouse.tasks import Task
 if TYPE_CHECKING:
     from poolhouse.engine.request import Answer
     from poolhouse.llm import LLM
-    from poolhouse.llm.asking import Asked
+    from poolhouse.llm.requests import Asked
 
 # Texts that are in memory at once.
 _AT_ONCE = 4096
@@ -88,7 +88,7 @@ def answered(
     Raises:
         PoolhouseError: of the first text that could not be answered, naming its place.
     """
-    from poolhouse.llm.asking import requests_of
+    from poolhouse.llm.requests import requests_of
 
     flying: deque[tuple[Sequence[int], list[str], Sequence[Future[Answer]]]] = deque()
 

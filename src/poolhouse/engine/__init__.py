@@ -1,6 +1,6 @@
 """The engine: requests in, futures out; one device thread runs packed batches."""
 
-from poolhouse.engine.cores import let_threads_wait_shortly
+from poolhouse.engine.process import let_threads_wait_shortly
 
 # Whatever of this room is imported first, it is before torch.
 let_threads_wait_shortly()

@@ -18,34 +18,30 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-from poolhouse.engine import processes
-from poolhouse.engine.about import About
-from poolhouse.engine.faults import Faults
-from poolhouse.engine.intake import Intake
-from poolhouse.engine.lanes import Lanes
+from poolhouse.engine import process
+from poolhouse.engine.health import Faults, Pending
+from poolhouse.engine.intake import Intake, Preparation
 from poolhouse.engine.observing import Guarded, Observer
-from poolhouse.engine.options import EngineOptions
-from poolhouse.engine.pending import Pending
-from poolhouse.engine.preparation import Preparation
-from poolhouse.engine.ready import Flow
+from poolhouse.engine.options import About, EngineOptions
+from poolhouse.engine.queue import Flow, Turns
 from poolhouse.engine.request import Answer, Request, fail
 from poolhouse.engine.runner import Runner
 from poolhouse.engine.scheduler import Scheduler
-from poolhouse.engine.turns import Turns
-from poolhouse.engine.warming import WarmUpLevel, rounds
+from poolhouse.engine.warm_up import WarmUpLevel, rounds
+from poolhouse.engine.workers import Lanes
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, NoStep
-from poolhouse.inputs.chat import ScoreTemplate
 from poolhouse.inputs.late_interaction import SideTokens
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
+from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.model import Model
+from poolhouse.packing.tokens import Ids, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
-from poolhouse.precision import Calibration
 from poolhouse.tasks import SparseHead, Task
-from poolhouse.tokens import Ids, Tokens
+from poolhouse.vectors.precision import Calibration
 
 log = logging.getLogger("poolhouse")
 
@@ -88,7 +84,7 @@ class Engine:
         self._exiting = False
         self._begin()
         self._start()
-        processes.watch(self)
+        process.watch(self)
         # A thread inside torch while the interpreter is taken down aborts the process. Weak: whoever holds the engine keeps it.
         self._at_exit = partial(_exit, weakref.ref(self))
         atexit.register(self._at_exit)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 
-from poolhouse.engine import chunks
+import numpy as np
+
 from poolhouse.engine.observing import Observer
-from poolhouse.engine.preparation import Preparation, Prepared
-from poolhouse.engine.ready import Arrival, Flow, Ready
+from poolhouse.engine.options import EngineOptions
+from poolhouse.engine.queue import Arrival, Flow, Ready
 from poolhouse.engine.request import Answer, Request, fail, start
-from poolhouse.errors import InvalidRequest
+from poolhouse.errors import InvalidRequest, NoStep, did_you_mean
 from poolhouse.inputs.late_interaction import SideTokens
+from poolhouse.inputs.limits import Limit
+from poolhouse.inputs.prompts import Prompt, Role, prompt_of, role_of
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.tokens import Tokens
+from poolhouse.models.adapters.adapters import unknown_adapter
+from poolhouse.models.files.routes import LookedUp
+from poolhouse.models.model import Model
+from poolhouse.outputs import Array
+from poolhouse.packing.tokens import Tokens
+from poolhouse.params import PoolingParams
+from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
 
 
 class Intake:
@@ -112,7 +124,7 @@ class Intake:
             flow=flow,
         )
         most = self.preparation.model.facts.max_tokens
-        return chunks.pieces(request, whole, most) if len(tokens) > most else (whole,)
+        return pieces(request, whole, most) if len(tokens) > most else (whole,)
 
 
 def _encoded(tokenizer: Tokenizer, prepared: Sequence[Prepared]) -> list[Tokens | InvalidRequest]:
@@ -130,3 +142,322 @@ def _encoded_sides(
         else tokens
         for made, tokens in zip(prepared, tokenizer.encode([made.prompt for made in prepared], limits), strict=True)
     ]
+
+
+_NO_PARAMS = PoolingParams()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A request made ready for the tokenizer.
+
+    prompt: with its named prefix. params: for the pooler. adapter: its name, or None.
+    further: the request's further tasks, with the parameters of each.
+    route: the way it goes, of a model that has several. static: what its tokens are looked up in, instead of being run.
+    side: of a text for late interaction, None for all that is read as it stands.
+    """
+
+    prompt: Prompt
+    limit: Limit
+    params: PoolingParams
+    adapter: str | None
+    further: tuple[tuple[Task, PoolingParams], ...] = ()
+    static: LookedUp | None = None
+    route: str | None = None
+    side: Role | None = None
+
+
+class Preparation:
+    """Completes and checks requests against a model."""
+
+    def __init__(self, model: Model, options: EngineOptions) -> None:
+        self.model = model
+        self.options = options
+        self.widths = {task: pipeline.width for task, pipeline in model.pipelines.items()}
+
+    def of(self, request: Request) -> Prepared:
+        """The request made ready.
+
+        Raises:
+            InvalidRequest: it asks for what the model does not have.
+        """
+        tasks = self._tasks(request)
+        facts = self.model.facts
+        request.params.check(request.task, facts.matryoshka, facts.name, tasks[1:], self.widths)
+        if request.params.late_chunking_params is not None:
+            self._check_late_chunking(request)
+        params, *further = [self._params(request, task, len(tasks) > 1) for task in tasks]
+        if request.prompt.pair is not None:
+            request = self._of_pair(request)
+        adapter, prompt_name = self._adapter(request, self._prompt_name(request))
+        prompt = self._with_prefix(request, prompt_name)
+        route = self._route(request)
+        static = self._static(request, route)
+        # What is looked up needs no special tokens, and some models are made for texts without.
+        plain = static is not None or not self.model.facts.add_special_tokens
+        asked = replace(request, add_special_tokens=False) if plain else request
+        return Prepared(
+            prompt,
+            self._limit(asked, params),
+            params.for_pooler(),
+            adapter,
+            tuple((task, own.for_pooler()) for task, own in zip(tasks[1:], further, strict=True)),
+            static,
+            route,
+            self._side(request),
+        )
+
+    def limit(self, params: PoolingParams) -> Limit:
+        """How long a prompt with these parameters may be."""
+        return Limit(
+            max_tokens=self.model.facts.max_tokens,
+            keep=params.truncate_prompt_tokens,
+            side=params.truncation_side or self.options.truncation_side,
+            overflow=params.overflow or self.options.overflow,
+            max_query_tokens=params.max_tokens_per_query,
+            max_document_tokens=params.max_tokens_per_doc,
+            longest=self.options.max_prompt_tokens,
+        )
+
+    def _of_pair(self, request: Request) -> Request:
+        """The request with what joins its two texts, where the tokenizer does not.
+
+        Raises:
+            InvalidRequest: it asks for what is known of one text alone.
+        """
+        if self.model.facts.late_interaction is not None:
+            raise InvalidRequest("This model reads texts one by one; score compares the two of a pair.", "prompt")
+        if request.places or request.spans is not None:
+            raise InvalidRequest("Places of characters need one text; a pair has two.", "prompt")
+        template = self.options.score_template
+        if template is None or request.prompt.template is not None:
+            return request
+        return replace(request, prompt=replace(request.prompt, template=template))
+
+    def _tasks(self, request: Request) -> tuple[Task, ...]:
+        """The request's task and its further ones.
+
+        Raises:
+            InvalidRequest: one that does not exist, that the model lacks, or that is named twice.
+        """
+        parse_task(request.task, self.model.tasks)
+        if not request.further:
+            return (request.task,)
+        tasks = (request.task, *(parse_task(task, self.model.tasks) for task in request.further))
+        for place, task in enumerate(tasks):
+            if task in tasks[:place]:
+                raise InvalidRequest(f"The task '{task}' is asked for twice; name each once.", "task", task)
+        return tasks
+
+    def _params(self, request: Request, task: Task, shared: bool) -> PoolingParams:
+        """The request's parameters for one task, completed by the defaults; shared: other tasks know some of them."""
+        params, defaults = request.params.for_task(task) if shared else request.params, self.options.default_params
+        if request.spans is not None or request.params.late_chunking_params is not None:
+            self.model.pipelines[task].of_spans(task)
+        if params.step_tag_id is not None or params.returned_token_ids is not None:
+            self.model.pipelines[task].check(params)
+        if defaults == _NO_PARAMS:
+            return params
+        dimensions = defaults.dimensions if task in ("embed", "token_embed") else None
+        return replace(
+            params,
+            dimensions=dimensions if params.dimensions is None else params.dimensions,
+            use_activation=defaults.use_activation if params.use_activation is None else params.use_activation,
+        )
+
+    def _check_late_chunking(self, request: Request) -> None:
+        """Raise InvalidRequest for what cannot be read as one whole text, whose characters its tokens name."""
+        params = request.params
+        cut = params.truncate_prompt_tokens, params.max_tokens_per_query, params.max_tokens_per_doc, params.overflow
+        if not request.prompt.text or request.prompt.pair is not None or request.prompt.conversation is not None:
+            why = "takes plain texts that are not empty; no token ids, pairs or messages"
+        elif any(limit is not None for limit in cut) or request.lower_case:
+            why = "reads a text as it is; leave out what cuts it or lowers its case"
+        elif request.further:
+            why = "is asked for alone; leave out the other tasks"
+        elif self.model.facts.late_interaction is not None:
+            why = (
+                "makes means of tokens, which this model marks, cuts and skips as late interaction does; load it with "
+                "colbert_compat='vllm' for plain texts"
+            )
+        else:
+            return
+        raise InvalidRequest(f"Late chunking {why}.", "late_chunking_params")
+
+    def _prompt_name(self, request: Request) -> str | None:
+        """The name of the prompt that was asked for, by itself or by what the text is."""
+        if request.prompt_name is not None:
+            return request.prompt_name
+        word = request.input_type or self._side(request)
+        others = (*self._task_adapters, *self.model.routes.tasks)
+        return prompt_of(word, self.model.facts.prompts, others) if word else None
+
+    @property
+    def _task_adapters(self) -> tuple[str, ...]:
+        """The adapters that came with the checkpoint, which an input type may name."""
+        return () if self.model.adapters is None else self.model.adapters.task_names
+
+    def _task_adapter(self, request: Request) -> str | None:
+        word = (request.input_type or "").lower()
+        return next((name for name in self._task_adapters if name.lower() == word), None)
+
+    def _side(self, request: Request) -> Role | None:
+        """The side that a text of a late-interaction model stands on: a document, unless somebody says otherwise."""
+        if self.model.facts.late_interaction is None or request.prompt.text is None:
+            return None
+        return role_of(request.input_type) or "document"
+
+    def _route(self, request: Request) -> str | None:
+        """The way that a text goes, by what it is called; None of a model with one way for all.
+
+        Raises:
+            InvalidRequest: the model has no way for it.
+        """
+        words = (request.input_type, request.prompt_name)
+        return self.model.routes.of(words, role_of(request.input_type) or role_of(request.prompt_name))
+
+    def _static(self, request: Request, route: str | None) -> LookedUp | None:
+        """What answers for the model, where this way is looked up."""
+        routes = self.model.routes
+        if route is None or route not in routes.looked_up:
+            return None
+        if request.task != "embed" or request.further or request.spans is not None:
+            raise InvalidRequest(
+                "This side of the model is looked up, not run: it answers embed and sparse vectors alone.", "task"
+            )
+        return routes.static
+
+    def _adapter(self, request: Request, prompt_name: str | None) -> tuple[str | None, str | None]:
+        """The names of the request's adapter, if any, and of its prompt."""
+        adapters = self.model.adapters
+        if adapters is not None:
+            asked = self._task_adapter(request) if request.adapter is None else request.adapter
+            return adapters.choose(asked, prompt_name, self.model.facts.prompts)
+        if request.adapter:
+            raise unknown_adapter(request.adapter, ())
+        return None, prompt_name
+
+    def _with_prefix(self, request: Request, name: str | None) -> Prompt:
+        """The prompt with its named prefix; ids and conversations are taken as they are."""
+        prompts = self.model.facts.prompts
+        if name and name not in prompts:
+            known = f"It has {sorted(prompts)}." if prompts else "It has none."
+            raise InvalidRequest(
+                f"The model has no prompt named '{name}'.{did_you_mean(name, prompts)} {known}", "prompt_name", name
+            )
+        if request.prompt.conversation is not None:
+            return self._rendered(request, name)
+        if name is None:
+            name = self.model.facts.default_prompt_name
+        prefix = prompts.get(name, "") if name else ""
+        if not prefix or request.prompt.text is None:
+            return request.prompt
+        return replace(request.prompt, prefix=prefix)
+
+    def _rendered(self, request: Request, name: str | None) -> Prompt:
+        """The prompt with what the chat template makes of its messages."""
+        if name:
+            raise InvalidRequest(
+                f"The prompt named '{name}' stands before texts; messages say it themselves, as a system message.",
+                "prompt_name",
+                name,
+            )
+        prompt = request.prompt
+        if prompt.text is not None or prompt.conversation is None:
+            return prompt
+        if request.places:
+            raise InvalidRequest("Places of characters need a text; messages have none of their own.", "messages")
+        return self.options.conversations.rendered(prompt.conversation)
+
+    def _limit(self, request: Request, params: PoolingParams) -> Limit:
+        limit = self.limit(params)
+        if params.late_chunking_params is not None:
+            limit = replace(limit, overflow="error")
+        limits = [most for most in (limit.longest, request.max_tokens) if most is not None]
+        # A chat template writes the special tokens itself, so its caller decides anew.
+        asked = request if request.prompt.conversation is None else request.prompt.conversation
+        return replace(
+            limit,
+            add_special_tokens=asked.add_special_tokens,
+            longest=min(limits, default=None),
+            lower_case=request.lower_case,
+            places=request.places or params.late_chunking_params is not None,
+        )
+
+
+def pieces(request: Request, whole: Ready, size: int) -> list[Ready]:
+    """Pieces of an over-long prompt; the request is answered when the last one is, and fails when one does."""
+    parts = [replace(whole, tokens=piece, future=Future(), part=True) for piece in split(whole.tokens, size)]
+    missing = len(parts)
+    lock = threading.Lock()
+
+    def one_done(_: Future[Answer]) -> None:
+        nonlocal missing
+        with lock:
+            missing -= 1
+            if missing:
+                return
+        if not start(request.future):
+            return
+        try:
+            answer = joined([part.future.result() for part in parts], parts, whole)
+        except Exception as error:  # noqa: BLE001 - the piece's error is the request's error
+            request.future.set_exception(error)
+        else:
+            request.future.set_result(answer)
+
+    def leave(whole: Future[Answer]) -> None:
+        if whole.cancelled():
+            for part in parts:
+                part.future.cancel()
+
+    for part in parts:
+        part.future.add_done_callback(one_done)
+    request.future.add_done_callback(leave)
+    return parts
+
+
+def joined(answers: Sequence[Answer], parts: Sequence[Ready], whole: Ready) -> Answer:
+    """The answer of a whole prompt, from those of its parts; it took as long as the part that was answered last.
+
+    Raises:
+        NoStep: process rewards of a prompt without a step.
+    """
+    lengths = [part.length for part in parts]
+    array = join([answer.array for answer in answers], lengths, whole.task)
+    further = {task: join([answer.further[task] for answer in answers], lengths, task) for task, _ in whole.further}
+    # Of a text of skipped tokens alone, no row is an answer.
+    if whole.tokens.kept is None and not all(map(len, (array, *further.values()))):
+        raise NoStep
+    last = max((answer.timing for answer in answers), key=lambda timing: timing.queue_seconds + timing.run_seconds)
+    return Answer(array, whole.tokens, len(parts), further, last)
+
+
+def split(tokens: Tokens, size: int) -> list[Tokens]:
+    """Slices of at most `size` tokens; special tokens stand at the very ends only, as in vLLM."""
+    return [
+        Tokens(
+            ids=tokens.ids[start : start + size],
+            types=None if tokens.types is None else tokens.types[start : start + size],
+            original_tokens=min(size, len(tokens) - start),
+            skip=max(0, min(tokens.skip - start, size)),
+            kept=None if tokens.kept is None else tokens.kept[start : start + size],
+        )
+        for start in range(0, len(tokens), size)
+    ]
+
+
+def join(arrays: Sequence[Array], lengths: Sequence[int], task: Task) -> Array:
+    """One answer from the pieces' answers.
+
+    Token tasks: all rows. classify: the mean of the pieces' probabilities (or logits, where asked), weighted by tokens.
+    embed: the mean weighted by tokens, brought back to unit length when all pieces had it.
+    """
+    if task in TOKEN_TASKS:
+        return np.concatenate(arrays)
+    pieces = np.stack(arrays)
+    weights = np.asarray(lengths, dtype=np.float32)
+    mean: Array = (pieces * weights[:, None]).sum(axis=0) / weights.sum()
+    if task == "embed" and np.allclose(np.linalg.norm(pieces, axis=1), 1.0, atol=1e-3):
+        mean = mean / max(float(np.linalg.norm(mean)), 1e-12)
+    return mean.astype(np.float32)

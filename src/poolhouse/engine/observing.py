@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from poolhouse.engine.ready import Arrival
+from poolhouse.engine.queue import Arrival
 
 log = logging.getLogger("poolhouse")
 

@@ -12,27 +12,26 @@ from typing import Literal, ParamSpec, TypeVar
 
 import torch
 
-from poolhouse.engine.cores import use_no_more_than_given
 from poolhouse.engine.engine import Engine
-from poolhouse.engine.lanes import how_many
-from poolhouse.engine.memory import keep_freed_memory
 from poolhouse.engine.options import EngineOptions
+from poolhouse.engine.process import keep_freed_memory, use_no_more_than_given
+from poolhouse.engine.workers import how_many
 from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, UnsupportedDimensions
-from poolhouse.inputs.chat import ScoreTemplate, built_in, score_template
 from poolhouse.inputs.conversations import ContentFormat, Conversations
+from poolhouse.inputs.templates.score import ScoreTemplate, built_in, score_template
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.models import embedded
-from poolhouse.models.adapters import AdapterOptions
+from poolhouse.models.adapters.adapters import AdapterOptions
+from poolhouse.models.files import hub
+from poolhouse.models.files.hub import locate
+from poolhouse.models.files.routes import StaticWeights
 from poolhouse.models.folders import folders_of
-from poolhouse.models.hub import locate
 from poolhouse.models.load import LoadOptions, load
 from poolhouse.models.model import Model, ScoreRecipe
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.plugins import load_plugin
-from poolhouse.pooling.routes import StaticWeights
-from poolhouse.precision import Calibration
 from poolhouse.settings import Settings
 from poolhouse.tasks import parse_task
+from poolhouse.vectors.precision import Calibration
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,7 +53,7 @@ def open_engine(settings: Settings) -> Engine:
         raise ConfigError(f"runner={settings.runner!r}: Poolhouse runs pooling models only; use 'pooling' or 'auto'.")
     use_no_more_than_given()
     if settings.model is None:
-        folder, name = embedded.embedded_model(), embedded.NAME
+        folder, name = hub.embedded_model(), hub.NAME
         log.warning("No model was named: using the embedded default, %s.", name)
     else:
         name = settings.model
@@ -131,7 +130,7 @@ def open_engine(settings: Settings) -> Engine:
             score_template=_score_template(given, model),
             conversations=_conversations(given, tokenizer_folder, settings.chat_template_content_format),
             aliases=settings.names[1:],
-            unlisted_names=() if settings.names else embedded.other_names(name, folder),
+            unlisted_names=() if settings.names else hub.other_names(name, folder),
             truncation_side=tokenizer.truncation_side,
             calibration=calibration,
         ),
@@ -213,7 +212,7 @@ def _given_template(words: str | None) -> ScoreTemplate | None:
     """
     if words is None:
         return None
-    from poolhouse.inputs import sandbox  # draws in jinja2, which most models do without
+    from poolhouse.inputs.templates import sandbox  # draws in jinja2, which most models do without
 
     try:
         given = score_template(words)

@@ -16,8 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from poolhouse.engine.level import Level, length_of
-from poolhouse.engine.ready import Ready
+from poolhouse.engine.queue import Level, Ready, length_of
 
 # Tokens that are not worth another lane, when all are idle.
 _SMALLEST_SHARE = 128

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from poolhouse.chat_files import DEFAULT, chat_templates, special_tokens
 from poolhouse.errors import InvalidRequest
+from poolhouse.files import DEFAULT, chat_templates, special_tokens
 from poolhouse.inputs.prompts import Conversation, Prompt, text_parts
 
 if TYPE_CHECKING:
-    from poolhouse.inputs.content_format import Contents
+    from poolhouse.inputs.templates.content_format import Contents
 
 ContentFormat = Literal["auto", "string", "openai"]
 
@@ -90,7 +90,7 @@ class Conversations:
         """The same, of a conversation that waits to be rendered."""
         variables = _checked_variables(asked)
         name, template = self._template(asked.chat_template, variables)
-        from poolhouse.inputs import content_format, sandbox  # draw in jinja2, which most models do without
+        from poolhouse.inputs.templates import content_format, sandbox  # draw in jinja2, which most models do without
 
         if self.content_format == "auto":
             reads = content_format.contents_of(template, name)

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from poolhouse.errors import CheckpointError
-from poolhouse.inputs.input_types import Role
 from poolhouse.inputs.limits import Limit
+from poolhouse.inputs.prompts import Role
+from poolhouse.inputs.rules import Expansion, LateInteraction, Side
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.sides import Expansion, LateInteraction, Side
-from poolhouse.tokens import Ids, Places, Tokens
+from poolhouse.packing.tokens import Ids, Places, Tokens
 
 
 class SideTokens:

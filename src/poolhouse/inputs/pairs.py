@@ -14,7 +14,7 @@ from poolhouse.errors import CheckpointError, InputTooLong, InvalidRequest
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.python_tokenizers import PythonTokenizer
-from poolhouse.tokens import Ids, Tokens
+from poolhouse.packing.tokens import Ids, Tokens
 
 Encode = Callable[[Sequence[Prompt], Sequence[Limit]], list[Tokens | InvalidRequest]]
 # Lengths of two texts and the room for both -> the lengths that they are cut to.

@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 
-from poolhouse.json_files import read_json
+from poolhouse.files import read_json
 
 # What transformers registers for a model type; taken where the files name no class.
 REGISTERED = {

@@ -12,10 +12,10 @@ import tokenizers
 from tokenizers import normalizers
 
 from poolhouse.errors import CheckpointError
+from poolhouse.files import read_json
 from poolhouse.inputs.pairs import Template
 from poolhouse.inputs.plain_tokenizers import is_as_written, special_tokens
 from poolhouse.inputs.python_tokenizers import PythonTokenizer
-from poolhouse.json_files import read_json
 
 _FILES = (
     *("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model"),

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poolhouse.max_sim import MOST_PRODUCTS, MOST_QUERY_ROWS, Offsets, blocks, most_rows
+from poolhouse.vectors.max_sim import MOST_PRODUCTS, MOST_QUERY_ROWS, Offsets, blocks, most_rows
 
 # 64 MiB, for few and large kernels; on the CPU products stay in its cache.
 _MOST_PRODUCTS_OF_DEVICES = 2**24

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from poolhouse.segments import Segments
+from poolhouse.packing.segments import Segments
 
 
 @dataclass(frozen=True, slots=True)

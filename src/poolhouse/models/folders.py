@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from poolhouse.errors import CheckpointError
-from poolhouse.models.peft_folder import base_of, is_peft_folder
-from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
+from poolhouse.models.adapters.peft import base_of, is_peft_folder
+from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,42 +10,38 @@ from typing import Any, Literal
 import torch
 
 from poolhouse.errors import CheckpointError, ConfigError
-from poolhouse.models.adapted_heads import with_heads
-from poolhouse.models.adapter import tails
-from poolhouse.models.adapters import AdapterOptions
-from poolhouse.models.answers import Served, about_activation, labels_of, pipelines_of
-from poolhouse.models.checkpoint import Checkpoint
-from poolhouse.models.families import Family, family_of
-from poolhouse.models.families._config import NotNative
-from poolhouse.models.heads import VOCABULARY, LoadedHead, check_head, read_head, step_head
-from poolhouse.models.late_interaction import PROJECTIONS, Projected, read_late_interaction
-from poolhouse.models.longest import longest_prompt
+from poolhouse.models.adapters.adapters import AdapterOptions, with_heads
+from poolhouse.models.adapters.low_rank import tails
+from poolhouse.models.adapters.peft import trained_labels, trained_role
+from poolhouse.models.files.checkpoint import Checkpoint
+from poolhouse.models.files.config import Overrides, architecture, longest_prompt, overridden
+from poolhouse.models.files.model_card import matryoshka_of, published_pooling
+from poolhouse.models.files.routes import Routes
+from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
+from poolhouse.models.heads.heads import VOCABULARY, LoadedHead, check_head, read_head, step_head
+from poolhouse.models.heads.late_interaction import PROJECTIONS, Projected, read_late_interaction
+from poolhouse.models.heads.rerankers import Reranker, listwise_vectors, read_reranker, token_head
+from poolhouse.models.load_native import Loaded, load_transformer
 from poolhouse.models.model import Facts, Model
-from poolhouse.models.native import Loaded, load_transformer
-from poolhouse.models.overrides import Overrides, overridden
-from poolhouse.models.peft_folder import trained_labels, trained_role
-from poolhouse.models.placement import device_of, dtype_of
-from poolhouse.models.published import matryoshka_of, published_pooling
-from poolhouse.models.rerankers import Reranker, listwise_vectors, read_reranker, token_head
-from poolhouse.models.roles import (
-    DEFAULT_POOLINGS,
-    RAW_LOGITS,
-    Convert,
-    Role,
-    architecture,
-    head_of,
-    judges_steps,
-    role_of,
+from poolhouse.models.native.families import Family, family_of
+from poolhouse.models.native.families._config import NotNative
+from poolhouse.models.native.static import StaticModel, Table, read_static, static_side
+from poolhouse.models.native.transformer import Transformer
+from poolhouse.models.pipelines import (
+    Served,
+    about_activation,
+    embed_pipelines,
+    labels_of,
+    late_interaction_pipelines,
+    pipelines_of,
 )
-from poolhouse.models.static import StaticModel, Table, read_static, static_side
-from poolhouse.models.transformer import Transformer
+from poolhouse.models.placement import device_of, dtype_of
+from poolhouse.models.roles import DEFAULT_POOLINGS, RAW_LOGITS, Convert, Role, head_of, judges_steps, role_of
 from poolhouse.params import PoolerConfig, PoolingParams
-from poolhouse.pooling.pipelines import Pipeline, embed_pipelines, late_interaction_pipelines
-from poolhouse.pooling.routes import Routes
-from poolhouse.pooling.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
+from poolhouse.pooling.pipeline import Pipeline
 from poolhouse.tasks import Task
 
-# How sentence-transformers compares two vectors; `poolhouse.scoring` computes them.
+# How sentence-transformers compares two vectors; `poolhouse.plans.scoring` computes them.
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 
@@ -167,7 +163,7 @@ def load(folder: Path, options: LoadOptions) -> Model:
 
 
 def _load_static(static: StaticModel, folder: Path, options: LoadOptions) -> Model:
-    """A model that is a table; see `poolhouse.models.static`."""
+    """A model that is a table; see `poolhouse.models.native.static`."""
     if options.convert == "classify" or options.adapters.asked or options.overrides is not None:
         raise ConfigError(f"{folder} holds static embeddings: no classifier, no adapters, and no config to override.")
     if options.implementation == "transformers":
@@ -425,7 +421,7 @@ def _transformers(
     reranker: Reranker,
     late: Projected | None,
 ) -> Served:
-    from poolhouse.models.hugging_face import load_hugging_face
+    from poolhouse.models.fallback.load import load_hugging_face
 
     if options.adapters.asked:
         raise ConfigError("Adapters are for models of the native families; transformers serves this one.")

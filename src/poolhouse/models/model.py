@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from poolhouse.models.adapters import Adapters
+from poolhouse.inputs.rules import LateInteraction
+from poolhouse.models.adapters.adapters import Adapters
 from poolhouse.models.backbone import Backbone
+from poolhouse.models.files.routes import Routes
 from poolhouse.params import Matryoshka
-from poolhouse.pooling.pipelines import Pipeline
-from poolhouse.pooling.routes import Routes
-from poolhouse.sides import LateInteraction
+from poolhouse.pooling.pipeline import Pipeline
 from poolhouse.tasks import SparseHead, Task
 
 
@@ -21,7 +21,7 @@ from poolhouse.tasks import SparseHead, Task
 class ScoreRecipe:
     """How a query and a document become one prompt, where the tokenizer does not join them.
 
-    template: the name of a built-in template, or the text of one. The rest is as in `poolhouse.inputs.chat`.
+    template: the name of a built-in template, or the text of one. The rest is as in `poolhouse.inputs.templates.score`.
     """
 
     name: str

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from poolhouse.errors import ConfigError
-from poolhouse.models.families import Family
+from poolhouse.models.native.families import Family
 
 
 def device_of(word: str) -> torch.device:

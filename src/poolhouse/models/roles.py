@@ -10,15 +10,15 @@ from dataclasses import replace
 from typing import Literal
 
 from poolhouse.errors import CheckpointError, ConfigError
-from poolhouse.models.checkpoint import Config
-from poolhouse.models.families import Family
-from poolhouse.models.heads import Head, HeadModule
+from poolhouse.models.files.checkpoint import Config
+from poolhouse.models.files.config import architecture
+from poolhouse.models.heads.heads import Head, HeadModule
+from poolhouse.models.native.families import Family
 from poolhouse.params import PoolerConfig
 
 # A masked language model embeds, and classifies tokens by its vocabulary where the checkpoint has the head for it.
 Role = Literal["embed", "classify", "token_classify", "masked_lm", "splade"]
 Convert = Literal["auto", "none", "embed", "classify"]
-
 # Endings of architecture names, the first that fits decides; every other name is an embedder.
 _ENDINGS: tuple[tuple[str, Role], ...] = (
     ("ForTokenClassification", "token_classify"),
@@ -48,17 +48,14 @@ def _value(_: Config) -> Head:
 
 # Classes that score pairs of pictures and texts; without their heads they would pass for embedders.
 _NOT_READ = ("JinaVLForRanking", "VLForSequenceClassification")
-
 # Architectures whose head is not their family's: rewards of every token.
 ARCHITECTURE_HEADS: Mapping[str, Callable[[Config], Head]] = {
     "Qwen2ForRewardModel": _two_layers,
     "Qwen2ForProcessRewardModel": _of_steps,
     "InternLM2ForRewardModel": _value,
 }
-
 # Embedders, served by transformers, that pool otherwise than others of their kind where no file says.
 DEFAULT_POOLINGS: Mapping[str, str] = {"EmbeddingGemma2Model": "MEAN"}
-
 # Classifiers, served by transformers, whose answers are logits unless somebody wants probabilities.
 RAW_LOGITS = frozenset({"JambaForSequenceClassification"})
 
@@ -112,8 +109,3 @@ def head_of(family: Family, config: Config, role: Role) -> Head | None:
         return family.token_head(config)
     head, stated = family.sequence_head(config), family.stated_pooling(config)
     return head if stated is None else replace(head, pooling=stated, fixed=True)
-
-
-def architecture(config: Config) -> str:
-    """The name of the checkpoint's class; its model type where it names none."""
-    return next(iter(config.get("architectures") or ()), str(config.get("model_type")))

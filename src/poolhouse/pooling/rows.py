@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from poolhouse.segments import Segments
+from poolhouse.packing.segments import Segments
 
 
 @dataclass(frozen=True, slots=True, eq=False)

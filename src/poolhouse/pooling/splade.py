@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from poolhouse.params import PoolingParams
@@ -95,3 +96,55 @@ def _groups(starts: Sequence[int], ends: Sequence[int]) -> Iterator[tuple[int, i
         if index == len(starts) or ends[index] - starts[first] > _ROWS:
             yield first, index - 1
             first = index
+
+
+@dataclass(frozen=True, slots=True)
+class KeepLargest:
+    """The `count` features of each row that are furthest from 0; the others become 0."""
+
+    count: int
+
+    @property
+    def words(self) -> str:
+        return f"largest {self.count}"
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        if self.count >= rows.values.shape[-1]:
+            return rows
+        places = rows.values.abs().topk(self.count, dim=-1).indices
+        return rows.with_values(torch.zeros_like(rows.values).scatter(-1, places, rows.values.gather(-1, places)))
+
+    def to(self, device: torch.device) -> KeepLargest:
+        return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encode:
+    """The positive ones among the `count` largest of weight @ (values - shift) + bias.
+
+    standardise: each row gets mean 0 and standard deviation 1 first.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    shift: Tensor
+    count: int
+    standardise: bool = False
+
+    @property
+    def words(self) -> str:
+        first = "standardise > " if self.standardise else ""
+        return f"{first}autoencoder {self.weight.shape[0]} > largest {self.count} relu"
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        values = rows.values
+        if self.standardise:
+            values = values - values.mean(-1, keepdim=True)
+            values = values / (values.std(-1, keepdim=True) + 1e-5)
+        features = F.linear(values - self.shift, self.weight, self.bias)
+        largest = features.topk(min(self.count, features.shape[-1]), dim=-1)
+        return rows.with_values(torch.zeros_like(features).scatter(-1, largest.indices, largest.values.relu()))
+
+    def to(self, device: torch.device) -> Encode:
+        weight, bias, shift = (tensor.to(device) for tensor in (self.weight, self.bias, self.shift))
+        return Encode(weight, bias, shift, self.count, self.standardise)

@@ -11,12 +11,13 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import poolhouse
-from poolhouse.server import errors, logs, openapi, scraping, security, tracing, unrouted
-from poolhouse.server.adapted import with_adapters
+from poolhouse.server import collectors, openapi, routing, security
 from poolhouse.server.dialects import routers, shapes
-from poolhouse.server.dispatch import Addressed, Dispatch, Heads
-from poolhouse.server.metrics import Metrics
-from poolhouse.server.serving import Engine, Serving
+from poolhouse.server.engines import Engine, Serving, with_adapters
+from poolhouse.server.routing import Addressed, Dispatch, Heads
+from poolhouse.server.telemetry import logs, tracing
+from poolhouse.server.telemetry.metrics import Metrics
+from poolhouse.server.wire import errors
 from poolhouse.settings import ServerSettings
 
 
@@ -25,7 +26,7 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
     settings = settings or ServerSettings()
     traces = tracing.open_traces(settings)
     serving = Serving(with_adapters(engines), settings, Metrics())
-    scraping.register(serving)
+    collectors.register(serving)
     for engine in engines:
         engine.observe(serving.metrics.engine(engine.name))
 
@@ -49,7 +50,7 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
     for router in (*dialects, *pages):
         app.include_router(router)
     errors.install(app, answering)
-    unrouted.install(app, (*dialects, *pages), answering, shapes())
+    routing.install(app, (*dialects, *pages), answering, shapes())
     guarded = security.guarded(Dispatch(app, dialects, answering), settings)
     counted = Counting(Heads(guarded), serving.metrics)
     logged = logs.logged(counted if traces is None else tracing.Traced(counted, traces), settings)

@@ -18,8 +18,8 @@ from pydantic_core import core_schema
 
 import poolhouse
 from poolhouse.server.dialects import contracts
-from poolhouse.server.dialects.contract import BothError, Contract, FlatError, NestedError, OurError, Refusal
 from poolhouse.server.security import OPEN_PATHS, api_keys
+from poolhouse.server.wire.contract import BothError, Contract, FlatError, NestedError, OurError, Refusal
 from poolhouse.settings import ServerSettings
 
 Json = dict[str, Any]

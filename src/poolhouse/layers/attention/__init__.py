@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from poolhouse.layers.attention import sdpa, varlen
-from poolhouse.segments import Segments
+from poolhouse.packing.segments import Segments
 
 
 def attend(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from poolhouse.segments import Segments
+from poolhouse.packing.segments import Segments
 
 
 def attend(

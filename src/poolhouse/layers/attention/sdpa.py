@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poolhouse.layers.attention.reference import masked_softmax, visible_mask
-from poolhouse.segments import Segments
+from poolhouse.packing.segments import Segments
 
 
 def attend(

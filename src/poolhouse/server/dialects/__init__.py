@@ -8,32 +8,28 @@ from fastapi import APIRouter
 
 from poolhouse.server.dialects import (
     azure,
-    classify,
+    by_body,
     cohere,
     health,
     infinity,
-    invocations,
     jina,
     llama_cpp,
     nvidia,
     ollama,
     openai,
-    pooling,
-    rerank,
-    score,
     sie,
     tei,
-    tokenize,
     voyage,
     weaviate,
 )
-from poolhouse.server.dialects.contract import Contracts
-from poolhouse.server.errors import Shape
-from poolhouse.server.serving import Serving
+from poolhouse.server.dialects.vllm import classify, pooling, score, tokenize
+from poolhouse.server.engines import Serving
+from poolhouse.server.wire.contract import Contracts
+from poolhouse.server.wire.errors import Shape
 
 # At paths of their own, or that several share and tell apart by the body.
 _DIALECTS = (
-    *(health, openai, pooling, classify, score, rerank, tokenize, tei, cohere, jina, nvidia, invocations),
+    *(health, openai, pooling, classify, score, by_body, tokenize, tei, cohere, jina, nvidia, by_body),
     *(ollama, llama_cpp, azure, weaviate, sie),
 )
 # Whole under a prefix, with their own defaults and errors.
@@ -72,20 +68,12 @@ def shapes() -> Mapping[str, Shape]:
 
 def contracts() -> Contracts:
     """What every path answers; drawn in when somebody asks."""
-    from poolhouse.server.dialects import (
-        cohere_replies,
-        health_replies,
-        infinity_replies,
-        jina_replies,
-        nvidia_replies,
-        openai_replies,
-        vllm_replies,
-        voyage_replies,
-    )
+    from poolhouse.server.dialects import cohere, health, infinity, jina, nvidia, openai, voyage
     from poolhouse.server.dialects.tei import replies as tei_replies
+    from poolhouse.server.dialects.vllm import replies
 
     told = (
-        *(health_replies, openai_replies, vllm_replies, tei_replies, cohere_replies, jina_replies, nvidia_replies),
-        *(voyage_replies, infinity_replies, ollama, llama_cpp, azure, weaviate, sie),
+        *(health, openai, replies, tei_replies, cohere, jina, nvidia),
+        *(voyage, infinity, ollama, llama_cpp, azure, weaviate, sie),
     )
     return {path: contract for replies in told for path, contract in replies.CONTRACTS.items()}

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from poolhouse.server.body import read_json
 from poolhouse.server.dialects import health, openai
-from poolhouse.server.dialects.contract import Contract, Contracts, Errors, NestedError
-from poolhouse.server.dialects.fields import body_schema
-from poolhouse.server.dialects.health_replies import Model, Models
-from poolhouse.server.dialects.openai import EmbeddingFields
-from poolhouse.server.dialects.openai_replies import BYTES, METADATA, EmbeddingReply
-from poolhouse.server.dialects.routing import direct_router
-from poolhouse.server.encoding import dumps
-from poolhouse.server.errors import nested, speak
-from poolhouse.server.serving import Serving
+from poolhouse.server.dialects._fields import body_schema
+from poolhouse.server.dialects.health import Model, Models
+from poolhouse.server.dialects.openai import BYTES, METADATA, EmbeddingFields, EmbeddingReply
+from poolhouse.server.engines import Serving
+from poolhouse.server.routing import direct_router
+from poolhouse.server.wire.body import read_json
+from poolhouse.server.wire.contract import Contract, Contracts, Errors, NestedError
+from poolhouse.server.wire.encoding import dumps
+from poolhouse.server.wire.errors import nested, speak
 
 shape = nested
 

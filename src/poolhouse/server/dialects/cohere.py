@@ -9,23 +9,24 @@ Source: Cohere's API reference. /v2/embed is vLLM's too, which leaves `model` an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest
-from poolhouse.server import replies
-from poolhouse.server.dialects import health, hosted
-from poolhouse.server.dialects.fields import Lenient, Many, body_schema
-from poolhouse.server.dialects.hosted import Kind, Wish
-from poolhouse.server.dialects.pairs import Scored
-from poolhouse.server.dialects.routing import direct_router
-from poolhouse.server.encoding import dumps
-from poolhouse.server.errors import Failure, as_json, speak
-from poolhouse.server.serving import Engine, Serving
+from poolhouse.server.dialects import _hosted, _replies, health
+from poolhouse.server.dialects._fields import Lenient, Many, body_schema
+from poolhouse.server.dialects._hosted import Kind, Wish
+from poolhouse.server.dialects._pairs import Scored
+from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.routing import direct_router
+from poolhouse.server.wire.contract import Contract, Contracts, Errors, Matrix
+from poolhouse.server.wire.encoding import dumps
+from poolhouse.server.wire.errors import Failure, as_json, speak
 
 # Fields of version 1 of rerank that no other dialect at /v1/rerank has.
 OWN_RERANK_FIELDS = frozenset({"rank_fields", "max_chunks_per_doc"})
@@ -56,7 +57,7 @@ class EmbedFields(Lenient):
             raise InvalidRequest("Give one of texts, images and inputs, and not an empty one.", "texts")
         if self.images:
             raise InvalidRequest("images: the models of this server read texts.", "images")
-        return hosted.texts_of(self.texts or self.inputs, given[0])
+        return _hosted.texts_of(self.texts or self.inputs, given[0])
 
     def wish(self, most_tokens: int) -> Wish:
         """How the vectors are wanted. most_tokens: those that the model reads, which `max_tokens` cannot raise."""
@@ -152,13 +153,13 @@ def _add_embed(routes: APIRouter, serving: Serving) -> None:
 async def _embed(serving: Serving, http: Request, fields: EmbedFields, version: int) -> Response:
     engine = serving.engine(fields.model)
     texts = fields.words()
-    answers = await hosted.embed(serving, http, engine, texts, fields.wish(engine.max_tokens), parameter="texts")
+    answers = await _hosted.embed(serving, http, engine, texts, fields.wish(engine.max_tokens), parameter="texts")
     kinds: list[Kind] = list(dict.fromkeys(fields.embedding_types or ["float"]))
     bare = version == 1 and not fields.embedding_types
-    head: dict[str, Any] = {"id": replies.reply_id("embd", http, None)}
+    head: dict[str, Any] = {"id": _replies.reply_id("embd", http, None)}
     tail = {
         "texts": texts,
-        "meta": _meta(version, {"input_tokens": replies.tokens_of(answers)}, answers),
+        "meta": _meta(version, {"input_tokens": _replies.tokens_of(answers)}, answers),
         "response_type": "embeddings_floats" if bare else "embeddings_by_type",
     }
 
@@ -166,18 +167,18 @@ async def _embed(serving: Serving, http: Request, fields: EmbedFields, version: 
         by_type = {kind: _matrix(answers, kind, engine) for kind in kinds}
         return dumps({**head, "embeddings": by_type["float"] if bare else by_type, **tail})
 
-    return await replies.write(serving, render, answers)
+    return await _replies.write(serving, render, answers)
 
 
 def _matrix(answers: Sequence[Answer], kind: Kind, engine: Engine) -> Any:
-    vectors = hosted.vectors(hosted.arrays_of(answers), kind, engine, "embedding_types")
+    vectors = _hosted.vectors(_hosted.arrays_of(answers), kind, engine, "embedding_types")
     return vectors if kind == "base64" else np.stack(vectors)
 
 
 async def answer_rerank(serving: Serving, http: Request, fields: RerankFields, version: int) -> Response:
     """The reply to a body of Cohere's rerank."""
     engine = serving.engine(fields.model)
-    scored = await hosted.rerank(
+    scored = await _hosted.rerank(
         serving,
         http,
         engine,
@@ -188,16 +189,16 @@ async def answer_rerank(serving: Serving, http: Request, fields: RerankFields, v
     )
     echo = version == 1 and fields.return_documents
     body = {
-        "id": replies.reply_id("rerank", http, None),
+        "id": _replies.reply_id("rerank", http, None),
         "results": [_result(place, scored, fields, echo) for place in scored.ranked(fields.top_n)],
         "meta": rerank_meta(version, scored),
     }
-    return await replies.write(serving, lambda: dumps(body), scored.answers)
+    return await _replies.write(serving, lambda: dumps(body), scored.answers)
 
 
 def rerank_meta(version: int, scored: Scored) -> dict[str, Any]:
     """What is said of a request for a rerank."""
-    return _meta(version, {"search_units": hosted.search_units(len(scored.scores))}, scored.answers)
+    return _meta(version, {"search_units": _hosted.search_units(len(scored.scores))}, scored.answers)
 
 
 def _result(place: int, scored: Scored, fields: RerankFields, echo: bool) -> dict[str, Any]:
@@ -220,7 +221,7 @@ def _words(document: str | dict[str, Any], fields: Sequence[str] | None, index: 
 
 def _meta(version: int, units: dict[str, int], answers: Sequence[Answer]) -> dict[str, Any]:
     meta: dict[str, Any] = {"api_version": {"version": str(version)}, "billed_units": units}
-    warnings = hosted.warnings_of(answers)
+    warnings = _hosted.warnings_of(answers)
     return {**meta, "warnings": warnings} if warnings else meta
 
 
@@ -245,3 +246,98 @@ def _model(name: str, engine: Engine) -> dict[str, Any]:
 def shape(failure: Failure) -> Response:
     """Cohere's error body."""
     return as_json(failure, {"message": failure.message})
+
+
+class Error(TypedDict):
+    """An error in Cohere's shape."""
+
+    message: str
+
+
+class ApiVersion(TypedDict):
+    """Of Cohere's API."""
+
+    version: Literal["1", "2"]
+
+
+class BilledUnits(TypedDict):
+    """What was read: tokens of embeddings, or one search unit per hundred documents."""
+
+    input_tokens: NotRequired[int]
+    search_units: NotRequired[int]
+
+
+class Meta(TypedDict):
+    """About the request."""
+
+    api_version: ApiVersion
+    billed_units: BilledUnits
+    warnings: NotRequired[list[str]]
+
+
+# Not a class, for the name `float`.
+class EmbeddingsByType(TypedDict, total=False):
+    float: Matrix
+    int8: list[list[int]]
+    uint8: list[list[int]]
+    binary: list[list[int]]
+    ubinary: list[list[int]]
+    base64: list[str]
+
+
+class EmbedReply(TypedDict):
+    """The reply of /v1/embed and /v2/embed; bare vectors in version 1, where no types were asked for."""
+
+    id: str
+    embeddings: Matrix | EmbeddingsByType
+    texts: list[str]
+    meta: Meta
+    response_type: Literal["embeddings_floats", "embeddings_by_type"]
+
+
+class Ranked(TypedDict):
+    """A document's place and score."""
+
+    index: int
+    relevance_score: float
+    document: NotRequired[dict[str, Any]]
+
+
+class RerankReply(TypedDict):
+    """The reply of /v1/rerank and /v2/rerank, best first."""
+
+    id: str
+    results: list[Ranked]
+    meta: Meta
+
+
+class Model(TypedDict):
+    """A served model, and the endpoints that it can answer."""
+
+    name: str
+    endpoints: list[Literal["embed", "rerank", "classify"]]
+    finetuned: bool
+    context_length: int
+    tokenizer_url: None
+    default_endpoints: list[str]
+
+
+class Models(TypedDict):
+    """The served models."""
+
+    models: list[Model]
+
+
+ERRORS = (Errors(Error),)
+_EMBED = Contract((EmbedReply,), ERRORS)
+_RERANK = Contract((RerankReply,), ERRORS)
+CONTRACTS: Contracts = {
+    "/v1/embed": _EMBED,
+    "/v2/embed": _EMBED,
+    "/cohere/v1/embed": _EMBED,
+    "/cohere/v2/embed": _EMBED,
+    "/cohere/v1/rerank": _RERANK,
+    "/cohere/v2/rerank": _RERANK,
+    "/cohere/v1/models": Contract((Models,), (), query={"endpoint": "Leave the models that it can ask."}),
+    "/cohere/v1/models/{model}": Contract((Model,), (Errors(Error, (404,)),)),
+}

@@ -10,21 +10,22 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from typing_extensions import TypedDict
 
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
-from poolhouse.server import replies
-from poolhouse.server.dialects import health, hosted
-from poolhouse.server.dialects.classify import label_names, ranked_labels
-from poolhouse.server.dialects.fields import Many, body_schema
-from poolhouse.server.dialects.hosted import Wish
-from poolhouse.server.dialects.routing import direct_router
-from poolhouse.server.encoding import dumps
-from poolhouse.server.errors import Failure, as_json, problems, speak
-from poolhouse.server.serving import Engine, Serving
+from poolhouse.server.dialects import _hosted, _replies, health
+from poolhouse.server.dialects._fields import Many, body_schema
+from poolhouse.server.dialects._hosted import Wish
+from poolhouse.server.dialects.vllm.classify import label_names, ranked_labels
+from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.routing import direct_router
+from poolhouse.server.wire.contract import Contract, Contracts, Cut, Errors, Matrix, Vector
+from poolhouse.server.wire.encoding import dumps
+from poolhouse.server.wire.errors import Failure, as_json, problems, speak
 
 # Infinity strips what it reads.
 _Text = Annotated[str, StringConstraints(strip_whitespace=True)]
@@ -119,22 +120,22 @@ async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) 
     texts = [fields.input] if isinstance(fields.input, str) else fields.input
     wish = Wish(dimensions=fields.dimensions or None)
     task: Literal["embed", "token_embed"] = "embed" if "embed" in engine.tasks else "token_embed"
-    answers = await hosted.embed(serving, http, engine, texts, wish, task=task)
+    answers = await _hosted.embed(serving, http, engine, texts, wish, task=task)
 
     def render() -> bytes:
-        vectors = hosted.vectors(hosted.arrays_of(answers), fields.encoding_format, engine, "encoding_format")
+        vectors = _hosted.vectors(_hosted.arrays_of(answers), fields.encoding_format, engine, "encoding_format")
         data = [
-            {"object": "embedding", "embedding": vector, "index": index} | replies.cut(answer)
+            {"object": "embedding", "embedding": vector, "index": index} | _replies.cut(answer)
             for index, (vector, answer) in enumerate(zip(vectors, answers, strict=True))
         ]
         return dumps({"object": "list", "data": data, **_tail(http, engine, answers)})
 
-    return await replies.write(serving, render, answers)
+    return await _replies.write(serving, render, answers)
 
 
 async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
     engine = serving.engine(fields.name)
-    scored = await hosted.rerank(
+    scored = await _hosted.rerank(
         serving, http, engine, fields.query, fields.documents, use_activation=not fields.raw_scores
     )
     results = [
@@ -146,7 +147,7 @@ async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Resp
         for place in scored.ranked(fields.top_n)
     ]
     body = {"object": "rerank", "results": results, **_tail(http, engine, scored.answers)}
-    return await replies.write(serving, lambda: dumps(body), scored.answers)
+    return await _replies.write(serving, lambda: dumps(body), scored.answers)
 
 
 async def _classify(serving: Serving, http: Request, fields: ClassifyFields) -> Response:
@@ -161,15 +162,15 @@ async def _classify(serving: Serving, http: Request, fields: ClassifyFields) -> 
     names = label_names(engine)
     data = [ranked_labels(answer, names) for answer in answers]
     body = {"object": "classify", "data": data, **_tail(http, engine, answers)}
-    return await replies.write(serving, lambda: dumps(body), answers)
+    return await _replies.write(serving, lambda: dumps(body), answers)
 
 
 def _tail(http: Request, engine: Engine, answers: list[Answer]) -> dict[str, Any]:
-    tokens = replies.tokens_of(answers)
+    tokens = _replies.tokens_of(answers)
     return {
         "model": engine.name,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        "id": replies.reply_id("infinity", http, None),
+        "id": _replies.reply_id("infinity", http, None),
         "created": int(time.time()),
     }
 
@@ -197,8 +198,141 @@ def _model(serving: Serving, name: str, engine: Engine) -> dict[str, Any]:
 
 def shape(failure: Failure) -> Response:
     """Infinity's error body: FastAPI's for wrong fields, OpenAI's for the rest, where an unknown model is a 400."""
-    failure = hosted.with_their_statuses(failure)
+    failure = _hosted.with_their_statuses(failure)
     if isinstance(failure.error, ValidationError):
         return as_json(failure, {"detail": problems(failure.error)})
     error = {"message": failure.message, "type": None, "param": failure.parameter, "code": failure.status}
     return as_json(failure, {"error": error})
+
+
+class Problem(TypedDict):
+    """What went wrong."""
+
+    message: str
+    type: None
+    param: str | None
+    code: int
+
+
+class Error(TypedDict):
+    """An error in Infinity's shape."""
+
+    error: Problem
+
+
+class WrongField(TypedDict):
+    """A field of a body that is wrong, as FastAPI tells it."""
+
+    type: str
+    loc: list[str | int]
+    msg: str
+
+
+class WrongFields(TypedDict):
+    """An error of a body whose fields are wrong."""
+
+    detail: list[WrongField]
+
+
+class Usage(TypedDict):
+    """Tokens of the inputs."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Tail(TypedDict):
+    """What all replies end with."""
+
+    model: str
+    usage: Usage
+    id: str
+    created: int
+
+
+class Embedding(Cut):
+    """The vector of an input, or those of its tokens; as numbers or in base64."""
+
+    object: Literal["embedding"]
+    embedding: Vector | Matrix | str
+    index: int
+
+
+class EmbeddingReply(Tail):
+    """The reply of /infinity/embeddings."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+
+
+class Ranked(TypedDict):
+    """A document's place and score."""
+
+    relevance_score: float
+    index: int
+    document: str | None
+
+
+class RerankReply(Tail):
+    """The reply of /infinity/rerank, best first."""
+
+    object: Literal["rerank"]
+    results: list[Ranked]
+
+
+class Label(TypedDict):
+    """A label and its score."""
+
+    score: float
+    label: str
+
+
+class ClassifyReply(Tail):
+    """The reply of /infinity/classify: every label of each input, likeliest first."""
+
+    object: Literal["classify"]
+    data: list[list[Label]]
+
+
+class Stats(TypedDict):
+    """What waits for a model."""
+
+    queue_fraction: float
+    queue_absolute: int
+    results_pending: int
+    batch_size: int
+
+
+class Model(TypedDict):
+    """A served model."""
+
+    id: str
+    stats: Stats
+    object: Literal["model"]
+    owned_by: Literal["infinity"]
+    created: int
+    backend: str
+    capabilities: list[Literal["embed", "classify", "rerank"]]
+
+
+class ModelsReply(TypedDict):
+    """The reply of /infinity/models."""
+
+    data: list[Model]
+    object: Literal["list"]
+
+
+class HealthReply(TypedDict):
+    """The reply of /infinity/health."""
+
+    unix: float
+
+
+_ERRORS = (Errors(Error), Errors(WrongFields, (422,)))
+CONTRACTS: Contracts = {
+    "/infinity/health": Contract((HealthReply,), ()),
+    "/infinity/models": Contract((ModelsReply,), ()),
+    "/infinity/embeddings": Contract((EmbeddingReply,), _ERRORS),
+    "/infinity/rerank": Contract((RerankReply,), _ERRORS),
+    "/infinity/classify": Contract((ClassifyReply,), _ERRORS),
+}

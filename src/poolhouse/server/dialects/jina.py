@@ -6,22 +6,24 @@ Source: Jina's API reference. Its other paths are OpenAI's and vLLM's; those und
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest
 from poolhouse.outputs import Array
-from poolhouse.server import replies
-from poolhouse.server.dialects import chunked, hosted
-from poolhouse.server.dialects.fields import Many, body_schema
-from poolhouse.server.dialects.hosted import Kind, Wish
-from poolhouse.server.dialects.routing import direct_router
-from poolhouse.server.encoding import dumps
-from poolhouse.server.errors import Failure, as_json, speak
-from poolhouse.server.serving import Engine, Serving
+from poolhouse.server.dialects import _hosted, _replies, openai
+from poolhouse.server.dialects._fields import Many, body_schema
+from poolhouse.server.dialects._hosted import Kind, Wish
+from poolhouse.server.dialects.voyage import ERRORS, Error
+from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.routing import direct_router
+from poolhouse.server.wire.contract import Contract, Contracts, Cut, Errors, Matrix, Vector
+from poolhouse.server.wire.encoding import dumps
+from poolhouse.server.wire.errors import Failure, as_json, speak
 
 _TEXTS = "A text, {text}, or a list of them."
 
@@ -118,8 +120,8 @@ async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) 
     if fields.return_multivector:
         raise InvalidRequest("late_chunking gives a vector per chunk; leave return_multivector out.", "late_chunking")
     engine = serving.engine(fields.model)
-    requests = hosted.requests(serving, engine, hosted.texts_of(fields.input, "input"), wish, "embed", "input")
-    read = await chunked.read(serving, http, engine, requests)
+    requests = _hosted.requests(serving, engine, _hosted.texts_of(fields.input, "input"), wish, "embed", "input")
+    read = await openai.read(serving, http, engine, requests)
     return await _write(serving, [read.whole], read.chunks, kinds, engine)
 
 
@@ -127,21 +129,21 @@ async def _vectors(
     serving: Serving, http: Request, model: str | None, given: Any, wish: Wish, kinds: list[Kind], *, per_token: bool
 ) -> Response:
     engine = serving.engine(model)
-    texts = hosted.texts_of(given, "input")
-    answers = await hosted.embed(serving, http, engine, texts, wish, task="token_embed" if per_token else "embed")
-    return await _write(serving, answers, hosted.arrays_of(answers), kinds, engine)
+    texts = _hosted.texts_of(given, "input")
+    answers = await _hosted.embed(serving, http, engine, texts, wish, task="token_embed" if per_token else "embed")
+    return await _write(serving, answers, _hosted.arrays_of(answers), kinds, engine)
 
 
 async def _write(
     serving: Serving, answers: Sequence[Answer], arrays: Sequence[Array], kinds: list[Kind], engine: Engine
 ) -> Response:
     """One object per array; of several kinds, its vectors by kind."""
-    tokens = replies.tokens_of(answers)
+    tokens = _replies.tokens_of(answers)
     name = "embedding" if arrays[0].ndim == 1 else "embeddings"
-    cuts = replies.cuts(answers, len(arrays))
+    cuts = _replies.cuts(answers, len(arrays))
 
     def render() -> bytes:
-        by_kind = {kind: hosted.vectors(arrays, kind, engine, "embedding_type") for kind in kinds}
+        by_kind = {kind: _hosted.vectors(arrays, kind, engine, "embedding_type") for kind in kinds}
         data = []
         for index, cut in enumerate(cuts):
             forms = {kind: vectors[index] for kind, vectors in by_kind.items()}
@@ -149,15 +151,15 @@ async def _write(
         usage = {"total_tokens": tokens, "prompt_tokens": tokens}
         return dumps({"model": engine.name, "object": "list", "usage": usage, "data": data})
 
-    return await replies.write(serving, render, answers)
+    return await _replies.write(serving, render, answers)
 
 
 async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
     engine = serving.engine(fields.model)
-    (query,) = hosted.texts_of([fields.query], "query")
-    documents = hosted.texts_of(fields.documents, "documents")
-    scored = await hosted.rerank(serving, http, engine, query, documents)
-    tokens = replies.tokens_of(scored.answers)
+    (query,) = _hosted.texts_of([fields.query], "query")
+    documents = _hosted.texts_of(fields.documents, "documents")
+    scored = await _hosted.rerank(serving, http, engine, query, documents)
+    tokens = _replies.tokens_of(scored.answers)
     results = [
         {"index": place, "relevance_score": scored.scores[place].score}
         | ({"document": {"text": documents[place]}} if fields.return_documents else {})
@@ -165,9 +167,73 @@ async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Resp
     ]
     usage = {"total_tokens": tokens, "prompt_tokens": tokens}
     body = {"model": engine.name, "object": "list", "usage": usage, "results": results}
-    return await replies.write(serving, lambda: dumps(body), scored.answers)
+    return await _replies.write(serving, lambda: dumps(body), scored.answers)
 
 
 def shape(failure: Failure) -> Response:
     """Jina's error body; wrong fields are a 422, and an unknown model a 400."""
-    return as_json(hosted.with_their_statuses(failure), {"detail": failure.message})
+    return as_json(_hosted.with_their_statuses(failure), {"detail": failure.message})
+
+
+class Usage(TypedDict):
+    """Tokens of the inputs."""
+
+    total_tokens: int
+    prompt_tokens: int
+
+
+class Embedding(Cut):
+    """The vector of an input, as numbers or in base64; by kind where several kinds were asked for."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: Vector | str | dict[Kind, Vector | str]
+
+
+class Embeddings(Cut):
+    """The vectors of an input's tokens; by kind where several kinds were asked for."""
+
+    object: Literal["embeddings"]
+    index: int
+    embeddings: Matrix | str | dict[Kind, Matrix | str]
+
+
+class EmbeddingReply(TypedDict):
+    """The reply of /jina/v1/embeddings and /v1/multi-vector."""
+
+    model: str
+    object: Literal["list"]
+    usage: Usage
+    data: list[Embedding] | list[Embeddings]
+
+
+class Document(TypedDict):
+    """A document as it was read."""
+
+    text: str
+
+
+class Ranked(TypedDict):
+    """A document's place and score."""
+
+    index: int
+    relevance_score: float
+    document: NotRequired[Document]
+
+
+class RerankReply(TypedDict):
+    """The reply of /jina/v1/rerank, best first."""
+
+    model: str
+    object: Literal["list"]
+    usage: Usage
+    results: list[Ranked]
+
+
+_ERRORS = (ERRORS, Errors(Error, (422,)))
+CONTRACTS: Contracts = {
+    "/v1/multi-vector": Contract((EmbeddingReply,), _ERRORS),
+    "/jina/v1/multi-vector": Contract((EmbeddingReply,), _ERRORS),
+    "/jina/v1/embeddings": Contract((EmbeddingReply,), _ERRORS),
+    "/jina/v1/rerank": Contract((RerankReply,), _ERRORS),
+}

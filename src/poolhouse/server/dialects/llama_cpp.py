@@ -18,17 +18,16 @@ from poolhouse.errors import EngineClosed, InputTooLong, InvalidRequest, Unsuppo
 from poolhouse.inputs.prompts import parse_prompts
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
-from poolhouse.server import replies
-from poolhouse.server.body import read_json
-from poolhouse.server.dialects import hosted, openai
-from poolhouse.server.dialects.contract import Contract, Contracts, Errors, Matrix
-from poolhouse.server.dialects.fields import INPUT_SCHEMA, Many, body_schema
-from poolhouse.server.dialects.openai_replies import BYTES, METADATA, EmbeddingReply
-from poolhouse.server.dialects.routing import direct_router
+from poolhouse.server.dialects import _hosted, _replies, openai
+from poolhouse.server.dialects._fields import INPUT_SCHEMA, Many, body_schema
+from poolhouse.server.dialects.openai import BYTES, METADATA, EmbeddingReply
 from poolhouse.server.dialects.tei.info import is_splade
-from poolhouse.server.encoding import dumps
-from poolhouse.server.errors import Failure, as_json, speak
-from poolhouse.server.serving import Serving
+from poolhouse.server.engines import Serving
+from poolhouse.server.routing import direct_router
+from poolhouse.server.wire.body import read_json
+from poolhouse.server.wire.contract import Contract, Contracts, Errors, Matrix
+from poolhouse.server.wire.encoding import dumps
+from poolhouse.server.wire.errors import Failure, as_json, speak
 from poolhouse.tasks import Task
 
 # Fields by which a body at /embeddings is known to be llama.cpp's.
@@ -115,7 +114,7 @@ async def answer_embedding(serving: Serving, http: Request, fields: ContentField
     def render() -> bytes:
         return dumps([{"index": index, "embedding": rows(answer.array)} for index, answer in enumerate(answers)])
 
-    return await replies.write(serving, render, answers)
+    return await _replies.write(serving, render, answers)
 
 
 def normalised(vector: Array, kind: int) -> Array:
@@ -137,11 +136,11 @@ async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Resp
     documents = getattr(fields, name)
     if not documents:
         raise InvalidRequest(f"{name} must hold at least one text.", name)
-    scored = await hosted.rerank(serving, http, engine, fields.query, documents, truncate=False)
+    scored = await _hosted.rerank(serving, http, engine, fields.query, documents, truncate=False)
     best = [(place, scored.scores[place].score) for place in scored.ranked(fields.top_n)]
     body: Any
     if fields.texts is None:
-        tokens = replies.tokens_of(scored.answers)
+        tokens = _replies.tokens_of(scored.answers)
         body = {
             "model": engine.name,
             "object": "list",
@@ -151,7 +150,7 @@ async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Resp
     else:
         texts = {place: {"text": documents[place]} if fields.return_text else {} for place, _ in best}
         body = [{"index": place, "score": score} | texts[place] for place, score in best]
-    return await replies.write(serving, lambda: dumps(body), scored.answers)
+    return await _replies.write(serving, lambda: dumps(body), scored.answers)
 
 
 def shape(failure: Failure) -> Response:

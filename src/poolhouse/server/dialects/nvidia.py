@@ -9,13 +9,14 @@ from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
-from poolhouse.server import replies
-from poolhouse.server.dialects import hosted
-from poolhouse.server.dialects.fields import Many, body_schema
-from poolhouse.server.dialects.routing import direct_router
-from poolhouse.server.encoding import dumps
-from poolhouse.server.serving import Serving
+from poolhouse.server.dialects import _hosted, _replies
+from poolhouse.server.dialects._fields import Many, body_schema
+from poolhouse.server.engines import Serving
+from poolhouse.server.routing import direct_router
+from poolhouse.server.wire.contract import Contract, Contracts
+from poolhouse.server.wire.encoding import dumps
 
 
 class Text(BaseModel):
@@ -55,8 +56,27 @@ def router(serving: Serving) -> APIRouter:
 async def _rank(serving: Serving, http: Request, fields: RankingFields, model: str | None) -> Response:
     engine = serving.engine(fields.model or model)
     passages = [passage.text for passage in fields.passages]
-    scored = await hosted.rerank(
+    scored = await _hosted.rerank(
         serving, http, engine, fields.query.text, passages, truncate=fields.truncate == "END", use_activation=False
     )
     rankings = [{"index": place, "logit": scored.scores[place].score} for place in scored.ranked(fields.top_k)]
-    return await replies.write(serving, lambda: dumps({"rankings": rankings}), scored.answers)
+    return await _replies.write(serving, lambda: dumps({"rankings": rankings}), scored.answers)
+
+
+class Ranking(TypedDict):
+    """A passage's place and logit."""
+
+    index: int
+    logit: float
+
+
+class RankingReply(TypedDict):
+    """The reply of /v1/ranking, best first."""
+
+    rankings: list[Ranking]
+
+
+CONTRACTS: Contracts = {
+    "/v1/ranking": Contract((RankingReply,)),
+    "/v1/retrieval/{model}/reranking": Contract((RankingReply,)),
+}

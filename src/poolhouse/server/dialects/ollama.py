@@ -19,16 +19,15 @@ from typing_extensions import TypedDict
 import poolhouse
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InputTooLong
-from poolhouse.server import replies
-from poolhouse.server.dialects import hosted
-from poolhouse.server.dialects.contract import Contract, Contracts, Errors, Matrix, Vector
-from poolhouse.server.dialects.fields import Many, body_schema
-from poolhouse.server.dialects.hosted import Wish
-from poolhouse.server.dialects.routing import direct_router
+from poolhouse.server.dialects import _hosted, _replies
+from poolhouse.server.dialects._fields import Many, body_schema
+from poolhouse.server.dialects._hosted import Wish
 from poolhouse.server.dialects.tei.info import is_splade
-from poolhouse.server.encoding import dumps
-from poolhouse.server.errors import Failure, as_json, speak
-from poolhouse.server.serving import Engine, Serving
+from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.routing import direct_router
+from poolhouse.server.wire.contract import Contract, Contracts, Errors, Matrix, Vector
+from poolhouse.server.wire.encoding import dumps
+from poolhouse.server.wire.errors import Failure, as_json, speak
 
 _TAG = ":latest"
 _NEVER = "9999-12-31T23:59:59Z"
@@ -135,20 +134,20 @@ async def _embed(serving: Serving, http: Request, fields: EmbedFields) -> Respon
         truncate="END" if fields.truncate else "NONE",
         max_tokens=_most_tokens(engine, fields.options),
     )
-    answers = await hosted.embed(serving, http, engine, texts, wish) if texts else []
+    answers = await _hosted.embed(serving, http, engine, texts, wish) if texts else []
 
     def render() -> bytes:
         return dumps(
             {
                 "model": engine.name,
-                "embeddings": np.stack(hosted.arrays_of(answers)) if answers else [],
+                "embeddings": np.stack(_hosted.arrays_of(answers)) if answers else [],
                 "total_duration": time.perf_counter_ns() - started,
                 "load_duration": 0,
-                "prompt_eval_count": replies.tokens_of(answers),
+                "prompt_eval_count": _replies.tokens_of(answers),
             }
         )
 
-    return await replies.write(serving, render, answers)
+    return await _replies.write(serving, render, answers)
 
 
 async def _embeddings(serving: Serving, http: Request, fields: EmbeddingsFields) -> Response:
@@ -156,9 +155,9 @@ async def _embeddings(serving: Serving, http: Request, fields: EmbeddingsFields)
     wish = Wish(max_tokens=_most_tokens(engine, fields.options))
     answers: list[Answer] = []
     if fields.prompt:
-        answers = await hosted.embed(serving, http, engine, [fields.prompt], wish, parameter="prompt")
+        answers = await _hosted.embed(serving, http, engine, [fields.prompt], wish, parameter="prompt")
     vector: Any = answers[0].array if answers else []
-    return await replies.write(serving, lambda: dumps({"embedding": vector}), answers)
+    return await _replies.write(serving, lambda: dumps({"embedding": vector}), answers)
 
 
 def _engine(serving: Serving, model: str | None) -> Engine:

@@ -16,21 +16,20 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from poolhouse import scoring, sparse
 from poolhouse.engine.request import Answer
 from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest, UnknownModel
 from poolhouse.outputs import Array, SparseVector
-from poolhouse.server import replies
-from poolhouse.server.body import read_bytes, read_json
-from poolhouse.server.dialects import hosted
-from poolhouse.server.dialects.contract import STATUSES, Contract, Contracts, Errors, Matrix, Vector
-from poolhouse.server.dialects.fields import Many, body_schema
-from poolhouse.server.dialects.hosted import Wish
-from poolhouse.server.dialects.pairs import Scored, Sides, score
-from poolhouse.server.dialects.routing import direct_router
-from poolhouse.server.encoding import Numbers, dumps
-from poolhouse.server.errors import Failure, Refused, as_json, speak
-from poolhouse.server.serving import Engine, FieldsT, Serving
+from poolhouse.plans import scoring, sparse
+from poolhouse.server.dialects import _hosted, _replies
+from poolhouse.server.dialects._fields import Many, body_schema
+from poolhouse.server.dialects._hosted import Wish
+from poolhouse.server.dialects._pairs import Scored, Sides, score
+from poolhouse.server.engines import Engine, FieldsT, Serving
+from poolhouse.server.routing import direct_router
+from poolhouse.server.wire.body import read_bytes, read_json
+from poolhouse.server.wire.contract import STATUSES, Contract, Contracts, Errors, Matrix, Vector
+from poolhouse.server.wire.encoding import Numbers, dumps
+from poolhouse.server.wire.errors import Failure, Refused, as_json, speak
 from poolhouse.tasks import Task
 
 Output = Literal["dense", "sparse", "multivector"]
@@ -177,7 +176,7 @@ async def _encode(serving: Serving, http: Request, fields: EncodeFields) -> Resp
     wish = Wish("query" if options.is_query else "document")
     requests = [
         replace(request, further=tuple(further))
-        for request in hosted.requests(serving, engine, texts, wish, first, "items")
+        for request in _hosted.requests(serving, engine, texts, wish, first, "items")
     ]
     answers = await serving.answers(http, engine, requests, "items[{}]".format)
     dtype: Dtype = params.output_dtype or options.output_dtype or "float32"
@@ -198,12 +197,12 @@ async def _encode(serving: Serving, http: Request, fields: EncodeFields) -> Resp
 
     def render() -> Response:
         items = [{} if item.id is None else {"id": item.id} for item in fields.items]
-        items = [item | vectors(answer) | replies.cut(answer) for item, answer in zip(items, answers, strict=True)]
+        items = [item | vectors(answer) | _replies.cut(answer) for item, answer in zip(items, answers, strict=True)]
         timing = _timing(answers, started)
-        usage = {"input_tokens": replies.tokens_of(answers)}
+        usage = {"input_tokens": _replies.tokens_of(answers)}
         return write({"model": engine.name, "items": items, "timing": timing, "usage": usage})
 
-    return await replies.write(serving, render, answers)
+    return await _replies.write(serving, render, answers)
 
 
 async def _score(serving: Serving, http: Request, fields: ScoreFields) -> Response:
@@ -224,9 +223,9 @@ async def _score(serving: Serving, http: Request, fields: ScoreFields) -> Respon
         "model": engine.name,
         "query_id": fields.query.id,
         "scores": _ranking(fields.items, scored),
-        "usage": {"input_tokens": replies.tokens_of(scored.answers)},
+        "usage": {"input_tokens": _replies.tokens_of(scored.answers)},
     }
-    return await replies.write(serving, lambda: write(body), scored.answers)
+    return await _replies.write(serving, lambda: write(body), scored.answers)
 
 
 def _ranking(items: Sequence[Item], scored: Scored) -> list[dict[str, Any]]:

@@ -5,20 +5,21 @@ Source: Voyage's OpenAPI description.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
-from poolhouse.precision import Precision
-from poolhouse.server import replies
-from poolhouse.server.dialects import hosted
-from poolhouse.server.dialects.fields import Many, body_schema
-from poolhouse.server.dialects.hosted import Wish
-from poolhouse.server.dialects.routing import direct_router
-from poolhouse.server.encoding import dumps
-from poolhouse.server.errors import Failure, as_json, speak
-from poolhouse.server.serving import Serving
+from poolhouse.server.dialects import _hosted, _replies
+from poolhouse.server.dialects._fields import Many, body_schema
+from poolhouse.server.dialects._hosted import Wish
+from poolhouse.server.engines import Serving
+from poolhouse.server.routing import direct_router
+from poolhouse.server.wire.contract import Contract, Contracts, Cut, Errors, Vector
+from poolhouse.server.wire.encoding import dumps
+from poolhouse.server.wire.errors import Failure, as_json, speak
+from poolhouse.vectors.precision import Precision
 
 # Fields of Voyage's rerank that no other dialect at /v1/rerank has.
 OWN_RERANK_FIELDS = frozenset({"top_k", "truncation"})
@@ -74,36 +75,89 @@ async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) 
     engine = serving.engine(fields.model)
     texts = [fields.input] if isinstance(fields.input, str) else fields.input
     wish = Wish(fields.input_type, fields.output_dimension, truncate=None if fields.truncation else "NONE")
-    answers = await hosted.embed(serving, http, engine, texts, wish)
+    answers = await _hosted.embed(serving, http, engine, texts, wish)
 
     def render() -> bytes:
         precision: Precision = "float32" if fields.output_dtype == "float" else fields.output_dtype
         form = fields.encoding_format or "float"
-        vectors = hosted.written(hosted.arrays_of(answers), precision, form, engine, "output_dtype")
+        vectors = _hosted.written(_hosted.arrays_of(answers), precision, form, engine, "output_dtype")
         data = [
-            {"object": "embedding", "embedding": vector, "index": index} | replies.cut(answer)
+            {"object": "embedding", "embedding": vector, "index": index} | _replies.cut(answer)
             for index, (vector, answer) in enumerate(zip(vectors, answers, strict=True))
         ]
-        usage = {"total_tokens": replies.tokens_of(answers)}
+        usage = {"total_tokens": _replies.tokens_of(answers)}
         return dumps({"object": "list", "data": data, "model": engine.name, "usage": usage})
 
-    return await replies.write(serving, render, answers)
+    return await _replies.write(serving, render, answers)
 
 
 async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
     """The reply to a body of Voyage's rerank."""
     engine = serving.engine(fields.model)
-    scored = await hosted.rerank(serving, http, engine, fields.query, fields.documents, truncate=fields.truncation)
+    scored = await _hosted.rerank(serving, http, engine, fields.query, fields.documents, truncate=fields.truncation)
     data: list[dict[str, Any]] = [
         {"relevance_score": scored.scores[place].score, "index": place}
         | ({"document": fields.documents[place]} if fields.return_documents else {})
         for place in scored.ranked(fields.top_k)
     ]
-    usage = {"total_tokens": replies.tokens_of(scored.answers)}
+    usage = {"total_tokens": _replies.tokens_of(scored.answers)}
     body = {"object": "list", "data": data, "model": engine.name, "usage": usage}
-    return await replies.write(serving, lambda: dumps(body), scored.answers)
+    return await _replies.write(serving, lambda: dumps(body), scored.answers)
 
 
 def shape(failure: Failure) -> Response:
     """Voyage's error body; of an unknown model too it says that the request is bad, and its client knows no 404."""
-    return as_json(hosted.as_bad_request(failure), {"detail": failure.message})
+    return as_json(_hosted.as_bad_request(failure), {"detail": failure.message})
+
+
+class Error(TypedDict):
+    """An error in Voyage's and Jina's shape."""
+
+    detail: str
+
+
+class Usage(TypedDict):
+    """Tokens of the inputs."""
+
+    total_tokens: int
+
+
+class Embedding(Cut):
+    """The vector of an input, as numbers or in base64."""
+
+    object: Literal["embedding"]
+    embedding: Vector | str
+    index: int
+
+
+class EmbeddingReply(TypedDict):
+    """The reply of /voyage/v1/embeddings."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class Ranked(TypedDict):
+    """A document's place and score."""
+
+    relevance_score: float
+    index: int
+    document: NotRequired[str]
+
+
+class RerankReply(TypedDict):
+    """The reply of /voyage/v1/rerank, best first."""
+
+    object: Literal["list"]
+    data: list[Ranked]
+    model: str
+    usage: Usage
+
+
+ERRORS = Errors(Error)
+CONTRACTS: Contracts = {
+    "/voyage/v1/embeddings": Contract((EmbeddingReply,), (ERRORS,)),
+    "/voyage/v1/rerank": Contract((RerankReply,), (ERRORS,)),
+}

@@ -18,17 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from poolhouse.errors import InvalidRequest
-from poolhouse.server import replies
-from poolhouse.server.dialects import health, hosted
-from poolhouse.server.dialects.contract import Contract, Contracts, Errors, Vector
-from poolhouse.server.dialects.fields import Many, body_schema
-from poolhouse.server.dialects.health_replies import Model
-from poolhouse.server.dialects.hosted import Wish
-from poolhouse.server.dialects.pairs import Scored
-from poolhouse.server.dialects.routing import direct_router
-from poolhouse.server.encoding import dumps
-from poolhouse.server.errors import Failure, as_json, speak
-from poolhouse.server.serving import Engine, Serving
+from poolhouse.server.dialects import _hosted, _replies, health
+from poolhouse.server.dialects._fields import Many, body_schema
+from poolhouse.server.dialects._hosted import Wish
+from poolhouse.server.dialects._pairs import Scored
+from poolhouse.server.dialects.health import Model
+from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.routing import direct_router
+from poolhouse.server.wire.contract import Contract, Contracts, Errors, Vector
+from poolhouse.server.wire.encoding import dumps
+from poolhouse.server.wire.errors import Failure, as_json, speak
 
 # The fields that its reranker sends, and no others.
 RERANK_FIELDS = frozenset({"query", "documents"})
@@ -112,9 +111,9 @@ async def _vector(serving: Serving, http: Request, fields: VectorFields) -> Resp
     engine = _first(serving, lambda engine: "embed" in engine.tasks)
     use = {"query": "query", "passage": "document", None: None}[fields.config.task_type]
     wish = Wish(use, fields.config.dimensions)
-    answers = await hosted.embed(serving, http, engine, [fields.text], wish, parameter="text")
+    answers = await _hosted.embed(serving, http, engine, [fields.text], wish, parameter="text")
     vector = answers[0].array
-    return await replies.write(
+    return await _replies.write(
         serving, lambda: dumps({"text": fields.text, "vector": vector, "dim": len(vector)}), answers
     )
 
@@ -125,13 +124,13 @@ async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -
     if (fields.documents is None) == (fields.text is None):
         raise InvalidRequest("Give documents, or one property.", "documents")
     documents = [fields.text] if fields.text is not None else fields.documents or []
-    scored = await hosted.rerank(serving, http, engine, fields.query, documents)
+    scored = await _hosted.rerank(serving, http, engine, fields.query, documents)
     body: dict[str, Any] = {"query": fields.query}
     if fields.text is not None:
         body |= {"property": fields.text, "score": scored.scores[0].score}
     else:
         body = in_order(fields.query, documents, scored)
-    return await replies.write(serving, lambda: orjson.dumps(body), scored.answers)
+    return await _replies.write(serving, lambda: orjson.dumps(body), scored.answers)
 
 
 def in_order(query: str, documents: Sequence[str], scored: Scored) -> dict[str, Any]:

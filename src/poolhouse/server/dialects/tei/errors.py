@@ -7,7 +7,7 @@ from dataclasses import replace
 from fastapi import Response
 
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, UnsupportedTask
-from poolhouse.server.errors import Failure, Refused, WrongContentType, as_json
+from poolhouse.server.wire.errors import Failure, Refused, WrongContentType, as_json
 
 
 class EmptyInput(Refused):

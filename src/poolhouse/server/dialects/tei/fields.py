@@ -10,7 +10,7 @@ from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.prompts import Prompt, parse_prompts
 from poolhouse.params import PoolingParams
 from poolhouse.server.dialects import openai
-from poolhouse.server.dialects.fields import INPUT_SCHEMA, Many, Nested
+from poolhouse.server.dialects._fields import INPUT_SCHEMA, Many, Nested
 from poolhouse.server.dialects.tei.errors import EmptyInput
 
 _SIDES: dict[str, Literal["left", "right"]] = {"right": "right", "Right": "right", "left": "left", "Left": "left"}

@@ -9,9 +9,9 @@ from typing import Any
 import poolhouse
 from poolhouse.engine.request import Answer
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.server import replies
-from poolhouse.server.dialects.classify import label_names
-from poolhouse.server.serving import Engine, Serving
+from poolhouse.server.dialects import _replies
+from poolhouse.server.dialects.vllm.classify import label_names
+from poolhouse.server.engines import Engine, Serving
 
 # Pooling words of TEI that differ from ours.
 _POOLING = {"last": "last_token"}
@@ -59,7 +59,7 @@ def headers(engine: Engine, answers: Sequence[Answer], characters: int, started:
         "x-compute-type": f"{'gpu' if device == 'cuda' else device}+optimized",
         "x-compute-time": total,
         "x-compute-characters": str(characters),
-        "x-compute-tokens": str(replies.tokens_of(answers)),
+        "x-compute-tokens": str(_replies.tokens_of(answers)),
         "x-total-time": total,
         "x-tokenization-time": _mean(timing.tokenize_seconds for timing in timings),
         "x-queue-time": _mean(timing.queue_seconds for timing in timings),

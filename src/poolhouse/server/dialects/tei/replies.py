@@ -6,8 +6,8 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from poolhouse.server.dialects.contract import STATUSES, Contract, Contracts, Errors, Matrix, Vector
-from poolhouse.server.dialects.openai_replies import BYTES, METADATA, EmbeddingReply
+from poolhouse.server.dialects.openai import BYTES, METADATA, EmbeddingReply
+from poolhouse.server.wire.contract import STATUSES, Contract, Contracts, Errors, Matrix, Vector
 from poolhouse.tasks import Task
 
 Kind = Literal["Empty", "Overloaded", "Validation", "Backend", "Unhealthy"]

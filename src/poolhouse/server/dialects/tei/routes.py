@@ -10,19 +10,15 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from poolhouse import scoring, sparse
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import SparseVector
-from poolhouse.server import replies
-from poolhouse.server.body import read_json, without_nulls
-from poolhouse.server.dialects import health, openai
-from poolhouse.server.dialects.classify import label_names, ranked_labels
-from poolhouse.server.dialects.fields import body_schema
-from poolhouse.server.dialects.pairs import Sides, score
-from poolhouse.server.dialects.routing import direct_router
+from poolhouse.plans import scoring, sparse
+from poolhouse.server.dialects import _replies, health, openai
+from poolhouse.server.dialects._fields import body_schema
+from poolhouse.server.dialects._pairs import Sides, score
 from poolhouse.server.dialects.tei.errors import EmptyInput, openai_shape, shape
 from poolhouse.server.dialects.tei.fields import (
     EmbedFields,
@@ -35,9 +31,12 @@ from poolhouse.server.dialects.tei.fields import (
 )
 from poolhouse.server.dialects.tei.info import characters, headers, info, is_splade
 from poolhouse.server.dialects.tei.tokens import DecodeFields, TokenizeFields, answer_decode, answer_tokenize
-from poolhouse.server.encoding import dumps
-from poolhouse.server.errors import speak
-from poolhouse.server.serving import Serving
+from poolhouse.server.dialects.vllm.classify import label_names, ranked_labels
+from poolhouse.server.engines import Serving
+from poolhouse.server.routing import direct_router
+from poolhouse.server.wire.body import read_json, without_nulls
+from poolhouse.server.wire.encoding import dumps
+from poolhouse.server.wire.errors import speak
 from poolhouse.tasks import Task
 
 
@@ -117,7 +116,7 @@ def _add(routes: APIRouter, serving: Serving) -> None:
         serving.check_list(fields.inputs, "inputs")
         answers, took = await _run(serving, http, fields, "token_embed", use_activation=False)
         arrays = [np.ascontiguousarray(answer.array) for answer in answers]
-        return await replies.write(serving, lambda: dumps(arrays), answers, took)
+        return await _replies.write(serving, lambda: dumps(arrays), answers, took)
 
     @routes.post("/embed_sparse", openapi_extra=body_schema(TokenFields))
     async def embed_sparse(http: Request) -> Response:
@@ -197,7 +196,7 @@ async def answer_embed(serving: Serving, http: Request, fields: EmbedFields) -> 
         use_activation=not splade and fields.normalize is not False,
         dimensions=fields.dimensions,
     )
-    return await replies.write(serving, lambda: dumps(np.stack([a.array for a in answers])), answers, took)
+    return await _replies.write(serving, lambda: dumps(np.stack([a.array for a in answers])), answers, took)
 
 
 async def answer_embed_sparse(serving: Serving, http: Request, fields: TokenFields) -> Response:
@@ -209,7 +208,7 @@ async def answer_embed_sparse(serving: Serving, http: Request, fields: TokenFiel
     plan = sparse.plan(engine, prompts, sparse.Options(fields.params(), fields.prompt_name))
     answers = await serving.answers(http, engine, plan.requests, "inputs[{}]".format)
     took = headers(engine, answers, characters(prompts), started)
-    return await replies.write(
+    return await _replies.write(
         serving, lambda: dumps([_entries(made.vector) for made in plan.finish(answers)]), answers, took
     )
 
@@ -221,7 +220,7 @@ async def answer_predict(serving: Serving, http: Request, fields: PredictFields)
     answers, took = await _run(serving, http, fields, "classify", prompts=prompts, use_activation=not fields.raw_scores)
     names = label_names(serving.engine(fields.model))
     lists = [ranked_labels(answer, names) for answer in answers]
-    return await replies.write(serving, lambda: dumps(lists[0] if single else lists), answers, took)
+    return await _replies.write(serving, lambda: dumps(lists[0] if single else lists), answers, took)
 
 
 async def answer_similarity(serving: Serving, http: Request, fields: SimilarityFields) -> Response:
@@ -237,7 +236,7 @@ async def answer_similarity(serving: Serving, http: Request, fields: SimilarityF
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return dumps(vectors[1:] @ vectors[0])
 
-    return await replies.write(serving, render, answers, took)
+    return await _replies.write(serving, render, answers, took)
 
 
 async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
@@ -257,7 +256,7 @@ async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -
     # Each text is read beside the query, so TEI counts that as often.
     read = len(fields.query) * len(fields.texts) + sum(map(len, fields.texts))
     took = headers(engine, scored.answers, read, started)
-    return await replies.write(serving, lambda: dumps(ranks), scored.answers, took)
+    return await _replies.write(serving, lambda: dumps(ranks), scored.answers, took)
 
 
 async def _run(

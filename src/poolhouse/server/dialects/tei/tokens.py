@@ -9,12 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.server import replies
-from poolhouse.server.dialects.fields import Many
+from poolhouse.packing.tokens import Tokens
+from poolhouse.server.dialects import _replies
+from poolhouse.server.dialects._fields import Many
 from poolhouse.server.dialects.tei.errors import EmptyInput
-from poolhouse.server.encoding import dumps
-from poolhouse.server.serving import Engine, Serving
-from poolhouse.tokens import Tokens
+from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.wire.encoding import dumps
 
 
 class TokenizeFields(BaseModel):
@@ -84,7 +84,7 @@ async def answer_tokenize(serving: Serving, http: Request, fields: TokenizeField
         tokens = engine.tokenize(requests)
         return dumps([_shown(engine, text, one) for text, one in zip(whole, tokens, strict=True)])
 
-    return await replies.made(render, sum(map(len, whole)))
+    return await _replies.made(render, sum(map(len, whole)))
 
 
 async def answer_decode(serving: Serving, http: Request, fields: DecodeFields) -> Response:
@@ -94,7 +94,7 @@ async def answer_decode(serving: Serving, http: Request, fields: DecodeFields) -
     serving.check_items(len(lists), "ids")
     http.state.model, http.state.items = engine.name, len(lists)
     skip = fields.skip_special_tokens
-    return await replies.made(lambda: dumps([engine.detokenize(ids, skip) for ids in lists]), sum(map(len, lists)))
+    return await _replies.made(lambda: dumps([engine.detokenize(ids, skip) for ids in lists]), sum(map(len, lists)))
 
 
 def _prompt(engine: Engine, name: str | None) -> tuple[str, str]:

@@ -1,0 +1,216 @@
+"""Cores: how many this process may use, and how OpenMP's threads wait for each other.
+
+torch counts the cores of the machine. A container has often less: an affinity, which libgomp knows of, or a quota of
+CPU time of its cgroup or of one above it, which it does not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+log = logging.getLogger("poolhouse")
+# What users set to choose the number of threads themselves, and how threads wait.
+_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+# Rounds of spinning before a thread of libgomp that waits at a barrier sleeps: about a millisecond, which lasts from one
+# query to the next. Its own default is six times that, at each of dozens of barriers, while the thread that it waits for
+# may want this very core.
+_SPINS = "50000"
+
+
+def let_threads_wait_shortly() -> None:
+    """Let OpenMP's threads sleep soon when they wait; before torch is imported, since libgomp looks then and never again.
+
+    What the user has set stays.
+    """
+    if "torch" not in sys.modules and not any(name in os.environ for name in _WAITS):
+        os.environ["GOMP_SPINCOUNT"] = _SPINS
+        # Of our own: not for the programs that this process starts.
+        _set_by_us.append("GOMP_SPINCOUNT")
+
+
+_set_by_us: list[str] = []
+
+
+def use_no_more_than_given() -> None:
+    """Lower torch's number of threads to the CPU time that this process gets, unless the user chose a number."""
+    import torch
+
+    while _set_by_us:
+        os.environ.pop(_set_by_us.pop(), None)
+    quota = cpu_quota()
+    if quota is None or any(name in os.environ for name in _COUNTS):
+        return
+    cores = max(1, math.ceil(quota))
+    if cores < torch.get_num_threads():
+        log.info("This process may use %g CPUs: torch gets %d threads, not %d.", quota, cores, torch.get_num_threads())
+        torch.set_num_threads(cores)
+
+
+def cpu_quota(process: Path = Path("/proc/self")) -> float | None:
+    """CPUs' worth of time that cgroups allow this process, by the narrowest of its own and those above; None: no limit.
+
+    process: its folder in /proc.
+    """
+    try:
+        memberships = (process / "cgroup").read_text().splitlines()
+        mounts = (process / "mountinfo").read_text().splitlines()
+    except OSError:
+        return None  # another system than Linux
+    quotas = [quota for folder in _folders(memberships, mounts) if (quota := _quota(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _folders(memberships: list[str], mounts: list[str]) -> Iterator[Path]:
+    """The folders of the process's cgroups that may limit CPU time, each followed by those above it."""
+    for line in memberships:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for root, point in _mounted(mounts, controllers):
+            # A container often sees only the part of the tree below its own cgroup.
+            inside = os.path.relpath(path, root)
+            folder = point if inside.startswith("..") else point / inside
+            while True:
+                yield folder
+                if folder in (point, folder.parent):
+                    break
+                folder = folder.parent
+
+
+def _mounted(mounts: list[str], controllers: str) -> Iterator[tuple[str, Path]]:
+    """(root within the tree, where it is mounted) of trees of cgroups: version 2 where no controllers are named, else 1."""
+    for line in mounts:
+        places, _, kind = line.partition(" - ")
+        root, point = places.split(" ")[3:5]
+        words = kind.split(" ")
+        if words[0] == ("cgroup" if controllers else "cgroup2") and (not controllers or "cpu" in words[-1].split(",")):
+            yield root, Path(point)
+
+
+def _quota(folder: Path) -> float | None:
+    """CPUs' worth of time of one cgroup; None where it has no limit."""
+    try:
+        if (folder / "cpu.max").exists():
+            allowed, period = (folder / "cpu.max").read_text().split()
+        else:
+            allowed = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+        microseconds = -1.0 if allowed == "max" else float(allowed)
+        return microseconds / float(period) if microseconds > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+# mallopt's names for its parameters, from glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+_LARGEST_MMAP_THRESHOLD = 32 * 1024 * 1024  # glibc refuses more
+# Between two times that scraps are given back.
+_SCRAPS_SECONDS = 1.0
+
+
+def keep_freed_memory() -> None:
+    """Raise glibc's thresholds, so that activations of a few megabytes reuse pages that are already mapped.
+
+    A quarter of the CPU time of small models goes into mapping and clearing pages otherwise. What is kept is kept in as
+    many arenas as there are cores, not in eight times as many, unless the user says how many. Process-wide.
+    """
+    if (mallopt := _of_glibc("mallopt")) is None:
+        return
+    mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+    mallopt(_M_TRIM_THRESHOLD, 512 * 1024 * 1024)
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(_M_ARENA_MAX, max(2, os.cpu_count() or 1))
+
+
+def give_back() -> None:
+    """Return what is freed and kept to the kernel, where little work is to come; it takes some milliseconds."""
+    if (trim := _of_glibc("malloc_trim")) is not None:
+        trim(0)
+
+
+class Scraps:
+    """Freed memory between what is in use; packs of ever other sizes leave ever more of it."""
+
+    def __init__(self) -> None:
+        self._trim = _of_glibc("malloc_trim")
+        self._next = time.monotonic() + _SCRAPS_SECONDS
+
+    def give_back(self) -> None:
+        """Return it to the kernel, where that was not done lately: it takes a few milliseconds."""
+        if self._trim is not None and (now := time.monotonic()) >= self._next:
+            self._next = now + _SCRAPS_SECONDS
+            self._trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., Any] | None:
+    """A function of glibc; None where another C library is in use."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        found: Callable[..., Any] = getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError):
+        return None
+    return found
+
+
+# A fork waits for running batches no longer than this. Its child may then hang in the middle of a matrix library.
+_LONGEST_WAIT = 20.0
+
+
+class Forkable(Protocol):
+    """What has threads that compute."""
+
+    def hold(self, deadline: float) -> Callable[[], None]:
+        """Keep its threads from computing, waiting until `deadline` (by `time.monotonic`); answers with what ends it."""
+        ...
+
+    def forked(self) -> None:
+        """This process is a child of the one that had the threads."""
+        ...
+
+
+_everybody: weakref.WeakSet[Forkable] = weakref.WeakSet()
+# Of threads that fork at the same time, those of each.
+_held = threading.local()
+
+
+def watch(one: Forkable) -> None:
+    """Tell it of forks, as long as it lives."""
+    _everybody.add(one)
+
+
+def _before() -> None:
+    deadline = time.monotonic() + _LONGEST_WAIT
+    _held.releases = [one.hold(deadline) for one in list(_everybody)]
+
+
+def _in_parent() -> None:
+    for release in _held.__dict__.pop("releases", ()):
+        release()
+
+
+def _in_child() -> None:
+    _held.__dict__.clear()
+    everybody = list(_everybody)
+    for one in everybody:
+        one.forked()
+    if everybody and "TOKENIZERS_PARALLELISM" in os.environ:
+        # The tokenizers' own threads are gone too. Where the variable is not set, the library sees to it itself.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

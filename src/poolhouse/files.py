@@ -1,0 +1,181 @@
+"""JSON files of a model folder, read with errors that name them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from poolhouse.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def read_json(path: Path, needed: bool = True) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is no file and none is needed.
+
+    Raises:
+        CheckpointError: no JSON, or no object.
+    """
+    if not needed and not path.is_file():
+        return {}
+    value = read_any_json(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object.")
+    return value
+
+
+def read_any_json(path: Path) -> Any:
+    """Whatever JSON a file holds.
+
+    Raises:
+        CheckpointError: it holds none.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+
+
+# The name of the template that serves where none is named.
+DEFAULT = "default"
+
+
+def chat_templates(folder: Path) -> dict[str, str]:
+    """Templates by name, from the first of the places where transformers keeps them.
+
+    They are chat_template.jinja with additional_chat_templates/, tokenizer_config.json, and the older
+    chat_template.json.
+
+    Raises:
+        CheckpointError: a file that is no text.
+    """
+    files = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    if (folder / "chat_template.jinja").is_file():
+        files[DEFAULT] = folder / "chat_template.jinja"
+    if files:
+        return {name: _text(path) for name, path in files.items()}
+    return _stored(folder / "tokenizer_config.json") or _stored(folder / "chat_template.json")
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """bos_token, eos_token and their like, by these names."""
+    found = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        for name, value in read_json(folder / file, needed=False).items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if name.endswith("_token") and isinstance(text, str):
+                found[name] = text
+    return found
+
+
+def _stored(path: Path) -> dict[str, str]:
+    """The templates of a JSON file: one text, or a list of named ones."""
+    stored: Any = read_json(path, needed=False).get("chat_template")
+    if isinstance(stored, str):
+        return {DEFAULT: stored}
+    items = stored if isinstance(stored, list) else ()
+    named = {item.get("name"): item.get("template") for item in items if isinstance(item, dict)}
+    return {name: text for name, text in named.items() if isinstance(name, str) and isinstance(text, str)}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Where to write what `path` shall hold; it stands there once the block has ended well.
+
+    Until then, and after any failure, an interruption among them, whatever stood there stands as it was. A file that
+    nothing was written into does not appear. Links stay links, and a file that is replaced keeps its permissions; pipes
+    and devices, which nothing can be renamed to, are written at the end.
+
+    Raises:
+        ConfigError: a folder, or a place where no file can be made. OSError: naming `path`, such as for a full disk.
+    """
+    target = Path(os.path.realpath(path))
+    special = target.exists() and not target.is_file()
+    if target.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file in it to write.")
+    part = _part(target, path, special)
+    try:
+        yield part
+        if part.stat().st_size:
+            _put(part, target, special)
+    except OSError as error:
+        # A failed write does not say of which file; what failed to be read does.
+        if error.filename is None or str(part) in (error.filename, error.filename2):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_tensors(
+    arrays: Mapping[str, np.ndarray[Any, Any]], part: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file; a full disk is an OSError here too."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(arrays), part, metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from None
+
+
+def same_file(one: str | int | Path, other: str | int | Path) -> bool:
+    """Whether two paths, or open descriptors, are one ordinary file, under whichever names."""
+    try:
+        first, second = os.stat(one), os.stat(other)  # noqa: PTH116 - of descriptors too
+    except OSError:
+        return False
+    return stat.S_ISREG(first.st_mode) and os.path.samestat(first, second)
+
+
+def _part(target: Path, path: str | Path, special: bool) -> Path:
+    """A new and empty file, with the permissions that the target has or would get."""
+    # A short name of its own: the longest that the folder takes may be the target's, and two may write at once.
+    folder = Path(tempfile.gettempdir()) if special else target.parent
+    if target.exists() and not os.access(target, os.W_OK):
+        raise ConfigError(f"{path} may not be written.")
+    part = folder / f".poolhouse-{secrets.token_hex(6)}.part"
+    try:
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: no file can be made in {folder}: {error.strerror}.") from None
+    if target.is_file():
+        before = target.stat()
+        with contextlib.suppress(OSError):
+            os.chown(part, before.st_uid, before.st_gid)
+        part.chmod(before.st_mode & 0o777)
+    return part
+
+
+def _put(part: Path, target: Path, special: bool) -> None:
+    if special:
+        with part.open("rb") as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
+        return
+    with part.open("rb") as written:
+        os.fsync(written.fileno())
+    try:
+        part.replace(target)
+    except OSError as error:
+        # A file that is a mount of its own, as containers have them, cannot be renamed to.
+        if error.errno != errno.EBUSY:
+            raise
+        shutil.copyfile(part, target)

@@ -1,0 +1,1 @@
+"""Templates of prompts: rendered within bounds, of pairs and of messages."""

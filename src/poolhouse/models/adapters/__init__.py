@@ -1,0 +1,1 @@
+"""Low-rank adapters: their files, their place in a model, one per request."""

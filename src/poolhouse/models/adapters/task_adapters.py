@@ -1,0 +1,120 @@
+"""Task adapters that come with a checkpoint: among its tensors (jina-embeddings-v3) or in folders (-v5).
+
+jina-embeddings-v5 has a PEFT folder per task, `adapters/<task>`. jina-embeddings-v3 has torch's parametrizations:
+`X.parametrizations.weight.original` is the weight of X; `X.parametrizations.weight.0.lora_A` and `lora_B` hold one change
+per task: [tasks, rank, in] and [tasks, out, rank] for linear layers, [tasks, ids, rank] and [tasks, rank, features] for
+tables.
+Source: the model code of jinaai/xlm-roberta-flash-implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from poolhouse.errors import CheckpointError, ConfigError, did_you_mean
+from poolhouse.layers.adapted import LowRank
+from poolhouse.models.adapters.low_rank import Adapter
+from poolhouse.models.adapters.peft import is_peft_folder, read_peft
+from poolhouse.models.files.checkpoint import Checkpoint, Config
+
+_ORIGINAL = ".parametrizations.weight.original"
+_SIDES = (".parametrizations.weight.0.lora_A", ".parametrizations.weight.0.lora_B")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskAdapters:
+    """The adapters of a checkpoint.
+
+    default: the one for requests that name none. prompts: what to put before texts, by adapter.
+    """
+
+    adapters: tuple[Adapter, ...] = ()
+    default: str | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(adapter.name for adapter in self.adapters)
+
+
+def read_task_adapters(checkpoint: Checkpoint, config: Config, default: str | None) -> TaskAdapters:
+    """The task adapters of a checkpoint. default: the family's, where config.json has no `jina_task`.
+
+    Raises:
+        CheckpointError: files that do not fit together. ConfigError: a default that the checkpoint does not have.
+    """
+    adapters = _parametrizations(checkpoint.tensors, config, checkpoint.folder)
+    for folder in sorted((checkpoint.folder / "adapters").glob("*")):
+        if is_peft_folder(folder):
+            adapters.append(read_peft(folder, folder.name))
+    names = [adapter.name for adapter in adapters]
+    asked = config.get("jina_task", default)
+    if asked is not None and asked not in names:
+        raise ConfigError(
+            f"jina_task is {asked!r}, but the adapters of {checkpoint.folder} are {names}."
+            f"{did_you_mean(str(asked), names)}"
+        )
+    prompts = config.get("task_instructions") or {}
+    return TaskAdapters(tuple(adapters), asked, {name: str(prompts[name]) for name in names if name in prompts})
+
+
+def plain(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A checkpoint's tensors as if it had no adapters."""
+    return _PlainNames(tensors) if any(name.endswith(_ORIGINAL) for name in tensors) else tensors
+
+
+class _PlainNames(Mapping[str, Tensor]):
+    """Tensors without those of adapters, originals under the names of plain weights."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+        self._names = {name.replace(_ORIGINAL, ".weight"): name for name in tensors if not name.endswith(_SIDES)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _parametrizations(tensors: Mapping[str, Tensor], config: Config, folder: Path) -> list[Adapter]:
+    """The adapters among a checkpoint's tensors, one per name of `lora_adaptations`; none where there are none.
+
+    Raises:
+        CheckpointError: tensors and config.json do not agree.
+    """
+    sides = [{name.removesuffix(side) for name in tensors if name.endswith(side)} for side in _SIDES]
+    if not any(sides):
+        return []
+    if sides[0] != sides[1]:
+        raise CheckpointError(f"{folder}: lora_A or lora_B is missing for {sorted(sides[0] ^ sides[1])[:5]}.")
+    tasks = config.get("lora_adaptations")
+    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+        raise CheckpointError(f"{folder}: config.json must name the task adapters in lora_adaptations, got {tasks!r}.")
+    changes: dict[str, dict[str, LowRank]] = {task: {} for task in tasks}
+    for module in sorted(sides[0]):
+        a, b = (tensors[module + side] for side in _SIDES)
+        if len(a) != len(tasks) or len(b) != len(tasks):
+            raise CheckpointError(f"{folder}: {module} has changes for {len(a)} tasks; lora_adaptations is {tasks}.")
+        for index, task in enumerate(tasks):
+            changes[task][module] = _change(module, a[index], b[index], config, folder)
+    return [Adapter(task, changes[task], f"The task adapter '{task}' of {folder}") for task in tasks]
+
+
+def _change(module: str, a: Tensor, b: Tensor, config: Config, folder: Path) -> LowRank:
+    rank = int(config.get("lora_rank", 4))
+    scale = float(config.get("lora_alpha", 1)) / rank
+    if a.shape[0] == b.shape[1] == rank:
+        return LowRank(b.float() * scale, a.float())
+    if a.shape[1] == b.shape[0] == rank:
+        return LowRank(a.float() * scale, b.float())
+    raise CheckpointError(
+        f"{folder}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}, but config.json says rank {rank}."
+    )

@@ -1,0 +1,1 @@
+"""Models that transformers builds, packed where that is right."""

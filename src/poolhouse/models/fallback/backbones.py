@@ -1,0 +1,129 @@
+"""Backbones around a model of transformers: on a whole pack, or on texts of equal length at a time."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poolhouse.packing.batch import Batch
+from poolhouse.packing.segments import Segments
+
+
+class Packed:
+    """Runs a model on a whole pack, as one row of tokens."""
+
+    # Modules of transformers may keep what they computed last, such as the frequencies of a rope that grows.
+    reentrant = False
+
+    def __init__(self, forward: Forward, position_offset: int) -> None:
+        self.forward = forward
+        self.position_offset = position_offset
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """[total, hidden]."""
+        types = None if batch.types is None else batch.types[None]
+        # Models that count from behind the pad id do not count padding, which a text may write.
+        positions = batch.positions_without(self.position_offset - 1) if self.position_offset else batch.positions
+        positions = (positions + self.position_offset)[None]
+        return self.forward(batch.ids[None], positions, types, batch.segments)[0]
+
+
+class Unpacked:
+    """Runs texts of one shape together: no padding, so each is computed as if it were alone.
+
+    A mask is given only where not all tokens are attended to.
+    """
+
+    reentrant = False
+
+    def __init__(self, forward: Forward, hidden_size: int) -> None:
+        self.forward = forward
+        self.hidden_size = hidden_size
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """[total, hidden]."""
+        segments = batch.segments
+        starts_by_shape: dict[tuple[int, int], list[int]] = {}
+        shapes = zip(segments.lengths, segments.attended or segments.lengths, strict=True)
+        for start, shape in zip(segments.starts, shapes, strict=True):
+            starts_by_shape.setdefault(shape, []).append(start)
+        hidden = torch.empty(batch.segments.total, self.hidden_size, dtype=self.forward.dtype, device=batch.ids.device)
+        for (length, attended), starts in starts_by_shape.items():
+            rows = torch.tensor(starts)[:, None] + torch.arange(length)
+            rows = rows.to(batch.ids.device)
+            types = None if batch.types is None else batch.types[rows]
+            seen = None if attended == length else (torch.arange(length) < attended).expand(len(starts), -1)
+            hidden[rows] = self.forward(batch.ids[rows], types=types, seen=seen)
+        return hidden
+
+
+def hidden_states(answer: Any, ids: Tensor) -> Tensor:
+    """[rows, length, hidden] of what a model without a head answers."""
+    found: Tensor | None = getattr(answer, "last_hidden_state", None)
+    return answer[0] if found is None else found
+
+
+def text_features(answer: Any, ids: Tensor) -> Tensor:
+    """[rows, length, features] of a model that answers with one vector per text: the same at each of its tokens."""
+    found: Tensor = answer.text_embeds if hasattr(answer, "text_embeds") else answer.pooler_output
+    return found if found.ndim == 3 else found[:, None].expand(-1, ids.shape[1], -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """To which length texts are filled up, and with which token, for models that attend to it (SigLIP)."""
+
+    length: int
+    token: int
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return torch.nn.functional.pad(ids, (0, self.length - ids.shape[1]), value=self.token)
+
+
+class Forward:
+    """One call of a transformers model, with only the keywords that it takes.
+
+    read: takes from its answer the row of each token. door: the method that is called. padding: of ids, where needed.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        dtype: torch.dtype,
+        read: Callable[[Any, Tensor], Tensor] = hidden_states,
+        door: str = "__call__",
+        padding: Padding | None = None,
+    ) -> None:
+        self.model = model
+        self.dtype = dtype
+        self._read = read
+        self._call = getattr(model, door)
+        self._padding = padding
+        self._takes = frozenset(inspect.signature(model.forward if door == "__call__" else self._call).parameters)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        types: Tensor | None = None,
+        segments: Segments | None = None,
+        seen: Tensor | None = None,
+    ) -> Tensor:
+        """ids, positions, types: [rows, length] -> [rows, length, hidden]. seen: as ids, the tokens attended to."""
+        given: dict[str, Any] = {"input_ids": ids if self._padding is None else self._padding(ids)}
+        if seen is not None:
+            given["attention_mask"] = seen.long().to(ids.device)
+        optional = {"position_ids": positions, "token_type_ids": types, "use_cache": False}
+        given |= {name: value for name, value in optional.items() if value is not None and name in self._takes}
+        if segments is not None:
+            given["segments"] = segments
+        hidden = self._read(self._call(**given), ids)
+        if not isinstance(hidden, Tensor) or hidden.shape[:2] != ids.shape:
+            raise ValueError("the model does not answer with one hidden state per token")
+        return hidden.to(self.dtype)

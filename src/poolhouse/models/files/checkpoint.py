@@ -1,0 +1,175 @@
+"""Checkpoint: the files of a model, read lazily."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from poolhouse.errors import CheckpointError
+from poolhouse.files import read_json
+
+Config = Mapping[str, Any]
+
+
+class Checkpoint:
+    """A folder with config.json and weights: safetensors (one file or an index) or pytorch_model.bin.
+
+    variant: which of several weights of one folder: "fp16" for model.fp16.safetensors and its like.
+    """
+
+    def __init__(self, folder: Path, variant: str | None = None) -> None:
+        self.folder = folder
+        self.variant = variant
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder} has no config.json. A model folder holds config.json and weights.")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return read_json(self.folder / "config.json")
+
+    @cached_property
+    def tensors(self) -> TensorFiles:
+        return TensorFiles(self.folder, self.variant)
+
+    def check_weights(self) -> None:
+        """Raise CheckpointError where there are none, before somebody else looks for them."""
+        _weights(self.folder, self.variant)
+
+
+class TensorFiles(Mapping[str, Tensor]):
+    """Tensors of a folder by name; each is read when it is asked for."""
+
+    def __init__(self, folder: Path, variant: str | None = None) -> None:
+        self.folder = folder
+        self._pickled: dict[str, Tensor] = {}
+        self._file_of: dict[str, Any] = {}
+        self._former: dict[str, str] = {}
+        found = _weights(folder, variant)
+        paths = self._shards(found) if found.suffix == ".json" else [found]
+        if found.name.startswith("model."):
+            self._open(paths)
+        else:
+            self._unpickle(paths)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._pickled:
+            return self._pickled[name]
+        tensor: Tensor = self._file_of[name].get_tensor(self._former.get(name, name))
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._pickled
+        yield from self._file_of
+
+    def __len__(self) -> int:
+        return len(self._pickled) + len(self._file_of)
+
+    def _shards(self, index: Path) -> list[Path]:
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"{index} has no weight_map.")
+        shards = [self.folder / name for name in sorted(set(weight_map.values()))]
+        missing = [shard.name for shard in shards if not shard.is_file()]
+        if missing:
+            raise CheckpointError(f"{self.folder} lacks {missing}, which {index.name} names.")
+        return shards
+
+    def _open(self, paths: list[Path]) -> None:
+        for path in paths:
+            try:
+                file = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} is corrupt or no safetensors file: {error}") from error
+            for name in file.keys():  # noqa: SIM118 - a file of tensors is no mapping
+                today = _todays_name(name)
+                self._file_of[today] = file
+                self._former[today] = name
+
+    def _unpickle(self, paths: list[Path]) -> None:
+        for path in paths:
+            self._pickled.update({_todays_name(name): tensor for name, tensor in unpickled(path).items()})
+
+
+# Files of weights, the first that is there is read.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def unpickled(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a file of `torch.save`, of today's format or of the one before torch 1.6; it runs no code.
+
+    Raises:
+        CheckpointError: a damaged file, or one that holds anything but tensors by name.
+    """
+    try:
+        # mmap reads tensors when touched, which files from before torch 1.6 do not allow; weights_only keeps pickles
+        # from running code.
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as plain weights: {reason(error)}") from error
+    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        held = list(map(str, tensors))[:5] if isinstance(tensors, Mapping) else type(tensors).__name__
+        raise CheckpointError(f"{path} does not hold tensors by name, as save_pretrained writes them, but {held}.")
+    return tensors
+
+
+def reason(error: Exception) -> str:
+    """Torch's reason for not reading a file, without its advice, which is to run what the file brings."""
+    code = re.search(r"GLOBAL (\S+)", str(error))
+    if code is not None:
+        return (
+            f"it holds Python objects ({code[1]}) beside tensors, and reading them could run code. "
+            "Save its tensors as model.safetensors."
+        )
+    if "tar" in str(error):
+        return "it is in the tar format of torch before 0.1.10; save it anew, as model.safetensors."
+    if "Weights only load failed" in str(error):
+        return "it is damaged, or no file of torch."
+    return str(error) or "it ends too early."
+
+
+def _weights(folder: Path, variant: str | None) -> Path:
+    """The file of weights, or of their index.
+
+    Raises:
+        CheckpointError: none, naming the variants that are there.
+    """
+    files = [folder / _of_variant(name, variant) for name in _WEIGHTS]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise CheckpointError(_nothing_found(folder, [file.name for file in files], variant))
+    return found
+
+
+def _of_variant(name: str, variant: str | None) -> str:
+    """The name of the same file of a variant: the word stands before the last ending, as transformers writes it."""
+    if variant is None:
+        return name
+    stem, _, ending = name.rpartition(".")
+    return f"{stem}.{variant}.{ending}"
+
+
+def _nothing_found(folder: Path, looked_for: list[str], variant: str | None) -> str:
+    """What to say of a folder without the weights that were wanted."""
+    pattern = re.compile(
+        r"(?:model|pytorch_model)\.(?:(?:safetensors|bin)\.index\.)?([^.]+?)(?:-\d+-of-\d+)?\.(?:safetensors|bin|json)"
+    )
+    matches = [pattern.fullmatch(file.name) for file in sorted(folder.iterdir())]
+    variants = sorted({match[1] for match in matches if match} - {"index"})
+    words = f"{folder} has no weights{f' of the variant {variant!r}' if variant else ''}. Looked for "
+    words += ", ".join(looked_for) + "."
+    if variants:
+        words += f" It has the variants {variants}: choose one by variant={variants[0]!r}."
+    return words
+
+
+def _todays_name(name: str) -> str:
+    """The first BERTs call a norm's weight gamma and its bias beta."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

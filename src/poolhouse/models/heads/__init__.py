@@ -1,0 +1,1 @@
+"""What stands behind a backbone: classifiers, rerankers, late interaction, BGE-M3."""

@@ -1,0 +1,1 @@
+"""Models of our own: one packed Transformer, families of checkpoints, DeBERTa, tables of vectors."""

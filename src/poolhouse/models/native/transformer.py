@@ -1,0 +1,240 @@
+"""The packed Transformer that every native family runs on.
+
+A block has six norm slots that a checkpoint fills or leaves, so pre-norm, post-norm and sandwich-norm are one code:
+
+    x = attn_post(x + attn_out(attention(attn_in(x))))
+    x = ffn_post(x + ffn_out(feed_forward(ffn_in(x))))
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from poolhouse.errors import CheckpointError
+from poolhouse.layers.adapted import ActiveSpans, AdaptedTable
+from poolhouse.layers.attention import attend
+from poolhouse.layers.bias import alibi_bias, relative_bias
+from poolhouse.layers.feed_forward import Experts, FeedForward
+from poolhouse.layers.linear import Linear, Product
+from poolhouse.layers.norm import LayerNorm, Norm, RMSNorm
+from poolhouse.layers.rope import RopeSpec, rope_table, rotate
+from poolhouse.models.native.spec import LayerSpec, TransformerSpec
+from poolhouse.models.native.weights import Weights
+from poolhouse.packing.batch import Batch
+from poolhouse.packing.segments import Segments
+
+Ropes = dict[RopeSpec, tuple[Tensor, Tensor]]
+
+
+class Transformer:
+    """Token ids in, hidden states out, no padding in between."""
+
+    reentrant = True
+
+    def __init__(self, spec: TransformerSpec, weights: Weights) -> None:
+        self.spec = spec
+        self.tokens = (weights / "tokens").weight
+        self.positions = _table(weights / "positions")
+        self.types = _table(weights / "types")
+        self.relative = _table(weights / "relative")
+        self.embedding_norm = _norm(weights / "embedding_norm", spec)
+        self.project: Product | None = _linear(weights / "project") if weights / "project" else None
+        self.layers = _blocks(spec, weights)
+        self.final_norm = _norm(weights / "final_norm", spec)
+        self.output = _linear(weights / "output") if weights / "output" else None
+        self.ropes = {layer.rope for layer in spec.layers if layer.rope}
+        self._rows = self.layers[0].attention.qkv.rows
+        # Set and filled by `Adapters`, where a model has some.
+        self.active: ActiveSpans | None = None
+        # The share of each hidden state in the answer, the embeddings' first; None for the last alone.
+        self.shares: tuple[float, ...] | None = None
+        self.adapted_tables: dict[str, AdaptedTable] = {}
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """[total, hidden], in the type of the weights; hidden is the width of `output` where there is one."""
+        if self.active is not None:
+            self.active.spans = batch.adapters
+        x = self._embed(batch)
+        longest = batch.segments.longest
+        ropes = {rope: rope_table(rope, batch.positions, batch.segments, x.dtype) for rope in self.ropes}
+        total = len(x)
+        if missing := self._rows(total) - total:
+            # Rows that nobody looks at, so that products have one of few sizes.
+            x = F.pad(x, (0, 0, 0, missing))
+            filler = (0, 0, 0, 0, 0, missing)
+            ropes = {rope: (F.pad(cos, filler), F.pad(sin, filler)) for rope, (cos, sin) in ropes.items()}
+        bias = self._bias(longest)
+        mixed = None if self.shares is None else x * self.shares[0]
+        for place, layer in enumerate(self.layers, 1):
+            x = layer(x, batch.segments, ropes, bias)
+            if mixed is not None and self.shares is not None and place < len(self.layers):
+                mixed = mixed.add_(x, alpha=self.shares[place])
+        if missing:
+            x = x[:total]
+            mixed = None if mixed is None else mixed[:total]
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        if mixed is not None and self.shares is not None:
+            x = mixed.add_(x, alpha=self.shares[-1])
+        return x if self.output is None else self.output(x)
+
+    def mix_layers(self, first: int, weights: tuple[float, ...]) -> None:
+        """Answer with a sum of hidden states: `weights` of those from `first` on, which counts from the end if negative.
+
+        The hidden states are the embeddings, then the answer of each layer, the last behind the final norm.
+
+        Raises:
+            CheckpointError: the model has fewer, or its answer is no hidden state.
+        """
+        count = len(self.layers) + 1
+        start = first + count if first < 0 else first
+        if not 0 <= start <= count - len(weights) or self.output is not None:
+            raise CheckpointError(
+                f"The files take {len(weights)} hidden states from number {first} on, but the model has {count}."
+            )
+        self.shares = (*[0.0] * start, *weights, *[0.0] * (count - start - len(weights)))
+
+    def _embed(self, batch: Batch) -> Tensor:
+        x = self._adapted("tokens", F.embedding(batch.ids, self.tokens), batch.ids)
+        if self.spec.embedding_scale != 1.0:
+            # The factor is rounded to the type of the weights first, as the reference does.
+            x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
+        if self.types is not None:
+            # A table of one row has one type for all (RoBERTa).
+            types = batch.types if len(self.types) > 1 else None
+            x = x + (self.types[0] if types is None else F.embedding(types, self.types))
+            x = self._adapted("types", x, types)
+        if self.positions is not None:
+            uncounted = self.spec.uncounted
+            positions = batch.positions if uncounted is None else batch.positions_without(uncounted)
+            places = positions + self.spec.position_offset
+            x = self._adapted("positions", x + F.embedding(places, self.positions), places)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        return x if self.project is None else self.project(x)
+
+    def _adapted(self, table: str, x: Tensor, ids: Tensor | None) -> Tensor:
+        """x, a tensor of our own, with what adapters change in the rows `ids` of a table."""
+        if table in self.adapted_tables:
+            self.adapted_tables[table].add_to(x, ids)
+        return x
+
+    def _bias(self, length: int) -> Tensor | None:
+        if self.relative is not None:
+            return relative_bias(self.relative, length)
+        if self.spec.alibi:
+            return alibi_bias(self.spec.heads, length, self.tokens.device)
+        return None
+
+
+class Block:
+    """Attention and feed-forward, each added to what came in."""
+
+    def __init__(self, spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> None:
+        self.attention = Attention(spec, layer, weights / "attn")
+        self.feed_forward = _feed_forward(spec, layer, weights / "ffn")
+        self.attn_in = _norm(weights / "attn_in", spec)
+        self.attn_out = _norm(weights / "attn_out", spec)
+        self.attn_post = _norm(weights / "attn_post", spec)
+        self.ffn_in = _norm(weights / "ffn_in", spec)
+        self.ffn_out = _norm(weights / "ffn_out", spec)
+        self.ffn_post = _norm(weights / "ffn_post", spec)
+
+    def __call__(self, x: Tensor, segments: Segments, ropes: Ropes, bias: Tensor | None) -> Tensor:
+        mixed = self.attention.mix(x if self.attn_in is None else self.attn_in(x), segments, ropes, bias)
+        x = _add(x, self.attention.out, mixed, self.attn_out)
+        if self.attn_post is not None:
+            x = self.attn_post(x)
+        x = _add(x, self.feed_forward, x if self.ffn_in is None else self.ffn_in(x), self.ffn_out)
+        return x if self.ffn_post is None else self.ffn_post(x)
+
+
+class Attention:
+    """Multi-head attention; query, key and value come from one product."""
+
+    def __init__(self, spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> None:
+        self.spec, self.layer = spec, layer
+        self.qkv: Product = _linear(weights / "qkv")
+        self.out: Product = _linear(weights / "out")
+        self.q_norm, self.k_norm = _norm(weights / "q_norm", spec), _norm(weights / "k_norm", spec)
+        query = spec.heads * spec.head_dim
+        rest = self.qkv.out_features - query
+        self.sizes = (query, rest // 2, rest // 2)
+
+    def mix(self, x: Tensor, segments: Segments, ropes: Ropes, bias: Tensor | None) -> Tensor:
+        """What `out` is applied to: [total, heads * head_dim]."""
+        spec = self.spec
+        q, k, v = (part.view(len(x), -1, spec.head_dim) for part in self.qkv(x).split(self.sizes, -1))
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        if self.k_norm is not None:
+            k = self.k_norm(k)
+        if self.layer.rope is not None:
+            cos, sin = ropes[self.layer.rope]
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
+        mixed = attend(
+            q,
+            k,
+            v,
+            segments,
+            scale=scale,
+            causal=spec.causal,
+            window=self.layer.window,
+            bias=bias,
+            softcap=spec.softcap,
+        )
+        return mixed.flatten(1)
+
+
+def _add(x: Tensor, layer: Product | FeedForward | Experts, inner: Tensor, norm: Norm | None) -> Tensor:
+    """x plus the layer's answer to `inner`, which a norm may change before it is added."""
+    if norm is None:
+        return layer.add_to(x, inner)
+    return x + norm(layer(inner))
+
+
+def _blocks(spec: TransformerSpec, weights: Weights) -> list[Block]:
+    """A block per layer; layers without weights of their own share (ALBERT)."""
+    if weights / "layers.shared":
+        shared = Block(spec, spec.layers[0], weights / "layers.shared")
+        return [shared] * len(spec.layers)
+    return [Block(spec, layer, weights / f"layers.{i}") for i, layer in enumerate(spec.layers)]
+
+
+def _feed_forward(spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> FeedForward | Experts:
+    if not layer.experts:
+        return FeedForward(_linear(weights / "up"), _linear(weights / "down"), spec.activation, spec.gated)
+    router = weights / "router"
+    # Both matrices of all experts lie below each other: [experts * intermediate, hidden].
+    ups, downs = ((weights / name).weight.chunk(len(router.weight)) for name in ("expert_up", "expert_down"))
+    experts = [
+        FeedForward(_prepacked(up), _prepacked(down.T.contiguous()), spec.activation, spec.gated)
+        for up, down in zip(ups, downs, strict=True)
+    ]
+    return Experts(_linear(router), experts, (weights / "experts").bias, layer.experts)
+
+
+def _linear(weights: Weights) -> Linear:
+    return _prepacked(weights.weight, weights.bias)
+
+
+def _prepacked(weight: Tensor, bias: Tensor | None = None) -> Linear:
+    linear = Linear(weight, bias)
+    linear.prepack()
+    return linear
+
+
+def _table(weights: Weights) -> Tensor | None:
+    return weights.weight if weights else None
+
+
+def _norm(weights: Weights, spec: TransformerSpec) -> Norm | None:
+    """A norm where the checkpoint has one, else nothing."""
+    if not weights:
+        return None
+    if spec.norm == "layer":
+        return LayerNorm(weights.weight, weights.bias, spec.norm_eps)
+    return RMSNorm(weights.weight, spec.norm_eps, spec.norm)

@@ -1,0 +1,343 @@
+"""What a loaded model answers: a pipeline per task, and the names of its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from poolhouse.errors import CheckpointError, ConfigError
+from poolhouse.models.adapters.adapters import Adapters
+from poolhouse.models.backbone import Backbone
+from poolhouse.models.files.config import architecture
+from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles
+from poolhouse.models.heads.bge_m3 import bge_m3_pipelines
+from poolhouse.models.heads.heads import LoadedHead
+from poolhouse.models.roles import Role
+from poolhouse.params import PoolerConfig
+from poolhouse.pooling.pipeline import Pipeline
+from poolhouse.pooling.splade import Encode, KeepLargest, Saturate, SpladePooling, WeighVocabulary
+from poolhouse.pooling.steps import (
+    Activation,
+    Dense,
+    Every,
+    Kept,
+    Norm,
+    Normalize,
+    Probabilities,
+    Reduce,
+    Step,
+    Steps,
+    Truncate,
+    Unit,
+    Without,
+    classifier_activation,
+    stated_activation,
+)
+from poolhouse.tasks import SparseHead, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A backbone, what the loader must know of it, and the head of a classifier or masked language model.
+
+    role: what it is run as. words: who runs it. pooling: the default where no file says.
+    pools_itself: whether the rows of a text are all the same, its vector.
+    stated_pooling: what config.json demands, whatever the files say. endless: whether no table of positions ends at
+    max_tokens, so that the user may ask for more. token_types: rows of its table of them, or 0.
+    """
+
+    role: Role
+    backbone: Backbone
+    words: str
+    hidden_size: int
+    vocabulary_size: int
+    parameters: int
+    max_tokens: int | None
+    dtype: torch.dtype
+    pooling: str
+    head: LoadedHead | None = None
+    notes: tuple[str, ...] = ()
+    stated_pooling: str | None = None
+    adapters: Adapters | None = None
+    endless: bool = False
+    pools_itself: bool = False
+    token_types: int = 0
+
+
+def pipelines_of(
+    served: Served,
+    config: Mapping[str, Any],
+    files: SentenceTransformersFiles | None,
+    default_pooling: str,
+    user: PoolerConfig,
+    folder: Path,
+    literal: bool = False,
+) -> dict[Task, Pipeline]:
+    """Vectors, labels, or both, as the model's head and files have it.
+
+    folder: where config.json lies, and heads beside it. literal: take the activation that the files state.
+    """
+    head = served.head
+    if served.role in ("classify", "token_classify") and head is not None:
+        return _classifier(head, config, None if files is None else files.activation, user, literal)
+    if served.role == "splade" and head is not None:
+        if files is None or files.splade is None:
+            return splade_pipelines(head.steps, head.labels, SpladePooling(), user)
+        if files.heads:
+            behind = ", ".join(step.words for step in files.heads)
+            raise CheckpointError(f"{folder}: modules behind SpladePooling are not served ({behind}).")
+        return splade_pipelines(head.steps, head.labels, files.splade, user, files.max_active_dims, files.normalize)
+    pipelines = embed_pipelines(served.hidden_size, user, files, default_pooling)
+    if served.pools_itself:
+        _check_no_pooling(files, user, folder)
+        del pipelines["token_embed"]
+    if head is not None:
+        pipelines |= _classifier(head, {}, None, user)
+    needed = architecture(config) == "BgeM3EmbeddingModel"
+    return pipelines | bge_m3_pipelines(folder, served.hidden_size, served.vocabulary_size, config, user, needed)
+
+
+def _check_no_pooling(files: SentenceTransformersFiles | None, user: PoolerConfig, folder: Path) -> None:
+    """Refuse a pooling of what has been pooled.
+
+    Raises:
+        ConfigError: the user's. CheckpointError: that of sentence-transformers' files.
+    """
+    if user.seq_pooling_type is not None:
+        raise ConfigError("pooler_config: this model makes one vector of each text itself; leave the pooling out.")
+    if files is not None and files.pooling is not None:
+        raise CheckpointError(
+            f"{folder}: a Pooling of token vectors behind a model that makes one vector of each text."
+        )
+
+
+def labels_of(config: Mapping[str, Any], served: Served) -> tuple[dict[int, str], tuple[str, ...]]:
+    """The names of a classifier's labels, and a note where the config names another number of them."""
+    head = served.head
+    if head is None or served.role not in ("classify", "token_classify"):
+        return {}, ()
+    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    if names and len(names) != head.labels:
+        return {}, (f"The config names {len(names)} labels, but the head has {head.labels}: they are left unnamed.",)
+    return names, ()
+
+
+def about_activation(
+    served: Served, config: Mapping[str, Any], files: SentenceTransformersFiles | None, literal: bool
+) -> tuple[str, ...]:
+    """A note where a classifier's files state another activation than vLLM's order of precedence gives."""
+    if literal or served.head is None or served.role not in ("classify", "token_classify"):
+        return ()
+    from_files, labels = None if files is None else files.activation, served.head.labels
+    used = classifier_activation(config, labels, from_files)
+    try:
+        stated = stated_activation(config, from_files)
+    except CheckpointError as error:
+        # problem_type decides, and nobody runs it.
+        return (f"Not used: {error}",)
+    if stated is None or stated.name == used.name:
+        return ()
+    note = (
+        f"The files state {stated.name} as the activation over the logits; {used.name} is used, by vLLM's order of "
+        "precedence (problem_type first, then sigmoid of one label and softmax of several). score_compat='files' takes "
+        "the files' word."
+    )
+    return (note,)
+
+
+def _classifier(
+    loaded: LoadedHead, config: Mapping[str, Any], activation: str | None, user: PoolerConfig, literal: bool = False
+) -> dict[Task, Pipeline]:
+    head = loaded.head
+    return classify_pipelines(
+        loaded.steps,
+        loaded.labels,
+        user,
+        (stated_activation(config, activation) if literal else None)
+        or classifier_activation(config, loaded.labels, activation),
+        pooling=head.pooling,
+        fixed=head.fixed,
+        late=head.late,
+        use_activation=head.use_activation,
+        step_tag_id=head.step_tag_id,
+        tokens=head.tokens,
+        columns=loaded.columns,
+    )
+
+
+def embed_pipelines(
+    hidden_size: int, user: PoolerConfig, files: SentenceTransformersFiles | None, default_pooling: str
+) -> dict[Task, Pipeline]:
+    """`embed` (one vector per prompt) and `token_embed` (one per token, through the same heads).
+
+    hidden_size: features of a hidden state. default_pooling: a name of REDUCTIONS, for models that come without files.
+
+    Raises:
+        ConfigError: a pooling that these tasks do not have. CheckpointError: a head of another width than its input.
+    """
+    if user.tok_pooling_type == "STEP":
+        raise ConfigError("pooler_config: STEP pooling belongs to token_classify, which this model does not offer.")
+    reduce, from_files = _reduction(user, files, default_pooling)
+    heads: tuple[Step, ...] = () if files is None else files.heads
+    before = _before(files)
+    use_activation = user.use_activation
+    if use_activation is None:
+        use_activation = files.normalize if from_files and files is not None else True
+    tail = (Truncate(), Normalize(use_activation))
+    hidden_size = _width(hidden_size, before)
+    width = _width(hidden_size * len(reduce.names), heads)
+    sparse = SparseHead("embed", "feature", width) if heads and isinstance(heads[-1], Encode) else None
+    pipelines: dict[Task, Pipeline] = {"embed": Pipeline((*before, reduce, *heads, *tail), width, sparse)}
+    if len(reduce.names) == 1:
+        # Token vectors are normalised unless the user says otherwise, as in vLLM.
+        unit = True if user.use_activation is None else user.use_activation
+        pipelines["token_embed"] = Pipeline((*(before or (Every(),)), *heads, Truncate(), Normalize(unit)), width)
+    else:
+        # A head made for concatenated poolings does not fit single token vectors.
+        unit = True if user.use_activation is None else user.use_activation
+        pipelines["token_embed"] = Pipeline((*(before or (Every(),)), Truncate(), Normalize(unit)), hidden_size)
+    return pipelines
+
+
+def classify_pipelines(
+    steps: tuple[Step, ...],
+    labels: int,
+    user: PoolerConfig,
+    activation: Activation,
+    *,
+    pooling: str | None,
+    fixed: bool = False,
+    late: bool = False,
+    use_activation: bool = True,
+    step_tag_id: int | None = None,
+    tokens: bool = True,
+    columns: tuple[int, ...] | None = None,
+) -> dict[Task, Pipeline]:
+    """`classify` (one row of labels per prompt) where the head pools, and `token_classify` (one per token).
+
+    steps: from a hidden state to logits. activation: from logits to probabilities.
+    pooling, fixed, late, use_activation, step_tag_id, tokens: see `poolhouse.models.heads.heads.Head`.
+    columns: the token that each label stands for; None numbers the labels.
+
+    Raises:
+        ConfigError: a pooling that the model does not have.
+    """
+    if user.use_activation is not None:
+        use_activation = user.use_activation
+    tail = Probabilities(activation, use_activation, user.logit_mean, user.logit_sigma)
+    pipelines: dict[Task, Pipeline] = {}
+    if pooling is not None:
+        wanted = pooling if fixed or user.seq_pooling_type is None else user.seq_pooling_type
+        reduce = Reduce(tuple(wanted.split("+")))
+        if len(reduce.names) > 1:
+            raise ConfigError(f"pooler_config: {wanted} concatenates poolings, but the classifier was made for one.")
+        whole = (Every(), *steps, reduce) if late else (reduce, *steps)
+        pipelines["classify"] = Pipeline((*whole, tail), labels)
+    if tokens:
+        keep = _steps(user, step_tag_id, labels, columns)
+        pipelines["token_classify"] = Pipeline((Every(), *steps, *keep, tail), labels)
+    return pipelines
+
+
+def splade_pipelines(
+    steps: tuple[Step, ...],
+    vocabulary: int,
+    pooling: SpladePooling,
+    user: PoolerConfig,
+    most: int | None = None,
+    unit: bool = False,
+) -> dict[Task, Pipeline]:
+    """`embed`: a dense vector of vocabulary size per prompt; `token_embed`: one per token. Not normalised by default.
+
+    steps: from a hidden state to logits, a Dense last; none where the rows are logits already.
+    most: how many weights a prompt keeps; None keeps all. unit: whether they are normalised if nobody says otherwise.
+    """
+    decoder = steps[-1] if steps else None
+    assert decoder is None or isinstance(decoder, Dense)
+    tail = (Truncate(), Normalize(unit if user.use_activation is None else user.use_activation))
+    sparse = SparseHead("embed", "vocabulary", vocabulary)
+    weigh = (WeighVocabulary(decoder, pooling), *(() if most is None else (KeepLargest(most),)))
+    return {
+        "embed": Pipeline((Every(), *steps[:-1], *weigh, *tail), vocabulary, sparse),
+        "token_embed": Pipeline((Every(), *steps, Saturate(pooling.logarithms), *tail), vocabulary),
+    }
+
+
+def late_interaction_pipelines(
+    heads: tuple[Step, ...], hidden_size: int, unit: bool, user: PoolerConfig
+) -> dict[Task, Pipeline]:
+    """`token_embed` of a late-interaction model. unit: whether vectors have unit length unless the user says otherwise.
+
+    Raises:
+        CheckpointError: a projection of another width than its input.
+    """
+    if user.use_activation is not None:
+        unit = user.use_activation
+    width = _width(hidden_size, heads)
+    return {"token_embed": Pipeline((Kept(), Every(), *heads, Truncate(), Normalize(unit)), width)}
+
+
+def _before(files: SentenceTransformersFiles | None) -> tuple[Step, ...]:
+    """Steps of every token before pooling; () where hidden states are pooled as they are."""
+    if files is None or (not files.before and files.dropped is None):
+        return ()
+    dropped = () if files.dropped is None else (Without(files.dropped),)
+    return (*dropped, Every(), *files.before)
+
+
+def _steps(
+    user: PoolerConfig, step_tag_id: int | None, labels: int, columns: tuple[int, ...] | None
+) -> tuple[Steps, ...]:
+    """STEP pooling where the user or the model wants it.
+
+    Raises:
+        ConfigError: STEP without saying which rows or columns, or columns that are not there.
+    """
+    if user.tok_pooling_type == "ALL" or (user.tok_pooling_type is None and step_tag_id is None):
+        return ()
+    tag = step_tag_id if user.step_tag_id is None else user.step_tag_id
+    kept = None if columns is not None else user.returned_token_ids
+    if tag is None and kept is None:
+        raise ConfigError("pooler_config: STEP pooling needs step_tag_id, returned_token_ids, or both.")
+    named = columns or tuple(range(labels))
+    if not set(kept or ()) <= set(named):
+        raise ConfigError(f"pooler_config: returned_token_ids {list(kept or ())} are not all among {list(named)}.")
+    return (Steps(tag, named, kept),)
+
+
+def _reduction(
+    user: PoolerConfig, files: SentenceTransformersFiles | None, default_pooling: str
+) -> tuple[Reduce, bool]:
+    """The reduction, and whether sentence-transformers' files describe the pooling."""
+    described = files is not None and (files.pooling is not None or files.pooled)
+    include_prompt = files.include_prompt if files is not None else True
+    if user.seq_pooling_type is not None:
+        return Reduce(tuple(user.seq_pooling_type.split("+")), include_prompt), described
+    if files is not None and files.pooling is not None:
+        return Reduce(files.pooling, include_prompt), True
+    return Reduce((default_pooling,)), described
+
+
+def _width(width: int, heads: tuple[Step, ...]) -> int:
+    """The width after the heads, each checked against what comes in."""
+    for head in heads:
+        if isinstance(head, Dense):
+            if head.weight.shape[1] != width:
+                raise CheckpointError(
+                    f"A Dense module takes {head.weight.shape[1]} features, but {width} come in from the step before."
+                )
+            width = head.weight.shape[0]
+        elif isinstance(head, Encode):
+            if head.weight.shape[1] != width:
+                raise CheckpointError(
+                    f"A SparseAutoEncoder takes {head.weight.shape[1]} features, but {width} come in."
+                )
+            width = head.weight.shape[0]
+        elif isinstance(head, Norm) and head.weight.shape[0] != width:
+            raise CheckpointError(f"A LayerNorm takes {head.weight.shape[0]} features, but {width} come in.")
+        assert isinstance(head, Dense | Norm | Unit | Encode | Every | Without)
+    return width

@@ -1,0 +1,332 @@
+"""Scores of pairs, composed of what one engine answers: who scores depends on what its model can do.
+
+A plan says which requests to run and how their answers become scores; offline callers wait for the answers, the server
+awaits them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from poolhouse.engine.request import Answer, Request
+from poolhouse.errors import InvalidRequest, UnsupportedTask
+from poolhouse.inputs.limits import Limit
+from poolhouse.inputs.listwise import Block, ListwisePrompts
+from poolhouse.inputs.prompts import Prompt
+from poolhouse.inputs.templates.score import ScoreTemplate
+from poolhouse.outputs import Array
+from poolhouse.params import PoolingParams
+from poolhouse.plans import combined, sparse
+from poolhouse.tasks import Task
+from poolhouse.vectors.max_sim import max_sim, max_sim_pairs
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Score:
+    """One pair's score, and the answers it was made of, the query's first."""
+
+    score: float
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScorePlan:
+    """Requests to run, and how their answers, in that order, become a score per pair."""
+
+    requests: list[Request]
+    finish: Callable[[Sequence[Answer]], list[Score]]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller says beside the texts.
+
+    instruction: what makes a document fit, for models that read one.
+    template: joins the texts of a pair, instead of the model's own. variables: what the template sees beside them.
+    mode: which answers of the model are compared, see `combined.MODES`; None leaves it to the model.
+    weights: of the dense, sparse and colbert scores in a mode that adds several; None weighs them alike.
+    """
+
+    params: PoolingParams = PoolingParams()
+    instruction: str | None = None
+    template: ScoreTemplate | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    mode: str | None = None
+    weights: tuple[float, ...] | None = None
+
+
+class Engine(sparse.Engine, Protocol):
+    """What scoring must know of an engine."""
+
+    @property
+    def labels(self) -> int:
+        """How many numbers `classify` answers with."""
+        ...
+
+    @property
+    def score_template(self) -> ScoreTemplate | None:
+        """What joins pairs for the model, where its tokenizer does not."""
+        ...
+
+    @property
+    def averages_max_sim(self) -> bool:
+        """Whether a late-interaction score is a mean over the query's vectors, not a sum."""
+        ...
+
+    @property
+    def similarity(self) -> str:
+        """How two vectors are compared; see `_COMPARISONS`."""
+        ...
+
+    @property
+    def routed(self) -> bool:
+        """Whether queries and documents go separate ways through the model."""
+        ...
+
+    @property
+    def listwise(self) -> ListwisePrompts | None:
+        """Makes the prompts of a model that scores all documents of a query together."""
+        ...
+
+    def limit(self, params: PoolingParams) -> Limit:
+        """How long a prompt may be."""
+        ...
+
+
+def plan(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked: Asked) -> ScorePlan:
+    """Who scores these pairs, 1:1, 1:N or N:N, and how.
+
+    Raises:
+        InvalidRequest: lists that do not fit. UnsupportedTask: a model that cannot score, and why.
+    """
+    _check_lengths(queries, documents)
+    if asked.params.late_chunking_params is not None:
+        raise InvalidRequest("Scores are of whole texts; late chunking makes vectors.", "late_chunking_params")
+    if asked.mode is not None:
+        _refuse_templates(asked, "is asked to compare what it says of each text apart")
+        _refuse_instruction(asked)
+        return _combined(engine, queries, documents, asked, asked.mode)
+    if asked.weights is not None:
+        raise InvalidRequest("weights are for mode='weighted'.", "weights", asked.weights)
+    if engine.listwise is not None:
+        _refuse_templates(asked, "scores all documents in one prompt of its own")
+        return _listwise(engine, engine.listwise, queries, documents, asked)
+    if "classify" in engine.tasks:
+        if engine.labels != 1:
+            raise UnsupportedTask(
+                f"Scoring API is only enabled for num_labels == 1. This model has {engine.labels} labels; "
+                "use classify for the probability of each.",
+                "model",
+            )
+        return _cross_encoder(queries, documents, asked, _bound_template(engine, asked))
+    _refuse_templates(asked, "encodes query and document apart")
+    _refuse_instruction(asked)
+    if "embed" in engine.tasks:
+        return _bi_encoder(engine, queries, documents, asked)
+    if "token_embed" in engine.tasks:
+        return _late_interaction(queries, documents, asked, engine.averages_max_sim)
+    raise UnsupportedTask(
+        f"This model does not support the Scoring API. Supported tasks: {list(engine.tasks)}.", "model"
+    )
+
+
+def _check_lengths(queries: Sequence[str], documents: Sequence[str]) -> None:
+    if not queries:
+        raise InvalidRequest("At least one text element must be given", "data_1")
+    if not documents:
+        raise InvalidRequest("At least one text_pair element must be given", "data_2")
+    if len(queries) not in (1, len(documents)):
+        raise InvalidRequest(
+            f"Input lengths must be either 1:1, 1:N or N:N, got {len(queries)}:{len(documents)}", "data_1"
+        )
+
+
+def _bound_template(engine: Engine, asked: Asked) -> ScoreTemplate | None:
+    """What joins pairs, with the words of this request; None for the tokenizer."""
+    template = asked.template or engine.score_template
+    if template is not None:
+        return template.bind(asked.instruction, asked.variables)
+    if asked.variables:
+        raise InvalidRequest("chat_template_kwargs: this model has no score template.", "chat_template_kwargs")
+    _refuse_instruction(asked)
+    return None
+
+
+def _refuse_templates(asked: Asked, why: str) -> None:
+    name = "chat_template" if asked.template is not None else "chat_template_kwargs"
+    if asked.template is not None or asked.variables:
+        raise InvalidRequest(f"{name} is for cross-encoders; this model {why}.", name)
+
+
+def _refuse_instruction(asked: Asked) -> None:
+    if asked.instruction:
+        raise InvalidRequest("This model reads no instruction; put it into the query.", "instruction")
+
+
+def _cross_encoder(
+    queries: Sequence[str], documents: Sequence[str], asked: Asked, template: ScoreTemplate | None
+) -> ScorePlan:
+    """The model reads both texts of a pair together."""
+    pairs = zip(_stretched(queries, len(documents)), documents, strict=True)
+    requests = [
+        Request(Prompt(query, pair=document, template=template), "classify", asked.params) for query, document in pairs
+    ]
+    return ScorePlan(requests, lambda answers: [Score(float(answer.array[0]), (answer,)) for answer in answers])
+
+
+def _listwise(
+    engine: Engine, prompts: ListwisePrompts, queries: Sequence[str], documents: Sequence[str], asked: Asked
+) -> ScorePlan:
+    """The model reads all documents of a query in one prompt, or in several that are weighed against each other."""
+    limit = engine.limit(asked.params)
+    lists = [documents] if len(queries) == 1 else [[document] for document in documents]
+    groups = [prompts.blocks(query, own, asked.instruction, limit) for query, own in zip(queries, lists, strict=True)]
+    # What is too long was cut, document by document, or refused: the prompts themselves are not to be cut.
+    params = replace(asked.params, truncate_prompt_tokens=None, max_tokens_per_query=None, max_tokens_per_doc=None)
+    requests = [Request(Prompt(block.prompt), "token_embed", params) for blocks in groups for block in blocks]
+
+    def finish(answers: Sequence[Answer]) -> list[Score]:
+        rest = iter(answers)
+        return [score for blocks in groups for score in _listwise_scores(blocks, [next(rest) for _ in blocks])]
+
+    return ScorePlan(requests, finish)
+
+
+def _listwise_scores(blocks: Sequence[Block], answers: Sequence[Answer]) -> list[Score]:
+    """Cosines of the documents' vectors with the query's, which stands last in each block.
+
+    Of several blocks, the query's vectors are averaged, the more of a block the better its best document; as in
+    jina-reranker-v3's own code.
+    """
+    bests = [float((1 + _cosines(answer.array[-1], answer.array[:-1]).max()) / 2) for answer in answers]
+    query = np.average([answer.array[-1] for answer in answers], axis=0, weights=bests)
+    scores: list[Score] = []
+    for block, answer in zip(blocks, answers, strict=True):
+        tokens = replace(answer.tokens, original_tokens=answer.tokens.original_tokens + block.cut)
+        scores.extend(
+            Score(float(score), (replace(answer, tokens=tokens),)) for score in _cosines(query, answer.array[:-1])
+        )
+    return scores
+
+
+def _cosines(query: Array, documents: Array) -> Array:
+    lengths = np.linalg.norm(query) * np.linalg.norm(documents, axis=1)
+    cosines: Array = documents @ query / np.maximum(lengths, 1e-12)
+    return cosines
+
+
+def _cosine(ours: Array, theirs: Array) -> Array:
+    """[pairs]: the cosine of each row with its fellow, or of the one row with each."""
+    ours, theirs = (side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in (ours, theirs))
+    return _dot(ours, theirs)
+
+
+def _dot(ours: Array, theirs: Array) -> Array:
+    products: Array = (ours * theirs).sum(axis=1)
+    return products
+
+
+def _euclidean(ours: Array, theirs: Array) -> Array:
+    distances: Array = np.linalg.norm(ours - theirs, axis=1)
+    return -distances
+
+
+def _manhattan(ours: Array, theirs: Array) -> Array:
+    distances: Array = np.abs(ours - theirs).sum(axis=1)
+    return -distances
+
+
+# By sentence-transformers' names; the nearer, the larger.
+_COMPARISONS: Mapping[str, Callable[[Array, Array], Array]] = {
+    "cosine": _cosine,
+    "dot": _dot,
+    "euclidean": _euclidean,
+    "manhattan": _manhattan,
+}
+
+
+def _combined(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked: Asked, mode: str) -> ScorePlan:
+    """Several answers of one pass over each text, compared as the mode says; sides are told apart by input type."""
+    if engine.listwise is not None:
+        raise UnsupportedTask("mode is for models that read query and document apart; this one scores lists.", "mode")
+    combination = combined.combination(engine, mode, asked.weights)
+    task, *further = combination.tasks
+    params = asked.params
+    if params.use_activation is None and engine.sparse is not None and engine.sparse.unit == "token":
+        # Unit vectors and positive weights, whatever the model's owner says of activations.
+        params = replace(params, use_activation=True)
+    requests = [
+        replace(request, further=tuple(further)) for request in _sides(queries, documents, task, params, by_role=True)
+    ]
+
+    def finish(answers: Sequence[Answer]) -> list[Score]:
+        sides = [combination.side(answer) for answer in answers]
+        ours, theirs = _stretched(sides[: len(queries)], len(documents)), sides[len(queries) :]
+        scores = [combination.score(query, document) for query, document in zip(ours, theirs, strict=True)]
+        return _scores(np.array(scores), answers, len(queries))
+
+    return ScorePlan(requests, finish)
+
+
+def _bi_encoder(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked: Asked) -> ScorePlan:
+    """The cosine of two vectors, or what else the model compares them by; a query of many documents is embedded once."""
+    # A sparse encoder may look queries up and run documents.
+    by_role = engine.routed or (engine.sparse is not None and engine.sparse.unit == "vocabulary")
+    compare = _COMPARISONS[engine.similarity]
+
+    def finish(answers: Sequence[Answer]) -> list[Score]:
+        vectors = np.stack([answer.array for answer in answers])
+        return _scores(compare(vectors[: len(queries)], vectors[len(queries) :]), answers, len(queries))
+
+    return ScorePlan(_sides(queries, documents, "embed", asked.params, by_role), finish)
+
+
+def _late_interaction(queries: Sequence[str], documents: Sequence[str], asked: Asked, mean: bool) -> ScorePlan:
+    """MaxSim: each vector of the query finds its best vector of the document, and their products are added.
+
+    mean: divide by the number of the query's vectors.
+    """
+
+    def finish(answers: Sequence[Answer]) -> list[Score]:
+        vectors = [answer.array for answer in answers]
+        ours, theirs = vectors[: len(queries)], vectors[len(queries) :]
+        sums = max_sim(ours[0], theirs) if len(ours) == 1 else max_sim_pairs(ours, theirs)
+        if mean:
+            lengths = [max(len(query), 1) for query in _stretched(ours, len(documents))]
+            sums /= np.array(lengths, dtype=np.float32)
+        return _scores(sums, answers, len(queries))
+
+    return ScorePlan(_sides(queries, documents, "token_embed", asked.params, by_role=True), finish)
+
+
+def _sides(
+    queries: Sequence[str], documents: Sequence[str], task: Task, params: PoolingParams, by_role: bool = False
+) -> list[Request]:
+    """All queries, then all documents, each cut to its side's limit. by_role: the model is told which is which."""
+    ours, theirs = _side(params, params.max_tokens_per_query), _side(params, params.max_tokens_per_doc)
+    query_type, document_type = ("query", "document") if by_role else (None, None)
+    requests = [Request(Prompt(query), task, ours, input_type=query_type) for query in queries]
+    return requests + [Request(Prompt(document), task, theirs, input_type=document_type) for document in documents]
+
+
+def _side(params: PoolingParams, most: int | None) -> PoolingParams:
+    """A side that is a prompt of its own is the first, and only, side of its request."""
+    return replace(params, max_tokens_per_query=most, max_tokens_per_doc=None)
+
+
+def _scores(scores: Array, answers: Sequence[Answer], queries: int) -> list[Score]:
+    documents = answers[queries:]
+    ours = _stretched(answers[:queries], len(documents))
+    return [
+        Score(float(score), (query, document)) for score, query, document in zip(scores, ours, documents, strict=True)
+    ]
+
+
+def _stretched(items: Sequence[T], count: int) -> list[T]:
+    return list(items) * count if len(items) == 1 else list(items)

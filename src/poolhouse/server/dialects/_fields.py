@@ -1,0 +1,238 @@
+"""Fields that routes share, with vLLM's names and defaults."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from poolhouse.engine.request import Request
+from poolhouse.errors import InvalidRequest
+from poolhouse.inputs.prompts import Conversation, Prompt, parse_prompts
+from poolhouse.params import PoolingParams
+from poolhouse.server.engines import Serving
+from poolhouse.server.wire.body import without_nulls
+from poolhouse.tasks import Task
+
+ItemT = TypeVar("ItemT")
+# A list whose first wrong item is the only one that is told: to tell of millions would stop the server for minutes.
+Many = Annotated[list[ItemT], Field(fail_fast=True)]
+
+# vLLM's for use_activation.
+_FORMER_WORDS = ("normalize", "softmax", "activation")
+_TEXT = {"type": "string"}
+_IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+_PAIR = {"type": "array", "items": _TEXT, "minItems": 2, "maxItems": 2}
+_PROMPT = {
+    "type": "object",
+    "anyOf": [
+        {"properties": {"prompt": _TEXT}, "required": ["prompt"]},
+        {"properties": {"text": _TEXT, "text_pair": {"type": ["string", "null"]}}, "required": ["text"]},
+        {"properties": {"prompt_token_ids": _IDS}, "required": ["prompt_token_ids"]},
+        {"properties": {"messages": {"type": "array", "minItems": 1}}, "required": ["messages"]},
+    ],
+}
+INPUT_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        _TEXT,
+        _IDS,
+        _PROMPT,
+        {"type": "array", "items": {"anyOf": [_TEXT, _IDS, _PAIR, _PROMPT]}, "minItems": 1},
+    ]
+}
+_INPUT_OR_NULL: dict[str, Any] = {"anyOf": [*INPUT_SCHEMA["anyOf"], {"type": "null"}]}
+
+
+class Nested(BaseModel):
+    """An object within a body: its nulls too are fields left out, as `read_json` has it of those outside."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out(cls, given: Any) -> Any:
+        return without_nulls(given) if isinstance(given, dict) else given
+
+
+class Lenient(BaseModel):
+    """A body of vLLM's: "5" and 5.0 are numbers, "true" and 1 are yes, as shells and templates write them.
+
+    Unknown fields are ignored, as OpenAI's servers do.
+    """
+
+    model_config = ConfigDict(extra="ignore", strict=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and info.field_name in _numbers(cls):
+            raise PydanticCustomError("number_type", "Input should be a valid number")
+        return value
+
+
+@cache
+def _numbers(fields: type[BaseModel]) -> frozenset[str]:
+    """The fields that hold a number."""
+    kinds = {name: get_args(field.annotation) or (field.annotation,) for name, field in fields.model_fields.items()}
+    return frozenset(name for name, types in kinds.items() if int in types or float in types)
+
+
+class Common(Lenient):
+    """What every route of vLLM understands."""
+
+    model: str | None = Field(None, description="A served model; none takes the first.")
+    user: str | None = None
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        description="Cut prompts to this many tokens; -1 cuts to the model's limit; none refuses longer ones.",
+    )
+    truncation_side: Literal["left", "right"] | None = None
+    padding: Literal["max_length", "do_not_pad"] | None = Field(None, description="Without effect: nothing is padded.")
+    use_activation: bool | None = Field(
+        None, description="Normalise embeddings, make probabilities of logits; none leaves it to the model."
+    )
+    adapter: str | None = Field(None, description='An adapter of the model; "" uses none.')
+    request_id: str | None = Field(None, max_length=256)
+    priority: int = Field(0, ge=-(2**63), lt=2**63, description="Lower ones go first.")
+    cache_salt: str | None = Field(None, min_length=1, max_length=1024, description="Without effect.")
+    mm_processor_kwargs: dict[str, Any] | None = Field(None, description="Refused: no model here takes media options.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _understand_former_words(cls, body: Any) -> Any:
+        given = [word for word in _FORMER_WORDS if isinstance(body, dict) and body.get(word) is not None]
+        for word in given:
+            warnings.warn(
+                f"Parameter `{word}` was renamed; use `use_activation` instead.", DeprecationWarning, stacklevel=1
+            )
+            if body.get("use_activation") is None:
+                body = {**body, "use_activation": body[word]}
+        return body
+
+    def params(self, **more: Any) -> PoolingParams:
+        """How to cut and pool; more: fields that one route has beside the common ones.
+
+        Raises:
+            InvalidRequest: options of media.
+        """
+        refuse_media_options(self)
+        return PoolingParams(
+            use_activation=self.use_activation,
+            truncate_prompt_tokens=self.truncate_prompt_tokens,
+            truncation_side=self.truncation_side,
+            **more,
+        )
+
+
+class Inputs(Common):
+    """Prompts of one request: texts or token ids, or a conversation."""
+
+    # Checked by parse_prompts: a schema union over thousands of texts would be slower than answering them.
+    input: Any = Field(
+        None,
+        description="A text, token ids, a prompt object, or a list of them and of pairs of texts.",
+        json_schema_extra=_INPUT_OR_NULL,
+    )
+    messages: list[Any] | None = Field(
+        None, description="A conversation (or, for embeddings, a list of them) that the chat template renders."
+    )
+    add_special_tokens: bool | None = Field(None, description="Default: true; false for messages.")
+    prompt_name: str | None = Field(None, description='A prompt of the checkpoint ("query"); "" uses none.')
+    input_type: str | None = Field(None, description="What the texts are: query, document, or a prompt's name.")
+    add_generation_prompt: bool = False
+    continue_final_message: bool = False
+    chat_template: str | None = Field(None, description="Refused unless --trust-request-chat-template.")
+    chat_template_kwargs: dict[str, Any] | None = None
+    media_io_kwargs: dict[str, Any] | None = Field(None, description="Refused: no model here takes media options.")
+
+    def prompts(self, serving: Serving) -> list[Prompt]:
+        """The prompts, one per text, list of ids, or conversation.
+
+        Raises:
+            InvalidRequest: naming the field.
+        """
+        if self.input is not None and self.messages is not None:
+            raise InvalidRequest("Give input or messages, not both.", "messages")
+        if not {"input", "messages"} & self.model_fields_set:
+            raise InvalidRequest("Give input (texts or token ids) or messages (a conversation).", "input")
+        conversations = _conversations(self.input if self.messages is None else self.messages)
+        if conversations is None and self.messages is not None:
+            raise InvalidRequest("messages must hold messages, each with a role and content.", "messages")
+        if conversations is None:
+            serving.check_list(self.input, "input")
+            prompts = parse_prompts(self.input, "input")
+            serving.check_items(len(prompts), "input")
+            return prompts
+        serving.check_items(len(conversations), "messages")
+        check_chat_template(serving, self.chat_template)
+        special = bool(self.add_special_tokens)
+        return [
+            Prompt(
+                None,
+                conversation=Conversation(
+                    conversation,
+                    self.add_generation_prompt,
+                    self.continue_final_message,
+                    self.chat_template,
+                    self.chat_template_kwargs or {},
+                    special,
+                ),
+            )
+            for conversation in conversations
+        ]
+
+    def requests(self, serving: Serving, task: Task, params: PoolingParams) -> list[Request]:
+        """One engine request per prompt.
+
+        Raises:
+            InvalidRequest: naming the field.
+        """
+        special = self.add_special_tokens is not False
+        return [
+            Request(
+                prompt,
+                task,
+                params,
+                prompt_name=self.prompt_name,
+                add_special_tokens=special,
+                adapter=self.adapter,
+                input_type=self.input_type,
+                priority=self.priority,
+            )
+            for prompt in self.prompts(serving)
+        ]
+
+
+def refuse_media_options(fields: BaseModel) -> None:
+    """Raise InvalidRequest for options of pictures and sounds."""
+    for name in ("mm_processor_kwargs", "media_io_kwargs"):
+        if getattr(fields, name, None):
+            raise InvalidRequest(f"{name} of a request is not allowed; this server's models read text.", name)
+
+
+def check_chat_template(serving: Serving, template: str | None) -> None:
+    """Raise InvalidRequest for a request's own template, where the server does not trust them."""
+    if template is not None and not serving.settings.trust_request_chat_template:
+        raise InvalidRequest(
+            "chat_template of a request is not allowed; the server must be started with --trust-request-chat-template.",
+            "chat_template",
+        )
+
+
+def _conversations(given: Any) -> list[Sequence[Any]] | None:
+    """Conversations: of a list of messages one, of a list of such lists several, of anything else none."""
+    if not isinstance(given, list) or not given:
+        return None
+    if all(isinstance(item, dict) and "role" in item for item in given):
+        return [given]
+    if all(isinstance(item, list) and item and isinstance(item[0], dict) for item in given):
+        return list(given)
+    return None
+
+
+def body_schema(*models: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI is told of a route that reads its body itself: the models that may read it."""
+    return {"bodies": models}

@@ -1,0 +1,184 @@
+"""Run the server until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import math
+import os
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable, Sequence
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from poolhouse.errors import ConfigError, EngineError
+from poolhouse.server.app import create_app
+from poolhouse.server.engines import Engine
+from poolhouse.server.process.connections import Edge, bounded_protocol
+from poolhouse.server.process.listening import Listeners
+from poolhouse.server.process.starting import Starting, Stopping
+from poolhouse.server.routing import Addressed
+from poolhouse.server.security import CertificateFiles, api_keys, tls_options
+from poolhouse.server.telemetry import tracing
+from poolhouse.server.telemetry.logs import give_up_unread, logging_config, say
+from poolhouse.server.wire.errors import SHAPES
+from poolhouse.settings import ServerSettings
+
+log = logging.getLogger("poolhouse")
+
+# What clients get to take their refusals in, once `shutdown_seconds` have passed.
+_SECONDS_TO_REFUSE = 5
+# Turns of the event loop in which a connection is accepted, its request read and handed on, and seconds between them.
+_TURNS_TO_ACCEPT, _SECONDS_PER_TURN = 5, 0.02
+# How often certificate files are looked at.
+_SECONDS_TO_REFRESH = 10
+
+
+def serve(open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings) -> None:
+    """Load models and answer requests until SIGTERM or SIGINT; then finish those in flight and return.
+
+    The address answers at once, with 503 until the engines are open; then it is printed. A stop waits for
+    `shutdown_seconds`; what comes meanwhile hears 503.
+
+    Raises:
+        ConfigError: keys, certificates or traces that cannot be used.
+        OSError: the address is taken or not ours.
+        EngineError: an engine died. Otherwise what `open_engines` raises.
+    """
+    api_keys(settings)
+    tracing.check(settings)
+    server = _Server(open_engines, settings)
+    # uvicorn raises the signal again once it has stopped; by then the work is done, and that is a success.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
+    try:
+        server.run_until_told()
+    finally:
+        give_up_unread()
+    if server.failure is not None:
+        raise server.failure
+    if server.starting.thread.is_alive():
+        # Stopped while loading. A thread inside torch while the interpreter is taken down would abort the process.
+        logging.shutdown()
+        os._exit(0)
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens, once it answers; refuses what it cannot answer in time; stops when an engine dies."""
+
+    def __init__(self, open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings) -> None:
+        self.open_engines = open_engines
+        self.settings = settings
+        self.engines: Sequence[Engine] = ()
+        self.failure: BaseException | None = None
+        shape = SHAPES[settings.error_format]
+        self.starting = Starting(self._load, self._say_where, self.die, shape)
+        self.stopping = Stopping(self.starting, shape)
+        super().__init__(_configured(Addressed(Edge(self.stopping), settings.root_path), settings))
+        try:
+            self.config.load()
+        except ssl.SSLError as error:
+            raise ConfigError(f"The TLS certificate, key or ciphers cannot be used: {error}") from None
+        self.listeners = Listeners(settings)
+        self.certificates = (
+            CertificateFiles(self.config.ssl, settings)
+            if settings.enable_ssl_refresh and self.config.ssl is not None
+            else None
+        )
+
+    def run_until_told(self) -> None:
+        """Serve; the unix socket is gone afterwards."""
+        log.info("Listening on %s; loading.", self._address())
+        if self.listeners.to_all and not api_keys(self.settings) and self.settings.ssl_cert_reqs != ssl.CERT_REQUIRED:
+            log.warning(
+                "There is no key, and every address of this machine is listened on: whoever reaches it is answered. "
+                "--api-key sets a key, --host 127.0.0.1 keeps others out."
+            )
+        try:
+            self.run(sockets=self.listeners.sockets)
+        finally:
+            self.listeners.leave()
+
+    def stop(self) -> None:
+        """Stop as soon as what is in flight is answered."""
+        self.should_exit = True
+
+    def die(self, error: BaseException) -> None:
+        """Stop as on SIGTERM, and let `serve` raise the error. May be called from any thread."""
+        self.failure = self.failure or error
+        self.stop()
+
+    async def on_tick(self, counter: int) -> bool:
+        # Ten times a second.
+        dead = [engine.name for engine in self.engines if not engine.alive]
+        if dead and self.starting.application is not None:
+            self.die(EngineError(f"The engine of {', '.join(dead)} died; its last words are in the log."))
+        if self.certificates is not None and counter % (10 * _SECONDS_TO_REFRESH) == 0:
+            self._refresh(self.certificates)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvicorn cuts connections whose request it has not read yet, and refuses new ones, at once.
+        for _ in range(_TURNS_TO_ACCEPT):
+            await asyncio.sleep(_SECONDS_PER_TURN)
+        self.stopping.begun = True
+        end = time.monotonic() + self.settings.shutdown_seconds
+        while self.stopping.in_flight and not self.force_exit and time.monotonic() < end:
+            await asyncio.sleep(_SECONDS_PER_TURN)
+        if self.stopping.in_flight:
+            # A closed engine fails what still waits, and the clients hear a proper 503; uvicorn would cut them off.
+            self._refuse_the_rest()
+        # Large replies are still on their way to slow readers.
+        self.config.timeout_graceful_shutdown = math.ceil(max(0, end - time.monotonic())) + _SECONDS_TO_REFUSE
+        self.listeners.leave()
+        await super().shutdown(sockets)
+
+    def _load(self) -> ASGIApp:
+        self.engines = self.open_engines()
+        for engine in self.engines:
+            engine.on_fatal(self.die)
+            engine.warm_up(self.settings.warmup)
+        app = create_app(self.engines, self.settings)
+        # Models and modules stay: the collector need not walk them again for every few thousand requests.
+        gc.collect()
+        gc.freeze()
+        return app
+
+    def _say_where(self) -> None:
+        names = ", ".join(engine.name for engine in self.engines)
+        log.info("Application startup complete.")
+        say(f"Poolhouse serves {names} on {self._address()}")
+
+    def _address(self) -> str:
+        return self.listeners.address("https" if self.config.is_ssl else "http")
+
+    def _refuse_the_rest(self) -> None:
+        for engine in self.engines:
+            engine.close(0)
+
+    def _refresh(self, certificates: CertificateFiles) -> None:
+        try:
+            if certificates.refresh():
+                log.info("New connections get the renewed certificate.")
+        except OSError as error:
+            log.error("The renewed certificate cannot be used, the old one stays: %s", error)
+
+
+def _configured(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=bounded_protocol(settings),
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        # Nothing here speaks it, and it would pass by the keys.
+        ws="none",
+        log_config=logging_config(settings),
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        **tls_options(settings),
+    )

@@ -1,0 +1,1 @@
+"""What every dialect reads and writes: bodies, arrays, errors, contracts."""

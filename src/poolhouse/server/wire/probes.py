@@ -1,0 +1,57 @@
+"""What probes of supervisors hear, and requests that come too early or too late."""
+
+from __future__ import annotations
+
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from poolhouse.server.security import path_of
+from poolhouse.server.wire.errors import Failure, Shape
+
+# Under these prefixes health is asked for as without them.
+_PREFIXES = ("", "/v1", "/v2", "/cohere", "/infinity", "/jina", "/tei", "/voyage")
+# Paths that answer by themselves; those with a slash behind them, and other spellings, mean one of them.
+_OWN = ("/health", "/health/live", "/health/ready", "/ping", "/tei/health", "/tei/ping", "/infinity/health")
+_SPELLINGS = {
+    **{
+        f"{prefix}{path}": path
+        for prefix in _PREFIXES
+        for path in ("/health", "/health/live", "/health/ready", "/ping")
+    },
+    "/healthz": "/health",
+    "/livez": "/health/live",
+    "/readyz": "/health/ready",
+    **{path: path for path in _OWN},
+}
+# What clients are told to wait before they ask again.
+_RETRY_SECONDS = 5
+
+
+def probe(path: str) -> str | None:
+    """The path of ours that answers where health is asked for; None for all other paths."""
+    return _SPELLINGS.get(path) or (_SPELLINGS.get(path.rstrip("/")) if path.endswith("/") else None)
+
+
+def report(status: int, word: str) -> Response:
+    """The body of a probe."""
+    return Response(f'{{"status":"{word}"}}', status, media_type="application/json")
+
+
+async def turn_away(scope: Scope, receive: Receive, send: Send, shape: Shape, word: str, message: str) -> None:
+    """Answer a request that cannot be served now with 503; the process is alive nevertheless.
+
+    word: what the server does instead, for `/health/ready`. message: the same in a sentence, for everybody else.
+    """
+    path = path_of(scope)
+    if path == "/health/live":
+        response = report(200, "live")
+    elif path.endswith("/.well-known/live"):
+        response = Response(status_code=204)
+    elif path == "/health/ready":
+        response = report(503, word)
+    else:
+        response = shape(Failure(503, message, "ServiceUnavailableError"))
+    response.headers["retry-after"] = str(_RETRY_SECONDS)
+    if word == "stopping":
+        response.headers["connection"] = "close"
+    await response(scope, receive, send)

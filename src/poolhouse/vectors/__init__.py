@@ -1,0 +1,1 @@
+"""Numpy on answers: scores, smaller numbers, fewer vectors, files of them, entities."""

@@ -1,0 +1,126 @@
+"""Spans: entities of a text, read from the label probabilities of its tokens.
+
+Source of the strategies: transformers' token-classification pipeline, whose labels, scores and places these are, but for
+white space at the ends of an entity, and entities of nothing else, which are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from poolhouse.errors import InvalidRequest, did_you_mean
+from poolhouse.outputs import Array, Entity
+from poolhouse.packing.tokens import Ids, Places
+
+Strategy = Literal["none", "simple", "first", "average", "max"]
+
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parts:
+    """Tokens or words in a row: index of the likeliest label, its score, first character and the one after the last."""
+
+    label: Ids
+    score: Array
+    start: Ids
+    end: Ids
+
+
+def parse_strategy(word: str) -> Strategy:
+    """The strategy of that name; raises InvalidRequest where there is none."""
+    for strategy in STRATEGIES:
+        if word == strategy:
+            return strategy
+    raise InvalidRequest(
+        f"Unknown aggregation_strategy: {word!r}. Strategies: {list(STRATEGIES)}.{did_you_mean(str(word), STRATEGIES)}",
+        "aggregation_strategy",
+        word,
+    )
+
+
+def entities(
+    text: str,
+    scores: Array,
+    places: Places,
+    labels: Mapping[int, str],
+    strategy: Strategy = "simple",
+    ignored: Collection[str] = ("O",),
+) -> list[Entity]:
+    """The entities of a text, in order; labels in `ignored` are left out.
+
+    none: every token by itself. simple: neighbours of one label. first, average, max: the parts of a word agree first, on
+    the label of its first token, of the mean, or of its surest token.
+
+    scores: [tokens, labels] probabilities. places: of the same tokens. labels: names; "LABEL_3" where there is none.
+    """
+    content = places.words >= 0
+    if not content.any():
+        return []
+    names = [labels.get(index, f"LABEL_{index}") for index in range(scores.shape[1])]
+    parts = _parts(scores[content], places.offsets[content], places.words[content], strategy)
+    if strategy != "none":
+        parts = _grouped(parts, names)
+        names = [name.split("-", 1)[-1] for name in names]
+    ignored_labels = [index for index, name in enumerate(names) if name in ignored]
+    kept = np.flatnonzero(~np.isin(parts.label, ignored_labels))
+    found = (_entity(text, names, parts, index) for index in kept.tolist())
+    return [entity for entity in found if entity.text]
+
+
+def probabilities(logits: Array) -> Array:
+    """The softmax of each row."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def _parts(scores: Array, offsets: Ids, words: Ids, strategy: Strategy) -> _Parts:
+    """A part per token, or per word."""
+    if strategy in ("none", "simple"):
+        return _Parts(scores.argmax(axis=1), scores.max(axis=1), offsets[:, 0], offsets[:, 1])
+    first = np.flatnonzero(np.diff(words, prepend=-1))
+    last = np.append(first[1:], len(words)) - 1
+    if strategy == "first":
+        scores = scores[first]
+    elif strategy == "average":
+        scores = _means(scores, first, last)
+    else:
+        scores = scores[_surest(scores.max(axis=1), first, last)]
+    return _Parts(scores.argmax(axis=1), scores.max(axis=1), offsets[first, 0], offsets[last, 1])
+
+
+def _surest(best: Array, first: Ids, last: Ids) -> Ids:
+    """The token of each word with the largest score, the first of equals. best: [tokens]."""
+    largest = np.repeat(np.maximum.reduceat(best, first), last - first + 1)
+    tokens = np.where(best == largest, np.arange(len(best)), len(best))
+    return np.minimum.reduceat(tokens, first)
+
+
+def _means(values: Array, first: Ids, last: Ids) -> Array:
+    """The mean of each run of rows."""
+    sums: Array = np.add.reduceat(values, first, axis=0)
+    return sums / (last - first + 1).astype(np.float32)[:, None]
+
+
+def _grouped(parts: _Parts, names: list[str]) -> _Parts:
+    """Neighbours of one label as one part; a B- label always begins one."""
+    tags = [name[2:] if name.startswith(("B-", "I-")) else name for name in names]
+    tag = np.unique(tags, return_inverse=True)[1][parts.label]
+    opens: npt.NDArray[np.bool_] = np.array([name.startswith("B-") for name in names])[parts.label]
+    first = np.flatnonzero(opens | (np.diff(tag, prepend=-1) != 0))
+    last = np.append(first[1:], len(tag)) - 1
+    score = _means(parts.score[:, None], first, last)[:, 0]
+    return _Parts(parts.label[first], score, parts.start[first], parts.end[last])
+
+
+def _entity(text: str, names: list[str], parts: _Parts, index: int) -> Entity:
+    start, end = int(parts.start[index]), int(parts.end[index])
+    found = text[start:end]
+    start += len(found) - len(found.lstrip())
+    found = found.strip()
+    return Entity(names[parts.label[index]], float(parts.score[index]), start, start + len(found), found)
