@@ -22,10 +22,12 @@ LINES = [
     ["engine"],
     ["models"],
     ["inputs", "pooling", "layers"],
-    ["vectors", "packing"],
+    ["vectors"],
     # Single files without a common subject: these know each other.
     ["errors", "tasks", "params", "outputs", "settings", "plugins", "files", "data"],
+    ["packing"],
 ]
+WORDS = 8
 # The same within the two large rooms.
 INSIDE = {
     "models": [
@@ -95,7 +97,7 @@ def test_a_room_imports_from_lower_lines_only(name: str) -> None:
             if here[0] not in INSIDE or len(here) == 1 or len(there) == 1 or here[1] == there[1]:
                 continue
             lines, here, there = INSIDE[here[0]], here[1:], there[1:]
-        same = lines is LINES and _line(lines, here[0]) == _line(lines, there[0]) == len(LINES) - 1
+        same = lines is LINES and _line(lines, here[0]) == _line(lines, there[0]) == WORDS
         assert same or _line(lines, there[0]) > _line(lines, here[0]), f"{name} imports {other}"
 
 
