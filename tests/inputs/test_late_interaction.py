@@ -61,11 +61,11 @@ def test_skipped_words_are_read_without_a_row(tokenizer: Tokenizer) -> None:
 
 
 def test_places_stand_beside_their_tokens(tokenizer: Tokenizer) -> None:
-    tokens = read(tokenizer, "who is", "query", Limit(64, places=True))
-    assert tokens.places is not None
-    assert tokens.places.offsets.tolist() == [[0, 0], [0, 0], [0, 3], [4, 6], *[[0, 0]] * 4]
-    assert tokens.places.words.tolist() == [-1, -1, 0, 1, -1, -1, -1, -1]
-    assert tokens.places.special.tolist() == [True, True, False, False, True, True, True, True]
+    tokens = read(tokenizer, "who is", "query", Limit(64, offsets=True))
+    assert tokens.offsets is not None
+    assert tokens.offsets.bounds.tolist() == [[0, 0], [0, 0], [0, 3], [4, 6], *[[0, 0]] * 4]
+    assert tokens.offsets.words.tolist() == [-1, -1, 0, 1, -1, -1, -1, -1]
+    assert tokens.offsets.special.tolist() == [True, True, False, False, True, True, True, True]
 
 
 def test_without_special_tokens_the_marker_stands_first(tokenizer: Tokenizer) -> None:

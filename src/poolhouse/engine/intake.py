@@ -82,8 +82,8 @@ class Intake:
                     )
             elif len(tokens) == 0 and not self.preparation.model.facts.takes_nothing:
                 fail(request.future, InvalidRequest("The prompt has no tokens.", "prompt"))
-            elif request.params.late_chunking_params is not None and tokens.places is None:
-                words = "Late chunking needs the places of tokens, which this model's tokenizer does not know."
+            elif request.params.late_chunking_params is not None and tokens.offsets is None:
+                words = "Late chunking needs the offsets of tokens, which this model's tokenizer does not know."
                 fail(request.future, InvalidRequest(words, "late_chunking_params"))
             else:
                 ready.extend(self._pieces(request, made, tokens, arrival, flows[request.priority]))
@@ -227,8 +227,8 @@ class Preparation:
         """
         if self.model.facts.late_interaction is not None:
             raise InvalidRequest("This model reads texts one by one; score compares the two of a pair.", "prompt")
-        if request.places or request.spans is not None:
-            raise InvalidRequest("Places of characters need one text; a pair has two.", "prompt")
+        if request.offsets or request.spans is not None:
+            raise InvalidRequest("Character offsets need one text; a pair has two.", "prompt")
         template = self.options.score_template
         if template is None or request.prompt.template is not None:
             return request
@@ -365,8 +365,8 @@ class Preparation:
         prompt = request.prompt
         if prompt.text is not None or prompt.conversation is None:
             return prompt
-        if request.places:
-            raise InvalidRequest("Places of characters need a text; messages have none of their own.", "messages")
+        if request.offsets:
+            raise InvalidRequest("Character offsets need a text; messages have none of their own.", "messages")
         return self.options.conversations.rendered(prompt.conversation)
 
     def _limit(self, request: Request, params: PoolingParams) -> Limit:
@@ -381,7 +381,7 @@ class Preparation:
             add_special_tokens=asked.add_special_tokens,
             longest=min(limits, default=None),
             lower_case=request.lower_case,
-            places=request.places or params.late_chunking_params is not None,
+            offsets=request.offsets or params.late_chunking_params is not None,
         )
 
 

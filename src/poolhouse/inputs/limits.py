@@ -20,7 +20,7 @@ class Limit:
     side: "right" drops the end, "left" the beginning. overflow applies where `keep` is None.
     longest: another limit of what is not cut; with overflow "chunk" the only one.
     max_query_tokens, max_document_tokens: what each side of a pair is cut to first, special tokens not counted.
-    lower_case: None leaves it to the tokenizer. places: say where in the text each token stands.
+    lower_case: None leaves it to the tokenizer. offsets: say where in the text each token stands.
     """
 
     max_tokens: int
@@ -32,7 +32,7 @@ class Limit:
     max_document_tokens: int | None = None
     longest: int | None = None
     lower_case: bool | None = None
-    places: bool = False
+    offsets: bool = False
 
     @property
     def most(self) -> int | None:
@@ -106,7 +106,7 @@ class Excerpt:
         return len(self.raw) < self.whole
 
     def offsets(self, found: Ids) -> Ids:
-        """Places in `text` as places in the whole text: [tokens, 2] to [tokens, 2]."""
+        """Offsets in `text` as offsets in the whole text: [tokens, 2] to [tokens, 2]."""
         if len(self.text) != len(self.raw) and len(self.raw):
             # Lower-casing makes two characters of some.
             origin = np.repeat(np.arange(len(self.raw)), [len(character.lower()) for character in self.raw])

@@ -83,7 +83,7 @@ def token_classify(
     """The labels of every token, and the entities that they make, per text in input order.
 
     aggregation_strategy: none (each token by itself), simple (neighbours of one label), or first, average, max (the
-    tokens of a word agree first); numbers as in transformers' pipeline. Places are characters of the text as given.
+    tokens of a word agree first); numbers as in transformers' pipeline. Offsets are characters of the text as given.
 
     Raises:
         UnsupportedTask: the model has no labels per token, or does not answer with a row for each.
@@ -119,7 +119,7 @@ async def token_classify_async(
 
 def _label_requests(engine: Engine, prompts: Prompts, asked: Asked) -> Sequence[Request]:
     requests = requests_of(engine, prompts, "token_classify", asked)
-    return [replace(request, places=True) for request in requests]
+    return [replace(request, offsets=True) for request in requests]
 
 
 def _labelled(
@@ -129,7 +129,7 @@ def _labelled(
 
     def build(request_id: str, pair: tuple[Request, Answer]) -> TokenClassificationRequestOutput:
         request, answer = pair
-        text, places, scores = request.prompt.text, answer.tokens.places, answer.array
+        text, offsets, scores = request.prompt.text, answer.tokens.offsets, answer.array
         if engine.token_weights:
             raise UnsupportedTask("This model weighs tokens, it does not label them; use embed_sparse or encode.")
         if len(scores) != len(answer.tokens):
@@ -137,10 +137,10 @@ def _labelled(
                 "Entities need a row per token, but this model pools steps (STEP); use encode instead."
             )
         assert text is not None
-        assert places is not None
+        assert offsets is not None
         if not pipeline.activates(request.params):
             scores = probabilities(scores)
-        found = entities(text, scores, places, engine.label_names, strategy, ignored)
+        found = entities(text, scores, offsets, engine.label_names, strategy, ignored)
         output = TokenClassificationOutput(answer.array, tuple(found))
         return TokenClassificationRequestOutput(request_id, output, **facts(answer))
 
