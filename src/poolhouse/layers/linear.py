@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poolhouse.packing.segments import Segments
+
 # Overloads are named below (`.default`, `.binary`): a failed overload match prints its tensors, at 10 ms a call.
 
 # How oneDNN names the activations that it can apply while it writes a product: (operation, algorithm).
@@ -21,16 +23,19 @@ if torch.backends.cpu.get_cpu_capability() == "AVX512":
 
 
 class Product(Protocol):
-    """What blocks need of a linear layer; `Linear` and `AdaptedLinear` are two."""
+    """What blocks need of a linear layer; `Linear` and `AdaptedLinear` are two.
+
+    segments: whose rows x holds; only layers that treat some rows differently look at it.
+    """
 
     out_features: int
     in_features: int
 
     def rows(self, count: int) -> int: ...
 
-    def __call__(self, x: Tensor, activation: str = "none") -> Tensor: ...
+    def __call__(self, x: Tensor, activation: str = "none", segments: Segments | None = None) -> Tensor: ...
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor: ...
+    def add_to(self, residual: Tensor, x: Tensor, segments: Segments | None = None) -> Tensor: ...
 
 
 # Up to so many rows (a short query), MKL's plain product beats oneDNN's on Intel with AVX-512: 50 against 73 us for
@@ -80,7 +85,7 @@ class Linear:
         step = max(_LEAST_STEP, (1 << (count - 1).bit_length()) // (2 * _SIZES))
         return -(-count // step) * step
 
-    def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
+    def __call__(self, x: Tensor, activation: str = "none", segments: Segments | None = None) -> Tensor:
         """[rows, in] -> [rows, out]; `activation` is one of `fusable`."""
         y: Tensor
         if self.transposed is not None and len(x) <= _FEW_ROWS:
@@ -101,7 +106,7 @@ class Linear:
             y = F.linear(x, self.weight, self.bias)
         return y if activation == "none" else _ACTIVATIONS[activation](y)
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add_to(self, residual: Tensor, x: Tensor, segments: Segments | None = None) -> Tensor:
         """residual + self(x), written in one pass where the kernels can."""
         if self.transposed is not None and len(x) <= _FEW_ROWS:
             if self.bias is None:
