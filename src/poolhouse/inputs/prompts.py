@@ -182,7 +182,7 @@ def each(items: object, parameter: str, wanted: str | None = None) -> Iterable[o
     return items
 
 
-def parse_side(side: object, parameter: str) -> list[str]:
+def parse_texts(side: object, parameter: str) -> list[str]:
     """The texts of one side of a score, in order; a single one may stand bare.
 
     side: a text, `{"text": text}`, `{"prompt": text}`, `{"content": [text parts]}`, or many of these, as `each` reads them.

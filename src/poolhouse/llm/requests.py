@@ -10,7 +10,7 @@ from typing import Any, Literal
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
-from poolhouse.inputs.prompts import PromptsInput, parse_prompts, parse_side
+from poolhouse.inputs.prompts import PromptsInput, parse_prompts, parse_texts
 from poolhouse.inputs.templates.score import score_template
 from poolhouse.params import PoolingParams, parse_lora_requests
 from poolhouse.plans import scoring, sparse
@@ -123,7 +123,7 @@ def score_plan(
     if not made.add_special_tokens:
         raise InvalidRequest("add_special_tokens=False means nothing to pairs.", "add_special_tokens")
     (adapter,) = _adapters(engine, asked, 1)
-    queries, documents = parse_side(data_1, "data_1"), parse_side(data_2, "data_2")
+    queries, documents = parse_texts(data_1, "data_1"), parse_texts(data_2, "data_2")
     template = None if joining.chat_template is None else score_template(joining.chat_template)
     params = made.params(asked.params)
     weights = None if joining.weights is None else tuple(joining.weights)
