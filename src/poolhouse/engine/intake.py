@@ -15,7 +15,7 @@ from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.queue import Arrival, Flow, Ready
 from poolhouse.engine.request import Answer, Request, fail, start
 from poolhouse.errors import InvalidRequest, NoStep, did_you_mean
-from poolhouse.inputs.late_interaction import SideTokens
+from poolhouse.inputs.late_interaction import LateInteractionTokens
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt, Role, prompt_of, role_of
 from poolhouse.inputs.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ class Intake:
         preparation: Preparation,
         tokenizer: Tokenizer,
         static_tokenizer: Tokenizer | None = None,
-        sides: SideTokens | None = None,
+        sides: LateInteractionTokens | None = None,
     ) -> None:
         self.preparation = preparation
         self.tokenizer = tokenizer
@@ -132,7 +132,7 @@ def _encoded(tokenizer: Tokenizer, prepared: Sequence[Prepared]) -> list[Tokens 
 
 
 def _encoded_sides(
-    sides: SideTokens, tokenizer: Tokenizer, prepared: Sequence[Prepared], whole: bool
+    sides: LateInteractionTokens, tokenizer: Tokenizer, prepared: Sequence[Prepared], whole: bool
 ) -> list[Tokens | InvalidRequest]:
     """Texts as their side reads them; all else as it stands."""
     limits = [made.limit if made.side is None or whole else sides.limit(made.limit, made.side) for made in prepared]
@@ -216,7 +216,7 @@ class Preparation:
             overflow=params.overflow or self.options.overflow,
             max_query_tokens=params.max_tokens_per_query,
             max_document_tokens=params.max_tokens_per_doc,
-            longest=self.options.max_prompt_tokens,
+            max_prompt_tokens=self.options.max_prompt_tokens,
         )
 
     def _of_pair(self, request: Request) -> Request:
@@ -373,13 +373,13 @@ class Preparation:
         limit = self.limit(params)
         if params.late_chunking_params is not None:
             limit = replace(limit, overflow="error")
-        limits = [most for most in (limit.longest, request.max_tokens) if most is not None]
+        limits = [most for most in (limit.max_prompt_tokens, request.max_tokens) if most is not None]
         # A chat template writes the special tokens itself, so its caller decides anew.
         asked = request if request.prompt.conversation is None else request.prompt.conversation
         return replace(
             limit,
             add_special_tokens=asked.add_special_tokens,
-            longest=min(limits, default=None),
+            max_prompt_tokens=min(limits, default=None),
             lower_case=request.lower_case,
             offsets=request.offsets or params.late_chunking_params is not None,
         )

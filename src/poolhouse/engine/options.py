@@ -69,7 +69,7 @@ class About:
         return cls(
             str(facts.dtype).removeprefix("torch."),
             facts.device.type,
-            None if pipeline is None else pipeline.steps[0].words,
+            None if pipeline is None else pipeline.steps[0].description,
             options.max_batch_tokens,
             options.tokenizer_threads,
             facts.default_prompt_name,

@@ -9,12 +9,12 @@ import numpy as np
 from poolhouse.errors import CheckpointError
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Role
-from poolhouse.inputs.rules import Expansion, LateInteraction, Side
+from poolhouse.inputs.rules import Expansion, LateInteraction, TextRules
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.packing.tokens import Ids, Offsets, Tokens
 
 
-class SideTokens:
+class LateInteractionTokens:
     """Makes the tokens of both sides of one model.
 
     max_tokens: the model's limit.
@@ -35,13 +35,13 @@ class SideTokens:
         marked = side.marker is not None
         if side.length is None and not marked:
             return limit
-        most = limit.within if side.length is None else min(limit.within, side.length)
+        most = limit.max_pass_tokens if side.length is None else min(limit.max_pass_tokens, side.length)
         if limit.keep is None or limit.keep == -1:
             # Without a length of its own, a side leaves it to the limit what is done with longer texts.
             if side.length is None and limit.cut is None:
                 return replace(limit, max_tokens=limit.max_tokens - marked)
             return replace(limit, keep=max(most - marked, 0))
-        if limit.keep > limit.within:
+        if limit.keep > limit.max_pass_tokens:
             return limit
         return replace(limit, keep=max(min(limit.keep, most) - marked, 0))
 
@@ -82,7 +82,7 @@ class SideTokens:
 class _Known:
     """One side in ids of the tokenizer."""
 
-    def __init__(self, side: Side, tokenizer: Tokenizer) -> None:
+    def __init__(self, side: TextRules, tokenizer: Tokenizer) -> None:
         self.length = side.length
         self.marker = tokenizer.id_of(side.marker) if side.marker else None
         if side.marker and self.marker is None:

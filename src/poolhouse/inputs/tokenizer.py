@@ -174,7 +174,11 @@ class Tokenizer:
         most = limit.max_query_tokens + (self.special_tokens if limit.add_special_tokens else 0)
         keep = limit.cut
         if keep is None:
-            return limit if limit.most is not None and most > limit.most else replace(limit, keep=most)
+            return (
+                limit
+                if limit.max_uncut_tokens is not None and most > limit.max_uncut_tokens
+                else replace(limit, keep=most)
+            )
         return replace(limit, keep=min(keep, most))
 
     def _encode(self, texts: list[str], special: bool, offsets: bool) -> list[_Encoding | InvalidRequest]:
@@ -200,8 +204,8 @@ class Tokenizer:
         if limit.offsets:
             raise InvalidRequest("Character offsets need a text; token ids have none.", "prompt_token_ids")
         keep = limit.cut
-        if keep is None and limit.most is not None and len(ids) > limit.most:
-            raise too_many_tokens(limit.most, len(ids))
+        if keep is None and limit.max_uncut_tokens is not None and len(ids) > limit.max_uncut_tokens:
+            raise too_many_tokens(limit.max_uncut_tokens, len(ids))
         if keep is None or len(ids) <= keep:
             return Tokens(ids, original_tokens=len(ids))
         return Tokens(ids[:keep] if limit.side == "right" else ids[-keep:], original_tokens=len(ids))
@@ -211,7 +215,7 @@ class Tokenizer:
         assert prompt.text is not None
         text = prompt.prefix + prompt.text if prompt.prefix else prompt.text
         keep = limit.cut
-        wanted = limit.most if keep is None else keep
+        wanted = limit.max_uncut_tokens if keep is None else keep
         if wanted is None:
             return excerpt(text, None, limit.side, self._lower(limit))
         if keep is None and len(text) > 4 * CHARACTERS_PER_TOKEN * wanted:
@@ -252,8 +256,8 @@ class Tokenizer:
         offsets = offsets_of(encoding, part, prompt, self._knows_words, self.unknown) if limit.offsets else None
         skip = self._skip(prompt.prefix, special, self._lower(limit)) if prompt.prefix else 0
         if keep is None:
-            if limit.most is not None and len(ids) > limit.most:
-                raise too_many_tokens(limit.most, len(ids))
+            if limit.max_uncut_tokens is not None and len(ids) > limit.max_uncut_tokens:
+                raise too_many_tokens(limit.max_uncut_tokens, len(ids))
             return Tokens(ids, self._single_types(ids, special), original_tokens=len(ids), skip=skip, offsets=offsets)
         if len(ids) <= keep and not part.shortened:
             return Tokens(ids, self._single_types(ids, special), original_tokens=len(ids), skip=skip, offsets=offsets)
@@ -277,7 +281,7 @@ class Tokenizer:
 
     def _enough(self, prompt: Prompt, limit: Limit, part: Excerpt, encoding: _Encoding) -> tuple[Excerpt, _Encoding]:
         """An excerpt that has the tokens wanted: this one, or a longer one."""
-        wanted = (limit.cut or limit.most or 0) + SURPLUS
+        wanted = (limit.cut or limit.max_uncut_tokens or 0) + SURPLUS
         while part.shortened and len(encoding.ids) < wanted:
             if len(part.raw) > 2 * wanted * self.character_bound:
                 break  # a word too long for the vocabulary: its rest would be the same unknown token
