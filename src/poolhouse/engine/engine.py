@@ -1,6 +1,6 @@
 """Engine: the one door. `submit` requests, wait for their futures.
 
-Tokenizer threads make ids, the scheduler packs them, lanes run the batches.
+Tokenizer threads make ids, the scheduler packs them, workers run the batches.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from poolhouse.engine.health import Faults, Pending
 from poolhouse.engine.intake import Intake, Preparation
 from poolhouse.engine.observing import Guarded, Observer
 from poolhouse.engine.options import About, EngineOptions
-from poolhouse.engine.queue import Flow, Turns
+from poolhouse.engine.queue import CallerQueue, TokenizerCall, TokenizerQueue
 from poolhouse.engine.request import Answer, Request, fail
 from poolhouse.engine.runner import Runner
 from poolhouse.engine.scheduler import Scheduler
 from poolhouse.engine.warm_up import WarmUpLevel, rounds
-from poolhouse.engine.workers import Lanes
+from poolhouse.engine.workers import Workers
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, NoStep
 from poolhouse.inputs.late_interaction import LateInteractionTokens
 from poolhouse.inputs.limits import Limit
@@ -91,11 +91,11 @@ class Engine:
 
     def _begin(self) -> None:
         """All that threads share, new; no thread is started yet."""
-        self._scheduler = Scheduler(self.options.max_batch_tokens, self.options.lanes)
-        self._turns = Turns()
+        self._scheduler = Scheduler(self.options.max_batch_tokens, self.options.workers)
+        self._waiting = TokenizerQueue()
         self._tokenizing = ThreadPoolExecutor(self.options.tokenizer_threads, "poolhouse-tokenizer")
         self._pending = Pending()
-        self._lanes = Lanes(self._runner, self._scheduler, self._faults)
+        self._workers = Workers(self._runner, self._scheduler, self._faults)
         # A key per call of the tokenizer under way.
         self._preparing: set[object] = set()
         self._starting = threading.Lock()
@@ -104,7 +104,7 @@ class Engine:
     def _start(self) -> None:
         with self._starting:
             if not self._started:
-                self._lanes.start()
+                self._workers.start()
                 self._started = True
 
     @property
@@ -200,7 +200,7 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether requests can still be answered."""
-        return not self._closed and self.fatal is None and self._lanes.alive
+        return not self._closed and self.fatal is None and self._workers.alive
 
     @property
     def fatal(self) -> EngineError | None:
@@ -215,7 +215,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Sequences of the batches on the device."""
-        return self._lanes.running
+        return self._workers.running
 
     def on_fatal(self, callback: Callable[[EngineError], None]) -> None:
         """Call back, in a thread of the engine, when it dies; at once if it is dead."""
@@ -243,12 +243,12 @@ class Engine:
             self._start()
         self._pending.add(requests)
         submitted = time.perf_counter()
-        flows = {priority: Flow(priority, submitted) for priority in {request.priority for request in requests}}
+        queues = {priority: CallerQueue(priority, submitted) for priority in {request.priority for request in requests}}
         if len(requests) <= _INLINE_REQUESTS and sum(map(_characters, requests)) <= _INLINE_CHARACTERS:
-            self._prepare(requests, flows)
+            self._prepare(requests, queues)
             return futures
         begins = range(0, len(requests), _TEXTS_PER_CALL)
-        self._turns.add([(requests[begin : begin + _TEXTS_PER_CALL], flows) for begin in begins])
+        self._waiting.add([TokenizerCall(requests[begin : begin + _TEXTS_PER_CALL], queues) for begin in begins])
         for _ in begins:
             try:
                 self._tokenizing.submit(self._prepare_next)
@@ -314,23 +314,23 @@ class Engine:
         """
         self._closed = True
         atexit.unregister(self._at_exit)
-        if self._lanes.is_mine:
+        if self._workers.include_this_thread:
             drain_seconds = 0.0
         deadline = time.monotonic() + drain_seconds
         if self._started:
             self._pending.wait(drain_seconds)
         self._tokenizing.shutdown(wait=False)
         self._scheduler.close()
-        self._lanes.join(max(0.0, deadline - time.monotonic()))
+        self._workers.join(max(0.0, deadline - time.monotonic()))
         for ready in self._scheduler.drop_all():
             fail(ready.future, EngineClosed("The engine was shut down before it could answer."))
-        if not self._lanes.ended:
+        if not self._workers.ended:
             # What closed it did not wait for the batch that runs. The end of the interpreter does.
-            atexit.register(self._lanes.join, _LAST_WAIT)
+            atexit.register(self._workers.join, _LAST_WAIT)
 
     def hold(self, deadline: float) -> Callable[[], None]:
         """Run no batch, and wait until `deadline` for those that run; answers with the end of it. Called before a fork."""
-        return self._lanes.hold(deadline)
+        return self._workers.hold(deadline)
 
     def forked(self) -> None:
         """Forget the threads, which this process does not have; the next request starts new ones. Called after a fork."""
@@ -358,7 +358,7 @@ class Engine:
         deadline = time.monotonic() + seconds
         self._scheduler.close()
         self._scheduler.drop_all()
-        self._lanes.join(seconds)
+        self._workers.join(seconds)
         while self._preparing and time.monotonic() < deadline:
             time.sleep(0.001)
 
@@ -386,12 +386,12 @@ class Engine:
             fail(future, refusal)
 
     def _prepare_next(self) -> None:
-        part = self._turns.next()
-        if part is not None:
-            self._prepare(*part)
+        call = self._waiting.next()
+        if call is not None:
+            self._prepare(*call)
 
-    def _prepare(self, requests: Sequence[Request], flows: Mapping[int, Flow]) -> None:
-        """Tokenise requests and let them wait for their batch. flows: theirs, by priority."""
+    def _prepare(self, requests: Sequence[Request], queues: Mapping[int, CallerQueue]) -> None:
+        """Tokenise requests and let them wait for their batch. queues: theirs, by priority."""
         self._preparing.add(call := object())
         try:
             if self._exiting:
@@ -400,7 +400,7 @@ class Engine:
             if self.fatal is not None:
                 _fail(requests, self.fatal)
                 return
-            ready = self._intake.ready(requests, flows)
+            ready = self._intake.ready(requests, queues)
             if not self._scheduler.add(ready):
                 self._refuse([item.future for item in ready])
         except (KeyboardInterrupt, SystemExit) as end:

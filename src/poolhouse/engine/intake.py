@@ -12,7 +12,7 @@ import numpy as np
 
 from poolhouse.engine.observing import Observer
 from poolhouse.engine.options import EngineOptions
-from poolhouse.engine.queue import Arrival, Flow, Ready
+from poolhouse.engine.queue import Arrival, CallerQueue, WaitingRequest
 from poolhouse.engine.request import Answer, Request, fail, start
 from poolhouse.errors import InvalidRequest, NoStep, did_you_mean
 from poolhouse.inputs.late_interaction import LateInteractionTokens
@@ -48,7 +48,7 @@ class Intake:
         self.sides = sides
         self.observer: Observer | None = None
 
-    def ready(self, requests: Sequence[Request], flows: Mapping[int, Flow]) -> list[Ready]:
+    def ready(self, requests: Sequence[Request], flows: Mapping[int, CallerQueue]) -> list[WaitingRequest]:
         """What is to be run. flows: those of one `submit`, by priority.
 
         Requests that are looked up are answered here, and those that cannot be answered fail here.
@@ -70,7 +70,7 @@ class Intake:
         if self.observer is not None:
             self.observer.tokenized(len(valid), seconds)
         arrival = Arrival(flows[valid[0][0].priority].submitted, seconds)
-        ready: list[Ready] = []
+        ready: list[WaitingRequest] = []
         for (request, made), tokens in zip(valid, encoded, strict=True):
             if isinstance(tokens, InvalidRequest):
                 fail(request.future, tokens)
@@ -106,12 +106,12 @@ class Intake:
         return [results[place] for place in range(len(prepared))]
 
     def _pieces(
-        self, request: Request, made: Prepared, tokens: Tokens, arrival: Arrival, flow: Flow
-    ) -> Sequence[Ready]:
+        self, request: Request, made: Prepared, tokens: Tokens, arrival: Arrival, flow: CallerQueue
+    ) -> Sequence[WaitingRequest]:
         """One, or several for a prompt that is longer than the model reads at once."""
         chunking = request.params.late_chunking_params
         spans = request.spans if chunking is None else chunking.spans(len(tokens))
-        whole = Ready(
+        whole = WaitingRequest(
             tokens,
             request.task,
             made.params,
@@ -121,7 +121,7 @@ class Intake:
             further=made.further,
             route=made.route,
             arrival=arrival,
-            flow=flow,
+            queue=flow,
         )
         most = self.preparation.model.facts.max_tokens
         return pieces(request, whole, most) if len(tokens) > most else (whole,)
@@ -385,9 +385,9 @@ class Preparation:
         )
 
 
-def pieces(request: Request, whole: Ready, size: int) -> list[Ready]:
+def pieces(request: Request, whole: WaitingRequest, size: int) -> list[WaitingRequest]:
     """Pieces of an over-long prompt; the request is answered when the last one is, and fails when one does."""
-    parts = [replace(whole, tokens=piece, future=Future(), part=True) for piece in split(whole.tokens, size)]
+    parts = [replace(whole, tokens=piece, future=Future(), is_chunk=True) for piece in split(whole.tokens, size)]
     missing = len(parts)
     lock = threading.Lock()
 
@@ -417,7 +417,7 @@ def pieces(request: Request, whole: Ready, size: int) -> list[Ready]:
     return parts
 
 
-def joined(answers: Sequence[Answer], parts: Sequence[Ready], whole: Ready) -> Answer:
+def joined(answers: Sequence[Answer], parts: Sequence[WaitingRequest], whole: WaitingRequest) -> Answer:
     """The answer of a whole prompt, from those of its parts; it took as long as the part that was answered last.
 
     Raises:

@@ -15,7 +15,7 @@ import torch
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.process import keep_freed_memory, use_no_more_than_given
-from poolhouse.engine.workers import how_many
+from poolhouse.engine.workers import worker_count
 from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, UnsupportedDimensions
 from poolhouse.inputs.conversations import ContentFormat, Conversations
 from poolhouse.inputs.templates.score import ScoreTemplate, built_in, score_template
@@ -125,7 +125,7 @@ def open_engine(settings: Settings) -> Engine:
             overflow=_overflow(settings, pooler),
             max_prompt_tokens=pooler.max_embed_len,
             tokenizer_threads=settings.tokenizer_workers,
-            lanes=how_many(settings.lanes, model),
+            workers=worker_count(settings.lanes, model),
             default_params=default_params,
             score_template=_score_template(given, model),
             conversations=_conversations(given, tokenizer_folder, settings.chat_template_content_format),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from poolhouse.engine.observing import BatchRun, Observer, waits
-from poolhouse.engine.queue import Arrival, Ready
+from poolhouse.engine.queue import Arrival, WaitingRequest
 from poolhouse.engine.request import Answer, Timing, fail, start
 from poolhouse.errors import EngineError, NonFiniteResult, NoStep, PoolhouseError
 from poolhouse.models.model import Model
@@ -44,7 +44,7 @@ class Group:
     route: str | None = None
 
 
-def groups_of(requests: Sequence[Ready], pipelines: Mapping[Task, Pipeline]) -> list[Group]:
+def groups_of(requests: Sequence[WaitingRequest], pipelines: Mapping[Task, Pipeline]) -> list[Group]:
     """Groups of one task, params and route, and of not too many numbers; usually one. A request is in one for each of its tasks."""
     by_kind: dict[tuple[Task, PoolingParams, bool, str | None], list[int]] = {}
     for index, request in enumerate(requests):
@@ -60,7 +60,7 @@ def groups_of(requests: Sequence[Ready], pipelines: Mapping[Task, Pipeline]) -> 
     return groups
 
 
-def rows_of(group: Group, requests: Sequence[Ready], batch: Batch, hidden: Tensor) -> Rows:
+def rows_of(group: Group, requests: Sequence[WaitingRequest], batch: Batch, hidden: Tensor) -> Rows:
     """The rows of a group's requests. hidden: [tokens, features] of the whole pack."""
     chosen = [requests[index] for index in group.members]
     if group.of_spans:
@@ -72,7 +72,7 @@ def rows_of(group: Group, requests: Sequence[Ready], batch: Batch, hidden: Tenso
     return _slices(bounds, batch, hidden, _skip(chosen), _kept(chosen, batch))
 
 
-def _slices_of(members: list[int], requests: Sequence[Ready], most_rows: int) -> list[list[int]]:
+def _slices_of(members: list[int], requests: Sequence[WaitingRequest], most_rows: int) -> list[list[int]]:
     """Members in order, in slices of at most so many rows; one longer request goes alone."""
     slices: list[list[int]] = []
     room = 0
@@ -85,7 +85,7 @@ def _slices_of(members: list[int], requests: Sequence[Ready], most_rows: int) ->
     return slices
 
 
-def _rows_of_spans(members: list[tuple[int, Ready]], batch: Batch, hidden: Tensor) -> Rows:
+def _rows_of_spans(members: list[tuple[int, WaitingRequest]], batch: Batch, hidden: Tensor) -> Rows:
     """The rows of every span, as if each were a sequence of its own. members: first row of each request, and it."""
     spans = np.concatenate([request.spans + first for first, request in members if request.spans is not None])
     return _slices(spans.tolist(), batch, hidden, None, None)
@@ -103,13 +103,13 @@ def _slices(
     )
 
 
-def _skip(requests: list[Ready]) -> Tensor | None:
+def _skip(requests: list[WaitingRequest]) -> Tensor | None:
     if not any(request.tokens.skip for request in requests):
         return None
     return torch.tensor([request.tokens.skip for request in requests])
 
 
-def _kept(requests: list[Ready], batch: Batch) -> Tensor | None:
+def _kept(requests: list[WaitingRequest], batch: Batch) -> Tensor | None:
     """The rows that token tasks answer with, [rows of these requests]; None where these are all."""
     if all(request.tokens.kept is None for request in requests):
         return None
@@ -151,8 +151,8 @@ class Launched:
     stopwatch: before the backbone, after it, and after the pipelines, where somebody observes.
     """
 
-    requests: list[Ready]
-    pooled: list[tuple[Group, list[Ready], Rows]]
+    requests: list[WaitingRequest]
+    pooled: list[tuple[Group, list[WaitingRequest], Rows]]
     done: torch.cuda.Event | None
     started: float = 0.0
     stopwatch: Stopwatch | None = None
@@ -175,7 +175,7 @@ class Runner:
         self.asynchronous = self.device.type == "cuda"
         self.observer: Observer | None = None
 
-    def launch(self, requests: Sequence[Ready]) -> Launched | None:
+    def launch(self, requests: Sequence[WaitingRequest]) -> Launched | None:
         """Start a batch; cancelled requests leave it here. None if nothing is left or all of it failed.
 
         Raises:
@@ -195,7 +195,7 @@ class Runner:
             self._retry(launched.requests, error)
 
     @torch.inference_mode()
-    def _launch(self, requests: list[Ready]) -> Launched | None:
+    def _launch(self, requests: list[WaitingRequest]) -> Launched | None:
         started = time.perf_counter()
         stopwatch = None if self.observer is None else Stopwatch(self.device)
         try:
@@ -208,7 +208,7 @@ class Runner:
             _mark(stopwatch)
             hidden = self.model.backbone(batch)
             _mark(stopwatch)
-            pooled: list[tuple[Group, list[Ready], Rows]] = []
+            pooled: list[tuple[Group, list[WaitingRequest], Rows]] = []
             for group in groups_of(requests, self.model.pipelines):
                 members = [requests[index] for index in group.members]
                 pooled.append((group, members, self._pool(group, members, rows_of(group, requests, batch, hidden))))
@@ -222,7 +222,7 @@ class Runner:
             self._retry(requests, error)
             return None
 
-    def _pool(self, group: Group, members: list[Ready], rows: Rows) -> Rows:
+    def _pool(self, group: Group, members: list[WaitingRequest], rows: Rows) -> Rows:
         pipeline = self.model.pipeline(group.task, group.route)
         pooled = (pipeline.of_spans(group.task) if group.of_spans else pipeline)(rows, group.params)
         values = pooled.values.to("cpu", non_blocking=self.asynchronous)
@@ -233,7 +233,7 @@ class Runner:
 
     def _resolve(self, launched: Launched, finished: float) -> None:
         timings: dict[Arrival, Timing] = {}
-        parts: dict[Ready, dict[Task, Array]] = {}
+        parts: dict[WaitingRequest, dict[Task, Array]] = {}
         for group, members, rows in launched.pooled:
             for request, array in zip(members, self._arrays(group, members, rows), strict=True):
                 if isinstance(array, PoolhouseError):
@@ -251,7 +251,7 @@ class Runner:
                     first = arrays.pop(request.task)
                     request.future.set_result(Answer(first, request.tokens, further=arrays, timing=timing))
 
-    def _arrays(self, group: Group, members: list[Ready], rows: Rows) -> Iterator[Array | PoolhouseError]:
+    def _arrays(self, group: Group, members: list[WaitingRequest], rows: Rows) -> Iterator[Array | PoolhouseError]:
         """The answer of each member to the group's task, or what is wrong with it."""
         values: Array = rows.values.numpy()
         finite: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(values), axis=1)
@@ -285,12 +285,12 @@ class Runner:
             )
         )
 
-    def _may_be_empty(self, request: Ready, task: Task) -> bool:
+    def _may_be_empty(self, request: WaitingRequest, task: Task) -> bool:
         """Whether no row is an answer: all tokens are skipped, or none is weighed. Of process rewards it is a missing step."""
-        may_be = request.part or request.tokens.kept is not None or self.model.facts.takes_nothing
+        may_be = request.is_chunk or request.tokens.kept is not None or self.model.facts.takes_nothing
         return may_be or self.model.pipelines[task].sparse is not None
 
-    def _retry(self, requests: list[Ready], error: Exception) -> None:
+    def _retry(self, requests: list[WaitingRequest], error: Exception) -> None:
         """Run the halves of a failed batch by themselves, so that a failing item fails alone."""
         if isinstance(error, torch.AcceleratorError):
             for request in requests:
@@ -313,7 +313,7 @@ def _mark(stopwatch: Stopwatch | None) -> None:
         stopwatch.mark()
 
 
-def _fail(request: Ready, error: Exception) -> None:
+def _fail(request: WaitingRequest, error: Exception) -> None:
     failure = error if isinstance(error, EngineError) else EngineError(f"The model failed on this input: {error}")
     failure.__cause__ = error if failure is not error else None
     fail(request.future, failure)

@@ -38,14 +38,14 @@ def rounds(engine: Engine, level: WarmUpLevel) -> Iterator[list[Request]]:
     """Requests to run one list after the other.
 
     fast: a short text for each task. full: then, for every length up to the longest prompt or a whole batch, each twice
-    the last, one prompt alone and as many as fill a batch of each lane.
+    the last, one prompt alone and as many as fill a batch of each worker.
     """
     if level == "none":
         return
     # Queries may be looked up instead of run.
     texts = [Request(Prompt(_TEXT), task, input_type="document") for task in engine.tasks]
     (tokens,) = engine.tokenize(texts[:1])
-    budget, lanes = engine.options.max_batch_tokens, engine.options.lanes
+    budget, workers = engine.options.max_batch_tokens, engine.options.workers
     most = min(engine.max_tokens, engine.options.max_prompt_tokens or engine.max_tokens, budget)
     if len(tokens) <= most:
         yield texts
@@ -53,7 +53,7 @@ def rounds(engine: Engine, level: WarmUpLevel) -> Iterator[list[Request]]:
         for length in _lengths(most):
             prompt = Prompt(None, np.resize(tokens.ids, length))
             yield [Request(prompt, engine.tasks[0], input_type="document")]
-            yield [Request(prompt, engine.tasks[0], input_type="document") for _ in range(lanes * (budget // length))]
+            yield [Request(prompt, engine.tasks[0], input_type="document") for _ in range(workers * (budget // length))]
 
 
 def _lengths(most: int) -> list[int]:
