@@ -85,10 +85,10 @@ class FairQueue:
         callers = len(self._callers)
         found = self._among_all(budget) if callers > 1 else self._of_the_only_caller()
         self._sum_of_tags -= sum(caller.tag for _, caller in found.callers)
-        batch, cancelled = [], found.cancelled
+        batch, cancelled = list[WaitingRequest](), found.cancelled
         if found.first is not None:
-            batch, others = found.candidates.nearest(found.first, budget)
-            cancelled += others
+            batch, met = found.candidates.nearest(found.first, budget)
+            cancelled += met
         for request in cancelled:
             self._drop(request)
         for request in batch:
