@@ -1,6 +1,12 @@
-"""Engine: the one door. `submit` requests, wait for their futures.
+"""Engine: the one door to a model. `submit` requests, wait for their futures.
 
-Tokenizer threads make ids, the scheduler packs them, workers run the batches.
+The way of a request through the files of this room:
+
+    engine.py ----> intake.py ----> scheduler.py ----> workers.py ----> runner.py ----> its future
+    accepted        checked,        waits in           taken into       one pass of
+    or refused      tokenised       queue.py           a batch          the model
+
+A caller's thread, or a tokenizer thread where there is much to tokenise, does the first two; a worker does the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ from typing import Any
 
 from poolhouse.engine import process
 from poolhouse.engine.health import Faults, Pending
-from poolhouse.engine.intake import Intake, Preparation
+from poolhouse.engine.intake import Intake
 from poolhouse.engine.interface import EngineFacts, WarmUpLevel
 from poolhouse.engine.observing import Guarded, Observer
 from poolhouse.engine.options import EngineOptions
@@ -30,8 +36,7 @@ from poolhouse.engine.runner import Runner
 from poolhouse.engine.scheduler import Scheduler
 from poolhouse.engine.warm_up import rounds
 from poolhouse.engine.workers import Workers
-from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, NoStep
-from poolhouse.inputs.late_interaction import LateInteractionTokens
+from poolhouse.errors import EngineClosed, EngineError, NoStep
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
@@ -57,7 +62,7 @@ _LAST_WAIT = 30.0
 class Engine:
     """One model, ready to answer from any thread.
 
-    static_tokenizer: of the side that is looked up instead of run, where the model has one.
+    static_tokenizer: of texts that are looked up instead of run, where the model has such.
     """
 
     def __init__(
@@ -72,10 +77,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.options = options
         self.facts = _facts(model, tokenizer, options, plugin)
-        self._preparation = Preparation(model, options)
-        rules = model.facts.late_interaction
-        sides = None if rules is None else LateInteractionTokens(rules, tokenizer, model.facts.max_tokens)
-        self._intake = Intake(self._preparation, tokenizer, static_tokenizer, sides)
+        self._intake = Intake(model, options, tokenizer, static_tokenizer)
         self._runner = Runner(model, options.max_batch_tokens)
         self._faults = Faults()
         self._closed = False
@@ -136,7 +138,7 @@ class Engine:
 
     def limit(self, params: PoolingParams) -> Limit:
         """How long a prompt with these parameters may be."""
-        return self._preparation.limit(params)
+        return self._intake.limit(params)
 
     def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]:
         """Start work on requests; each future gets its answer or its error.
@@ -185,15 +187,7 @@ class Engine:
         Raises:
             InvalidRequest: for the first that has none.
         """
-        prepared = [self._preparation.of(request) for request in requests]
-        unlimited = [
-            replace(made, limit=replace(made.limit, overflow="chunk", max_prompt_tokens=None)) for made in prepared
-        ]
-        tokens = self._intake.encoded(unlimited, whole=True)
-        for result in tokens:
-            if isinstance(result, InvalidRequest):
-                raise result
-        return [result for result in tokens if isinstance(result, Tokens)]
+        return self._intake.tokenize(requests)
 
     def conversation(self, messages: Any, **options: Any) -> Prompt:
         """The prompt of a conversation; options as those of `Conversations.prompt`."""
@@ -231,8 +225,8 @@ class Engine:
         self._tokenizing.shutdown(wait=False)
         self._scheduler.close()
         self._workers.join(max(0.0, deadline - time.monotonic()))
-        for ready in self._scheduler.drop_all():
-            fail(ready.future, EngineClosed("The engine was shut down before it could answer."))
+        for request in self._scheduler.drop_all():
+            fail(request.future, EngineClosed("The engine was shut down before it could answer."))
         if not self._workers.ended:
             # What closed it did not wait for the batch that runs. The end of the interpreter does.
             atexit.register(self._workers.join, _LAST_WAIT)
@@ -309,9 +303,9 @@ class Engine:
             if self.fatal is not None:
                 _fail(requests, self.fatal)
                 return
-            ready = self._intake.ready(requests, queues)
-            if not self._scheduler.add(ready):
-                self._refuse([item.future for item in ready])
+            waiting = self._intake.waiting(requests, queues)
+            if not self._scheduler.add(waiting):
+                self._refuse([request.future for request in waiting])
         except (KeyboardInterrupt, SystemExit) as end:
             _fail(requests, EngineError(f"Preparing the request was interrupted: {end!r}"))
             raise
