@@ -85,7 +85,7 @@ class Engine:
         self._exiting = False
         self._begin()
         self._start()
-        process.watch(self)
+        process.prepare_for_forks(self)
         # A thread inside torch while the interpreter is taken down aborts the process. Weak: whoever holds the engine keeps it.
         self._at_exit = partial(_exit, weakref.ref(self))
         atexit.register(self._at_exit)

@@ -14,7 +14,7 @@ import torch
 
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.options import EngineOptions
-from poolhouse.engine.process import keep_freed_memory, use_no_more_than_given
+from poolhouse.engine.process import keep_freed_memory, limit_threads_to_quota
 from poolhouse.engine.workers import worker_count
 from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, UnsupportedDimensions
 from poolhouse.inputs.conversations import ContentFormat, Conversations
@@ -51,7 +51,7 @@ def open_engine(settings: Settings) -> Engine:
     """
     if settings.runner in ("generate", "draft"):
         raise ConfigError(f"runner={settings.runner!r}: Poolhouse runs pooling models only; use 'pooling' or 'auto'.")
-    use_no_more_than_given()
+    limit_threads_to_quota()
     if settings.model is None:
         folder, name = hub.embedded_model(), hub.NAME
         log.warning("No model was named: using the embedded default, %s.", name)

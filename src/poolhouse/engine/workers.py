@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from poolhouse.engine.health import Faults
-from poolhouse.engine.process import Scraps
+from poolhouse.engine.process import FreedMemory
 from poolhouse.engine.queue import WaitingRequest
 from poolhouse.engine.request import fail
 from poolhouse.engine.runner import Launched, Runner
@@ -39,7 +39,7 @@ class Workers:
         if scheduler.workers > 1:
             numbers.append(None)
         self._running = dict.fromkeys(numbers, 0)
-        self._scraps = Scraps()
+        self._freed = FreedMemory()
         # Held by the worker that runs a batch; a fork takes them all.
         self._computing = {number: threading.RLock() for number in numbers}
         self._threads: list[threading.Thread] = []
@@ -135,7 +135,7 @@ class Workers:
                 # While nothing comes, the last callers' requests are not kept.
                 batch = None
                 if not runner.asynchronous:
-                    self._scraps.give_back()
+                    self._freed.release()
         except BaseException as error:
             fatal = error if isinstance(error, EngineError) else EngineError(f"The engine failed: {error!r}")
             self._faults.die(fatal)
@@ -143,7 +143,7 @@ class Workers:
             log.critical("The engine cannot go on: %s", error, exc_info=error)
             for request in [*(flying.requests if flying else ()), *(batch or ()), *scheduler.drop_all()]:
                 fail(request.future, fatal)
-            self._faults.tell()
+            self._faults.notify()
 
 
 def worker_count(requested: int | None, model: Model) -> int:
