@@ -1,4 +1,4 @@
-"""Rotary positions and their stretched variants."""
+"""Positions: how layers tell where a token stands: rotary angles, their stretched variants, and biases on scores."""
 
 from __future__ import annotations
 
@@ -64,6 +64,30 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned if x.shape[-1] == dim else torch.cat((turned, x[..., dim:]), -1)
 
 
+def relative_bias(table: Tensor, length: int, max_distance: int = 128) -> Tensor:
+    """T5's bucketed bias: [heads, length, length] from a table [buckets, heads].
+
+    The bias of a shorter sequence is the top left corner. Source: Raffel et al. 2020; MPNet uses the same buckets.
+    """
+    index = torch.arange(length, device=table.device)
+    buckets = _buckets(index[None] - index[:, None], table.shape[0], max_distance)
+    return table[buckets].permute(2, 0, 1)
+
+
+def alibi_bias(heads: int, length: int, device: torch.device) -> Tensor:
+    """Symmetric ALiBi: [heads, length, length], minus slope times distance. Source: Press et al. 2022."""
+    index = torch.arange(length, device=device)
+    distance = (index[None] - index[:, None]).abs()
+    return -distance * torch.tensor(alibi_slopes(heads), device=device)[:, None, None]
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """One slope per head; head counts that are no power of two borrow from the next one."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    return slopes + [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
+
+
 def _frequencies(rope: RopeSpec, length: int) -> tuple[Tensor, float]:
     """Turns per token of each feature pair, [dim / 2], and a factor on cosines and sines; length: of the sequence."""
     exponents = torch.arange(0, rope.dim, 2, dtype=torch.int64).float() / rope.dim
@@ -126,3 +150,13 @@ def _longrope(rope: RopeSpec, exponents: Tensor, length: int) -> tuple[Tensor, f
         factor = rope.factor
         scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(rope.original_length))
     return 1.0 / (factors * rope.theta**exponents), scale
+
+
+def _buckets(relative: Tensor, buckets: int, max_distance: int) -> Tensor:
+    half = buckets // 2
+    exact = half // 2
+    ahead = (relative > 0).long() * half
+    distance = relative.abs()
+    grown = torch.log(distance.float().clamp(min=1) / exact) / math.log(max_distance / exact) * (half - exact)
+    far = (exact + grown.long()).clamp(max=half - 1)
+    return ahead + torch.where(distance < exact, distance, far)
