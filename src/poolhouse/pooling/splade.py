@@ -15,7 +15,7 @@ from torch import Tensor
 
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import Rows
-from poolhouse.pooling.steps import Dense
+from poolhouse.pooling.steps import Dense, Step
 
 # Rows whose logits exist at a time; a row is as wide as the vocabulary.
 _ROWS = 512
@@ -30,7 +30,7 @@ class SpladePooling:
 
 
 @dataclass(frozen=True, slots=True)
-class Saturate:
+class Saturate(Step):
     """log(1 + positive part) of each number, so often."""
 
     logarithms: int
@@ -42,12 +42,9 @@ class Saturate:
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.with_values(_saturated(rows.values, self.logarithms))
 
-    def to(self, device: torch.device) -> Saturate:
-        return self
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class VocabularyWeights:
+class VocabularyWeights(Step):
     """One weight per vocabulary entry and prompt: the largest, or the sum, of what its tokens give that entry.
 
     decoder: to logits; None where the rows are logits.
@@ -78,9 +75,6 @@ class VocabularyWeights:
         # The function rises, so the largest weight is that of the largest logit.
         return rows.one_each(values if self.pooling.strategy == "sum" else _saturated(values, self.pooling.logarithms))
 
-    def to(self, device: torch.device) -> VocabularyWeights:
-        return VocabularyWeights(None if self.decoder is None else self.decoder.to(device), self.pooling)
-
 
 def _saturated(logits: Tensor, logarithms: int) -> Tensor:
     weights = logits.relu()
@@ -99,7 +93,7 @@ def _groups(starts: Sequence[int], ends: Sequence[int]) -> Iterator[tuple[int, i
 
 
 @dataclass(frozen=True, slots=True)
-class KeepLargest:
+class KeepLargest(Step):
     """The `count` features of each row that are furthest from 0; the others become 0."""
 
     count: int
@@ -114,12 +108,9 @@ class KeepLargest:
         places = rows.values.abs().topk(self.count, dim=-1).indices
         return rows.with_values(torch.zeros_like(rows.values).scatter(-1, places, rows.values.gather(-1, places)))
 
-    def to(self, device: torch.device) -> KeepLargest:
-        return self
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SparseEncoder:
+class SparseEncoder(Step):
     """The positive ones among the `count` largest of weight @ (values - shift) + bias.
 
     standardise: each row gets mean 0 and standard deviation 1 first.
@@ -144,7 +135,3 @@ class SparseEncoder:
         features = F.linear(values - self.shift, self.weight, self.bias)
         largest = features.topk(min(self.count, features.shape[-1]), dim=-1)
         return rows.with_values(torch.zeros_like(features).scatter(-1, largest.indices, largest.values.relu()))
-
-    def to(self, device: torch.device) -> SparseEncoder:
-        weight, bias, shift = (tensor.to(device) for tensor in (self.weight, self.bias, self.shift))
-        return SparseEncoder(weight, bias, shift, self.count, self.standardise)

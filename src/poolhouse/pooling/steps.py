@@ -1,13 +1,14 @@
-"""Every step a pipeline may hold.
+"""Steps: what a pipeline may be made of, each a callable `(rows, params) -> rows`, and the activations that some apply.
 
-A step is a callable `(rows, params) -> rows` with `words` for people. Sums and heads are computed in float32.
+Sums and heads are computed in float32.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,19 +20,28 @@ from poolhouse.pooling.reductions import REDUCTIONS
 from poolhouse.pooling.rows import Rows
 
 
-class Step(Protocol):
-    """One stage of a pipeline."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Step(ABC):
+    """One stage of a pipeline: a frozen dataclass of its settings, its tensors and the steps that it holds."""
 
     @property
-    def description(self) -> str: ...
+    @abstractmethod
+    def description(self) -> str:
+        """What it does, for people: "dense 384 tanh"."""
 
-    def __call__(self, rows: Rows, params: PoolingParams) -> Rows: ...
+    @abstractmethod
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        """The rows that the next step gets."""
 
-    def to(self, device: torch.device) -> Step: ...
+    def to(self, device: torch.device) -> Self:
+        """The same step with its tensors on a device."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor | Step)}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, slots=True)
-class Reduce:
+class Reduce(Step):
     """One row per prompt. names: keys of REDUCTIONS, concatenated in this order."""
 
     names: tuple[str, ...]
@@ -48,38 +58,29 @@ class Reduce:
         parts = [REDUCTIONS[name](rows) for name in self.names]
         return rows.one_each(parts[0] if len(parts) == 1 else torch.cat(parts, -1))
 
-    def to(self, device: torch.device) -> Reduce:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class Every:
+class Every(Step):
     """A row per token, in float32."""
 
-    description: str = "all"
+    description = "all"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.with_values(rows.values.float())
 
-    def to(self, device: torch.device) -> Every:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(Step):
     """The rows of tokens that the model's own rules keep: late interaction skips a document's punctuation."""
 
-    description: str = "without skipped tokens"
+    description = "without skipped tokens"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows if rows.kept is None else rows.select(rows.kept)
 
-    def to(self, device: torch.device) -> Kept:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class WithoutToken:
+class WithoutToken(Step):
     """All rows but those of one token."""
 
     token: int
@@ -91,12 +92,9 @@ class WithoutToken:
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.select(rows.ids != self.token)
 
-    def to(self, device: torch.device) -> WithoutToken:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class WithoutEnds:
+class WithoutEnds(Step):
     """All rows but a first one of token `bos` and a last one of token `eos`; None keeps that end."""
 
     bos: int | None
@@ -113,9 +111,6 @@ class WithoutEnds:
                 kept[ends] &= rows.ids[ends] != token
         return rows.select(kept)
 
-    def to(self, device: torch.device) -> WithoutEnds:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
 class Activation:
@@ -126,7 +121,7 @@ class Activation:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Dense:
+class Dense(Step):
     """activation(values @ weight.T + bias), plus the input where the module has a residual.
 
     activation: None applies none.
@@ -150,59 +145,44 @@ class Dense:
             out = out + (F.linear(rows.values, self.residual) if self.residual.numel() else rows.values)
         return rows.with_values(out)
 
-    def to(self, device: torch.device) -> Dense:
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device)
-
-        return Dense(self.weight.to(device), move(self.bias), self.activation, move(self.residual))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Norm:
+class Norm(Step):
     """Layer normalisation of each row."""
 
     weight: Tensor
     bias: Tensor | None = None
     eps: float = 1e-5
-    description: str = "layer norm"
+    description = "layer norm"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.with_values(F.layer_norm(rows.values, self.weight.shape, self.weight, self.bias, self.eps))
 
-    def to(self, device: torch.device) -> Norm:
-        return Norm(self.weight.to(device), None if self.bias is None else self.bias.to(device), self.eps)
-
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(Step):
     """Unit length whatever the request says: a Normalize module with others behind it."""
 
-    description: str = "unit length"
+    description = "unit length"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.with_values(F.normalize(rows.values, dim=-1))
 
-    def to(self, device: torch.device) -> Unit:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class Truncate:
+class Truncate(Step):
     """The first `params.dimensions` features (Matryoshka)."""
 
-    description: str = "truncate"
+    description = "truncate"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         if params.dimensions is None:
             return rows
         return rows.with_values(rows.values[:, : params.dimensions])
 
-    def to(self, device: torch.device) -> Truncate:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class Normalize:
+class Normalize(Step):
     """Unit length where the request, or else the model, wants it."""
 
     default: bool
@@ -215,12 +195,9 @@ class Normalize:
         wanted = self.default if params.use_activation is None else params.use_activation
         return rows.with_values(F.normalize(rows.values, dim=-1)) if wanted else rows
 
-    def to(self, device: torch.device) -> Normalize:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class Probabilities:
+class Probabilities(Step):
     """Logits to probabilities where the request, or else the model, wants it.
 
     activation: over the labels of a row. mean, sigma: logits are calibrated by these first, wanted or not.
@@ -245,12 +222,9 @@ class Probabilities:
         wanted = self.default if params.use_activation is None else params.use_activation
         return rows.with_values(self.activation.function(values) if wanted else values)
 
-    def to(self, device: torch.device) -> Probabilities:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class StepTags:
+class StepTags(Step):
     """STEP pooling: some columns, then the rows of the token `step_tag_id`; the request may say which.
 
     columns: what each column is called, by token or by label. kept: the columns to keep, None for all.
@@ -281,12 +255,9 @@ class StepTags:
                     f"returned_token_ids: {column} is not one of {list(self.columns)}.", "returned_token_ids", column
                 )
 
-    def to(self, device: torch.device) -> StepTags:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class AtTokens:
+class AtTokens(Step):
     """The rows of these tokens only, in their order (listwise rerankers)."""
 
     tokens: tuple[int, ...]
@@ -297,9 +268,6 @@ class AtTokens:
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.select(torch.isin(rows.ids, torch.tensor(self.tokens, device=rows.ids.device)))
-
-    def to(self, device: torch.device) -> AtTokens:
-        return self
 
 
 _MODULES = (
