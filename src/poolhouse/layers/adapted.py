@@ -1,7 +1,7 @@
-"""Low-rank changes of weights, chosen per row of a pack.
+"""Adapted layers: low-rank changes of weights (LoRA), chosen per row of a pack.
 
-An adapter changes a weight W to W + up @ down. Merged, that is a sum; per request, each adapter owns a span of rows, and
-only those rows take the detour through `down` and `up`. Source: Hu et al. 2021 (LoRA).
+An adapter changes a weight W to W + up @ down. A merged adapter is added to W once. An adapter per request owns spans of
+rows, and only those rows are also multiplied by `down` and `up`. Source: Hu et al. 2021 (LoRA).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ActiveSpans(threading.local):
 
 
 class AdaptedLinear:
-    """A linear layer whose weight some rows see changed."""
+    """A linear layer with another weight for the rows of adapters."""
 
     def __init__(self, linear: Product, active: ActiveSpans) -> None:
         self.linear, self.active = linear, active

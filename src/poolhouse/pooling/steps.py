@@ -49,8 +49,8 @@ class Reduce(Step):
 
     @property
     def description(self) -> str:
-        words = " + ".join(name.lower() for name in self.names)
-        return words if self.include_prompt else f"{words} without prompt"
+        names = " + ".join(name.lower() for name in self.names)
+        return names if self.include_prompt else f"{names} without prompt"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         if self.include_prompt and rows.skip is not None:
@@ -71,7 +71,7 @@ class Every(Step):
 
 @dataclass(frozen=True, slots=True)
 class Kept(Step):
-    """The rows of tokens that the model's own rules keep: late interaction skips a document's punctuation."""
+    """The rows of tokens that the model keeps: late interaction skips a document's punctuation."""
 
     description = "without skipped tokens"
 
@@ -161,7 +161,7 @@ class Norm(Step):
 
 @dataclass(frozen=True, slots=True)
 class Unit(Step):
-    """Unit length whatever the request says: a Normalize module with others behind it."""
+    """Unit length, whatever the request wants: a Normalize module that is not the last module."""
 
     description = "unit length"
 
@@ -183,7 +183,7 @@ class Truncate(Step):
 
 @dataclass(frozen=True, slots=True)
 class Normalize(Step):
-    """Unit length where the request, or else the model, wants it."""
+    """Unit length where the request asks for it; `default` where it says nothing."""
 
     default: bool
 
@@ -198,9 +198,9 @@ class Normalize(Step):
 
 @dataclass(frozen=True, slots=True)
 class Probabilities(Step):
-    """Logits to probabilities where the request, or else the model, wants it.
+    """Logits to probabilities where the request asks for them; `default` where it says nothing.
 
-    activation: over the labels of a row. mean, sigma: logits are calibrated by these first, wanted or not.
+    activation: over the labels of a row. mean, sigma: logits are calibrated by these in any case.
     """
 
     activation: Activation
@@ -225,9 +225,9 @@ class Probabilities(Step):
 
 @dataclass(frozen=True, slots=True)
 class StepTags(Step):
-    """STEP pooling: some columns, then the rows of the token `step_tag_id`; the request may say which.
+    """STEP pooling: some columns, then the rows of the token `step_tag_id`; the request may choose others.
 
-    columns: what each column is called, by token or by label. kept: the columns to keep, None for all.
+    columns: the name of each column, a token id or a label. kept: the columns to keep, None for all.
     Source: process reward models (Wang et al. 2024, Math-Shepherd).
     """
 
@@ -248,7 +248,7 @@ class StepTags(Step):
         return rows if tag is None else rows.select(rows.ids == tag)
 
     def check(self, params: PoolingParams) -> None:
-        """Raise InvalidRequest for a column that is not there."""
+        """Raise InvalidRequest for an unknown column."""
         for column in params.returned_token_ids or ():
             if column not in self.columns:
                 raise InvalidRequest(
@@ -285,31 +285,33 @@ SIGMOID = Activation("sigmoid", torch.sigmoid)
 SOFTMAX = Activation("softmax", _softmax)
 
 
-def named_activation(path: str, place: str) -> Activation | None:
+def named_activation(path: str, source: str) -> Activation | None:
     """The activation of a dotted path such as "torch.nn.modules.activation.Tanh"; None for the identity.
 
-    place: where the path stands, for messages.
+    source: the file and key of the path, for messages.
 
     Raises:
         CheckpointError: code that is not torch's own, or a module without its default arguments.
     """
     if not path.startswith("torch.nn."):
-        raise CheckpointError(f"{place} {path!r}: activations are restricted to torch.nn.modules for security reasons.")
+        raise CheckpointError(
+            f"{source} {path!r}: activations are restricted to torch.nn.modules for security reasons."
+        )
     for kind in _MODULES:
         if path.rsplit(".", 1)[-1] == kind.__name__:
             return None if kind is nn.Identity else Activation(kind.__name__.lower(), kind())
-    raise CheckpointError(f"{place} {path!r} is not one of {[kind.__name__ for kind in _MODULES]}.")
+    raise CheckpointError(f"{source} {path!r} is not one of {[kind.__name__ for kind in _MODULES]}.")
 
 
 def probabilities(labels: int) -> Activation:
-    """What probabilities are by default: of one label alone, or of several that compete."""
+    """The default: sigmoid of a single label, softmax of several."""
     return SIGMOID if labels < 2 else SOFTMAX
 
 
 def classifier_activation(config: Mapping[str, Any], labels: int, from_files: str | None) -> Activation:
     """The activation of a classifier with so many labels.
 
-    config: config.json, which may hold `problem_type` or sentence-transformers' older words.
+    config: config.json, which may hold `problem_type` or sentence-transformers' older keys.
     from_files: `activation_fn` of config_sentence_transformers.json.
 
     Raises:
@@ -327,7 +329,7 @@ def classifier_activation(config: Mapping[str, Any], labels: int, from_files: st
 
 
 def stated_activation(config: Mapping[str, Any], from_files: str | None) -> Activation | None:
-    """The activation that the files name, whatever vLLM makes of it; None where they name none.
+    """The activation that the files name, even where vLLM would use another; None where they name none.
 
     Raises:
         CheckpointError: an activation outside torch.nn.
