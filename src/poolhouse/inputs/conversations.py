@@ -16,7 +16,7 @@ from poolhouse.files import DEFAULT, chat_templates, special_tokens
 from poolhouse.inputs.prompts import Conversation, Prompt, text_parts
 
 if TYPE_CHECKING:
-    from poolhouse.inputs.templates.content_format import Contents
+    from poolhouse.inputs.templates.sandbox import Contents
 
 ContentFormat = Literal["auto", "string", "openai"]
 
@@ -90,12 +90,12 @@ class Conversations:
         """The same, of a conversation that waits to be rendered."""
         variables = _checked_variables(asked)
         name, template = self._template(asked.chat_template, variables)
-        from poolhouse.inputs.templates import content_format, sandbox  # draw in jinja2, which most models do without
+        from poolhouse.inputs.templates import sandbox  # draw in jinja2, which most models do without
 
         if self.content_format == "auto":
-            reads = content_format.contents_of(template, name)
+            reads = sandbox.contents_of(template, name)
         else:
-            reads = content_format.Contents(parts=self.content_format == "openai", wrapped=True)
+            reads = sandbox.Contents(parts=self.content_format == "openai", wrapped=True)
         messages = _messages(asked.messages, reads)
         if asked.continue_final_message:
             _leave_open(messages[-1])
