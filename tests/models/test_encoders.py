@@ -121,7 +121,7 @@ def test_nomics_config_on_the_hub_means_the_same(tmp_path: Path, record_parity: 
     )
     record_parity(parity)
     assert parity.error < 1e-5
-    assert loaded.max_tokens == 2048
+    assert loaded.sizes.positions == 2048
     change_config(tmp_path, moe_every_n_layers=2)
     with pytest.raises(CheckpointError, match=r"asks for 'layers\.1\.ffn\.expert_up'"):
         load(tmp_path)

@@ -239,7 +239,7 @@ def _facts(llm: LLM) -> dict[str, Any]:
         "model": facts.name,
         "architecture": facts.architecture,
         "served_by": facts.served_by,
-        "parameters": facts.parameters,
+        "parameters": facts.sizes.parameters,
         "dtype": str(facts.dtype).removeprefix("torch."),
         "device": str(facts.device),
         "max_tokens": facts.max_tokens,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from poolhouse.errors import InvalidRequest
-from poolhouse.files import DEFAULT, chat_templates, special_tokens
+from poolhouse.files import DEFAULT, Folder, chat_templates, special_tokens
 from poolhouse.inputs.prompts import Conversation, Prompt, text_parts
 
 if TYPE_CHECKING:
@@ -44,13 +44,14 @@ class Conversations:
 
     @classmethod
     def of(
-        cls, folder: Path, chat_template: str | None = None, content_format: ContentFormat = "auto"
+        cls, folder: Path | Folder, chat_template: str | None = None, content_format: ContentFormat = "auto"
     ) -> Conversations:
         """The templates of a tokenizer's folder. chat_template: the text of one to use instead.
 
         Raises:
             CheckpointError: a file that cannot be read.
         """
+        folder = Folder.of(folder)
         templates = chat_templates(folder) if chat_template is None else {DEFAULT: chat_template}
         return cls(templates, special_tokens(folder), content_format)
 

@@ -44,3 +44,11 @@ class LateInteraction:
     document: TextRules
     expansion: Expansion | None = None
     mean: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ListwiseTokens:
+    """Tokens whose vectors a listwise reranker compares: one stands behind each document, one behind the query."""
+
+    document_token: str
+    query_token: str

@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import models
 
 from poolhouse.errors import InvalidRequest
+from poolhouse.files import Folder
 from poolhouse.inputs.limits import (
     CHARACTERS_PER_TOKEN,
     SURPLUS,
@@ -71,7 +72,7 @@ class Tokenizer:
     @classmethod
     def from_folder(
         cls,
-        folder: Path,
+        folder: Path | Folder,
         *,
         lower_case: bool = False,
         trust_remote_code: bool = False,
@@ -83,7 +84,7 @@ class Tokenizer:
         Raises:
             CheckpointError: no tokenizer, or one that cannot be read.
         """
-        return cls(read_tokenizer(folder, trust_remote_code), lower_case, vocabulary_size, model_types)
+        return cls(read_tokenizer(Folder.of(folder), trust_remote_code), lower_case, vocabulary_size, model_types)
 
     @property
     def special_tokens(self) -> int:

@@ -1,37 +1,35 @@
-"""Where a model runs and in which type of numbers: the user's words, or what suits the machine."""
+"""Placement: on which device a model runs and in which type of numbers, by the user or by what suits the machine."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from poolhouse.errors import ConfigError
+from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.native.families import Family
 
 
-def device_of(word: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     """The device of that name.
 
     Raises:
         ConfigError: none that models run on, or one that this machine or this torch lacks.
     """
-    if word == "auto":
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(word)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device={word!r} is not a device; {_POSSIBLE}.") from error
+        raise ConfigError(f"device={name!r} is not a device; {_POSSIBLE}.") from error
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"device={word!r} is not served; {_POSSIBLE}.")
+        raise ConfigError(f"device={name!r} is not served; {_POSSIBLE}.")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={word!r}, but this process sees no CUDA device.")
+        raise ConfigError(f"device={name!r}, but this process sees no CUDA device.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={word!r}, but the CUDA devices are 0 to {torch.cuda.device_count() - 1}.")
+        raise ConfigError(f"device={name!r}, but the CUDA devices are 0 to {torch.cuda.device_count() - 1}.")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(
-            f"device={word!r}, but this torch sees no Metal device (mps); it needs macOS on Apple silicon."
+            f"device={name!r}, but this torch sees no Metal device (mps); it needs macOS on Apple silicon."
         )
     return device
 
@@ -44,7 +42,7 @@ _DTYPES = {
 }
 
 
-def dtype_of(word: str, config: Mapping[str, Any], family: Family | None, device: torch.device) -> torch.dtype:
+def dtype_of(name: str, config: Config, family: Family | None, device: torch.device) -> torch.dtype:
     """The type of that name; for "auto" one that suits the device.
 
     That is float32 on CPUs, whose half types are slow; on CUDA as stored, float32 cut to a half type that is safe.
@@ -52,10 +50,10 @@ def dtype_of(word: str, config: Mapping[str, Any], family: Family | None, device
     Raises:
         ConfigError: a name of none that models run in.
     """
-    if word != "auto":
-        if word not in _DTYPES:
-            raise ConfigError(f"dtype={word!r} is not one of {['auto', *_DTYPES]}.")
-        return _DTYPES[word]
+    if name != "auto":
+        if name not in _DTYPES:
+            raise ConfigError(f"dtype={name!r} is not one of {['auto', *_DTYPES]}.")
+        return _DTYPES[name]
     if device.type != "cuda":
         return torch.float32
     stored = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), torch.float32)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
+from poolhouse.files import Folder
+from poolhouse.models.files.checkpoint import Config
 from poolhouse.params import PoolerConfig
 from poolhouse.pooling.pipeline import Pipeline
 from poolhouse.pooling.steps import Activation, Dense, Every, Normalize, Probabilities, Truncate, WithoutEnds
@@ -23,10 +24,10 @@ _RELU = Activation("relu", torch.relu)
 
 
 def bge_m3_pipelines(
-    folder: Path,
+    folder: Folder,
     hidden_size: int,
     vocabulary_size: int,
-    config: Mapping[str, Any],
+    config: Config,
     user: PoolerConfig,
     needed: bool,
 ) -> dict[Task, Pipeline]:
@@ -37,11 +38,11 @@ def bge_m3_pipelines(
     Raises:
         CheckpointError: one of the two is missing or does not fit.
     """
-    present = [name for name in (_SPARSE, _MULTI_VECTOR) if (folder / name).is_file()]
+    present = [name for name in (_SPARSE, _MULTI_VECTOR) if folder.has(name)]
     if not present and not needed:
         return {}
     bos, eos = config.get("bos_token_id", 0), config.get("eos_token_id", 2)
-    sparse, vectors = (_linear(folder / name, hidden_size) for name in (_SPARSE, _MULTI_VECTOR))
+    sparse, vectors = (_linear(folder.path / name, hidden_size) for name in (_SPARSE, _MULTI_VECTOR))
     unit = user.use_activation is not False
     special = frozenset((bos, eos, config.get("pad_token_id", 1)))
     return {
