@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.models.files.hub import embedded_model
 from poolhouse.models.load import load
-from poolhouse.models.placement import device_of, dtype_of
-from poolhouse.models.plan import LoadOptions
+from poolhouse.models.plan import LoadOptions, device_of, dtype_of
 from poolhouse.settings import Settings
 
 BERT = {

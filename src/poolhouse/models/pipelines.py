@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
 from poolhouse.errors import CheckpointError, ConfigError
+from poolhouse.files import Folder
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.files.config import architecture
 from poolhouse.models.files.module_steps import read_steps
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles
-from poolhouse.models.heads.bge_m3 import bge_m3_pipelines
 from poolhouse.models.heads.heads import LoadedHead
 from poolhouse.models.model import Served
 from poolhouse.models.plan import LoadPlan
@@ -27,6 +33,7 @@ from poolhouse.pooling.steps import (
     StepTags,
     Truncate,
     Unit,
+    WithoutEnds,
     WithoutToken,
     classifier_activation,
     stated_activation,
@@ -59,7 +66,7 @@ def pipelines_of(plan: LoadPlan, served: Served) -> dict[Task, Pipeline]:
     if head is not None:
         pipelines |= _classifier(head, {}, None, user)
     needed = architecture(config) == "BgeM3EmbeddingModel"
-    return pipelines | bge_m3_pipelines(plan.weights, sizes.hidden_size, sizes.vocabulary_size, config, user, needed)
+    return pipelines | _bge_m3_pipelines(plan.weights, sizes.hidden_size, sizes.vocabulary_size, config, user, needed)
 
 
 def _check_no_pooling(plan: LoadPlan) -> None:
@@ -301,3 +308,55 @@ def _width(width: int, heads: tuple[Step, ...]) -> int:
             raise CheckpointError(f"A LayerNorm takes {head.weight.shape[0]} features, but {width} come in.")
         assert isinstance(head, Dense | Norm | Unit | SparseEncoder | Every | WithoutToken)
     return width
+
+
+_SPARSE, _MULTI_VECTOR = "sparse_linear.pt", "colbert_linear.pt"
+_RELU = Activation("relu", torch.relu)
+
+
+def _bge_m3_pipelines(
+    folder: Folder,
+    hidden_size: int,
+    vocabulary_size: int,
+    config: Config,
+    user: PoolerConfig,
+    needed: bool,
+) -> dict[Task, Pipeline]:
+    """BGE-M3's `token_embed` (unit vectors, none for BOS) and `token_classify` (a weight per token, none for BOS and EOS).
+
+    Source: Chen et al. 2024, BGE M3-Embedding (arXiv 2402.03216), and its authors' FlagEmbedding.
+    folder: where the two layers lie; without them nothing is answered. needed: whether that is an error.
+
+    Raises:
+        CheckpointError: one of the two is missing or does not fit.
+    """
+    present = [name for name in (_SPARSE, _MULTI_VECTOR) if folder.has(name)]
+    if not present and not needed:
+        return {}
+    bos, eos = config.get("bos_token_id", 0), config.get("eos_token_id", 2)
+    sparse, vectors = (_bge_m3_linear(folder.path / name, hidden_size) for name in (_SPARSE, _MULTI_VECTOR))
+    unit = user.use_activation is not False
+    special = frozenset((bos, eos, config.get("pad_token_id", 1)))
+    return {
+        "token_embed": Pipeline(
+            (Every(), WithoutEnds(bos, None), vectors, Truncate(), Normalize(unit)), vectors.weight.shape[0]
+        ),
+        "token_classify": Pipeline(
+            (Every(), WithoutEnds(bos, eos), sparse, Probabilities(_RELU, unit)),
+            sparse.weight.shape[0],
+            SparseHead("token_classify", "token", vocabulary_size, (bos, eos), special),
+        ),
+    }
+
+
+def _bge_m3_linear(path: Path, hidden_size: int) -> Dense:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} has no {path.name}, which BGE-M3's sparse and multi-vector answers need.")
+    try:
+        tensors: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        weight, bias = tensors["weight"].float(), tensors.get("bias")
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as one linear layer: {error}") from error
+    if weight.shape[-1] != hidden_size:
+        raise CheckpointError(f"{path} takes {weight.shape[-1]} features, but hidden states have {hidden_size}.")
+    return Dense(weight, None if bias is None else bias.float())

@@ -13,7 +13,7 @@ from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.files import Folder, JsonObject
 from poolhouse.models.adapters.adapters import AdapterOptions
 from poolhouse.models.adapters.peft import base_of, is_peft_folder, trained_labels, trained_role
-from poolhouse.models.files.checkpoint import Checkpoint
+from poolhouse.models.files.checkpoint import Checkpoint, Config
 from poolhouse.models.files.config import Overrides, architecture, overridden
 from poolhouse.models.files.model_card import published_pooling
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
@@ -24,7 +24,6 @@ from poolhouse.models.native.families import Family, family_of, spec_of
 from poolhouse.models.native.families._config import NotNative
 from poolhouse.models.native.spec import TransformerSpec
 from poolhouse.models.native.static import StaticFiles, read_static
-from poolhouse.models.placement import device_of, dtype_of
 from poolhouse.models.roles import DEFAULT_POOLINGS, Convert, Role, head_of, judges_steps, role_of
 from poolhouse.params import PoolerConfig
 
@@ -95,32 +94,39 @@ class LoadPlan:
         return self.late is not None and self.options.colbert_compat == "vllm"
 
     def described(self) -> dict[str, str | list[str]]:
-        """The decision by names for people, without what does not apply."""
-        if self.static is not None:
-            runner = self.static.layout
-        else:
-            runner = "transformers" if self.native is None else f"native family {self.native.family.model_types[0]}"
-        adapters = self.options.adapters
-        described: dict[str, str | list[str]] = {
+        """The decision by names for people; what does not apply is left out."""
+        options, files, native = self.options, self.files, self.native
+        runner = "transformers" if native is None else f"native family {native.family.model_types[0]}"
+        runner = runner if self.static is None else self.static.layout
+        rows: dict[str, str | list[str] | None] = {
             "weights": str(self.weights),
+            "tokenizer": str(self.tokenizer),
             "runner": f"{runner} ({self.why})" if self.why else runner,
             "role": self.role,
+            "head": None,
+            "pooling": self._pooling() if self.role in ("embed", "masked_lm") and self.late is None else None,
+            "prompts": None if files is None else list(files.prompts),
+            "routes": None
+            if files is None
+            else [f"{task}: {way}" for task, way in files.routes.by_task.items() if way],
+            "late_interaction": None,
+            "score": None,
+            "score_template": None if self.reranker.template is None else self.reranker.template.name,
+            "requested_max_tokens": None if options.max_tokens is None else str(options.max_tokens),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "adapters": [*map(str, options.adapters.base_merge), *options.adapters.modules],
+            "notes": [*self.reranker.notes, *self.notes, *(() if files is None else files.notes)],
         }
-        if self.native is not None and self.native.head is not None:
-            described["head"] = " > ".join(module.name for module in self.native.head.modules)
-        if self.role in ("embed", "masked_lm") and self.late is None:
-            described["pooling"] = self._pooling()
-        if self.files is not None and self.files.routes.by_task:
-            described["routes"] = [f"{task}: {route}" for task, route in self.files.routes.by_task.items() if route]
+        if native is not None and native.head is not None:
+            rows["head"] = " > ".join(module.name for module in native.head.modules)
         if self.late is not None:
-            described["late_interaction"] = "plain texts" if self.plain_texts else "rules of queries and documents"
+            rows["late_interaction"] = "plain texts" if self.plain_texts else "rules of queries and documents"
         if self.reranker.tokens is not None:
-            described["score"] = f"logits of the tokens {list(self.reranker.tokens.tokens)}"
+            rows["score"] = f"logits of the tokens {list(self.reranker.tokens.tokens)}"
         if self.reranker.listwise is not None:
-            described["score"] = "listwise: all documents of a query in one prompt"
-        if adapters.named:
-            described["adapters"] = [*map(str, adapters.base_merge), *adapters.modules]
-        return described
+            rows["score"] = "listwise: all documents of a query in one prompt"
+        return {name: value for name, value in rows.items() if value}
 
     def _pooling(self) -> str:
         files, user = self.files, self.options.pooler.seq_pooling_type
@@ -347,3 +353,56 @@ def _default_pooling(
         "its architecture": DEFAULT_POOLINGS.get(architecture(config)),
     }
     return next(((name, source) for source, name in by.items() if name is not None), (None, ""))
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ConfigError: none that models run on, or one that this machine or this torch lacks.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name!r} is not a device; {_POSSIBLE}.") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device={name!r} is not served; {_POSSIBLE}.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={name!r}, but this process sees no CUDA device.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={name!r}, but the CUDA devices are 0 to {torch.cuda.device_count() - 1}.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(
+            f"device={name!r}, but this torch sees no Metal device (mps); it needs macOS on Apple silicon."
+        )
+    return device
+
+
+_POSSIBLE = "try 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'"
+_DTYPES = {
+    **dict.fromkeys(("float32", "fp32", "float"), torch.float32),
+    **dict.fromkeys(("float16", "fp16", "half"), torch.float16),
+    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
+}
+
+
+def dtype_of(name: str, config: Config, family: Family | None, device: torch.device) -> torch.dtype:
+    """The type of that name; for "auto" one that suits the device.
+
+    That is float32 on CPUs, whose half types are slow; on CUDA as stored, float32 cut to a half type that is safe.
+
+    Raises:
+        ConfigError: a name of none that models run in.
+    """
+    if name != "auto":
+        if name not in _DTYPES:
+            raise ConfigError(f"dtype={name!r} is not one of {['auto', *_DTYPES]}.")
+        return _DTYPES[name]
+    if device.type != "cuda":
+        return torch.float32
+    stored = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), torch.float32)
+    if stored != torch.float32:
+        return stored
+    return torch.float16 if family is not None and family.float16 else torch.bfloat16
