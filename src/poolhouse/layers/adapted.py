@@ -1,7 +1,7 @@
-"""Low-rank changes of weights, chosen per row of a pack.
+"""Adapted layers: low-rank changes of weights (LoRA), chosen per row of a pack.
 
-An adapter changes a weight W to W + up @ down. Merged, that is a sum; per request, each adapter owns some rows of the
-pack (`Segments.adapter_rows`), and only those rows take the detour through `down` and `up`.
+An adapter changes a weight W to W + up @ down. A merged adapter is added to W once. An adapter per request owns some rows
+of the pack (`Segments.adapter_rows`), and only those rows are also multiplied by `down` and `up`.
 Source: Hu et al. 2021 (LoRA).
 """
 
@@ -41,7 +41,7 @@ class LowRank:
 
 
 class AdaptedLinear:
-    """A linear layer whose weight some rows see changed."""
+    """A linear layer with another weight for the rows of adapters."""
 
     def __init__(self, linear: Product) -> None:
         self.linear = linear

@@ -1,4 +1,4 @@
-"""The feed-forward half of a block."""
+"""Feed-forward layers of a block, plain, gated and as a mixture of experts, and their activations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _quick_gelu(x: Tensor) -> Tensor:
     return x * (1.702 * x).sigmoid()
 
 
-# The activation words of config.json. Words of one line mean the same function.
+# The activation names of config.json. Names on one line mean the same function.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     **dict.fromkeys(("gelu", "gelu_python"), F.gelu),
     **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_tanh", "gelu_fast", "gelu_accurate"), _gelu_tanh),
@@ -58,7 +58,7 @@ class FeedForward:
         return self.down.add_to(residual, self._inner(x, segments), segments)
 
     def _inner(self, x: Tensor, segments: Segments | None = None) -> Tensor:
-        """What `down` is applied to: [total, intermediate]."""
+        """The input of `down`: [total, intermediate]."""
         if self.fused:
             return self.up(x, self.fused, segments)
         hidden = self.up(x, segments=segments)
@@ -69,9 +69,9 @@ class FeedForward:
 
 
 class Experts:
-    """Feed-forwards of which a router chooses `chosen` for each token; their answers are weighted, summed and shifted.
+    """A mixture of experts: a router chooses `chosen` feed-forwards for each token; their weighted sum is shifted by bias.
 
-    The weights are the router's softmax over all experts, not made to sum to one again. bias: [hidden] or None.
+    The weights are the router's softmax over all experts, not normalised again. bias: [hidden] or None.
     Source: Nussbaum and Duderstadt 2025 (nomic-embed-text-v2-moe).
     """
 

@@ -15,11 +15,10 @@ from torch import Tensor
 from poolhouse.errors import CheckpointError
 from poolhouse.layers.adapted import AdaptedTable
 from poolhouse.layers.attention import attend
-from poolhouse.layers.bias import alibi_bias, relative_bias
 from poolhouse.layers.feed_forward import Experts, FeedForward
 from poolhouse.layers.linear import Linear, Product
 from poolhouse.layers.norm import LayerNorm, Norm, RMSNorm
-from poolhouse.layers.rope import RopeSpec, rope_table, rotate
+from poolhouse.layers.positions import RopeSpec, alibi_bias, relative_bias, rope_table, rotate
 from poolhouse.models.native.spec import LayerSpec, TransformerSpec
 from poolhouse.models.native.weights import Weights
 from poolhouse.packing.batch import Batch
