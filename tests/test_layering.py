@@ -44,7 +44,7 @@ INSIDE = {
         ["process"],
         ["app"],
         ["openapi"],
-        ["dialects", "collectors"],
+        ["dialects"],
         ["engines"],
         ["routing"],
         ["telemetry", "wire"],

@@ -90,7 +90,7 @@ def asgi(
     file = None if config is None else Path(config)
     as_in_python = {name: name for name in {*options, *known_options()}}
     server, engines, _ = gather(models, options, file, os.environ, as_in_python)
-    from poolhouse.server.process.hosted import hosted
+    from poolhouse.server.process.loading import hosted
 
     return hosted(partial(_open, engines), server)
 

@@ -21,7 +21,7 @@ from poolhouse.server.app import create_app
 from poolhouse.server.engines import Engine
 from poolhouse.server.process.connections import Edge, bounded_protocol
 from poolhouse.server.process.listening import Listeners
-from poolhouse.server.process.starting import Starting, Stopping
+from poolhouse.server.process.loading import Starting, Stopping
 from poolhouse.server.routing import Addressed
 from poolhouse.server.security import CertificateFiles, api_keys, tls_options
 from poolhouse.server.telemetry import tracing
@@ -62,7 +62,7 @@ def serve(open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings
         give_up_unread()
     if server.failure is not None:
         raise server.failure
-    if server.starting.thread.is_alive():
+    if server.starting.thread is not None and server.starting.thread.is_alive():
         # Stopped while loading. A thread inside torch while the interpreter is taken down would abort the process.
         logging.shutdown()
         os._exit(0)
@@ -77,7 +77,7 @@ class _Server(uvicorn.Server):
         self.engines: Sequence[Engine] = ()
         self.failure: BaseException | None = None
         shape = SHAPES[settings.error_format]
-        self.starting = Starting(self._load, self._say_where, self.die, shape)
+        self.starting = Starting(self._load, shape, ready=self._say_where, failed=self.die)
         self.stopping = Stopping(self.starting, shape)
         super().__init__(_configured(Addressed(Edge(self.stopping), settings.root_path), settings))
         try:
