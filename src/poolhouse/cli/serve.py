@@ -16,7 +16,7 @@ from poolhouse.cli import process
 from poolhouse.cli.options import spelled, with_options
 from poolhouse.cli.sources import gather
 from poolhouse.errors import ConfigError, PoolhouseError
-from poolhouse.settings import ServerSettings, Settings, in_our_words, known_options
+from poolhouse.settings import ServerSettings, Settings, known_options, with_our_names
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -83,7 +83,7 @@ def asgi(
     Raises:
         ConfigError: an unknown option, a value that does not fit, or an option of the process, such as `port`.
     """
-    for name in in_our_words(options):
+    for name in with_our_names(options):
         if name in _OF_THE_PROCESS:
             raise ConfigError(f"{name}: this is for the server that runs the application; give it to that one.")
     models = [model] if isinstance(model, str) else list(model or ())
