@@ -68,7 +68,7 @@ class Settings(BaseModel):
     quantization_config: object = option("Model", None, "As quantization.")
     seed: int = option("Model", 0, "Seed of torch's random numbers.")
 
-    pooler_config: object = option("Pooling", None, "How to pool, as JSON; --pooler-config.FIELD sets one field.")
+    pooler_config: Any = option("Pooling", None, "How to pool, as JSON; --pooler-config.FIELD sets one field.")
     chat_template: str | None = option(
         "Pooling", None, "Renders messages, and joins the texts of a pair: a file, its text, or a built-in name."
     )

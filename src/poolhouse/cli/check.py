@@ -1,18 +1,12 @@
-"""`poolhouse check`: what a model is, who serves it, and how far it is from a reference library."""
+"""`poolhouse check`: what a model is, who serves it, and how far it is from published numbers and a reference library."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import PurePath
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from poolhouse.llm import LLM
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -30,6 +24,9 @@ from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.templates.score import SEAM
 from poolhouse.params import PoolingParams
 from poolhouse.settings import Settings
+
+if TYPE_CHECKING:
+    from poolhouse.llm import LLM
 
 # Published numbers were computed in half precision and rounded; both in the score's own unit and relative.
 _RELATIVE, _ABSOLUTE = 0.01, 1e-3
