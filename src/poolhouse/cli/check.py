@@ -1,4 +1,4 @@
-"""`poolhouse check`: what a model is, who serves it, and how far it is from published numbers and a reference library."""
+"""`poolhouse check`: what a model is, who serves it, and how far it is from published numbers and a reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of commands: made from the fields of settings, read in any spelling, and named in messages as they were typed."""
+"""Options of commands: made from the fields of settings, read in any spelling, named in messages as typed."""
 
 from __future__ import annotations
 

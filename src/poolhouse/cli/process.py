@@ -1,4 +1,4 @@
-"""Process of a server, before anything that takes time is imported: signals, standard streams, errors as JSON lines."""
+"""Process of a server, before slow imports: signals, standard streams, errors as JSON lines."""
 
 from __future__ import annotations
 

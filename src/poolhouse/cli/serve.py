@@ -1,4 +1,4 @@
-"""`poolhouse serve` and `poolhouse.asgi`: options become the HTTP server, or the application for another server."""
+"""`poolhouse serve` and `poolhouse.asgi`: the HTTP server, or its application for another server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources: options of `serve`, where the command line wins over the file of --config, and that over the environment."""
+"""Sources: options of `serve` by command line, which wins over the file of --config, and that over environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of a command: arguments, lines and rows of files or standard input, each with its number, and their answers."""
+"""Texts of a command: arguments, lines and rows of files or standard input, numbered, and their answers."""
 
 from __future__ import annotations
 

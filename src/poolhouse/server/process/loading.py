@@ -1,4 +1,4 @@
-"""Loading: answers while models are loaded, under our own server and under somebody else's, and while a server stops."""
+"""Loading and stopping: what an application answers before its models are there, and once its server stops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger("poolhouse")
 
 
 def hosted(open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings) -> ASGIApp:
-    """An application for somebody else's server; its engines are opened when it is started, or at the first request.
+    """An application for another server than ours; its engines are opened when it is started, or at the first request.
 
     Raises:
         ConfigError: keys that cannot be used.
@@ -148,7 +148,7 @@ class Starting(Loading):
 
 
 class Hosted(Loading):
-    """Under somebody else's server, which may tell it of start and end or not.
+    """Under another server, which may run its lifespan or not.
 
     Requests that come while it loads wait; probes do not. What fails to load is tried again with the next request. A
     copy, by pickle or `copy`, is one that has not loaded.

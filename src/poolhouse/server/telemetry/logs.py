@@ -1,4 +1,4 @@
-"""The log: lines for people or JSON objects, and a line per request with its id. Texts of users are never in it."""
+"""Log: lines for people or JSON objects, and a line per request with its id; never the texts of users."""
 
 from __future__ import annotations
 

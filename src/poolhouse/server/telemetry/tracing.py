@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 _PATH = "/v1/traces"
-# At a stop.
+# When the server stops.
 _SECONDS_TO_SEND = 5
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # What routes leave in the state of a request, by OpenTelemetry's names where it has some.
