@@ -52,7 +52,7 @@ def calibrate(
         from poolhouse.llm.requests import Asked
 
         llm = stack.enter_context(LLM(model, **options))
-        task: Task = "embed" if "embed" in llm.engine.tasks else "token_embed"
+        task: Task = "embed" if "embed" in llm.engine.facts.tasks else "token_embed"
         asked = Asked(PoolingParams(dimensions=dimensions), prompt_name)
         progress = stack.enter_context(texts.progress_bar(inputs.total))
         for group, answers in texts.answered(llm, inputs.without_blanks(), task, asked):

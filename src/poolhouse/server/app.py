@@ -10,9 +10,10 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 import poolhouse
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.server import openapi, routing, security
 from poolhouse.server.dialects import routers, shapes
-from poolhouse.server.engines import Engine, Serving, with_adapters
+from poolhouse.server.engines import Serving, with_adapters
 from poolhouse.server.routing import Addressed, Dispatch, Heads
 from poolhouse.server.telemetry import tracing
 from poolhouse.server.telemetry.logs import RequestLog
@@ -22,14 +23,14 @@ from poolhouse.server.wire import errors
 from poolhouse.settings import ServerSettings
 
 
-def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None) -> ASGIApp:
+def create_app(engines: Sequence[PoolingEngine], settings: ServerSettings | None = None) -> ASGIApp:
     """The HTTP application over these engines; it closes them when it is shut down."""
     settings = settings or ServerSettings()
     traces = tracing.open_traces(settings)
     serving = Serving(with_adapters(engines), settings, Metrics())
     serving.metrics.follow(_queue(serving, engine) for engine in serving.engines.values())
     for engine in engines:
-        engine.observe(serving.metrics.engine(engine.name))
+        engine.observe(serving.metrics.engine(engine.facts.name))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -57,6 +58,6 @@ def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None
     return Addressed(RequestObserver(Heads(guarded), listeners), settings.root_path)
 
 
-def _queue(serving: Serving, engine: Engine) -> Queue:
-    model = getattr(engine, "parent", engine.name)
-    return Queue(engine.name, model, lambda: serving.waiting(engine), lambda: engine.running)
+def _queue(serving: Serving, engine: PoolingEngine) -> Queue:
+    facts = engine.facts
+    return Queue(facts.name, facts.parent or facts.name, lambda: serving.waiting(engine), lambda: engine.running)

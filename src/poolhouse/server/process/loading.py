@@ -10,9 +10,9 @@ from concurrent.futures import Future
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import PoolhouseError
 from poolhouse.server.app import create_app
-from poolhouse.server.engines import Engine
 from poolhouse.server.process.connections import Edge
 from poolhouse.server.routing import Addressed
 from poolhouse.server.security import api_keys, is_probe
@@ -24,7 +24,7 @@ from poolhouse.settings import ServerSettings
 log = logging.getLogger("poolhouse")
 
 
-def hosted(open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings) -> ASGIApp:
+def hosted(open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerSettings) -> ASGIApp:
     """An application for another server than ours; its engines are opened when it is started, or at the first request.
 
     Raises:
@@ -154,12 +154,12 @@ class Hosted(Loading):
     copy, by pickle or `copy`, is one that has not loaded.
     """
 
-    def __init__(self, open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings) -> None:
+    def __init__(self, open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerSettings) -> None:
         super().__init__(self._build, SHAPES[settings.error_format])
         self.open_engines = open_engines
         self.settings = settings
 
-    def __reduce__(self) -> tuple[type[Hosted], tuple[Callable[[], Sequence[Engine]], ServerSettings]]:
+    def __reduce__(self) -> tuple[type[Hosted], tuple[Callable[[], Sequence[PoolingEngine]], ServerSettings]]:
         return Hosted, (self.open_engines, self.settings)
 
     async def _early(self, scope: Scope, receive: Receive, send: Send) -> None:
