@@ -157,7 +157,7 @@ class FakeEngine:
                 raise InvalidRequest(f"Token id {token} is out of vocabulary", "tokens")
         return [self._words[token] for token in ids]
 
-    def conversation(self, messages: Any, **options: Any) -> Prompt:
+    def conversation(self, messages: object, **options: Any) -> Prompt:
         """The prompt of a conversation; options as those of `Conversations.prompt`."""
         return self.conversations.prompt(messages, **options)
 

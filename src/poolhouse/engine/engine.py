@@ -17,12 +17,14 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
+
+import numpy as np
 
 from poolhouse.engine import process
 from poolhouse.engine.health import Faults, Pending
@@ -34,7 +36,6 @@ from poolhouse.engine.queue import CallerQueue, TokenizerCall, TokenizerQueue
 from poolhouse.engine.request import Answer, Request, fail
 from poolhouse.engine.runner import Runner
 from poolhouse.engine.scheduler import Scheduler
-from poolhouse.engine.warm_up import rounds
 from poolhouse.engine.workers import Workers
 from poolhouse.errors import EngineClosed, EngineError, NoStep
 from poolhouse.inputs.limits import Limit
@@ -55,6 +56,9 @@ _INLINE_REQUESTS = 64
 _INLINE_CHARACTERS = 2000
 # Texts per tokenizer call: enough to share the work among cores, few enough to start computing early.
 _TEXTS_PER_CALL = 128
+# The warm-up's text, and the tokens of its shortest prompt.
+_WARM_UP_TEXT = "How warm is the water of the pool?"
+_SHORTEST_WARM_UP = 8
 # How long the end of the interpreter waits for a batch that runs.
 _LAST_WAIT = 30.0
 
@@ -176,7 +180,7 @@ class Engine:
         Raises:
             EngineError: what the model failed with.
         """
-        for requests in rounds(self, self.options, level):
+        for requests in self._warm_up_rounds(level):
             for future in self.submit(requests):
                 with suppress(NoStep):  # of a model that answers at certain tokens only; it has run
                     future.result()
@@ -189,7 +193,7 @@ class Engine:
         """
         return self._intake.tokenize(requests)
 
-    def conversation(self, messages: Any, **options: Any) -> Prompt:
+    def conversation(self, messages: object, **options: Any) -> Prompt:
         """The prompt of a conversation; options as those of `Conversations.prompt`."""
         return self.options.conversations.prompt(messages, **options)
 
@@ -249,7 +253,7 @@ class Engine:
             self._faults.die(fatal)
         self._begin()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> NoReturn:
         raise TypeError(
             "An engine has threads and cannot be pickled or copied. Pickle its LLM, which opens again from its settings, "
             "or open the model in the other process."
@@ -275,6 +279,30 @@ class Engine:
         # Not of one that could not be made.
         if "_at_exit" in self.__dict__ and not self._exiting:
             self.close()
+
+    def _warm_up_rounds(self, level: WarmUpLevel) -> Iterator[list[Request]]:
+        """Requests to run one list after the other.
+
+        fast: a short text for each task. full: then, for every length up to the longest prompt or a whole batch, each
+        twice the last, one prompt alone and as many as fill a batch of each worker.
+        """
+        if level == "none":
+            return
+        options, tasks, max_tokens = self.options, self.facts.tasks, self.facts.max_tokens
+        # Queries may be looked up instead of run.
+        texts = [Request(Prompt(_WARM_UP_TEXT), task, input_type="document") for task in tasks]
+        (tokens,) = self.tokenize(texts[:1])
+        longest = min(max_tokens, options.max_prompt_tokens or max_tokens, options.max_batch_tokens)
+        if len(tokens) <= longest:
+            yield texts
+        if level == "full":
+            lengths = [longest]
+            while lengths[-1] // 2 >= _SHORTEST_WARM_UP:
+                lengths.append(lengths[-1] // 2)
+            for length in reversed(lengths):
+                request = partial(Request, Prompt(None, np.resize(tokens.ids, length)), tasks[0], input_type="document")
+                yield [request()]
+                yield [request() for _ in range(options.workers * (options.max_batch_tokens // length))]
 
     def _refusal(self) -> EngineError | None:
         """Why no request is taken any more; None while they are."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from poolhouse.engine.observing import Observer
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import EngineError
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
-from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.packing.tokens import Tokens
 from poolhouse.params import PoolingParams
@@ -118,10 +117,6 @@ class PoolingEngine(Protocol):
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary entry of each id."""
-        ...
-
-    def conversation(self, messages: Any, **options: Any) -> Prompt:
-        """The prompt of a conversation."""
         ...
 
     def observe(self, observer: Observer | None) -> None:
