@@ -97,8 +97,8 @@ class Engine:
     def _begin(self) -> None:
         """All that threads share, new; no thread is started yet."""
         self._scheduler = Scheduler(self.options.max_batch_tokens, self.options.workers)
-        self._waiting = TokenizerQueue()
-        self._tokenizing = ThreadPoolExecutor(self.options.tokenizer_threads, "poolhouse-tokenizer")
+        self._tokenizer_queue = TokenizerQueue()
+        self._tokenizer_threads = ThreadPoolExecutor(self.options.tokenizer_threads, "poolhouse-tokenizer")
         self._pending = Pending()
         self._workers = Workers(self._runner, self._scheduler, self._faults)
         # A key per call of the tokenizer under way.
@@ -163,10 +163,12 @@ class Engine:
             self._prepare(requests, queues)
             return futures
         begins = range(0, len(requests), _TEXTS_PER_CALL)
-        self._waiting.add([TokenizerCall(requests[begin : begin + _TEXTS_PER_CALL], queues) for begin in begins])
+        self._tokenizer_queue.add(
+            [TokenizerCall(requests[begin : begin + _TEXTS_PER_CALL], queues) for begin in begins]
+        )
         for _ in begins:
             try:
-                self._tokenizing.submit(self._prepare_next)
+                self._tokenizer_threads.submit(self._prepare_next)
             except RuntimeError:
                 # The engine is being closed, or no thread is to be had: the caller's own does it.
                 self._prepare_next()
@@ -226,7 +228,7 @@ class Engine:
         deadline = time.monotonic() + drain_seconds
         if self._started:
             self._pending.wait(drain_seconds)
-        self._tokenizing.shutdown(wait=False)
+        self._tokenizer_threads.shutdown(wait=False)
         self._scheduler.close()
         self._workers.join(max(0.0, deadline - time.monotonic()))
         for request in self._scheduler.drop_all():
@@ -317,7 +319,7 @@ class Engine:
             fail(future, refusal)
 
     def _prepare_next(self) -> None:
-        call = self._waiting.next()
+        call = self._tokenizer_queue.next()
         if call is not None:
             self._prepare(*call)
 
