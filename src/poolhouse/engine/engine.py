@@ -20,7 +20,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -29,9 +28,9 @@ import numpy as np
 from poolhouse.engine import process
 from poolhouse.engine.health import Faults, Pending
 from poolhouse.engine.intake import Intake
-from poolhouse.engine.interface import EngineFacts, WarmUpLevel
+from poolhouse.engine.interface import WarmUpLevel
 from poolhouse.engine.observing import Guarded, Observer
-from poolhouse.engine.options import EngineOptions
+from poolhouse.engine.options import EngineOptions, engine_facts
 from poolhouse.engine.queue import CallerQueue, TokenizerCall, TokenizerQueue
 from poolhouse.engine.request import Answer, Request, fail
 from poolhouse.engine.runner import Runner
@@ -39,14 +38,12 @@ from poolhouse.engine.scheduler import Scheduler
 from poolhouse.engine.workers import Workers
 from poolhouse.errors import EngineClosed, EngineError, NoStep
 from poolhouse.inputs.limits import Limit
-from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.model import Model
 from poolhouse.packing.tokens import Ids, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
-from poolhouse.tasks import SparseHead
 
 log = logging.getLogger("poolhouse")
 
@@ -80,7 +77,7 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.options = options
-        self.facts = _facts(model, tokenizer, options, plugin)
+        self.facts = engine_facts(model, tokenizer, options, plugin)
         self._intake = Intake(model, options, tokenizer, static_tokenizer)
         self._runner = Runner(model, options.max_batch_tokens)
         self._faults = Faults()
@@ -345,49 +342,6 @@ class Engine:
             _fail(requests, EngineError(f"Preparing the request failed: {error}"))
         finally:
             self._preparing.discard(call)
-
-
-def _facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plugin: Plugin | None) -> EngineFacts:
-    """What is known of an engine that runs this model so."""
-    facts = model.facts
-    embed, classify = (model.pipelines.get(task) for task in ("embed", "classify"))
-    rules, listwise = facts.late_interaction, facts.listwise
-    return EngineFacts(
-        name=facts.name,
-        aliases=options.aliases,
-        unlisted_names=options.unlisted_names,
-        tasks=model.tasks,
-        labels=0 if classify is None else classify.width,
-        label_names=facts.labels,
-        max_tokens=facts.max_tokens,
-        width=None if embed is None else embed.width,
-        pooling=None if embed is None else embed.steps[0].description,
-        prompts=facts.prompts,
-        default_prompt_name=facts.default_prompt_name,
-        adapters=() if model.adapters is None else model.adapters.declared,
-        sparse=_sparse(model, tokenizer),
-        similarity=facts.similarity,
-        mean_max_sim=rules is not None and rules.mean,
-        routed=bool(model.routes.by_task),
-        score_template=options.score_template,
-        listwise=None
-        if listwise is None
-        else ListwisePrompts(tokenizer, listwise.document_token, listwise.query_token),
-        plugin=plugin,
-        calibration=options.calibration,
-        dtype=str(facts.dtype).removeprefix("torch."),
-        device=facts.device.type,
-        max_batch_tokens=options.max_batch_tokens,
-        tokenizer_threads=options.tokenizer_threads,
-    )
-
-
-def _sparse(model: Model, tokenizer: Tokenizer) -> SparseHead | None:
-    """How answers become sparse vectors; weights of tokens leave out the unknown one."""
-    head, unknown = model.sparse, tokenizer.unknown
-    if head is None or head.unit != "token" or unknown is None:
-        return head
-    return replace(head, left_out=head.left_out | {unknown})
 
 
 def _characters(request: Request) -> float:

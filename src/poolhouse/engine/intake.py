@@ -147,15 +147,13 @@ class Intake:
         self, rules: LateInteractionTokens, prepared: Sequence[Prepared], whole: bool
     ) -> list[Tokens | InvalidRequest]:
         """Queries and documents by their rules; all else as it stands."""
-        limited = [
-            one if one.role is None or whole else replace(one, limit=rules.limit(one.limit, one.role))
-            for one in prepared
-        ]
+        limits = [one.limit if one.role is None or whole else rules.limit(one.limit, one.role) for one in prepared]
+        encoded = self._tokenizer.encode([one.prompt for one in prepared], limits)
         return [
             rules.finished(tokens, one.role, one.limit.add_special_tokens)
             if one.role is not None and isinstance(tokens, Tokens)
             else tokens
-            for one, tokens in zip(prepared, _encoded(self._tokenizer, limited), strict=True)
+            for one, tokens in zip(prepared, encoded, strict=True)
         ]
 
 
