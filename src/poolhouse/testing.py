@@ -78,7 +78,6 @@ class FakeEngine:
         self.open.set()
         self.received: list[Request] = []
         self.conversations = Conversations({"default": _CHAT_TEMPLATE})
-        self.special_ids: frozenset[int] = frozenset()
         self._words: dict[int, str] = {}
         self.warmed_up: list[WarmUpLevel] = []
         self._running = False

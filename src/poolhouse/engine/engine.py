@@ -210,6 +210,7 @@ class Engine:
 
     @property
     def special_ids(self) -> frozenset[int]:
+        """The ids of special tokens."""
         return self.tokenizer.decoder.special_ids
 
     def close(self, drain_seconds: float = 30.0) -> None:
@@ -235,7 +236,7 @@ class Engine:
             atexit.register(self._workers.join, _LAST_WAIT)
 
     def hold(self, deadline: float) -> Callable[[], None]:
-        """Run no batch, and wait until `deadline` for those that run; answers with the end of it. Called before a fork."""
+        """Run no batch, and wait until `deadline` for those that run; returns what ends it. Called before a fork."""
         return self._workers.hold(deadline)
 
     def forked(self) -> None:
@@ -275,7 +276,7 @@ class Engine:
         self.close()
 
     def __del__(self) -> None:
-        # Not of one that could not be made.
+        # Not where __init__ failed.
         if "_at_exit" in self.__dict__ and not self._exiting:
             self.close()
 
@@ -325,7 +326,7 @@ class Engine:
         self._preparing.add(call := object())
         try:
             if self._exiting:
-                # A daemon thread that asked in the last moment: native code that it entered now would be torn down with it.
+                # A daemon thread that submits at the last moment: native code that it entered now would be torn down with it.
                 return
             if self.fatal is not None:
                 _fail(requests, self.fatal)

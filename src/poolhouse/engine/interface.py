@@ -38,7 +38,7 @@ class EngineFacts:
     not a sum. routed: queries and documents go separate ways through the model.
     score_template: what joins pairs, where the tokenizer does not. listwise: makes the prompts of a model that scores all
     documents of a query together. calibration: the stored ranges of int8 vectors; None where a fixed range serves.
-    dtype, device: of the weights, in torch's words ("float32", "cpu"). max_batch_tokens: tokens of one pack.
+    dtype, device: of the weights, by torch's names ("float32", "cpu"). max_batch_tokens: tokens of one pack.
     """
 
     name: str
