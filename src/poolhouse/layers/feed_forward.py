@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poolhouse.layers.linear import Product, fusable
+from poolhouse.packing.segments import Segments
 
 
 def _relu_squared(x: Tensor) -> Tensor:
@@ -48,19 +49,19 @@ class FeedForward:
         self.fused = _FUSED_NAMES.get(self.activation, "") if not gated else ""
         assert not self.fused or self.fused in fusable
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[total, hidden] -> [total, hidden]."""
-        return self.down(self._inner(x))
+    def __call__(self, x: Tensor, segments: Segments | None = None) -> Tensor:
+        """[total, hidden] -> [total, hidden]. segments: see `Product`."""
+        return self.down(self._inner(x, segments), segments=segments)
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add_to(self, residual: Tensor, x: Tensor, segments: Segments | None = None) -> Tensor:
         """residual + self(x)."""
-        return self.down.add_to(residual, self._inner(x))
+        return self.down.add_to(residual, self._inner(x, segments), segments)
 
-    def _inner(self, x: Tensor) -> Tensor:
+    def _inner(self, x: Tensor, segments: Segments | None = None) -> Tensor:
         """The input of `down`: [total, intermediate]."""
         if self.fused:
-            return self.up(x, self.fused)
-        hidden = self.up(x)
+            return self.up(x, self.fused, segments)
+        hidden = self.up(x, segments=segments)
         if not self.gated:
             return self.activation(hidden)
         gate, value = hidden.chunk(2, -1)
@@ -77,7 +78,7 @@ class Experts:
     def __init__(self, router: Product, experts: list[FeedForward], bias: Tensor | None, chosen: int) -> None:
         self.router, self.experts, self.bias, self.chosen = router, experts, bias, chosen
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, segments: Segments | None = None) -> Tensor:
         """[total, hidden] -> [total, hidden]; each expert runs once, on all tokens that chose it."""
         weights, chosen = self.router(x).softmax(-1, dtype=torch.float32).topk(self.chosen)
         by_expert = chosen.flatten().argsort(stable=True)
@@ -88,6 +89,6 @@ class Experts:
         mixed = (by_token * weights.to(x.dtype)[..., None]).sum(1)
         return mixed if self.bias is None else mixed + self.bias
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add_to(self, residual: Tensor, x: Tensor, segments: Segments | None = None) -> Tensor:
         """residual + self(x)."""
         return residual + self(x)

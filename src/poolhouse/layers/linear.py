@@ -28,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poolhouse.packing.segments import Segments
+
 # Operators are called by overload (`.default`, `.binary`): a failed overload match prints its tensors, 10 ms a call.
 
 # oneDNN's names of the activations that it can apply while it writes a product: (operation, algorithm).
@@ -46,16 +48,19 @@ _MIN_STEP = 16
 
 
 class Product(Protocol):
-    """What blocks need of a linear layer: `Linear`, or `AdaptedLinear`."""
+    """What blocks need of a linear layer: `Linear`, or `AdaptedLinear`.
+
+    segments: whose rows x holds; only layers that treat some rows differently look at it.
+    """
 
     out_features: int
     in_features: int
 
     def padded_rows(self, count: int) -> int: ...
 
-    def __call__(self, x: Tensor, activation: str = "none") -> Tensor: ...
+    def __call__(self, x: Tensor, activation: str = "none", segments: Segments | None = None) -> Tensor: ...
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor: ...
+    def add_to(self, residual: Tensor, x: Tensor, segments: Segments | None = None) -> Tensor: ...
 
 
 class Linear:
@@ -90,7 +95,7 @@ class Linear:
         step = max(_MIN_STEP, (1 << (count - 1).bit_length()) // (2 * _SIZES))
         return -(-count // step) * step
 
-    def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
+    def __call__(self, x: Tensor, activation: str = "none", segments: Segments | None = None) -> Tensor:
         """[rows, in] -> [rows, out]; `activation` is one of `fusable`."""
         y: Tensor
         if self.transposed is not None and len(x) <= _FEW_ROWS:
@@ -111,7 +116,7 @@ class Linear:
             y = F.linear(x, self.weight, self.bias)
         return y if activation == "none" else _ACTIVATIONS[activation](y)
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add_to(self, residual: Tensor, x: Tensor, segments: Segments | None = None) -> Tensor:
         """residual + self(x), written in one pass where the kernels can."""
         if self.transposed is not None and len(x) <= _FEW_ROWS:
             if self.bias is None:
