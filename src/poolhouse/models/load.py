@@ -46,7 +46,7 @@ def load(folder: Path | Folder, options: LoadOptions) -> Model:
 
 
 def build(plan: LoadPlan) -> Model:
-    """The model of a plan: its tensors are read, its backbone and its pipelines made.
+    """The model of a plan: reads its tensors, builds its backbone and its pipelines.
 
     Raises:
         CheckpointError: tensors that are missing, corrupt or do not fit. ConfigError: an option that does not fit them.

@@ -107,7 +107,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Served:
-    """A backbone with its tensors, from whoever serves it, and what pipelines and facts are made of.
+    """A backbone with its tensors, as native loading, transformers or a static table give it.
 
     pooling: the default where no file says. head: of a classifier or masked language model.
     endless: whether no table of positions ends, so that the user may ask for more than `sizes.positions`.

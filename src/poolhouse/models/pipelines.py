@@ -104,7 +104,7 @@ def about_activation(plan: LoadPlan, served: Served) -> tuple[str, ...]:
     try:
         stated = stated_activation(plan.config, from_files)
     except CheckpointError as error:
-        # problem_type decides, and nobody runs it.
+        # problem_type decides, so that it is never run.
         return (f"Not used: {error}",)
     if stated is None or stated.name == used.name:
         return ()
@@ -164,7 +164,7 @@ def embed_pipelines(
         unit = True if user.use_activation is None else user.use_activation
         pipelines["token_embed"] = Pipeline((*(before or (Every(),)), *heads, Truncate(), Normalize(unit)), width)
     else:
-        # A head made for concatenated poolings does not fit single token vectors.
+        # A head for concatenated poolings does not fit single token vectors.
         unit = True if user.use_activation is None else user.use_activation
         pipelines["token_embed"] = Pipeline((*(before or (Every(),)), Truncate(), Normalize(unit)), hidden_size)
     return pipelines
@@ -221,15 +221,15 @@ def splade_pipelines(
     """`embed`: a dense vector of vocabulary size per prompt; `token_embed`: one per token. Not normalised by default.
 
     steps: from a hidden state to logits, a Dense last; none where the rows are logits already.
-    count: how many weights a prompt keeps; None keeps all. unit: whether they are normalised if nobody says otherwise.
+    count: how many weights a prompt keeps; None keeps all. unit: whether they are normalised by default.
     """
     decoder = steps[-1] if steps else None
     assert decoder is None or isinstance(decoder, Dense)
     tail = (Truncate(), Normalize(unit if user.use_activation is None else user.use_activation))
     sparse = SparseHead("embed", "vocabulary", vocabulary)
-    weigh = (WeighVocabulary(decoder, pooling), *(() if count is None else (KeepLargest(count),)))
+    weights = (WeighVocabulary(decoder, pooling), *(() if count is None else (KeepLargest(count),)))
     return {
-        "embed": Pipeline((Every(), *steps[:-1], *weigh, *tail), vocabulary, sparse),
+        "embed": Pipeline((Every(), *steps[:-1], *weights, *tail), vocabulary, sparse),
         "token_embed": Pipeline((Every(), *steps, Saturate(pooling.logarithms), *tail), vocabulary),
     }
 
@@ -259,7 +259,7 @@ def _before(files: SentenceTransformersFiles | None) -> tuple[Step, ...]:
 def _steps(
     user: PoolerConfig, step_tag_id: int | None, labels: int, columns: tuple[int, ...] | None
 ) -> tuple[Steps, ...]:
-    """STEP pooling where the user or the model wants it.
+    """STEP pooling where the user or the model asks for it.
 
     Raises:
         ConfigError: STEP without saying which rows or columns, or columns that are not there.

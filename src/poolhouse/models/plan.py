@@ -291,7 +291,7 @@ def _native(
     """The family that serves a checkpoint, or None and why transformers does; a note where a family refuses.
 
     Raises:
-        ConfigError, CheckpointError: the user wants what cannot be.
+        ConfigError: model_impl='native' without a family, or adapters without one. CheckpointError: the config.
     """
     model_type = str(config.get("model_type", ""))
     family, native, why = family_of(config), None, ""
@@ -326,7 +326,7 @@ def _served_by(
     """How a family serves a checkpoint.
 
     Raises:
-        NotNative: it does not. CheckpointError: a config that nobody can understand.
+        NotNative: it does not. CheckpointError: a config that cannot be understood.
     """
     if late is not None and late.fills_unseen and not family.attends_to_part and options.colbert_compat == "reference":
         raise NotNative("queries are filled up with tokens that nobody attends to, which its attention cannot do.")

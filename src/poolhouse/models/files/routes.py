@@ -1,6 +1,6 @@
-"""Routes of a sentence-transformers Router: which modules a query goes through, and which a document.
+"""Routes: of a sentence-transformers Router, which modules a query goes through, and which a document.
 
-One side may be looked up instead of run: a vector per token id (StaticEmbedding), or a number per token id
+One route may be looked up instead of run: a vector per token id (StaticEmbedding), or a number per token id
 (inference-free SPLADE, Geng et al. 2024, arXiv 2411.04403).
 """
 
@@ -21,13 +21,13 @@ from poolhouse.outputs import Array
 from poolhouse.packing.tokens import Ids
 from poolhouse.params import PoolingParams
 
-# What a text may be without any word of the checkpoint; and what it never is.
+# What a text may be called where the checkpoint states no task, and inputs that are no texts.
 _TASKS = (None, "query", "document")
 _OTHER_MODALITIES = ("image", "audio", "video", "message")
 
 
 class LookedUp(Protocol):
-    """A side that is looked up in a table instead of run."""
+    """A route that is looked up in a table instead of run."""
 
     @property
     def tokenizer_folder(self) -> Folder:
@@ -88,7 +88,7 @@ class StaticWeights:
         return present
 
     def with_ids(self, width: int, id_of: Callable[[str], int | None]) -> StaticWeights:
-        """The same with `width` weights by id; tokens without one weigh nothing, as the padding of a vocabulary."""
+        """The same with `width` weights by id; tokens without an id get no weight, nor does the padding of a vocabulary."""
         weights = np.zeros(width, dtype=np.float32)
         weights[: len(self.weights)] = self.weights
         for token, weight in (self.by_token or {}).items():
@@ -102,7 +102,7 @@ class StaticWeights:
 class Routes:
     """Which way a text goes, by what it is.
 
-    by_task: the route of a query, of a document, of a text that is called otherwise, of one of which nothing is said
+    by_task: the route of a query, of a document, of a text with another name, of one without any
     (None); a task without a route stands with None. looked_up: the routes that go to `static`.
     """
 
@@ -112,7 +112,7 @@ class Routes:
 
     @property
     def main(self) -> str | None:
-        """The route that stands for the model: the one of texts of which nothing is said."""
+        """The route that stands for the model: the one of texts without a task."""
         return self.by_task.get(None)
 
     @property

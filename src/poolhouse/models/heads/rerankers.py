@@ -1,4 +1,4 @@
-"""Rerankers that are language models: which checkpoints they are, what their score is made of, and their prompts.
+"""Rerankers that are language models: which checkpoints are some, what their score is read from, and their prompts.
 
 A score is read from the logits of a few tokens ("yes" and "no") behind the prompt, so its weight is rows of the
 vocabulary matrix. Sources: the model cards named in `inputs/templates`, sentence-transformers' LogitScore, vLLM's
@@ -44,7 +44,7 @@ class TokenScore:
 
 @dataclass(frozen=True, slots=True)
 class Reranker:
-    """What is special about scoring with a checkpoint; nothing of it, for most.
+    """What is special about scoring with a checkpoint; for most, nothing is.
 
     template: what makes one prompt of a query and a document, where the tokenizer does not join them.
     listwise, listwise_ids: of a model that scores all documents of a query in one prompt, and its tokens' ids.
@@ -191,7 +191,7 @@ def _overridden(weights: Folder, config: Config, published: PublishedReranker | 
 
 
 def _by_template(name: str, why: str, tokens: TokenScore | None = None, notes: tuple[str, ...] = ()) -> Reranker:
-    """A reranker with a built-in template. notes: what is said before the note of it."""
+    """A reranker with a built-in template. notes: those that come before the note about it."""
     note = f"Pairs go through the template {name!r} {why}; chat_template sets another."
     return Reranker(tokens, score_template(name), notes=(*notes, note))
 
@@ -239,7 +239,7 @@ def _softcap(limit: float) -> Activation:
 
 # Of sentence-transformers' chat template options, those that are not for the template.
 _NOT_VARIABLES = ("chat_template", "restore_suffix", "padding", "truncation", "max_length", "return_tensors")
-# Those that would make another prompt of it than is made here.
+# Those with which the prompt would be another.
 _NOT_HONOURED = ("tools", "documents", "tokenize", "continue_final_message", "tokenizer_kwargs")
 # Signs in a template that contents are lists of parts; sentence-transformers looks for the same.
 _PARTS = ("content[0]", ".type", "'type'", '"type"', "item.type", "message.content[")
