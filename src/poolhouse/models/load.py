@@ -52,7 +52,7 @@ def build(plan: LoadPlan) -> Model:
         CheckpointError: tensors that are missing, corrupt or do not fit. ConfigError: an option that does not fit them.
     """
     options, files, config, reranker = plan.options, plan.files, plan.config, plan.reranker
-    checkpoint = None if plan.static is not None else Checkpoint(plan.weights, options.variant)
+    checkpoint = Checkpoint(plan.weights, options.variant)
     served = _served(plan, checkpoint)
     if files is not None and files.layers is not None:
         _mix_layers(served, files.layers)
@@ -107,11 +107,10 @@ def build(plan: LoadPlan) -> Model:
     )
 
 
-def _served(plan: LoadPlan, checkpoint: Checkpoint | None) -> Served:
+def _served(plan: LoadPlan, checkpoint: Checkpoint) -> Served:
     """The backbone and head, by whoever serves them."""
     if plan.static is not None:
         return _table(plan, plan.static)
-    assert checkpoint is not None
     if plan.native is not None:
         return load_native(plan, plan.native, checkpoint)
     return _by_transformers(plan, checkpoint)
@@ -166,12 +165,12 @@ def _mix_layers(served: Served, layers: LayerMean) -> None:
     served.backbone.mix_layers(layers.start, layers.shares())
 
 
-def _pipelines(plan: LoadPlan, served: Served, checkpoint: Checkpoint | None) -> dict[Task, Pipeline]:
+def _pipelines(plan: LoadPlan, served: Served, checkpoint: Checkpoint) -> dict[Task, Pipeline]:
     """What the model answers, by task, the first one first."""
-    if plan.late is not None and checkpoint is not None:
+    if plan.late is not None:
         heads = plan.late.read(checkpoint.tensors, plan.config, plan.weights)
         return late_interaction_pipelines(heads, served.sizes.hidden_size, plan.late.unit, plan.options.pooler)
-    if plan.reranker.listwise is not None and checkpoint is not None:
+    if plan.reranker.listwise is not None:
         return listwise_vectors(plan.reranker, checkpoint.tensors)
     return pipelines_of(plan, served)
 
@@ -183,10 +182,10 @@ def _on_device(pipelines: Mapping[Task, Pipeline], plan: LoadPlan) -> dict[Task,
 def _longest(plan: LoadPlan, served: Served) -> int:
     """Tokens of the longest prompt."""
     if plan.static is not None:
-        return plan.static.longest(plan.options.max_tokens)
+        return plan.static.longest(plan.max_tokens)
     longest_side = None if plan.late is None else plan.late.longest_side
     return longest_prompt(
-        served.sizes.positions, plan.weights, plan.files, plan.options.max_tokens, longest_side, served.endless
+        served.sizes.positions, plan.weights, plan.files, plan.max_tokens, longest_side, served.endless
     )
 
 
