@@ -14,7 +14,7 @@ from poolhouse.models.files.model_card import matryoshka_of
 from poolhouse.models.files.module_steps import LayerMean
 from poolhouse.models.files.routes import Routes
 from poolhouse.models.heads.heads import LoadedHead
-from poolhouse.models.heads.rerankers import listwise_vectors, token_head
+from poolhouse.models.heads.rerankers import listwise_pipelines, token_head
 from poolhouse.models.load_native import load_native
 from poolhouse.models.model import Facts, Model, Served, Sizes
 from poolhouse.models.native.static import StaticFiles, StaticVectors, Table, read_table
@@ -171,7 +171,7 @@ def _pipelines(plan: LoadPlan, served: Served, checkpoint: Checkpoint) -> dict[T
         heads = plan.late.read(checkpoint.tensors, plan.config, plan.weights)
         return late_interaction_pipelines(heads, served.sizes.hidden_size, plan.late.unit, plan.options.pooler)
     if plan.reranker.listwise is not None:
-        return listwise_vectors(plan.reranker, checkpoint.tensors)
+        return listwise_pipelines(plan.reranker, checkpoint.tensors)
     return pipelines_of(plan, served)
 
 

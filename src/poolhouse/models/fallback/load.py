@@ -33,6 +33,11 @@ AUTO_CLASSES: dict[Role, str] = {
     "token_classify": "AutoModelForTokenClassification",
     "splade": "AutoModelForMaskedLM",
 }
+# Text sides that stand alone, with the projection into the space that they share.
+_PROJECTED = "TextModelWithProjection"
+_OTHER_SIDES = ("vision", "visual", "image", "audio", "video")
+# Names in errors and notes; the rest is counted.
+_NAMED = 5
 
 
 def load_hugging_face(
@@ -188,11 +193,6 @@ def _of_texts(model: Any, folder: Folder, dtype: torch.dtype) -> Forward:
         # Trained on padding without a mask, so that every text is as long; the config's pad id is not the tokenizer's.
         padding = Padding(model.text_model.config.max_position_embeddings, _tokenizers_pad_id(folder))
     return Forward(model, dtype, text_features, "get_text_features", padding)
-
-
-# Text sides that stand alone, with the projection into the space that they share.
-_PROJECTED = "TextModelWithProjection"
-_OTHER_SIDES = ("vision", "visual", "image", "audio", "video")
 
 
 def _tokenizers_pad_id(folder: Folder) -> int:
@@ -374,10 +374,6 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-# Names in errors and notes; the rest is counted.
-_NAMED = 5
 
 
 def check_weights(

@@ -26,78 +26,6 @@ _TASKS = (None, "query", "document")
 _OTHER_MODALITIES = ("image", "audio", "video", "message")
 
 
-class LookedUp(Protocol):
-    """A route that is looked up in a table instead of run."""
-
-    @property
-    def tokenizer_folder(self) -> Folder:
-        """Where the tokenizer lies that makes its ids."""
-        ...
-
-    def vector(self, ids: Ids, params: PoolingParams) -> Array:
-        """The answer to a text of these tokens."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class StoredWeights:
-    """The table of a SparseStaticEmbedding in `folder`: a tensor, or a JSON file that `path` in its config names.
-
-    router: where that path may start from too.
-    """
-
-    folder: Folder
-    router: Folder
-
-    def read(self) -> StaticWeights:
-        """The weights.
-
-        Raises:
-            CheckpointError: none, or not one per token.
-        """
-        stated = self.folder.json("config.json", needed=False).get("path")
-        if isinstance(stated, str) and stated.endswith(".json"):
-            folder = next((folder for folder in (self.folder, self.router) if folder.has(stated)), None)
-            if folder is None:
-                raise CheckpointError(f"{self.folder}: config.json names {stated}, which is not there.")
-            by_token = {str(token): float(weight) for token, weight in Folder(folder.path).json(stated).items()}
-            return StaticWeights(np.zeros(0, dtype=np.float32), self.folder, by_token)
-        tensors = module_tensors(self.folder)
-        if "weight" not in tensors or tensors["weight"].ndim != 1:
-            raise CheckpointError(
-                f"{self.folder}: a SparseStaticEmbedding needs a vector `weight`; there is {sorted(tensors)}."
-            )
-        return StaticWeights(tensors["weight"].float().numpy(), self.folder)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StaticWeights:
-    """A weight per token id, and the folder of the tokenizer that makes the ids.
-
-    by_token: weights by vocabulary entry, of a checkpoint that stores them so, until `with_ids` has found their ids.
-    """
-
-    weights: Array
-    tokenizer_folder: Folder
-    by_token: Mapping[str, float] | None = None
-
-    def vector(self, ids: Ids, params: PoolingParams) -> Array:
-        """[vocabulary]: the weight of each token that occurs, once however often it does."""
-        present = np.zeros_like(self.weights)
-        present[ids] = self.weights[ids]
-        return present
-
-    def with_ids(self, width: int, id_of: Callable[[str], int | None]) -> StaticWeights:
-        """The same with `width` weights by id; tokens without an id get no weight, nor does the padding of a vocabulary."""
-        weights = np.zeros(width, dtype=np.float32)
-        weights[: len(self.weights)] = self.weights
-        for token, weight in (self.by_token or {}).items():
-            found = id_of(token)
-            if found is not None and found < width:
-                weights[found] = weight
-        return StaticWeights(weights, self.tokenizer_folder)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Routes:
     """Which way a text goes, by what it is.
@@ -137,6 +65,78 @@ class Routes:
                 f"The model has no route for this text: {requested}, it has {list(self.tasks)}.", "input_type", task
             )
         return route
+
+
+class LookedUp(Protocol):
+    """A route that is looked up in a table instead of run."""
+
+    @property
+    def tokenizer_folder(self) -> Folder:
+        """Where the tokenizer lies that makes its ids."""
+        ...
+
+    def vector(self, ids: Ids, params: PoolingParams) -> Array:
+        """The answer to a text of these tokens."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StaticWeights:
+    """A weight per token id, and the folder of the tokenizer that makes the ids.
+
+    by_token: weights by vocabulary entry, of a checkpoint that stores them so, until `with_ids` has found their ids.
+    """
+
+    weights: Array
+    tokenizer_folder: Folder
+    by_token: Mapping[str, float] | None = None
+
+    def vector(self, ids: Ids, params: PoolingParams) -> Array:
+        """[vocabulary]: the weight of each token that occurs, once however often it does."""
+        present = np.zeros_like(self.weights)
+        present[ids] = self.weights[ids]
+        return present
+
+    def with_ids(self, width: int, id_of: Callable[[str], int | None]) -> StaticWeights:
+        """The same with `width` weights by id; tokens without an id get no weight, nor does the padding of a vocabulary."""
+        weights = np.zeros(width, dtype=np.float32)
+        weights[: len(self.weights)] = self.weights
+        for token, weight in (self.by_token or {}).items():
+            found = id_of(token)
+            if found is not None and found < width:
+                weights[found] = weight
+        return StaticWeights(weights, self.tokenizer_folder)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """The table of a SparseStaticEmbedding in `folder`: a tensor, or a JSON file that `path` in its config names.
+
+    router: where that path may start from too.
+    """
+
+    folder: Folder
+    router: Folder
+
+    def read(self) -> StaticWeights:
+        """The weights.
+
+        Raises:
+            CheckpointError: none, or not one per token.
+        """
+        stated = self.folder.json("config.json", needed=False).get("path")
+        if isinstance(stated, str) and stated.endswith(".json"):
+            folder = next((folder for folder in (self.folder, self.router) if folder.has(stated)), None)
+            if folder is None:
+                raise CheckpointError(f"{self.folder}: config.json names {stated}, which is not there.")
+            by_token = {str(token): float(weight) for token, weight in Folder(folder.path).json(stated).items()}
+            return StaticWeights(np.zeros(0, dtype=np.float32), self.folder, by_token)
+        tensors = module_tensors(self.folder)
+        if "weight" not in tensors or tensors["weight"].ndim != 1:
+            raise CheckpointError(
+                f"{self.folder}: a SparseStaticEmbedding needs a vector `weight`; there is {sorted(tensors)}."
+            )
+        return StaticWeights(tensors["weight"].float().numpy(), self.folder)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

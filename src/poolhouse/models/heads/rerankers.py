@@ -152,8 +152,10 @@ def token_head(score: TokenScore, tensors: Mapping[str, Tensor], config: Config)
     return LoadedHead(Head((), pooling="LAST", fixed=True), steps, len(combine), used)
 
 
-def listwise_vectors(reranker: Reranker, tensors: Mapping[str, Tensor]) -> dict[Task, Pipeline]:
-    """What a listwise reranker answers: vectors through jina-reranker-v3's two matrices, with a ReLU between.
+def listwise_pipelines(reranker: Reranker, tensors: Mapping[str, Tensor]) -> dict[Task, Pipeline]:
+    """`token_embed` of a listwise reranker: vectors of the passages, in order, and of the query behind them.
+
+    They go through jina-reranker-v3's two matrices, with a ReLU between.
 
     Raises:
         CheckpointError: one is missing.
@@ -162,8 +164,9 @@ def listwise_vectors(reranker: Reranker, tensors: Mapping[str, Tensor]) -> dict[
         if name not in tensors:
             raise CheckpointError(f"The checkpoint lacks {name}, which JinaForRanking needs; it is never made up.")
     first, second = (tensors[f"projector.{index}.weight"].float() for index in (0, 2))
-    steps = (Dense(first, None, Activation("relu", torch.relu)), Dense(second))
-    return listwise_pipelines(steps, second.shape[0], reranker.listwise_ids)
+    projector = (Dense(first, None, Activation("relu", torch.relu)), Dense(second))
+    steps = (AtTokens(reranker.listwise_ids), Every(), *projector, Truncate(), Normalize(False))
+    return {"token_embed": Pipeline(steps, second.shape[0])}
 
 
 def _overridden(weights: Folder, config: Config, published: PublishedReranker | None) -> Reranker:
@@ -350,11 +353,3 @@ def _token_id(tokenizer: tokenizers.Tokenizer, text: str) -> int:
     near = sorted(token for token in tokenizer.get_vocab() if text.lower() == token.lstrip("Ġ▁").lower())
     also = f" It has {near}." if near else ""
     raise CheckpointError(f"{text!r} is not one token of this tokenizer: it makes {len(ids)}, or an unknown one.{also}")
-
-
-def listwise_pipelines(projector: tuple[Step, ...], width: int, tokens: tuple[int, ...]) -> dict[Task, Pipeline]:
-    """`token_embed` of a listwise reranker: projected vectors of the passages, in order, and of the query behind them.
-
-    tokens: ids of the tokens that stand for passages and query.
-    """
-    return {"token_embed": Pipeline((AtTokens(tokens), Every(), *projector, Truncate(), Normalize(False)), width)}
