@@ -150,7 +150,7 @@ def test_gtes_ntk_scaling_follows_the_hubs_formula(tmp_path: Path) -> None:
         tmp_path, model_type="new", rope_parameters=None, rope_theta=10000, rope_scaling={"type": "ntk", "factor": 8.0}
     )
     (rope,) = load(tmp_path).transformer.ropes
-    from poolhouse.layers.rope import rope_table
+    from poolhouse.layers.positions import rope_table
     from poolhouse.packing.segments import Segments
 
     cos, _ = rope_table(rope, torch.tensor([7]), Segments([1]), torch.float32)

@@ -257,7 +257,7 @@ def _facts(llm: LLM) -> dict[str, Any]:
         told["a_pair_becomes"] = template.render("QUERY", "DOCUMENT").replace(SEAM, "")
     if llm.model.plan is not None:
         told["decision"] = llm.model.plan.described()
-    told["tasks"] = {task: pipeline.words for task, pipeline in llm.model.pipelines.items()}
+    told["tasks"] = {task: pipeline.description for task, pipeline in llm.model.pipelines.items()}
     told["notes"] = list(facts.notes)
     return told
 

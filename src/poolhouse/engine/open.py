@@ -14,8 +14,8 @@ import torch
 
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.options import EngineOptions
-from poolhouse.engine.process import keep_freed_memory, use_no_more_than_given
-from poolhouse.engine.workers import how_many
+from poolhouse.engine.process import keep_freed_memory, limit_threads_to_quota
+from poolhouse.engine.workers import worker_count
 from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, UnsupportedDimensions
 from poolhouse.files import Folder
 from poolhouse.inputs.conversations import ContentFormat, Conversations
@@ -52,7 +52,7 @@ def open_engine(settings: Settings) -> Engine:
     """
     if settings.runner in ("generate", "draft"):
         raise ConfigError(f"runner={settings.runner!r}: Poolhouse runs pooling models only; use 'pooling' or 'auto'.")
-    use_no_more_than_given()
+    limit_threads_to_quota()
     if settings.model is None:
         folder, name = hub.embedded_model(), hub.NAME
         log.warning("No model was named: using the embedded default, %s.", name)
@@ -126,7 +126,7 @@ def open_engine(settings: Settings) -> Engine:
             overflow=_overflow(settings, pooler),
             max_prompt_tokens=pooler.max_embed_len,
             tokenizer_threads=settings.tokenizer_workers,
-            lanes=how_many(settings.lanes, model),
+            workers=worker_count(settings.lanes, model),
             default_params=default_params,
             score_template=_score_template(given, model),
             conversations=_conversations(given, tokenizer_folder, settings.chat_template_content_format),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, did_you_mean
 from poolhouse.files import Folder
-from poolhouse.layers.adapted import ActiveSpans, AdaptedLinear, AdaptedTable
+from poolhouse.layers.adapted import AdaptedLinear, AdaptedTable
 from poolhouse.models.adapters.low_rank import Adapter, Target, merge, tails
 from poolhouse.models.adapters.peft import read_peft
 from poolhouse.models.adapters.task_adapters import TaskAdapters
@@ -136,11 +136,9 @@ class Adapters:
             )
         weights = transformer.tokens
         with self._adding:
-            active = transformer.active or ActiveSpans()
             for slot, change in changes.items():
-                layer = _adapted(transformer, slot, active, adapter)
+                layer = _adapted(transformer, slot, adapter)
                 layer.changes[adapter.name] = change.to(weights.device, weights.dtype)
-            transformer.active = active
             self._sources[adapter.name] = source
 
 
@@ -200,16 +198,14 @@ def _check_options(options: AdapterOptions, tasks: Sequence[str]) -> None:
         raise ConfigError(f"merge_adapter={options.merge!r} changes the weights that {others} were made for.")
 
 
-def _adapted(
-    transformer: Transformer, slot: str, active: ActiveSpans, adapter: Adapter
-) -> AdaptedLinear | AdaptedTable:
+def _adapted(transformer: Transformer, slot: str, adapter: Adapter) -> AdaptedLinear | AdaptedTable:
     """The adapted layer of a slot, which replaces the plain one the first time."""
     if slot in ("tokens", "types", "positions"):
-        return transformer.adapted_tables.setdefault(slot, AdaptedTable(active))
+        return transformer.adapted_tables.setdefault(slot, AdaptedTable())
     owner, attribute = _owner(transformer, slot, adapter)
     layer = getattr(owner, attribute)
     if not isinstance(layer, AdaptedLinear):
-        layer = AdaptedLinear(layer, active)
+        layer = AdaptedLinear(layer)
         setattr(owner, attribute, layer)
     return layer
 

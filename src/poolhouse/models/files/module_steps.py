@@ -12,7 +12,7 @@ from torch import Tensor
 
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder, JsonObject
-from poolhouse.pooling.splade import Encode
+from poolhouse.pooling.splade import SparseEncoder
 from poolhouse.pooling.steps import Activation, Dense, Norm, Step, named_activation
 
 
@@ -147,7 +147,7 @@ def _layer_norm(folder: Folder) -> Norm:
     return Norm(*_layer(module_tensors(folder), folder))
 
 
-def _autoencoder(config: JsonObject, folder: Folder, count: int | None) -> Encode:
+def _autoencoder(config: JsonObject, folder: Folder, count: int | None) -> SparseEncoder:
     """The encoder of a SparseAutoEncoder; its decoder serves training only."""
     tensors = module_tensors(folder)
     # The decoder is the encoder transposed, and a file holds one of the two names.
@@ -162,4 +162,4 @@ def _autoencoder(config: JsonObject, folder: Folder, count: int | None) -> Encod
     stated = config.get("k", 8)
     if type(stated) is not int or stated < 1:
         raise CheckpointError(f"{folder}: k must be at least 1, got {stated!r}.")
-    return Encode(weight, bias, shift, count or stated, bool(config.get("normalize", False)))
+    return SparseEncoder(weight, bias, shift, count or stated, bool(config.get("normalize", False)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder, JsonObject, special_tokens
-from poolhouse.inputs.rules import Expansion, LateInteraction, Side
+from poolhouse.inputs.rules import Expansion, LateInteraction, TextRules
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.files.config import architecture
 from poolhouse.models.files.module_steps import StoredStep, read_steps
@@ -112,8 +112,8 @@ def _stanford(folder: Folder) -> LateInteractionFiles:
     if stated.get("similarity", "cosine") != "cosine":
         raise CheckpointError(f"artifact.metadata: similarity {stated['similarity']!r} is not supported; 'cosine' is.")
     rules = LateInteraction(
-        query=Side(stated.get("query_token_id") or "[unused0]", stated.get("query_maxlen") or 32),
-        document=Side(
+        query=TextRules(stated.get("query_token_id") or "[unused0]", stated.get("query_maxlen") or 32),
+        document=TextRules(
             stated.get("doc_token_id") or "[unused1]",
             stated.get("doc_maxlen") or 220,
             _PUNCTUATION if stated.get("mask_punctuation", True) else (),
@@ -144,8 +144,8 @@ def _pylate(stated: JsonObject, folder: Folder, mean: bool) -> LateInteraction:
         attended = bool(rules.get("attend_to_expansion_tokens", rules["attend_to_mask_tokens"]))
         expansion = Expansion(rules["query_length"], attended, _mask_tokens(folder))
     return LateInteraction(
-        query=Side(rules["query_prefix"], rules["query_length"]),
-        document=Side(rules["document_prefix"], rules["document_length"], tuple(rules["skiplist_words"])),
+        query=TextRules(rules["query_prefix"], rules["query_length"]),
+        document=TextRules(rules["document_prefix"], rules["document_length"], tuple(rules["skiplist_words"])),
         expansion=expansion,
         mean=mean,
     )
@@ -168,8 +168,8 @@ def _multi_vector(stated: JsonObject, folder: Folder, files: SentenceTransformer
     skipped = tuple(scored.get("skiplist_words") or ())
     tasks = scored.get("skiplist_tasks") or ["document"]
     return LateInteraction(
-        query=Side(length=query_length, skipped=skipped if "query" in tasks else ()),
-        document=Side(
+        query=TextRules(length=query_length, skipped=skipped if "query" in tasks else ()),
+        document=TextRules(
             length=transformer.get("document_length"),
             skipped=skipped if "document" in tasks else (),
             only=tuple(scored.get("keep_only_token_ids") or ()),
