@@ -100,10 +100,10 @@ def build(plan: LoadPlan) -> Model:
                 *(() if files is None else files.notes),
             ),
         ),
+        plan=plan,
         adapters=served.adapters,
         routes=_routes(plan, width),
         by_route=_by_route(plan, served, width),
-        plan=plan,
     )
 
 

@@ -23,17 +23,17 @@ from poolhouse.tasks import SparseHead, Task
 class Model:
     """One loaded model, ready to run packs.
 
-    routes: the ways that texts go. by_route: the pipelines of each route, where they are not the same for all.
     plan: what was decided before it was built.
+    routes: the ways that texts go. by_route: the pipelines of each route, where they are not the same for all.
     """
 
     backbone: Backbone
     pipelines: Mapping[Task, Pipeline]
     facts: Facts
+    plan: LoadPlan
     adapters: Adapters | None = None
     routes: Routes = Routes()
     by_route: Mapping[str, Mapping[Task, Pipeline]] = field(default_factory=dict)
-    plan: LoadPlan | None = None
 
     def pipeline(self, task: Task, route: str | None) -> Pipeline:
         """What answers this task for texts that go this way."""
