@@ -49,7 +49,7 @@ class PoolingParams:
     max_tokens_per_query, max_tokens_per_doc: content tokens that each side of a pair is cut to before they are joined.
     task: what vLLM's callers say again beside the method; it must agree.
     late_chunking_params: of token_embed, a row per chunk instead of one per token.
-    normalize, softmax, activation: former words for use_activation. extra_kwargs: vLLM's place of max_tokens_per_*.
+    normalize, softmax, activation: former names of use_activation. extra_kwargs: vLLM's place of max_tokens_per_*.
     """
 
     dimensions: int | None = None
@@ -76,7 +76,7 @@ class PoolingParams:
         extra_kwargs: Mapping[str, Any] | None,
     ) -> None:
         _take_sides(self, extra_kwargs or {})
-        _take_former_words(self, normalize=normalize, softmax=softmax, activation=activation)
+        _take_former_names(self, normalize=normalize, softmax=softmax, activation=activation)
         _check_integer("dimensions", self.dimensions)
         for name in _SIDES:
             limit = getattr(self, name)
@@ -223,7 +223,8 @@ class PoolerConfig:
     logit_mean, logit_sigma: logits are shifted and divided by these before the activation.
     step_tag_id, returned_token_ids: rows (by token id) and columns that STEP pooling keeps.
     task: what /pooling answers where a body names none; all tasks of the model stay served.
-    normalize, softmax, activation, logit_bias, logit_scale: former words.
+    normalize, softmax, activation: former names of use_activation. logit_bias, logit_scale: of logit_mean and of the
+    inverse of logit_sigma.
     """
 
     pooling_type: str | None = None
@@ -252,7 +253,7 @@ class PoolerConfig:
         logit_bias: float | None,
         logit_scale: float | None,
     ) -> None:
-        _take_former_words(self, normalize=normalize, softmax=softmax, activation=activation)
+        _take_former_names(self, normalize=normalize, softmax=softmax, activation=activation)
         self._check_types(logit_bias=logit_bias, logit_scale=logit_scale)
         if logit_bias is not None:
             _warn_former("logit_bias", "logit_mean")
@@ -267,23 +268,23 @@ class PoolerConfig:
                 raise ConfigError(
                     "pooler_config: give pooling_type, or seq_pooling_type and tok_pooling_type, not both."
                 )
-            word = self.pooling_type.upper()
-            target = "tok_pooling_type" if word in ("ALL", "STEP") else "seq_pooling_type"
-            object.__setattr__(self, target, word)
+            name = self.pooling_type.upper()
+            target = "tok_pooling_type" if name in ("ALL", "STEP") else "seq_pooling_type"
+            object.__setattr__(self, target, name)
         if self.seq_pooling_type is not None:
-            object.__setattr__(self, "seq_pooling_type", _pooling_words(self.seq_pooling_type))
+            object.__setattr__(self, "seq_pooling_type", _pooling_names(self.seq_pooling_type))
         if self.tok_pooling_type is not None:
-            word = self.tok_pooling_type.upper()
-            if word not in ("ALL", "STEP"):
-                raise ConfigError(f"pooler_config: tok_pooling_type is ALL or STEP, got {word!r}.")
-            object.__setattr__(self, "tok_pooling_type", word)
+            name = self.tok_pooling_type.upper()
+            if name not in ("ALL", "STEP"):
+                raise ConfigError(f"pooler_config: tok_pooling_type is ALL or STEP, got {name!r}.")
+            object.__setattr__(self, "tok_pooling_type", name)
         if self.logit_sigma == 0:
             raise ConfigError("pooler_config: logit_sigma must not be 0.")
         if self.max_embed_len is not None and (type(self.max_embed_len) is not int or self.max_embed_len < 1):
             raise ConfigError(f"pooler_config: max_embed_len must be at least 1, got {self.max_embed_len!r}.")
 
     def _check_types(self, **further: object) -> None:
-        """Raise ConfigError for a value of the wrong kind, and settle the ids. further: former words."""
+        """Raise ConfigError for a value of the wrong kind, and settle the ids. further: former names."""
         for names, kinds, wanted in _KINDS:
             for name in names:
                 value = further.get(name) if name in further else getattr(self, name)
@@ -296,23 +297,23 @@ class PoolerConfig:
                 raise ConfigError(f"pooler_config: {error}.") from None
 
     @classmethod
-    def parse(cls, given: PoolerConfig | Mapping[str, Any] | None) -> PoolerConfig:
+    def parse(cls, value: PoolerConfig | Mapping[str, Any] | None) -> PoolerConfig:
         """A config from what users write: a PoolerConfig, a mapping, or nothing.
 
         Raises:
             ConfigError: an unknown field; the message names the nearest known one.
         """
-        if given is None:
+        if value is None:
             return cls()
-        if isinstance(given, cls):
-            return given
-        if not isinstance(given, Mapping):
-            raise ConfigError(f"pooler_config must be a PoolerConfig or a mapping, got {type(given).__name__}.")
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"pooler_config must be a PoolerConfig or a mapping, got {type(value).__name__}.")
         known = [field.name for field in fields(cls)]
-        for name in given:
+        for name in value:
             if name not in known and name not in _FORMER_FIELDS:
                 raise ConfigError(f"pooler_config has no field '{name}'.{did_you_mean(name, known)} Fields: {known}.")
-        return cls(**given)
+        return cls(**value)
 
 
 # Fields of PoolerConfig that are checked where they are read first, before anything is made of them.
@@ -323,19 +324,19 @@ _KINDS: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
     (("enable_chunked_processing",), (bool,), "true or false"),
 )
 _FORMER_FIELDS = ("normalize", "softmax", "activation", "logit_bias", "logit_scale")
-# The pooling words of vLLM and of sentence-transformers, under one spelling each: the keys of pooling's REDUCTIONS.
+# The poolings of vLLM and of sentence-transformers, under one name each: the keys of pooling's REDUCTIONS.
 _SEQUENCE_POOLINGS = ("CLS", "LAST", "MEAN", "MAX", "WEIGHTEDMEAN", "MEAN_SQRT_LEN")
 
 
-def _pooling_words(text: str) -> str:
-    words = [word.strip().upper() for word in text.split("+")]
-    for word in words:
-        if word not in _SEQUENCE_POOLINGS:
+def _pooling_names(text: str) -> str:
+    names = [name.strip().upper() for name in text.split("+")]
+    for name in names:
+        if name not in _SEQUENCE_POOLINGS:
             raise ConfigError(
-                f"pooler_config: unknown pooling type {word!r}.{did_you_mean(word, _SEQUENCE_POOLINGS)} "
+                f"pooler_config: unknown pooling type {name!r}.{did_you_mean(name, _SEQUENCE_POOLINGS)} "
                 f"Pooling types: {list(_SEQUENCE_POOLINGS)}, joined by '+' to concatenate, and ALL or STEP for tokens."
             )
-    return "+".join(words)
+    return "+".join(names)
 
 
 def _take_sides(params: PoolingParams, extra: Mapping[str, Any]) -> None:
@@ -352,16 +353,16 @@ def _take_sides(params: PoolingParams, extra: Mapping[str, Any]) -> None:
         object.__setattr__(params, name, limit or None)
 
 
-def _take_former_words(params: object, **words: bool | None) -> None:
-    """Let vLLM's former words set use_activation, with a warning for each."""
-    for word, value in words.items():
+def _take_former_names(params: object, **names: bool | None) -> None:
+    """Let vLLM's former names set use_activation, with a warning for each."""
+    for name, value in names.items():
         if value is not None:
-            _warn_former(word, "use_activation")
+            _warn_former(name, "use_activation")
             object.__setattr__(params, "use_activation", value)
 
 
-def _warn_former(word: str, today: str) -> None:
-    warnings.warn(f"`{word}` was renamed; use `{today}` instead.", DeprecationWarning, stacklevel=5)
+def _warn_former(name: str, current: str) -> None:
+    warnings.warn(f"`{name}` was renamed; use `{current}` instead.", DeprecationWarning, stacklevel=5)
 
 
 def _ids(given: object) -> tuple[int, ...]:

@@ -89,9 +89,7 @@ def open_engine(settings: Settings) -> Engine:
         ),
     )
     model = _preferring(pooler.task, model)
-    plan = model.plan
-    assert plan is not None
-    files, tokenizer_folder = plan.files, plan.tokenizer
+    files, tokenizer_folder = model.plan.files, model.plan.tokenizer
     if settings.tokenizer is not None:
         named = locate(
             settings.tokenizer,

@@ -14,7 +14,7 @@ from poolhouse.models.files.model_card import matryoshka_of
 from poolhouse.models.files.module_steps import LayerMean
 from poolhouse.models.files.routes import Routes
 from poolhouse.models.heads.heads import LoadedHead
-from poolhouse.models.heads.rerankers import listwise_vectors, token_head
+from poolhouse.models.heads.rerankers import listwise_pipelines, token_head
 from poolhouse.models.load_native import load_native
 from poolhouse.models.model import Facts, Model, Served, Sizes
 from poolhouse.models.native.static import StaticFiles, StaticVectors, Table, read_table
@@ -46,13 +46,13 @@ def load(folder: Path | Folder, options: LoadOptions) -> Model:
 
 
 def build(plan: LoadPlan) -> Model:
-    """The model of a plan: its tensors are read, its backbone and its pipelines made.
+    """The model of a plan: reads its tensors, builds its backbone and its pipelines.
 
     Raises:
         CheckpointError: tensors that are missing, corrupt or do not fit. ConfigError: an option that does not fit them.
     """
     options, files, config, reranker = plan.options, plan.files, plan.config, plan.reranker
-    checkpoint = None if plan.static is not None else Checkpoint(plan.weights, options.variant)
+    checkpoint = Checkpoint(plan.weights, options.variant)
     served = _served(plan, checkpoint)
     if files is not None and files.layers is not None:
         _mix_layers(served, files.layers)
@@ -100,18 +100,17 @@ def build(plan: LoadPlan) -> Model:
                 *(() if files is None else files.notes),
             ),
         ),
+        plan=plan,
         adapters=served.adapters,
         routes=_routes(plan, width),
         by_route=_by_route(plan, served, width),
-        plan=plan,
     )
 
 
-def _served(plan: LoadPlan, checkpoint: Checkpoint | None) -> Served:
+def _served(plan: LoadPlan, checkpoint: Checkpoint) -> Served:
     """The backbone and head, by whoever serves them."""
     if plan.static is not None:
         return _table(plan, plan.static)
-    assert checkpoint is not None
     if plan.native is not None:
         return load_native(plan, plan.native, checkpoint)
     return _by_transformers(plan, checkpoint)
@@ -166,13 +165,13 @@ def _mix_layers(served: Served, layers: LayerMean) -> None:
     served.backbone.mix_layers(layers.start, layers.shares())
 
 
-def _pipelines(plan: LoadPlan, served: Served, checkpoint: Checkpoint | None) -> dict[Task, Pipeline]:
+def _pipelines(plan: LoadPlan, served: Served, checkpoint: Checkpoint) -> dict[Task, Pipeline]:
     """What the model answers, by task, the first one first."""
-    if plan.late is not None and checkpoint is not None:
+    if plan.late is not None:
         heads = plan.late.read(checkpoint.tensors, plan.config, plan.weights)
         return late_interaction_pipelines(heads, served.sizes.hidden_size, plan.late.unit, plan.options.pooler)
-    if plan.reranker.listwise is not None and checkpoint is not None:
-        return listwise_vectors(plan.reranker, checkpoint.tensors)
+    if plan.reranker.listwise is not None:
+        return listwise_pipelines(plan.reranker, checkpoint.tensors)
     return pipelines_of(plan, served)
 
 
@@ -183,10 +182,10 @@ def _on_device(pipelines: Mapping[Task, Pipeline], plan: LoadPlan) -> dict[Task,
 def _longest(plan: LoadPlan, served: Served) -> int:
     """Tokens of the longest prompt."""
     if plan.static is not None:
-        return plan.static.longest(plan.options.max_tokens)
+        return plan.static.longest(plan.max_tokens)
     longest_side = None if plan.late is None else plan.late.longest_side
     return longest_prompt(
-        served.sizes.positions, plan.weights, plan.files, plan.options.max_tokens, longest_side, served.endless
+        served.sizes.positions, plan.weights, plan.files, plan.max_tokens, longest_side, served.endless
     )
 
 

@@ -1,4 +1,4 @@
-"""Reading the files of a sentence-transformers folder: modules.json and what it names.
+"""Sentence-transformers files: modules.json of a folder and what it names.
 
 Modules hand each other named vectors, `token_embeddings` and `sentence_embedding` mostly. What a module reads and writes
 is followed by these names, and the answer is what stands under `sentence_embedding` in the end. What each key of each

@@ -1,4 +1,4 @@
-"""Late interaction as checkpoints describe it: the projection of token vectors, and the rules of both sides.
+"""Late interaction as checkpoints describe it: the projection of token vectors, and the rules of queries and documents.
 
 Sources: Stanford's ColBERT (`artifact.metadata`), PyLate and sentence-transformers' MultiVectorEncoder
 (`config_sentence_transformers.json` and the modules' configs).

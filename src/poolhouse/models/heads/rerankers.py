@@ -1,4 +1,4 @@
-"""Rerankers that are language models: which checkpoints they are, what their score is made of, and their prompts.
+"""Rerankers that are language models: which checkpoints are some, what their score is read from, and their prompts.
 
 A score is read from the logits of a few tokens ("yes" and "no") behind the prompt, so its weight is rows of the
 vocabulary matrix. Sources: the model cards named in `inputs/templates`, sentence-transformers' LogitScore, vLLM's
@@ -44,7 +44,7 @@ class TokenScore:
 
 @dataclass(frozen=True, slots=True)
 class Reranker:
-    """What is special about scoring with a checkpoint; nothing of it, for most.
+    """What is special about scoring with a checkpoint; for most, nothing is.
 
     template: what makes one prompt of a query and a document, where the tokenizer does not join them.
     listwise, listwise_ids: of a model that scores all documents of a query in one prompt, and its tokens' ids.
@@ -152,8 +152,10 @@ def token_head(score: TokenScore, tensors: Mapping[str, Tensor], config: Config)
     return LoadedHead(Head((), pooling="LAST", fixed=True), steps, len(combine), used)
 
 
-def listwise_vectors(reranker: Reranker, tensors: Mapping[str, Tensor]) -> dict[Task, Pipeline]:
-    """What a listwise reranker answers: vectors through jina-reranker-v3's two matrices, with a ReLU between.
+def listwise_pipelines(reranker: Reranker, tensors: Mapping[str, Tensor]) -> dict[Task, Pipeline]:
+    """`token_embed` of a listwise reranker: vectors of the passages, in order, and of the query behind them.
+
+    They go through jina-reranker-v3's two matrices, with a ReLU between.
 
     Raises:
         CheckpointError: one is missing.
@@ -162,8 +164,9 @@ def listwise_vectors(reranker: Reranker, tensors: Mapping[str, Tensor]) -> dict[
         if name not in tensors:
             raise CheckpointError(f"The checkpoint lacks {name}, which JinaForRanking needs; it is never made up.")
     first, second = (tensors[f"projector.{index}.weight"].float() for index in (0, 2))
-    steps = (Dense(first, None, Activation("relu", torch.relu)), Dense(second))
-    return listwise_pipelines(steps, second.shape[0], reranker.listwise_ids)
+    projector = (Dense(first, None, Activation("relu", torch.relu)), Dense(second))
+    steps = (AtTokens(reranker.listwise_ids), Every(), *projector, Truncate(), Normalize(False))
+    return {"token_embed": Pipeline(steps, second.shape[0])}
 
 
 def _overridden(weights: Folder, config: Config, published: PublishedReranker | None) -> Reranker:
@@ -191,7 +194,7 @@ def _overridden(weights: Folder, config: Config, published: PublishedReranker | 
 
 
 def _by_template(name: str, why: str, tokens: TokenScore | None = None, notes: tuple[str, ...] = ()) -> Reranker:
-    """A reranker with a built-in template. notes: what is said before the note of it."""
+    """A reranker with a built-in template. notes: those that come before the note about it."""
     note = f"Pairs go through the template {name!r} {why}; chat_template sets another."
     return Reranker(tokens, score_template(name), notes=(*notes, note))
 
@@ -239,7 +242,7 @@ def _softcap(limit: float) -> Activation:
 
 # Of sentence-transformers' chat template options, those that are not for the template.
 _NOT_VARIABLES = ("chat_template", "restore_suffix", "padding", "truncation", "max_length", "return_tensors")
-# Those that would make another prompt of it than is made here.
+# Those with which the prompt would be another.
 _NOT_HONOURED = ("tools", "documents", "tokenize", "continue_final_message", "tokenizer_kwargs")
 # Signs in a template that contents are lists of parts; sentence-transformers looks for the same.
 _PARTS = ("content[0]", ".type", "'type'", '"type"', "item.type", "message.content[")
@@ -350,11 +353,3 @@ def _token_id(tokenizer: tokenizers.Tokenizer, text: str) -> int:
     near = sorted(token for token in tokenizer.get_vocab() if text.lower() == token.lstrip("Ġ▁").lower())
     also = f" It has {near}." if near else ""
     raise CheckpointError(f"{text!r} is not one token of this tokenizer: it makes {len(ids)}, or an unknown one.{also}")
-
-
-def listwise_pipelines(projector: tuple[Step, ...], width: int, tokens: tuple[int, ...]) -> dict[Task, Pipeline]:
-    """`token_embed` of a listwise reranker: projected vectors of the passages, in order, and of the query behind them.
-
-    tokens: ids of the tokens that stand for passages and query.
-    """
-    return {"token_embed": Pipeline((AtTokens(tokens), Every(), *projector, Truncate(), Normalize(False)), width)}

@@ -1,6 +1,6 @@
 """Static embeddings: a table of vectors, one per token id, whose mean is the vector of a text; no model runs.
 
-Layouts: sentence-transformers' StaticEmbedding, model2vec's tensors in its place, and model2vec's own folder without a
+Layouts: sentence-transformers' StaticEmbedding, model2vec's tensors under its description, and model2vec's own folder without a
 modules.json, which drops unknown tokens and reads 512 tokens unless its config.json says otherwise.
 """
 
@@ -115,7 +115,7 @@ def read_static(folder: Folder, files: SentenceTransformersFiles | None) -> Stat
 
 
 def read_table(folder: Folder, dtype: torch.dtype = torch.float32) -> Table:
-    """The table in a folder, by token id: where the rows of several ids are one, or weighed, each id gets its own.
+    """The table in a folder, by token id: where the rows of several ids are one, or weighted, each id gets its own.
 
     Raises:
         CheckpointError: tensors that are missing or do not fit.
