@@ -18,7 +18,7 @@ import torch
 
 from poolhouse.layers.max_sim import max_sim as max_sim_of_tensors
 from poolhouse.outputs import Array
-from poolhouse.vectors.max_sim import max_sim, max_sim_packed, offsets_of
+from poolhouse.vectors.max_sim import max_sim, max_sim_packed, row_offsets
 from poolhouse.vectors.precision import quantize
 
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _sides(query: Array, documents: list[Array]) -> dict[str, Callable[[], Array]]:
-    values, offsets = np.concatenate(documents), offsets_of([len(document) for document in documents])
+    values, offsets = np.concatenate(documents), row_offsets([len(document) for document in documents])
     halves, codes, bits = (quantize(values, precision) for precision in ("float16", "int8", "binary"))
     tensors = [torch.from_numpy(document) for document in documents]
     mine, packed, bounds = torch.from_numpy(query), torch.from_numpy(values), torch.from_numpy(offsets)

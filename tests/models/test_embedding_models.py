@@ -180,7 +180,7 @@ def test_jina_v2_is_written_out(heads: int, tmp_path: Path, record_parity: Recor
     row = f"jinaai/jina-embeddings-v2-base-en, {heads} heads"
     llm = check_written_out(tmp_path / "jina", row, lambda ids: jina_v2(tensors, ids, heads), record_parity)
     assert llm.model.facts.max_tokens == 512
-    assert llm.model.pipelines["embed"].words.startswith("mean")
+    assert llm.model.pipelines["embed"].description.startswith("mean")
 
 
 @pytest.mark.parametrize("named", ["architectures", "auto_map", "num_labels"])

@@ -57,13 +57,13 @@ def test_the_embedded_model_in_facts() -> None:
     assert (facts.max_tokens, facts.hidden_size, facts.width, facts.vocabulary_size) == (256, 384, 384, 30522)
     assert facts.dtype == torch.float32
     assert model.tasks == ("embed", "token_embed")
-    assert model.pipelines["embed"].words == "mean > truncate > normalize"
+    assert model.pipelines["embed"].description == "mean > truncate > normalize"
     assert any("pooler.dense" in note for note in facts.notes)
 
 
 def test_a_plain_bert_pools_cls_and_normalises(tiny: Path) -> None:
     model = load(tiny, options())
-    assert model.pipelines["embed"].words == "cls > truncate > normalize"
+    assert model.pipelines["embed"].description == "cls > truncate > normalize"
     assert model.facts.max_tokens == 64
 
 

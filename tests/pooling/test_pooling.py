@@ -97,10 +97,10 @@ def test_the_user_wins_over_files_and_files_over_the_default(tmp_path: Path) -> 
     make(tmp_path, [Pooling(32, "max")])
     files = read_sentence_transformers(tmp_path)
     words = {
-        "default": embed_pipelines(32, PoolerConfig(), None, "CLS")["embed"].words,
-        "files": embed_pipelines(32, PoolerConfig(), files, "CLS")["embed"].words,
-        "user": embed_pipelines(32, PoolerConfig(pooling_type="LAST"), files, "CLS")["embed"].words,
-        "user too": embed_pipelines(32, PoolerConfig(use_activation=True), files, "CLS")["embed"].words,
+        "default": embed_pipelines(32, PoolerConfig(), None, "CLS")["embed"].description,
+        "files": embed_pipelines(32, PoolerConfig(), files, "CLS")["embed"].description,
+        "user": embed_pipelines(32, PoolerConfig(pooling_type="LAST"), files, "CLS")["embed"].description,
+        "user too": embed_pipelines(32, PoolerConfig(use_activation=True), files, "CLS")["embed"].description,
     }
     assert words == {
         "default": "cls > truncate > normalize",

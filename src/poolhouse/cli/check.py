@@ -255,7 +255,7 @@ def _facts(llm: LLM) -> dict[str, Any]:
     if template is not None:
         told["score_template"] = template.name
         told["a_pair_becomes"] = template.render("QUERY", "DOCUMENT").replace(SEAM, "")
-    told["tasks"] = {task: pipeline.words for task, pipeline in llm.model.pipelines.items()}
+    told["tasks"] = {task: pipeline.description for task, pipeline in llm.model.pipelines.items()}
     told["notes"] = list(facts.notes)
     return told
 

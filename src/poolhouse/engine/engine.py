@@ -31,7 +31,7 @@ from poolhouse.engine.scheduler import Scheduler
 from poolhouse.engine.warm_up import rounds
 from poolhouse.engine.workers import Lanes
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, NoStep
-from poolhouse.inputs.late_interaction import SideTokens
+from poolhouse.inputs.late_interaction import LateInteractionTokens
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
@@ -74,7 +74,7 @@ class Engine:
         self.facts = _facts(model, tokenizer, options, plugin)
         self._preparation = Preparation(model, options)
         rules = model.facts.late_interaction
-        sides = None if rules is None else SideTokens(rules, tokenizer, model.facts.max_tokens)
+        sides = None if rules is None else LateInteractionTokens(rules, tokenizer, model.facts.max_tokens)
         self._intake = Intake(self._preparation, tokenizer, static_tokenizer, sides)
         self._runner = Runner(model, options.max_batch_tokens)
         self._faults = Faults()
@@ -186,7 +186,9 @@ class Engine:
             InvalidRequest: for the first that has none.
         """
         prepared = [self._preparation.of(request) for request in requests]
-        unlimited = [replace(made, limit=replace(made.limit, overflow="chunk", longest=None)) for made in prepared]
+        unlimited = [
+            replace(made, limit=replace(made.limit, overflow="chunk", max_prompt_tokens=None)) for made in prepared
+        ]
         tokens = self._intake.encoded(unlimited, whole=True)
         for result in tokens:
             if isinstance(result, InvalidRequest):

@@ -15,7 +15,7 @@ from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.queue import Arrival, Flow, Ready
 from poolhouse.engine.request import Answer, Request, fail, start
 from poolhouse.errors import InvalidRequest, NoStep, did_you_mean
-from poolhouse.inputs.late_interaction import SideTokens
+from poolhouse.inputs.late_interaction import LateInteractionTokens
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt, Role, prompt_of, role_of
 from poolhouse.inputs.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ class Intake:
         preparation: Preparation,
         tokenizer: Tokenizer,
         static_tokenizer: Tokenizer | None = None,
-        sides: SideTokens | None = None,
+        sides: LateInteractionTokens | None = None,
     ) -> None:
         self.preparation = preparation
         self.tokenizer = tokenizer
@@ -82,8 +82,8 @@ class Intake:
                     )
             elif len(tokens) == 0 and not self.preparation.model.facts.takes_nothing:
                 fail(request.future, InvalidRequest("The prompt has no tokens.", "prompt"))
-            elif request.params.late_chunking_params is not None and tokens.places is None:
-                words = "Late chunking needs the places of tokens, which this model's tokenizer does not know."
+            elif request.params.late_chunking_params is not None and tokens.offsets is None:
+                words = "Late chunking needs the offsets of tokens, which this model's tokenizer does not know."
                 fail(request.future, InvalidRequest(words, "late_chunking_params"))
             else:
                 ready.extend(self._pieces(request, made, tokens, arrival, flows[request.priority]))
@@ -132,7 +132,7 @@ def _encoded(tokenizer: Tokenizer, prepared: Sequence[Prepared]) -> list[Tokens 
 
 
 def _encoded_sides(
-    sides: SideTokens, tokenizer: Tokenizer, prepared: Sequence[Prepared], whole: bool
+    sides: LateInteractionTokens, tokenizer: Tokenizer, prepared: Sequence[Prepared], whole: bool
 ) -> list[Tokens | InvalidRequest]:
     """Texts as their side reads them; all else as it stands."""
     limits = [made.limit if made.side is None or whole else sides.limit(made.limit, made.side) for made in prepared]
@@ -216,7 +216,7 @@ class Preparation:
             overflow=params.overflow or self.options.overflow,
             max_query_tokens=params.max_tokens_per_query,
             max_document_tokens=params.max_tokens_per_doc,
-            longest=self.options.max_prompt_tokens,
+            max_prompt_tokens=self.options.max_prompt_tokens,
         )
 
     def _of_pair(self, request: Request) -> Request:
@@ -227,8 +227,8 @@ class Preparation:
         """
         if self.model.facts.late_interaction is not None:
             raise InvalidRequest("This model reads texts one by one; score compares the two of a pair.", "prompt")
-        if request.places or request.spans is not None:
-            raise InvalidRequest("Places of characters need one text; a pair has two.", "prompt")
+        if request.offsets or request.spans is not None:
+            raise InvalidRequest("Character offsets need one text; a pair has two.", "prompt")
         template = self.options.score_template
         if template is None or request.prompt.template is not None:
             return request
@@ -365,23 +365,23 @@ class Preparation:
         prompt = request.prompt
         if prompt.text is not None or prompt.conversation is None:
             return prompt
-        if request.places:
-            raise InvalidRequest("Places of characters need a text; messages have none of their own.", "messages")
+        if request.offsets:
+            raise InvalidRequest("Character offsets need a text; messages have none of their own.", "messages")
         return self.options.conversations.rendered(prompt.conversation)
 
     def _limit(self, request: Request, params: PoolingParams) -> Limit:
         limit = self.limit(params)
         if params.late_chunking_params is not None:
             limit = replace(limit, overflow="error")
-        limits = [most for most in (limit.longest, request.max_tokens) if most is not None]
+        limits = [most for most in (limit.max_prompt_tokens, request.max_tokens) if most is not None]
         # A chat template writes the special tokens itself, so its caller decides anew.
         asked = request if request.prompt.conversation is None else request.prompt.conversation
         return replace(
             limit,
             add_special_tokens=asked.add_special_tokens,
-            longest=min(limits, default=None),
+            max_prompt_tokens=min(limits, default=None),
             lower_case=request.lower_case,
-            places=request.places or params.late_chunking_params is not None,
+            offsets=request.offsets or params.late_chunking_params is not None,
         )
 
 

@@ -54,7 +54,7 @@ class Request:
     input_type: what the text is ("query", "document"), which chooses the prompt where none is named.
     adapter: name of an adapter of the model; None takes the model's default, if it has one, "" none.
     lower_case: None leaves it to the model. max_tokens: refuse longer prompts than this.
-    places: tell where in the text each token stands. spans: [spans, 2], token ranges to embed
+    offsets: tell where in the text each token stands. spans: [spans, 2], token ranges to embed
     instead of the whole, each by the mean of its tokens (late chunking).
     further: tasks that are answered from the same pass. priority: lower ones go first.
     """
@@ -67,7 +67,7 @@ class Request:
     adapter: str | None = None
     lower_case: bool | None = None
     max_tokens: int | None = None
-    places: bool = False
+    offsets: bool = False
     spans: Ids | None = None
     input_type: str | None = None
     further: tuple[Task, ...] = ()

@@ -9,12 +9,12 @@ import numpy as np
 from poolhouse.errors import CheckpointError
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Role
-from poolhouse.inputs.rules import Expansion, LateInteraction, Side
+from poolhouse.inputs.rules import Expansion, LateInteraction, TextRules
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.packing.tokens import Ids, Places, Tokens
+from poolhouse.packing.tokens import Ids, Offsets, Tokens
 
 
-class SideTokens:
+class LateInteractionTokens:
     """Makes the tokens of both sides of one model.
 
     max_tokens: the model's limit.
@@ -35,13 +35,13 @@ class SideTokens:
         marked = side.marker is not None
         if side.length is None and not marked:
             return limit
-        most = limit.within if side.length is None else min(limit.within, side.length)
+        most = limit.max_pass_tokens if side.length is None else min(limit.max_pass_tokens, side.length)
         if limit.keep is None or limit.keep == -1:
             # Without a length of its own, a side leaves it to the limit what is done with longer texts.
             if side.length is None and limit.cut is None:
                 return replace(limit, max_tokens=limit.max_tokens - marked)
             return replace(limit, keep=max(most - marked, 0))
-        if limit.keep > limit.within:
+        if limit.keep > limit.max_pass_tokens:
             return limit
         return replace(limit, keep=max(min(limit.keep, most) - marked, 0))
 
@@ -51,16 +51,16 @@ class SideTokens:
         special: whether the text has special tokens, behind the first of which the marker stands.
         """
         side = self._sides[role]
-        ids, places, text = tokens.ids, tokens.places, len(tokens.ids)
+        ids, offsets, text = tokens.ids, tokens.offsets, len(tokens.ids)
         if side.marker is not None:
             place = min(int(special), text)
             ids = np.insert(ids, place, side.marker)
-            places = None if places is None else _with_gap(places, place)
+            offsets = None if offsets is None else _with_gap(offsets, place)
             text += 1
         fill = self._fill_to - text if role == "query" and self._fill is not None else 0
         if fill > 0:
             ids = np.concatenate((ids, np.full(fill, self._fill, dtype=np.int64)))
-            places = None if places is None else _with_end(places, fill)
+            offsets = None if offsets is None else _with_end(offsets, fill)
         added = len(ids) - len(tokens.ids)
         types = tokens.types
         if types is not None and added:
@@ -70,7 +70,7 @@ class SideTokens:
             tokens,
             ids=ids,
             types=types,
-            places=places,
+            offsets=offsets,
             original_tokens=tokens.original_tokens + added,
             skip=tokens.skip + (side.marker is not None) if tokens.skip else 0,
             # A text of nothing but mask tokens has nothing else to attend to.
@@ -82,7 +82,7 @@ class SideTokens:
 class _Known:
     """One side in ids of the tokenizer."""
 
-    def __init__(self, side: Side, tokenizer: Tokenizer) -> None:
+    def __init__(self, side: TextRules, tokenizer: Tokenizer) -> None:
         self.length = side.length
         self.marker = tokenizer.id_of(side.marker) if side.marker else None
         if side.marker and self.marker is None:
@@ -115,15 +115,15 @@ def _mask_token(expansion: Expansion, tokenizer: Tokenizer) -> int:
     return found
 
 
-def _with_gap(places: Places, place: int) -> Places:
-    return Places(
-        np.insert(places.offsets, place, 0, axis=0),
-        np.insert(places.words, place, -1),
-        np.insert(places.special, place, True),
+def _with_gap(offsets: Offsets, place: int) -> Offsets:
+    return Offsets(
+        np.insert(offsets.bounds, place, 0, axis=0),
+        np.insert(offsets.words, place, -1),
+        np.insert(offsets.special, place, True),
     )
 
 
-def _with_end(places: Places, count: int) -> Places:
-    offsets = np.concatenate((places.offsets, np.zeros((count, 2), dtype=np.int64)))
-    words = np.concatenate((places.words, np.full(count, -1, dtype=np.int64)))
-    return Places(offsets, words, np.concatenate((places.special, np.ones(count, dtype=np.bool_))))
+def _with_end(offsets: Offsets, count: int) -> Offsets:
+    bounds = np.concatenate((offsets.bounds, np.zeros((count, 2), dtype=np.int64)))
+    words = np.concatenate((offsets.words, np.full(count, -1, dtype=np.int64)))
+    return Offsets(bounds, words, np.concatenate((offsets.special, np.ones(count, dtype=np.bool_))))

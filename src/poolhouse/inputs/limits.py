@@ -18,9 +18,9 @@ class Limit:
 
     max_tokens: the model's limit, special tokens included. keep: cut to this many; -1 means max_tokens.
     side: "right" drops the end, "left" the beginning. overflow applies where `keep` is None.
-    longest: another limit of what is not cut; with overflow "chunk" the only one.
+    max_prompt_tokens: another limit of what is not cut; with overflow "chunk" the only one.
     max_query_tokens, max_document_tokens: what each side of a pair is cut to first, special tokens not counted.
-    lower_case: None leaves it to the tokenizer. places: say where in the text each token stands.
+    lower_case: None leaves it to the tokenizer. offsets: say where in the text each token stands.
     """
 
     max_tokens: int
@@ -30,19 +30,19 @@ class Limit:
     add_special_tokens: bool = True
     max_query_tokens: int | None = None
     max_document_tokens: int | None = None
-    longest: int | None = None
+    max_prompt_tokens: int | None = None
     lower_case: bool | None = None
-    places: bool = False
+    offsets: bool = False
 
     @property
-    def most(self) -> int | None:
+    def max_uncut_tokens(self) -> int | None:
         """The most tokens of a prompt, or None where any number is taken."""
-        return self.longest if self.overflow == "chunk" else self.within
+        return self.max_prompt_tokens if self.overflow == "chunk" else self.max_pass_tokens
 
     @property
-    def within(self) -> int:
+    def max_pass_tokens(self) -> int:
         """The most tokens of a prompt that is read in one pass."""
-        return self.max_tokens if self.longest is None else min(self.max_tokens, self.longest)
+        return self.max_tokens if self.max_prompt_tokens is None else min(self.max_tokens, self.max_prompt_tokens)
 
     @property
     def cut(self) -> int | None:
@@ -52,14 +52,14 @@ class Limit:
             InvalidRequest: more than the model takes.
         """
         if self.keep is None:
-            return self.within if self.overflow == "truncate" else None
-        if self.most is not None and self.keep > self.most:
+            return self.max_pass_tokens if self.overflow == "truncate" else None
+        if self.max_uncut_tokens is not None and self.keep > self.max_uncut_tokens:
             raise InvalidRequest(
                 "truncate_prompt_tokens value is greater than max_model_len. Please request a smaller truncation size.",
                 "truncate_prompt_tokens",
                 self.keep,
             )
-        return self.within if self.keep == -1 else self.keep
+        return self.max_pass_tokens if self.keep == -1 else self.keep
 
 
 def too_many_tokens(limit: int, found: int) -> InputTooLong:
@@ -106,7 +106,7 @@ class Excerpt:
         return len(self.raw) < self.whole
 
     def offsets(self, found: Ids) -> Ids:
-        """Places in `text` as places in the whole text: [tokens, 2] to [tokens, 2]."""
+        """Offsets in `text` as offsets in the whole text: [tokens, 2] to [tokens, 2]."""
         if len(self.text) != len(self.raw) and len(self.raw):
             # Lower-casing makes two characters of some.
             origin = np.repeat(np.arange(len(self.raw)), [len(character.lower()) for character in self.raw])

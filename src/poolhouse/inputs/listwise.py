@@ -26,7 +26,7 @@ _SYSTEM = (
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class ListwisePrompt:
     """One prompt and how many documents it holds. cut: tokens that its texts lost."""
 
     prompt: str
@@ -42,7 +42,7 @@ class ListwisePrompts:
     document_token: str
     query_token: str
 
-    def blocks(self, query: str, documents: Sequence[str], instruction: str | None, limit: Limit) -> list[Block]:
+    def pack(self, query: str, documents: Sequence[str], instruction: str | None, limit: Limit) -> list[ListwisePrompt]:
         """Prompts that hold all documents in their order.
 
         Raises:
@@ -55,17 +55,17 @@ class ListwisePrompts:
         whole = self._prompt(query, texts, instruction)
         # A token of such a tokenizer is at least a byte.
         if not sided and len(texts) <= _MOST_DOCUMENTS and len(whole.encode("utf-8", "replace")) <= most:
-            return [Block(whole, len(texts))]
+            return [ListwisePrompt(whole, len(texts))]
         query, cut = self._cut(query, limit.max_query_tokens, limit.side)
         return self._packed(query, texts, instruction, limit, cut)
 
     def _packed(
         self, query: str, texts: Sequence[str], instruction: str | None, limit: Limit, query_cut: int
-    ) -> list[Block]:
+    ) -> list[ListwisePrompt]:
         fixed, one = self._lengths([self._prompt(query, [], instruction), self._passage(_MOST_DOCUMENTS, "")])
         room = (limit.cut or limit.max_tokens) - fixed - _SEAM_TOKENS
         (query_tokens,) = self._lengths([query])
-        blocks: list[Block] = []
+        blocks: list[ListwisePrompt] = []
         waiting: list[str] = []
         left, lost = room, query_cut
         for index, (text, length) in enumerate(zip(texts, self._lengths(texts), strict=True)):
@@ -77,11 +77,11 @@ class ListwisePrompts:
                 document, more = self._cut(document, room - one - _SEAM_TOKENS, limit.side)
                 cut, needed = cut + more, room
             if waiting and (needed > left or len(waiting) == _MOST_DOCUMENTS):
-                blocks.append(Block(self._prompt(query, waiting, instruction), len(waiting), lost))
+                blocks.append(ListwisePrompt(self._prompt(query, waiting, instruction), len(waiting), lost))
                 waiting, left, lost = [], room, query_cut
             waiting.append(document)
             left, lost = left - needed, lost + cut
-        return [*blocks, Block(self._prompt(query, waiting, instruction), len(waiting), lost)]
+        return [*blocks, ListwisePrompt(self._prompt(query, waiting, instruction), len(waiting), lost)]
 
     def _prompt(self, query: str, documents: Sequence[str], instruction: str | None) -> str:
         passages = [self._passage(number, document) for number, document in enumerate(documents)]

@@ -1,4 +1,4 @@
-"""Places: where each token stands in the caller's text, and which word it belongs to."""
+"""Offsets: where each token stands in the caller's text, and which word it belongs to."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import tokenizers
 from poolhouse.inputs.limits import Excerpt
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.python_tokenizers import PythonEncoding
-from poolhouse.packing.tokens import Ids, Places
+from poolhouse.packing.tokens import Ids, Offsets
 
 _SPACES = np.array([code for code in range(0x3001) if chr(code).isspace()], dtype=np.uint32)
 _UTF_32 = "utf-32-le" if sys.byteorder == "little" else "utf-32-be"
 
 
-def places_of(
+def offsets_of(
     encoding: tokenizers.Encoding | PythonEncoding,
     excerpt: Excerpt,
     prompt: Prompt,
     knows_words: bool,
     unknown: int | None,
-) -> Places:
-    """The place and word of each token.
+) -> Offsets:
+    """The bounds and word of each token.
 
     Words are the tokenizer's own where it marks how a word goes on (WordPiece). Elsewhere a token goes on with the
     word before it unless white space stands between them, and an unknown token is a word by itself: the rule of
@@ -44,7 +44,7 @@ def places_of(
         goes_on &= np.array(encoding.ids) != unknown
     begins = content & ~goes_on
     begins[content.argmax()] |= content.any()
-    return Places(offsets, np.where(content, begins.cumsum() - 1, -1), special)
+    return Offsets(offsets, np.where(content, begins.cumsum() - 1, -1), special)
 
 
 def white_space(text: str) -> npt.NDArray[np.bool_]:

@@ -156,7 +156,7 @@ def _joined(
     query = _cut(first.ids, limit.max_query_tokens, limit.side)
     document = _cut(second.ids, limit.max_document_tokens, limit.side)
     keep = limit.cut
-    room = (limit.within if keep is None else keep) - template.special_tokens
+    room = (limit.max_pass_tokens if keep is None else keep) - template.special_tokens
     if len(query) + len(document) > room:
         if keep is None:
             raise _too_long(first, second, limit, template)
@@ -216,7 +216,7 @@ def _too_long(first: Tokens, second: Tokens, limit: Limit, template: Template) -
     total = sum(lengths.values()) + template.special_tokens
     field = "max_tokens_per_query" if longer == "query" else "max_tokens_per_doc"
     return InputTooLong(
-        f"This model's maximum context length is {limit.within} tokens. However, your pair contains {total} input "
+        f"This model's maximum context length is {limit.max_pass_tokens} tokens. However, your pair contains {total} input "
         f"tokens: the query has {lengths['query']}, the document {lengths['document']}, and "
         f"{template.special_tokens} are special. Shorten the {longer}, cut it with {field}, or cut the pair with "
         "truncate_prompt_tokens=-1.",

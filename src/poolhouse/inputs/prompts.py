@@ -5,20 +5,75 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, TypeVar, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from poolhouse.errors import InvalidRequest, did_you_mean
 from poolhouse.packing.tokens import Ids
 
 if TYPE_CHECKING:
     from poolhouse.inputs.templates.score import ScoreTemplate
-from typing import Literal
 
-# A text, two texts that are read as a pair, token ids, or a dict; see `parse_prompts`.
-PromptLike = str | tuple[str, str] | Sequence[int] | Mapping[str, Any]
-Prompts = PromptLike | Iterable[PromptLike]
+TokenIds = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+
+class TextPrompt(TypedDict, total=False):
+    """A text as vLLM writes it. text_pair: a second text, which is read together with the first."""
+
+    prompt: Required[str]
+    text_pair: str | None
+    cache_salt: str | None
+
+
+class PairPrompt(TypedDict, total=False):
+    """A text as transformers writes it, and the text that it is read together with, if there is one."""
+
+    text: Required[str]
+    text_pair: str | None
+    cache_salt: str | None
+
+
+class TokensPrompt(TypedDict, total=False):
+    """Token ids, special tokens included."""
+
+    prompt_token_ids: Required[TokenIds]
+    cache_salt: str | None
+
+
+class MessagesPrompt(TypedDict, total=False):
+    """A conversation for the model's chat template; see `poolhouse.inputs.conversations`."""
+
+    messages: Required[Sequence[Mapping[str, object]]]
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    add_special_tokens: bool | None
+    chat_template_kwargs: Mapping[str, object] | None
+
+
+# One prompt: a text, a pair of texts, token ids, or a dict. See `parse_prompts`.
+PromptInput = str | tuple[str, str] | TokenIds | TextPrompt | PairPrompt | TokensPrompt | MessagesPrompt
+# One prompt or many, as `LLM` takes them. Integers are the token ids of one bare prompt; as a second list type beside
+# `Iterable` they would keep mypy from inferring lists of mixed forms.
+PromptsInput = str | TextPrompt | PairPrompt | TokensPrompt | MessagesPrompt | Iterable[PromptInput | int]
+
+
+class TextInput(TypedDict):
+    """A text of a score by itself, or beside others in a dict of the caller's."""
+
+    text: str
+
+
+class ContentInput(TypedDict):
+    """A text of a score as OpenAI's messages write it: a text, or a list of text parts."""
+
+    content: str | Sequence[str | Mapping[str, str]]
+
+
+# The queries, or the documents, of a score: one text or many. See `parse_texts`.
+TextsInput = str | TextInput | TextPrompt | ContentInput | Iterable[str | TextInput | TextPrompt | ContentInput]
+
 # Options of vLLM's prompt dictionaries that change nothing here: there is no prefix cache to salt.
 _WITHOUT_EFFECT = ("cache_salt", "multi_modal_uuids", "prompt")
 _MEDIA = ("multi_modal_data", "mm_processor_kwargs", "prompt_embeds")
@@ -33,11 +88,11 @@ class Conversation:
     add_special_tokens: whether the tokenizer adds its own around what the template wrote.
     """
 
-    messages: Any
+    messages: object
     add_generation_prompt: bool = False
     continue_final_message: bool = False
     chat_template: str | None = None
-    variables: Mapping[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, object] = field(default_factory=dict)
     add_special_tokens: bool = False
 
 
@@ -59,7 +114,7 @@ class Prompt:
     conversation: Conversation | None = None
 
 
-def parse_prompts(prompts: Any, parameter: str = "prompts", first: int = 0) -> list[Prompt]:
+def parse_prompts(prompts: object, parameter: str = "prompts", first: int = 0) -> list[Prompt]:
     """One Prompt for each that the caller gave, in order; a single prompt may stand bare.
 
     prompts: a text, `{"prompt": text}`, a pair `{"text": text, "text_pair": text}`, `{"prompt_token_ids": ids}`,
@@ -85,7 +140,18 @@ def parse_prompts(prompts: Any, parameter: str = "prompts", first: int = 0) -> l
     ]
 
 
-def each(items: Any, parameter: str, wanted: str | None = None) -> Iterable[Any]:
+Item = TypeVar("Item")
+
+
+@overload
+def each(items: Iterable[Item], parameter: str, wanted: str | None = None) -> Iterable[Item]: ...
+
+
+@overload
+def each(items: object, parameter: str, wanted: str | None = None) -> Iterable[object]: ...
+
+
+def each(items: object, parameter: str, wanted: str | None = None) -> Iterable[object]:
     """Many items as Python's own objects, to be read once: of a list, an array, a column of a table, a generator ...
 
     Raises:
@@ -116,7 +182,7 @@ def each(items: Any, parameter: str, wanted: str | None = None) -> Iterable[Any]
     return items
 
 
-def parse_side(side: Any, parameter: str) -> list[str]:
+def parse_texts(side: object, parameter: str) -> list[str]:
     """The texts of one side of a score, in order; a single one may stand bare.
 
     side: a text, `{"text": text}`, `{"prompt": text}`, `{"content": [text parts]}`, or many of these, as `each` reads them.
@@ -132,7 +198,7 @@ def parse_side(side: Any, parameter: str) -> list[str]:
     ]
 
 
-def text_parts(parts: Sequence[Any], place: str) -> list[str]:
+def text_parts(parts: Sequence[object], place: str) -> list[str]:
     """The texts of a message's or a document's parts: texts themselves, or `{"type": "text", "text": text}`.
 
     Raises:
@@ -140,10 +206,10 @@ def text_parts(parts: Sequence[Any], place: str) -> list[str]:
     """
     texts: list[str] = []
     for number, part in enumerate(parts):
-        typed = isinstance(part, Mapping) and (part.get("type") or "text") in _TEXTS
-        text = part.get("text") if typed else part
+        kind = (part.get("type") or "text") if isinstance(part, Mapping) else type(part).__name__
+        text = part.get("text") if isinstance(part, Mapping) and kind in _TEXTS else part
         if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            kind = part.get("type") if isinstance(part, Mapping) else kind
             raise InvalidRequest(f"{place}[{number}] is {kind!r}; this model reads text parts only.", place)
         texts.append(text)
     return texts
@@ -161,7 +227,7 @@ _TEXTS = ("text", "input_text", "output_text")
 _SIDE = "a text, a dict with 'text' or 'content' (a list of text parts), or a list of them"
 
 
-def _text_of(item: Any, place: str) -> str:
+def _text_of(item: object, place: str) -> str:
     if isinstance(item, str):
         return str(item)
     if not isinstance(item, Mapping):
@@ -177,7 +243,7 @@ def _text_of(item: Any, place: str) -> str:
     return "".join(text_parts(parts, f"{place}.content"))
 
 
-def _parse(prompt: Any, place: str) -> Prompt:
+def _parse(prompt: object, place: str) -> Prompt:
     if isinstance(prompt, str):
         # Not numpy's kind of text.
         return Prompt(str(prompt))
@@ -190,7 +256,7 @@ def _parse(prompt: Any, place: str) -> Prompt:
     raise _wrong(prompt, place)
 
 
-def _pair(texts: Sequence[Any], place: str) -> Prompt:
+def _pair(texts: Sequence[object], place: str) -> Prompt:
     if len(texts) != 2:
         raise InvalidRequest(f"{place} holds {len(texts)} texts; a pair has two.", place)
     if not isinstance(texts[1], str):
@@ -198,7 +264,7 @@ def _pair(texts: Sequence[Any], place: str) -> Prompt:
     return Prompt(str(texts[0]), pair=str(texts[1]))
 
 
-def _parse_mapping(prompt: Mapping[str, Any], place: str) -> Prompt:
+def _parse_mapping(prompt: Mapping[str, object], place: str) -> Prompt:
     # Typed clients write null for what they leave out, and keys tell the forms apart.
     prompt = {key: value for key, value in prompt.items() if value is not None}
     if "messages" in prompt:
@@ -232,7 +298,7 @@ def _parse_mapping(prompt: Mapping[str, Any], place: str) -> Prompt:
     return Prompt(text, pair=pair)
 
 
-def _parse_conversation(prompt: Mapping[str, Any], place: str) -> Prompt:
+def _parse_conversation(prompt: Mapping[str, object], place: str) -> Prompt:
     switches = ("add_generation_prompt", "continue_final_message", "add_special_tokens")
     known = ("messages", *switches, "chat_template_kwargs")
     for key, value in prompt.items():
@@ -244,12 +310,22 @@ def _parse_conversation(prompt: Mapping[str, Any], place: str) -> Prompt:
             )
         if key in switches and not isinstance(value, bool):
             raise InvalidRequest(f"{place}.{key} must be true or false, got {value!r}.", f"{place}.{key}")
-    variables = prompt.get("chat_template_kwargs") or {}
-    asked = {name: prompt[name] for name in switches if name in prompt}
-    return Prompt(None, conversation=Conversation(prompt["messages"], variables=variables, **asked))
+    # What they must be is said where they are rendered.
+    variables: Any = prompt.get("chat_template_kwargs") or {}
+    on = [name in prompt and prompt[name] is True for name in switches]
+    return Prompt(
+        None,
+        conversation=Conversation(
+            prompt["messages"],
+            add_generation_prompt=on[0],
+            continue_final_message=on[1],
+            add_special_tokens=on[2],
+            variables=variables,
+        ),
+    )
 
 
-def _is_ids(prompts: Any) -> bool:
+def _is_ids(prompts: object) -> bool:
     if isinstance(prompts, np.ndarray):
         return prompts.ndim == 1 and prompts.dtype.kind in "iu"
     return isinstance(prompts, list | tuple) and len(prompts) > 0 and _is_integer(prompts[0])
@@ -271,14 +347,14 @@ def _ids(given: Any, place: str) -> Ids:
     return given.astype(np.int64, copy=False)  # type: ignore[no-any-return]
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 _PROMPT = "a text, a pair of texts, a list of token ids, or a dict with 'prompt' or 'prompt_token_ids'"
 
 
-def _wrong(value: Any, place: str, wanted: str | None = None) -> InvalidRequest:
+def _wrong(value: object, place: str, wanted: str | None = None) -> InvalidRequest:
     shown = "null" if value is None else type(value).__name__
     if (isinstance(value, float) and math.isnan(value)) or shown in ("NAType", "NaTType"):
         shown = f"{value!r}, a missing value".replace("nan", "NaN")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class TextRules:
     """How the texts of one side are read.
 
     marker: a token put behind the first one; "" for none.
@@ -40,7 +40,7 @@ class Expansion:
 class LateInteraction:
     """Both sides of a model, what queries are filled up with, and whether a score is a mean over query vectors."""
 
-    query: Side
-    document: Side
+    query: TextRules
+    document: TextRules
     expansion: Expansion | None = None
     mean: bool = False

@@ -22,7 +22,7 @@ from poolhouse.inputs.limits import (
     too_many_characters,
     too_many_tokens,
 )
-from poolhouse.inputs.offsets import places_of
+from poolhouse.inputs.offsets import offsets_of
 from poolhouse.inputs.pairs import Template, encode_pairs, longest_first, longest_first_of_python
 from poolhouse.inputs.prompts import Prompt, check_ids, is_unicode
 from poolhouse.inputs.python_tokenizers import PythonEncoding, PythonTokenizer
@@ -144,9 +144,9 @@ class Tokenizer:
                 results[index] = error
         groups: dict[tuple[bool, bool], list[int]] = {}
         for index in excerpts:
-            groups.setdefault((limits[index].add_special_tokens, limits[index].places), []).append(index)
-        for (special, places), indexes in groups.items():
-            encoded = self._encode([excerpts[index].text for index in indexes], special, places)
+            groups.setdefault((limits[index].add_special_tokens, limits[index].offsets), []).append(index)
+        for (special, offsets), indexes in groups.items():
+            encoded = self._encode([excerpts[index].text for index in indexes], special, offsets)
             for index, encoding in zip(indexes, encoded, strict=True):
                 try:
                     limit = self._of_content(limits[index])
@@ -174,34 +174,38 @@ class Tokenizer:
         most = limit.max_query_tokens + (self.special_tokens if limit.add_special_tokens else 0)
         keep = limit.cut
         if keep is None:
-            return limit if limit.most is not None and most > limit.most else replace(limit, keep=most)
+            return (
+                limit
+                if limit.max_uncut_tokens is not None and most > limit.max_uncut_tokens
+                else replace(limit, keep=most)
+            )
         return replace(limit, keep=min(keep, most))
 
-    def _encode(self, texts: list[str], special: bool, places: bool) -> list[_Encoding | InvalidRequest]:
-        # The fast call knows no places of tokens.
-        encode = self._native.encode_batch if places else self._native.encode_batch_fast
+    def _encode(self, texts: list[str], special: bool, offsets: bool) -> list[_Encoding | InvalidRequest]:
+        # The fast call knows no offsets of tokens.
+        encode = self._native.encode_batch if offsets else self._native.encode_batch_fast
         try:
             return list(encode(texts, add_special_tokens=special))
         except Exception as error:  # noqa: BLE001 - one bad text fails the whole call, with whatever the library raises
             if len(texts) == 1:
                 why = str(error) if is_unicode(texts[0]) else "it is no valid Unicode."
                 return [InvalidRequest(f"The text cannot be tokenised: {why}", "prompt")]
-            return [result for text in texts for result in self._encode([text], special, places)]
+            return [result for text in texts for result in self._encode([text], special, offsets)]
 
     def _ids(self, texts: list[str], special: bool) -> list[Ids | InvalidRequest]:
         return [
             encoding if isinstance(encoding, InvalidRequest) else np.array(encoding.ids, dtype=np.int64)
-            for encoding in self._encode(texts, special, places=False)
+            for encoding in self._encode(texts, special, offsets=False)
         ]
 
     def _given(self, ids: Ids, limit: Limit) -> Tokens:
         """Ids as the caller made them, cut plainly."""
         check_ids(ids, self.vocabulary_size)
-        if limit.places:
-            raise InvalidRequest("Places of characters need a text; token ids have none.", "prompt_token_ids")
+        if limit.offsets:
+            raise InvalidRequest("Character offsets need a text; token ids have none.", "prompt_token_ids")
         keep = limit.cut
-        if keep is None and limit.most is not None and len(ids) > limit.most:
-            raise too_many_tokens(limit.most, len(ids))
+        if keep is None and limit.max_uncut_tokens is not None and len(ids) > limit.max_uncut_tokens:
+            raise too_many_tokens(limit.max_uncut_tokens, len(ids))
         if keep is None or len(ids) <= keep:
             return Tokens(ids, original_tokens=len(ids))
         return Tokens(ids[:keep] if limit.side == "right" else ids[-keep:], original_tokens=len(ids))
@@ -211,7 +215,7 @@ class Tokenizer:
         assert prompt.text is not None
         text = prompt.prefix + prompt.text if prompt.prefix else prompt.text
         keep = limit.cut
-        wanted = limit.most if keep is None else keep
+        wanted = limit.max_uncut_tokens if keep is None else keep
         if wanted is None:
             return excerpt(text, None, limit.side, self._lower(limit))
         if keep is None and len(text) > 4 * CHARACTERS_PER_TOKEN * wanted:
@@ -249,14 +253,14 @@ class Tokenizer:
         ids: Ids = np.array(encoding.ids, dtype=np.int64)
         if self._check_texts:
             check_ids(ids, self.vocabulary_size)
-        places = places_of(encoding, part, prompt, self._knows_words, self.unknown) if limit.places else None
+        offsets = offsets_of(encoding, part, prompt, self._knows_words, self.unknown) if limit.offsets else None
         skip = self._skip(prompt.prefix, special, self._lower(limit)) if prompt.prefix else 0
         if keep is None:
-            if limit.most is not None and len(ids) > limit.most:
-                raise too_many_tokens(limit.most, len(ids))
-            return Tokens(ids, self._single_types(ids, special), original_tokens=len(ids), skip=skip, places=places)
+            if limit.max_uncut_tokens is not None and len(ids) > limit.max_uncut_tokens:
+                raise too_many_tokens(limit.max_uncut_tokens, len(ids))
+            return Tokens(ids, self._single_types(ids, special), original_tokens=len(ids), skip=skip, offsets=offsets)
         if len(ids) <= keep and not part.shortened:
-            return Tokens(ids, self._single_types(ids, special), original_tokens=len(ids), skip=skip, places=places)
+            return Tokens(ids, self._single_types(ids, special), original_tokens=len(ids), skip=skip, offsets=offsets)
         original = len(ids)
         if part.shortened:
             original = max(round(len(ids) * part.whole / max(len(part.raw), 1)), keep + 1)
@@ -268,7 +272,7 @@ class Tokenizer:
             original_tokens=original,
             original_is_estimate=part.shortened,
             skip=min(skip, keep) if limit.side == "right" else max(0, skip - (len(ids) - keep)),
-            places=None if places is None else places.take(kept),
+            offsets=None if offsets is None else offsets.take(kept),
         )
 
     def _single_types(self, ids: Ids, special: bool) -> Ids | None:
@@ -277,13 +281,13 @@ class Tokenizer:
 
     def _enough(self, prompt: Prompt, limit: Limit, part: Excerpt, encoding: _Encoding) -> tuple[Excerpt, _Encoding]:
         """An excerpt that has the tokens wanted: this one, or a longer one."""
-        wanted = (limit.cut or limit.most or 0) + SURPLUS
+        wanted = (limit.cut or limit.max_uncut_tokens or 0) + SURPLUS
         while part.shortened and len(encoding.ids) < wanted:
             if len(part.raw) > 2 * wanted * self.character_bound:
                 break  # a word too long for the vocabulary: its rest would be the same unknown token
             text = prompt.prefix + (prompt.text or "")
             part = excerpt(text, 4 * len(part.raw), limit.side, self._lower(limit))
-            (again,) = self._encode([part.text], limit.add_special_tokens, limit.places)
+            (again,) = self._encode([part.text], limit.add_special_tokens, limit.offsets)
             if isinstance(again, InvalidRequest):
                 raise again
             encoding = again

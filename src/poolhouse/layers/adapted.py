@@ -57,9 +57,9 @@ class AdaptedLinear:
         self.out_features, self.in_features = linear.out_features, linear.in_features
         self.changes: dict[str, LowRank] = {}
 
-    def rows(self, count: int) -> int:
-        """See `Linear.rows`."""
-        return self.linear.rows(count)
+    def padded_rows(self, count: int) -> int:
+        """See `Linear.padded_rows`."""
+        return self.linear.padded_rows(count)
 
     def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
         """[total, in] -> [total, out]; `activation` is one of `fusable`."""

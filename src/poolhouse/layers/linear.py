@@ -26,7 +26,7 @@ class Product(Protocol):
     out_features: int
     in_features: int
 
-    def rows(self, count: int) -> int: ...
+    def padded_rows(self, count: int) -> int: ...
 
     def __call__(self, x: Tensor, activation: str = "none") -> Tensor: ...
 
@@ -73,7 +73,7 @@ class Linear:
             if weight.dtype == torch.float32 and weight.numel() <= _SMALL and _mkl_is_quicker():
                 self.transposed = weight.T.contiguous()
 
-    def rows(self, count: int) -> int:
+    def padded_rows(self, count: int) -> int:
         """How many rows it computes where it is given so many; giving them at once spares a copy."""
         if self.prepacked is None or (self.transposed is not None and count <= _FEW_ROWS):
             return count
@@ -89,7 +89,7 @@ class Linear:
             fused = activation if activation in _FUSED_ACTIVATIONS else "none"
             operation, algorithm = _FUSED_ACTIVATIONS[fused]
             rows = len(x)
-            if missing := self.rows(rows) - rows:
+            if missing := self.padded_rows(rows) - rows:
                 x = F.pad(x, (0, 0, 0, missing))
             y = torch.ops.mkldnn._linear_pointwise.default(x, self.prepacked, self.bias, operation, [], algorithm)
             if missing:
@@ -107,7 +107,7 @@ class Linear:
             if self.bias is None:
                 return torch.addmm(residual, x, self.transposed)
             return (residual + self.bias).addmm_(x, self.transposed)
-        if self.prepacked is None or self.rows(len(x)) != len(x):
+        if self.prepacked is None or self.padded_rows(len(x)) != len(x):
             return residual + self(x)
         return torch.ops.mkldnn._linear_pointwise.binary(  # type: ignore[no-any-return]
             x, residual, self.prepacked, self.bias, "add"

@@ -19,7 +19,7 @@ from poolhouse.models.heads.heads import LoadedHead
 from poolhouse.models.roles import Role
 from poolhouse.params import PoolerConfig
 from poolhouse.pooling.pipeline import Pipeline
-from poolhouse.pooling.splade import Encode, KeepLargest, Saturate, SpladePooling, WeighVocabulary
+from poolhouse.pooling.splade import KeepLargest, Saturate, SparseEncoder, SpladePooling, VocabularyWeights
 from poolhouse.pooling.steps import (
     Activation,
     Dense,
@@ -30,10 +30,10 @@ from poolhouse.pooling.steps import (
     Probabilities,
     Reduce,
     Step,
-    Steps,
+    StepTags,
     Truncate,
     Unit,
-    Without,
+    WithoutToken,
     classifier_activation,
     stated_activation,
 )
@@ -88,7 +88,7 @@ def pipelines_of(
         if files is None or files.splade is None:
             return splade_pipelines(head.steps, head.labels, SpladePooling(), user)
         if files.heads:
-            behind = ", ".join(step.words for step in files.heads)
+            behind = ", ".join(step.description for step in files.heads)
             raise CheckpointError(f"{folder}: modules behind SpladePooling are not served ({behind}).")
         return splade_pipelines(head.steps, head.labels, files.splade, user, files.max_active_dims, files.normalize)
     pipelines = embed_pipelines(served.hidden_size, user, files, default_pooling)
@@ -190,7 +190,7 @@ def embed_pipelines(
     tail = (Truncate(), Normalize(use_activation))
     hidden_size = _width(hidden_size, before)
     width = _width(hidden_size * len(reduce.names), heads)
-    sparse = SparseHead("embed", "feature", width) if heads and isinstance(heads[-1], Encode) else None
+    sparse = SparseHead("embed", "feature", width) if heads and isinstance(heads[-1], SparseEncoder) else None
     pipelines: dict[Task, Pipeline] = {"embed": Pipeline((*before, reduce, *heads, *tail), width, sparse)}
     if len(reduce.names) == 1:
         # Token vectors are normalised unless the user says otherwise, as in vLLM.
@@ -260,7 +260,7 @@ def splade_pipelines(
     assert decoder is None or isinstance(decoder, Dense)
     tail = (Truncate(), Normalize(unit if user.use_activation is None else user.use_activation))
     sparse = SparseHead("embed", "vocabulary", vocabulary)
-    weigh = (WeighVocabulary(decoder, pooling), *(() if most is None else (KeepLargest(most),)))
+    weigh = (VocabularyWeights(decoder, pooling), *(() if most is None else (KeepLargest(most),)))
     return {
         "embed": Pipeline((Every(), *steps[:-1], *weigh, *tail), vocabulary, sparse),
         "token_embed": Pipeline((Every(), *steps, Saturate(pooling.logarithms), *tail), vocabulary),
@@ -285,13 +285,13 @@ def _before(files: SentenceTransformersFiles | None) -> tuple[Step, ...]:
     """Steps of every token before pooling; () where hidden states are pooled as they are."""
     if files is None or (not files.before and files.dropped is None):
         return ()
-    dropped = () if files.dropped is None else (Without(files.dropped),)
+    dropped = () if files.dropped is None else (WithoutToken(files.dropped),)
     return (*dropped, Every(), *files.before)
 
 
 def _steps(
     user: PoolerConfig, step_tag_id: int | None, labels: int, columns: tuple[int, ...] | None
-) -> tuple[Steps, ...]:
+) -> tuple[StepTags, ...]:
     """STEP pooling where the user or the model wants it.
 
     Raises:
@@ -306,7 +306,7 @@ def _steps(
     named = columns or tuple(range(labels))
     if not set(kept or ()) <= set(named):
         raise ConfigError(f"pooler_config: returned_token_ids {list(kept or ())} are not all among {list(named)}.")
-    return (Steps(tag, named, kept),)
+    return (StepTags(tag, named, kept),)
 
 
 def _reduction(
@@ -331,7 +331,7 @@ def _width(width: int, heads: tuple[Step, ...]) -> int:
                     f"A Dense module takes {head.weight.shape[1]} features, but {width} come in from the step before."
                 )
             width = head.weight.shape[0]
-        elif isinstance(head, Encode):
+        elif isinstance(head, SparseEncoder):
             if head.weight.shape[1] != width:
                 raise CheckpointError(
                     f"A SparseAutoEncoder takes {head.weight.shape[1]} features, but {width} come in."
@@ -339,5 +339,5 @@ def _width(width: int, heads: tuple[Step, ...]) -> int:
             width = head.weight.shape[0]
         elif isinstance(head, Norm) and head.weight.shape[0] != width:
             raise CheckpointError(f"A LayerNorm takes {head.weight.shape[0]} features, but {width} come in.")
-        assert isinstance(head, Dense | Norm | Unit | Encode | Every | Without)
+        assert isinstance(head, Dense | Norm | Unit | SparseEncoder | Every | WithoutToken)
     return width

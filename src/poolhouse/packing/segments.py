@@ -63,7 +63,7 @@ class Segments:
         attended = self.lengths if self.attended is None else self.attended
         bounds = torch.tensor([0, *accumulate(attended)], dtype=torch.int32).to(self.device, non_blocking=True)
         counts = torch.tensor(attended, dtype=torch.int64).to(self.device, non_blocking=True)
-        return (self.offsets < counts[self.owner]).nonzero().flatten(), bounds
+        return (self.positions < counts[self.owner]).nonzero().flatten(), bounds
 
     @cached_property
     def owner(self) -> Tensor:
@@ -72,8 +72,8 @@ class Segments:
         return torch.repeat_interleave(index, self.lengths_tensor, output_size=self.total)
 
     @cached_property
-    def offsets(self) -> Tensor:
-        """[total], int64: the place of each row in its own sequence, from 0."""
+    def positions(self) -> Tensor:
+        """[total], int64: the position of each row in its own sequence, from 0."""
         return torch.arange(self.total, device=self.device) - self.starts_tensor[self.owner]
 
     @cached_property

@@ -13,7 +13,7 @@ import torch
 from poolhouse.errors import InvalidRequest
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import Rows
-from poolhouse.pooling.splade import Encode
+from poolhouse.pooling.splade import SparseEncoder
 from poolhouse.pooling.steps import (
     AtTokens,
     Dense,
@@ -24,7 +24,7 @@ from poolhouse.pooling.steps import (
     Probabilities,
     Reduce,
     Step,
-    Steps,
+    StepTags,
     WithoutEnds,
 )
 from poolhouse.tasks import TOKEN_TASKS, SparseHead, Task
@@ -42,9 +42,9 @@ class Pipeline:
     sparse: SparseHead | None = None
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """The steps for people: "mean > dense 384 > truncate > normalize"."""
-        return " > ".join(step.words for step in self.steps)
+        return " > ".join(step.description for step in self.steps)
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         for step in self.steps:
@@ -53,7 +53,7 @@ class Pipeline:
 
     def check(self, params: PoolingParams) -> None:
         """Raise InvalidRequest for what no step of this task can honour."""
-        steps = [step for step in self.steps if isinstance(step, Steps)]
+        steps = [step for step in self.steps if isinstance(step, StepTags)]
         if not steps and (params.step_tag_id is not None or params.returned_token_ids is not None):
             raise InvalidRequest(
                 "step_tag_id and returned_token_ids belong to STEP pooling, which this model does not use; "
@@ -79,13 +79,13 @@ class Pipeline:
         """
         place = next((place for place, step in enumerate(self.steps) if isinstance(step, Reduce)), 0)
         reduce, rest = self.steps[place], self.steps[place + 1 :]
-        if task in TOKEN_TASKS and not any(isinstance(step, AtTokens | Steps) for step in self.steps):
+        if task in TOKEN_TASKS and not any(isinstance(step, AtTokens | StepTags) for step in self.steps):
             behind = dropwhile(lambda step: isinstance(step, Every | Kept | WithoutEnds), self.steps)
             return replace(self, steps=(Reduce(("MEAN",)), *behind))
-        heads = [step for step in rest if isinstance(step, Dense | Norm | Encode)]
+        heads = [step for step in rest if isinstance(step, Dense | Norm | SparseEncoder)]
         if not isinstance(reduce, Reduce) or (len(reduce.names) > 1 and heads):
             raise InvalidRequest(
-                f"Late chunking puts a mean before the model's heads; here they follow {reduce.words}."
+                f"Late chunking puts a mean before the model's heads; here they follow {reduce.description}."
             )
         return replace(self, steps=(*self.steps[:place], Reduce(("MEAN",)), *rest))
 

@@ -47,11 +47,11 @@ class Rows:
         segments = self.segments
         values = self.values.float()
         if self.skip is None:
-            return values, segments.offsets, segments.lengths_tensor
+            return values, segments.positions, segments.lengths_tensor
         skip = self.skip.to(segments.device)
-        kept = segments.offsets >= skip[segments.owner]
+        kept = segments.positions >= skip[segments.owner]
         lengths = (segments.lengths_tensor - skip).clamp(min=0)
-        return values[kept], segments.offsets[kept], lengths
+        return values[kept], segments.positions[kept], lengths
 
     @property
     def first(self) -> Tensor:

@@ -36,7 +36,7 @@ class Saturate:
     logarithms: int
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return "relu" + " > log1p" * self.logarithms
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
@@ -47,7 +47,7 @@ class Saturate:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class WeighVocabulary:
+class VocabularyWeights:
     """One weight per vocabulary entry and prompt: the largest, or the sum, of what its tokens give that entry.
 
     decoder: to logits; None where the rows are logits.
@@ -57,9 +57,9 @@ class WeighVocabulary:
     pooling: SpladePooling
 
     @property
-    def words(self) -> str:
-        dense = "" if self.decoder is None else f"{self.decoder.words} > "
-        return f"{dense}{Saturate(self.pooling.logarithms).words} > {self.pooling.strategy}"
+    def description(self) -> str:
+        dense = "" if self.decoder is None else f"{self.decoder.description} > "
+        return f"{dense}{Saturate(self.pooling.logarithms).description} > {self.pooling.strategy}"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         starts, ends = rows.segments.starts, rows.segments.ends
@@ -78,8 +78,8 @@ class WeighVocabulary:
         # The function rises, so the largest weight is that of the largest logit.
         return rows.one_each(values if self.pooling.strategy == "sum" else _saturated(values, self.pooling.logarithms))
 
-    def to(self, device: torch.device) -> WeighVocabulary:
-        return WeighVocabulary(None if self.decoder is None else self.decoder.to(device), self.pooling)
+    def to(self, device: torch.device) -> VocabularyWeights:
+        return VocabularyWeights(None if self.decoder is None else self.decoder.to(device), self.pooling)
 
 
 def _saturated(logits: Tensor, logarithms: int) -> Tensor:
@@ -105,7 +105,7 @@ class KeepLargest:
     count: int
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f"largest {self.count}"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
@@ -119,7 +119,7 @@ class KeepLargest:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Encode:
+class SparseEncoder:
     """The positive ones among the `count` largest of weight @ (values - shift) + bias.
 
     standardise: each row gets mean 0 and standard deviation 1 first.
@@ -132,7 +132,7 @@ class Encode:
     standardise: bool = False
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         first = "standardise > " if self.standardise else ""
         return f"{first}autoencoder {self.weight.shape[0]} > largest {self.count} relu"
 
@@ -145,6 +145,6 @@ class Encode:
         largest = features.topk(min(self.count, features.shape[-1]), dim=-1)
         return rows.with_values(torch.zeros_like(features).scatter(-1, largest.indices, largest.values.relu()))
 
-    def to(self, device: torch.device) -> Encode:
+    def to(self, device: torch.device) -> SparseEncoder:
         weight, bias, shift = (tensor.to(device) for tensor in (self.weight, self.bias, self.shift))
-        return Encode(weight, bias, shift, self.count, self.standardise)
+        return SparseEncoder(weight, bias, shift, self.count, self.standardise)

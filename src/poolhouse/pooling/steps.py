@@ -23,7 +23,7 @@ class Step(Protocol):
     """One stage of a pipeline."""
 
     @property
-    def words(self) -> str: ...
+    def description(self) -> str: ...
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows: ...
 
@@ -38,7 +38,7 @@ class Reduce:
     include_prompt: bool = True
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         words = " + ".join(name.lower() for name in self.names)
         return words if self.include_prompt else f"{words} without prompt"
 
@@ -56,7 +56,7 @@ class Reduce:
 class Every:
     """A row per token, in float32."""
 
-    words: str = "all"
+    description: str = "all"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.with_values(rows.values.float())
@@ -69,7 +69,7 @@ class Every:
 class Kept:
     """The rows of tokens that the model's own rules keep: late interaction skips a document's punctuation."""
 
-    words: str = "without skipped tokens"
+    description: str = "without skipped tokens"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows if rows.kept is None else rows.select(rows.kept)
@@ -79,19 +79,19 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Without:
+class WithoutToken:
     """All rows but those of one token."""
 
     token: int
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f"without token {self.token}"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.select(rows.ids != self.token)
 
-    def to(self, device: torch.device) -> Without:
+    def to(self, device: torch.device) -> WithoutToken:
         return self
 
 
@@ -103,7 +103,7 @@ class WithoutEnds:
     eos: int | None
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return "without BOS" + ("" if self.eos is None else " and EOS")
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
@@ -139,7 +139,7 @@ class Dense:
     residual: Tensor | None = None
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f"dense {self.weight.shape[0]}" + ("" if self.activation is None else f" {self.activation.name}")
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
@@ -164,7 +164,7 @@ class Norm:
     weight: Tensor
     bias: Tensor | None = None
     eps: float = 1e-5
-    words: str = "layer norm"
+    description: str = "layer norm"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.with_values(F.layer_norm(rows.values, self.weight.shape, self.weight, self.bias, self.eps))
@@ -177,7 +177,7 @@ class Norm:
 class Unit:
     """Unit length whatever the request says: a Normalize module with others behind it."""
 
-    words: str = "unit length"
+    description: str = "unit length"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.with_values(F.normalize(rows.values, dim=-1))
@@ -190,7 +190,7 @@ class Unit:
 class Truncate:
     """The first `params.dimensions` features (Matryoshka)."""
 
-    words: str = "truncate"
+    description: str = "truncate"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         if params.dimensions is None:
@@ -208,7 +208,7 @@ class Normalize:
     default: bool
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return "normalize" if self.default else "normalize on request"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
@@ -232,7 +232,7 @@ class Probabilities:
     sigma: float | None = None
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         calibrated = "" if self.mean is None and self.sigma is None else "calibrate > "
         return calibrated + (self.activation.name if self.default else f"{self.activation.name} on request")
 
@@ -250,7 +250,7 @@ class Probabilities:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class StepTags:
     """STEP pooling: some columns, then the rows of the token `step_tag_id`; the request may say which.
 
     columns: what each column is called, by token or by label. kept: the columns to keep, None for all.
@@ -262,7 +262,7 @@ class Steps:
     kept: tuple[int, ...] | None = None
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         kept = "" if self.kept is None else f"columns {list(self.kept)} > "
         return kept + ("all" if self.step_tag_id is None else f"rows of token {self.step_tag_id}")
 
@@ -281,7 +281,7 @@ class Steps:
                     f"returned_token_ids: {column} is not one of {list(self.columns)}.", "returned_token_ids", column
                 )
 
-    def to(self, device: torch.device) -> Steps:
+    def to(self, device: torch.device) -> StepTags:
         return self
 
 
@@ -292,7 +292,7 @@ class AtTokens:
     tokens: tuple[int, ...]
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f"rows of tokens {', '.join(map(str, self.tokens))}"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:

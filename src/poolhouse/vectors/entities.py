@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from poolhouse.errors import InvalidRequest, did_you_mean
 from poolhouse.outputs import Array, Entity
-from poolhouse.packing.tokens import Ids, Places
+from poolhouse.packing.tokens import Ids, Offsets
 
 Strategy = Literal["none", "simple", "first", "average", "max"]
 
@@ -47,7 +47,7 @@ def parse_strategy(word: str) -> Strategy:
 def entities(
     text: str,
     scores: Array,
-    places: Places,
+    offsets: Offsets,
     labels: Mapping[int, str],
     strategy: Strategy = "simple",
     ignored: Collection[str] = ("O",),
@@ -57,13 +57,13 @@ def entities(
     none: every token by itself. simple: neighbours of one label. first, average, max: the parts of a word agree first, on
     the label of its first token, of the mean, or of its surest token.
 
-    scores: [tokens, labels] probabilities. places: of the same tokens. labels: names; "LABEL_3" where there is none.
+    scores: [tokens, labels] probabilities. offsets: of the same tokens. labels: names; "LABEL_3" where there is none.
     """
-    content = places.words >= 0
+    content = offsets.words >= 0
     if not content.any():
         return []
     names = [labels.get(index, f"LABEL_{index}") for index in range(scores.shape[1])]
-    parts = _parts(scores[content], places.offsets[content], places.words[content], strategy)
+    parts = _parts(scores[content], offsets.bounds[content], offsets.words[content], strategy)
     if strategy != "none":
         parts = _grouped(parts, names)
         names = [name.split("-", 1)[-1] for name in names]

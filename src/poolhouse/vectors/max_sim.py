@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from poolhouse.vectors.precision import Calibration, Codes, Floats, Precision, dequantize
 
-Offsets = npt.NDArray[np.int64]
+RowOffsets = npt.NDArray[np.int64]
 
 # Products at once (512 KiB), numbers of documents at once for each (2 MiB), and rows of a query at once.
-MOST_PRODUCTS = 2**17
+MAX_PRODUCTS = 2**17
 _NUMBERS_PER_PRODUCT = 4
-MOST_QUERY_ROWS = 1024
+MAX_QUERY_ROWS = 1024
 
 
 def max_sim(query: Floats, documents: Sequence[Floats]) -> Floats:
@@ -33,21 +33,21 @@ def max_sim(query: Floats, documents: Sequence[Floats]) -> Floats:
     lengths = [len(document) for document in documents]
     kept = [document for document in documents if len(document)]
     width = query.shape[-1]
-    gathered = np.empty((most_rows(1, width, MOST_PRODUCTS), width), np.float32)
+    gathered = np.empty((max_rows(1, width, MAX_PRODUCTS), width), np.float32)
 
-    def rows(block: Block) -> Floats:
+    def rows(block: RowBlock) -> Floats:
         if block.documents == 1:
             start = block.start - block.origin
             return np.asarray(kept[block.first][start : start + block.rows], dtype=np.float32)
         return np.concatenate(kept[block.first : block.last], out=gathered[: block.rows], casting="unsafe")
 
-    return _scores(query, offsets_of(lengths), rows)
+    return _scores(query, row_offsets(lengths), rows)
 
 
 def max_sim_packed(
     query: Floats,
     documents: Codes,
-    offsets: Offsets,
+    offsets: RowOffsets,
     precision: Precision = "float32",
     calibration: Calibration | None = None,
 ) -> Floats:
@@ -57,7 +57,7 @@ def max_sim_packed(
     bits); they are turned back into floats a block at a time. offsets: [documents + 1], where each begins, and the end.
     """
 
-    def rows(block: Block) -> Floats:
+    def rows(block: RowBlock) -> Floats:
         codes = documents[block.start : block.start + block.rows]
         return codes if codes.dtype == np.float32 else dequantize(codes, precision, calibration)
 
@@ -69,25 +69,25 @@ def max_sim_pairs(queries: Sequence[Floats], documents: Sequence[Floats]) -> Flo
     scores = np.zeros(len(queries), np.float32)
     heights = np.array([len(query) for query in queries], np.int64)
     widths = np.array([len(document) for document in documents], np.int64)
-    large = heights * widths > MOST_PRODUCTS
+    large = heights * widths > MAX_PRODUCTS
     for pair in np.flatnonzero(large).tolist():
         scores[pair] = max_sim(queries[pair], [documents[pair]])[0]
     (small,) = np.nonzero((heights * widths > 0) & ~large)
-    ends = offsets_of(heights[small] * widths[small])
-    products = np.empty(MOST_PRODUCTS, np.float32)
-    for block in blocks(ends, MOST_PRODUCTS):
+    ends = row_offsets(heights[small] * widths[small])
+    products = np.empty(MAX_PRODUCTS, np.float32)
+    for block in row_blocks(ends, MAX_PRODUCTS):
         members = small[block.first : block.last]
         starts = ends[block.first : block.last + 1] - block.start
         for pair, start, end in zip(members.tolist(), starts[:-1], starts[1:], strict=True):
             place = products[start:end].reshape(heights[pair], widths[pair])
             np.matmul(queries[pair], documents[pair].T, out=place)
-        lines = offsets_of(np.repeat(widths[members], heights[members]))
+        lines = row_offsets(np.repeat(widths[members], heights[members]))
         best = np.maximum.reduceat(products[: block.rows], lines[:-1])
-        scores[members] = np.add.reduceat(best, offsets_of(heights[members])[:-1])
+        scores[members] = np.add.reduceat(best, row_offsets(heights[members])[:-1])
     return scores
 
 
-def offsets_of(lengths: Sequence[int] | npt.NDArray[np.int64]) -> Offsets:
+def row_offsets(lengths: Sequence[int] | npt.NDArray[np.int64]) -> RowOffsets:
     """Where each of these lengths begins when they lie end to end, and where the last one ends; [lengths + 1]."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -95,7 +95,7 @@ def offsets_of(lengths: Sequence[int] | npt.NDArray[np.int64]) -> Offsets:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class RowBlock:
     """Whole documents from `first` to before `last`, or a part of one that is longer than a block.
 
     start, rows: where it lies among all rows. origin: where its first document begins.
@@ -117,45 +117,45 @@ class Block:
         return self.start > self.origin
 
 
-def blocks(offsets: Offsets, most: int) -> Iterator[Block]:
+def row_blocks(offsets: RowOffsets, most: int) -> Iterator[RowBlock]:
     """All rows, in blocks of at most so many. offsets: of documents, none of them empty."""
     first, count = 0, len(offsets) - 1
     while first < count:
         start = int(offsets[first])
         last = int(np.searchsorted(offsets, start + most, side="right")) - 1
         if last > first:
-            yield Block(first, last, start, int(offsets[last]) - start, start)
+            yield RowBlock(first, last, start, int(offsets[last]) - start, start)
             first = last
             continue
         end = int(offsets[first + 1])
         for part in range(start, end, most):
-            yield Block(first, first + 1, part, min(most, end - part), start)
+            yield RowBlock(first, first + 1, part, min(most, end - part), start)
         first += 1
 
 
-def most_rows(query_rows: int, width: int, most_products: int) -> int:
+def max_rows(query_rows: int, width: int, most_products: int) -> int:
     """How many rows of documents are compared with a query at once."""
     return max(1, min(most_products // query_rows, _NUMBERS_PER_PRODUCT * most_products // max(width, 1)))
 
 
-def _scores(query: Floats, offsets: Offsets, rows: Callable[[Block], Floats]) -> Floats:
+def _scores(query: Floats, offsets: RowOffsets, rows: Callable[[RowBlock], Floats]) -> Floats:
     """Scores from what `rows` gives of each block of the documents that are not empty."""
     query = np.asarray(query, dtype=np.float32)
     scores = np.zeros(len(offsets) - 1, np.float32)
     # Of a segment without rows, reduceat would give the row that follows.
     (filled,) = np.nonzero(np.diff(offsets))
     starts = np.append(offsets[filled], offsets[-1])
-    for part in range(0, len(query), MOST_QUERY_ROWS):
-        scores[filled] += _sums(query[part : part + MOST_QUERY_ROWS], starts, rows)
+    for part in range(0, len(query), MAX_QUERY_ROWS):
+        scores[filled] += _sums(query[part : part + MAX_QUERY_ROWS], starts, rows)
     return scores
 
 
-def _sums(query: Floats, offsets: Offsets, rows: Callable[[Block], Floats]) -> Floats:
-    most = most_rows(len(query), query.shape[1], MOST_PRODUCTS)
+def _sums(query: Floats, offsets: RowOffsets, rows: Callable[[RowBlock], Floats]) -> Floats:
+    most = max_rows(len(query), query.shape[1], MAX_PRODUCTS)
     products = np.empty((most, len(query)), np.float32)
     sums = np.empty(len(offsets) - 1, np.float32)
     best = products[:1]
-    for block in blocks(offsets, most):
+    for block in row_blocks(offsets, most):
         found = np.matmul(rows(block), query.T, out=products[: block.rows])
         starts = np.maximum(offsets[block.first : block.last] - block.start, 0)
         so_far, best = best, np.maximum.reduceat(found, starts, axis=0)

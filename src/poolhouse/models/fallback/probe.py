@@ -158,7 +158,7 @@ def _outgrown(model: nn.Module) -> int:
 
 def _packed(forward: Forward, texts: list[Tensor], offset: int) -> Tensor:
     segments = Segments([len(text) for text in texts], texts[0].device)
-    return forward(torch.cat(texts)[None], (segments.offsets + offset)[None], segments=segments)[0]
+    return forward(torch.cat(texts)[None], (segments.positions + offset)[None], segments=segments)[0]
 
 
 def _take_attention(model: Any, name: str) -> None:

@@ -20,7 +20,7 @@ from poolhouse.models.files.module_keys import PACKAGES, check_keys, class_of
 from poolhouse.models.files.module_tensors import find_tensor, module_tensors
 from poolhouse.models.files.routes import Routes, StaticWeights, read_routes, static_weights
 from poolhouse.models.files.transformer_module import TransformerModule, read_transformer
-from poolhouse.pooling.splade import Encode, SpladePooling
+from poolhouse.pooling.splade import SparseEncoder, SpladePooling
 from poolhouse.pooling.steps import Activation, Dense, Norm, Step, Unit, named_activation
 
 # sentence-transformers' words for poolings -> ours; in the order in which it concatenates them.
@@ -136,7 +136,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None
 
 def _counting(files: SentenceTransformersFiles, most: int | None) -> SentenceTransformersFiles:
     """The same with autoencoders that keep at most so many features."""
-    heads = (with_count(head, most) if most and isinstance(head, Encode) else head for head in files.heads)
+    heads = (with_count(head, most) if most and isinstance(head, SparseEncoder) else head for head in files.heads)
     return replace(files, heads=tuple(heads))
 
 
@@ -462,7 +462,7 @@ def _layer_norm(place: Path) -> Norm:
     return Norm(weight.float(), bias.float())
 
 
-def sparse_autoencoder(config: Mapping[str, Any], place: Path) -> Encode:
+def sparse_autoencoder(config: Mapping[str, Any], place: Path) -> SparseEncoder:
     """The encoder of a SparseAutoEncoder module; its decoder serves training only.
 
     Raises:
@@ -481,9 +481,9 @@ def sparse_autoencoder(config: Mapping[str, Any], place: Path) -> Encode:
     count = config.get("k", 8)
     if type(count) is not int or count < 1:
         raise CheckpointError(f"{place}: k must be at least 1, got {count!r}.")
-    return Encode(weight, bias, shift, count, bool(config.get("normalize", False)))
+    return SparseEncoder(weight, bias, shift, count, bool(config.get("normalize", False)))
 
 
-def with_count(encode: Encode, count: int) -> Encode:
+def with_count(encode: SparseEncoder, count: int) -> SparseEncoder:
     """The same step with as many features as the whole model is said to give."""
     return replace(encode, count=count)

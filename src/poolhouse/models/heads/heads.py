@@ -140,7 +140,7 @@ def check_head(loaded: LoadedHead, hidden_size: int, architecture: str) -> None:
         weight = step.weight if isinstance(step, Dense | Norm) else torch.empty(width, width)
         if weight.shape[-1] != width:
             raise CheckpointError(
-                f"{architecture}: a {step.words.split()[0]} of the head takes {weight.shape[-1]} features, "
+                f"{architecture}: a {step.description.split()[0]} of the head takes {weight.shape[-1]} features, "
                 f"but {width} come in."
             )
         width = weight.shape[0]

@@ -14,7 +14,7 @@ from typing import Any
 
 from poolhouse.errors import CheckpointError
 from poolhouse.files import read_json
-from poolhouse.inputs.rules import Expansion, LateInteraction, Side
+from poolhouse.inputs.rules import Expansion, LateInteraction, TextRules
 from poolhouse.models.files.checkpoint import Checkpoint, Config
 from poolhouse.models.files.config import architecture
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles
@@ -96,8 +96,8 @@ def _stanford(checkpoint: Checkpoint, config: Config) -> Projected:
     if words.get("similarity", "cosine") != "cosine":
         raise CheckpointError(f"artifact.metadata: similarity {words['similarity']!r} is not supported; 'cosine' is.")
     rules = LateInteraction(
-        query=Side(words.get("query_token_id") or "[unused0]", words.get("query_maxlen") or 32),
-        document=Side(
+        query=TextRules(words.get("query_token_id") or "[unused0]", words.get("query_maxlen") or 32),
+        document=TextRules(
             words.get("doc_token_id") or "[unused1]",
             words.get("doc_maxlen") or 220,
             _PUNCTUATION if words.get("mask_punctuation", True) else (),
@@ -121,8 +121,8 @@ def _pylate(words: Mapping[str, Any], checkpoint: Checkpoint, mean: bool) -> Lat
         expansion = Expansion(length, attended, _mask_tokens(checkpoint.folder))
     skipped = tuple(stated("skiplist_words", _PUNCTUATION))
     return LateInteraction(
-        query=Side(stated("query_prefix", "[Q] "), length),
-        document=Side(stated("document_prefix", "[D] "), stated("document_length", 180), skipped),
+        query=TextRules(stated("query_prefix", "[Q] "), length),
+        document=TextRules(stated("document_prefix", "[D] "), stated("document_length", 180), skipped),
         expansion=expansion,
         mean=mean,
     )
@@ -147,8 +147,8 @@ def _multi_vector(
     skipped = tuple(scored.get("skiplist_words") or ())
     tasks = scored.get("skiplist_tasks") or ["document"]
     return LateInteraction(
-        query=Side(length=query_length, skipped=skipped if "query" in tasks else ()),
-        document=Side(
+        query=TextRules(length=query_length, skipped=skipped if "query" in tasks else ()),
+        document=TextRules(
             length=transformer.get("document_length"),
             skipped=skipped if "document" in tasks else (),
             only=tuple(scored.get("keep_only_token_ids") or ()),

@@ -45,7 +45,7 @@ class Transformer:
         self.final_norm = _norm(weights / "final_norm", spec)
         self.output = _linear(weights / "output") if weights / "output" else None
         self.ropes = {layer.rope for layer in spec.layers if layer.rope}
-        self._rows = self.layers[0].attention.qkv.rows
+        self._rows = self.layers[0].attention.qkv.padded_rows
         # Set and filled by `Adapters`, where a model has some.
         self.active: ActiveSpans | None = None
         # The share of each hidden state in the answer, the embeddings' first; None for the last alone.
