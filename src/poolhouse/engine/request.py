@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import Array, PoolingOutput, PoolingRequestOutput
@@ -110,17 +110,29 @@ def pooling(task: str, engine: PoolingEngine) -> Callable[[str, Answer], Pooling
     """Answers of a task as `LLM.encode` gives them."""
 
     def build(request_id: str, answer: Answer) -> PoolingRequestOutput:
-        return PoolingRequestOutput(request_id, PoolingOutput(shown(answer.array, task, engine)), **facts(answer))
+        return PoolingRequestOutput(
+            request_id, PoolingOutput(shown(answer.array, task, engine)), **prompt_fields(answer)
+        )
 
     return build
 
 
-def facts(answer: Answer) -> dict[str, Any]:
-    """What every output says about its prompt."""
-    return facts_of(answer.tokens, answer.chunks)
+class PromptFields(TypedDict):
+    """What every output says about its prompt: fields of `PoolingRequestOutput` and its like."""
+
+    prompt_token_ids: list[int]
+    truncated: bool
+    original_tokens: int
+    original_is_estimate: bool
+    chunks: int
 
 
-def facts_of(tokens: Tokens, chunks: int) -> dict[str, Any]:
+def prompt_fields(answer: Answer) -> PromptFields:
+    """What an output says about the prompt of an answer."""
+    return token_fields(answer.tokens, answer.chunks)
+
+
+def token_fields(tokens: Tokens, chunks: int) -> PromptFields:
     """What an output says about these tokens, read in so many pieces."""
     return {
         "prompt_token_ids": tokens.ids.tolist(),

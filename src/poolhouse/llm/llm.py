@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from poolhouse.engine.request import Answer, Request, facts
+from poolhouse.engine.request import Answer, Request, prompt_fields
 from poolhouse.engine.waiting import gather
 from poolhouse.errors import UnsupportedTask
 from poolhouse.inputs.prompts import PromptsInput
@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from poolhouse.engine.open import open_engine
-from poolhouse.engine.request import facts_of
-from poolhouse.engine.waiting import located, prompt_place
+from poolhouse.engine.request import token_fields
+from poolhouse.engine.waiting import prompt_path, with_path
 from poolhouse.errors import EngineError, InvalidRequest
 from poolhouse.inputs.prompts import PromptInput, each, role_of
 from poolhouse.llm import results
@@ -142,7 +142,7 @@ def _labelled(
             scores = probabilities(scores)
         found = entities(text, scores, offsets, engine.facts.label_names, strategy, ignored)
         output = TokenClassificationOutput(answer.array, tuple(found))
-        return TokenClassificationRequestOutput(request_id, output, **facts(answer))
+        return TokenClassificationRequestOutput(request_id, output, **prompt_fields(answer))
 
     return build
 
@@ -226,7 +226,7 @@ def _place(_: int) -> str:
 
 
 def _chunked(request_id: str, chunked: Chunked) -> ChunkedEmbeddingRequestOutput:
-    return ChunkedEmbeddingRequestOutput(request_id, chunked.chunks, **facts_of(chunked.tokens, chunked.windows))
+    return ChunkedEmbeddingRequestOutput(request_id, chunked.chunks, **token_fields(chunked.tokens, chunked.windows))
 
 
 # SPLADE answers with the whole vocabulary: a window of answers holds at most so many numbers (256 MB), or prompts.
@@ -321,12 +321,12 @@ def _windows(engine: Engine, plan: SparsePlan, size: int) -> Iterator[Sparse]:
         for future in (*waiting, *ahead):
             future.cancel()
         if isinstance(error, InvalidRequest):
-            raise located(error, waiting, lambda index: prompt_place(first + index)) from None
+            raise with_path(error, waiting, lambda index: prompt_path(first + index)) from None
         raise
 
 
 def _output(request_id: str, sparse: Sparse) -> SparseRequestOutput:
-    return SparseRequestOutput(request_id, sparse.vector, **facts_of(sparse.tokens, sparse.chunks))
+    return SparseRequestOutput(request_id, sparse.vector, **token_fields(sparse.tokens, sparse.chunks))
 
 
 # While one block is packed or used by the caller, the engine reads the next.
@@ -436,7 +436,7 @@ def _blocks(
         if os.getpid() != process:
             raise EngineError("This process was forked amid the blocks, which the other one reads: ask here anew.")
         first = next(firsts)
-        return pack(wait(flying.popleft(), False, "", lambda index: prompt_place(first + index)))
+        return pack(wait(flying.popleft(), False, "", lambda index: prompt_path(first + index)))
 
     try:
         for futures in submitted:
