@@ -14,7 +14,7 @@ from poolhouse.engine.request import Answer
 from poolhouse.inputs.limits import Limit
 from poolhouse.packing.tokens import Tokens
 from poolhouse.plans.combined import mean_max_sim
-from poolhouse.plans.scoring import Asked, plan
+from poolhouse.plans.scoring import ScoreOptions, plan
 from poolhouse.tasks import Task
 from poolhouse.vectors.max_sim import max_sim
 
@@ -53,7 +53,7 @@ def answers(arrays: list[Any]) -> list[Answer]:
 
 
 def scores(engine: Engine, queries: list[str], documents: list[str], arrays: list[Any]) -> list[float]:
-    made = plan(engine, queries, documents, Asked())
+    made = plan(engine, queries, documents, ScoreOptions())
     assert len(made.requests) == len(arrays)
     return [score.score for score in made.finish(answers(arrays))]
 
@@ -79,9 +79,9 @@ def test_cosine_needs_no_unit_vectors() -> None:
 
 def test_a_query_of_many_documents_is_one_request() -> None:
     for task in ("embed", "token_embed"):
-        made = plan(Engine((task,)), ["q"], ["a", "b", "c"], Asked())
+        made = plan(Engine((task,)), ["q"], ["a", "b", "c"], ScoreOptions())
         assert [request.prompt.text for request in made.requests] == ["q", "a", "b", "c"]
-    made = plan(Engine(("classify",), labels=1), ["q"], ["a", "b"], Asked())
+    made = plan(Engine(("classify",), labels=1), ["q"], ["a", "b"], ScoreOptions())
     assert [(request.prompt.text, request.prompt.pair) for request in made.requests] == [("q", "a"), ("q", "b")]
 
 
@@ -137,12 +137,12 @@ def test_lists_that_do_not_fit_are_refused(
     engine: Engine, queries: list[str], documents: list[str], message: str, field: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=message) as refused:
-        plan(engine, queries, documents, Asked())
+        plan(engine, queries, documents, ScoreOptions())
     assert refused.value.parameter == field
 
 
 def test_models_that_cannot_score_say_why() -> None:
     with pytest.raises(UnsupportedTask, match=r"only enabled for num_labels == 1.*has 3 labels"):
-        plan(Engine(("classify",), labels=3), ["q"], ["a"], Asked())
+        plan(Engine(("classify",), labels=3), ["q"], ["a"], ScoreOptions())
     with pytest.raises(UnsupportedTask, match=r"does not support the Scoring API.*token_classify"):
-        plan(Engine(("token_classify",)), ["q"], ["a"], Asked())
+        plan(Engine(("token_classify",)), ["q"], ["a"], ScoreOptions())

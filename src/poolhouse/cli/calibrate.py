@@ -51,11 +51,11 @@ def calibrate(
         given = texts.opened(source, input_format, column, stack)
         part = stack.enter_context(whole_file(output))
         from poolhouse.llm import LLM
-        from poolhouse.llm.requests import Asked
+        from poolhouse.llm.requests import CallOptions
 
         llm = stack.enter_context(LLM(model, **options))
         task: Task = "embed" if "embed" in llm.engine.facts.tasks else "token_embed"
-        asked = Asked(PoolingParams(dimensions=dimensions), prompt_name)
+        asked = CallOptions(PoolingParams(dimensions=dimensions), prompt_name)
         progress = stack.enter_context(tqdm(total=given.total, unit=" texts", disable=None, dynamic_ncols=True))
         for group, answers in texts.answered(llm, given.without_blanks(), task, asked):
             vectors = np.vstack([answer.array for answer in answers])

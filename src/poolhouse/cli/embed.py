@@ -28,7 +28,7 @@ from poolhouse.vectors.token_pooling import check_factor, pooled
 
 if TYPE_CHECKING:
     from poolhouse.llm import LLM
-    from poolhouse.llm.requests import Asked
+    from poolhouse.llm.requests import CallOptions
 
 # Texts, their vectors, and which were cut.
 Write = Callable[[Sequence[str], Codes, Sequence[bool]], None]
@@ -118,14 +118,14 @@ def embed(
             token_embeddings.writer(output, f".{form}") if tokens and output is not None else _stream(output, form)
         )
         from poolhouse.llm import LLM
-        from poolhouse.llm.requests import Asked
+        from poolhouse.llm.requests import CallOptions
 
         llm = stack.enter_context(LLM(model, **options))
         if not tokens and "embed" not in llm.engine.facts.tasks and "token_embed" in llm.engine.facts.tasks:
             raise ConfigError(
                 "This model gives a vector per token, not one per text: use --tokens, with --output FILE.npz."
             )
-        asked = Asked(PoolingParams(dimensions=dimensions), prompt_name, input_type=input_type)
+        asked = CallOptions(PoolingParams(dimensions=dimensions), prompt_name, input_type=input_type)
         if tokens:
             count = _write_tokens(llm, given, sink, asked, wanted, token_pooling_factor)
         else:
@@ -173,7 +173,7 @@ def _check_are_texts(texts: Sequence[str], source: str, model: str | None) -> No
             raise ConfigError(f"{text} may be a model of the hub, which is named by --model {text}. {to_embed}")
 
 
-def _write_vectors(llm: LLM, given: files.Texts, write: Write, asked: Asked, precision: Precision) -> int:
+def _write_vectors(llm: LLM, given: files.Texts, write: Write, asked: CallOptions, precision: Precision) -> int:
     """A vector for each text; returns how many."""
     count = 0
     with _progress(given.total) as progress:
@@ -189,7 +189,7 @@ def _write_tokens(
     llm: LLM,
     given: files.Texts,
     write: token_embeddings.Write,
-    asked: Asked,
+    asked: CallOptions,
     precision: Precision,
     factor: float | None,
 ) -> int:

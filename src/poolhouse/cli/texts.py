@@ -25,7 +25,7 @@ from poolhouse.tasks import Task
 if TYPE_CHECKING:
     from poolhouse.engine.request import Answer
     from poolhouse.llm import LLM
-    from poolhouse.llm.requests import Asked
+    from poolhouse.llm.requests import CallOptions
 
 # Texts that are in memory at once.
 _AT_ONCE = 4096
@@ -81,7 +81,7 @@ class Texts:
 
 
 def answered(
-    llm: LLM, given: Texts, task: Task, asked: Asked, most: int | None = None
+    llm: LLM, given: Texts, task: Task, asked: CallOptions, most: int | None = None
 ) -> Iterator[tuple[list[str], list[Answer]]]:
     """Groups of at most so many texts with their answers, in order; the engine works one group ahead.
 

@@ -10,7 +10,7 @@ from poolhouse.engine.request import Answer, Request, prompt_fields
 from poolhouse.engine.waiting import gather
 from poolhouse.errors import UnsupportedTask
 from poolhouse.inputs.prompts import PromptsInput
-from poolhouse.llm.requests import Asked, Options, Params, requests_of
+from poolhouse.llm.requests import CallOptions, Options, Params, requests_of
 from poolhouse.llm.results import wait
 from poolhouse.outputs import TokenClassificationOutput, TokenClassificationRequestOutput
 from poolhouse.vectors.entities import Strategy, entities, parse_strategy, probabilities
@@ -91,7 +91,7 @@ def token_classify(
     """
     strategy = parse_strategy(aggregation_strategy)
     requests = _label_requests(
-        self.engine, prompts, Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request)
+        self.engine, prompts, CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request)
     )
     answers = wait(self.engine.submit(requests), use_tqdm, "token_classify")
     return self._outputs(zip(requests, answers, strict=True), _labelled(self.engine, strategy, ignore_labels))
@@ -111,13 +111,13 @@ async def token_classify_async(
     """`token_classify` for coroutines; cancelling it takes the prompts out of the queue."""
     strategy = parse_strategy(aggregation_strategy)
     requests = _label_requests(
-        self.engine, prompts, Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request)
+        self.engine, prompts, CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request)
     )
     answers = await gather(self.engine.submit(requests))
     return self._outputs(zip(requests, answers, strict=True), _labelled(self.engine, strategy, ignore_labels))
 
 
-def _label_requests(engine: Engine, prompts: PromptsInput, asked: Asked) -> Sequence[Request]:
+def _label_requests(engine: Engine, prompts: PromptsInput, asked: CallOptions) -> Sequence[Request]:
     requests = requests_of(engine, prompts, "token_classify", asked)
     return [replace(request, offsets=True) for request in requests]
 
@@ -178,7 +178,7 @@ def embed_chunks(
     Raises:
         InvalidRequest: not one of the three; a chunk that holds no token, or more than the model reads at once.
     """
-    asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
+    asked = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
     made = _plan(self, texts, chunk_size, chunks, separator, overlap, asked)
     return self._outputs(
         made.finish(wait(self.engine.submit(made.requests), use_tqdm, "embed_chunks", _place)), _chunked
@@ -200,7 +200,7 @@ async def embed_chunks_async(
     tokenization_kwargs: Options = None,
 ) -> list[ChunkedEmbeddingRequestOutput]:
     """`embed_chunks` for coroutines; cancelling it takes what waits out of the queue."""
-    asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
+    asked = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
     made = await asyncio.to_thread(_plan, self, texts, chunk_size, chunks, separator, overlap, asked)
     return self._outputs(made.finish(await gather(self.engine.submit(made.requests), _place)), _chunked)
 
@@ -212,7 +212,7 @@ def _plan(
     chunks: Spans,
     separator: str | re.Pattern[str] | None,
     overlap: int | None,
-    asked: Asked,
+    asked: CallOptions,
 ) -> ChunkPlan:
     alone = isinstance(texts, str | Mapping)
     spans = [chunks] if alone and chunks is not None else chunks
@@ -255,7 +255,7 @@ def embed_sparse(
     Raises:
         UnsupportedTask: the model has no sparse vectors. InvalidRequest: for the first prompt that could not be answered.
     """
-    asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, input_type=input_type)
+    asked = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, input_type=input_type)
     plan = sparse_plan(self.engine, prompts, asked, Pruning(top_k, threshold))
     return self._outputs(_streamed(self.engine, plan, use_tqdm), _output)
 
@@ -273,7 +273,7 @@ async def embed_sparse_async(
     tokenization_kwargs: Options = None,
 ) -> list[SparseRequestOutput]:
     """`embed_sparse` for coroutines; cancelling it takes the prompts out of the queue."""
-    asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, input_type=input_type)
+    asked = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, input_type=input_type)
     plan = sparse_plan(self.engine, prompts, asked, Pruning(top_k, threshold))
     return self._outputs(plan.finish(await gather(self.engine.submit(plan.requests))), _output)
 
@@ -292,7 +292,7 @@ def embed_sparse_array(
     tokenization_kwargs: Options = None,
 ) -> SparseMatrix:
     """`embed_sparse` as one matrix in compressed rows, for a corpus; cuts are not reported here."""
-    asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, input_type=input_type)
+    asked = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, input_type=input_type)
     plan = sparse_plan(self.engine, prompts, asked, Pruning(top_k, threshold))
     vectors = (sparse.vector for sparse in _streamed(self.engine, plan, use_tqdm))
     return SparseMatrix.of(vectors, plan.head.width)
@@ -356,7 +356,7 @@ def embed_tokens(
     Raises:
         UnsupportedTask: a model without `token_embed`. InvalidRequest: for the first prompt that cannot be answered.
     """
-    asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
+    asked = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
     pack = _packing(self, input_type, token_pooling_factor, precision)
     requests = requests_of(self.engine, prompts, "token_embed", asked)
     return pack(wait(self.engine.submit(requests), use_tqdm, "embed_tokens"))
@@ -376,7 +376,7 @@ async def embed_tokens_async(
     tokenization_kwargs: Options = None,
 ) -> TokenEmbeddings:
     """`embed_tokens` for coroutines; cancelling it takes the prompts out of the queue."""
-    asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
+    asked = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
     pack = _packing(self, input_type, token_pooling_factor, precision)
     requests = requests_of(self.engine, prompts, "token_embed", asked)
     answers = await gather(self.engine.submit(requests))
@@ -410,7 +410,7 @@ def embed_tokens_in_blocks(
             "embed_tokens_in_blocks takes prompts one by one, and prompts_per_block from 1, "
             f"got {type(prompts).__name__} and {prompts_per_block!r}."
         )
-    asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
+    asked = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
     pack = _packing(self, input_type, token_pooling_factor, precision)
     rest = iter(each(prompts, "prompts"))
     groups = iter(lambda: list(itertools.islice(rest, prompts_per_block)), [])
@@ -538,7 +538,7 @@ class LLM:
         Raises:
             InvalidRequest: for the first prompt, in order, that could not be answered.
         """
-        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
+        asked = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
         requests = requests_of(self.engine, prompts, self._vectors, asked)
         answers = wait(self.engine.submit(requests), use_tqdm, self._vectors)
         return self._outputs(zip(requests, answers, strict=True), results.embedded(self.engine))
@@ -555,7 +555,7 @@ class LLM:
         input_type: str | None = None,
     ) -> list[EmbeddingRequestOutput]:
         """`embed` for coroutines; cancelling it takes the prompts out of the queue."""
-        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
+        asked = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
         requests = requests_of(self.engine, prompts, self._vectors, asked)
         answers = await gather(self.engine.submit(requests))
         return self._outputs(zip(requests, answers, strict=True), results.embedded(self.engine))
@@ -579,7 +579,7 @@ class LLM:
             binary (int8) and ubinary (uint8) with eight dimensions per byte. `poolhouse.vectors.precision.dequantize` reads them.
         """
         wanted = parse_precision(precision)
-        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
+        asked = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
         requests = requests_of(self.engine, prompts, "embed", asked)
         vectors = np.stack([answer.array for answer in wait(self.engine.submit(requests), use_tqdm, "embed")])
         return quantize(vectors, wanted, self.engine.facts.calibration)
@@ -608,7 +608,7 @@ class LLM:
         Raises:
             UnsupportedTask: the model lacks the task; the message names what it has.
         """
-        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
+        asked = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
         plugin = wanted(self.engine, prompts, pooling_task)
         if plugin is not None:
             return encode(self.engine, plugin, prompts, asked, use_tqdm)
@@ -629,7 +629,7 @@ class LLM:
         input_type: str | None = None,
     ) -> list[PoolingRequestOutput]:
         """`encode` for coroutines; cancelling it takes the prompts out of the queue."""
-        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
+        asked = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
         plugin = wanted(self.engine, prompts, pooling_task)
         if plugin is not None:
             return await encode_async(self.engine, plugin, prompts, asked)
@@ -655,7 +655,7 @@ class LLM:
         Raises:
             UnsupportedTask: the model is no classifier; the message says how to make it one.
         """
-        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request)
+        asked = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request)
         requests = requests_of(self.engine, prompts, "classify", asked)
         return self._outputs(
             wait(self.engine.submit(requests), use_tqdm, "classify"),
@@ -672,7 +672,7 @@ class LLM:
         tokenization_kwargs: Options = None,
     ) -> list[ClassificationRequestOutput]:
         """`classify` for coroutines; cancelling it takes the prompts out of the queue."""
-        asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request)
+        asked = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request)
         requests = requests_of(self.engine, prompts, "classify", asked)
         return self._outputs(
             await gather(self.engine.submit(requests)), results.classification(self.engine.facts.label_names)
@@ -706,7 +706,7 @@ class LLM:
         Raises:
             InvalidRequest: lists that do not fit together. UnsupportedTask: a model that cannot score, and why.
         """
-        asked = Asked(pooling_params, None, tokenization_kwargs, lora_request)
+        asked = CallOptions(pooling_params, None, tokenization_kwargs, lora_request)
         joining = Joining(instruction, chat_template, chat_template_kwargs, mode, weights)
         plan, place = score_plan(self.engine, data_1, data_2, asked, joining)
         answers = wait(self.engine.submit(plan.requests), use_tqdm, "score", place)
@@ -728,7 +728,7 @@ class LLM:
         weights: Sequence[float] | None = None,
     ) -> list[ScoringRequestOutput]:
         """`score` for coroutines; cancelling it takes the pairs out of the queue."""
-        asked = Asked(pooling_params, None, tokenization_kwargs, lora_request)
+        asked = CallOptions(pooling_params, None, tokenization_kwargs, lora_request)
         joining = Joining(instruction, chat_template, chat_template_kwargs, mode, weights)
         plan, place = score_plan(self.engine, data_1, data_2, asked, joining)
         answers = await gather(self.engine.submit(plan.requests), place)
@@ -824,7 +824,7 @@ def encode(
     engine: Engine,
     plugin: Plugin,
     data: Any,
-    asked: Asked,
+    asked: CallOptions,
     use_tqdm: bool | Callable[..., Any],
 ) -> list[PoolingRequestOutput]:
     """One output, whose `outputs` is what the plugin makes of the answers."""
@@ -832,14 +832,14 @@ def encode(
     return _processed(engine, plugin, wait(engine.submit(requests), use_tqdm, "plugin"))
 
 
-async def encode_async(engine: Engine, plugin: Plugin, data: Any, asked: Asked) -> list[PoolingRequestOutput]:
+async def encode_async(engine: Engine, plugin: Plugin, data: Any, asked: CallOptions) -> list[PoolingRequestOutput]:
     """`encode` for coroutines; the plugin's own work is done in a thread."""
     requests = await asyncio.to_thread(_plugin_requests, engine, plugin, data, asked)
     answers = await gather(engine.submit(requests))
     return await asyncio.to_thread(_processed, engine, plugin, answers)
 
 
-def _plugin_requests(engine: Engine, plugin: Plugin, data: Any, asked: Asked) -> list[Request]:
+def _plugin_requests(engine: Engine, plugin: Plugin, data: Any, asked: CallOptions) -> list[Request]:
     params = asked.params
     if params is not None and not isinstance(params, PoolingParams):
         raise InvalidRequest("pooling_params: a plugin takes one PoolingParams for all its prompts.", "pooling_params")

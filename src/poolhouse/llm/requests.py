@@ -26,7 +26,7 @@ _NO_TASK = """`pooling_task` is required. Choose one of these, or use the method
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CallOptions:
     """What a call says beside its prompts.
 
     params: one for all prompts, or one for each. tokenization: vLLM's `tokenization_kwargs`.
@@ -55,13 +55,13 @@ class Joining:
 
 @dataclass(frozen=True, slots=True)
 class Pruning:
-    """What a call of `LLM.embed_sparse` says; see `poolhouse.plans.sparse.Options`."""
+    """What a call of `LLM.embed_sparse` says; see `poolhouse.plans.sparse.SparseOptions`."""
 
     top_k: int | None = None
     threshold: float | None = None
 
 
-def requests_of(engine: Engine, prompts: PromptsInput, task: Task, asked: Asked, first: int = 0) -> list[Request]:
+def requests_of(engine: Engine, prompts: PromptsInput, task: Task, asked: CallOptions, first: int = 0) -> list[Request]:
     """A request per prompt, in order. first: the number of the first one, for messages.
 
     Raises:
@@ -109,7 +109,7 @@ def _cannot(task: Task, tasks: Sequence[Task]) -> str:
 
 
 def score_plan(
-    engine: Engine, data_1: Any, data_2: Any, asked: Asked, joining: Joining
+    engine: Engine, data_1: Any, data_2: Any, asked: CallOptions, joining: Joining
 ) -> tuple[scoring.ScorePlan, Callable[[int], str]]:
     """Requests and composition of `LLM.score`, and where the caller gave the text of a request.
 
@@ -127,7 +127,7 @@ def score_plan(
     template = None if joining.chat_template is None else score_template(joining.chat_template)
     params = made.params(asked.params)
     weights = None if joining.weights is None else tuple(joining.weights)
-    said = scoring.Asked(params, joining.instruction, template, joining.variables or {}, joining.mode, weights)
+    said = scoring.ScoreOptions(params, joining.instruction, template, joining.variables or {}, joining.mode, weights)
     plan = scoring.plan(engine, queries, documents, said)
     requests = [made.applied(replace(request, adapter=adapter)) for request in plan.requests]
     lead = len(requests) - len(documents)
@@ -141,7 +141,7 @@ def score_plan(
     return replace(plan, requests=requests), place
 
 
-def sparse_plan(engine: Engine, prompts: PromptsInput, asked: Asked, pruning: Pruning) -> sparse.SparsePlan:
+def sparse_plan(engine: Engine, prompts: PromptsInput, asked: CallOptions, pruning: Pruning) -> sparse.SparsePlan:
     """Requests of `LLM.embed_sparse`, and what becomes of their answers.
 
     Raises:
@@ -152,7 +152,7 @@ def sparse_plan(engine: Engine, prompts: PromptsInput, asked: Asked, pruning: Pr
         raise InvalidRequest("embed_sparse takes one PoolingParams for all prompts.", "pooling_params")
     made = Tokenization.parse(asked.tokenization)
     parsed = parse_prompts(prompts)
-    options = sparse.Options(
+    options = sparse.SparseOptions(
         made.params(asked.params), asked.prompt_name, asked.input_type, pruning.top_k, pruning.threshold
     )
     plan = sparse.plan(engine, parsed, options)
@@ -177,7 +177,7 @@ def required_task(word: str | None, params: Params, engine: Engine) -> Task:
     return parse_task(word, engine.facts.tasks)
 
 
-def _adapters(engine: Engine, asked: Asked, prompts: int) -> list[str | None]:
+def _adapters(engine: Engine, asked: CallOptions, prompts: int) -> list[str | None]:
     """The adapter's name for each prompt; an adapter that a request brings is loaded once.
 
     Raises:

@@ -44,7 +44,7 @@ class ScorePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ScoreOptions:
     """What a caller says beside the texts.
 
     instruction: what makes a document fit, for models that read one.
@@ -61,24 +61,24 @@ class Asked:
     weights: tuple[float, ...] | None = None
 
 
-def plan(engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], asked: Asked) -> ScorePlan:
+def plan(engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], options: ScoreOptions) -> ScorePlan:
     """Who scores these pairs, 1:1, 1:N or N:N, and how.
 
     Raises:
         InvalidRequest: lists that do not fit. UnsupportedTask: a model that cannot score, and why.
     """
     _check_lengths(queries, documents)
-    if asked.params.late_chunking_params is not None:
+    if options.params.late_chunking_params is not None:
         raise InvalidRequest("Scores are of whole texts; late chunking makes vectors.", "late_chunking_params")
-    if asked.mode is not None:
-        _refuse_templates(asked, "is asked to compare what it says of each text apart")
-        _refuse_instruction(asked)
-        return _combined(engine, queries, documents, asked, asked.mode)
-    if asked.weights is not None:
-        raise InvalidRequest("weights are for mode='weighted'.", "weights", asked.weights)
+    if options.mode is not None:
+        _refuse_templates(options, "is asked to compare what it says of each text apart")
+        _refuse_instruction(options)
+        return _combined(engine, queries, documents, options, options.mode)
+    if options.weights is not None:
+        raise InvalidRequest("weights are for mode='weighted'.", "weights", options.weights)
     if engine.facts.listwise is not None:
-        _refuse_templates(asked, "scores all documents in one prompt of its own")
-        return _listwise(engine, engine.facts.listwise, queries, documents, asked)
+        _refuse_templates(options, "scores all documents in one prompt of its own")
+        return _listwise(engine, engine.facts.listwise, queries, documents, options)
     if "classify" in engine.facts.tasks:
         if engine.facts.labels != 1:
             raise UnsupportedTask(
@@ -86,13 +86,13 @@ def plan(engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str]
                 "use classify for the probability of each.",
                 "model",
             )
-        return _cross_encoder(queries, documents, asked, _bound_template(engine, asked))
-    _refuse_templates(asked, "encodes query and document apart")
-    _refuse_instruction(asked)
+        return _cross_encoder(queries, documents, options, _bound_template(engine, options))
+    _refuse_templates(options, "encodes query and document apart")
+    _refuse_instruction(options)
     if "embed" in engine.facts.tasks:
-        return _bi_encoder(engine, queries, documents, asked)
+        return _bi_encoder(engine, queries, documents, options)
     if "token_embed" in engine.facts.tasks:
-        return _late_interaction(queries, documents, asked, engine.facts.mean_max_sim)
+        return _late_interaction(queries, documents, options, engine.facts.mean_max_sim)
     raise UnsupportedTask(
         f"This model does not support the Scoring API. Supported tasks: {list(engine.facts.tasks)}.", "model"
     )
@@ -109,48 +109,53 @@ def _check_lengths(queries: Sequence[str], documents: Sequence[str]) -> None:
         )
 
 
-def _bound_template(engine: PoolingEngine, asked: Asked) -> ScoreTemplate | None:
+def _bound_template(engine: PoolingEngine, options: ScoreOptions) -> ScoreTemplate | None:
     """What joins pairs, with the words of this request; None for the tokenizer."""
-    template = asked.template or engine.facts.score_template
+    template = options.template or engine.facts.score_template
     if template is not None:
-        return template.bind(asked.instruction, asked.variables)
-    if asked.variables:
+        return template.bind(options.instruction, options.variables)
+    if options.variables:
         raise InvalidRequest("chat_template_kwargs: this model has no score template.", "chat_template_kwargs")
-    _refuse_instruction(asked)
+    _refuse_instruction(options)
     return None
 
 
-def _refuse_templates(asked: Asked, why: str) -> None:
-    name = "chat_template" if asked.template is not None else "chat_template_kwargs"
-    if asked.template is not None or asked.variables:
+def _refuse_templates(options: ScoreOptions, why: str) -> None:
+    name = "chat_template" if options.template is not None else "chat_template_kwargs"
+    if options.template is not None or options.variables:
         raise InvalidRequest(f"{name} is for cross-encoders; this model {why}.", name)
 
 
-def _refuse_instruction(asked: Asked) -> None:
-    if asked.instruction:
+def _refuse_instruction(options: ScoreOptions) -> None:
+    if options.instruction:
         raise InvalidRequest("This model reads no instruction; put it into the query.", "instruction")
 
 
 def _cross_encoder(
-    queries: Sequence[str], documents: Sequence[str], asked: Asked, template: ScoreTemplate | None
+    queries: Sequence[str], documents: Sequence[str], options: ScoreOptions, template: ScoreTemplate | None
 ) -> ScorePlan:
     """The model reads both texts of a pair together."""
     pairs = zip(_stretched(queries, len(documents)), documents, strict=True)
     requests = [
-        Request(Prompt(query, pair=document, template=template), "classify", asked.params) for query, document in pairs
+        Request(Prompt(query, pair=document, template=template), "classify", options.params)
+        for query, document in pairs
     ]
     return ScorePlan(requests, lambda answers: [Score(float(answer.array[0]), (answer,)) for answer in answers])
 
 
 def _listwise(
-    engine: PoolingEngine, prompts: ListwisePrompts, queries: Sequence[str], documents: Sequence[str], asked: Asked
+    engine: PoolingEngine,
+    prompts: ListwisePrompts,
+    queries: Sequence[str],
+    documents: Sequence[str],
+    options: ScoreOptions,
 ) -> ScorePlan:
     """The model reads all documents of a query in one prompt, or in several that are weighed against each other."""
-    limit = engine.limit(asked.params)
+    limit = engine.limit(options.params)
     lists = [documents] if len(queries) == 1 else [[document] for document in documents]
-    groups = [prompts.pack(query, own, asked.instruction, limit) for query, own in zip(queries, lists, strict=True)]
+    groups = [prompts.pack(query, own, options.instruction, limit) for query, own in zip(queries, lists, strict=True)]
     # What is too long was cut, document by document, or refused: the prompts themselves are not to be cut.
-    params = replace(asked.params, truncate_prompt_tokens=None, max_tokens_per_query=None, max_tokens_per_doc=None)
+    params = replace(options.params, truncate_prompt_tokens=None, max_tokens_per_query=None, max_tokens_per_doc=None)
     requests = [Request(Prompt(block.prompt), "token_embed", params) for blocks in groups for block in blocks]
 
     def finish(answers: Sequence[Answer]) -> list[Score]:
@@ -214,14 +219,14 @@ _COMPARISONS: Mapping[str, Callable[[Array, Array], Array]] = {
 
 
 def _combined(
-    engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], asked: Asked, mode: str
+    engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], options: ScoreOptions, mode: str
 ) -> ScorePlan:
     """Several answers of one pass over each text, compared as the mode says; sides are told apart by input type."""
     if engine.facts.listwise is not None:
         raise UnsupportedTask("mode is for models that read query and document apart; this one scores lists.", "mode")
-    combination = combined.combination(engine, mode, asked.weights)
+    combination = combined.combination(engine, mode, options.weights)
     task, *further = combination.tasks
-    params = asked.params
+    params = options.params
     if params.use_activation is None and engine.facts.sparse is not None and engine.facts.sparse.unit == "token":
         # Unit vectors and positive weights, whatever the model's owner says of activations.
         params = replace(params, use_activation=True)
@@ -230,7 +235,7 @@ def _combined(
     ]
 
     def finish(answers: Sequence[Answer]) -> list[Score]:
-        sides = [combination.side(answer) for answer in answers]
+        sides = [combination.compared(answer) for answer in answers]
         ours, theirs = _stretched(sides[: len(queries)], len(documents)), sides[len(queries) :]
         scores = [combination.score(query, document) for query, document in zip(ours, theirs, strict=True)]
         return _scores(np.array(scores), answers, len(queries))
@@ -238,7 +243,9 @@ def _combined(
     return ScorePlan(requests, finish)
 
 
-def _bi_encoder(engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], asked: Asked) -> ScorePlan:
+def _bi_encoder(
+    engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], options: ScoreOptions
+) -> ScorePlan:
     """The cosine of two vectors, or what else the model compares them by; a query of many documents is embedded once."""
     # A sparse encoder may look queries up and run documents.
     by_role = engine.facts.routed or (engine.facts.sparse is not None and engine.facts.sparse.unit == "vocabulary")
@@ -248,10 +255,10 @@ def _bi_encoder(engine: PoolingEngine, queries: Sequence[str], documents: Sequen
         vectors = np.stack([answer.array for answer in answers])
         return _scores(compare(vectors[: len(queries)], vectors[len(queries) :]), answers, len(queries))
 
-    return ScorePlan(_sides(queries, documents, "embed", asked.params, by_role), finish)
+    return ScorePlan(_sides(queries, documents, "embed", options.params, by_role), finish)
 
 
-def _late_interaction(queries: Sequence[str], documents: Sequence[str], asked: Asked, mean: bool) -> ScorePlan:
+def _late_interaction(queries: Sequence[str], documents: Sequence[str], options: ScoreOptions, mean: bool) -> ScorePlan:
     """MaxSim: each vector of the query finds its best vector of the document, and their products are added.
 
     mean: divide by the number of the query's vectors.
@@ -266,7 +273,7 @@ def _late_interaction(queries: Sequence[str], documents: Sequence[str], asked: A
             sums /= np.array(lengths, dtype=np.float32)
         return _scores(sums, answers, len(queries))
 
-    return ScorePlan(_sides(queries, documents, "token_embed", asked.params, by_role=True), finish)
+    return ScorePlan(_sides(queries, documents, "token_embed", options.params, by_role=True), finish)
 
 
 def _sides(

@@ -23,7 +23,7 @@ from poolhouse.tasks import SparseHead
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class SparseOptions:
     """What a caller says beside the texts.
 
     top_k: keep so many entries, the largest. threshold: leave out entries that weigh less.
@@ -59,7 +59,7 @@ class SparsePlan:
         return [self.each(answer) for answer in answers]
 
 
-def plan(engine: PoolingEngine, prompts: Sequence[Prompt], options: Options) -> SparsePlan:
+def plan(engine: PoolingEngine, prompts: Sequence[Prompt], options: SparseOptions) -> SparsePlan:
     """What to run for the sparse vectors of these prompts, a request for each in order.
 
     Raises:
@@ -134,7 +134,7 @@ def _has_row(ids: Ids, head: SparseHead, piece: int) -> np.ndarray[tuple[int], n
     return has_row
 
 
-def _pruned(vector: SparseVector, options: Options) -> SparseVector:
+def _pruned(vector: SparseVector, options: SparseOptions) -> SparseVector:
     """The vector with its largest entries only; of equal ones those of smaller ids."""
     if options.threshold is not None:
         vector = _kept(vector, np.flatnonzero(np.abs(vector.weights) >= options.threshold))
@@ -148,7 +148,7 @@ def _kept(vector: SparseVector, places: Ids) -> SparseVector:
     return replace(vector, ids=vector.ids[places], weights=vector.weights[places])
 
 
-def _check(options: Options) -> None:
+def _check(options: SparseOptions) -> None:
     top_k, threshold = options.top_k, options.threshold
     if top_k is not None and (type(top_k) is not int or top_k < 1):
         raise InvalidRequest(f"top_k must be an integer from 1, got {top_k!r}.", "top_k", top_k)
