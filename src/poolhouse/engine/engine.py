@@ -337,7 +337,7 @@ def _facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plugin: P
         label_names=facts.labels,
         max_tokens=facts.max_tokens,
         width=None if embed is None else embed.width,
-        pooling=None if embed is None else embed.steps[0].words,
+        pooling=None if embed is None else embed.steps[0].description,
         prompts=facts.prompts,
         default_prompt_name=facts.default_prompt_name,
         adapters=() if model.adapters is None else model.adapters.declared,
