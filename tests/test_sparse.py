@@ -142,7 +142,7 @@ def splade(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_a_corpus_is_one_matrix_in_compressed_rows(splade: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     # Windows of two texts.
-    monkeypatch.setattr(llm, "_MOST_NUMBERS", 2 * 99)
+    monkeypatch.setattr(llm, "_MAX_NUMBERS", 2 * 99)
     matrix, dense = splade.embed_sparse_array(TEXTS), splade.embed_array(TEXTS)
     assert matrix.shape == dense.shape == (len(TEXTS), 99)
     assert (matrix.indptr.dtype, matrix.indices.dtype, matrix.values.dtype) == (np.int64, np.int32, np.float32)
@@ -158,7 +158,7 @@ def test_a_corpus_is_one_matrix_in_compressed_rows(splade: LLM, monkeypatch: pyt
 
 
 def test_a_corpus_is_read_a_window_at_a_time(splade: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm, "_MOST_NUMBERS", 2 * 99)
+    monkeypatch.setattr(llm, "_MAX_NUMBERS", 2 * 99)
     sizes: list[int] = []
     submit = splade.engine.submit
     monkeypatch.setattr(splade.engine, "submit", lambda requests: (sizes.append(len(requests)), submit(requests))[1])
@@ -169,7 +169,7 @@ def test_a_corpus_is_read_a_window_at_a_time(splade: LLM, monkeypatch: pytest.Mo
 
 
 def test_the_first_failure_is_raised_and_the_rest_cancelled(splade: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm, "_MOST_NUMBERS", 99)
+    monkeypatch.setattr(llm, "_MAX_NUMBERS", 99)
     with pytest.raises(InvalidRequest, match="tokens"):
         splade.embed_sparse([TEXTS[0], "w1 " * 600, TEXTS[1]])
     assert len(splade.embed_sparse(TEXTS)) == len(TEXTS)

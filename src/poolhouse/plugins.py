@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, TypeGuard
 
 from poolhouse.errors import ConfigError, InvalidRequest
 from poolhouse.outputs import PoolingRequestOutput
@@ -17,6 +17,12 @@ from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
 
 GROUPS = ("poolhouse.io_processor_plugins", "vllm.io_processor_plugins")
+
+
+class PluginPrompt(TypedDict):
+    """A prompt for a plugin, which checks the data itself."""
+
+    data: object
 
 
 class Plugin(Protocol):
@@ -61,7 +67,7 @@ def load_plugin(name: str, settings: Any, tokenizer: Any) -> Plugin:
     return made
 
 
-def prompts_of(plugin: Plugin, prompts: Any) -> Any:
+def prompts_of(plugin: Plugin, prompts: object) -> Any:
     """The prompts that a plugin makes of `{"data": ...}`.
 
     Raises:
@@ -87,7 +93,7 @@ def task_of(plugin: Plugin, tasks: tuple[Task, ...]) -> str:
     return str(getattr(plugin, "task", tasks[0]))
 
 
-def is_data(prompts: Any) -> bool:
+def is_data(prompts: object) -> TypeGuard[PluginPrompt]:
     return isinstance(prompts, dict) and "data" in prompts
 
 

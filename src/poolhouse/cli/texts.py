@@ -7,7 +7,6 @@ import csv
 import itertools
 import sys
 import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -88,12 +87,14 @@ def answered(
     Raises:
         PoolhouseError: of the first text that could not be answered, naming its place.
     """
+    from poolhouse.llm.calls import read_ahead
     from poolhouse.llm.requests import requests_of
 
-    flying: deque[tuple[Sequence[int], list[str], Sequence[Future[Answer]]]] = deque()
+    def submit(numbered: tuple[Sequence[int], list[str]]) -> list[Future[Answer]]:
+        _, group = numbered
+        return llm.engine.submit(requests_of(llm.engine, group, task, asked))
 
-    def landed() -> tuple[list[str], list[Answer]]:
-        numbers, group, futures = flying[0]
+    for (numbers, group), futures in read_ahead(given.groups(most or _AT_ONCE), submit):
         answers = []
         for number, future in zip(numbers, futures, strict=True):
             try:
@@ -104,20 +105,7 @@ def answered(
                 elif getattr(error, "parameter", None) not in _OF_ALL:
                     error.args = (f"{given.unit} {number} of {given.where}: {_in_words_of_options(error, llm)}",)
                 raise
-        flying.popleft()
-        return group, answers
-
-    try:
-        for numbers, group in given.groups(most or _AT_ONCE):
-            flying.append((numbers, group, llm.engine.submit(requests_of(llm.engine, group, task, asked))))
-            if len(flying) > 1:
-                yield landed()
-        while flying:
-            yield landed()
-    finally:
-        for _, _, futures in flying:
-            for future in futures:
-                future.cancel()
+        yield group, answers
 
 
 def _in_words_of_options(error: PoolhouseError, llm: LLM) -> str:

@@ -1,17 +1,16 @@
-"""Answers of the engine, waited for and turned into what a caller of LLM gets."""
+"""Results: the outputs that callers of LLM get, built from the answers of the engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
-from typing import Any, TypeVar
 
-from poolhouse.engine.interface import PoolingEngine
-from poolhouse.engine.request import Answer, Request, pooling, prompt_fields
-from poolhouse.engine.waiting import prompt_path, with_path
-from poolhouse.errors import InvalidRequest
+from poolhouse.engine.engine import Engine
+from poolhouse.engine.request import Answer, Request, pooling, pooling_outputs, prompt_fields, token_fields
+from poolhouse.errors import UnsupportedTask
+from poolhouse.inputs.prompts import role_of
 from poolhouse.outputs import (
+    ChunkedEmbeddingRequestOutput,
     ClassificationOutput,
     ClassificationRequestOutput,
     EmbeddingOutput,
@@ -19,20 +18,28 @@ from poolhouse.outputs import (
     PoolingRequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
+    SparseRequestOutput,
+    TokenClassificationOutput,
+    TokenClassificationRequestOutput,
 )
-from poolhouse.plans.late_chunking import fixed_chunks
+from poolhouse.plans.late_chunking import Chunked, fixed_chunks
 from poolhouse.plans.scoring import Score
+from poolhouse.plans.sparse import Sparse
+from poolhouse.plugins import Plugin, task_of
+from poolhouse.vectors.entities import Strategy, entities, probabilities
+from poolhouse.vectors.precision import parse_precision
+from poolhouse.vectors.token_embeddings import TokenEmbeddings
+from poolhouse.vectors.token_pooling import check_factor
+from poolhouse.vectors.token_pooling import pooled as pool_tokens
 
-T = TypeVar("T")
-
-# Progress is drawn only when there is enough to wait for.
-_PROGRESS_FROM = 256
+# A request and its answer.
+Answered = tuple[Request, Answer]
 
 
-def pooled(engine: PoolingEngine) -> Callable[[str, tuple[Request, Answer]], PoolingRequestOutput]:
+def pooled(engine: Engine) -> Callable[[str, Answered], PoolingRequestOutput]:
     """The rows of any task, and what each stands for where they are those of chunks."""
 
-    def build(request_id: str, answered: tuple[Request, Answer]) -> PoolingRequestOutput:
+    def build(request_id: str, answered: Answered) -> PoolingRequestOutput:
         request, answer = answered
         output = pooling(request.task, engine)(request_id, answer)
         chunking = request.params.late_chunking_params
@@ -41,29 +48,48 @@ def pooled(engine: PoolingEngine) -> Callable[[str, tuple[Request, Answer]], Poo
     return build
 
 
-def embedded(engine: PoolingEngine) -> Callable[[str, tuple[Request, Answer]], Any]:
-    """An EmbeddingRequestOutput; a PoolingRequestOutput of what was answered with a matrix."""
-    matrix = pooled(engine)
+def embedded(request_id: str, answered: Answered) -> EmbeddingRequestOutput:
+    """The vector of a prompt."""
+    _, answer = answered
+    return EmbeddingRequestOutput(request_id, EmbeddingOutput(answer.array), **prompt_fields(answer))
 
-    def build(request_id: str, answered: tuple[Request, Answer]) -> Any:
-        request, answer = answered
-        if request.task == "token_embed":
-            return matrix(request_id, answered)
-        return EmbeddingRequestOutput(request_id, EmbeddingOutput(answer.array), **prompt_fields(answer))
+
+def classified(engine: Engine) -> Callable[[str, Answered], ClassificationRequestOutput]:
+    """The probabilities of a prompt, and the name of the likeliest label."""
+    labels = engine.facts.label_names
+
+    def build(request_id: str, answered: Answered) -> ClassificationRequestOutput:
+        _, answer = answered
+        output = ClassificationOutput(answer.array, labels.get(int(answer.array.argmax())))
+        return ClassificationRequestOutput(request_id, output, **prompt_fields(answer))
 
     return build
 
 
-def classification(
-    labels: Mapping[int, str],
-) -> Callable[[str, Answer], ClassificationRequestOutput]:
-    """Answers with the name of the likeliest of these labels."""
+def labelled(
+    engine: Engine, strategy: Strategy, ignored: Collection[str]
+) -> Callable[[str, Answered], TokenClassificationRequestOutput]:
+    """The labels of a prompt's tokens, and the entities that they make."""
+    pipeline = engine.model.pipelines["token_classify"]
 
-    def named(request_id: str, answer: Answer) -> ClassificationRequestOutput:
-        output = ClassificationOutput(answer.array, labels.get(int(answer.array.argmax())))
-        return ClassificationRequestOutput(request_id, output, **prompt_fields(answer))
+    def build(request_id: str, answered: Answered) -> TokenClassificationRequestOutput:
+        request, answer = answered
+        text, offsets, scores = request.prompt.text, answer.tokens.offsets, answer.array
+        if engine.facts.token_weights:
+            raise UnsupportedTask("This model weighs tokens, it does not label them; use embed_sparse or encode.")
+        if len(scores) != len(answer.tokens):
+            raise UnsupportedTask(
+                "Entities need a row per token, but this model pools steps (STEP); use encode instead."
+            )
+        assert text is not None
+        assert offsets is not None
+        if not pipeline.activates(request.params):
+            scores = probabilities(scores)
+        found = entities(text, scores, offsets, engine.facts.label_names, strategy, ignored)
+        output = TokenClassificationOutput(answer.array, tuple(found))
+        return TokenClassificationRequestOutput(request_id, output, **prompt_fields(answer))
 
-    return named
+    return build
 
 
 def scored(request_id: str, score: Score) -> ScoringRequestOutput:
@@ -79,33 +105,40 @@ def scored(request_id: str, score: Score) -> ScoringRequestOutput:
     )
 
 
-def wait(
-    futures: Sequence[Future[Answer]],
-    progress: bool | Callable[..., Any],
-    label: str,
-    place: Callable[[int], str] = prompt_path,
-) -> list[Answer]:
-    """All answers in order; the first failure is raised, and what still waits is cancelled.
+def chunked(request_id: str, text: Chunked) -> ChunkedEmbeddingRequestOutput:
+    """A text's chunks and their vectors."""
+    return ChunkedEmbeddingRequestOutput(request_id, text.chunks, **token_fields(text.tokens, text.windows))
 
-    place: where the caller gave the prompt of a request, for messages.
+
+def sparse(request_id: str, text: Sparse) -> SparseRequestOutput:
+    """A prompt's sparse vector."""
+    return SparseRequestOutput(request_id, text.vector, **token_fields(text.tokens, text.chunks))
+
+
+def packing(
+    engine: Engine, input_type: str | None, factor: float | None, precision: str
+) -> Callable[[Iterable[Answer]], TokenEmbeddings]:
+    """How answers become one packed matrix of token vectors; see `LLM.embed_tokens`.
+
+    Raises:
+        InvalidRequest: options that are unknown or cannot be honoured.
     """
-    try:
-        return [future.result() for future in shown(futures, len(futures), progress, label)]
-    except BaseException as error:
-        for future in futures:
-            future.cancel()
-        if isinstance(error, InvalidRequest):
-            raise with_path(error, futures, place) from None
-        raise
+    parsed = parse_precision(precision)
+    if factor is not None:
+        check_factor(factor, role_of(input_type))
+
+    def pack(answers: Iterable[Answer]) -> TokenEmbeddings:
+        matrices = [answer.array if factor is None else pool_tokens(answer.array, factor) for answer in answers]
+        return TokenEmbeddings.of(matrices, parsed, engine.facts.calibration)
+
+    return pack
 
 
-def shown(items: Iterable[T], total: int, progress: bool | Callable[..., Any], label: str) -> Iterable[T]:
-    """The items, drawn as progress where that is wanted and there is enough to wait for."""
-    drawn: Iterable[T] = items
-    if callable(progress):
-        drawn = progress(items, total=total, desc=label)
-    elif progress and total >= _PROGRESS_FROM:
-        from tqdm import tqdm
+def from_plugin(engine: Engine, plugin: Plugin) -> Callable[[Iterable[Answer]], list[PoolingRequestOutput]]:
+    """One output, whose `outputs` is what the plugin makes of the answers and which has no id, as in vLLM."""
 
-        drawn = tqdm(items, total=total, desc=label, unit=" prompts", dynamic_ncols=True, disable=None)
-    return drawn
+    def finish(answers: Iterable[Answer]) -> list[PoolingRequestOutput]:
+        outputs = pooling_outputs(list(answers), task_of(plugin, engine.facts.tasks), engine)
+        return [PoolingRequestOutput("", plugin.post_process(outputs), [])]
+
+    return finish
