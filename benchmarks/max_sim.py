@@ -16,9 +16,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from poolhouse.layers.max_sim import max_sim as max_sim_of_tensors
 from poolhouse.outputs import Array
-from poolhouse.vectors.max_sim import max_sim, max_sim_packed, row_offsets
+from poolhouse.vectors.max_sim import max_sim, max_sim_packed, max_sim_tensors, row_offsets
 from poolhouse.vectors.precision import quantize
 
 
@@ -62,7 +61,7 @@ def _sides(query: Array, documents: list[Array]) -> dict[str, Callable[[], Array
     sides: dict[str, Callable[[], Array]] = {
         "ours, a list": lambda: max_sim(query, documents),
         "ours, packed": lambda: max_sim_packed(query, values, offsets),
-        "ours, tensors": lambda: max_sim_of_tensors(mine, packed, bounds).numpy(),
+        "ours, tensors": lambda: max_sim_tensors(mine, packed, bounds).numpy(),
         "padded einsum": lambda: _padded(mine, tensors).numpy(),
         "a loop of numpy": lambda: np.array([(query @ document.T).max(axis=1).sum() for document in documents]),
         "ours, packed float16": lambda: max_sim_packed(query, halves, offsets, "float16"),

@@ -11,10 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poolhouse.layers import max_sim as tensors
 from poolhouse.outputs import Array
 from poolhouse.vectors import max_sim as kernel
-from poolhouse.vectors.max_sim import max_sim, max_sim_packed, max_sim_pairs, row_offsets
+from poolhouse.vectors.max_sim import max_sim, max_sim_packed, max_sim_pairs, max_sim_tensors, row_offsets
 from poolhouse.vectors.precision import PRECISIONS, Calibration, Precision, dequantize, quantize
 
 # Sums of at most a few hundred products of unit vectors, added in another order.
@@ -46,7 +45,7 @@ def packed(query: Array, documents: Sequence[Array]) -> Array:
 def with_tensors(query: Array, documents: Sequence[Array], device: str = "cpu") -> Array:
     offsets = torch.from_numpy(row_offsets([len(document) for document in documents])).to(device)
     values = torch.from_numpy(np.concatenate(documents)).to(device)
-    scores = tensors.max_sim(torch.from_numpy(query).to(device), values, offsets)
+    scores = max_sim_tensors(torch.from_numpy(query).to(device), values, offsets)
     assert scores.device.type == device
     answer: Array = scores.cpu().numpy()
     return answer
@@ -73,9 +72,8 @@ def test_ragged_documents_score_as_in_a_double_loop(
     width: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (kernel, tensors):
-        monkeypatch.setattr(module, "MAX_PRODUCTS", most)
-        monkeypatch.setattr(module, "MAX_QUERY_ROWS", 4)
+    monkeypatch.setattr(kernel, "MAX_PRODUCTS", most)
+    monkeypatch.setattr(kernel, "MAX_QUERY_ROWS", 4)
     query, documents = unit_rows(query_rows, width, 99), texts(lengths, width)
     scores = form(query, documents)
     assert scores.dtype == np.float32
@@ -128,7 +126,7 @@ def test_half_precision_is_summed_in_single() -> None:
     query, document = np.array([[2048], [1]], np.float16), np.array([[1]], np.float16)
     assert max_sim_packed(query, document, row_offsets([1]), "float16").tolist() == [2049]
     assert max_sim(query.astype(np.float32), [document]).tolist() == [2049]
-    scores = tensors.max_sim(torch.from_numpy(query), torch.from_numpy(document), torch.tensor([0, 1]))
+    scores = max_sim_tensors(torch.from_numpy(query), torch.from_numpy(document), torch.tensor([0, 1]))
     assert scores.dtype == torch.float32
     assert scores.tolist() == [2049]
 
@@ -164,6 +162,6 @@ def _peak(call: Callable[[], object]) -> int:
 @pytest.mark.cuda
 @pytest.mark.parametrize("lengths", [[3, 0, 700, 1], [0], [5] * 400, [70_000]])
 def test_a_gpu_scores_as_the_cpu(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors, "_MAX_PRODUCTS_ON_DEVICES", 2**16)
+    monkeypatch.setattr(kernel, "_MAX_PRODUCTS_ON_DEVICES", 2**16)
     query, documents = unit_rows(32, 64, 3), texts(lengths, 64)
     assert with_tensors(query, documents, "cuda") == pytest.approx(max_sim(query, documents), abs=TOLERANCE)

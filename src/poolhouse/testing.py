@@ -116,7 +116,7 @@ class FakeEngine:
         self._faults.die(error)
         self.open.set()
         self._thread.shutdown()
-        self._faults.tell()
+        self._faults.notify()
 
     def observe(self, observer: Observer | None) -> None:
         """Tell `observer` of the work from now on: each request is a tokenizer call and a batch of its own."""

@@ -34,7 +34,7 @@ class Timing:
 class Answer:
     """What the engine made of one prompt.
 
-    array: [features] for embed and classify, [tokens, features] for token tasks, [spans, features] where spans were asked.
+    array: [features] for embed and classify, [tokens, features] for token tasks, [spans, features] for requests of spans.
     tokens: the prompt as the model saw it (whole, when it was split into chunks).
     further: the arrays of the request's further tasks, from the same pass.
     """
@@ -52,10 +52,10 @@ class Request:
 
     prompt_name: name of a prompt stored with the checkpoint, put before the text; None takes the default one.
     input_type: what the text is ("query", "document"), which chooses the prompt where none is named.
-    adapter: name of an adapter of the model; None takes the model's default, if it has one, "" none.
+    adapter: name of an adapter of the model; None takes the model's default, if it has one, "" takes none.
     lower_case: None leaves it to the model. max_tokens: refuse longer prompts than this.
-    offsets: tell where in the text each token stands. spans: [spans, 2], token ranges to embed
-    instead of the whole, each by the mean of its tokens (late chunking).
+    offsets: whether the answer's tokens say where in the text they stand.
+    spans: [spans, 2], token ranges to embed instead of the whole, each by the mean of its tokens (late chunking).
     further: tasks that are answered from the same pass. priority: lower ones go first.
     """
 

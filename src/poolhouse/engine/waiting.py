@@ -1,4 +1,4 @@
-"""Waiting for many futures at once from a coroutine."""
+"""Waiting: many futures at once from a coroutine, and errors that name the prompt they are about."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from poolhouse.errors import InvalidRequest
 
 
 def prompt_path(index: int) -> str:
-    """What callers of Python call the prompt of a request."""
+    """How errors name the prompt of a request to callers of Python."""
     return f"prompts[{index}]"
 
 

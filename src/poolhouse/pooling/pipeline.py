@@ -1,7 +1,4 @@
-"""Checkpoint and config -> a pipeline per task.
-
-Per field the first that says something wins: the user's PoolerConfig, sentence-transformers' files, the model's default.
-"""
+"""Pipeline: the pooling steps of one task, from hidden states to the answer."""
 
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ class Pipeline:
         return rows
 
     def check(self, params: PoolingParams) -> None:
-        """Raise InvalidRequest for what no step of this task can honour."""
+        """Raise InvalidRequest for parameters that no step of this task can honour."""
         steps = [step for step in self.steps if isinstance(step, StepTags)]
         if not steps and (params.step_tag_id is not None or params.returned_token_ids is not None):
             raise InvalidRequest(
@@ -64,7 +61,7 @@ class Pipeline:
             step.check(params)
 
     def activates(self, params: PoolingParams) -> bool:
-        """Whether an answer is normalised, or made of probabilities."""
+        """Whether an answer is normalised, or consists of probabilities."""
         last = self.steps[-1]
         default = isinstance(last, Normalize | Probabilities) and last.default
         return default if params.use_activation is None else params.use_activation
@@ -72,13 +69,13 @@ class Pipeline:
     def of_spans(self, task: Task) -> Pipeline:
         """The same steps after the mean of each span, for late chunking (Günther et al. 2024).
 
-        Of a token task, all tokens count: those too that get no row of their own, as in vLLM.
+        In a token task all tokens count, also those that get no row of their own, as in vLLM.
 
         Raises:
-            InvalidRequest: steps that no mean can be put before.
+            InvalidRequest: no mean can be put before these steps.
         """
-        place = next((place for place, step in enumerate(self.steps) if isinstance(step, Reduce)), 0)
-        reduce, rest = self.steps[place], self.steps[place + 1 :]
+        index = next((index for index, step in enumerate(self.steps) if isinstance(step, Reduce)), 0)
+        reduce, rest = self.steps[index], self.steps[index + 1 :]
         if task in TOKEN_TASKS and not any(isinstance(step, AtTokens | StepTags) for step in self.steps):
             behind = dropwhile(lambda step: isinstance(step, Every | Kept | WithoutEnds), self.steps)
             return replace(self, steps=(Reduce(("MEAN",)), *behind))
@@ -87,7 +84,7 @@ class Pipeline:
             raise InvalidRequest(
                 f"Late chunking puts a mean before the model's heads; here they follow {reduce.description}."
             )
-        return replace(self, steps=(*self.steps[:place], Reduce(("MEAN",)), *rest))
+        return replace(self, steps=(*self.steps[:index], Reduce(("MEAN",)), *rest))
 
     def to(self, device: torch.device) -> Pipeline:
         return replace(self, steps=tuple(step.to(device) for step in self.steps))

@@ -1,7 +1,7 @@
-"""Spans: entities of a text, read from the label probabilities of its tokens.
+"""Entities: labelled parts of a text, from the label probabilities of its tokens.
 
-Source of the strategies: transformers' token-classification pipeline, whose labels, scores and places these are, but for
-white space at the ends of an entity, and entities of nothing else, which are left out.
+Source of the strategies: transformers' token-classification pipeline. Labels, scores and offsets are the same, except
+that white space at the ends of an entity is left out, and so are entities of white space alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Parts:
-    """Tokens or words in a row: index of the likeliest label, its score, first character and the one after the last."""
+    """Consecutive tokens or words: index of the likeliest label, its score, first character and the one after the last."""
 
     label: Ids
     score: Array
@@ -32,15 +32,15 @@ class _Parts:
     end: Ids
 
 
-def parse_strategy(word: str) -> Strategy:
+def parse_strategy(name: str) -> Strategy:
     """The strategy of that name; raises InvalidRequest where there is none."""
     for strategy in STRATEGIES:
-        if word == strategy:
+        if name == strategy:
             return strategy
     raise InvalidRequest(
-        f"Unknown aggregation_strategy: {word!r}. Strategies: {list(STRATEGIES)}.{did_you_mean(str(word), STRATEGIES)}",
+        f"Unknown aggregation_strategy: {name!r}. Strategies: {list(STRATEGIES)}.{did_you_mean(str(name), STRATEGIES)}",
         "aggregation_strategy",
-        word,
+        name,
     )
 
 

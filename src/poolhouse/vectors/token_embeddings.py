@@ -1,4 +1,4 @@
-"""TokenEmbeddings: the token vectors of many texts as one packed matrix, and as files."""
+"""TokenEmbeddings: the token vectors of many texts as one packed matrix, and as .npz, .safetensors and .arrow files."""
 
 from __future__ import annotations
 
