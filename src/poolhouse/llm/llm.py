@@ -20,7 +20,7 @@ from poolhouse.engine.waiting import prompt_path
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.prompts import PromptInput, PromptsInput, TextsInput, each
 from poolhouse.inputs.templates.score import score_template
-from poolhouse.llm import results
+from poolhouse.llm import calls
 from poolhouse.llm.calls import Call, Described, Progress, blocking, coroutine, read_ahead, results_of
 from poolhouse.llm.requests import (
     Adapters,
@@ -133,11 +133,11 @@ class LLM:
             InvalidRequest: for the first prompt, in order, that could not be answered.
         """
         options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
-        requests = requests_of(self.engine, prompts, self._embed_task, options)
-        build: Callable[[str, results.Answered], Any] = (
-            results.embedded if self._embed_task == "embed" else results.pooled(self.engine)
-        )
-        return Call(requests, self._each(build, requests), self._embed_task, use_tqdm)
+        by_token = self.engine.facts.tasks[0] == "token_embed"
+        name: Task = "token_embed" if by_token else "embed"
+        requests = requests_of(self.engine, prompts, name, options)
+        build: Callable[[str, calls.Answered], Any] = calls.pooled(self.engine) if by_token else calls.embedded
+        return Call(requests, self._each(build, requests), name, use_tqdm)
 
     embed_async = coroutine(embed)
 
@@ -196,7 +196,7 @@ class LLM:
         plan = sparse_plan(self.engine, prompts, options, SparseOptions(top_k=top_k, threshold=threshold))
 
         def finish(answers: Iterable[Answer]) -> list[SparseRequestOutput]:
-            return self._outputs(map(plan.each, answers), results.sparse)
+            return self._outputs(map(plan.each, answers), calls.sparse_output)
 
         return Call(plan.requests, finish, "embed_sparse", use_tqdm, self._window(plan.head.task))
 
@@ -252,7 +252,7 @@ class LLM:
 
         def describe() -> Call[TokenEmbeddings]:
             options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
-            finish = results.packing(self.engine, input_type, token_pooling_factor, precision)
+            finish = calls.packing(self.engine, input_type, token_pooling_factor, precision)
             return Call(requests_of(self.engine, prompts, "token_embed", options), finish, "embed_tokens", use_tqdm)
 
         return describe
@@ -287,7 +287,7 @@ class LLM:
                 f"got {type(prompts).__name__} and {prompts_per_block!r}."
             )
         options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
-        pack = results.packing(self.engine, input_type, token_pooling_factor, precision)
+        pack = calls.packing(self.engine, input_type, token_pooling_factor, precision)
         rest = iter(each(prompts, "prompts"))
         blocks = iter(lambda: list(itertools.islice(rest, prompts_per_block)), [])
 
@@ -339,7 +339,7 @@ class LLM:
             )
 
             def finish(answers: Iterable[Answer]) -> list[ChunkedEmbeddingRequestOutput]:
-                return self._outputs(chunked.finish(list(answers)), results.chunked)
+                return self._outputs(chunked.finish(list(answers)), calls.chunked)
 
             # A text may be read in several windows, each a request.
             return Call(chunked.requests, finish, "embed_chunks", use_tqdm, path=lambda _: "texts")
@@ -376,10 +376,10 @@ class LLM:
         options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
         plugin = plugin_of(self.engine, prompts, pooling_task)
         if plugin is not None:
-            finish = results.from_plugin(self.engine, plugin)
+            finish = calls.from_plugin(self.engine, plugin)
             return lambda: Call(plugin_requests(self.engine, plugin, prompts, options), finish, "plugin", use_tqdm)
         requests = requests_of(self.engine, prompts, required_task(pooling_task, pooling_params, self.engine), options)
-        return Call(requests, self._each(results.pooled(self.engine), requests), str(pooling_task), use_tqdm)
+        return Call(requests, self._each(calls.pooled(self.engine), requests), str(pooling_task), use_tqdm)
 
     encode_async = coroutine(encode)
 
@@ -404,7 +404,7 @@ class LLM:
         """
         options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request)
         requests = requests_of(self.engine, prompts, "classify", options)
-        return Call(requests, self._each(results.classified(self.engine), requests), "classify", use_tqdm)
+        return Call(requests, self._each(calls.classified(self.engine), requests), "classify", use_tqdm)
 
     classify_async = coroutine(classify)
 
@@ -434,7 +434,7 @@ class LLM:
         options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request)
         requests = requests_of(self.engine, prompts, "token_classify", options)
         requests = [replace(request, offsets=True) for request in requests]
-        build = results.labelled(self.engine, strategy, ignore_labels)
+        build = calls.labelled(self.engine, strategy, ignore_labels)
         return Call(requests, self._each(build, requests), "token_classify", use_tqdm)
 
     token_classify_async = coroutine(token_classify)
@@ -479,7 +479,7 @@ class LLM:
         plan, path = score_plan(self.engine, data_1, data_2, options, score_options)
 
         def finish(answers: Iterable[Answer]) -> list[ScoringRequestOutput]:
-            return self._outputs(plan.finish(list(answers)), results.scored)
+            return self._outputs(plan.finish(list(answers)), calls.scored)
 
         return Call(plan.requests, finish, "score", use_tqdm, path=path)
 
@@ -526,17 +526,12 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def _embed_task(self) -> Task:
-        """The task of `embed`."""
-        return "token_embed" if self.engine.facts.tasks[0] == "token_embed" else "embed"
-
     def _window(self, task: Task) -> int:
         """How many answers of a task are in memory at once, where each of them may be as wide as a vocabulary."""
         return max(1, min(_MAX_PROMPTS, _MAX_NUMBERS // self.engine.model.pipelines[task].width))
 
     def _each(
-        self, build: Callable[[str, results.Answered], OutputT], requests: Sequence[Request]
+        self, build: Callable[[str, calls.Answered], OutputT], requests: Sequence[Request]
     ) -> Callable[[Iterable[Answer]], list[OutputT]]:
         """What makes an output of each request and its answer."""
         return lambda answers: self._outputs(zip(requests, answers, strict=True), build)
