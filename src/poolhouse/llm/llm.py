@@ -47,6 +47,7 @@ from poolhouse.outputs import (
 )
 from poolhouse.params import PoolingParams
 from poolhouse.plans import late_chunking
+from poolhouse.plans.late_chunking import Span
 from poolhouse.plans.scoring import ScoreOptions
 from poolhouse.plans.sparse import SparseOptions
 from poolhouse.plugins import PluginPrompt
@@ -62,9 +63,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 OutputT = TypeVar("OutputT", bound=RequestOutput[Any])
-
-# The characters of a chunk: the first, and the one after the last.
-Span = Sequence[int]
 
 # SPLADE answers with the whole vocabulary: a window of answers holds at most so many numbers (256 MB), or prompts.
 _MAX_NUMBERS, _MAX_PROMPTS = 2**26, 4096
@@ -367,8 +365,8 @@ class LLM:
         BGE-M3's weights (token_classify) are one number per token.
 
         `pooling_task="plugin"` takes `{"data": ...}`, and `outputs` is what the plugin makes of it.
-        `input_type` says which side of a search the texts stand on: late interaction reads queries otherwise than
-        documents, and takes all texts for documents unless told so.
+        `input_type`: whether the texts are queries or documents of a search, which late interaction reads differently;
+        without it, all texts are documents.
 
         Raises:
             UnsupportedTask: the model lacks the task; the message names what it has.
@@ -378,8 +376,9 @@ class LLM:
         if plugin is not None:
             finish = calls.from_plugin(self.engine, plugin)
             return lambda: Call(plugin_requests(self.engine, plugin, prompts, options), finish, "plugin", use_tqdm)
-        requests = requests_of(self.engine, prompts, required_task(pooling_task, pooling_params, self.engine), options)
-        return Call(requests, self._each(calls.pooled(self.engine), requests), str(pooling_task), use_tqdm)
+        name = required_task(pooling_task, pooling_params, self.engine)
+        requests = requests_of(self.engine, prompts, name, options)
+        return Call(requests, self._each(calls.pooled(self.engine), requests), name, use_tqdm)
 
     encode_async = coroutine(encode)
 

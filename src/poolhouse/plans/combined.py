@@ -48,7 +48,7 @@ class ComparedText:
 class Combination:
     """What a mode compares, and how.
 
-    tasks: what to ask of each text. weights: of each part, summing to 1.
+    tasks: those to run for each text. weights: of each part, summing to 1.
     """
 
     engine: PoolingEngine
@@ -82,7 +82,7 @@ class Combination:
 def combination(engine: PoolingEngine, mode: str, weights: Sequence[float] | None) -> Combination:
     """How texts are compared in this mode of a score.
 
-    weights: of the dense, sparse and colbert scores; a part that weighs nothing is not asked for.
+    weights: of the dense, sparse and colbert scores; a part of weight 0 is not computed.
 
     Raises:
         InvalidRequest: no such mode, or weights that do not fit it. UnsupportedTask: a model that lacks a part.

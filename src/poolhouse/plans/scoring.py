@@ -1,14 +1,21 @@
-"""Scores of pairs, composed of what one engine answers: who scores depends on what its model can do.
+"""Scores of pairs: requests to one engine, and how its answers become scores, by what its model can do.
 
-A plan says which requests to run and how their answers become scores; offline callers wait for the answers, the server
-awaits them.
+| model | how it scores |
+|---|---|
+| reads all documents of a query at once | its own vectors, compared by cosine (listwise) |
+| classifier with one label | reads both texts of a pair together (cross-encoder) |
+| `embed` | compares two vectors (bi-encoder) |
+| `token_embed` | MaxSim (late interaction) |
+| any, with a mode | the mean of dense, sparse and multi-vector scores (see `poolhouse.plans.combined`) |
+
+Offline callers wait for the answers of a plan, the server awaits them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -45,18 +52,18 @@ class ScorePlan:
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
-    """What a caller says beside the texts.
+    """The options of a score, beside the texts.
 
     instruction: what makes a document fit, for models that read one.
     template: joins the texts of a pair, instead of the model's own. variables: what the template sees beside them.
     mode: which answers of the model are compared, see `combined.MODES`; None leaves it to the model.
-    weights: of the dense, sparse and colbert scores in a mode that adds several; None weighs them alike.
+    weights: of the dense, sparse and colbert scores in a mode that adds several; None: all alike.
     """
 
     params: PoolingParams = PoolingParams()
     instruction: str | None = None
     template: ScoreTemplate | None = None
-    variables: Mapping[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, object] = field(default_factory=dict)
     mode: str | None = None
     weights: tuple[float, ...] | None = None
 
@@ -110,7 +117,7 @@ def _check_lengths(queries: Sequence[str], documents: Sequence[str]) -> None:
 
 
 def _bound_template(engine: PoolingEngine, options: ScoreOptions) -> ScoreTemplate | None:
-    """What joins pairs, with the words of this request; None for the tokenizer."""
+    """What joins pairs, with the instruction and variables of this request; None for the tokenizer."""
     template = options.template or engine.facts.score_template
     if template is not None:
         return template.bind(options.instruction, options.variables)
@@ -150,32 +157,32 @@ def _listwise(
     documents: Sequence[str],
     options: ScoreOptions,
 ) -> ScorePlan:
-    """The model reads all documents of a query in one prompt, or in several that are weighed against each other."""
+    """The model reads all documents of a query in one prompt, or in several, whose scores are made comparable."""
     limit = engine.limit(options.params)
     lists = [documents] if len(queries) == 1 else [[document] for document in documents]
     groups = [prompts.pack(query, own, options.instruction, limit) for query, own in zip(queries, lists, strict=True)]
     # What is too long was cut, document by document, or refused: the prompts themselves are not to be cut.
     params = replace(options.params, truncate_prompt_tokens=None, max_tokens_per_query=None, max_tokens_per_doc=None)
-    requests = [Request(Prompt(block.prompt), "token_embed", params) for blocks in groups for block in blocks]
+    requests = [Request(Prompt(packed.prompt), "token_embed", params) for group in groups for packed in group]
 
     def finish(answers: Sequence[Answer]) -> list[Score]:
         rest = iter(answers)
-        return [score for blocks in groups for score in _listwise_scores(blocks, [next(rest) for _ in blocks])]
+        return [score for group in groups for score in _listwise_scores(group, [next(rest) for _ in group])]
 
     return ScorePlan(requests, finish)
 
 
-def _listwise_scores(blocks: Sequence[ListwisePrompt], answers: Sequence[Answer]) -> list[Score]:
-    """Cosines of the documents' vectors with the query's, which stands last in each block.
+def _listwise_scores(group: Sequence[ListwisePrompt], answers: Sequence[Answer]) -> list[Score]:
+    """Cosines of the documents' vectors with the query's, which is the last row of each answer.
 
-    Of several blocks, the query's vectors are averaged, the more of a block the better its best document; as in
+    Of several prompts, the query's vectors are averaged, each by the score of its best document; as in
     jina-reranker-v3's own code.
     """
     bests = [float((1 + _cosines(answer.array[-1], answer.array[:-1]).max()) / 2) for answer in answers]
     query = np.average([answer.array[-1] for answer in answers], axis=0, weights=bests)
     scores: list[Score] = []
-    for block, answer in zip(blocks, answers, strict=True):
-        tokens = replace(answer.tokens, original_tokens=answer.tokens.original_tokens + block.cut)
+    for packed, answer in zip(group, answers, strict=True):
+        tokens = replace(answer.tokens, original_tokens=answer.tokens.original_tokens + packed.cut)
         scores.extend(
             Score(float(score), (replace(answer, tokens=tokens),)) for score in _cosines(query, answer.array[:-1])
         )
@@ -190,7 +197,7 @@ def _cosines(query: Array, documents: Array) -> Array:
 
 def _cosine(ours: Array, theirs: Array) -> Array:
     """[pairs]: the cosine of each row with its fellow, or of the one row with each."""
-    ours, theirs = (side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in (ours, theirs))
+    ours, theirs = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (ours, theirs))
     return _dot(ours, theirs)
 
 
@@ -221,7 +228,7 @@ _COMPARISONS: Mapping[str, Callable[[Array, Array], Array]] = {
 def _combined(
     engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], options: ScoreOptions, mode: str
 ) -> ScorePlan:
-    """Several answers of one pass over each text, compared as the mode says; sides are told apart by input type."""
+    """Several answers of one pass over each text, compared as the mode says; each text has its input type."""
     if engine.facts.listwise is not None:
         raise UnsupportedTask("mode is for models that read query and document apart; this one scores lists.", "mode")
     combination = combined.combination(engine, mode, options.weights)
@@ -231,12 +238,13 @@ def _combined(
         # Unit vectors and positive weights, whatever the model's owner says of activations.
         params = replace(params, use_activation=True)
     requests = [
-        replace(request, further=tuple(further)) for request in _sides(queries, documents, task, params, by_role=True)
+        replace(request, further=tuple(further))
+        for request in _requests(queries, documents, task, params, by_role=True)
     ]
 
     def finish(answers: Sequence[Answer]) -> list[Score]:
-        sides = [combination.compared(answer) for answer in answers]
-        ours, theirs = _stretched(sides[: len(queries)], len(documents)), sides[len(queries) :]
+        texts = [combination.compared(answer) for answer in answers]
+        ours, theirs = _stretched(texts[: len(queries)], len(documents)), texts[len(queries) :]
         scores = [combination.score(query, document) for query, document in zip(ours, theirs, strict=True)]
         return _scores(np.array(scores), answers, len(queries))
 
@@ -255,7 +263,7 @@ def _bi_encoder(
         vectors = np.stack([answer.array for answer in answers])
         return _scores(compare(vectors[: len(queries)], vectors[len(queries) :]), answers, len(queries))
 
-    return ScorePlan(_sides(queries, documents, "embed", options.params, by_role), finish)
+    return ScorePlan(_requests(queries, documents, "embed", options.params, by_role), finish)
 
 
 def _late_interaction(queries: Sequence[str], documents: Sequence[str], options: ScoreOptions, mean: bool) -> ScorePlan:
@@ -273,22 +281,22 @@ def _late_interaction(queries: Sequence[str], documents: Sequence[str], options:
             sums /= np.array(lengths, dtype=np.float32)
         return _scores(sums, answers, len(queries))
 
-    return ScorePlan(_sides(queries, documents, "token_embed", options.params, by_role=True), finish)
+    return ScorePlan(_requests(queries, documents, "token_embed", options.params, by_role=True), finish)
 
 
-def _sides(
+def _requests(
     queries: Sequence[str], documents: Sequence[str], task: Task, params: PoolingParams, by_role: bool = False
 ) -> list[Request]:
-    """All queries, then all documents, each cut to its side's limit. by_role: the model is told which is which."""
-    ours, theirs = _side(params, params.max_tokens_per_query), _side(params, params.max_tokens_per_doc)
+    """All queries, then all documents, each with its own limit. by_role: requests say which they are."""
+    ours, theirs = _alone(params, params.max_tokens_per_query), _alone(params, params.max_tokens_per_doc)
     query_type, document_type = ("query", "document") if by_role else (None, None)
     requests = [Request(Prompt(query), task, ours, input_type=query_type) for query in queries]
     return requests + [Request(Prompt(document), task, theirs, input_type=document_type) for document in documents]
 
 
-def _side(params: PoolingParams, most: int | None) -> PoolingParams:
-    """A side that is a prompt of its own is the first, and only, side of its request."""
-    return replace(params, max_tokens_per_query=most, max_tokens_per_doc=None)
+def _alone(params: PoolingParams, max_tokens: int | None) -> PoolingParams:
+    """The parameters of a text that is a prompt of its own: the limit of the first text of a pair is its limit."""
+    return replace(params, max_tokens_per_query=max_tokens, max_tokens_per_doc=None)
 
 
 def _scores(scores: Array, answers: Sequence[Answer], queries: int) -> list[Score]:

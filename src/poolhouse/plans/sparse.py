@@ -1,7 +1,7 @@
-"""Sparse vectors: weights of the few vocabulary entries that a text has, read off what one engine answers.
+"""Sparse vectors: weights of the few vocabulary entries that a text has, read from the answers of one engine.
 
-A plan says which requests to run and how each answer becomes a vector. From BGE-M3 come weights of the text's own
-tokens, from SPLADE weights of any vocabulary entry.
+A plan holds the requests to run, and how each answer becomes a vector. BGE-M3 gives weights of the text's own tokens,
+SPLADE of any vocabulary entry.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from poolhouse.tasks import SparseHead
 
 @dataclass(frozen=True, slots=True)
 class SparseOptions:
-    """What a caller says beside the texts.
+    """The options of sparse vectors, beside the texts.
 
     top_k: keep so many entries, the largest. threshold: leave out entries that weigh less.
     prompt_name, input_type: as in `Request`. Of `params` only those about length mean something here.
@@ -116,9 +116,9 @@ def _by_token(weights: Array, ids: Ids, head: SparseHead, piece: int) -> tuple[I
     """Each token id once, with its largest weight. weights: one per row. piece: tokens that are read at once."""
     ids = ids[_has_row(ids, head, piece)]
     kept = (weights > 0) & ~np.isin(ids, list(head.left_out))
-    distinct, places = np.unique(ids[kept], return_inverse=True)
+    distinct, positions = np.unique(ids[kept], return_inverse=True)
     largest = np.zeros(len(distinct), dtype=np.float32)
-    np.maximum.at(largest, places, weights[kept])
+    np.maximum.at(largest, positions, weights[kept])
     return distinct, largest
 
 
@@ -144,8 +144,8 @@ def _pruned(vector: SparseVector, options: SparseOptions) -> SparseVector:
     return vector
 
 
-def _kept(vector: SparseVector, places: Ids) -> SparseVector:
-    return replace(vector, ids=vector.ids[places], weights=vector.weights[places])
+def _kept(vector: SparseVector, entries: Ids) -> SparseVector:
+    return replace(vector, ids=vector.ids[entries], weights=vector.weights[entries])
 
 
 def _check(options: SparseOptions) -> None:
