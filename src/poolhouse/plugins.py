@@ -6,10 +6,10 @@ or its dotted name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, TypedDict, TypeGuard
 
 from poolhouse.errors import ConfigError, InvalidRequest
 from poolhouse.outputs import PoolingRequestOutput
@@ -17,6 +17,12 @@ from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
 
 GROUPS = ("poolhouse.io_processor_plugins", "vllm.io_processor_plugins")
+
+
+class PluginPrompt(TypedDict):
+    """A prompt for a plugin, which checks the data itself."""
+
+    data: object
 
 
 class Plugin(Protocol):
@@ -87,7 +93,7 @@ def task_of(plugin: Plugin, tasks: tuple[Task, ...]) -> str:
     return str(getattr(plugin, "task", tasks[0]))
 
 
-def is_data(prompts: object) -> TypeGuard[Mapping[str, object]]:
+def is_data(prompts: object) -> TypeGuard[PluginPrompt]:
     """Whether prompts are data for a plugin: `{"data": ...}`."""
     return isinstance(prompts, dict) and "data" in prompts
 

@@ -160,7 +160,7 @@ async def rerank(
         max_tokens_per_doc=max_tokens_per_doc,
     )
     sides = Sides([query], documents, ("query", "documents"))
-    return await score(serving, http, engine, sides, scoring.Asked(params), priority=priority)
+    return await score(serving, http, engine, sides, scoring.ScoreOptions(params), priority=priority)
 
 
 def texts_of(given: Any, parameter: str) -> list[str]:

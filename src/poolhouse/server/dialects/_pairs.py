@@ -60,7 +60,7 @@ async def score(
     http: Request,
     engine: PoolingEngine,
     sides: Sides,
-    asked: scoring.Asked,
+    asked: scoring.ScoreOptions,
     *,
     adapter: str | None = None,
     priority: int = 0,

@@ -171,7 +171,7 @@ async def _encode(serving: Serving, http: Request, fields: EncodeFields) -> Resp
         )
     texts = [item.words(f"items[{index}]") for index, item in enumerate(fields.items)]
     outputs: list[Output] = list(dict.fromkeys(params.output_types or ["dense"]))
-    weigh = sparse.plan(engine, (), sparse.Options()) if "sparse" in outputs else None
+    weigh = sparse.plan(engine, (), sparse.SparseOptions()) if "sparse" in outputs else None
     tasks = {output: _TASKS[output] if weigh is None or output != "sparse" else weigh.head.task for output in outputs}
     first, *further = dict.fromkeys(tasks.values())
     wish = Wish("query" if options.is_query else "document")
@@ -218,7 +218,9 @@ async def _score(serving: Serving, http: Request, fields: ScoreFields) -> Respon
         raise InvalidRequest("score_weights are for score_mode hybrid.", "options.score_weights")
     documents = [item.words(f"items[{index}]") for index, item in enumerate(fields.items)]
     sides = Sides([fields.query.words("query")], documents, ("query", "items"))
-    asked = scoring.Asked(Wish().params, fields.instruction or options.instruction or None, mode=mode, weights=weights)
+    asked = scoring.ScoreOptions(
+        Wish().params, fields.instruction or options.instruction or None, mode=mode, weights=weights
+    )
     scored = await score(serving, http, engine, sides, asked)
     body = {
         "model": engine.facts.name,

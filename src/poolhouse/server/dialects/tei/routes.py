@@ -205,7 +205,7 @@ async def answer_embed_sparse(serving: Serving, http: Request, fields: TokenFiel
     serving.check_list(fields.inputs, "inputs")
     prompts = fields.prompts()
     serving.check_items(len(prompts), "inputs")
-    plan = sparse.plan(engine, prompts, sparse.Options(fields.params(), fields.prompt_name))
+    plan = sparse.plan(engine, prompts, sparse.SparseOptions(fields.params(), fields.prompt_name))
     answers = await serving.answers(http, engine, plan.requests, "inputs[{}]".format)
     took = headers(engine, answers, characters(prompts), started)
     return await _replies.write(
@@ -244,9 +244,9 @@ async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -
     engine = serving.engine(fields.model)
     if not fields.texts or (not fields.query and "" in fields.texts):
         raise EmptyInput("texts")
-    asked = scoring.Asked(replace(fields.params(), use_activation=not fields.raw_scores))
+    asked = scoring.ScoreOptions(replace(fields.params(), use_activation=not fields.raw_scores))
     if "classify" not in engine.facts.tasks:
-        asked = scoring.Asked(fields.params())  # cosines and MaxSim have no activation
+        asked = scoring.ScoreOptions(fields.params())  # cosines and MaxSim have no activation
     scored = await score(serving, http, engine, Sides([fields.query], fields.texts, ("query", "texts")), asked)
     ranks: list[dict[str, Any]] = [
         {"index": place, "score": scored.scores[place].score}

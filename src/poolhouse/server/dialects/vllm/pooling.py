@@ -139,7 +139,7 @@ async def _reply_of_sparse(
     """The sparse vector of each input: its entries, by rising id."""
     if fields.encoding_format not in _IN_JSON:
         raise InvalidRequest("Sparse vectors come as JSON.", "encoding_format", fields.encoding_format)
-    weigh = sparse.plan(engine, (), sparse.Options(params, top_k=fields.top_k, threshold=fields.threshold))
+    weigh = sparse.plan(engine, (), sparse.SparseOptions(params, top_k=fields.top_k, threshold=fields.threshold))
     answers = await serving.answers(http, engine, fields.requests(serving, weigh.head.task, params))
     head = _replies.head("pooling", http, fields.request_id, engine.facts.name)
 
@@ -166,7 +166,7 @@ async def _reply_of_several(
     ]
     weigh = None
     if SPARSE in words:
-        weigh = sparse.plan(engine, (), sparse.Options(top_k=fields.top_k, threshold=fields.threshold))
+        weigh = sparse.plan(engine, (), sparse.SparseOptions(top_k=fields.top_k, threshold=fields.threshold))
     else:
         fields.refuse_pruning()
     first, *further = _passes(words, weigh)

@@ -40,7 +40,7 @@ class PairFields(Common):
         None, description="Of the dense, sparse and colbert scores in such a mode."
     )
 
-    def asked(self, serving: Serving) -> scoring.Asked:
+    def asked(self, serving: Serving) -> scoring.ScoreOptions:
         """What is asked beside the texts.
 
         Raises:
@@ -53,7 +53,7 @@ class PairFields(Common):
         template = None if self.chat_template is None else score_template(self.chat_template)
         weights = None if self.weights is None else tuple(self.weights)
         variables = self.chat_template_kwargs or {}
-        return scoring.Asked(params, self.instruction, template, variables, self.mode, weights)
+        return scoring.ScoreOptions(params, self.instruction, template, variables, self.mode, weights)
 
     def refuse_limits_beyond(self, most: int) -> None:
         """Raise InvalidRequest for a side's limit that is none, since the model reads no more than `most` tokens."""
