@@ -43,8 +43,9 @@ def longest_prompt(
     """The longest prompt: sentence-transformers' max_seq_length, else the lesser of config and tokenizer.
 
     The user may request more than these, but not more than by_config, unless the model is endless: it has no
-    positions, but counts distances. longest_side: tokens of the longer of query and document of a late-interaction model, whose other files state the length of the
-    side that was read last. folder: of the weights, with the tokenizer that they were trained with.
+    positions, but counts distances. folder: of the weights, with the tokenizer that they were trained with.
+    longest_side: tokens of the longer of query and document of a late-interaction model, whose other files state the
+    length of the one that was read last.
 
     Raises:
         ConfigError: the user requests more.
