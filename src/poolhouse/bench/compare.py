@@ -196,7 +196,7 @@ def _poolhouse(model: str) -> Commands:
 
     def facts(texts: list[str]) -> Result:
         tokens = sum(len(output.prompt_token_ids) for output in llm.embed(texts, use_tqdm=False))
-        known = llm.model.facts
+        known = llm.model.facts.sizes
         return {"tokens": tokens, "matrix_weights": known.parameters - known.vocabulary_size * known.hidden_size}
 
     return {"throughput": throughput, "latency": latency, "facts": facts}

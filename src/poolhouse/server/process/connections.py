@@ -15,7 +15,7 @@ from typing import Any
 import h11
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from poolhouse.engine.process import give_back
+from poolhouse.engine.process import release_freed_memory
 from poolhouse.settings import ServerSettings
 
 # Bytes of a part, in which the body of a reply is handed to the connection.
@@ -172,7 +172,7 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
                 return
             self.transport.abort()
             # The reply is freed once its task has ended; afterwards its memory goes back, whether other requests come or not.
-            self.loop.call_later(1, self.loop.run_in_executor, None, give_back)
+            self.loop.call_later(1, self.loop.run_in_executor, None, release_freed_memory)
 
         def _stop_watching(self) -> None:
             if self.watch is not None:
