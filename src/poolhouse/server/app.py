@@ -7,14 +7,13 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import poolhouse
 from poolhouse.engine.interface import PoolingEngine
-from poolhouse.server import collectors, openapi, routing, security
-from poolhouse.server.dialects import routers, shapes
-from poolhouse.server.engines import Serving, with_adapters
+from poolhouse.server import collectors, openapi, security
+from poolhouse.server.dialects import DIALECTS
+from poolhouse.server.engines import Engines, with_adapters
 from poolhouse.server.routing import Addressed, Dispatch, Heads
 from poolhouse.server.telemetry import logs, tracing
 from poolhouse.server.telemetry.metrics import Metrics
@@ -26,34 +25,24 @@ def create_app(engines: Sequence[PoolingEngine], settings: ServerSettings | None
     """The HTTP application over these engines; it closes them when it is shut down."""
     settings = settings or ServerSettings()
     traces = tracing.open_traces(settings)
-    serving = Serving(with_adapters(engines), settings, Metrics())
-    collectors.register(serving)
+    served = Engines(with_adapters(engines), settings, Metrics())
+    collectors.register(served)
     for engine in engines:
-        engine.observe(serving.metrics.engine(engine.facts.name))
+        engine.observe(served.metrics.engine(engine.facts.name))
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         for engine in engines:
             await asyncio.to_thread(engine.close, settings.shutdown_seconds)
         if traces is not None:
             await asyncio.to_thread(traces.close)
 
-    app = FastAPI(
-        title="Poolhouse",
-        version=poolhouse.__version__,
-        lifespan=lifespan,
-        openapi_url=None,
-    )
-    answering = errors.Answering(errors.SHAPES[settings.error_format], serving.tasks_in_words)
-    dialects = routers(serving)
-    pages = [] if settings.disable_fastapi_docs else [openapi.router(dialects, settings)]
-    for router in (*dialects, *pages):
-        app.include_router(router)
-    errors.install(app, answering)
-    routing.install(app, (*dialects, *pages), answering, shapes())
-    guarded = security.guarded(Dispatch(app, dialects, answering), settings)
-    counted = Counting(Heads(guarded), serving.metrics)
+    answering = errors.Answering(errors.SHAPES[settings.error_format], served.tasks_in_words)
+    dialects = DIALECTS if settings.disable_fastapi_docs else (*DIALECTS, openapi.dialect(DIALECTS, settings))
+    dispatch = Dispatch(Starlette(lifespan=lifespan), dialects, served, answering)
+    guarded = security.guarded(dispatch, settings)
+    counted = Counting(Heads(guarded), served.metrics)
     logged = logs.logged(counted if traces is None else tracing.Traced(counted, traces), settings)
     return Addressed(logged, settings.root_path)
 

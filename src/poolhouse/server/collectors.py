@@ -11,44 +11,44 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from poolhouse.engine.interface import PoolingEngine
-from poolhouse.server.engines import Serving
+from poolhouse.server.engines import Engines
 
 # vLLM numbers the engines of one model; there is one.
 _LABELS = ("model_name", "engine")
 _ENGINE = "0"
 
 
-def register(serving: Serving) -> None:
+def register(engines: Engines) -> None:
     """Let the metrics of this server tell of its queues, and speak vLLM's names too."""
-    serving.metrics.registry.register(Queues(serving))
-    serving.metrics.registry.register(VllmNames(serving))
+    engines.metrics.registry.register(Queues(engines))
+    engines.metrics.registry.register(VllmNames(engines))
 
 
 class Queues(Collector):
     """How many prompts each model has."""
 
-    def __init__(self, serving: Serving) -> None:
-        self.serving = serving
+    def __init__(self, engines: Engines) -> None:
+        self.engines = engines
 
     def collect(self) -> Iterator[Metric]:
         queued = GaugeMetricFamily(
             "poolhouse_queued_prompts", "Prompts that were accepted and have no answer yet.", labels=("model",)
         )
-        for engine in _engines(self.serving).values():
-            queued.add_metric((engine.facts.name,), self.serving.waiting(engine))
+        for engine in _engines(self.engines).values():
+            queued.add_metric((engine.facts.name,), self.engines.waiting(engine))
         yield queued
 
 
 class VllmNames(Collector):
     """Ours under the names of vLLM's that mean the same; adapters count for the model beneath, as there."""
 
-    def __init__(self, serving: Serving) -> None:
-        self.serving = serving
-        self.models = {name: _model(engine) for name, engine in _engines(serving).items()}
+    def __init__(self, engines: Engines) -> None:
+        self.engines = engines
+        self.models = {name: _model(engine) for name, engine in _engines(engines).items()}
 
     def collect(self) -> Iterator[Metric]:
         yield from self._queues()
-        metrics = self.serving.metrics
+        metrics = self.engines.metrics
         tokens = CounterMetricFamily("vllm:prompt_tokens", "Tokens of answered prompts.", labels=_LABELS)
         for model, count in self._sums(metrics.tokens.collect()).items():
             tokens.add_metric((model, _ENGINE), count)
@@ -64,10 +64,10 @@ class VllmNames(Collector):
     def _queues(self) -> Iterator[Metric]:
         running = GaugeMetricFamily("vllm:num_requests_running", "Prompts in a batch.", labels=_LABELS)
         waiting = GaugeMetricFamily("vllm:num_requests_waiting", "Prompts that wait for a batch.", labels=_LABELS)
-        engines = _engines(self.serving)
+        engines = _engines(self.engines)
         accepted: Counter[str] = Counter()
         for name, engine in engines.items():
-            accepted[self.models[name]] += self.serving.waiting(engine)
+            accepted[self.models[name]] += self.engines.waiting(engine)
         for model, prompts in accepted.items():
             # Pieces of long prompts run one by one, so more may run than were asked.
             now = min(engines[model].running, prompts)
@@ -106,9 +106,9 @@ class VllmNames(Collector):
             yield from (sample for sample in family.samples if sample.labels["model"] in self.models)
 
 
-def _engines(serving: Serving) -> dict[str, PoolingEngine]:
+def _engines(engines: Engines) -> dict[str, PoolingEngine]:
     """Each engine once, by its own name."""
-    return {engine.facts.name: engine for engine in serving.engines.values()}
+    return {engine.facts.name: engine for engine in engines.by_name.values()}
 
 
 def _model(engine: PoolingEngine) -> str:

@@ -14,7 +14,7 @@ from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.prompts import Conversation, Prompt, parse_prompts
 from poolhouse.params import PoolingParams
-from poolhouse.server.engines import Serving
+from poolhouse.server.engines import Engines
 from poolhouse.server.wire.body import without_nulls
 from poolhouse.tasks import Task
 
@@ -148,7 +148,7 @@ class Inputs(Common):
     chat_template_kwargs: dict[str, Any] | None = None
     media_io_kwargs: dict[str, Any] | None = Field(None, description="Refused: no model here takes media options.")
 
-    def prompts(self, serving: Serving) -> list[Prompt]:
+    def prompts(self, engines: Engines) -> list[Prompt]:
         """The prompts, one per text, list of ids, or conversation.
 
         Raises:
@@ -162,12 +162,12 @@ class Inputs(Common):
         if conversations is None and self.messages is not None:
             raise InvalidRequest("messages must hold messages, each with a role and content.", "messages")
         if conversations is None:
-            serving.check_list(self.input, "input")
+            engines.check_list(self.input, "input")
             prompts = parse_prompts(self.input, "input")
-            serving.check_items(len(prompts), "input")
+            engines.check_items(len(prompts), "input")
             return prompts
-        serving.check_items(len(conversations), "messages")
-        check_chat_template(serving, self.chat_template)
+        engines.check_items(len(conversations), "messages")
+        check_chat_template(engines, self.chat_template)
         special = bool(self.add_special_tokens)
         return [
             Prompt(
@@ -184,7 +184,7 @@ class Inputs(Common):
             for conversation in conversations
         ]
 
-    def requests(self, serving: Serving, task: Task, params: PoolingParams) -> list[Request]:
+    def requests(self, engines: Engines, task: Task, params: PoolingParams) -> list[Request]:
         """One engine request per prompt.
 
         Raises:
@@ -202,7 +202,7 @@ class Inputs(Common):
                 input_type=self.input_type,
                 priority=self.priority,
             )
-            for prompt in self.prompts(serving)
+            for prompt in self.prompts(engines)
         ]
 
 
@@ -213,9 +213,9 @@ def refuse_media_options(fields: BaseModel) -> None:
             raise InvalidRequest(f"{name} of a request is not allowed; this server's models read text.", name)
 
 
-def check_chat_template(serving: Serving, template: str | None) -> None:
+def check_chat_template(engines: Engines, template: str | None) -> None:
     """Raise InvalidRequest for a request's own template, where the server does not trust them."""
-    if template is not None and not serving.settings.trust_request_chat_template:
+    if template is not None and not engines.settings.trust_request_chat_template:
         raise InvalidRequest(
             "chat_template of a request is not allowed; the server must be started with --trust-request-chat-template.",
             "chat_template",
@@ -231,8 +231,3 @@ def _conversations(given: Any) -> list[Sequence[Any]] | None:
     if all(isinstance(item, list) and item and isinstance(item[0], dict) for item in given):
         return list(given)
     return None
-
-
-def body_schema(*models: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI is told of a route that reads its body itself: the models that may read it."""
-    return {"bodies": models}

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from fastapi import Request
 from pydantic import ValidationError
 
 from poolhouse.engine.interface import PoolingEngine
@@ -18,9 +17,10 @@ from poolhouse.inputs.prompts import Prompt, parse_side
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
 from poolhouse.plans import scoring
+from poolhouse.server.call import Call
 from poolhouse.server.dialects import _replies
 from poolhouse.server.dialects._pairs import Scored, Sides, score
-from poolhouse.server.engines import Serving
+from poolhouse.server.engines import Engines
 from poolhouse.server.wire import encoding
 from poolhouse.server.wire.errors import Failure
 from poolhouse.tasks import Task
@@ -72,22 +72,20 @@ class Wish:
 
 
 async def embed(
-    serving: Serving,
-    http: Request,
-    engine: PoolingEngine,
+    call: Call,
     texts: Sequence[str],
     wish: Wish,
     *,
     task: Task = "embed",
     parameter: str = "input",
 ) -> list[Answer]:
-    """An answer per text; see `requests` and `Serving.answers` for what may be raised."""
-    asked = requests(serving, engine, texts, wish, task, parameter)
-    return await serving.answers(http, engine, asked, f"{parameter}[{{}}]".format)
+    """An answer per text; see `requests` and `Call.answers` for what may be raised."""
+    asked = requests(call.engines, call.engine, texts, wish, task, parameter)
+    return await call.answers(asked, f"{parameter}[{{}}]".format)
 
 
 def requests(
-    serving: Serving, engine: PoolingEngine, texts: Sequence[str], wish: Wish, task: Task, parameter: str
+    engines: Engines, engine: PoolingEngine, texts: Sequence[str], wish: Wish, task: Task, parameter: str
 ) -> list[EngineRequest]:
     """A request per text.
 
@@ -100,7 +98,7 @@ def requests(
         )
     if not texts:
         raise InvalidRequest(f"{parameter} must hold at least one text.", parameter)
-    serving.check_items(len(texts), parameter)
+    engines.check_items(len(texts), parameter)
     params = wish.params
     return [
         EngineRequest(
@@ -135,9 +133,7 @@ def written(
 
 
 async def rerank(
-    serving: Serving,
-    http: Request,
-    engine: PoolingEngine,
+    call: Call,
     query: str,
     documents: Sequence[str],
     *,
@@ -149,9 +145,10 @@ async def rerank(
     """A score per document; long ones are cut, unless `truncate` says no."""
     if not documents:
         raise InvalidRequest("documents must hold at least one text.", "documents")
+    facts = call.engine.facts
     if max_tokens_per_doc is not None:
-        max_tokens_per_doc = min(max_tokens_per_doc, engine.facts.max_tokens)
-    scores_labels = "classify" in engine.facts.tasks
+        max_tokens_per_doc = min(max_tokens_per_doc, facts.max_tokens)
+    scores_labels = "classify" in facts.tasks
     params = PoolingParams(
         # Cosines and MaxSim have no activation to leave out.
         use_activation=use_activation if scores_labels else None,
@@ -160,7 +157,7 @@ async def rerank(
         max_tokens_per_doc=max_tokens_per_doc,
     )
     sides = Sides([query], documents, ("query", "documents"))
-    return await score(serving, http, engine, sides, scoring.Asked(params), priority=priority)
+    return await score(call, sides, scoring.Asked(params), priority=priority)
 
 
 def texts_of(given: Any, parameter: str) -> list[str]:

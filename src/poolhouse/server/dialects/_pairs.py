@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from fastapi import Request
 
-from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest
 from poolhouse.plans import scoring
-from poolhouse.server.engines import Serving
+from poolhouse.server.call import Call
 
 # Texts of more characters are planned, and vectors of more numbers compared, beside the event loop.
 _MANY_CHARACTERS = 200_000
@@ -56,9 +54,7 @@ class Sides:
 
 
 async def score(
-    serving: Serving,
-    http: Request,
-    engine: PoolingEngine,
+    call: Call,
     sides: Sides,
     asked: scoring.Asked,
     *,
@@ -68,10 +64,10 @@ async def score(
     """Scores of these pairs, 1:1, 1:N or N:N.
 
     Raises:
-        InvalidRequest, UnsupportedTask: see `poolhouse.plans.scoring.plan`. Otherwise see `Serving.answers`.
+        InvalidRequest, UnsupportedTask: see `poolhouse.plans.scoring.plan`. Otherwise see `Call.answers`.
     """
-    queries, documents = sides.queries, sides.documents
-    serving.check_items(len(documents), sides.names[1])
+    engine, queries, documents = call.engine, sides.queries, sides.documents
+    call.engines.check_items(len(documents), sides.names[1])
     many = sum(map(len, documents)) > _MANY_CHARACTERS
     try:
         if many or engine.facts.listwise is not None:
@@ -81,7 +77,7 @@ async def score(
     except InvalidRequest as error:
         raise sides.renamed(error) from None
     requests = [replace(request, adapter=adapter, priority=priority) for request in plan.requests]
-    answers = await serving.answers(http, engine, requests, sides.place(len(requests)))
+    answers = await call.answers(requests, sides.place(len(requests)))
     if sum(answer.array.size for answer in answers) > _MANY_NUMBERS:
         scores = await asyncio.to_thread(plan.finish, answers)
     else:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import Request, Response
 from pydantic import ConfigDict, Field
+from starlette.responses import Response
 
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer, shown
@@ -15,9 +15,9 @@ from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.outputs import Array
 from poolhouse.params import LateChunkingParams, PoolingParams
 from poolhouse.plans.late_chunking import fixed_chunks
+from poolhouse.server.call import Call
 from poolhouse.server.dialects import _replies
 from poolhouse.server.dialects._fields import Inputs, Nested
-from poolhouse.server.engines import Serving
 from poolhouse.server.wire import encoding
 from poolhouse.tasks import Task
 from poolhouse.vectors.precision import Precision
@@ -77,29 +77,26 @@ class Names:
 
 
 async def reply(
-    serving: Serving,
-    http: Request,
+    call: Call,
     fields: VectorFields,
-    engine: PoolingEngine,
     requests: Sequence[EngineRequest],
     names: Names,
 ) -> Response:
     """The answers to requests of one task, as a list of objects or as bytes alone."""
+    engine = call.engine
     how = fields.how(engine, requests[0].task)
-    answers = await serving.answers(http, engine, requests)
+    answers = await call.answers(requests)
     arrays = [shown(answer.array, requests[0].task, engine) for answer in answers]
     about: list[dict[str, Any]] | None = None
     chunking = requests[0].params.late_chunking_params
     if chunking is not None:
         about = [{"late_chunking": fixed_chunks(chunking, answer.tokens)} for answer in answers]
-    return await write(serving, http, fields, engine, answers, arrays, names, how, about)
+    return await write(call, fields, answers, arrays, names, how, about)
 
 
 async def write(
-    serving: Serving,
-    http: Request,
+    call: Call,
     fields: VectorFields,
-    engine: PoolingEngine,
     answers: Sequence[Answer],
     arrays: Sequence[Array],
     names: Names,
@@ -111,7 +108,7 @@ async def write(
     answers: what they were made of, one for each; where there are fewer, only their tokens are counted.
     about: what is said beside each array; None: what was cut of its input.
     """
-    head = _replies.head(names.prefix, http, fields.request_id, engine.facts.name)
+    head = call.list_head(names.prefix, fields.request_id)
     said = _replies.cuts(answers, len(arrays)) if about is None else about
 
     def render() -> bytes | Response:
@@ -128,4 +125,4 @@ async def write(
         ]
         return encoding.render(head, items, {"usage": usage})
 
-    return await _replies.write(serving, render, answers)
+    return await call.write(render, answers)

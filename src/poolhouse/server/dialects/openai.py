@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal, NotRequired
 
-from fastapi import APIRouter, Request, Response
 from pydantic import Field, model_validator
+from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from poolhouse.engine.interface import PoolingEngine
@@ -19,12 +19,11 @@ from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import Array
 from poolhouse.plans.late_chunking import Chunking, plan
+from poolhouse.server.call import Call
 from poolhouse.server.dialects import _vectors
-from poolhouse.server.dialects._fields import body_schema
 from poolhouse.server.dialects._vectors import VectorFields
-from poolhouse.server.engines import Serving
-from poolhouse.server.routing import direct_router
-from poolhouse.server.wire.contract import Contract, Contracts, Cut, Matrix, Vector
+from poolhouse.server.routing import Dialect, Route
+from poolhouse.server.wire.contract import Cut, Matrix, Vector
 from poolhouse.tasks import Task, parse_task
 
 
@@ -80,31 +79,20 @@ class EmbeddingFields(VectorFields):
             self.input_type = self.task
 
 
-def router(serving: Serving) -> APIRouter:
-    routes = direct_router("embeddings")
-
-    @routes.post("/v1/embeddings", openapi_extra=body_schema(EmbeddingFields))
-    async def embeddings(http: Request) -> Response:
-        """One vector per input."""
-        return await answer(serving, http, await serving.read(http, EmbeddingFields))
-
-    return routes
-
-
-async def answer(serving: Serving, http: Request, fields: EmbeddingFields) -> Response:
-    """The reply to a body of /v1/embeddings."""
-    engine = serving.engine(fields.model)
+async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
+    """One vector per input."""
+    engine = call.use(fields.model)
     task = fields.pooling_task(engine)
     fields.apply_task(engine)
-    requests = fields.requests(serving, task, fields.params())
+    requests = fields.requests(call.engines, task, fields.params())
     names = _vectors.Names("embd", "embedding", "embedding")
-    if fields.late_chunking:
-        if task != "embed":
-            raise InvalidRequest("late_chunking gives a vector per input; it is for the task embed.", "late_chunking")
-        chunked = await read(serving, http, engine, requests)
-        how = fields.how(engine, "embed")
-        return await _vectors.write(serving, http, fields, engine, [chunked.whole], chunked.chunks, names, how)
-    return await _vectors.reply(serving, http, fields, engine, requests, names)
+    if not fields.late_chunking:
+        return await _vectors.reply(call, fields, requests, names)
+    if task != "embed":
+        raise InvalidRequest("late_chunking gives a vector per input; it is for the task embed.", "late_chunking")
+    chunked = await read(call, requests)
+    how = fields.how(engine, "embed")
+    return await _vectors.write(call, fields, [chunked.whole], chunked.chunks, names, how)
 
 
 class Usage(TypedDict):
@@ -161,7 +149,6 @@ class EmbeddingReply(List):
 
 BYTES = ("application/octet-stream",)
 METADATA = {"metadata": "With encoding_format bytes: JSON that describes the arrays of the body."}
-CONTRACTS: Contracts = {"/v1/embeddings": Contract((EmbeddingReply,), media=BYTES, headers=METADATA)}
 # Between the inputs, which are sentences or paragraphs of one text.
 _JOINT = " "
 
@@ -177,7 +164,7 @@ class Read:
     whole: Answer
 
 
-async def read(serving: Serving, http: Request, engine: PoolingEngine, requests: Sequence[EngineRequest]) -> Read:
+async def read(call: Call, requests: Sequence[EngineRequest]) -> Read:
     """The vectors of texts that follow each other, each of which knows the texts around it.
 
     requests: of the task embed, alike but for their texts.
@@ -196,7 +183,7 @@ async def read(serving: Serving, http: Request, engine: PoolingEngine, requests:
         params = replace(params, truncate_prompt_tokens=None)
     whole = replace(requests[0], prompt=Prompt(_JOINT.join(texts)), params=params)
     try:
-        made = await asyncio.to_thread(plan, engine, [whole], Chunking(spans=[spans]))
+        made = await asyncio.to_thread(plan, call.engine, [whole], Chunking(spans=[spans]))
     except InvalidRequest as error:
         raise type(error)(
             str(error), "input" if error.parameter == "chunks" else error.parameter, error.value
@@ -204,7 +191,7 @@ async def read(serving: Serving, http: Request, engine: PoolingEngine, requests:
     if not made.requests:
         raise InvalidRequest("late_chunking takes texts that are more than white space.", "input")
     windows = [replace(window, adapter=whole.adapter, priority=whole.priority) for window in made.requests]
-    answers = await serving.answers(http, engine, windows)
+    answers = await call.answers(windows)
     (chunked,) = made.finish(answers)
     return Read([chunk.array for chunk in chunked.chunks], replace(answers[0], tokens=chunked.tokens))
 
@@ -240,3 +227,9 @@ def in_our_words(body: dict[str, Any]) -> dict[str, Any]:
         if isinstance(cut, str | bool) and cut in _CUTS:
             made |= _CUTS[cut]
     return {**body, **{name: value for name, value in made.items() if body.get(name) is None}} if made else body
+
+
+DIALECT = Dialect(
+    "embeddings",
+    (Route("POST", "/v1/embeddings", embeddings, EmbeddingFields, (EmbeddingReply,), media=BYTES, headers=METADATA),),
+)

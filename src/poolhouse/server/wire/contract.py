@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
@@ -25,24 +24,6 @@ class Errors:
 
     body: Any = OurError
     statuses: tuple[int, ...] = STATUSES
-
-
-@dataclass(frozen=True, slots=True)
-class Contract:
-    """What a route answers.
-
-    replies: the types that the JSON of a 200 may be of; none is an empty body. media: other content types of a 200.
-    errors: several where dialects share the path. headers: of a 200, with what they say. query: parameters of the URL.
-    """
-
-    replies: tuple[Any, ...]
-    errors: tuple[Errors, ...] = (Errors(),)
-    media: tuple[str, ...] = ()
-    headers: Mapping[str, str] = field(default_factory=dict)
-    query: Mapping[str, str] = field(default_factory=dict)
-
-
-Contracts = Mapping[str, Contract]
 
 
 class Cut(TypedDict):

@@ -10,8 +10,9 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
 
 from poolhouse.errors import (
     EngineClosed,
@@ -140,12 +141,6 @@ class Answering:
         http.state.error_kind = failure.kind
         shape: Shape = getattr(http.state, "error_shape", self.default)
         return shape(failure)
-
-
-def install(app: FastAPI, answering: Answering) -> None:
-    """Answer the errors of every route of this app."""
-    for kind in (Refused, ValidationError, InvalidRequest, EngineError, Disconnected, Exception):
-        app.add_exception_handler(kind, answering)
 
 
 def failure_of(error: Exception) -> Failure:
