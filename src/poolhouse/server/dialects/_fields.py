@@ -56,6 +56,12 @@ class Nested(BaseModel):
         return without_nulls(given) if isinstance(given, dict) else given
 
 
+class Strict(BaseModel):
+    """A body whose values must have the types of its fields; unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
 class Lenient(BaseModel):
     """A body of vLLM's: "5" and 5.0 are numbers, "true" and 1 are yes, as shells and templates write them.
 

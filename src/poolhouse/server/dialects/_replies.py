@@ -1,26 +1,23 @@
-"""What replies have in common: counts of tokens, and what was cut."""
+"""Replies: what they have in common; counts of tokens, and which inputs were cut."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from poolhouse.engine.request import Answer
 
 
-def usage(answers: Sequence[Answer]) -> dict[str, Any]:
+def usage(answers: Sequence[Answer]) -> dict[str, int | None]:
     """Token counts as OpenAI and vLLM give them; `truncated` counts the prompts that were cut, if any."""
-    tokens = tokens_of(answers)
-    counts: dict[str, Any] = {
-        "prompt_tokens": tokens,
-        "total_tokens": tokens,
-        "completion_tokens": 0,
-        "prompt_tokens_details": None,
-    }
+    counts = {**token_counts(answers), "completion_tokens": 0, "prompt_tokens_details": None}
     truncated = truncated_of(answers)
-    if truncated:
-        counts["truncated"] = truncated
-    return counts
+    return counts | {"truncated": truncated} if truncated else counts
+
+
+def token_counts(answers: Sequence[Answer]) -> dict[str, int]:
+    """The two counts of usage that most APIs give: nothing is generated, so they are equal."""
+    tokens = tokens_of(answers)
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
 def tokens_of(answers: Sequence[Answer]) -> int:
@@ -33,25 +30,23 @@ def truncated_of(answers: Sequence[Answer]) -> int:
     return sum(answer.tokens.truncated for answer in answers)
 
 
-def cut(answer: Answer) -> dict[str, Any]:
-    """What to say of a prompt that was not taken as it came; nothing where it was."""
-    said: dict[str, Any] = {}
+def cut(answer: Answer) -> dict[str, bool | int]:
+    """The fields of `contract.Cut` for a prompt that was cut or split; none for others."""
     tokens = answer.tokens
+    fields: dict[str, bool | int] = {}
     if tokens.truncated:
-        said = {"truncated": True, "original_tokens": tokens.original_tokens}
+        fields = {"truncated": True, "original_tokens": tokens.original_tokens}
         if tokens.original_is_estimate:
-            said["original_is_estimate"] = True
-    if answer.chunks > 1:
-        said["chunks"] = answer.chunks
-    return said
+            fields["original_is_estimate"] = True
+    return fields | {"chunks": answer.chunks} if answer.chunks > 1 else fields
 
 
-def cuts(answers: Sequence[Answer], items: int) -> list[dict[str, Any]]:
-    """`cut` for each of so many items; nothing where they are not one per answer, as of late chunking."""
+def cuts(answers: Sequence[Answer], items: int) -> list[dict[str, bool | int]]:
+    """`cut` for each of so many items; empty where they are not one per answer, as of late chunking."""
     return [cut(answer) for answer in answers] if len(answers) == items else [{} for _ in range(items)]
 
 
-def cut_of_pair(answers: Sequence[Answer]) -> dict[str, Any]:
+def cut_of_pair(answers: Sequence[Answer]) -> dict[str, bool | int]:
     """As `cut`, of the prompts that one score was made of: true where any was cut, with the sum of their tokens."""
     if not any(answer.tokens.truncated for answer in answers):
         return {}
