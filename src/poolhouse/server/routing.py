@@ -21,6 +21,7 @@ from poolhouse.server.wire.body import read_json
 from poolhouse.server.wire.contract import Errors
 from poolhouse.server.wire.errors import NoRoute, Shape
 from poolhouse.server.wire.probes import probe
+from poolhouse.settings import ServerSettings
 
 _PARAMETER = re.compile(r"\{(\w+)(?::path)?\}")
 
@@ -37,6 +38,7 @@ class Route:
     headers: of a 200, with what they say. query: parameters of the URL, with what they mean.
     errors: of this route, where they are not those of its dialect.
     others: paths that answer the same, and stand not in the document. hidden: nor does this one.
+    read: makes the object of a body, which may be of another kind than JSON.
     """
 
     method: str
@@ -50,6 +52,7 @@ class Route:
     query: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     hidden: bool = False
+    read: Callable[[Request, ServerSettings], Awaitable[dict[str, Any]]] = read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,7 @@ class Dispatch:
             call.speak(shape)
         if route.body is None:
             return await route.answer(call)
-        body = await read_json(http, self.engines.settings)
+        body = await route.read(http, self.engines.settings)
         return await route.answer(call, body if isinstance(route.body, tuple) else call.parse(body, route.body))
 
     def _by_pattern(self, path: str, scope: Scope) -> Endpoint | None:

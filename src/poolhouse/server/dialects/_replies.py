@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from typing_extensions import TypedDict
+
 from poolhouse.engine.request import Answer
+
+
+class TokenCounts(TypedDict):
+    """Tokens of the inputs; nothing is generated, so both are equal."""
+
+    prompt_tokens: int
+    total_tokens: int
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, int | None]:
@@ -14,8 +23,8 @@ def usage(answers: Sequence[Answer]) -> dict[str, int | None]:
     return counts | {"truncated": truncated} if truncated else counts
 
 
-def token_counts(answers: Sequence[Answer]) -> dict[str, int]:
-    """The two counts of usage that most APIs give: nothing is generated, so they are equal."""
+def token_counts(answers: Sequence[Answer]) -> TokenCounts:
+    """The usage that most APIs give."""
     tokens = tokens_of(answers)
     return {"prompt_tokens": tokens, "total_tokens": tokens}
 

@@ -23,6 +23,7 @@ from poolhouse.server.call import Call, as_json
 from poolhouse.server.dialects import _hosted, _replies, health
 from poolhouse.server.dialects._fields import Many, Strict
 from poolhouse.server.dialects._hosted import EmbedOptions
+from poolhouse.server.dialects._replies import TokenCounts
 from poolhouse.server.dialects.vllm.classify import label_names, ranked_labels
 from poolhouse.server.engines import Engines
 from poolhouse.server.routing import Dialect, Route
@@ -142,10 +143,9 @@ async def classify(call: Call, fields: ClassifyFields) -> Response:
 
 
 def _tail(call: Call, answers: Sequence[Answer]) -> Tail:
-    tokens = _replies.tokens_of(answers)
     return {
         "model": call.engine.facts.name,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": _replies.token_counts(answers),
         "id": call.reply_id("infinity"),
         "created": int(time.time()),
     }
@@ -210,18 +210,11 @@ class WrongFields(TypedDict):
     detail: list[WrongField]
 
 
-class Usage(TypedDict):
-    """Tokens of the inputs."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
 class Tail(TypedDict):
     """What all replies end with."""
 
     model: str
-    usage: Usage
+    usage: TokenCounts
     id: str
     created: int
 
