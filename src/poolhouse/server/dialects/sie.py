@@ -199,9 +199,9 @@ def _texts_of(items: Sequence[Item]) -> list[str]:
 def _ranking(items: Sequence[Item], scored: Scored) -> list[ScoreEntry]:
     """The items, best first; one without an id is called by its index."""
     ranking: list[ScoreEntry] = []
-    for rank, (index, score) in enumerate(scored.best()):
+    for rank, (index, value) in enumerate(scored.best()):
         name = items[index].id
-        ranking.append({"item_id": f"item-{index}" if name is None else name, "score": score, "rank": rank})
+        ranking.append({"item_id": f"item-{index}" if name is None else name, "score": value, "rank": rank})
     return ranking
 
 
