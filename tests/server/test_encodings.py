@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from poolhouse.server.app import create_app
 from poolhouse.server.wire.encoding import Encoding, encode, value, vector

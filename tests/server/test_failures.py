@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from poolhouse.errors import EngineError, NonFiniteResult
 from poolhouse.server.app import create_app

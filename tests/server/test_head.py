@@ -10,8 +10,8 @@ from typing import Any
 import anyio
 import pytest
 from fastapi import FastAPI
-from fastapi.testclient import TestClient
 from pydantic import SecretStr
+from starlette.testclient import TestClient
 
 from poolhouse.server.app import create_app
 from poolhouse.settings import ServerSettings

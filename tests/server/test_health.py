@@ -6,7 +6,7 @@ import signal
 
 import httpx
 import pytest
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from poolhouse.server.app import create_app
 from poolhouse.server.security import OPEN_PATHS

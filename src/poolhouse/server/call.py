@@ -25,6 +25,8 @@ from poolhouse.server.wire.errors import Disconnected, Refused, Shape
 from poolhouse.settings import ServerSettings
 
 FieldsT = TypeVar("FieldsT", bound=BaseModel)
+# A parsed body, without its nulls.
+JsonObject = Mapping[str, object]
 _SECONDS_UNWATCHED = 0.05
 # Replies of more numbers than this are written in a thread, so that the event loop goes on.
 _LARGE = 50_000
@@ -70,7 +72,7 @@ class Call:
         self.engine = self.engines.engine(model)
         return self.engine
 
-    def parse(self, body: Mapping[str, Any], fields: type[FieldsT]) -> FieldsT:
+    def parse(self, body: JsonObject, fields: type[FieldsT]) -> FieldsT:
         """The fields of a body.
 
         Raises:
@@ -151,6 +153,11 @@ class Call:
         if truncated:
             state["truncated"] = state.get("truncated", 0) + truncated
         state["answers"] = answers
+
+    def note_items(self, items: int) -> None:
+        """Name the model and the count of items in the log, where no model runs."""
+        state = self.http.scope["state"]
+        state["model"], state["items"] = self.engine.facts.name, items
 
     def reply_id(self, prefix: str, given: str | None = None) -> str:
         """`prefix-` and the id that the header or the body gives, else 16 random hex digits."""

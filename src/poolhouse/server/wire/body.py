@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import orjson
-from fastapi import Request
+from starlette.requests import Request
 
 from poolhouse.server.wire.errors import Disconnected, Refused, Unread, WrongContentType
 from poolhouse.settings import ServerSettings

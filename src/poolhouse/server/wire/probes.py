@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from poolhouse.server.security import path_of
