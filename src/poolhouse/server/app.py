@@ -14,14 +14,16 @@ from poolhouse.engine.interface import PoolingEngine
 from poolhouse.server import collectors, openapi, security
 from poolhouse.server.dialects import DIALECTS
 from poolhouse.server.engines import Engines, with_adapters
-from poolhouse.server.routing import Addressed, Dispatch, Heads
+from poolhouse.server.routing import Addressed, Dialect, Dispatch, Heads
 from poolhouse.server.telemetry import logs, tracing
 from poolhouse.server.telemetry.metrics import Metrics
 from poolhouse.server.wire import errors
 from poolhouse.settings import ServerSettings
 
 
-def create_app(engines: Sequence[PoolingEngine], settings: ServerSettings | None = None) -> ASGIApp:
+def create_app(
+    engines: Sequence[PoolingEngine], settings: ServerSettings | None = None, dialects: Sequence[Dialect] = DIALECTS
+) -> ASGIApp:
     """The HTTP application over these engines; it closes them when it is shut down."""
     settings = settings or ServerSettings()
     traces = tracing.open_traces(settings)
@@ -39,8 +41,8 @@ def create_app(engines: Sequence[PoolingEngine], settings: ServerSettings | None
             await asyncio.to_thread(traces.close)
 
     answering = errors.Answering(errors.SHAPES[settings.error_format], served.tasks_in_words)
-    dialects = DIALECTS if settings.disable_fastapi_docs else (*DIALECTS, openapi.dialect(DIALECTS, settings))
-    dispatch = Dispatch(Starlette(lifespan=lifespan), dialects, served, answering)
+    pages = () if settings.disable_fastapi_docs else (openapi.dialect(dialects, settings),)
+    dispatch = Dispatch(Starlette(lifespan=lifespan), (*dialects, *pages), served, answering)
     guarded = security.guarded(dispatch, settings)
     counted = Counting(Heads(guarded), served.metrics)
     logged = logs.logged(counted if traces is None else tracing.Traced(counted, traces), settings)

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what every route takes, from the models that read bodies, and answers, from the contracts of dialects."""
+"""OpenAPI: the document of all routes, from their rows: the models of bodies, the types of replies and errors."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _HEADERS = {
     "X-Poolhouse-Truncated": "How many inputs were cut, where any was.",
     "Retry-After": "Seconds after which to ask again.",
 }
-# Of refusals that come before any dialect is asked.
+# Of refusals before any dialect gets the request.
 _BEFORE = (401, 414, 431)
 _SCHEMES: Json = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
     "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
 }
-# All that paths hold.
+# The parameter of every path that has one.
 _MODEL = "The name of a served model; it may hold slashes."
 # How pydantic names types whose own name others have too.
 _SHARED_NAME = re.compile(r"poolhouse__server__dialects__(\w+?)__(\w+)")
@@ -63,14 +63,14 @@ def dialect(dialects: Sequence[Dialect], settings: ServerSettings) -> Dialect:
 
 
 def document(dialects: Iterable[Dialect], settings: ServerSettings) -> Json:
-    """OpenAPI 3.1 of these routes, as a server with these settings answers them."""
+    """OpenAPI 3.1 of these dialects, on a server with these settings."""
     documented = [one for one in endpoints(dialects) if one.documented]
     our_error = {"both": BothError, "flat": FlatError, "nested": NestedError}[settings.error_format]
     types = _Types([one.route for one in documented], [_errors(one) for one in documented], our_error)
     keys = bool(api_keys(settings))
     paths: dict[str, Json] = {}
     for one in documented:
-        paths.setdefault(_format(one), {})[one.route.method.lower()] = _operation(one, types, keys)
+        paths.setdefault(one.openapi_path, {})[one.route.method.lower()] = _operation(one, types, keys)
     secured: Json = {"security": [{name: []} for name in _SCHEMES]} if keys else {}
     return {
         "openapi": "3.1.0",
@@ -79,16 +79,11 @@ def document(dialects: Iterable[Dialect], settings: ServerSettings) -> Json:
         "paths": paths,
         "components": {
             "schemas": types.definitions,
-            "headers": {name: _header(words) for name, words in _HEADERS.items()},
+            "headers": {name: _header(text) for name, text in _HEADERS.items()},
             "securitySchemes": _SCHEMES if keys else {},
         },
         **secured,
     }
-
-
-def _format(endpoint: Endpoint) -> str:
-    """The path as OpenAPI writes it."""
-    return endpoint.path.replace(":path}", "}")
 
 
 def _errors(endpoint: Endpoint) -> tuple[Errors, ...]:
@@ -154,7 +149,7 @@ def _or_null(schema: Json) -> Json:
 
 
 class _Exact(GenerateJsonSchema):
-    """Replies hold what is said of them and no more."""
+    """Replies have the fields of their type and no others."""
 
     def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> JsonSchemaValue:
         return {**super().typed_dict_schema(schema), "additionalProperties": False}
@@ -186,7 +181,7 @@ def _operation(endpoint: Endpoint, types: _Types, keys: bool) -> Json:
         "tags": [endpoint.dialect.tag],
         "summary": name.replace("_", " ").capitalize(),
         "description": inspect.getdoc(route.answer) or "",
-        "operationId": re.sub(r"\W", "_", f"{name}{_format(endpoint)}") + f"_{route.method.lower()}",
+        "operationId": re.sub(r"\W", "_", f"{name}{endpoint.openapi_path}") + f"_{route.method.lower()}",
         "responses": _responses(route, _errors(endpoint), types, keys and not open_to_all),
     }
     parameters = [
@@ -210,31 +205,31 @@ def _operation(endpoint: Endpoint, types: _Types, keys: bool) -> Json:
 
 
 def _responses(route: Route, refusals: Sequence[Errors], types: _Types, guarded: bool) -> Json:
-    """Every status that a route answers with."""
+    """The responses of a route by status."""
     shapes: dict[int, list[Any]] = {status: [Refusal] for status in _BEFORE if guarded or status != 401}
     for errors in refusals:
         for status in errors.statuses:
             shapes.setdefault(status, []).extend([] if errors.body is None else [errors.body])
     if 503 in shapes:
-        # While models load, no dialect is there to answer.
+        # While models load, no dialect answers.
         shapes[503].append(OurError)
-    headers = {name: _header(words) for name, words in route.headers.items()}
+    headers = {name: _header(text) for name, text in route.headers.items()}
     content: Json = {medium: {} for medium in route.media}
     if route.replies:
         content = {"application/json": {"schema": types.any_of(route.replies)}, **content}
-    made = {"200": _response(200, content, ([] if route.body is None else ["X-Poolhouse-Truncated"]), headers)}
+    responses = {"200": _response(200, content, ([] if route.body is None else ["X-Poolhouse-Truncated"]), headers)}
     for status, kinds in sorted(shapes.items()):
         content = {"application/json": {"schema": types.any_of(kinds)}} if kinds else {}
-        made[str(status)] = _response(status, content, ["Retry-After"] if status in (429, 503) else [])
-    return made
+        responses[str(status)] = _response(status, content, ["Retry-After"] if status in (429, 503) else [])
+    return responses
 
 
 def _response(status: int, content: Json, named: Sequence[str], headers: Mapping[str, Json] | None = None) -> Json:
     """One response; an empty body has no content. named: the shared headers that it may have beside the id."""
     shared = {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-Id", *named)}
-    made: Json = {"description": HTTPStatus(status).phrase, "headers": {**shared, **(headers or {})}}
-    return made | ({"content": content} if content else {})
+    response: Json = {"description": HTTPStatus(status).phrase, "headers": {**shared, **(headers or {})}}
+    return response | ({"content": content} if content else {})
 
 
-def _header(words: str) -> Json:
-    return {"description": words, "schema": {"type": "string"}}
+def _header(description: str) -> Json:
+    return {"description": description, "schema": {"type": "string"}}

@@ -1,4 +1,4 @@
-"""Routing: dialects as rows of routes, found by path, and what is said where no route takes a request."""
+"""Routing: dialects as rows of routes, the route of each request by its path, and the refusal where there is none."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _PARAMETER = re.compile(r"\{(\w+)(?::path)?\}")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One row of a dialect: how it is asked, what answers, and what the OpenAPI document says of it.
+    """One row of a dialect: a method and a path, the function that answers, and what the OpenAPI document describes.
 
-    path: `{model:path}` in it stands for the name of a model, slashes too; see `Call.path_params`.
-    answer: gets the call, and after it the body where there is one. Its name and its docstring stand in the document.
-    body: the model whose fields the body has, and `answer` gets; several, where the body tells which it is: then
-    `answer` gets the JSON object as it came. None is a route that reads no body.
-    replies: the types that the JSON of a 200 may be of; none is an empty body. media: other content types of a 200.
-    headers: of a 200, with what they say. query: parameters of the URL, with what they mean.
+    path: `{model:path}` in it stands for the name of a model, slashes included; see `Call.path_params`.
+    answer: gets the call, and the body where there is one. The document shows its name and its docstring.
+    body: the pydantic model of the body, which `answer` gets. A tuple of several, where the fields tell which one it is:
+    then `answer` gets the JSON object, and calls `Call.parse`. None: the route reads no body.
+    replies: the types of the JSON of a 200; none is an empty body. media: other content types of a 200.
+    headers: of a 200, with descriptions. query: parameters of the URL, with descriptions.
     errors: of this route, where they are not those of its dialect.
-    others: paths that answer the same, and stand not in the document. hidden: nor does this one.
+    others: further paths of the same route, which the document leaves out. hidden: the document leaves out `path` too.
     read: makes the object of a body, which may be of another kind than JSON.
     """
 
@@ -45,7 +45,7 @@ class Route:
     path: str
     answer: Callable[..., Awaitable[Response]]
     body: type[BaseModel] | tuple[type[BaseModel], ...] | None = None
-    replies: tuple[Any, ...] = ()
+    replies: tuple[object, ...] = ()
     errors: tuple[Errors, ...] | None = None
     media: tuple[str, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -59,9 +59,9 @@ class Route:
 class Dialect:
     """The routes of one API.
 
-    tag: what the OpenAPI document groups them by. shape: how errors look; None is as --error-format says.
+    tag: their group in the OpenAPI document. shape: how errors look; None is the one that --error-format chooses.
     errors: the types of these errors, for the document. prefix: before the path of every route.
-    owns: paths that with all beneath belong to this dialect, so that it refuses in its shape what no route takes there.
+    owns: paths of this dialect alone: where no route takes a request there or beneath, the refusal has its shape.
     """
 
     tag: str
@@ -74,7 +74,7 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A route of a dialect at one of its paths; `path` is how the log and the metrics name it."""
+    """A route of a dialect at one of its paths; the log and the metrics name it by `path`."""
 
     path: str
     route: Route
@@ -83,8 +83,13 @@ class Endpoint:
 
     @property
     def parameters(self) -> list[str]:
-        """The names of what the path holds."""
+        """The names of the parameters in the path."""
         return _PARAMETER.findall(self.path)
+
+    @property
+    def openapi_path(self) -> str:
+        """The path as OpenAPI writes it."""
+        return _PARAMETER.sub(r"{\1}", self.path)
 
     @property
     def pattern(self) -> re.Pattern[str]:
@@ -110,7 +115,7 @@ Fail = Callable[[Request, Exception], Awaitable[Response]]
 class Dispatch:
     """Answers a request by the route of its path; what is no HTTP request goes to the app beneath.
 
-    fail: the response to what a route raised.
+    fail: the response to an exception of a route.
     """
 
     def __init__(self, app: ASGIApp, dialects: Sequence[Dialect], engines: Engines, fail: Fail) -> None:
@@ -118,11 +123,11 @@ class Dispatch:
         self.engines = engines
         self.fail = fail
         self.shapes = {path: dialect.shape for dialect in dialects for path in dialect.owns}
-        known = endpoints(dialects)
+        self.endpoints = endpoints(dialects)
         self.exact: dict[str, dict[str, Endpoint]] = {}
         # Those whose path holds the name of a model; they are few.
-        self.patterns = [(one.pattern, one) for one in known if one.parameters]
-        for one in known:
+        self.patterns = [(one.pattern, one) for one in self.endpoints if one.parameters]
+        for one in self.endpoints:
             if not one.parameters:
                 self.exact.setdefault(one.path, {}).setdefault(one.route.method, one)
 
@@ -172,7 +177,7 @@ class Dispatch:
         raise self._refusal(http, path)
 
     def _at(self, path: str) -> dict[str, Endpoint]:
-        """What stands at a path, by method."""
+        """The endpoints of a path, by method."""
         found = {one.route.method: one for pattern, one in self.patterns if pattern.fullmatch(path)}
         return {**found, **self.exact.get(path, {})}
 
@@ -187,7 +192,7 @@ class Dispatch:
         return NoRoute(message, sorted({*taken, "HEAD"} if "GET" in taken else taken))
 
 
-# Of a path and a method, so much is repeated.
+# Characters of a path and of a method in a message.
 _MAX_PATH, _MAX_METHOD = 100, 20
 
 
@@ -215,10 +220,10 @@ class Heads:
 
 
 class Addressed:
-    """Tells everything beneath where it stands, and of every probe by one spelling.
+    """Sets the root path of a request, and the one spelling of a probe's path, for everything beneath.
 
-    Where it stands is the path prefix of an application around it, of the server, or of `root_path`, which a proxy may
-    strip or not.
+    The root path is the prefix of an application around this one, of the server, or `root_path`, which a proxy may strip
+    or not.
     """
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
@@ -236,8 +241,8 @@ class Addressed:
         await self.app(scope, receive, send)
 
     def _root(self, scope: Scope) -> str:
-        given: str = scope.get("root_path", "").rstrip("/")
-        # A proxy may strip its part, and leave that of the application around us.
-        mounted = given.removeprefix(scope.get("app_root_path", "").rstrip("/"))
-        candidates = [root for root in (given, mounted, self.root_path) if root]
+        outer: str = scope.get("root_path", "").rstrip("/")
+        # A proxy may strip its part, and leave that of the application around this one.
+        mounted = outer.removeprefix(scope.get("app_root_path", "").rstrip("/"))
+        candidates = [root for root in (outer, mounted, self.root_path) if root]
         return next((root for root in candidates if is_below(root, scope["path"])), (*candidates, "")[0])
