@@ -169,7 +169,7 @@ class Dispatch:
         """A redirect where slashes at the end are too many or missing, else the error that says what is possible."""
         whole: str = http.scope["path"]
         other = {**http.scope, "path": whole.rstrip("/") if whole.endswith("/") else f"{whole}/"}
-        if path != "/" and self._at(path_of(other)):
+        if path != "/" and not self._at(path) and self._at(path_of(other)):
             return RedirectResponse(URL(scope=other))
         for start, shape in self.shapes.items():
             if shape is not None and (path == start or path.startswith(f"{start.rstrip('/')}/")):

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from poolhouse.server.dialects import azure, health, openai, tei, voyage
+from poolhouse.server.dialects import (
+    azure,
+    by_body,
+    cohere,
+    health,
+    infinity,
+    jina,
+    llama_cpp,
+    nvidia,
+    ollama,
+    openai,
+    sie,
+    tei,
+    voyage,
+    weaviate,
+)
 from poolhouse.server.dialects.vllm import classify, pooling, score, tokenize
 from poolhouse.server.routing import Dialect
 
@@ -13,9 +28,19 @@ DIALECTS: tuple[Dialect, ...] = (
     pooling.DIALECT,
     classify.DIALECT,
     score.DIALECT,
+    by_body.INVOCATIONS,
+    by_body.RERANK,
     tokenize.DIALECT,
     tei.OWN,
-    azure.DIALECT,
     *tei.PREFIXED,
+    *cohere.DIALECTS,
+    *jina.DIALECTS,
+    nvidia.DIALECT,
     voyage.DIALECT,
+    infinity.DIALECT,
+    ollama.DIALECT,
+    *llama_cpp.DIALECTS,
+    azure.DIALECT,
+    *weaviate.DIALECTS,
+    sie.DIALECT,
 )

@@ -107,8 +107,8 @@ async def _rerank(call: Call, body: JsonObject, version: int, of_weaviate: bool 
         if version > 1:
             return {"meta": cohere.rerank_meta(version, scored)}
         if of_weaviate and names == weaviate.RERANK_FIELDS:
-            sides = fields.sides()
-            return weaviate.in_order(sides.queries[0], sides.documents, scored)
+            pairs = fields.pairs()
+            return weaviate.in_order(pairs.queries[0], pairs.documents, scored)
         return {}
 
     return await score.rerank(call, fields, more)

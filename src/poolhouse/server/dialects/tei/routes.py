@@ -18,7 +18,7 @@ from poolhouse.outputs import SparseVector
 from poolhouse.plans import scoring, sparse
 from poolhouse.server.call import Call, JsonObject, as_json
 from poolhouse.server.dialects import health, openai
-from poolhouse.server.dialects._pairs import Sides, score
+from poolhouse.server.dialects._pairs import Pairs, score
 from poolhouse.server.dialects.openai import BYTES, METADATA, EmbeddingReply
 from poolhouse.server.dialects.tei.errors import ERRORS, OPENAI_ERRORS, EmptyInput, Error, openai_shape, shape
 from poolhouse.server.dialects.tei.fields import (
@@ -149,7 +149,7 @@ async def rerank(call: Call, fields: RerankFields) -> Response:
     params = fields.params()
     if "classify" in engine.facts.tasks:  # cosines and MaxSim have no activation
         params = replace(params, use_activation=not fields.raw_scores)
-    scored = await score(call, Sides([fields.query], fields.texts, ("query", "texts")), scoring.Asked(params))
+    scored = await score(call, Pairs([fields.query], fields.texts, ("query", "texts")), scoring.Asked(params))
     ranks: list[dict[str, Any]] = [
         {"index": index, "score": scored.scores[index].score}
         | ({"text": fields.texts[index]} if fields.return_text else {})

@@ -17,14 +17,14 @@ from poolhouse.plans import scoring
 from poolhouse.server.call import Call
 from poolhouse.server.dialects import _replies
 from poolhouse.server.dialects._fields import Common, Many, check_chat_template
-from poolhouse.server.dialects._pairs import Scored, Sides, score
+from poolhouse.server.dialects._pairs import Pairs, Scored, score
 from poolhouse.server.dialects.openai import List
 from poolhouse.server.engines import Engines
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire.contract import Cut
 
 _SIDE = "A text, {text}, {content: [text parts]}, or a list of them."
-# Each spelling of the two sides; the first is vLLM's latest.
+# The names of the queries and of the documents; the first are vLLM's latest.
 SPELLINGS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
 
 
@@ -71,7 +71,7 @@ class PairFields(Common):
 
 
 class ScoreFields(PairFields):
-    """The body of POST /score; one pair of sides, in any of four spellings."""
+    """The body of POST /score; queries and documents, by any of four pairs of names."""
 
     queries: Any = Field(None, description=_SIDE)
     documents: Any = Field(None, description=_SIDE)
@@ -81,8 +81,8 @@ class ScoreFields(PairFields):
     text_1: Any = Field(None, description="Another word for queries.")
     text_2: Any = Field(None, description="Another word for documents.")
 
-    def sides(self) -> Sides:
-        """The two sides, under the names that they came by.
+    def pairs(self) -> Pairs:
+        """The queries and documents, under the names that they came by.
 
         Raises:
             InvalidRequest: not one spelling, or no texts.
@@ -92,7 +92,7 @@ class ScoreFields(PairFields):
             ways = ", ".join(" and ".join(pair) for pair in SPELLINGS)
             raise InvalidRequest(f"Give the two sides to score in one way: {ways}.", "queries")
         ours, theirs = given[0]
-        return Sides(parse_side(getattr(self, ours), ours), parse_side(getattr(self, theirs), theirs), (ours, theirs))
+        return Pairs(parse_side(getattr(self, ours), ours), parse_side(getattr(self, theirs), theirs), (ours, theirs))
 
 
 class RerankFields(PairFields):
@@ -110,7 +110,7 @@ class RerankFields(PairFields):
         self.max_tokens_per_doc = min(self.max_tokens_per_doc, most)
         self.max_tokens_per_query = min(self.max_tokens_per_query, most)
 
-    def sides(self) -> Sides:
+    def pairs(self) -> Pairs:
         """The query, and the documents.
 
         Raises:
@@ -118,14 +118,14 @@ class RerankFields(PairFields):
         """
         if isinstance(self.query, list):
             raise InvalidRequest("query must be one text; /score takes several.", "query")
-        return Sides(parse_side(self.query, "query"), parse_side(self.documents, "documents"))
+        return Pairs(parse_side(self.query, "query"), parse_side(self.documents, "documents"))
 
 
 async def score_pairs(call: Call, fields: ScoreFields) -> Response:
     """A score per pair: one query with one or many documents, or as many queries as documents."""
     engine = call.use(fields.model)
     fields.refuse_limits_beyond(engine.facts.max_tokens)
-    scored = await _score(call, fields, fields.sides())
+    scored = await _score(call, fields, fields.pairs())
     body = {
         **call.list_head("score", fields.request_id),
         "data": [
@@ -143,22 +143,22 @@ async def rerank(
     """Documents by how well they answer a query, best first. more: further fields of the reply."""
     engine = call.use(fields.model)
     fields.cut_to(engine.facts.max_tokens)
-    sides = fields.sides()
-    scored = await _score(call, fields, sides)
+    pairs = fields.pairs()
+    scored = await _score(call, fields, pairs)
     tokens = _replies.tokens_of(scored.answers)
     body = {
         "id": call.reply_id("score", fields.request_id),
         "model": engine.facts.name,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        "results": [_result(index, sides.documents, scored, fields) for index in scored.ranked(fields.top_n)],
+        "results": [_result(index, pairs.documents, scored, fields) for index in scored.ranked(fields.top_n)],
         **({} if more is None else more(scored)),
     }
     return await call.write(lambda: orjson.dumps(body), scored.answers)
 
 
-async def _score(call: Call, fields: PairFields, sides: Sides) -> Scored:
+async def _score(call: Call, fields: PairFields, pairs: Pairs) -> Scored:
     options = fields.options(call.engines)
-    return await score(call, sides, options, adapter=fields.adapter, priority=fields.priority)
+    return await score(call, pairs, options, adapter=fields.adapter, priority=fields.priority)
 
 
 def _result(index: int, documents: Sequence[str], scored: Scored, fields: RerankFields) -> dict[str, object]:
