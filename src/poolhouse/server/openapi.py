@@ -39,8 +39,8 @@ _SCHEMES: Json = {
 }
 # The parameter of every path that has one.
 _MODEL = "The name of a served model; it may hold slashes."
-# How pydantic names types whose own name others have too.
-_SHARED_NAME = re.compile(r"poolhouse__server__dialects__(\w+?)__(\w+)")
+# How pydantic names a type where others have the same name: by its module.
+_QUALIFIED = re.compile(r"poolhouse__\w+")
 
 
 def dialect(dialects: Sequence[Dialect], settings: ServerSettings) -> Dialect:
@@ -156,13 +156,16 @@ class _Exact(GenerateJsonSchema):
 
 
 def _in_short(schema: Json) -> Json:
-    """With short names for what pydantic names by its module, since several dialects have it: `TeiEmbedFields`."""
+    """With short names for types that pydantic names by their module: `TeiEmbedFields`, by the dialect alone."""
 
     def name(found: re.Match[str]) -> str:
-        dialect, kind = found[1].split("_")[0].capitalize(), found[2].split("__")[-1]
+        *modules, kind = found[0].split("__")
+        if "dialects" not in modules:
+            return kind
+        dialect = modules[modules.index("dialects") + 1].split("_")[0].capitalize()
         return kind if kind.startswith(dialect) else dialect + kind
 
-    short: Json = orjson.loads(_SHARED_NAME.sub(name, orjson.dumps(schema).decode()))
+    short: Json = orjson.loads(_QUALIFIED.sub(name, orjson.dumps(schema).decode()))
     return short
 
 

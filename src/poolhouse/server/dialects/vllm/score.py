@@ -18,6 +18,7 @@ from poolhouse.server.call import Call
 from poolhouse.server.dialects import _replies
 from poolhouse.server.dialects._fields import Common, Many, check_chat_template
 from poolhouse.server.dialects._pairs import Pairs, Scored, score
+from poolhouse.server.dialects._replies import TokenCounts
 from poolhouse.server.dialects.openai import List
 from poolhouse.server.engines import Engines
 from poolhouse.server.routing import Dialect, Route
@@ -145,11 +146,10 @@ async def rerank(
     fields.cut_to(engine.facts.max_tokens)
     pairs = fields.pairs()
     scored = await _score(call, fields, pairs)
-    tokens = _replies.tokens_of(scored.answers)
     body = {
         "id": call.reply_id("score", fields.request_id),
         "model": engine.facts.name,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": _replies.token_counts(scored.answers),
         "results": [_result(index, pairs.documents, scored, fields) for index in scored.ranked(fields.top_n)],
         **({} if more is None else more(scored)),
     }
@@ -183,13 +183,6 @@ class ScoreReply(List):
     data: list[Score]
 
 
-class TokenUsage(TypedDict):
-    """Tokens of the inputs."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
 class RankedDocument(TypedDict):
     """A document as it was given."""
 
@@ -210,7 +203,7 @@ class RerankReply(TypedDict):
 
     id: str
     model: str
-    usage: TokenUsage
+    usage: TokenCounts
     results: list[Ranked]
 
 
