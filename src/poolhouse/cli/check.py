@@ -1,18 +1,12 @@
-"""`poolhouse check`: what a model is, who serves it, and how far it is from a reference library."""
+"""`poolhouse check`: what a model is, who serves it, and how far it is from published numbers and a reference."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import PurePath
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from poolhouse.llm import LLM
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -31,8 +25,247 @@ from poolhouse.inputs.templates.score import SEAM
 from poolhouse.params import PoolingParams
 from poolhouse.settings import Settings
 
+if TYPE_CHECKING:
+    from poolhouse.llm import LLM
+
+# Below this cosine to the reference a model must not be trusted.
+_LEAST_COSINE = 0.9999
+# Relative to the largest logit.
+_LARGEST_LOGIT_DIFFERENCE = 1e-3
 # Published numbers were computed in half precision and rounded; both in the score's own unit and relative.
 _RELATIVE, _ABSOLUTE = 0.01, 1e-3
+_REFERENCE = "the reference, sentence-transformers"
+
+
+@with_options(Settings)
+def check(
+    model: Annotated[str | None, typer.Argument(help="Folder or hub id; none: the embedded default.")] = None,
+    reference: Annotated[
+        bool, typer.Option(help="Compare with published numbers, and sentence-transformers where it is installed.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    *,
+    options: dict[str, object],
+) -> None:
+    """Print a model's facts and pipelines, compare it with the reference library, and say whether all is well.
+
+    Exits with status 0 only if the model loads, answers, and differs from no reference that there is.
+    """
+    if not as_json:
+        console = Console(soft_wrap=True)
+        _, report = _checked(model, reference, options, console.print)
+        console.print(report.verdict)
+    else:
+        facts: dict[str, Any] = {}
+        try:
+            facts, report = _checked(model, reference, options, lambda _: None)
+        except (PoolhouseError, OSError) as error:
+            _print_json({"ok": False, "verdict": str(error), "error": str(error)})
+            raise
+        outcome = {"ok": report.ok, "verdict": report.verdict, "not_compared": report.not_compared}
+        compared = [{"with": one.reference, "close": one.close, "words": one.summary} for one in report.comparisons]
+        _print_json({**outcome, "comparisons": compared, **facts})
+    if not report.ok:
+        raise CheckpointError(report.verdict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What a check found. not_compared: why something was not, where it was not."""
+
+    comparisons: list[Compared]
+    not_compared: str | None
+
+    @property
+    def ok(self) -> bool:
+        return all(one.close for one in self.comparisons)
+
+    @property
+    def verdict(self) -> str:
+        """In one line, whether all is well."""
+        far = [one for one in self.comparisons if not one.close]
+        if far:
+            return " ".join(f"The answers differ from {one.reference}. {one.summary}" for one in far)
+        if not self.comparisons:
+            return f"OK: the model loads and answers. It was compared with nothing: {self.not_compared}"
+        return f"OK: the model loads, and answers as {' and '.join(one.reference for one in self.comparisons)}."
+
+
+def _checked(
+    model: str | None, reference: bool, options: dict[str, object], show: Callable[[str | Table], None]
+) -> tuple[dict[str, Any], _Report]:
+    """The facts of a model and what comparing it found; `show` gets them as they come.
+
+    Raises:
+        PoolhouseError: it does not load, or does not answer.
+    """
+    from poolhouse.llm import LLM
+
+    options.setdefault("overflow", "truncate")
+    comparisons: list[Compared] = []
+
+    def found(compared: Compared) -> None:
+        comparisons.append(compared)
+        show(compared.summary)
+
+    with LLM(model, **options) as llm:
+        facts = _facts(llm)
+        show(_table(facts))
+        _answer_something(llm)
+        if not reference:
+            return facts, _Report(comparisons, "--no-reference was asked for.")
+        values = golden_values(llm.settings.model, llm.model.facts.path)
+        if values:
+            found(compare(values, measure(llm, values)))
+        if find_spec("sentence_transformers") is None:
+            why: str | None = "sentence-transformers is not installed."
+        else:
+            compared = _compare(llm)
+            why = compared if isinstance(compared, str) else None
+            if isinstance(compared, Compared):
+                found(compared)
+    if why is not None:
+        show(f"No reference: {why}")
+    return facts, _Report(comparisons, why)
+
+
+def _answer_something(llm: LLM) -> None:
+    """Raise EngineError where an answer is not finite."""
+    for task in llm.engine.facts.tasks:
+        # Some tasks take only prompts of their own form.
+        with contextlib.suppress(InvalidRequest):
+            llm.encode(passages()[0], pooling_task=task, use_tqdm=False)
+
+
+def _print_json(content: dict[str, object]) -> None:
+    print(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode())
+
+
+def _facts(llm: LLM) -> dict[str, Any]:
+    """What a model is, by words that the table and JSON share."""
+    facts, sizes = llm.model.facts, llm.model.facts.matryoshka
+    told: dict[str, Any] = {
+        "model": facts.name,
+        "architecture": facts.architecture,
+        "served_by": facts.served_by,
+        "parameters": facts.sizes.parameters,
+        "dtype": str(facts.dtype).removeprefix("torch."),
+        "device": str(facts.device),
+        "max_tokens": facts.max_tokens,
+    }
+    if "embed" in llm.engine.facts.tasks:
+        any_size = f"any up to {sizes.width}"
+        told["width"] = facts.width
+        told["matryoshka"] = (list(sizes.dimensions) or any_size) if sizes.supported else None
+    if llm.engine.facts.labels or llm.engine.facts.label_names:
+        told["labels"] = list(llm.engine.facts.label_names.values()) or llm.engine.facts.labels
+    told["prompts"] = list(facts.prompts)
+    template = llm.engine.facts.score_template
+    if template is not None:
+        told["score_template"] = template.name
+        told["a_pair_becomes"] = template.render("QUERY", "DOCUMENT").replace(SEAM, "")
+    if llm.model.plan is not None:
+        told["decision"] = llm.model.plan.described()
+    told["tasks"] = {task: pipeline.description for task, pipeline in llm.model.pipelines.items()}
+    told["notes"] = list(facts.notes)
+    return told
+
+
+def _table(facts: dict[str, Any]) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in facts.items():
+        match name, value:
+            case ("tasks", _):
+                rows = list(value.items())
+            case ("decision", _):
+                # What facts say again stands there.
+                rows = [
+                    (key.replace("_", " "), ", ".join(one) if isinstance(one, list) else one)
+                    for key, one in value.items()
+                    if key not in facts
+                ]
+            case ("notes", _):
+                rows = [(f"note {number}", note) for number, note in enumerate(value, start=1)]
+            case ("max_tokens", _):
+                rows = [("longest prompt", f"{value} tokens")]
+            case ("width", _):
+                rows = [("vector", f"{value} numbers")]
+            case ("parameters", _):
+                rows = [(name, f"{value:,}")]
+            case ("labels", int()):
+                rows = [(name, f"{value}, unnamed")]
+            case ("a_pair_becomes", _):
+                rows = [("a pair becomes", repr(value))]
+            case (_, list()):
+                rows = [(name, ", ".join(map(str, value)) or "none")]
+            case _:
+                rows = [(name.replace("_", " "), "no" if value is None else str(value))]
+        for title, words in rows:
+            table.add_row(f"{title}:", Text(words, overflow="fold"))
+    return table
+
+
+def _compare(llm: LLM) -> Compared | str:
+    """The difference to sentence-transformers, or why there is nothing to compare with."""
+    if "embed" in llm.engine.facts.tasks:
+        if not (Path(llm.model.facts.path) / "modules.json").is_file():
+            return "the checkpoint has no modules.json, so sentence-transformers would guess its pooling."
+        return _with_reference(_compare_vectors, llm)
+    template = llm.engine.facts.score_template
+    if template is not None and not template.instruction_as_system:
+        return f"sentence-transformers does not know the prompt of this model ({template.name})."
+    if "classify" in llm.engine.facts.tasks:
+        return _with_reference(_compare_pairs, llm)
+    return f"sentence-transformers has no {' or '.join(llm.engine.facts.tasks)}."
+
+
+def _with_reference(compare_with: Callable[[LLM], Compared], llm: LLM) -> Compared | str:
+    try:
+        return compare_with(llm)
+    except Exception as error:  # noqa: BLE001 - of whatever kind another library raises
+        message = " ".join(str(error).split())[:200]
+        return f"sentence-transformers cannot run it: {type(error).__name__}: {message}"
+
+
+def _compare_vectors(llm: LLM) -> Compared:
+    from sentence_transformers import SentenceTransformer
+
+    texts = [*queries(), *passages()]
+    theirs = SentenceTransformer(**_loading(llm)).encode(texts, show_progress_bar=False)
+    ours = llm.embed_array(texts, use_tqdm=False)
+    cosines = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
+    lowest, largest = float(cosines.min()), float(np.abs(ours - theirs).max())
+    summary = (
+        f"Against sentence-transformers on {len(texts)} texts: lowest cosine {lowest:.7f}, "
+        f"largest difference {largest:.1e}."
+    )
+    return Compared(summary, lowest >= _LEAST_COSINE, _REFERENCE)
+
+
+def _compare_pairs(llm: LLM) -> Compared:
+    """Logits of pairs beside those of a CrossEncoder."""
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    pairs = [(question, passage) for question in queries()[:4] for passage in passages()[:12]]
+    theirs = CrossEncoder(**_loading(llm)).predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+    prompts = [Prompt(question, pair=passage, template=llm.engine.facts.score_template) for question, passage in pairs]
+    raw = PoolingParams(use_activation=False)
+    futures = llm.engine.submit([Request(prompt, "classify", raw) for prompt in prompts])
+    ours = np.stack([future.result().array for future in futures])
+    largest = float(np.abs(ours - theirs.reshape(ours.shape)).max())
+    summary = f"Against sentence-transformers on {len(pairs)} pairs: largest difference of a logit {largest:.1e}."
+    close = largest <= _LARGEST_LOGIT_DIFFERENCE * max(1.0, float(np.abs(theirs).max()))
+    return Compared(summary, close, _REFERENCE)
+
+
+def _loading(llm: LLM) -> dict[str, Any]:
+    facts = llm.model.facts
+    return {
+        "model_name_or_path": facts.path,
+        "device": str(facts.device),
+        "trust_remote_code": llm.settings.trust_remote_code,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +282,7 @@ class Golden:
     token: int | None = None
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         if self.token is not None:
             return f"sparse weight of token {self.token} in {self.text!r}"
         return f"{self.mode} score of {self.text!r} and {self.other[:24]!r}"
@@ -57,9 +290,9 @@ class Golden:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What a comparison found, in words, whether it is as close as rounding allows, and with what."""
+    """What a comparison found. close: as close as rounding allows. reference: what the model was compared with."""
 
-    words: str
+    summary: str
     close: bool
     reference: str = "published numbers"
 
@@ -89,10 +322,10 @@ GOLDEN: Mapping[str, tuple[Golden, ...]] = {
 def golden_values(model: str | None, path: str) -> tuple[Golden, ...]:
     """Those of a checkpoint; none for a checkpoint without.
 
-    model: a hub id or a folder. path: the folder; of a hub's cache it tells the id.
+    model: a hub id or a folder. path: the folder; within a cache of the hub, a part of it is the id.
     """
-    places = {place.removeprefix("models--").replace("--", "/", 1) for place in PurePath(path).parts}
-    return next((values for name, values in GOLDEN.items() if model == name or name in places), ())
+    ids = {part.removeprefix("models--").replace("--", "/", 1) for part in PurePath(path).parts}
+    return next((values for name, values in GOLDEN.items() if model == name or name in ids), ())
 
 
 def measure(llm: LLM, values: Sequence[Golden]) -> list[float]:
@@ -104,13 +337,13 @@ def compare(values: Sequence[Golden], measured: Sequence[float]) -> Compared:
     """How far the numbers are from the published ones, and which of them too far."""
     gaps = [abs(got - golden.value) for golden, got in zip(values, measured, strict=True)]
     far = [
-        f"{golden.words} is {got:.5f}, published as {golden.value}"
+        f"{golden.label} is {got:.5f}, published as {golden.value}"
         for golden, got, gap in zip(values, measured, gaps, strict=True)
         # Written so that NaN is far.
         if not gap <= max(_ABSOLUTE, _RELATIVE * abs(golden.value))
     ]
-    words = f"Against {len(values)} published numbers: largest difference {max(gaps):.1e}."
-    return Compared(" ".join([words, *(f"{one}." for one in far)]), not far)
+    summary = f"Against {len(values)} published numbers: largest difference {max(gaps):.1e}."
+    return Compared(" ".join([summary, *(f"{one}." for one in far)]), not far)
 
 
 def _measured(llm: LLM, golden: Golden) -> float:
@@ -119,232 +352,3 @@ def _measured(llm: LLM, golden: Golden) -> float:
         return output.outputs.as_dict().get(golden.token, 0.0)
     (pair,) = llm.score(golden.text, golden.other, mode=golden.mode, use_tqdm=False)
     return pair.outputs.score
-
-
-# Below this cosine to the reference a model must not be trusted.
-_LEAST_COSINE = 0.9999
-# Relative to the largest logit.
-_LARGEST_LOGIT_DIFFERENCE = 1e-3
-_REFERENCE = "the reference, sentence-transformers"
-
-
-@with_options(Settings)
-def check(
-    model: Annotated[str | None, typer.Argument(help="Folder or hub id; none: the embedded default.")] = None,
-    reference: Annotated[
-        bool, typer.Option(help="Compare with published numbers, and sentence-transformers where it is installed.")
-    ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
-    *,
-    options: dict[str, Any],
-) -> None:
-    """Print a model's facts and pipelines, compare it with the reference library, and say whether all is well.
-
-    Exits with status 0 only if the model loads, answers, and differs from no reference that there is.
-    """
-    if not as_json:
-        console = Console(soft_wrap=True)
-        _, report = _checked(model, reference, options, console.print)
-        console.print(report.verdict)
-    else:
-        facts: dict[str, Any] = {}
-        try:
-            facts, report = _checked(model, reference, options, lambda _: None)
-        except (PoolhouseError, OSError) as error:
-            _print_json({"ok": False, "verdict": str(error), "error": str(error)})
-            raise
-        told = {"ok": report.ok, "verdict": report.verdict, "not_compared": report.not_compared}
-        compared = [{"with": one.reference, "close": one.close, "words": one.words} for one in report.comparisons]
-        _print_json({**told, "comparisons": compared, **facts})
-    if not report.ok:
-        raise CheckpointError(report.verdict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Report:
-    """What a check found. not_compared: why something was not, where it was not."""
-
-    comparisons: list[Compared]
-    not_compared: str | None
-
-    @property
-    def ok(self) -> bool:
-        return all(one.close for one in self.comparisons)
-
-    @property
-    def verdict(self) -> str:
-        """In one line, whether all is well."""
-        far = [one for one in self.comparisons if not one.close]
-        if far:
-            return " ".join(f"The answers differ from {one.reference}. {one.words}" for one in far)
-        if not self.comparisons:
-            return f"OK: the model loads and answers. It was compared with nothing: {self.not_compared}"
-        return f"OK: the model loads, and answers as {' and '.join(one.reference for one in self.comparisons)}."
-
-
-def _checked(
-    model: str | None, reference: bool, options: dict[str, Any], say: Callable[[Any], None]
-) -> tuple[dict[str, Any], _Report]:
-    """The facts of a model and what comparing it found; `say` hears of them as they come.
-
-    Raises:
-        PoolhouseError: it does not load, or does not answer.
-    """
-    from poolhouse.llm import LLM
-
-    options.setdefault("overflow", "truncate")
-    comparisons: list[Compared] = []
-
-    def found(compared: Compared) -> None:
-        comparisons.append(compared)
-        say(compared.words)
-
-    with LLM(model, **options) as llm:
-        facts = _facts(llm)
-        say(_table(facts))
-        _answer_something(llm)
-        if not reference:
-            return facts, _Report(comparisons, "--no-reference was asked for.")
-        values = golden_values(llm.settings.model, llm.model.facts.path)
-        if values:
-            found(compare(values, measure(llm, values)))
-        if find_spec("sentence_transformers") is None:
-            why: str | None = "sentence-transformers is not installed."
-        else:
-            compared = _compare(llm)
-            why = compared if isinstance(compared, str) else None
-            if isinstance(compared, Compared):
-                found(compared)
-    if why is not None:
-        say(f"No reference: {why}")
-    return facts, _Report(comparisons, why)
-
-
-def _answer_something(llm: LLM) -> None:
-    """Raise EngineError where an answer is not finite."""
-    for task in llm.engine.facts.tasks:
-        # Some answer prompts of their own form alone.
-        with contextlib.suppress(InvalidRequest):
-            llm.encode(passages()[0], pooling_task=task, use_tqdm=False)
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    print(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode())
-
-
-def _facts(llm: LLM) -> dict[str, Any]:
-    """What a model is, by words that the table and JSON share."""
-    facts, sizes = llm.model.facts, llm.model.facts.matryoshka
-    told: dict[str, Any] = {
-        "model": facts.name,
-        "architecture": facts.architecture,
-        "served_by": facts.served_by,
-        "parameters": facts.parameters,
-        "dtype": str(facts.dtype).removeprefix("torch."),
-        "device": str(facts.device),
-        "max_tokens": facts.max_tokens,
-    }
-    if "embed" in llm.engine.facts.tasks:
-        any_size = f"any up to {sizes.width}"
-        told["width"] = facts.width
-        told["matryoshka"] = (list(sizes.dimensions) or any_size) if sizes.supported else None
-    if llm.engine.facts.labels or llm.engine.facts.label_names:
-        told["labels"] = list(llm.engine.facts.label_names.values()) or llm.engine.facts.labels
-    told["prompts"] = list(facts.prompts)
-    template = llm.engine.facts.score_template
-    if template is not None:
-        told["score_template"] = template.name
-        told["a_pair_becomes"] = template.render("QUERY", "DOCUMENT").replace(SEAM, "")
-    told["tasks"] = {task: pipeline.words for task, pipeline in llm.model.pipelines.items()}
-    told["notes"] = list(facts.notes)
-    return told
-
-
-def _table(facts: dict[str, Any]) -> Table:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in facts.items():
-        match name, value:
-            case ("tasks", _):
-                rows = list(value.items())
-            case ("notes", _):
-                rows = [(f"note {number}", note) for number, note in enumerate(value, start=1)]
-            case ("max_tokens", _):
-                rows = [("longest prompt", f"{value} tokens")]
-            case ("width", _):
-                rows = [("vector", f"{value} numbers")]
-            case ("parameters", _):
-                rows = [(name, f"{value:,}")]
-            case ("labels", int()):
-                rows = [(name, f"{value}, unnamed")]
-            case ("a_pair_becomes", _):
-                rows = [("a pair becomes", repr(value))]
-            case (_, list()):
-                rows = [(name, ", ".join(map(str, value)) or "none")]
-            case _:
-                rows = [(name.replace("_", " "), "no" if value is None else str(value))]
-        for title, words in rows:
-            table.add_row(f"{title}:", Text(words))
-    return table
-
-
-def _compare(llm: LLM) -> Compared | str:
-    """The difference to sentence-transformers, or why there is nothing to compare with."""
-    if "embed" in llm.engine.facts.tasks:
-        if not (Path(llm.model.facts.path) / "modules.json").is_file():
-            return "the checkpoint has no modules.json, so sentence-transformers would guess its pooling."
-        return _with_reference(_compare_vectors, llm)
-    template = llm.engine.facts.score_template
-    if template is not None and not template.instruction_as_system:
-        return f"sentence-transformers does not know the prompt of this model ({template.name})."
-    if "classify" in llm.engine.facts.tasks:
-        return _with_reference(_compare_pairs, llm)
-    return f"sentence-transformers has no {' or '.join(llm.engine.facts.tasks)}."
-
-
-def _with_reference(compare_with: Callable[[LLM], Compared], llm: LLM) -> Compared | str:
-    try:
-        return compare_with(llm)
-    except Exception as error:  # noqa: BLE001 - of whatever kind another library raises
-        words = " ".join(str(error).split())[:200]
-        return f"sentence-transformers cannot run it: {type(error).__name__}: {words}"
-
-
-def _compare_vectors(llm: LLM) -> Compared:
-    from sentence_transformers import SentenceTransformer
-
-    texts = [*queries(), *passages()]
-    theirs = SentenceTransformer(**_loading(llm)).encode(texts, show_progress_bar=False)
-    ours = llm.embed_array(texts, use_tqdm=False)
-    cosines = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
-    lowest, largest = float(cosines.min()), float(np.abs(ours - theirs).max())
-    words = (
-        f"Against sentence-transformers on {len(texts)} texts: lowest cosine {lowest:.7f}, "
-        f"largest difference {largest:.1e}."
-    )
-    return Compared(words, lowest >= _LEAST_COSINE, _REFERENCE)
-
-
-def _compare_pairs(llm: LLM) -> Compared:
-    """Logits of pairs beside those of a CrossEncoder."""
-    import torch
-    from sentence_transformers import CrossEncoder
-
-    pairs = [(question, passage) for question in queries()[:4] for passage in passages()[:12]]
-    theirs = CrossEncoder(**_loading(llm)).predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
-    prompts = [Prompt(question, pair=passage, template=llm.engine.facts.score_template) for question, passage in pairs]
-    raw = PoolingParams(use_activation=False)
-    futures = llm.engine.submit([Request(prompt, "classify", raw) for prompt in prompts])
-    ours = np.stack([future.result().array for future in futures])
-    largest = float(np.abs(ours - theirs.reshape(ours.shape)).max())
-    words = f"Against sentence-transformers on {len(pairs)} pairs: largest difference of a logit {largest:.1e}."
-    close = largest <= _LARGEST_LOGIT_DIFFERENCE * max(1.0, float(np.abs(theirs).max()))
-    return Compared(words, close, _REFERENCE)
-
-
-def _loading(llm: LLM) -> dict[str, Any]:
-    facts = llm.model.facts
-    return {
-        "model_name_or_path": facts.path,
-        "device": str(facts.device),
-        "trust_remote_code": llm.settings.trust_remote_code,
-    }

@@ -1,22 +1,23 @@
-"""The application: dialects over engines, with one way to count and one way to fail."""
+"""App: the HTTP application; dialects over engines, with one way to observe requests and one way to fail."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from poolhouse.engine.interface import PoolingEngine
-from poolhouse.server import collectors, openapi, security
+from poolhouse.server import openapi, security
 from poolhouse.server.dialects import DIALECTS
 from poolhouse.server.engines import Engines, with_adapters
 from poolhouse.server.routing import Addressed, Dialect, Dispatch, Heads
-from poolhouse.server.telemetry import logs, tracing
-from poolhouse.server.telemetry.metrics import Metrics
+from poolhouse.server.telemetry import tracing
+from poolhouse.server.telemetry.logs import RequestLog
+from poolhouse.server.telemetry.metrics import Metrics, Queue
+from poolhouse.server.telemetry.observer import Listener, RequestObserver
 from poolhouse.server.wire import errors
 from poolhouse.settings import ServerSettings
 
@@ -28,7 +29,7 @@ def create_app(
     settings = settings or ServerSettings()
     traces = tracing.open_traces(settings)
     served = Engines(with_adapters(engines), settings, Metrics())
-    collectors.register(served)
+    served.metrics.follow(_queue(served, engine) for engine in served.by_name.values())
     for engine in engines:
         engine.observe(served.metrics.engine(engine.facts.name))
 
@@ -44,34 +45,10 @@ def create_app(
     pages = () if settings.disable_fastapi_docs else (openapi.dialect(dialects, settings),)
     dispatch = Dispatch(Starlette(lifespan=lifespan), (*dialects, *pages), served, answering)
     guarded = security.guarded(dispatch, settings)
-    counted = Counting(Heads(guarded), served.metrics)
-    logged = logs.logged(counted if traces is None else tracing.Traced(counted, traces), settings)
-    return Addressed(logged, settings.root_path)
+    listeners: list[Listener] = [served.metrics, *([] if traces is None else [traces]), RequestLog(settings)]
+    return Addressed(RequestObserver(Heads(guarded), listeners), settings.root_path)
 
 
-class Counting:
-    """Counts and times every request."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app = app
-        self.metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        status = 500
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        started = time.perf_counter()
-        self.metrics.in_flight += 1
-        try:
-            await self.app(scope, receive, watched)
-        finally:
-            self.metrics.in_flight -= 1
-            self.metrics.ended(scope, status, time.perf_counter() - started)
+def _queue(served: Engines, engine: PoolingEngine) -> Queue:
+    facts = engine.facts
+    return Queue(facts.name, facts.parent or facts.name, lambda: served.waiting(engine), lambda: engine.running)

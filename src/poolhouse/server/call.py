@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer, Request
-from poolhouse.engine.waiting import joined, located
+from poolhouse.engine.waiting import all_results, with_path
 from poolhouse.errors import InputTooLong, InvalidRequest
 from poolhouse.server.engines import Engines
 from poolhouse.server.telemetry import tracing
@@ -112,7 +112,7 @@ class Call:
 
     async def _answered(self, futures: Sequence[Future[Answer]]) -> list[Answer]:
         loop = asyncio.get_running_loop()
-        answering = joined(futures)
+        answering = all_results(futures)
         watches: list[asyncio.Task[None]] = []
         # Most answers are there before it is worth to look whether somebody still waits for them.
         later = loop.call_later(_SECONDS_UNWATCHED, lambda: watches.append(loop.create_task(self._watch(answering))))
@@ -210,7 +210,7 @@ def _located(
     """The error with the place of its prompt, where there are several and not all are refused alike."""
     if len(futures) < 2 or (_message(futures[0]) == _message(futures[-1]) and not isinstance(error, InputTooLong)):
         return error
-    return located(error, futures, location)
+    return with_path(error, futures, location)
 
 
 def _message(future: Future[Answer]) -> str | None:

@@ -45,7 +45,7 @@ class Route:
     path: str
     answer: Callable[..., Awaitable[Response]]
     body: type[BaseModel] | tuple[type[BaseModel], ...] | None = None
-    replies: tuple[object, ...] = ()
+    replies: tuple[Any, ...] = ()
     errors: tuple[Errors, ...] | None = None
     media: tuple[str, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnknownModel, UnsupportedTask
-from poolhouse.inputs.prompts import Prompt, parse_side
+from poolhouse.inputs.prompts import Prompt, parse_texts
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
 from poolhouse.plans import scoring
@@ -142,7 +142,7 @@ def texts_of(value: object, parameter: str) -> list[str]:
                 raise InvalidRequest(
                     f"{parameter}[{index}] is an {medium}; the models of this server read texts.", parameter
                 )
-    return parse_side(value, parameter)
+    return parse_texts(value, parameter)
 
 
 def arrays_of(answers: Sequence[Answer]) -> list[Array]:
@@ -160,8 +160,12 @@ def vectors(
     Raises:
         InvalidRequest: vectors that the form cannot hold.
     """
-    precision: Precision = "float32" if kind in ("float", "base64") else kind
-    form: encoding.EncodingFormat = "base64" if in_base64 or kind == "base64" else "float"
+    precision: Precision
+    if kind == "base64":
+        precision, in_base64 = "float32", True
+    else:
+        precision = "float32" if kind == "float" else kind
+    form: encoding.EncodingFormat = "base64" if in_base64 else "float"
     how = encoding.Encoding(form, precision, "little", call.engine.facts.calibration)
     return [encoding.value(array, form) for array in encoding.encode(arrays, how, field)]
 

@@ -18,7 +18,13 @@ class TokenCounts(TypedDict):
 
 def usage(answers: Sequence[Answer]) -> dict[str, int | None]:
     """Token counts as OpenAI and vLLM give them; `truncated` counts the prompts that were cut, if any."""
-    counts = {**token_counts(answers), "completion_tokens": 0, "prompt_tokens_details": None}
+    tokens = tokens_of(answers)
+    counts: dict[str, int | None] = {
+        "prompt_tokens": tokens,
+        "total_tokens": tokens,
+        "completion_tokens": 0,
+        "prompt_tokens_details": None,
+    }
     truncated = truncated_of(answers)
     return counts | {"truncated": truncated} if truncated else counts
 

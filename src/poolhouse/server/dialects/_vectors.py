@@ -113,9 +113,8 @@ async def write(
 
     def render() -> bytes | Response:
         encoded = encoding.encode(arrays, how)
-        usage = _replies.usage(answers)
         if not how.in_json:
-            body, headers = encoding.octets(encoded, head, usage["prompt_tokens"], how)
+            body, headers = encoding.octets(encoded, head, _replies.tokens_of(answers), how)
             return Response(body, media_type="application/octet-stream", headers=headers)
         items = [
             {"index": index, "object": names.kind, names.key: encoding.value(array, how.form)}
@@ -123,6 +122,6 @@ async def write(
             | beside
             for index, (array, beside) in enumerate(zip(encoded, said, strict=True))
         ]
-        return encoding.render(head, items, {"usage": usage})
+        return encoding.render(head, items, {"usage": _replies.usage(answers)})
 
     return await call.write(render, answers)

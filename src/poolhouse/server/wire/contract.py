@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -22,7 +22,7 @@ class OurError:
 class Errors:
     """Errors of a dialect, with these statuses. body: the type of their JSON; None is an empty body."""
 
-    body: object = OurError
+    body: Any = OurError
     statuses: tuple[int, ...] = STATUSES
 
 

@@ -63,7 +63,7 @@ async def classify_tokens(call: Call, fields: ClassifyTokensFields) -> Response:
     requests = fields.requests(call.engines, "token_classify", replace(fields.params(), use_activation=True))
     if any(request.prompt.text is None for request in requests):
         raise InvalidRequest("Entities are places in a text; token ids have none.", "input")
-    answers = await call.answers([replace(request, places=True) for request in requests])
+    answers = await call.answers([replace(request, offsets=True) for request in requests])
     texts = [request.prompt.text or "" for request in requests]
     head = call.list_head("classify-tokens", fields.request_id)
 
@@ -97,14 +97,14 @@ def ranked_labels(answer: Answer, names: Sequence[str]) -> list[dict[str, Any]]:
 def _entities(
     text: str, answer: Answer, engine: PoolingEngine, fields: ClassifyTokensFields
 ) -> Sequence[dict[str, Any]]:
-    places = answer.tokens.places
-    assert places is not None
+    offsets = answer.tokens.offsets
+    assert offsets is not None
     if len(answer.array) != len(answer.tokens):
         raise UnsupportedTask(
             "Entities need a row per token, but this model pools steps (STEP); use /pooling.", "model"
         )
     found = entities(
-        text, answer.array, places, engine.facts.label_names, fields.aggregation_strategy, fields.ignore_labels
+        text, answer.array, offsets, engine.facts.label_names, fields.aggregation_strategy, fields.ignore_labels
     )
     return [
         {

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from poolhouse.errors import InvalidRequest
-from poolhouse.inputs.prompts import parse_side
+from poolhouse.inputs.prompts import parse_texts
 from poolhouse.inputs.templates.score import score_template
 from poolhouse.plans import scoring
 from poolhouse.server.call import Call
@@ -93,7 +93,7 @@ class ScoreFields(PairFields):
             ways = ", ".join(" and ".join(pair) for pair in SPELLINGS)
             raise InvalidRequest(f"Give the two sides to score in one way: {ways}.", "queries")
         ours, theirs = given[0]
-        return Pairs(parse_side(getattr(self, ours), ours), parse_side(getattr(self, theirs), theirs), (ours, theirs))
+        return Pairs(parse_texts(getattr(self, ours), ours), parse_texts(getattr(self, theirs), theirs), (ours, theirs))
 
 
 class RerankFields(PairFields):
@@ -119,7 +119,7 @@ class RerankFields(PairFields):
         """
         if isinstance(self.query, list):
             raise InvalidRequest("query must be one text; /score takes several.", "query")
-        return Pairs(parse_side(self.query, "query"), parse_side(self.documents, "documents"))
+        return Pairs(parse_texts(self.query, "query"), parse_texts(self.documents, "documents"))
 
 
 async def score_pairs(call: Call, fields: ScoreFields) -> Response:
