@@ -41,7 +41,7 @@ def create_app(
         if traces is not None:
             await asyncio.to_thread(traces.close)
 
-    answering = errors.Answering(errors.SHAPES[settings.error_format], served.tasks_in_words)
+    answering = errors.Answering(errors.SHAPES[settings.error_format], served.tasks_by_model)
     pages = () if settings.disable_fastapi_docs else (openapi.dialect(dialects, settings),)
     dispatch = Dispatch(Starlette(lifespan=lifespan), (*dialects, *pages), served, answering)
     guarded = security.guarded(dispatch, settings)

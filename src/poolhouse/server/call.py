@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
@@ -35,14 +35,15 @@ _LONG = 200_000
 
 
 class Call:
-    """One request: the server's engines, the HTTP request, and the engine that answers it once that is known.
+    """One request: the server's engines and the HTTP request; then the chosen engine, and its latest answers.
 
     started: by `time.perf_counter`.
     """
 
-    __slots__ = ("engine", "engines", "http", "started")
+    __slots__ = ("answered", "engine", "engines", "http", "started")
 
     engine: PoolingEngine
+    answered: Sequence[Answer]
 
     def __init__(self, engines: Engines, http: HttpRequest) -> None:
         self.engines = engines
@@ -51,12 +52,12 @@ class Call:
 
     @property
     def settings(self) -> ServerSettings:
-        """The server's."""
+        """The settings of the server."""
         return self.engines.settings
 
     @property
     def path_params(self) -> Mapping[str, str]:
-        """What the path holds, by the names in the route's path."""
+        """The parameters of the path, by the names in the route's path."""
         return self.http.path_params
 
     def speak(self, shape: Shape) -> None:
@@ -76,7 +77,7 @@ class Call:
         """The fields of a body.
 
         Raises:
-            ValidationError: it has others.
+            ValidationError: a field is missing, or has a wrong type or value.
         """
         started = time.perf_counter()
         parsed = fields.model_validate(body)
@@ -86,9 +87,9 @@ class Call:
     async def answers(
         self, requests: Sequence[Request], location: Callable[[int], str] = "input[{}]".format
     ) -> list[Answer]:
-        """Answers of the chosen engine in order; a client that hangs up takes its prompts out of the queue.
+        """Answers of the chosen engine in order; when the client hangs up, its prompts leave the queue.
 
-        location: where in the body the prompt of a request stands, for messages.
+        location: the path of a request's prompt in the body, for messages.
 
         Raises:
             Overloaded: the queue is full. Refused: too long a wait. Disconnected: the client is gone. Otherwise the error
@@ -105,16 +106,18 @@ class Call:
         except InvalidRequest as error:
             raise _located(error, futures, location) from None
         finally:
-            self.engines.release(engine, len(requests))
+            self.engines.release(engine, requests)
+        self.answered = answers
         self._count(requests, answers)
-        tracing.note(state, submitted, answers)
+        if "steps" in state:  # the request is traced
+            tracing.note(state, submitted, answers)
         return answers
 
     async def _answered(self, futures: Sequence[Future[Answer]]) -> list[Answer]:
         loop = asyncio.get_running_loop()
         answering = all_results(futures)
         watches: list[asyncio.Task[None]] = []
-        # Most answers are there before it is worth to look whether somebody still waits for them.
+        # Most answers are there before it pays to watch whether the client still waits for them.
         later = loop.call_later(_SECONDS_UNWATCHED, lambda: watches.append(loop.create_task(self._watch(answering))))
         try:
             return await answering
@@ -147,26 +150,25 @@ class Call:
         name = self.engine.facts.name
         self.engines.metrics.answered(route_of(self.http.scope), name, task, len(answers), tokens, truncated)
         state = self.http.scope["state"]
-        # Some routes ask several times for one request.
+        # Some routes submit several times for one HTTP request.
         state["items"] = state.get("items", 0) + len(answers)
         state["tokens"] = state.get("tokens", 0) + tokens
         if truncated:
             state["truncated"] = state.get("truncated", 0) + truncated
-        state["answers"] = answers
 
     def note_items(self, items: int) -> None:
         """Name the model and the count of items in the log, where no model runs."""
         state = self.http.scope["state"]
         state["model"], state["items"] = self.engine.facts.name, items
 
-    def reply_id(self, prefix: str, given: str | None = None) -> str:
-        """`prefix-` and the id that the header or the body gives, else 16 random hex digits."""
-        return f"{prefix}-{getattr(self.http.state, 'given_id', None) or given or secrets.token_hex(8)}"
+    def reply_id(self, prefix: str, body_id: str | None = None) -> str:
+        """`prefix-` and the id of the header or of the body, else 16 random hex digits."""
+        return f"{prefix}-{getattr(self.http.state, 'given_id', None) or body_id or secrets.token_hex(8)}"
 
-    def list_head(self, prefix: str, given: str | None) -> dict[str, Any]:
-        """What vLLM's and OpenAI's lists begin with: id, object, created, model."""
+    def list_head(self, prefix: str, body_id: str | None) -> dict[str, object]:
+        """The first fields of vLLM's and OpenAI's lists: id, object, created, model."""
         return {
-            "id": self.reply_id(prefix, given),
+            "id": self.reply_id(prefix, body_id),
             "object": "list",
             "created": int(time.time()),
             "model": self.engine.facts.name,
@@ -178,7 +180,10 @@ class Call:
         answers: Sequence[Answer],
         headers: Mapping[str, str] | None = None,
     ) -> Response:
-        """The reply that `render` makes of these answers: JSON, or a response of another kind."""
+        """The reply that `render` writes of these answers: JSON, or a response of another kind.
+
+        headers: further ones. Inputs that were cut are counted in one too.
+        """
         started = time.perf_counter()
         large = sum(answer.array.size for answer in answers) > _LARGE
         body = await asyncio.to_thread(render) if large else render()
@@ -190,13 +195,13 @@ class Call:
         response.headers.update(headers or {})
         return response
 
-    async def compute(self, make: Callable[[], bytes], size: int | None) -> Response:
-        """JSON that `make` writes without running a model.
+    async def compute(self, render: Callable[[], bytes], size: int | None) -> Response:
+        """JSON that `render` writes without running a model.
 
-        size: the characters, or tokens, that it goes through; None where nobody knows.
+        size: the characters, or tokens, that it reads; None where that is unknown.
         """
-        beside = size is None or size > _LONG
-        return Response(await asyncio.to_thread(make) if beside else make(), media_type="application/json")
+        in_thread = size is None or size > _LONG
+        return Response(await asyncio.to_thread(render) if in_thread else render(), media_type="application/json")
 
 
 def as_json(value: object) -> Response:
@@ -207,7 +212,7 @@ def as_json(value: object) -> Response:
 def _located(
     error: InvalidRequest, futures: Sequence[Future[Answer]], location: Callable[[int], str]
 ) -> InvalidRequest:
-    """The error with the place of its prompt, where there are several and not all are refused alike."""
+    """The error with the path of its prompt, where there are several and not all are refused alike."""
     if len(futures) < 2 or (_message(futures[0]) == _message(futures[-1]) and not isinstance(error, InputTooLong)):
         return error
     return with_path(error, futures, location)

@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
-from typing import TypeVar
-
-from pydantic import BaseModel
 
 from poolhouse.engine.interface import PoolingEngine, WarmUpLevel
 from poolhouse.engine.observing import Observer
@@ -20,10 +17,8 @@ from poolhouse.server.telemetry.metrics import Metrics
 from poolhouse.server.wire.errors import Overloaded
 from poolhouse.settings import ServerSettings
 
-FieldsT = TypeVar("FieldsT", bound=BaseModel)
-_SECONDS_UNWATCHED = 0.05
-# Names of models in one message, and characters of a name that none has.
-_MOST_NAMES, _LONGEST_NAME = 20, 200
+# Names of models in one message, and characters of an unknown name.
+_MAX_NAMES, _MAX_NAME = 20, 200
 
 
 class Engines:
@@ -40,7 +35,7 @@ class Engines:
         self.settings = settings
         self.metrics = metrics
         self.started = int(time.time())
-        self._inboxes = {engine.facts.name: Inbox(engine) for engine in names.values()}
+        self._singles = {engine.facts.name: SingleRequests(engine) for engine in names.values()}
         self._admissions = {engine.facts.name: Admission(settings.max_queued_prompts) for engine in names.values()}
 
     @property
@@ -51,21 +46,21 @@ class Engines:
     @property
     def only(self) -> bool:
         """Whether one model is served, without adapters; its names do not count."""
-        return len(self._inboxes) == 1
+        return len(self._admissions) == 1
 
     @property
     def names(self) -> str:
         """The names that requests may use, for messages; the first of many."""
         names = list(self.by_name)
-        more = len(names) - _MOST_NAMES
-        return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+        more = len(names) - _MAX_NAMES
+        return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
     @property
-    def tasks_in_words(self) -> str:
-        """Which model has which tasks, for messages; nothing where one model is served."""
-        several = {engine.facts.name: engine.facts.tasks for engine in list(self.by_name.values())[:_MOST_NAMES]}
-        told = "; ".join(f"`{name}`: {', '.join(tasks)}" for name, tasks in several.items())
-        return f"Served models and their tasks: {told}." if len(several) > 1 else ""
+    def tasks_by_model(self) -> str:
+        """The tasks of each model, for messages; empty where one model is served."""
+        several = {engine.facts.name: engine.facts.tasks for engine in list(self.by_name.values())[:_MAX_NAMES]}
+        listed = "; ".join(f"`{name}`: {', '.join(tasks)}" for name, tasks in several.items())
+        return f"Served models and their tasks: {listed}." if len(several) > 1 else ""
 
     def waiting(self, engine: PoolingEngine) -> int:
         """Prompts of one engine that wait or run."""
@@ -85,31 +80,31 @@ class Engines:
             raise UnknownModel(f"{unknown(model)} Served models: {self.names}.", None)
         return self.by_name[model]
 
-    def lone_or_named(self, model: str | None) -> PoolingEngine:
-        """As `engine`, but a lone model answers whatever it is called, as peers do that know one model alone.
+    def single_or_named(self, model: str | None) -> PoolingEngine:
+        """As `engine`, but a single model answers to every name, as in servers that have one model only.
 
         Raises:
-            UnknownModel: one of several is asked for, by a name that none has.
+            UnknownModel: there are several models, and none of that name.
         """
         return self.engine(None if self.only and model not in self.by_name else model)
 
     def check_items(self, items: int, parameter: str) -> None:
         """Raise InvalidRequest for more inputs than one request may hold."""
-        most = self.settings.max_client_batch_size
-        if items > most:
+        max_items = self.settings.max_client_batch_size
+        if items > max_items:
             raise InvalidRequest(
-                f"{parameter} has {items} entries; one request may hold {most} (--max-client-batch-size).",
+                f"{parameter} has {items} entries; one request may hold {max_items} (--max-client-batch-size).",
                 parameter,
                 items,
             )
 
-    def check_list(self, given: object, parameter: str) -> None:
-        """As `check_items`, of what was not read yet: reading millions of inputs would stop the server for seconds."""
-        if isinstance(given, list) and given and not isinstance(given[0], int):
-            self.check_items(len(given), parameter)
+    def check_list(self, value: object, parameter: str) -> None:
+        """As `check_items`, before the inputs are parsed: parsing millions would stop the event loop for seconds."""
+        if isinstance(value, list) and value and not isinstance(value[0], int):
+            self.check_items(len(value), parameter)
 
     def accept(self, engine: PoolingEngine, requests: Sequence[Request]) -> None:
-        """Start work on requests; `release` as many when they are answered.
+        """Submit requests to an engine of these; `release` them when they are answered.
 
         Raises:
             Overloaded: the queue is full.
@@ -117,18 +112,18 @@ class Engines:
         name = engine.facts.name
         self._admissions[name].enter(len(requests))
         if len(requests) == 1:
-            self._inboxes[name].put(requests[0])
+            self._singles[name].put(requests[0])
         else:
             submit(engine, requests)
 
-    def release(self, engine: PoolingEngine, prompts: int) -> None:
-        """That many accepted requests are answered, or nobody waits for them any more."""
-        self._admissions[engine.facts.name].leave(prompts)
+    def release(self, engine: PoolingEngine, requests: Sequence[Request]) -> None:
+        """These accepted requests are answered, or no client waits for them any more."""
+        self._admissions[engine.facts.name].leave(len(requests))
 
 
 def unknown(model: str) -> str:
-    """What is said of a name that no model has, as much of it as a name may be."""
-    return f"The model `{model[:_LONGEST_NAME]}` does not exist."
+    """The message for an unknown name; a long name is cut."""
+    return f"The model `{model[:_MAX_NAME]}` does not exist."
 
 
 def with_adapters(engines: Sequence[PoolingEngine]) -> list[PoolingEngine]:
@@ -141,7 +136,7 @@ def with_adapters(engines: Sequence[PoolingEngine]) -> list[PoolingEngine]:
 class AdaptedEngine:
     """An engine whose requests go through one adapter, unless they name another.
 
-    What concerns the engine as a whole (being watched, warmed up, closed) is done to the engine beneath by itself.
+    The engine beneath is observed, warmed up and closed by itself, so these methods do nothing here.
     """
 
     def __init__(self, engine: PoolingEngine, adapter: str) -> None:
@@ -180,19 +175,19 @@ class AdaptedEngine:
     def close(self, drain_seconds: float = 30.0) -> None: ...
 
 
-# Of the rate at which prompts are answered, which tells how long the queue is in seconds.
+# The rate of answers is a mean that forgets half of the past in so many seconds.
 _HALF_LIFE_SECONDS = 10.0
-_LONGEST_RETRY_SECONDS = 60.0
+_MAX_RETRY_SECONDS = 60.0
 
 
 class Admission:
     """Counts the prompts that were accepted and not yet answered; belongs to one event loop.
 
-    most: prompts at once. A request of any size is taken while nothing waits.
+    max_waiting: prompts at once. While nothing waits, a request of any size is accepted.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_waiting: int) -> None:
+        self.max_waiting = max_waiting
         self.waiting = 0
         self._rate = 0.0
         self._seen = time.monotonic()
@@ -203,9 +198,9 @@ class Admission:
         Raises:
             Overloaded: too many wait already.
         """
-        if self.waiting and self.waiting + prompts > self.most:
+        if self.waiting and self.waiting + prompts > self.max_waiting:
             raise Overloaded(
-                f"The server is overloaded: {self.waiting} prompts wait, and {self.most} may. Come again later.",
+                f"The server is overloaded: {self.waiting} prompts wait, and {self.max_waiting} may. Come again later.",
                 self._retry_after(prompts),
             )
         self.waiting += prompts
@@ -221,14 +216,14 @@ class Admission:
 
     def _retry_after(self, prompts: int) -> float:
         """Seconds until there should be room, at the rate of the last while."""
-        too_many = self.waiting + prompts - self.most
-        return min(too_many / self._rate if self._rate else 1.0, _LONGEST_RETRY_SECONDS)
+        too_many = self.waiting + prompts - self.max_waiting
+        return min(too_many / self._rate if self._rate else 1.0, _MAX_RETRY_SECONDS)
 
 
-class Inbox:
-    """Requests of one prompt, submitted in one call per turn of the event loop.
+class SingleRequests:
+    """Collects requests of one prompt, and submits them in one call per turn of the event loop.
 
-    A tokenizer call for many short texts costs little more than one for a single text, and so does waking the engine.
+    Tokenising many short texts in one call, and waking the engine once, costs little more than doing it for one text.
     """
 
     def __init__(self, engine: PoolingEngine) -> None:
@@ -247,7 +242,7 @@ class Inbox:
 
 
 def submit(engine: PoolingEngine, requests: Sequence[Request]) -> None:
-    """Start work on requests; whatever goes wrong, their futures tell."""
-    # A signal would not be raised here: it is the tokenizer's, and the futures say so.
+    """Submit requests; their futures carry every error."""
+    # The tokenizer's own exceptions, not a signal: the futures carry them.
     with suppress(KeyboardInterrupt, SystemExit):
         engine.submit(requests)

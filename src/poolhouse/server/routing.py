@@ -20,7 +20,7 @@ from poolhouse.server.security import is_below, path_of, without
 from poolhouse.server.wire.body import read_json
 from poolhouse.server.wire.contract import Errors
 from poolhouse.server.wire.errors import NoRoute, Shape
-from poolhouse.server.wire.probes import probe
+from poolhouse.server.wire.probes import SPELLINGS
 from poolhouse.settings import ServerSettings
 
 _PARAMETER = re.compile(r"\{(\w+)(?::path)?\}")
@@ -233,7 +233,7 @@ class Addressed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path, root = scope["path"], self._root(scope)
-            spelling = probe(without(root, path))
+            spelling = SPELLINGS.get(without(root, path).rstrip("/"))
             if spelling is not None:
                 path = root + spelling if is_below(root, path) else spelling
             if path != scope["path"] or root != scope.get("root_path", ""):

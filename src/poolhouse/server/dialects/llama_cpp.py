@@ -61,7 +61,7 @@ class RerankFields(Strict):
 
 async def embedding(call: Call, fields: ContentFields) -> Response:
     """The vectors of each input: one, or one per token where the model has no other."""
-    call.engine = engine = call.engines.lone_or_named(fields.model)
+    call.engine = engine = call.engines.single_or_named(fields.model)
     task: Task = "embed" if "embed" in engine.facts.tasks else "token_embed"
     if task not in engine.facts.tasks:
         raise UnsupportedTask(
@@ -96,7 +96,7 @@ async def embeddings(call: Call, body: Mapping[str, object]) -> Response:
 
 async def reranking(call: Call, fields: RerankFields) -> Response:
     """Documents by how well they answer a query, best first."""
-    call.engine = engine = call.engines.lone_or_named(fields.model)
+    call.engine = engine = call.engines.single_or_named(fields.model)
     name, documents = ("documents", fields.documents) if fields.texts is None else ("texts", fields.texts)
     scored = await _hosted.rerank(call, fields.query, documents or [], parameter=name, truncate=False)
     best = scored.best(fields.top_n)

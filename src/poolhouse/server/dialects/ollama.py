@@ -158,7 +158,7 @@ def _use(call: Call, model: str | None) -> PoolingEngine:
     """Choose the engine of a name that may have a tag."""
     if model is not None and model not in call.engines.by_name:
         model = model.removesuffix(_TAG)
-    call.engine = call.engines.lone_or_named(model)
+    call.engine = call.engines.single_or_named(model)
     return call.engine
 
 

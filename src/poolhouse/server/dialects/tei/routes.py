@@ -169,7 +169,7 @@ async def embeddings(call: Call, fields: OpenAIFields) -> Response:
         fields.model = None
     response = await openai.embeddings(call, fields)
     read = characters(fields.prompts(call.engines))
-    response.headers.update(headers(call.engine, call.http.state.answers, read, call.started))
+    response.headers.update(headers(call.engine, call.answered, read, call.started))
     return response
 
 

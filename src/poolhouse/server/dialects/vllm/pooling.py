@@ -23,10 +23,9 @@ from poolhouse.params import PoolingParams
 from poolhouse.plans import sparse
 from poolhouse.plugins import Plugin, params_of, prompts_of, task_of
 from poolhouse.server.call import Call
-from poolhouse.server.dialects import _replies, _vectors
+from poolhouse.server.dialects import _replies
 from poolhouse.server.dialects._fields import Many
-from poolhouse.server.dialects._vectors import VectorFields
-from poolhouse.server.dialects.openai import BYTES, METADATA, LateChunking, List
+from poolhouse.server.dialects.openai import BYTES, METADATA, LateChunking, List, Names, VectorFields, reply, write
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire import encoding
 from poolhouse.server.wire.contract import Cut, Matrix, Vector
@@ -98,13 +97,13 @@ async def pooling(call: Call, fields: PoolingFields) -> Response:
     fields.refuse_pruning()
     task = engine.facts.tasks[0] if fields.task is None else parse_task(fields.task, engine.facts.tasks, (SPARSE,))
     requests = fields.requests(call.engines, task, params)
-    names = _vectors.Names("pooling", "pooling", "data")
+    names = Names("pooling", "pooling", "data")
     if fields.token_pooling_factor is None:
-        return await _vectors.reply(call, fields, requests, names)
-    how = fields.how(engine, task)
+        return await reply(call, fields, requests, names)
+    how = fields.encoding_of(task, engine)
     answers = await call.answers(requests)
     arrays = await asyncio.to_thread(_clustered, answers, fields.token_pooling_factor)
-    return await _vectors.write(call, fields, answers, arrays, names, how)
+    return await write(call, fields, answers, arrays, names, how)
 
 
 def _check_token_pooling(fields: PoolingFields, engine: PoolingEngine) -> None:
@@ -159,7 +158,7 @@ async def _of_several(call: Call, fields: PoolingFields, params: PoolingParams) 
     else:
         fields.refuse_pruning()
     first, *further = _passes(tasks, plan)
-    encodings = {task: fields.how(engine, task) for task in (first, *further) if task in tasks}
+    encodings = {task: fields.encoding_of(task, engine) for task in (first, *further) if task in tasks}
     requests = fields.requests(call.engines, first, params)
     answers = await call.answers([replace(request, further=tuple(further)) for request in requests])
     head = call.list_head("pooling", fields.request_id)
