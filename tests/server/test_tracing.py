@@ -270,7 +270,6 @@ from poolhouse.server.process.run import create_app
 from poolhouse.testing import FakeEngine
 with TestClient(create_app([FakeEngine()])) as http:
     assert http.post("/v1/embeddings", json={"input": "x"}).status_code == 200
-# FastAPI imports the interfaces by itself.
 print([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))])
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
