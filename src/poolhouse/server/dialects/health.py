@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal
+from typing import Literal
 
 from starlette.responses import Response
 from typing_extensions import TypedDict
@@ -161,7 +161,7 @@ class Model(TypedDict):
     tasks: list[Task]
     prompts: list[str]
     limits: Limits
-    permission: list[Any]
+    permission: list[object]
 
 
 class Models(TypedDict):

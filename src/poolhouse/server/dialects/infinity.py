@@ -30,7 +30,7 @@ from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire import errors
 from poolhouse.server.wire.contract import Cut, Errors, Matrix, Vector
 from poolhouse.server.wire.encoding import dumps
-from poolhouse.server.wire.errors import Failure, problems
+from poolhouse.server.wire.errors import Failure, WrongField, problems
 from poolhouse.tasks import Task
 
 # Infinity strips what it reads.
@@ -194,14 +194,6 @@ class Error(TypedDict):
     """An error in Infinity's shape."""
 
     error: Problem
-
-
-class WrongField(TypedDict):
-    """A field of a body that is wrong, as FastAPI describes it."""
-
-    type: str
-    loc: list[str | int]
-    msg: str
 
 
 class WrongFields(TypedDict):

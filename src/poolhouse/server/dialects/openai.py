@@ -92,7 +92,7 @@ class EmbeddingFields(VectorFields):
 
     @model_validator(mode="before")
     @classmethod
-    def _understand_other_apis(cls, body: Any) -> Any:
+    def _accept_other_names(cls, body: object) -> object:
         return with_our_names(body) if isinstance(body, dict) else body
 
     @model_validator(mode="after")
@@ -250,7 +250,7 @@ async def read(call: Call, requests: Sequence[EngineRequest]) -> Read:
 _RENAMED = {"output_dimension": "dimensions", "normalized": "use_activation"}
 # The precision of a vector: Jina's embedding_type, Voyage's output_dtype, NVIDIA's embedding_type.
 _PRECISIONS = ("embedding_type", "output_dtype")
-_CUTS: dict[Any, dict[str, Any]] = {
+_CUTS: dict[object, dict[str, object]] = {
     True: {"truncate_prompt_tokens": -1},
     "END": {"truncate_prompt_tokens": -1, "truncation_side": "right"},
     "START": {"truncate_prompt_tokens": -1, "truncation_side": "left"},
@@ -259,9 +259,9 @@ _CUTS: dict[Any, dict[str, Any]] = {
 }
 
 
-def with_our_names(body: dict[str, Any]) -> dict[str, Any]:
+def with_our_names(body: dict[str, object]) -> dict[str, object]:
     """The body with our names for fields of other APIs; ours win where both are there, unknown values stay."""
-    renamed: dict[str, Any] = {}
+    renamed: dict[str, object] = {}
     for theirs, ours in _RENAMED.items():
         if body.get(theirs) is not None:
             renamed[ours] = body[theirs]

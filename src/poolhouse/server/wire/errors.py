@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import Any
 
 import orjson
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from poolhouse.errors import (
     EngineClosed,
@@ -179,8 +179,16 @@ _REFUSALS = {
 }
 
 
-def problems(error: ValidationError) -> list[dict[str, Any]]:
-    """The first problems of a body in FastAPI's form: `type`, `loc`, which begins with "body", and `msg`."""
+class WrongField(TypedDict):
+    """A field of a body that is wrong, as FastAPI describes it; `loc` begins with "body"."""
+
+    type: str
+    loc: list[str | int]
+    msg: str
+
+
+def problems(error: ValidationError) -> list[WrongField]:
+    """The first problems of a body."""
     return [
         {"type": problem["type"], "loc": ["body", *problem["loc"]], "msg": problem["msg"]}
         for problem in error.errors(include_url=False, include_context=False, include_input=False)[:_MAX_PROBLEMS]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -50,7 +50,7 @@ class TeiFields(Nested):
 class TokenFields(TeiFields):
     """The body of POST /embed_all and /embed_sparse."""
 
-    inputs: Any = Field(description="A text, token ids, or a list of both.", json_schema_extra=INPUT_SCHEMA)
+    inputs: object = Field(description="A text, token ids, or a list of both.", json_schema_extra=INPUT_SCHEMA)
 
     def prompts(self) -> list[Prompt]:
         """One prompt per text or list of ids.
@@ -67,7 +67,7 @@ class OpenAIFields(openai.EmbeddingFields):
 
     @model_validator(mode="before")
     @classmethod
-    def _cut(cls, body: Any) -> Any:
+    def _cut(cls, body: object) -> object:
         if not isinstance(body, dict) or any(body.get(name) is not None for name in _TRUNCATION_FIELDS):
             return body
         return {**body, "truncate_prompt_tokens": -1}
@@ -89,7 +89,7 @@ class EmbedFields(TokenFields):
 class PredictFields(TeiFields):
     """The body of POST /predict; a list of two texts is a pair."""
 
-    inputs: Any = Field(description='"a", ["a"], ["a", "b"] (a pair), or a list of such lists.')
+    inputs: object = Field(description='"a", ["a"], ["a", "b"] (a pair), or a list of such lists.')
     raw_scores: bool = False
 
     def texts(self) -> tuple[list[tuple[str, str | None]], bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NotRequired
+from typing import NotRequired
 
 import numpy as np
 from starlette.responses import Response
@@ -150,7 +150,7 @@ async def rerank(call: Call, fields: RerankFields) -> Response:
     if "classify" in engine.facts.tasks:  # cosines and MaxSim have no activation
         params = replace(params, use_activation=not fields.raw_scores)
     scored = await score(call, Pairs([fields.query], fields.texts, ("query", "texts")), scoring.Asked(params))
-    ranks: list[dict[str, Any]] = [
+    ranks: list[dict[str, object]] = [
         {"index": index, "score": scored.scores[index].score}
         | ({"text": fields.texts[index]} if fields.return_text else {})
         for index in scored.ranked()
@@ -196,7 +196,7 @@ async def _run(
     return answers, headers(engine, answers, characters(prompts), call.started)
 
 
-def _entries(vector: SparseVector) -> list[dict[str, Any]]:
+def _entries(vector: SparseVector) -> list[dict[str, object]]:
     # The weights stay numpy's, which are written as short as float32 allows.
     return [{"index": index, "value": weight} for index, weight in zip(vector.indices, vector.weights, strict=True)]
 

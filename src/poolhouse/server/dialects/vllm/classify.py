@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -77,10 +76,10 @@ async def classify_tokens(call: Call, fields: ClassifyTokensFields) -> Response:
     return await call.write(render, answers)
 
 
-def _labelled(index: int, answer: Answer, engine: PoolingEngine) -> dict[str, Any]:
+def _labelled(index: int, answer: Answer, engine: PoolingEngine) -> dict[str, object]:
     label = engine.facts.label_names.get(int(answer.array.argmax()))
     probs = np.ascontiguousarray(answer.array)
-    return {"index": index, "label": label, "probs": probs, "num_classes": len(probs)} | _replies.cut(answer)
+    return {"index": index, "label": label, "probs": probs, "num_classes": len(probs), **_replies.cut(answer)}
 
 
 def label_names(engine: PoolingEngine) -> list[str]:
@@ -88,7 +87,7 @@ def label_names(engine: PoolingEngine) -> list[str]:
     return [engine.facts.label_names.get(index, f"LABEL_{index}") for index in range(engine.facts.labels)]
 
 
-def ranked_labels(answer: Answer, names: Sequence[str]) -> list[dict[str, Any]]:
+def ranked_labels(answer: Answer, names: Sequence[str]) -> list[dict[str, object]]:
     """Every label with its score, the likeliest first, as TEI and Infinity write them."""
     order = np.argsort(-answer.array, kind="stable").tolist()
     return [{"score": float(answer.array[index]), "label": names[index]} for index in order]
@@ -96,7 +95,7 @@ def ranked_labels(answer: Answer, names: Sequence[str]) -> list[dict[str, Any]]:
 
 def _entities(
     text: str, answer: Answer, engine: PoolingEngine, fields: ClassifyTokensFields
-) -> Sequence[dict[str, Any]]:
+) -> Sequence[dict[str, object]]:
     offsets = answer.tokens.offsets
     assert offsets is not None
     if len(answer.array) != len(answer.tokens):

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal, NotRequired
+from typing import Final, Literal, NotRequired
 
 import orjson
 from pydantic import Field, StrictInt, model_validator
@@ -61,7 +61,7 @@ class PoolingFields(VectorFields):
     returned_token_ids: Many[StrictInt] | None = Field(
         None, description="Process rewards: the columns that are wanted."
     )
-    data: Any = Field(None, description='The data of a plugin, with the task "plugin".')
+    data: object = Field(None, description='The data of a plugin, with the task "plugin".')
 
     @model_validator(mode="after")
     def _data_is_for_the_plugin(self) -> PoolingFields:
@@ -170,7 +170,7 @@ async def _of_several(call: Call, fields: PoolingFields, params: PoolingParams) 
         }
         items = []
         for index, answer in enumerate(answers):
-            data: dict[TaskOrSparse, Any] = {
+            data: dict[TaskOrSparse, object] = {
                 task: encoding.value(arrays[index], fields.encoding_format) for task, arrays in by_task.items()
             }
             shapes = {
@@ -188,7 +188,7 @@ async def _of_several(call: Call, fields: PoolingFields, params: PoolingParams) 
     return await call.write(render, answers)
 
 
-def entries(vector: SparseVector) -> list[dict[str, Any]]:
+def entries(vector: SparseVector) -> list[dict[str, object]]:
     """The entries of a sparse vector as JSON has them; features without names have a null token."""
     tokens = [None] * len(vector) if vector.names is None else vector.tokens
     # The weights stay numpy's, which are written as short as float32 allows.
@@ -284,7 +284,7 @@ class PluginReply(TypedDict):
 
     request_id: str
     created_at: int
-    data: Any
+    data: object
 
 
 DIALECT = Dialect(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NotRequired
+from typing import Literal, NotRequired
 
 import orjson
 from pydantic import Field, StrictFloat
@@ -36,7 +36,7 @@ class PairFields(Common):
     max_tokens_per_doc: int = Field(0, ge=0, description="Cut documents to this many tokens; 0 does not.")
     instruction: str | None = Field(None, description="What makes a document fit, for models that read one.")
     chat_template: str | None = Field(None, description="Refused unless --trust-request-chat-template.")
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, object] | None = None
     mode: str | None = Field(
         None,
         description="Which answers are compared: dense, sparse, colbert, or several (weighted); none: the model's.",
@@ -74,13 +74,13 @@ class PairFields(Common):
 class ScoreFields(PairFields):
     """The body of POST /score; queries and documents, by any of four pairs of names."""
 
-    queries: Any = Field(None, description=_SIDE)
-    documents: Any = Field(None, description=_SIDE)
-    items: Any = Field(None, description="Another word for documents.")
-    data_1: Any = Field(None, description="Another word for queries.")
-    data_2: Any = Field(None, description="Another word for documents.")
-    text_1: Any = Field(None, description="Another word for queries.")
-    text_2: Any = Field(None, description="Another word for documents.")
+    queries: object = Field(None, description=_SIDE)
+    documents: object = Field(None, description=_SIDE)
+    items: object = Field(None, description="Another word for documents.")
+    data_1: object = Field(None, description="Another word for queries.")
+    data_2: object = Field(None, description="Another word for documents.")
+    text_1: object = Field(None, description="Another word for queries.")
+    text_2: object = Field(None, description="Another word for documents.")
 
     def pairs(self) -> Pairs:
         """The queries and documents, under the names that they came by.
@@ -99,8 +99,8 @@ class ScoreFields(PairFields):
 class RerankFields(PairFields):
     """The body of POST /rerank."""
 
-    query: Any = Field(description="A text, {text}, or {content: [text parts]}.")
-    documents: Any = Field(description=_SIDE)
+    query: object = Field(description="A text, {text}, or {content: [text parts]}.")
+    documents: object = Field(description=_SIDE)
     top_n: int = Field(0, ge=0, description="How many of the best to give; 0 gives all.")
     return_documents: bool = Field(True, description="Whether results hold their documents.")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
@@ -26,15 +24,17 @@ class TokenizeFields(Lenient):
 
     model: str | None = Field(None, description="A served model; none takes the first.")
     prompt: str | None = None
-    messages: list[Any] | None = Field(None, description="A conversation that the chat template renders.")
+    messages: list[object] | None = Field(None, description="A conversation that the chat template renders.")
     add_special_tokens: bool | None = Field(None, description="Default: true; false for messages.")
     return_token_strs: bool = Field(False, description="Whether to give the vocabulary entry of each token.")
     add_generation_prompt: bool = Field(True, description="Of messages: begin an answer after the last one.")
     continue_final_message: bool = Field(False, description="Of messages: leave the last one open.")
     chat_template: str | None = Field(None, description="Refused unless --trust-request-chat-template.")
-    chat_template_kwargs: dict[str, Any] | None = None
-    mm_processor_kwargs: dict[str, Any] | None = Field(None, description="Refused: no model here takes media options.")
-    media_io_kwargs: dict[str, Any] | None = Field(None, description="Refused: no model here takes media options.")
+    chat_template_kwargs: dict[str, object] | None = None
+    mm_processor_kwargs: dict[str, object] | None = Field(
+        None, description="Refused: no model here takes media options."
+    )
+    media_io_kwargs: dict[str, object] | None = Field(None, description="Refused: no model here takes media options.")
 
     def request(self, engines: Engines, engine: PoolingEngine) -> EngineRequest:
         """What is to be tokenised.
