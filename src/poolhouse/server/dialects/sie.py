@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
-from typing import Any, Literal, NotRequired
+from typing import Literal, NotRequired
 
 import numpy as np
 from pydantic import Field
@@ -205,7 +205,7 @@ def _ranking(items: Sequence[Item], scored: Scored) -> list[ScoreEntry]:
     return ranking
 
 
-async def _read(http: Request, settings: ServerSettings) -> dict[str, Any]:
+async def _read(http: Request, settings: ServerSettings) -> dict[str, object]:
     """The body, of JSON or msgpack."""
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in _MSGPACK:

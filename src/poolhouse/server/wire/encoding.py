@@ -101,7 +101,7 @@ def encode(arrays: Sequence[Array], encoding: Encoding, field: str = "embed_dtyp
     return [codes[start:end].reshape(shape) for (start, end), shape in zip(places, shapes, strict=True)]
 
 
-def render(head: Mapping[str, Any], items: Sequence[Mapping[str, Any]], tail: Mapping[str, Any]) -> bytes:
+def render(head: Mapping[str, object], items: Sequence[Mapping[str, object]], tail: Mapping[str, object]) -> bytes:
     """`{**head, "data": [items], **tail}` as JSON; numpy arrays become numbers straight from their memory."""
     pieces = [
         orjson.dumps(items[start : start + _ITEMS_AT_ONCE], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
@@ -110,28 +110,28 @@ def render(head: Mapping[str, Any], items: Sequence[Mapping[str, Any]], tail: Ma
     return b'%s,"data":[%s],%s' % (orjson.dumps(head)[:-1], b",".join(pieces), orjson.dumps(tail)[1:])
 
 
-def vector(array: Array, form: EncodingFormat) -> Any:
+def vector(array: Array, form: EncodingFormat) -> Numbers | str:
     """The array as it goes into JSON: numbers, or little-endian float32 in base64."""
     return value(encode([array], Encoding(form, endianness="little"))[0], form)
 
 
-def value(array: Numbers, form: EncodingFormat) -> Any:
+def value(array: Numbers, form: EncodingFormat) -> Numbers | str:
     """An encoded array as it goes into JSON: numbers, or its memory in base64."""
     return array if form == "float" else base64.b64encode(array.data).decode("ascii")
 
 
-def shape(array: Numbers, form: EncodingFormat) -> dict[str, Any]:
+def shape(array: Numbers, form: EncodingFormat) -> dict[str, list[int]]:
     """The shape of a matrix in base64, which the text alone would lose."""
     return {"shape": list(array.shape)} if form == "base64" and array.ndim > 1 else {}
 
 
-def dumps(value: Any) -> bytes:
+def dumps(value: object) -> bytes:
     """JSON, with numpy arrays as numbers straight from their memory."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def octets(
-    arrays: Sequence[Numbers], head: Mapping[str, Any], tokens: int, encoding: Encoding
+    arrays: Sequence[Numbers], head: Mapping[str, object], tokens: int, encoding: Encoding
 ) -> tuple[bytes, dict[str, str]]:
     """Encoded arrays end to end as a body, and its headers.
 
@@ -166,7 +166,7 @@ def _swapped(array: Numbers, encoding: Encoding) -> Numbers:
     return array.byteswap()
 
 
-def _each(arrays: Sequence[Numbers], encoding: Encoding) -> dict[str, Any]:
+def _each(arrays: Sequence[Numbers], encoding: Encoding) -> dict[str, object]:
     ends = list(itertools.accumulate(array.nbytes for array in arrays))
     return {
         "data": [
@@ -183,7 +183,7 @@ def _each(arrays: Sequence[Numbers], encoding: Encoding) -> dict[str, Any]:
     }
 
 
-def _together(arrays: Sequence[Numbers], encoding: Encoding) -> dict[str, Any]:
+def _together(arrays: Sequence[Numbers], encoding: Encoding) -> dict[str, object]:
     first = arrays[0].shape
     about = {"count": len(arrays), "embed_dtype": encoding.precision, "endianness": encoding.endianness}
     if all(array.shape == first for array in arrays):
