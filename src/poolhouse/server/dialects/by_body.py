@@ -1,4 +1,4 @@
-"""Shared paths: /invocations, as SageMaker calls it, and /rerank, where the fields of a body tell which dialect answers."""
+"""Shared paths: /invocations and /rerank, where the fields of a body choose the dialect that answers."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def _rerank(call: Call, body: JsonObject, version: int, of_weaviate: bool 
     fields = call.parse(body, score.RerankFields)
 
     def more(scored: Scored) -> Mapping[str, object]:
-        """What stands beside vLLM's reply, for clients of others that cannot be told from vLLM's."""
+        """What stands beside vLLM's reply, for clients of others, whose bodies look like vLLM's."""
         if version > 1:
             return {"meta": cohere.rerank_meta(version, scored)}
         if of_weaviate and names == weaviate.RERANK_FIELDS:

@@ -121,7 +121,7 @@ def _ready(engines: Engines) -> bool:
 
 
 class Probe(TypedDict):
-    """What a supervisor hears."""
+    """What a supervisor reads."""
 
     status: Literal["live", "ready", "loading", "failed"]
 

@@ -1,4 +1,4 @@
-"""NVIDIA's ranking, which answers with logits: /v1/ranking, and /v1/retrieval/{model}/reranking as its hosted API has it.
+"""NVIDIA: ranking with logits, at /v1/ranking and at the path of its hosted API, which names the model.
 
 Its embeddings are OpenAI's, which understand NVIDIA's fields.
 """

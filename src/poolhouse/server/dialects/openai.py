@@ -1,4 +1,4 @@
-"""OpenAI: /v1/embeddings, with fields of vLLM and of hosted APIs; the fields and replies of all routes with vectors."""
+"""OpenAI: /v1/embeddings with the fields of vLLM and hosted APIs; what all routes with vectors share."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ class Prediction(TypedDict):
 
 
 class Rank(TypedDict):
-    """A text's place and score."""
+    """A text's index and score."""
 
     index: int
     score: float

@@ -191,7 +191,7 @@ class RankedDocument(TypedDict):
 
 
 class Ranked(Cut):
-    """A document's place and score."""
+    """A document's index and score."""
 
     index: int
     document: NotRequired[RankedDocument]
