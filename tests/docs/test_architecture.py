@@ -1,0 +1,54 @@
+"""docs/architecture.md and docs/glossary.md: the map, the drawing and the terms are those of the code."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.docs.file_map import PAGE, with_map
+from tests.docs.pages import ROOT, Block, blocks
+from tests.test_layering import INSIDE, LINES, MODULES
+
+
+def drawing(first: str) -> list[list[str]]:
+    """The rooms of each line of a drawing, which stand before its explanation."""
+    (block,) = (block for block in _drawings() if block.text.split()[0] == first)
+    return [line.split("│")[0].split() for line in block.text.splitlines()]
+
+
+def _drawings() -> list[Block]:
+    return [block for block in blocks("docs/architecture.md") if block.language == "text" and "│" in block.text]
+
+
+def test_the_map_is_that_of_the_code() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_map(page) == page, "The file map is stale: python -m tests.docs.file_map (or make docs) writes it."
+
+
+@pytest.mark.parametrize("lines", [LINES, *INSIDE.values()], ids=["rooms", *INSIDE])
+def test_the_drawing_is_that_of_the_layering_test(lines: list[list[str]]) -> None:
+    assert [sorted(line) for line in drawing(lines[0][0])] == [sorted(line) for line in lines]
+
+
+def test_paths_that_the_documents_name_exist() -> None:
+    """Files of the source written as in `engine/queue.py`, and modules as in `poolhouse.testing`."""
+    known = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("**/*.py") if ".venv" not in path.parts}
+    short = {path.removeprefix("src/poolhouse/") for path in known} | known
+    ends = {path.split("/")[-1] for path in known}
+    for page in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md"):
+        for path in re.findall(r"`([\w/]+\.py)`", (ROOT / page).read_text()):
+            assert path in (short if "/" in path else short | ends), f"{page} names {path}"
+        for name in re.findall(r"`(poolhouse(?:\.\w+)+)", (ROOT / page).read_text()):
+            module = name
+            while module not in MODULES:
+                module = module.rpartition(".")[0]
+            assert module != "poolhouse" or name in ("poolhouse.asgi", "poolhouse.__version__"), f"{page} names {name}"
+
+
+def test_the_glossary_has_about_twenty_terms_whose_code_exists() -> None:
+    rows = re.findall(r"^\| \*\*(.+?)\*\* \| .+ \| `([\w/.]+)` \|$", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)
+    assert 18 <= len(rows) <= 26
+    assert [term for term, _ in rows] == sorted((term for term, _ in rows), key=str.lower)
+    for term, path in rows:
+        assert (ROOT / "src" / "poolhouse" / path).exists(), f"{term}: {path}"
