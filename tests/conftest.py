@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,16 +21,40 @@ _TABLE = Path(__file__).parent.parent / "docs" / "models.md"
 _MARKS = re.compile(r"(<!-- parity:begin -->\n).*(<!-- parity:end -->)", re.DOTALL)
 
 
+# Tests that `make quick` leaves out, and the seconds from which a test (all its parameters together) is one of them.
+_SLOW = Path(__file__).parent / "slow.txt"
+_LONG = 2.5
+_seconds: Counter[str] = Counter()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-slow", action="store_true", help="write the tests that took long into tests/slow.txt")
     parser.addoption("--write-models-table", action="store_true", help="write the measured parity into docs/models.md")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = set(_SLOW.read_text(encoding="utf-8").splitlines())
+    for item in items:
+        if item.nodeid.partition("[")[0] in slow:
+            item.add_marker(pytest.mark.slow)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:
             if "cuda" in item.keywords:
                 item.add_marker(skip)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _seconds[report.nodeid.partition("[")[0]] += report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--write-slow") and not hasattr(session.config, "workerinput"):
+        slow = sorted(name for name, seconds in _seconds.items() if seconds >= _LONG)
+        _SLOW.write_text("".join(f"{name}\n" for name in slow), encoding="utf-8")
+        quick = _seconds.total() - sum(_seconds[name] for name in slow)
+        print(f"\n{len(slow)} tests are slow; the others take {quick:.0f} of {_seconds.total():.0f} s.")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The fenced code blocks of the documents, and what the pages say of them in comments that readers do not see.
 
-`<!-- not run: REASON -->` before a block leaves it out; `<!-- from: PATH -->` says that it is a part of that file.
+`<!-- not run: REASON -->` before a block leaves it out; `<!-- from: PATH -->` says that it comes from that file, from
+which `tests/docs/written.py` writes it.
 """
 
 from __future__ import annotations

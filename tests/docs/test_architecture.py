@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from tests.docs.file_map import PAGE, with_map
-from tests.docs.pages import ROOT, Block, blocks
+from tests.docs.pages import PAGES, ROOT, Block, blocks
+from tests.docs.written import written
 from tests.test_layering import INSIDE, LINES, MODULES
 
 
@@ -21,9 +21,10 @@ def _drawings() -> list[Block]:
     return [block for block in blocks("docs/architecture.md") if block.language == "text" and "│" in block.text]
 
 
-def test_the_map_is_that_of_the_code() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert with_map(page) == page, "The file map is stale: python -m tests.docs.file_map (or make docs) writes it."
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_takes_from_the_code_is_that_of_today(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert written(text) == text, f"{page} is stale: python -m tests.docs.written (or make docs) writes it."
 
 
 @pytest.mark.parametrize("lines", [LINES, *INSIDE.values()], ids=["rooms", *INSIDE])
@@ -36,7 +37,7 @@ def test_paths_that_the_documents_name_exist() -> None:
     known = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("**/*.py") if ".venv" not in path.parts}
     short = {path.removeprefix("src/poolhouse/") for path in known} | known
     ends = {path.split("/")[-1] for path in known}
-    for page in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md"):
+    for page in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md", "docs/glossary.md"):
         for path in re.findall(r"`([\w/]+\.py)`", (ROOT / page).read_text()):
             assert path in (short if "/" in path else short | ends), f"{page} names {path}"
         for name in re.findall(r"`(poolhouse(?:\.\w+)+)", (ROOT / page).read_text()):
