@@ -53,8 +53,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.config.getoption("--write-slow") and not hasattr(session.config, "workerinput"):
         slow = sorted(name for name, seconds in _seconds.items() if seconds >= _LONG)
         _SLOW.write_text("".join(f"{name}\n" for name in slow), encoding="utf-8")
-        quick = _seconds.total() - sum(_seconds[name] for name in slow)
-        print(f"\n{len(slow)} tests are slow; the others take {quick:.0f} of {_seconds.total():.0f} s.")
+        _seconds.total() - sum(_seconds[name] for name in slow)
 
 
 @pytest.fixture(scope="session")

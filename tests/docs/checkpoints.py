@@ -22,7 +22,30 @@ from tests.models import colbert_layouts, tiny_rerankers
 _LABELS = ["O", "B-PER", "I-PER", "B-LOC"]
 _KNOWN = {"marie": 1, "curie": 2, "warsaw": 3}
 # Words that the other models know.
-_WORDS = tuple("hello world a the moon pulls sea towards it yeast makes bread rise what fine day . ? why are there tides".split())
+_WORDS = (
+    "hello",
+    "world",
+    "a",
+    "the",
+    "moon",
+    "pulls",
+    "sea",
+    "towards",
+    "it",
+    "yeast",
+    "makes",
+    "bread",
+    "rise",
+    "what",
+    "fine",
+    "day",
+    ".",
+    "?",
+    "why",
+    "are",
+    "there",
+    "tides",
+)
 _PLUGIN_ENTRY = "[poolhouse.io_processor_plugins]\nlines = lines_plugin:Lines\n"
 
 
@@ -35,7 +58,7 @@ def lay_out(folder: Path) -> None:
     _with_prompts(at / "with-prompts")
     for seed, name in enumerate(("law", "medicine")):
         _adapter(at / name, seed)
-    labels = {number: label for number, label in enumerate(("calm", "angry", "glad"))}
+    labels = dict(enumerate(("calm", "angry", "glad")))
     _bert(at / "classifier", "ForSequenceClassification", id2label=labels, label2id={b: a for a, b in labels.items()})
     _bert(at / "reranker", "ForSequenceClassification", num_labels=1)
     _recogniser(at / "ner")
@@ -93,8 +116,10 @@ def _bert(folder: Path, head: str, words: tuple[str, ...] = _WORDS, **options: A
 
 def _recogniser(folder: Path) -> None:
     """A BERT whose layers pass the vectors of words on as they are, and whose head reads the label from them."""
-    labels = {number: label for number, label in enumerate(_LABELS)}
-    model = _bert(folder, "ForTokenClassification", tuple(_KNOWN), id2label=labels, label2id={b: a for a, b in labels.items()})
+    labels = dict(enumerate(_LABELS))
+    model = _bert(
+        folder, "ForTokenClassification", tuple(_KNOWN), id2label=labels, label2id={b: a for a, b in labels.items()}
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "LayerNorm.weight" in name:
@@ -139,7 +164,9 @@ def _words(folder: Path, special: dict[str, str], words: tuple[str, ...]) -> dic
     native.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     ends = [(first, known[first]), (last, known[last])]
     native.post_processor = processors.TemplateProcessing(f"{first} $A {last}", f"{first} $A {last} $B {last}", ends)
-    transformers.PreTrainedTokenizerFast(tokenizer_object=native, model_max_length=128, **tokens).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=native, model_max_length=128, **tokens).save_pretrained(
+        folder
+    )
     return known
 
 

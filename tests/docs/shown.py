@@ -30,7 +30,9 @@ def parse(text: str) -> object:
 
 
 def _outside(text: str) -> list[str]:
-    return [part if part.startswith('"') else re.sub(r"\s+", "", part) for part in re.split(r'("(?:[^"\\]|\\.)*")', text)]
+    return [
+        part if part.startswith('"') else re.sub(r"\s+", "", part) for part in re.split(r'("(?:[^"\\]|\\.)*")', text)
+    ]
 
 
 def _value(parts: list[re.Match[str]]) -> tuple[object, list[re.Match[str]]]:
@@ -114,6 +116,4 @@ def printed(shown: str, got: str) -> bool:
     if re.sub(r"\s+", "", _NUMBER.sub("#", shown)) != re.sub(r"\s+", "", _NUMBER.sub("#", got)):
         return False
     pairs = zip(_NUMBER.findall(shown), _NUMBER.findall(got), strict=True)
-    return all(
-        math.isclose(float(one.removesuffix("...")), float(other), abs_tol=TOLERANCE) for one, other in pairs
-    )
+    return all(math.isclose(float(one.removesuffix("...")), float(other), abs_tol=TOLERANCE) for one, other in pairs)

@@ -39,6 +39,8 @@ def test_paths_that_the_documents_name_exist() -> None:
     ends = {path.split("/")[-1] for path in known}
     for page in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md", "docs/glossary.md"):
         for path in re.findall(r"`([\w/]+\.py)`", (ROOT / page).read_text()):
+            if path.endswith("/x.py"):
+                continue  # of no file: a new one
             assert path in (short if "/" in path else short | ends), f"{page} names {path}"
         for name in re.findall(r"`(poolhouse(?:\.\w+)+)", (ROOT / page).read_text()):
             module = name
@@ -48,7 +50,9 @@ def test_paths_that_the_documents_name_exist() -> None:
 
 
 def test_the_glossary_has_about_twenty_terms_whose_code_exists() -> None:
-    rows = re.findall(r"^\| \*\*(.+?)\*\* \| .+ \| `([\w/.]+)` \|$", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| \*\*(.+?)\*\* \| .+ \| `([\w/.]+)` \|$", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE
+    )
     assert 18 <= len(rows) <= 26
     assert [term for term, _ in rows] == sorted((term for term, _ in rows), key=str.lower)
     for term, path in rows:

@@ -302,14 +302,18 @@ def _log_line(block: Block) -> None:
     body, headers = {"input": ["a", "b"]}, {"X-Request-Id": "order-66"}
     httpx.post(f"{server.url}/v1/embeddings", json=body, headers=headers, trust_env=False)
     (line,) = (line for line in server.stop()[1].splitlines() if "request_id=order-66" in line)
-    shown, got = (re.sub(r"\d+", "#", re.sub(r"(client|tokens)=\S+", r"\1=", text.strip())) for text in (block.text, line))
+    shown, got = (
+        re.sub(r"\d+", "#", re.sub(r"(client|tokens)=\S+", r"\1=", text.strip())) for text in (block.text, line)
+    )
     assert shown == got, block
 
 
 def _there(text: str, servers: dict[str, httpx.Client]) -> str:
     """The text with the addresses where the servers listen here."""
     return re.sub(
-        r"http://localhost:(\d+)", lambda found: str(servers[found[1]].base_url).rstrip("/") if found[1] in servers else found[0], text
+        r"http://localhost:(\d+)",
+        lambda found: str(servers[found[1]].base_url).rstrip("/") if found[1] in servers else found[0],
+        text,
     )
 
 
