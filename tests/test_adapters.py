@@ -78,7 +78,7 @@ def test_a_bare_adapter_takes_its_bases_pooling_and_tokenizer(
         shutil.copy(Path(paths["sea"]) / name, tmp_path / name)
     with LLM(str(tmp_path)) as llm:
         assert np.abs(vectors(llm) - expected["sea"]).max() < 1e-5
-        assert llm.engine.max_tokens == 256
+        assert llm.engine.facts.max_tokens == 256
 
 
 def with_config(folder: Path, path: str, **changes: object) -> str:
@@ -207,8 +207,8 @@ def test_the_server_lists_adapters_as_models_and_answers_through_them(
     http: httpx.Client, llm: LLM, adapters: tuple[dict[str, str], dict[str, Array]]
 ) -> None:
     listed = {model["id"]: model for model in http.get("/v1/models").json()["data"]}
-    assert set(listed) == {llm.engine.name, "sea", "land"}
-    assert (listed["sea"]["parent"], listed[llm.engine.name]["parent"]) == (llm.engine.name, None)
+    assert set(listed) == {llm.engine.facts.name, "sea", "land"}
+    assert (listed["sea"]["parent"], listed[llm.engine.facts.name]["parent"]) == (llm.engine.facts.name, None)
     for field, path in (("embedding", "/v1/embeddings"), ("data", "/pooling")):
         reply = http.post(path, json={"model": "sea", "input": TEXTS, "task": "embed"}).json()
         assert reply["model"] == "sea"

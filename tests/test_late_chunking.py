@@ -252,7 +252,7 @@ def test_a_size_of_chunks_is_a_positive_integer(size: Any) -> None:
 
 def test_fixed_chunks_are_refused_where_they_cannot_be_made(llm: LLM) -> None:
     for task in ("embed", "classify"):
-        if task in llm.engine.tasks:
+        if task in llm.engine.facts.tasks:
             with pytest.raises(InvalidRequest, match=r"does not support \['late_chunking_params'\]"):
                 llm.encode(TEXT, of_size(2), pooling_task=task)
     for prompt in ("", [3, 4], {"prompt_token_ids": [3, 4]}):

@@ -166,7 +166,7 @@ def test_parameters_may_name_the_task_but_not_another_one(llm: LLM) -> None:
 
 def test_the_pooler_configs_task_is_the_first_of_all_that_are_served() -> None:
     with LLM(pooler_config={"task": "token_embed"}) as llm:
-        assert llm.engine.tasks == ("token_embed", "embed")
+        assert llm.engine.facts.tasks == ("token_embed", "embed")
 
 
 def test_the_users_pooler_config_wins_over_the_files(llm: LLM) -> None:

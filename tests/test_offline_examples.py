@@ -72,7 +72,7 @@ def test_classify() -> None:
         logits = model(input_ids=torch.tensor([output.prompt_token_ids])).logits[0]
     # A converted classifier takes the last token and gives probabilities.
     assert probs == pytest.approx(logits.softmax(-1).tolist(), abs=TOLERANCE)
-    assert llm.engine.tasks == ("classify", "token_classify")
+    assert llm.engine.facts.tasks == ("classify", "token_classify")
     llm.close()
 
 
@@ -221,7 +221,7 @@ def test_the_architectures_name_tells_how_a_model_is_converted(
     write(Hub(architecture, "Llama", options, head="ForSequenceClassification", pooling=None), here / "m", here / "t")
     model = transformers.LlamaForSequenceClassification.from_pretrained(here / "t").eval()
     with LLM(model="m", runner="pooling") as llm:
-        assert llm.engine.tasks == tasks
+        assert llm.engine.facts.tasks == tasks
         if tasks == EMBEDS:
             (embedded,) = llm.embed(HELLO)
             with torch.inference_mode():

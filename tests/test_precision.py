@@ -257,7 +257,7 @@ def test_embed_array_takes_every_precision(llm: LLM) -> None:
     assert vectors.dtype == np.float32
     for precision in PRECISIONS:
         codes = llm.embed_array(texts, precision=precision)
-        assert np.array_equal(codes, quantize(vectors, precision, llm.engine.calibration)), precision
+        assert np.array_equal(codes, quantize(vectors, precision, llm.engine.facts.calibration)), precision
     with pytest.raises(InvalidRequest, match="precision='int4' is not one of"):
         llm.embed_array(texts, precision="int4")
 
@@ -279,7 +279,7 @@ def test_cosines_and_their_order_survive(
     llm: LLM, precision: Precision, calibrated: bool, error: float, kept: float
 ) -> None:
     asked, corpus = llm.embed_array(queries()), llm.embed_array(passages())
-    calibration = llm.engine.calibration if calibrated else None
+    calibration = llm.engine.facts.calibration if calibrated else None
     exact = asked @ corpus.T
     back = [
         normalized(dequantize(quantize(vectors, precision, calibration), precision, calibration))
@@ -293,7 +293,7 @@ def test_cosines_and_their_order_survive(
 
 
 def test_ranges_of_whole_vectors_are_widened_for_cut_ones(llm: LLM) -> None:
-    calibration = llm.engine.calibration
+    calibration = llm.engine.facts.calibration
     assert calibration is not None
     for dimensions in (64, 128, 256):
         vectors = llm.embed_array(passages(), pooling_params=PoolingParams(dimensions=dimensions))

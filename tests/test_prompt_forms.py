@@ -119,4 +119,4 @@ def test_weights_of_tokens_are_one_number_each(llm: LLM) -> None:
 def test_a_model_may_be_named_by_a_path(tmp_path: Path) -> None:
     save_m3(tmp_path)
     with LLM(tmp_path, tokenizer=tmp_path) as llm:
-        assert llm.engine.name == str(tmp_path)
+        assert llm.engine.facts.name == str(tmp_path)

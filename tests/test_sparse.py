@@ -111,7 +111,7 @@ def test_a_model_without_such_a_head_says_what_it_has() -> None:
     with pytest.raises(UnsupportedTask, match=r"no sparse vectors.*Supported tasks: \['embed', 'token_embed'\]"):
         plan(FakeEngine(), [Prompt("a")], Options())
     with LLM() as llm:
-        assert llm.engine.sparse is None
+        assert llm.engine.facts.sparse is None
         for method in (llm.embed_sparse, llm.embed_sparse_array):
             with pytest.raises(UnsupportedTask, match="no sparse vectors"):
                 method("a")

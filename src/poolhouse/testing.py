@@ -14,20 +14,16 @@ from typing import Any
 import numpy as np
 
 from poolhouse.engine.health import Faults, Pending
+from poolhouse.engine.interface import EngineFacts, WarmUpLevel
 from poolhouse.engine.observing import BatchRun, Guarded, Observer
-from poolhouse.engine.options import About
 from poolhouse.engine.request import Answer, Request, Timing, fail, start
-from poolhouse.engine.warm_up import WarmUpLevel
 from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest
 from poolhouse.inputs.conversations import Conversations
 from poolhouse.inputs.limits import Limit
-from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt, check_ids
-from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.outputs import Array
 from poolhouse.packing.tokens import Places, Tokens
 from poolhouse.params import Matryoshka, PoolingParams
-from poolhouse.plugins import Plugin
 from poolhouse.tasks import TOKEN_TASKS, SparseHead, Task, parse_task
 from poolhouse.vectors.precision import Calibration
 
@@ -59,26 +55,21 @@ class FakeEngine:
         delay_seconds: float = 0.0,
         failure: Exception | None = None,
     ) -> None:
-        self.name = name
-        self.tasks = tasks
+        self.facts = EngineFacts(
+            name=name,
+            tasks=tasks,
+            max_tokens=max_tokens,
+            labels=len(label_names or {}),
+            label_names=label_names or {},
+            width=width,
+            pooling="mean",
+            prompts=prompts or {},
+            sparse=sparse,
+            calibration=calibration,
+            max_batch_tokens=2048,
+            tokenizer_threads=1,
+        )
         self.width = width
-        self.max_tokens = max_tokens
-        self.prompts: Mapping[str, str] = prompts or {}
-        self.about = About(*("float32", "cpu"), pooling="mean", max_batch_tokens=2048, tokenizer_threads=1, width=width)
-        self.aliases: tuple[str, ...] = ()
-        self.unlisted_names: tuple[str, ...] = ()
-        self.sparse = sparse
-        self.token_weights = sparse is not None and sparse.task == "token_classify"
-        self.adapters: tuple[str, ...] = ()
-        self.label_names: Mapping[int, str] = label_names or {}
-        self.labels = len(self.label_names)
-        self.averages_max_sim = False
-        self.similarity = "cosine"
-        self.routed = False
-        self.score_template: ScoreTemplate | None = None
-        self.listwise: ListwisePrompts | None = None
-        self.plugin: Plugin | None = None
-        self.calibration = calibration
         self.matryoshka = Matryoshka(width, bool(dimensions), dimensions)
         self.delay_seconds = delay_seconds
         self.failure = failure
@@ -95,6 +86,10 @@ class FakeEngine:
         self._faults = Faults()
         self._observer: Observer | None = None
         self._thread = ThreadPoolExecutor(1, "poolhouse-fake")
+
+    def describe(self, **facts: Any) -> None:
+        """Change what is known of it."""
+        self.facts = replace(self.facts, **facts)
 
     @property
     def pending(self) -> int:
@@ -145,7 +140,7 @@ class FakeEngine:
 
     def limit(self, params: PoolingParams) -> Limit:
         """How long a prompt may be."""
-        return Limit(self.max_tokens, params.truncate_prompt_tokens, params.truncation_side or "right")
+        return Limit(self.facts.max_tokens, params.truncate_prompt_tokens, params.truncation_side or "right")
 
     def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
         """The tokens of prompts, however long they are."""
@@ -191,8 +186,8 @@ class FakeEngine:
 
     def _answer(self, request: Request) -> Answer:
         for task in (request.task, *request.further):
-            parse_task(task, self.tasks)
-        request.params.check(request.task, self.matryoshka, self.name, request.further)
+            parse_task(task, self.facts.tasks)
+        request.params.check(request.task, self.matryoshka, self.facts.name, request.further)
         chunking = request.params.late_chunking_params
         if chunking is not None:
             request = replace(request, places=True)
@@ -201,7 +196,7 @@ class FakeEngine:
             request = replace(request, spans=chunking.spans(len(tokens)))
         if self._observer is not None:
             self._observer.tokenized(1, self.delay_seconds)
-            self._observer.ran(BatchRun(1, len(tokens), self.max_tokens, ((0.0, 1),), self.delay_seconds, 0.0))
+            self._observer.ran(BatchRun(1, len(tokens), self.facts.max_tokens, ((0.0, 1),), self.delay_seconds, 0.0))
         return Answer(
             self._array(request, request.task, tokens),
             tokens,
@@ -210,7 +205,7 @@ class FakeEngine:
         )
 
     def _array(self, request: Request, task: Task, tokens: Tokens) -> Array:
-        width = self.labels if task == "classify" else request.params.for_task(task).dimensions or self.width
+        width = self.facts.labels if task == "classify" else request.params.for_task(task).dimensions or self.width
         if request.spans is not None:
             return np.stack(
                 [_vector(zlib.crc32(tokens.ids[start:end].tobytes()), width) for start, end in request.spans]
@@ -221,11 +216,11 @@ class FakeEngine:
 
     def _tokens(self, request: Request) -> Tokens:
         tokens, keep = self._all_tokens(request), request.params.truncate_prompt_tokens
-        if keep is None and len(tokens) > self.max_tokens:
+        if keep is None and len(tokens) > self.facts.max_tokens:
             raise InputTooLong(
-                f"The limit is {self.max_tokens} tokens, got {len(tokens)}.", "input_tokens", len(tokens)
+                f"The limit is {self.facts.max_tokens} tokens, got {len(tokens)}.", "input_tokens", len(tokens)
             )
-        kept = len(tokens) if keep is None else self.max_tokens if keep == -1 else keep
+        kept = len(tokens) if keep is None else self.facts.max_tokens if keep == -1 else keep
         return replace(tokens, ids=tokens.ids[:kept])
 
     def _all_tokens(self, request: Request) -> Tokens:
@@ -233,11 +228,11 @@ class FakeEngine:
         if prompt.ids is not None:
             check_ids(prompt.ids, _VOCABULARY_SIZE)
             return Tokens(prompt.ids, original_tokens=len(prompt.ids))
-        if request.prompt_name and request.prompt_name not in self.prompts:
+        if request.prompt_name and request.prompt_name not in self.facts.prompts:
             raise InvalidRequest(f"The model has no prompt named '{request.prompt_name}'.", "prompt_name")
         if prompt.text is None and prompt.conversation is not None:
             prompt = self.conversations.rendered(prompt.conversation)
-        prefix = self.prompts.get(request.prompt_name or "", "")
+        prefix = self.facts.prompts.get(request.prompt_name or "", "")
         text = prefix + (prompt.text or "") + ("" if prompt.pair is None else f" {prompt.pair}")
         words = list(re.finditer(r"\S+", text)) or list(re.finditer("", ""))
         ids = np.array([zlib.crc32(word.group().encode()) for word in words], dtype=np.int64)

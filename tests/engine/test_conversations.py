@@ -128,11 +128,11 @@ def test_the_users_template_serves_messages_and_pairs(folder: Path, tmp_path: Pa
     file.write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
     with LLM(str(folder), chat_template=str(file)) as own:
         assert own.engine.conversation(TURNS[:1]).text == "[user]" + TURNS[0]["content"]
-        assert own.engine.score_template is not None
-        assert own.engine.score_template.render("a", "b") == "[query]a[document]b"
+        assert own.engine.facts.score_template is not None
+        assert own.engine.facts.score_template.render("a", "b") == "[query]a[document]b"
     # A template of turns that must alternate joins no pair; messages are what it is for.
     with LLM(str(folder), chat_template=MISTRAL) as alternating:
-        assert alternating.engine.score_template is None
+        assert alternating.engine.facts.score_template is None
         assert alternating.engine.conversation(ALONE).text == f"<s>[INST] {ALONE[0]['content']} [/INST]\n"
     with pytest.raises(ConfigError, match="does not compile"):
         LLM(str(folder), chat_template="{% for %}")

@@ -48,7 +48,7 @@ def test_fast_runs_a_short_prompt_for_each_task(llm: LLM) -> None:
     with engine:
         engine.warm_up("fast")
         assert engine.pending == 0
-    assert sum(map(len, packs)) == len(engine.tasks)
+    assert sum(map(len, packs)) == len(engine.facts.tasks)
     assert max(map(max, packs)) < 64
 
 

@@ -80,7 +80,7 @@ def test_an_adapter_of_a_classifier_is_one(row: str, labels: int, tmp_path: Path
     with LLM(str(folder)) as llm:
         got = np.stack([output.outputs.array for output in llm.classify(TEXTS, pooling_params=raw)])
         alone = np.stack([llm.classify(text, pooling_params=raw)[0].outputs.array for text in TEXTS])
-        assert llm.engine.tasks == ("classify", "token_classify")
+        assert llm.engine.facts.tasks == ("classify", "token_classify")
         assert not any("classifier" in note or "score" in note for note in llm.model.facts.notes)
     with LLM(str(base), lora_modules={"mine": str(folder)}, merge_adapter="mine") as llm:
         merged = np.stack([output.outputs.array for output in llm.classify(TEXTS, pooling_params=raw)])
@@ -99,7 +99,7 @@ def test_an_adapter_of_a_classifier_is_one(row: str, labels: int, tmp_path: Path
 def test_an_adapter_of_a_token_classifier_is_one(row: str, tmp_path: Path) -> None:
     words, adapted = save_adapter(tmp_path / "base", tmp_path / "adapter", row, "TOKEN_CLS", 5)
     with LLM(str(tmp_path / "adapter")) as llm:
-        assert llm.engine.tasks == ("token_classify",)
+        assert llm.engine.facts.tasks == ("token_classify",)
         outputs = llm.encode(TEXTS, PoolingParams(use_activation=False), pooling_task="token_classify")
     for text, output in zip(TEXTS, outputs, strict=True):
         expected = logits(adapted, words(text)["input_ids"])
@@ -139,7 +139,7 @@ def test_a_head_cannot_be_chosen_per_request(tmp_path: Path) -> None:
 def test_the_user_may_want_the_backbone_alone(tmp_path: Path) -> None:
     save_adapter(tmp_path / "base", tmp_path / "adapter", "bert", "SEQ_CLS", 3)
     with LLM(str(tmp_path / "adapter"), convert="embed") as llm:
-        assert llm.engine.tasks == ("embed", "token_embed")
+        assert llm.engine.facts.tasks == ("embed", "token_embed")
         assert any("classifier.weight" in note for note in llm.model.facts.notes)
 
 

@@ -34,7 +34,7 @@ def test_dense_sparse_and_multi_vector_come_from_one_model(model: Any, tmp_path:
     sparse, vectors = (torch.load(tmp_path / f"{kind}_linear.pt") for kind in ("sparse", "colbert"))
     worst = [0.0, 0.0]
     with LLM(str(tmp_path)) as llm:
-        assert llm.engine.tasks == ("embed", "token_embed", "token_classify")
+        assert llm.engine.facts.tasks == ("embed", "token_embed", "token_classify")
         dense = llm.embed(TEXTS)
         many = [output.outputs.array for output in llm.encode(TEXTS, pooling_task="token_embed")]
         weights = [output.outputs.array for output in llm.encode(TEXTS, pooling_task="token_classify")]
@@ -104,7 +104,7 @@ def test_a_prompt_of_special_tokens_alone_has_no_weights(model: Any, tmp_path: P
 
 def test_the_architectures_name_demands_both_layers(model: Any, tmp_path: Path) -> None:
     with LLM(str(tmp_path), **OVERRIDE) as llm:
-        assert llm.engine.tasks == ("embed", "token_embed", "token_classify")
+        assert llm.engine.facts.tasks == ("embed", "token_embed", "token_classify")
     (tmp_path / "sparse_linear.pt").unlink()
     with pytest.raises(CheckpointError, match=r"has no sparse_linear\.pt"):
         LLM(str(tmp_path))
@@ -112,7 +112,7 @@ def test_the_architectures_name_demands_both_layers(model: Any, tmp_path: Path) 
     with pytest.raises(CheckpointError, match=r"has no sparse_linear\.pt"):
         LLM(str(tmp_path), **OVERRIDE)
     with LLM(str(tmp_path)) as llm:
-        assert llm.engine.tasks == ("embed", "token_embed")
+        assert llm.engine.facts.tasks == ("embed", "token_embed")
 
 
 def test_a_layer_that_does_not_fit_is_named(model: Any, tmp_path: Path) -> None:

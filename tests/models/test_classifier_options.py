@@ -103,11 +103,11 @@ def test_the_users_pooling_wins_over_a_family_but_not_over_a_checkpoints_word(tm
 def test_a_classifier_can_be_run_as_an_embedder(tmp_path: Path) -> None:
     bert(tmp_path)
     with LLM(str(tmp_path), convert="embed") as llm:
-        assert llm.engine.tasks == ("embed", "token_embed")
+        assert llm.engine.facts.tasks == ("embed", "token_embed")
         with pytest.raises(UnsupportedTask, match=r"Classification API is not supported.*--convert classify"):
             llm.classify("w1")
     with LLM(str(tmp_path), convert="none") as llm:
-        assert llm.engine.tasks == ("classify", "token_classify")
+        assert llm.engine.facts.tasks == ("classify", "token_classify")
         with pytest.raises(UnsupportedTask, match=r"Embedding API is not supported.*--convert embed"):
             llm.embed("w1")
 
@@ -139,7 +139,7 @@ def test_overrides_may_change_the_architecture(tmp_path: Path) -> None:
     model = save(tmp_path, "Qwen2ForSequenceClassification", "Qwen2Config", GROUPED, num_labels=3)
     change_config(tmp_path, architectures=["Qwen2ForCausalLM"])
     with LLM(str(tmp_path)) as llm:
-        assert llm.engine.tasks == ("embed", "token_embed")
+        assert llm.engine.facts.tasks == ("embed", "token_embed")
     for options in (
         {"hf_overrides": {"architectures": ["Qwen2ForSequenceClassification"]}},
         {"convert": "classify"},

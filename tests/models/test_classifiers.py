@@ -125,7 +125,7 @@ def test_tokens_are_classified_as_transformers_does(row: str, tmp_path: Path, re
     model = save(tmp_path, f"{family}ForTokenClassification", f"{family}Config", options, num_labels=5)
     expected = [_logits(model, tokenize(text)["input_ids"]) for text in TEXTS]
     with LLM(str(tmp_path)) as llm:
-        assert llm.engine.tasks == ("token_classify",)
+        assert llm.engine.facts.tasks == ("token_classify",)
         got = [output.outputs.array for output in llm.encode(TEXTS, pooling_task="token_classify")]
         alone = [llm.encode(text, pooling_task="token_classify")[0].outputs.array for text in TEXTS]
         assert llm.reward(TEXTS)[0].outputs.array.shape == expected[0].shape

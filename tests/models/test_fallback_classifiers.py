@@ -115,7 +115,7 @@ def test_classifiers_without_a_native_family_answer_as_transformers_does(
     expected = [_logits(model, tokenize(text)["input_ids"]) for text in TEXTS]
     with LLM(str(tmp_path)) as llm:
         assert llm.model.facts.served_by.startswith(served_by), llm.model.facts.served_by
-        assert llm.engine.tasks == tasks
+        assert llm.engine.facts.tasks == tasks
         got = llm.encode(TEXTS, PoolingParams(use_activation=False), pooling_task=tasks[0])
         default = llm.encode(TEXTS, pooling_task=tasks[0])
         alone = [llm.encode(text, PoolingParams(use_activation=False), pooling_task=tasks[0])[0] for text in TEXTS]

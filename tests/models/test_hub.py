@@ -233,7 +233,7 @@ def test_the_server_answers_to_every_name_of_the_embedded_model(
         LLM(model, served_model_name=served, download_dir=str(tmp_path)) as llm,
         TestClient(create_app([llm.engine], ServerSettings())) as client,
     ):
-        assert llm.engine.name == name
+        assert llm.engine.facts.name == name
         for asked in ("all-MiniLM-L6-v2", HUB_NAME, "mine", "ours"):
             reply = client.post("/v1/embeddings", json={"input": "x", "model": asked})
             known = asked in {name, *others}

@@ -64,7 +64,7 @@ def test_the_users_limit_ends_where_the_models_positions_end(row: str, tmp_path:
     positions = ROWS[row][2]
     if positions is None:
         with LLM(str(tmp_path), max_model_len=300) as llm:
-            assert llm.engine.max_tokens == 300
+            assert llm.engine.facts.max_tokens == 300
             assert np.isfinite(llm.embed("w1 " * 298, use_tqdm=False)[0].outputs.array).all()
         return
     with LLM(str(tmp_path), max_model_len=positions) as llm:
@@ -89,9 +89,9 @@ def test_longer_texts_are_read_as_transformers_reads_them(row: str, tmp_path: Pa
 def test_without_any_limit_a_default_holds_that_the_user_may_raise(tmp_path: Path) -> None:
     made(tmp_path, "T5")
     with LLM(str(tmp_path)) as llm:
-        assert llm.engine.max_tokens == 2048
+        assert llm.engine.facts.max_tokens == 2048
     with LLM(str(tmp_path), max_model_len=4096) as llm:
-        assert llm.engine.max_tokens == 4096
+        assert llm.engine.facts.max_tokens == 4096
 
 
 def test_a_tokenizers_limit_is_a_default(tmp_path: Path) -> None:
@@ -100,13 +100,13 @@ def test_a_tokenizers_limit_is_a_default(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 512}))
     for wanted, limit in ((None, 512), (-1, 512), (100, 100), (4096, 4096)):
         with LLM(str(tmp_path), max_model_len=wanted) as llm:
-            assert llm.engine.max_tokens == limit
+            assert llm.engine.facts.max_tokens == limit
 
 
 def test_what_the_config_states_is_the_default_of_a_model_without_an_end(tmp_path: Path) -> None:
     made(tmp_path, "DeBERTa v3")
     with LLM(str(tmp_path)) as llm:
-        assert llm.engine.max_tokens == 64
+        assert llm.engine.facts.max_tokens == 64
     change_config(tmp_path, max_position_embeddings=100)
     with LLM(str(tmp_path)) as llm:
-        assert llm.engine.max_tokens == 100
+        assert llm.engine.facts.max_tokens == 100

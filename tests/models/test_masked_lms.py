@@ -33,7 +33,7 @@ def test_a_masked_language_model_embeds_and_gives_every_token_its_vocabulary(
     model = save(tmp_path, f"{family}ForMaskedLM", f"{family}Config", options | {"tie_word_embeddings": tied})
     expected = [_logits(model, tokenize(text)["input_ids"]) for text in TEXTS]
     with LLM(str(tmp_path)) as llm:
-        assert llm.engine.tasks == ("embed", "token_embed", "token_classify")
+        assert llm.engine.facts.tasks == ("embed", "token_embed", "token_classify")
         assert llm.model.facts.notes == ()
         decoder, table = llm.model.pipelines["token_classify"].steps[-2], llm.model.backbone.tokens  # type: ignore[attr-defined]
         # A tied decoder is the table itself: no second copy of a large matrix.
@@ -60,7 +60,7 @@ def test_without_its_head_a_masked_language_model_only_embeds_and_says_so(tmp_pa
     save(tmp_path, "BertForMaskedLM", "BertConfig", LAYERS)
     change_tensors(tmp_path, drop="cls.predictions.transform.dense.weight")
     with LLM(str(tmp_path)) as llm:
-        assert llm.engine.tasks == ("embed", "token_embed")
+        assert llm.engine.facts.tasks == ("embed", "token_embed")
         assert any("cls.predictions.transform.dense.weight" in note for note in llm.model.facts.notes)
     with pytest.raises(CheckpointError, match=r"cls\.predictions\.transform\.dense\.weight"):
         LLM(str(tmp_path), **SPLADE)
@@ -105,7 +105,7 @@ def test_a_sparse_encoder_answers_as_sentence_transformers_does(
     tokenizer(described, kind)
     expected = encoder.encode(TEXTS, convert_to_sparse_tensor=False).cpu().numpy()
     with LLM(str(described)) as llm:
-        assert llm.engine.tasks == ("embed", "token_embed")
+        assert llm.engine.facts.tasks == ("embed", "token_embed")
         got = llm.embed_array(TEXTS)
         alone = np.stack([llm.embed_array(text)[0] for text in TEXTS])
         tokens = llm.encode(TEXTS[1], pooling_task="token_embed")[0].outputs.array

@@ -57,7 +57,7 @@ def compare(name: str, reference: str, llm: LLM, expected: list[float], record: 
     error = float(np.abs(np.array(got) - expected).max())
     packing = float(np.abs(np.array(got) - alone).max())
     facts, examples = llm.model.facts, EXAMPLES.get(name.removesuffix(", tied"), "")
-    record(Parity(name, "native", reference, error, packing, facts.architecture, llm.engine.tasks, examples))
+    record(Parity(name, "native", reference, error, packing, facts.architecture, llm.engine.facts.tasks, examples))
     # Scores must differ from pair to pair, or any prompt would do.
     assert np.std(expected) > 0.01
     # 2e-6 at most was seen, which is float32 summed in another order.
@@ -317,7 +317,7 @@ def test_a_cut_prompt_keeps_its_end_as_in_sentence_transformers(tmp_path: Path) 
 def test_the_limit_that_a_recipe_stores_holds(tmp_path: Path) -> None:
     cross_encoder(tmp_path, FLAT, options={"text": {"max_length": 64}})
     with LLM(str(tmp_path / "saved")) as llm:
-        assert llm.engine.max_tokens == 64
+        assert llm.engine.facts.max_tokens == 64
 
 
 def test_what_sentence_transformers_wraps_itself_scores_the_same_by_overrides(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def record(
         worst(got, expected),
         worst(got, alone),
         llm.model.facts.architecture,
-        llm.engine.tasks,
+        llm.engine.facts.tasks,
         examples,
     )
     record_parity(parity)
@@ -96,7 +96,7 @@ def test_qwen2_rewards_every_token_with_logits(tmp_path: Path, record_parity: Re
     head = two_layers(1)
     make(tmp_path, "Qwen2", "Qwen2ForRewardModel", head)
     with LLM(str(tmp_path)) as llm:
-        assert llm.engine.tasks == ("token_classify",)
+        assert llm.engine.facts.tasks == ("token_classify",)
         got = rewards(llm, PROMPTS)
         expected = [by_hand(tmp_path, "Qwen2", head, ids) for ids in PROMPTS]
         record(record_parity, llm, "qwen2, rewards", got, expected, "Qwen/Qwen2.5-Math-RM-72B")
@@ -111,7 +111,7 @@ def test_internlm2_rewards_every_token_with_one_number(tmp_path: Path, record_pa
     logits = [hidden(tmp_path, "Llama", ids) @ head["v_head.weight"].T for ids in PROMPTS]
     to_internlm2(tmp_path)
     with LLM(str(tmp_path), trust_remote_code=True) as llm:
-        assert llm.engine.tasks == ("token_classify",)
+        assert llm.engine.facts.tasks == ("token_classify",)
         got, examples = rewards(llm, PROMPTS), "internlm/internlm2-1_8b-reward, internlm2-7b-reward"
         # vLLM: fewer than two labels, a sigmoid.
         record(record_parity, llm, "internlm2, rewards", got, [logit.sigmoid() for logit in logits], examples)

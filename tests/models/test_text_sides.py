@@ -109,7 +109,7 @@ def test_texts_become_what_transformers_makes_of_them(row: str, tmp_path: Path) 
     model = save(tmp_path, row)
     with LLM(str(tmp_path)) as llm:
         vectors = llm.embed_array(token_ids(tmp_path), use_tqdm=False)
-        assert llm.engine.tasks == ("embed",)
+        assert llm.engine.facts.tasks == ("embed",)
         # RoBERTa's positions begin behind the padding id.
         lost = row in ("altclip", "clap")
         assert llm.model.facts.max_tokens == model.config.text_config.max_position_embeddings - lost

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from poolhouse.server.engines import Engine
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.server.process.run import _Server
 from poolhouse.settings import ServerSettings
 
@@ -112,7 +112,7 @@ def wait_until(reached: Any, what: str) -> None:
 class InThread:
     """A server whose inside a test can look at: `server` is the uvicorn server, `url` where it answers."""
 
-    def __init__(self, *engines: Engine, **settings: Any) -> None:
+    def __init__(self, *engines: PoolingEngine, **settings: Any) -> None:
         settings = {"host": "127.0.0.1", "port": 0, "log_level": "critical", "warmup": "none", **settings}
         self.server = _Server(lambda: engines, ServerSettings.parse(**settings))
         self.url = self.server._address()
@@ -131,7 +131,7 @@ class InThread:
 
 
 @contextmanager
-def in_thread(*engines: Engine, **settings: Any) -> Iterator[InThread]:
+def in_thread(*engines: PoolingEngine, **settings: Any) -> Iterator[InThread]:
     """A server that answers, and ends well."""
     with _own_logs():
         running = InThread(*engines, **settings)

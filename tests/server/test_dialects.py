@@ -290,7 +290,7 @@ def test_a_task_without_an_adapter_is_what_the_text_is() -> None:
     assert [request.input_type for request in engine.received] == ["retrieval.query", "query", "text-matching", None]
     assert all(request.adapter is None for request in engine.received)
     engine = FakeEngine()
-    engine.adapters = ("law",)
+    engine.describe(adapters=("law",))
     with TestClient(create_app([engine])) as client:
         assert client.post("/v1/embeddings", json={"input": "x", "task": "law"}).status_code == 200
     assert [(request.adapter, request.input_type) for request in engine.received] == [("law", None)]

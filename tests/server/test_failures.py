@@ -257,7 +257,7 @@ def test_a_request_that_is_cancelled_takes_its_prompts_out_of_the_queue(engine: 
 
 
 def test_the_first_bad_prompt_is_named_and_the_others_leave(engine: FakeEngine, http: TestClient) -> None:
-    engine.max_tokens = 2
+    engine.describe(max_tokens=2)
     reply = http.post("/v1/embeddings", json={"input": ["fine", "one two three", "four five six"]})
     assert reply.json() == both("input[1]: The limit is 2 tokens, got 3.", "BadRequestError", 400, "input_tokens")
 

@@ -319,7 +319,7 @@ def test_a_full_queue_tells_sie_to_ask_again() -> None:
 @pytest.mark.parametrize("name", ["plain", "owner/name", "a b", "deep/er/name", "ü/模型", "with:tag", "50%"])
 def test_a_model_is_found_by_the_name_in_a_path_whatever_it_holds(name: str) -> None:
     engine = FakeEngine(name)
-    engine.aliases, engine.adapters = ("second/name",), ("law",)
+    engine.describe(aliases=("second/name",), adapters=("law",))
     with TestClient(create_app([engine, FakeEngine("other")])) as client:
         for known in (name, "second/name", "law"):
             kind = {"http_client": client, "api_key": "k", "max_retries": 0}
@@ -340,7 +340,7 @@ def test_a_name_that_no_model_has_is_answered_with_those_there_are() -> None:
         assert client.get(f"{path}/").json() == client.get(path).json()
     # A name that no list shows is known nevertheless.
     named = FakeEngine("short")
-    named.unlisted_names = ("owner/short",)
+    named.describe(unlisted_names=("owner/short",))
     known = served(named).get("/v1/models/owner/short")
     assert (known.status_code, known.json()["id"]) == (200, "owner/short")
     # A lone model too: who asks for it by name wants to know whether it is there.

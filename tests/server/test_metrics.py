@@ -201,7 +201,7 @@ def test_engines_tell_of_their_phases_and_batches(two_engines: TestClient) -> No
 
 def test_vllms_names_say_what_ours_say() -> None:
     engine = FakeEngine("fake")
-    engine.adapters = ("law",)
+    engine.describe(adapters=("law",))
     with TestClient(create_app([engine])) as http:
         http.post("/v1/embeddings", json={"input": ["one two", "three"]})
         http.post("/pooling", json={"input": "four", "model": "law"})
@@ -225,7 +225,7 @@ def test_vllms_names_say_what_ours_say() -> None:
 
 def test_what_runs_and_what_waits_are_told_apart_as_vllm_does() -> None:
     engine = FakeEngine("fake", delay_seconds=0.3)
-    engine.adapters = ("law",)
+    engine.describe(adapters=("law",))
     model = {"model_name": "fake", "engine": "0"}
     with TestClient(create_app([engine])) as http:
         bodies = [{"input": ["a", "b"]}, {"input": "c", "model": "law"}]

@@ -35,7 +35,7 @@ class Lines:
 @pytest.fixture
 def engine() -> FakeEngine:
     engine = FakeEngine()
-    engine.plugin = Lines()
+    engine.describe(plugin=Lines())
     return engine
 
 
@@ -70,15 +70,15 @@ def test_data_that_a_plugin_does_not_understand_is_a_bad_request(http: TestClien
 
 
 def test_without_a_plugin_it_is_said_how_one_is_installed(engine: FakeEngine, http: TestClient) -> None:
-    engine.plugin = None
+    engine.describe(plugin=None)
     reply = http.post("/pooling", json={"task": "plugin", "data": "x"})
     assert reply.status_code == 400
     assert "No IOProcessor plugin installed" in reply.json()["message"]
 
 
 def test_output_that_is_no_json_is_named(engine: FakeEngine, http: TestClient) -> None:
-    assert isinstance(engine.plugin, Lines)
-    engine.plugin.answer = object()
+    assert isinstance(engine.facts.plugin, Lines)
+    engine.facts.plugin.answer = object()
     reply = http.post("/pooling", json={"task": "plugin", "data": "x"})
     assert reply.status_code == 500
     assert "cannot be written as JSON" in reply.json()["message"]

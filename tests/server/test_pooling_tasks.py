@@ -180,7 +180,8 @@ def test_a_model_answers_to_all_its_names_and_gives_the_first(http: TestClient) 
 
 def test_of_two_models_with_one_name_the_first_has_it() -> None:
     one, other = FakeEngine("one", width=4), FakeEngine("other", width=16)
-    one.aliases, other.aliases = ("both",), ("both", "else")
+    one.describe(aliases=("both",))
+    other.describe(aliases=("both", "else"))
     http = TestClient(create_app([one, other]))
     for name, width in (("both", 4), ("else", 16), ("other", 16)):
         reply = http.post("/v1/embeddings", json={"model": name, "input": "x"}).json()

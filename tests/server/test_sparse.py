@@ -65,13 +65,13 @@ def items(http: TestClient, **body: Any) -> list[Any]:
 
 @pytest.mark.parametrize("path", ["/embed_sparse", "/tei/embed_sparse"])
 def test_entries_are_those_of_the_library_by_rising_index(http: TestClient, llm: LLM, path: str) -> None:
-    reply = http.post(path, json={"inputs": TEXTS, "model": llm.engine.name})
+    reply = http.post(path, json={"inputs": TEXTS, "model": llm.engine.facts.name})
     assert reply.status_code == 200, reply.text
     assert [{entry["index"]: entry["value"] for entry in entries} for entries in reply.json()] == by_id(llm)
     for entries in reply.json():
         assert [entry["index"] for entry in entries] == sorted({entry["index"] for entry in entries})
         assert all(set(entry) == {"index", "value"} for entry in entries)
-    assert http.post(path, json={"inputs": TEXTS[0], "model": llm.engine.name}).json() == [
+    assert http.post(path, json={"inputs": TEXTS[0], "model": llm.engine.facts.name}).json() == [
         [{"index": entry["index"], "value": pytest.approx(entry["value"], abs=1e-5)} for entry in reply.json()[0]]
     ]
     assert reply.headers["x-compute-characters"] == str(sum(map(len, TEXTS)))
@@ -116,7 +116,7 @@ def test_info_says_splade(http: TestClient) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"threshold": 0.3}, {"top_k": 3, "threshold": 0.1}])
 def test_pooling_gives_entries_with_their_tokens(http: TestClient, llm: LLM, options: dict[str, Any]) -> None:
-    reply = http.post("/pooling", json={"input": TEXTS, "model": llm.engine.name, "task": "sparse", **options})
+    reply = http.post("/pooling", json={"input": TEXTS, "model": llm.engine.facts.name, "task": "sparse", **options})
     assert reply.status_code == 200, reply.text
     assert [item["object"] for item in reply.json()["data"]] == ["pooling"] * len(TEXTS)
     got = [item["data"] for item in reply.json()["data"]]

@@ -13,7 +13,6 @@ from pydantic import SecretStr
 
 import poolhouse
 from poolhouse import LLM
-from poolhouse.engine.options import About
 from poolhouse.server.app import create_app
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
@@ -67,7 +66,7 @@ def test_headers_say_what_a_request_took(http: TestClient, path: str, body: Any,
 
 
 def test_headers_tell_the_kind_of_device(http: TestClient, engines: list[FakeEngine]) -> None:
-    engines[0].about = About("bfloat16", "cuda")
+    engines[0].describe(dtype="bfloat16", device="cuda")
     assert http.post("/embed", json={"inputs": "x"}).headers["x-compute-type"] == "gpu+optimized"
 
 

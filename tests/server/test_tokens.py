@@ -12,7 +12,6 @@ import tokenizers
 from fastapi.testclient import TestClient
 
 from poolhouse import LLM
-from poolhouse.engine.options import About
 from poolhouse.engine.request import Request
 from poolhouse.inputs.conversations import Conversations
 from poolhouse.server.app import create_app
@@ -49,7 +48,7 @@ def reference(llm: LLM) -> tokenizers.Tokenizer:
 @pytest.fixture
 def engine() -> Iterator[FakeEngine]:
     engine = FakeEngine("fake", prompts={"query": "seek: ", "passage": "read: "}, max_tokens=9)
-    engine.aliases = ("other",)
+    engine.describe(aliases=("other",))
     yield engine
     engine.close()
 
@@ -157,7 +156,7 @@ def test_a_named_prompt_is_part_of_the_text_and_of_its_places(fake: TestClient, 
     bare = [("why", 0, 3), ("tides", 4, 9)]
     assert words() == bare
     assert words(prompt_name="query") == [("seek:", 0, 5), ("why", 6, 9), ("tides", 10, 15)]
-    engine.about = About("float32", "cpu", default_prompt_name="passage")
+    engine.describe(default_prompt_name="passage")
     assert words() == [("read:", 0, 5), ("why", 6, 9), ("tides", 10, 15)]
     assert words(prompt_name="") == bare
     # vLLM's form knows no prompts.

@@ -23,9 +23,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from poolhouse import LLM
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import ConfigError
 from poolhouse.server.app import create_app
-from poolhouse.server.engines import Engine
 from poolhouse.server.telemetry import opentelemetry, tracing
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
@@ -39,7 +39,7 @@ TRACE, PARENT_SPAN = 0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331
 class Traced:
     """An app whose spans are kept; `spans` ends it and gives them in order of their start."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, engines: Sequence[Engine]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, engines: Sequence[PoolingEngine]) -> None:
         self.exported = InMemorySpanExporter()
         monkeypatch.setattr(opentelemetry, "exporter", lambda _: self.exported)
         settings = ServerSettings(otlp_traces_endpoint="http://localhost:4318", max_body_bytes=2000)

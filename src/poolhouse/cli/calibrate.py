@@ -54,7 +54,7 @@ def calibrate(
         from poolhouse.llm.requests import Asked
 
         llm = stack.enter_context(LLM(model, **options))
-        task: Task = "embed" if "embed" in llm.engine.tasks else "token_embed"
+        task: Task = "embed" if "embed" in llm.engine.facts.tasks else "token_embed"
         asked = Asked(PoolingParams(dimensions=dimensions), prompt_name)
         progress = stack.enter_context(tqdm(total=given.total, unit=" texts", disable=None, dynamic_ncols=True))
         for group, answers in texts.answered(llm, given.without_blanks(), task, asked):

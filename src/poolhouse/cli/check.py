@@ -222,7 +222,7 @@ def _checked(
 
 def _answer_something(llm: LLM) -> None:
     """Raise EngineError where an answer is not finite."""
-    for task in llm.engine.tasks:
+    for task in llm.engine.facts.tasks:
         # Some answer prompts of their own form alone.
         with contextlib.suppress(InvalidRequest):
             llm.encode(passages()[0], pooling_task=task, use_tqdm=False)
@@ -244,14 +244,14 @@ def _facts(llm: LLM) -> dict[str, Any]:
         "device": str(facts.device),
         "max_tokens": facts.max_tokens,
     }
-    if "embed" in llm.engine.tasks:
+    if "embed" in llm.engine.facts.tasks:
         any_size = f"any up to {sizes.width}"
         told["width"] = facts.width
         told["matryoshka"] = (list(sizes.dimensions) or any_size) if sizes.supported else None
-    if llm.engine.labels or llm.engine.label_names:
-        told["labels"] = list(llm.engine.label_names.values()) or llm.engine.labels
+    if llm.engine.facts.labels or llm.engine.facts.label_names:
+        told["labels"] = list(llm.engine.facts.label_names.values()) or llm.engine.facts.labels
     told["prompts"] = list(facts.prompts)
-    template = llm.engine.score_template
+    template = llm.engine.facts.score_template
     if template is not None:
         told["score_template"] = template.name
         told["a_pair_becomes"] = template.render("QUERY", "DOCUMENT").replace(SEAM, "")
@@ -289,16 +289,16 @@ def _table(facts: dict[str, Any]) -> Table:
 
 def _compare(llm: LLM) -> Compared | str:
     """The difference to sentence-transformers, or why there is nothing to compare with."""
-    if "embed" in llm.engine.tasks:
+    if "embed" in llm.engine.facts.tasks:
         if not (Path(llm.model.facts.path) / "modules.json").is_file():
             return "the checkpoint has no modules.json, so sentence-transformers would guess its pooling."
         return _with_reference(_compare_vectors, llm)
-    template = llm.engine.score_template
+    template = llm.engine.facts.score_template
     if template is not None and not template.instruction_as_system:
         return f"sentence-transformers does not know the prompt of this model ({template.name})."
-    if "classify" in llm.engine.tasks:
+    if "classify" in llm.engine.facts.tasks:
         return _with_reference(_compare_pairs, llm)
-    return f"sentence-transformers has no {' or '.join(llm.engine.tasks)}."
+    return f"sentence-transformers has no {' or '.join(llm.engine.facts.tasks)}."
 
 
 def _with_reference(compare_with: Callable[[LLM], Compared], llm: LLM) -> Compared | str:
@@ -331,7 +331,7 @@ def _compare_pairs(llm: LLM) -> Compared:
 
     pairs = [(question, passage) for question in queries()[:4] for passage in passages()[:12]]
     theirs = CrossEncoder(**_loading(llm)).predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
-    prompts = [Prompt(question, pair=passage, template=llm.engine.score_template) for question, passage in pairs]
+    prompts = [Prompt(question, pair=passage, template=llm.engine.facts.score_template) for question, passage in pairs]
     raw = PoolingParams(use_activation=False)
     futures = llm.engine.submit([Request(prompt, "classify", raw) for prompt in prompts])
     ours = np.stack([future.result().array for future in futures])

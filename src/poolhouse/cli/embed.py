@@ -121,7 +121,7 @@ def embed(
         from poolhouse.llm.requests import Asked
 
         llm = stack.enter_context(LLM(model, **options))
-        if not tokens and "embed" not in llm.engine.tasks and "token_embed" in llm.engine.tasks:
+        if not tokens and "embed" not in llm.engine.facts.tasks and "token_embed" in llm.engine.facts.tasks:
             raise ConfigError(
                 "This model gives a vector per token, not one per text: use --tokens, with --output FILE.npz."
             )
@@ -178,7 +178,7 @@ def _write_vectors(llm: LLM, given: files.Texts, write: Write, asked: Asked, pre
     count = 0
     with _progress(given.total) as progress:
         for texts, answers in files.answered(llm, given, "embed", asked):
-            rows = quantize(np.stack([answer.array for answer in answers]), precision, llm.engine.calibration)
+            rows = quantize(np.stack([answer.array for answer in answers]), precision, llm.engine.facts.calibration)
             write(texts, rows, [answer.tokens.truncated for answer in answers])
             count += len(texts)
             progress.update(len(texts))
@@ -200,7 +200,7 @@ def _write_tokens(
     with _progress(given.total) as progress:
         for texts, answers in files.answered(llm, given, "token_embed", asked, _TOKENS_AT_ONCE):
             matrices = [answer.array if factor is None else pooled(answer.array, factor) for answer in answers]
-            write(TokenEmbeddings.of(matrices, precision, llm.engine.calibration))
+            write(TokenEmbeddings.of(matrices, precision, llm.engine.facts.calibration))
             count += len(texts)
             progress.update(len(texts))
     return count

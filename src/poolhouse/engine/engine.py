@@ -15,33 +15,32 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from poolhouse.engine import process
 from poolhouse.engine.health import Faults, Pending
 from poolhouse.engine.intake import Intake, Preparation
+from poolhouse.engine.interface import EngineFacts, WarmUpLevel
 from poolhouse.engine.observing import Guarded, Observer
-from poolhouse.engine.options import About, EngineOptions
+from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.queue import Flow, Turns
 from poolhouse.engine.request import Answer, Request, fail
 from poolhouse.engine.runner import Runner
 from poolhouse.engine.scheduler import Scheduler
-from poolhouse.engine.warm_up import WarmUpLevel, rounds
+from poolhouse.engine.warm_up import rounds
 from poolhouse.engine.workers import Lanes
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, NoStep
 from poolhouse.inputs.late_interaction import SideTokens
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.model import Model
 from poolhouse.packing.tokens import Ids, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
-from poolhouse.tasks import SparseHead, Task
-from poolhouse.vectors.precision import Calibration
+from poolhouse.tasks import SparseHead
 
 log = logging.getLogger("poolhouse")
 
@@ -72,7 +71,7 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.options = options
-        self.plugin = plugin
+        self.facts = _facts(model, tokenizer, options, plugin)
         self._preparation = Preparation(model, options)
         rules = model.facts.late_interaction
         sides = None if rules is None else SideTokens(rules, tokenizer, model.facts.max_tokens)
@@ -106,96 +105,6 @@ class Engine:
             if not self._started:
                 self._lanes.start()
                 self._started = True
-
-    @property
-    def name(self) -> str:
-        return self.model.facts.name
-
-    @property
-    def aliases(self) -> tuple[str, ...]:
-        """Further names that requests may use."""
-        return self.options.aliases
-
-    @property
-    def unlisted_names(self) -> tuple[str, ...]:
-        """Names that requests may use, and no list shows: the embedded model's on the hub."""
-        return self.options.unlisted_names
-
-    @property
-    def about(self) -> About:
-        """What it tells of itself, for /info."""
-        return About.of(self.model, self.options)
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        return self.model.tasks
-
-    @property
-    def labels(self) -> int:
-        """How many numbers `classify` answers with; 0 where the model does not classify."""
-        pipeline = self.model.pipelines.get("classify")
-        return 0 if pipeline is None else pipeline.width
-
-    @property
-    def label_names(self) -> Mapping[int, str]:
-        return self.model.facts.labels
-
-    @property
-    def token_weights(self) -> bool:
-        """Whether `token_classify` weighs tokens for sparse retrieval, as BGE-M3 does."""
-        return self.sparse is not None and self.sparse.task == "token_classify"
-
-    @cached_property
-    def sparse(self) -> SparseHead | None:
-        """How answers become sparse vectors; None for a model that has none."""
-        head, unknown = self.model.sparse, self.tokenizer.unknown
-        if head is None or head.unit != "token" or unknown is None:
-            return head
-        return replace(head, left_out=head.left_out | {unknown})
-
-    @property
-    def max_tokens(self) -> int:
-        return self.model.facts.max_tokens
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        return self.model.facts.prompts
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """Adapters that stand beside the model, each a model of its own to those who ask by name."""
-        return () if self.model.adapters is None else self.model.adapters.declared
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """The stored ranges of int8 vectors; None where a fixed range serves."""
-        return self.options.calibration
-
-    @property
-    def score_template(self) -> ScoreTemplate | None:
-        return self.options.score_template
-
-    @property
-    def averages_max_sim(self) -> bool:
-        """Whether a late-interaction score is a mean over the query's vectors, not a sum."""
-        rules = self.model.facts.late_interaction
-        return rules is not None and rules.mean
-
-    @property
-    def similarity(self) -> str:
-        """How scores compare two vectors."""
-        return self.model.facts.similarity
-
-    @property
-    def routed(self) -> bool:
-        """Whether queries and documents go separate ways through the model."""
-        return bool(self.model.routes.by_task)
-
-    @property
-    def listwise(self) -> ListwisePrompts | None:
-        """Makes the prompts of a model that scores all documents of a query together."""
-        tokens = self.model.facts.listwise
-        return None if tokens is None else ListwisePrompts(self.tokenizer, tokens.document_token, tokens.query_token)
 
     @property
     def alive(self) -> bool:
@@ -265,7 +174,7 @@ class Engine:
         Raises:
             EngineError: what the model failed with.
         """
-        for requests in rounds(self, level):
+        for requests in rounds(self, self.options, level):
             for future in self.submit(requests):
                 with suppress(NoStep):  # of a model that answers at certain tokens only; it has run
                     future.result()
@@ -336,7 +245,7 @@ class Engine:
         device = self.model.facts.device
         if device.type != "cpu":
             fatal = fatal or EngineError(
-                f"This process was forked from the one that opened {self.name} on {device}, and cannot use that device. "
+                f"This process was forked from the one that opened {self.facts.name} on {device}, and cannot use that device. "
                 "Open the model in this process, or start processes by 'spawn' (LLM objects may be pickled)."
             )
         self._faults = Faults()
@@ -410,6 +319,49 @@ class Engine:
             _fail(requests, EngineError(f"Preparing the request failed: {error}"))
         finally:
             self._preparing.discard(call)
+
+
+def _facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plugin: Plugin | None) -> EngineFacts:
+    """What is known of an engine that runs this model so."""
+    facts = model.facts
+    embed, classify = (model.pipelines.get(task) for task in ("embed", "classify"))
+    rules, listwise = facts.late_interaction, facts.listwise
+    return EngineFacts(
+        name=facts.name,
+        aliases=options.aliases,
+        unlisted_names=options.unlisted_names,
+        tasks=model.tasks,
+        labels=0 if classify is None else classify.width,
+        label_names=facts.labels,
+        max_tokens=facts.max_tokens,
+        width=None if embed is None else embed.width,
+        pooling=None if embed is None else embed.steps[0].words,
+        prompts=facts.prompts,
+        default_prompt_name=facts.default_prompt_name,
+        adapters=() if model.adapters is None else model.adapters.declared,
+        sparse=_sparse(model, tokenizer),
+        similarity=facts.similarity,
+        mean_max_sim=rules is not None and rules.mean,
+        routed=bool(model.routes.by_task),
+        score_template=options.score_template,
+        listwise=None
+        if listwise is None
+        else ListwisePrompts(tokenizer, listwise.document_token, listwise.query_token),
+        plugin=plugin,
+        calibration=options.calibration,
+        dtype=str(facts.dtype).removeprefix("torch."),
+        device=facts.device.type,
+        max_batch_tokens=options.max_batch_tokens,
+        tokenizer_threads=options.tokenizer_threads,
+    )
+
+
+def _sparse(model: Model, tokenizer: Tokenizer) -> SparseHead | None:
+    """How answers become sparse vectors; weights of tokens leave out the unknown one."""
+    head, unknown = model.sparse, tokenizer.unknown
+    if head is None or head.unit != "token" or unknown is None:
+        return head
+    return replace(head, left_out=head.left_out | {unknown})
 
 
 def _characters(request: Request) -> float:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import Array, PoolingOutput, PoolingRequestOutput
 from poolhouse.packing.tokens import Ids, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
+
+if TYPE_CHECKING:
+    from poolhouse.engine.interface import PoolingEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,27 +95,18 @@ def fail(future: Future[Answer], error: BaseException) -> None:
         future.set_exception(error)
 
 
-class Engine(Protocol):
-    """What the shape of an answer depends on."""
-
-    @property
-    def token_weights(self) -> bool:
-        """Whether `token_classify` weighs tokens for sparse retrieval."""
-        ...
-
-
-def shown(array: Array, task: str, engine: Engine) -> Array:
+def shown(array: Array, task: str, engine: PoolingEngine) -> Array:
     """The array as callers see it: a number per token where `token_classify` weighs tokens, as vLLM has it."""
-    return array[:, 0] if task == "token_classify" and engine.token_weights else array
+    return array[:, 0] if task == "token_classify" and engine.facts.token_weights else array
 
 
-def pooling_outputs(answers: Sequence[Answer], task: str, engine: Engine) -> list[PoolingRequestOutput]:
+def pooling_outputs(answers: Sequence[Answer], task: str, engine: PoolingEngine) -> list[PoolingRequestOutput]:
     """The answers of a task, numbered in order."""
     build = pooling(task, engine)
     return [build(str(index), answer) for index, answer in enumerate(answers)]
 
 
-def pooling(task: str, engine: Engine) -> Callable[[str, Answer], PoolingRequestOutput]:
+def pooling(task: str, engine: PoolingEngine) -> Callable[[str, Answer], PoolingRequestOutput]:
     """Answers of a task as `LLM.encode` gives them."""
 
     def build(request_id: str, answer: Answer) -> PoolingRequestOutput:

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol
+from collections.abc import Iterator
 
 import numpy as np
 
+from poolhouse.engine.interface import PoolingEngine, WarmUpLevel
 from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.request import Request
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.packing.tokens import Tokens
-from poolhouse.tasks import Task
-
-WarmUpLevel = Literal["none", "fast", "full"]
 
 _TEXT = "How warm is the water of the pool?"
 _SHORTEST_TOKENS = 8
 
 
-class Engine(Protocol):
-    """What warming must know of an engine."""
-
-    @property
-    def options(self) -> EngineOptions: ...
-
-    @property
-    def tasks(self) -> tuple[Task, ...]: ...
-
-    @property
-    def max_tokens(self) -> int: ...
-
-    def tokenize(self, requests: Sequence[Request]) -> list[Tokens]: ...
-
-
-def rounds(engine: Engine, level: WarmUpLevel) -> Iterator[list[Request]]:
+def rounds(engine: PoolingEngine, options: EngineOptions, level: WarmUpLevel) -> Iterator[list[Request]]:
     """Requests to run one list after the other.
 
     fast: a short text for each task. full: then, for every length up to the longest prompt or a whole batch, each twice
@@ -43,17 +24,17 @@ def rounds(engine: Engine, level: WarmUpLevel) -> Iterator[list[Request]]:
     if level == "none":
         return
     # Queries may be looked up instead of run.
-    texts = [Request(Prompt(_TEXT), task, input_type="document") for task in engine.tasks]
+    texts = [Request(Prompt(_TEXT), task, input_type="document") for task in engine.facts.tasks]
     (tokens,) = engine.tokenize(texts[:1])
-    budget, lanes = engine.options.max_batch_tokens, engine.options.lanes
-    most = min(engine.max_tokens, engine.options.max_prompt_tokens or engine.max_tokens, budget)
+    facts, budget, lanes = engine.facts, options.max_batch_tokens, options.lanes
+    most = min(facts.max_tokens, options.max_prompt_tokens or facts.max_tokens, budget)
     if len(tokens) <= most:
         yield texts
     if level == "full":
         for length in _lengths(most):
             prompt = Prompt(None, np.resize(tokens.ids, length))
-            yield [Request(prompt, engine.tasks[0], input_type="document")]
-            yield [Request(prompt, engine.tasks[0], input_type="document") for _ in range(lanes * (budget // length))]
+            yield [Request(prompt, facts.tasks[0], input_type="document")]
+            yield [Request(prompt, facts.tasks[0], input_type="document") for _ in range(lanes * (budget // length))]
 
 
 def _lengths(most: int) -> list[int]:

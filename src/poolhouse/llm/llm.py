@@ -130,7 +130,7 @@ def _labelled(
     def build(request_id: str, pair: tuple[Request, Answer]) -> TokenClassificationRequestOutput:
         request, answer = pair
         text, places, scores = request.prompt.text, answer.tokens.places, answer.array
-        if engine.token_weights:
+        if engine.facts.token_weights:
             raise UnsupportedTask("This model weighs tokens, it does not label them; use embed_sparse or encode.")
         if len(scores) != len(answer.tokens):
             raise UnsupportedTask(
@@ -140,7 +140,7 @@ def _labelled(
         assert places is not None
         if not pipeline.activates(request.params):
             scores = probabilities(scores)
-        found = entities(text, scores, places, engine.label_names, strategy, ignored)
+        found = entities(text, scores, places, engine.facts.label_names, strategy, ignored)
         output = TokenClassificationOutput(answer.array, tuple(found))
         return TokenClassificationRequestOutput(request_id, output, **facts(answer))
 
@@ -464,7 +464,7 @@ def _packing(
         matrices = [answer.array for answer in answers]
         if factor is not None:
             matrices = [pooled(matrix, factor) for matrix in matrices]
-        return TokenEmbeddings.of(matrices, wanted, llm.engine.calibration)
+        return TokenEmbeddings.of(matrices, wanted, llm.engine.facts.calibration)
 
     return pack
 
@@ -582,7 +582,7 @@ class LLM:
         asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
         requests = requests_of(self.engine, prompts, "embed", asked)
         vectors = np.stack([answer.array for answer in wait(self.engine.submit(requests), use_tqdm, "embed")])
-        return quantize(vectors, wanted, self.engine.calibration)
+        return quantize(vectors, wanted, self.engine.facts.calibration)
 
     def encode(
         self,
@@ -658,7 +658,8 @@ class LLM:
         asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request)
         requests = requests_of(self.engine, prompts, "classify", asked)
         return self._outputs(
-            wait(self.engine.submit(requests), use_tqdm, "classify"), results.classification(self.engine.label_names)
+            wait(self.engine.submit(requests), use_tqdm, "classify"),
+            results.classification(self.engine.facts.label_names),
         )
 
     async def classify_async(
@@ -674,7 +675,7 @@ class LLM:
         asked = Asked(pooling_params, prompt_name, tokenization_kwargs, lora_request)
         requests = requests_of(self.engine, prompts, "classify", asked)
         return self._outputs(
-            await gather(self.engine.submit(requests)), results.classification(self.engine.label_names)
+            await gather(self.engine.submit(requests)), results.classification(self.engine.facts.label_names)
         )
 
     def score(
@@ -774,8 +775,8 @@ class LLM:
     def __repr__(self) -> str:
         if self._engine is None:
             return f"LLM({self.settings.model or 'the embedded default'!r}: a copy, not open yet)"
-        facts, tasks = self.model.facts, ", ".join(self.engine.tasks)
-        width = f", {facts.width} dimensions" if "embed" in self.engine.tasks else ""
+        facts, tasks = self.model.facts, ", ".join(self.engine.facts.tasks)
+        width = f", {facts.width} dimensions" if "embed" in self.engine.facts.tasks else ""
         where = f"{str(facts.dtype).removeprefix('torch.')} on {facts.device}"
         state = "" if self.engine.alive else ", closed"
         return f"LLM({facts.name!r}: {tasks}{width}, {where}, {facts.served_by}{state})"
@@ -789,7 +790,7 @@ class LLM:
     @property
     def _vectors(self) -> Task:
         """The task of `embed`."""
-        return "token_embed" if self.engine.tasks[0] == "token_embed" else "embed"
+        return "token_embed" if self.engine.facts.tasks[0] == "token_embed" else "embed"
 
     def _outputs(self, answers: Iterable[T], build: Callable[[str, T], OutputT]) -> list[OutputT]:
         return [build(str(next(self._numbers)), answer) for answer in answers]
@@ -811,9 +812,9 @@ def wanted(engine: Engine, prompts: Any, pooling_task: str | None) -> Plugin | N
         InvalidRequest: a plugin's data in a call for another task. UnsupportedTask: no plugin.
     """
     if pooling_task == "plugin":
-        if engine.plugin is None:
-            parse_task("plugin", engine.tasks)
-        return engine.plugin
+        if engine.facts.plugin is None:
+            parse_task("plugin", engine.facts.tasks)
+        return engine.facts.plugin
     if is_data(prompts):
         raise InvalidRequest('Prompts of the form {"data": ...} are for pooling_task="plugin".', "pooling_task")
     return None
@@ -842,12 +843,12 @@ def _plugin_requests(engine: Engine, plugin: Plugin, data: Any, asked: Asked) ->
     params = asked.params
     if params is not None and not isinstance(params, PoolingParams):
         raise InvalidRequest("pooling_params: a plugin takes one PoolingParams for all its prompts.", "pooling_params")
-    task = parse_task(task_of(plugin, engine.tasks), engine.tasks)
+    task = parse_task(task_of(plugin, engine.facts.tasks), engine.facts.tasks)
     merged = params_of(plugin, params)
     return requests_of(engine, prompts_of(plugin, data), task, replace(asked, params=merged))
 
 
 def _processed(engine: Engine, plugin: Plugin, answers: Sequence[Answer]) -> list[PoolingRequestOutput]:
     # As in vLLM: the plugin decides what `outputs` is, and the whole has no id.
-    made: Any = plugin.post_process(pooling_outputs(answers, task_of(plugin, engine.tasks), engine))
+    made: Any = plugin.post_process(pooling_outputs(answers, task_of(plugin, engine.facts.tasks), engine))
     return [PoolingRequestOutput("", made, [])]

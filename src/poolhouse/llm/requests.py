@@ -67,8 +67,8 @@ def requests_of(engine: Engine, prompts: Prompts, task: Task, asked: Asked, firs
     Raises:
         UnsupportedTask: naming what the model can do. InvalidRequest: naming what is wrong.
     """
-    if task not in engine.tasks:
-        raise UnsupportedTask(f"{_cannot(task, engine.tasks)} Supported tasks: {list(engine.tasks)}")
+    if task not in engine.facts.tasks:
+        raise UnsupportedTask(f"{_cannot(task, engine.facts.tasks)} Supported tasks: {list(engine.facts.tasks)}")
     params = asked.params
     _check_types(params, asked.prompt_name)
     _check_tasks(params, task, engine)
@@ -174,7 +174,7 @@ def required_task(word: str | None, params: Params, engine: Engine) -> Task:
         word = params.task
     if word is None:
         raise InvalidRequest(_NO_TASK, "pooling_task")
-    return parse_task(word, engine.tasks)
+    return parse_task(word, engine.facts.tasks)
 
 
 def _adapters(engine: Engine, asked: Asked, prompts: int) -> list[str | None]:
@@ -200,7 +200,7 @@ def _check_tasks(params: Params, task: Task, engine: Engine) -> None:
     """Raise InvalidRequest for parameters that name another task than the call."""
     several = params if isinstance(params, Sequence) else (params,)
     for word in {one.task for one in several if one is not None and one.task is not None}:
-        if parse_task(word, engine.tasks) != task:
+        if parse_task(word, engine.facts.tasks) != task:
             raise InvalidRequest(f"You cannot overwrite task='{word}' of pooling_params with '{task}'.", "task", word)
 
 

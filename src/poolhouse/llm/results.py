@@ -7,7 +7,8 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from poolhouse.engine.request import Answer, Engine, Request, facts, pooling
+from poolhouse.engine.interface import PoolingEngine
+from poolhouse.engine.request import Answer, Request, facts, pooling
 from poolhouse.engine.waiting import located, prompt_place
 from poolhouse.errors import InvalidRequest
 from poolhouse.outputs import (
@@ -28,7 +29,7 @@ T = TypeVar("T")
 _PROGRESS_FROM = 256
 
 
-def pooled(engine: Engine) -> Callable[[str, tuple[Request, Answer]], PoolingRequestOutput]:
+def pooled(engine: PoolingEngine) -> Callable[[str, tuple[Request, Answer]], PoolingRequestOutput]:
     """The rows of any task, and what each stands for where they are those of chunks."""
 
     def build(request_id: str, answered: tuple[Request, Answer]) -> PoolingRequestOutput:
@@ -40,7 +41,7 @@ def pooled(engine: Engine) -> Callable[[str, tuple[Request, Answer]], PoolingReq
     return build
 
 
-def embedded(engine: Engine) -> Callable[[str, tuple[Request, Answer]], Any]:
+def embedded(engine: PoolingEngine) -> Callable[[str, tuple[Request, Answer]], Any]:
     """An EmbeddingRequestOutput; a PoolingRequestOutput of what was answered with a matrix."""
     matrix = pooled(engine)
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
 from poolhouse.outputs import Array, SparseVector
@@ -50,14 +51,14 @@ class Combination:
     tasks: what to ask of each text. weights: of each part, summing to 1.
     """
 
-    engine: sparse.Engine
+    engine: PoolingEngine
     tasks: tuple[Task, ...]
     weights: Mapping[Part, float]
 
     def side(self, answer: Answer) -> Side:
         """What is compared of a text, read once however many pairs it is in."""
         arrays = {self.tasks[0]: answer.array, **answer.further}
-        head = self.engine.sparse
+        head = self.engine.facts.sparse
         return Side(
             _unit(arrays["embed"]) if "dense" in self.weights else None,
             sparse.vector_of(self.engine, head, arrays[head.task], answer.tokens)
@@ -78,7 +79,7 @@ class Combination:
         return total
 
 
-def combination(engine: sparse.Engine, mode: str, weights: Sequence[float] | None) -> Combination:
+def combination(engine: PoolingEngine, mode: str, weights: Sequence[float] | None) -> Combination:
     """How texts are compared in this mode of a score.
 
     weights: of the dense, sparse and colbert scores; a part that weighs nothing is not asked for.
@@ -109,16 +110,16 @@ def mean_max_sim(query: Array, document: Array) -> float:
     return float(max_sim(query, [document])[0]) / max(len(query), 1)
 
 
-def _tasks(engine: sparse.Engine) -> dict[Part, Task]:
+def _tasks(engine: PoolingEngine) -> dict[Part, Task]:
     """The task that gives each part that the model has."""
-    head = engine.sparse
+    head = engine.facts.sparse
     tasks: dict[Part, Task] = {}
-    if "embed" in engine.tasks:
+    if "embed" in engine.facts.tasks:
         tasks["dense"] = "embed"
     if head is not None:
         tasks["sparse"] = head.task
     # Vectors as wide as a vocabulary are no multi-vector answer.
-    if "token_embed" in engine.tasks and (head is None or head.unit == "token"):
+    if "token_embed" in engine.facts.tasks and (head is None or head.unit == "token"):
         tasks["colbert"] = "token_embed"
     return tasks
 

@@ -10,10 +10,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.offsets import white_space
@@ -21,15 +22,6 @@ from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import EmbeddedChunk, LateChunk, LateChunkingMetadata
 from poolhouse.packing.tokens import Ids, Tokens
 from poolhouse.params import LateChunkingParams
-
-
-class Engine(Protocol):
-    """What late chunking must know of an engine."""
-
-    @property
-    def max_tokens(self) -> int: ...
-
-    def tokenize(self, requests: Sequence[Request]) -> list[Tokens]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +67,7 @@ class _Cut:
     windows: list[Request]
 
 
-def plan(engine: Engine, requests: Sequence[Request], chunking: Chunking) -> ChunkPlan:
+def plan(engine: PoolingEngine, requests: Sequence[Request], chunking: Chunking) -> ChunkPlan:
     """Windows to run for these texts, each an `embed` request for a text.
 
     Raises:
@@ -84,7 +76,7 @@ def plan(engine: Engine, requests: Sequence[Request], chunking: Chunking) -> Chu
     _check(chunking, len(requests))
     all_tokens = engine.tokenize([replace(request, places=True) for request in requests])
     cuts = [
-        _cut(request, tokens, chunking, index, engine.max_tokens)
+        _cut(request, tokens, chunking, index, engine.facts.max_tokens)
         for index, (request, tokens) in enumerate(zip(requests, all_tokens, strict=True))
     ]
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask
-from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import Block, ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
-from poolhouse.plans import combined, sparse
+from poolhouse.plans import combined
 from poolhouse.tasks import Task
 from poolhouse.vectors.max_sim import max_sim, max_sim_pairs
 
@@ -61,45 +61,7 @@ class Asked:
     weights: tuple[float, ...] | None = None
 
 
-class Engine(sparse.Engine, Protocol):
-    """What scoring must know of an engine."""
-
-    @property
-    def labels(self) -> int:
-        """How many numbers `classify` answers with."""
-        ...
-
-    @property
-    def score_template(self) -> ScoreTemplate | None:
-        """What joins pairs for the model, where its tokenizer does not."""
-        ...
-
-    @property
-    def averages_max_sim(self) -> bool:
-        """Whether a late-interaction score is a mean over the query's vectors, not a sum."""
-        ...
-
-    @property
-    def similarity(self) -> str:
-        """How two vectors are compared; see `_COMPARISONS`."""
-        ...
-
-    @property
-    def routed(self) -> bool:
-        """Whether queries and documents go separate ways through the model."""
-        ...
-
-    @property
-    def listwise(self) -> ListwisePrompts | None:
-        """Makes the prompts of a model that scores all documents of a query together."""
-        ...
-
-    def limit(self, params: PoolingParams) -> Limit:
-        """How long a prompt may be."""
-        ...
-
-
-def plan(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked: Asked) -> ScorePlan:
+def plan(engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], asked: Asked) -> ScorePlan:
     """Who scores these pairs, 1:1, 1:N or N:N, and how.
 
     Raises:
@@ -114,25 +76,25 @@ def plan(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked
         return _combined(engine, queries, documents, asked, asked.mode)
     if asked.weights is not None:
         raise InvalidRequest("weights are for mode='weighted'.", "weights", asked.weights)
-    if engine.listwise is not None:
+    if engine.facts.listwise is not None:
         _refuse_templates(asked, "scores all documents in one prompt of its own")
-        return _listwise(engine, engine.listwise, queries, documents, asked)
-    if "classify" in engine.tasks:
-        if engine.labels != 1:
+        return _listwise(engine, engine.facts.listwise, queries, documents, asked)
+    if "classify" in engine.facts.tasks:
+        if engine.facts.labels != 1:
             raise UnsupportedTask(
-                f"Scoring API is only enabled for num_labels == 1. This model has {engine.labels} labels; "
+                f"Scoring API is only enabled for num_labels == 1. This model has {engine.facts.labels} labels; "
                 "use classify for the probability of each.",
                 "model",
             )
         return _cross_encoder(queries, documents, asked, _bound_template(engine, asked))
     _refuse_templates(asked, "encodes query and document apart")
     _refuse_instruction(asked)
-    if "embed" in engine.tasks:
+    if "embed" in engine.facts.tasks:
         return _bi_encoder(engine, queries, documents, asked)
-    if "token_embed" in engine.tasks:
-        return _late_interaction(queries, documents, asked, engine.averages_max_sim)
+    if "token_embed" in engine.facts.tasks:
+        return _late_interaction(queries, documents, asked, engine.facts.mean_max_sim)
     raise UnsupportedTask(
-        f"This model does not support the Scoring API. Supported tasks: {list(engine.tasks)}.", "model"
+        f"This model does not support the Scoring API. Supported tasks: {list(engine.facts.tasks)}.", "model"
     )
 
 
@@ -147,9 +109,9 @@ def _check_lengths(queries: Sequence[str], documents: Sequence[str]) -> None:
         )
 
 
-def _bound_template(engine: Engine, asked: Asked) -> ScoreTemplate | None:
+def _bound_template(engine: PoolingEngine, asked: Asked) -> ScoreTemplate | None:
     """What joins pairs, with the words of this request; None for the tokenizer."""
-    template = asked.template or engine.score_template
+    template = asked.template or engine.facts.score_template
     if template is not None:
         return template.bind(asked.instruction, asked.variables)
     if asked.variables:
@@ -181,7 +143,7 @@ def _cross_encoder(
 
 
 def _listwise(
-    engine: Engine, prompts: ListwisePrompts, queries: Sequence[str], documents: Sequence[str], asked: Asked
+    engine: PoolingEngine, prompts: ListwisePrompts, queries: Sequence[str], documents: Sequence[str], asked: Asked
 ) -> ScorePlan:
     """The model reads all documents of a query in one prompt, or in several that are weighed against each other."""
     limit = engine.limit(asked.params)
@@ -251,14 +213,16 @@ _COMPARISONS: Mapping[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def _combined(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked: Asked, mode: str) -> ScorePlan:
+def _combined(
+    engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], asked: Asked, mode: str
+) -> ScorePlan:
     """Several answers of one pass over each text, compared as the mode says; sides are told apart by input type."""
-    if engine.listwise is not None:
+    if engine.facts.listwise is not None:
         raise UnsupportedTask("mode is for models that read query and document apart; this one scores lists.", "mode")
     combination = combined.combination(engine, mode, asked.weights)
     task, *further = combination.tasks
     params = asked.params
-    if params.use_activation is None and engine.sparse is not None and engine.sparse.unit == "token":
+    if params.use_activation is None and engine.facts.sparse is not None and engine.facts.sparse.unit == "token":
         # Unit vectors and positive weights, whatever the model's owner says of activations.
         params = replace(params, use_activation=True)
     requests = [
@@ -274,11 +238,11 @@ def _combined(engine: Engine, queries: Sequence[str], documents: Sequence[str], 
     return ScorePlan(requests, finish)
 
 
-def _bi_encoder(engine: Engine, queries: Sequence[str], documents: Sequence[str], asked: Asked) -> ScorePlan:
+def _bi_encoder(engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], asked: Asked) -> ScorePlan:
     """The cosine of two vectors, or what else the model compares them by; a query of many documents is embedded once."""
     # A sparse encoder may look queries up and run documents.
-    by_role = engine.routed or (engine.sparse is not None and engine.sparse.unit == "vocabulary")
-    compare = _COMPARISONS[engine.similarity]
+    by_role = engine.facts.routed or (engine.facts.sparse is not None and engine.facts.sparse.unit == "vocabulary")
+    compare = _COMPARISONS[engine.facts.similarity]
 
     def finish(answers: Sequence[Answer]) -> list[Score]:
         vectors = np.stack([answer.array for answer in answers])

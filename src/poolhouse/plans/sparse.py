@@ -9,36 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import Array, SparseVector
 from poolhouse.packing.tokens import Ids, Tokens
 from poolhouse.params import PoolingParams
-from poolhouse.tasks import SparseHead, Task
-
-
-class Engine(Protocol):
-    """What sparse vectors must know of an engine."""
-
-    @property
-    def tasks(self) -> tuple[Task, ...]: ...
-
-    @property
-    def sparse(self) -> SparseHead | None:
-        """How answers become sparse vectors; None for a model that has none."""
-        ...
-
-    @property
-    def max_tokens(self) -> int: ...
-
-    def token_strings(self, ids: Sequence[int]) -> list[str]:
-        """The vocabulary entry of each id."""
-        ...
+from poolhouse.tasks import SparseHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +59,7 @@ class SparsePlan:
         return [self.each(answer) for answer in answers]
 
 
-def plan(engine: Engine, prompts: Sequence[Prompt], options: Options) -> SparsePlan:
+def plan(engine: PoolingEngine, prompts: Sequence[Prompt], options: Options) -> SparsePlan:
     """What to run for the sparse vectors of these prompts, a request for each in order.
 
     Raises:
@@ -100,27 +81,27 @@ def plan(engine: Engine, prompts: Sequence[Prompt], options: Options) -> SparseP
     return SparsePlan(head, requests, each)
 
 
-def head_of(engine: Engine) -> SparseHead:
+def head_of(engine: PoolingEngine) -> SparseHead:
     """How the engine's answers become sparse vectors.
 
     Raises:
         UnsupportedTask: they do not.
     """
-    if engine.sparse is None:
+    if engine.facts.sparse is None:
         raise UnsupportedTask(
             "This model has no sparse vectors: it is neither a SPLADE model nor has it BGE-M3's sparse_linear.pt. "
-            f"Supported tasks: {list(engine.tasks)}.",
+            f"Supported tasks: {list(engine.facts.tasks)}.",
             "task",
             "sparse",
         )
-    return engine.sparse
+    return engine.facts.sparse
 
 
-def vector_of(engine: Engine, head: SparseHead, array: Array, tokens: Tokens) -> SparseVector:
+def vector_of(engine: PoolingEngine, head: SparseHead, array: Array, tokens: Tokens) -> SparseVector:
     """All entries of an answer of the head's task, unpruned."""
     names = None if head.unit == "feature" else engine.token_strings
     if head.unit == "token":
-        return SparseVector(*_by_token(array[:, 0], tokens.ids, head, engine.max_tokens), names)
+        return SparseVector(*_by_token(array[:, 0], tokens.ids, head, engine.facts.max_tokens), names)
     ids = np.flatnonzero(array)
     return SparseVector(ids, array[ids], names)
 

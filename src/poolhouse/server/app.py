@@ -11,9 +11,10 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import poolhouse
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.server import collectors, openapi, routing, security
 from poolhouse.server.dialects import routers, shapes
-from poolhouse.server.engines import Engine, Serving, with_adapters
+from poolhouse.server.engines import Serving, with_adapters
 from poolhouse.server.routing import Addressed, Dispatch, Heads
 from poolhouse.server.telemetry import logs, tracing
 from poolhouse.server.telemetry.metrics import Metrics
@@ -21,14 +22,14 @@ from poolhouse.server.wire import errors
 from poolhouse.settings import ServerSettings
 
 
-def create_app(engines: Sequence[Engine], settings: ServerSettings | None = None) -> ASGIApp:
+def create_app(engines: Sequence[PoolingEngine], settings: ServerSettings | None = None) -> ASGIApp:
     """The HTTP application over these engines; it closes them when it is shut down."""
     settings = settings or ServerSettings()
     traces = tracing.open_traces(settings)
     serving = Serving(with_adapters(engines), settings, Metrics())
     collectors.register(serving)
     for engine in engines:
-        engine.observe(serving.metrics.engine(engine.name))
+        engine.observe(serving.metrics.engine(engine.facts.name))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -10,7 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from poolhouse.server.engines import Engine, Serving
+from poolhouse.engine.interface import PoolingEngine
+from poolhouse.server.engines import Serving
 
 # vLLM numbers the engines of one model; there is one.
 _LABELS = ("model_name", "engine")
@@ -34,7 +35,7 @@ class Queues(Collector):
             "poolhouse_queued_prompts", "Prompts that were accepted and have no answer yet.", labels=("model",)
         )
         for engine in _engines(self.serving).values():
-            queued.add_metric((engine.name,), self.serving.waiting(engine))
+            queued.add_metric((engine.facts.name,), self.serving.waiting(engine))
         yield queued
 
 
@@ -105,12 +106,12 @@ class VllmNames(Collector):
             yield from (sample for sample in family.samples if sample.labels["model"] in self.models)
 
 
-def _engines(serving: Serving) -> dict[str, Engine]:
+def _engines(serving: Serving) -> dict[str, PoolingEngine]:
     """Each engine once, by its own name."""
-    return {engine.name: engine for engine in serving.engines.values()}
+    return {engine.facts.name: engine for engine in serving.engines.values()}
 
 
-def _model(engine: Engine) -> str:
+def _model(engine: PoolingEngine) -> str:
     """The name of the model that answers: an adapter's is that of the engine beneath."""
-    name: str = getattr(engine, "parent", engine.name)
+    name: str = engine.facts.parent or engine.facts.name
     return name

@@ -8,30 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel
 
+from poolhouse.engine.interface import PoolingEngine, WarmUpLevel
 from poolhouse.engine.observing import Observer
-from poolhouse.engine.options import About
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import joined, located
-from poolhouse.engine.warm_up import WarmUpLevel
 from poolhouse.errors import EngineError, InputTooLong, InvalidRequest, UnknownModel
-from poolhouse.inputs.limits import Limit
-from poolhouse.inputs.listwise import ListwisePrompts
-from poolhouse.inputs.templates.score import ScoreTemplate
-from poolhouse.packing.tokens import Tokens
-from poolhouse.params import PoolingParams
-from poolhouse.plugins import Plugin
 from poolhouse.server.telemetry import tracing
 from poolhouse.server.telemetry.metrics import Metrics, route_of
 from poolhouse.server.wire.body import read_json
 from poolhouse.server.wire.errors import Disconnected, Overloaded, Refused
 from poolhouse.settings import ServerSettings
-from poolhouse.tasks import SparseHead, Task
-from poolhouse.vectors.precision import Calibration
 
 FieldsT = TypeVar("FieldsT", bound=BaseModel)
 _SECONDS_UNWATCHED = 0.05
@@ -39,132 +30,22 @@ _SECONDS_UNWATCHED = 0.05
 _MOST_NAMES, _LONGEST_NAME = 20, 200
 
 
-class Engine(Protocol):
-    """What a server needs of an engine; `poolhouse.engine.engine.Engine` and `poolhouse.testing.FakeEngine` have it."""
-
-    @property
-    def name(self) -> str:
-        """The name that replies give, whichever the request used."""
-        ...
-
-    @property
-    def aliases(self) -> tuple[str, ...]: ...
-
-    @property
-    def unlisted_names(self) -> tuple[str, ...]:
-        """Names that requests may use, and no list shows."""
-        ...
-
-    @property
-    def tasks(self) -> tuple[Task, ...]: ...
-
-    @property
-    def about(self) -> About:
-        """What it tells of itself, for /info."""
-        ...
-
-    @property
-    def labels(self) -> int: ...
-
-    @property
-    def label_names(self) -> Mapping[int, str]: ...
-
-    @property
-    def token_weights(self) -> bool:
-        """Whether `token_classify` weighs tokens for sparse retrieval."""
-        ...
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """The stored ranges of int8 vectors."""
-        ...
-
-    @property
-    def max_tokens(self) -> int: ...
-
-    @property
-    def prompts(self) -> Mapping[str, str]: ...
-
-    @property
-    def adapters(self) -> tuple[str, ...]: ...
-
-    @property
-    def alive(self) -> bool: ...
-
-    @property
-    def fatal(self) -> EngineError | None:
-        """What the engine died of; None while it has not."""
-        ...
-
-    @property
-    def running(self) -> int:
-        """Sequences of the batches on the device."""
-        ...
-
-    @property
-    def sparse(self) -> SparseHead | None:
-        """How answers become sparse vectors; None for a model that has none."""
-        ...
-
-    @property
-    def plugin(self) -> Plugin | None: ...
-
-    @property
-    def similarity(self) -> str:
-        """How scores compare two vectors."""
-        ...
-
-    @property
-    def routed(self) -> bool:
-        """Whether queries and documents go separate ways through the model."""
-        ...
-
-    @property
-    def averages_max_sim(self) -> bool:
-        """Whether a late-interaction score is a mean over the query's vectors, not a sum."""
-        ...
-
-    @property
-    def score_template(self) -> ScoreTemplate | None: ...
-
-    @property
-    def listwise(self) -> ListwisePrompts | None: ...
-
-    def limit(self, params: PoolingParams) -> Limit: ...
-
-    def tokenize(self, requests: Sequence[Request]) -> list[Tokens]: ...
-
-    def detokenize(self, ids: Sequence[int], skip_special_tokens: bool = ...) -> str: ...
-
-    def token_strings(self, ids: Sequence[int]) -> list[str]: ...
-
-    def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]: ...
-
-    def observe(self, observer: Observer | None) -> None: ...
-
-    def on_fatal(self, callback: Callable[[EngineError], None]) -> None: ...
-
-    def warm_up(self, level: WarmUpLevel) -> None: ...
-
-    def close(self, drain_seconds: float = ...) -> None: ...
-
-
 class Serving:
     """Engines by the names that requests may use; the first is the default."""
 
-    def __init__(self, engines: Sequence[Engine], settings: ServerSettings, metrics: Metrics) -> None:
-        names: dict[str, Engine] = {}
+    def __init__(self, engines: Sequence[PoolingEngine], settings: ServerSettings, metrics: Metrics) -> None:
+        names: dict[str, PoolingEngine] = {}
         for engine in engines:
-            for name in (engine.name, *engine.aliases):
+            for name in (engine.facts.name, *engine.facts.aliases):
                 # Of engines that share a name, the first has it.
                 names.setdefault(name, engine)
-        self.engines: Mapping[str, Engine] = names
-        self._unlisted = {name: engine for engine in reversed(engines) for name in engine.unlisted_names}
+        self.engines: Mapping[str, PoolingEngine] = names
+        self._unlisted = {name: engine for engine in reversed(engines) for name in engine.facts.unlisted_names}
         self.settings = settings
         self.metrics = metrics
         self.started = int(time.time())
-        self._inboxes = {engine.name: Inbox(engine) for engine in names.values()}
-        self._admissions = {engine.name: Admission(settings.max_queued_prompts) for engine in names.values()}
+        self._inboxes = {engine.facts.name: Inbox(engine) for engine in names.values()}
+        self._admissions = {engine.facts.name: Admission(settings.max_queued_prompts) for engine in names.values()}
 
     @property
     def load(self) -> int:
@@ -186,15 +67,15 @@ class Serving:
     @property
     def tasks_in_words(self) -> str:
         """Which model has which tasks, for messages; nothing where one model is served."""
-        several = {engine.name: engine.tasks for engine in list(self.engines.values())[:_MOST_NAMES]}
+        several = {engine.facts.name: engine.facts.tasks for engine in list(self.engines.values())[:_MOST_NAMES]}
         told = "; ".join(f"`{name}`: {', '.join(tasks)}" for name, tasks in several.items())
         return f"Served models and their tasks: {told}." if len(several) > 1 else ""
 
-    def waiting(self, engine: Engine) -> int:
+    def waiting(self, engine: PoolingEngine) -> int:
         """Prompts of one engine that wait or run."""
-        return self._admissions[engine.name].waiting
+        return self._admissions[engine.facts.name].waiting
 
-    def engine(self, model: str | None) -> Engine:
+    def engine(self, model: str | None) -> PoolingEngine:
         """The engine of that name; without a name, the first.
 
         Raises:
@@ -208,7 +89,7 @@ class Serving:
             raise UnknownModel(f"{unknown(model)} Served models: {self.names}.", None)
         return self.engines[model]
 
-    def lone_or_named(self, model: str | None) -> Engine:
+    def lone_or_named(self, model: str | None) -> PoolingEngine:
         """As `engine`, but a lone model answers whatever it is called, as peers do that know one model alone.
 
         Raises:
@@ -249,7 +130,7 @@ class Serving:
     async def answers(
         self,
         http: HttpRequest,
-        engine: Engine,
+        engine: PoolingEngine,
         requests: Sequence[Request],
         place: Callable[[int], str] = "input[{}]".format,
     ) -> list[Answer]:
@@ -262,13 +143,13 @@ class Serving:
             of the first prompt that has one.
         """
         # Failures too are counted and logged by their model.
-        http.scope["state"]["model"] = engine.name
-        admission = self._admissions[engine.name]
+        http.scope["state"]["model"] = engine.facts.name
+        admission = self._admissions[engine.facts.name]
         admission.enter(len(requests))
         submitted = time.perf_counter()
         try:
             if len(requests) == 1:
-                self._inboxes[engine.name].put(requests[0])
+                self._inboxes[engine.facts.name].put(requests[0])
             else:
                 submit(engine, requests)
             futures = [request.future for request in requests]
@@ -314,11 +195,13 @@ class Serving:
         if not answering.done():
             answering.set_exception(error)
 
-    def _count(self, http: HttpRequest, engine: Engine, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
+    def _count(
+        self, http: HttpRequest, engine: PoolingEngine, requests: Sequence[Request], answers: Sequence[Answer]
+    ) -> None:
         tokens = sum(len(answer.tokens) for answer in answers)
         truncated = sum(answer.tokens.truncated for answer in answers)
         task = requests[0].task if requests else "none"
-        self.metrics.answered(route_of(http.scope), engine.name, task, len(answers), tokens, truncated)
+        self.metrics.answered(route_of(http.scope), engine.facts.name, task, len(answers), tokens, truncated)
         state = http.scope["state"]
         # Some routes ask several times for one request.
         state["items"] = state.get("items", 0) + len(answers)
@@ -345,67 +228,25 @@ def _words(future: Future[Answer]) -> str | None:
     return str(future.exception()) if failed else None
 
 
-def with_adapters(engines: Sequence[Engine]) -> list[Engine]:
+def with_adapters(engines: Sequence[PoolingEngine]) -> list[PoolingEngine]:
     """The engines, and after them one more for each adapter that they have by name; engines' own names win."""
-    names = {name for engine in engines for name in (engine.name, *engine.aliases)}
-    adapted = [AdaptedEngine(engine, name) for engine in engines for name in engine.adapters if name not in names]
+    names = {name for engine in engines for name in (engine.facts.name, *engine.facts.aliases)}
+    adapted = [AdaptedEngine(engine, name) for engine in engines for name in engine.facts.adapters if name not in names]
     return [*engines, *adapted]
 
 
 class AdaptedEngine:
-    """An engine whose requests go through one adapter, unless they name another."""
+    """An engine whose requests go through one adapter, unless they name another.
 
-    def __init__(self, engine: Engine, adapter: str) -> None:
-        self.engine, self.name = engine, adapter
+    What concerns the engine as a whole (being watched, warmed up, closed) is done to the engine beneath by itself.
+    """
 
-    @property
-    def parent(self) -> str:
-        """The name of the model beneath."""
-        return self.engine.name
-
-    @property
-    def aliases(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def unlisted_names(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        return self.engine.tasks
-
-    @property
-    def about(self) -> About:
-        return self.engine.about
-
-    @property
-    def labels(self) -> int:
-        return self.engine.labels
-
-    @property
-    def label_names(self) -> Mapping[int, str]:
-        return self.engine.label_names
-
-    @property
-    def token_weights(self) -> bool:
-        return self.engine.token_weights
-
-    @property
-    def calibration(self) -> Calibration | None:
-        return self.engine.calibration
-
-    @property
-    def max_tokens(self) -> int:
-        return self.engine.max_tokens
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        return self.engine.prompts
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        return ()
+    def __init__(self, engine: PoolingEngine, adapter: str) -> None:
+        self.engine = engine
+        beneath = engine.facts
+        self.facts = replace(beneath, name=adapter, aliases=(), unlisted_names=(), adapters=(), parent=beneath.name)
+        self.limit, self.tokenize, self.conversation = engine.limit, engine.tokenize, engine.conversation
+        self.detokenize, self.token_strings, self.on_fatal = engine.detokenize, engine.token_strings, engine.on_fatal
 
     @property
     def alive(self) -> bool:
@@ -416,65 +257,24 @@ class AdaptedEngine:
         return self.engine.fatal
 
     @property
+    def pending(self) -> int:
+        return self.engine.pending
+
+    @property
     def running(self) -> int:
         return self.engine.running
 
-    @property
-    def sparse(self) -> SparseHead | None:
-        return self.engine.sparse
-
-    @property
-    def plugin(self) -> Plugin | None:
-        return self.engine.plugin
-
-    @property
-    def similarity(self) -> str:
-        return self.engine.similarity
-
-    @property
-    def routed(self) -> bool:
-        return self.engine.routed
-
-    @property
-    def averages_max_sim(self) -> bool:
-        return self.engine.averages_max_sim
-
-    @property
-    def score_template(self) -> ScoreTemplate | None:
-        return self.engine.score_template
-
-    @property
-    def listwise(self) -> ListwisePrompts | None:
-        return self.engine.listwise
-
-    def limit(self, params: PoolingParams) -> Limit:
-        return self.engine.limit(params)
-
-    def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
-        return self.engine.tokenize(requests)
-
-    def detokenize(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        return self.engine.detokenize(ids, skip_special_tokens)
-
-    def token_strings(self, ids: Sequence[int]) -> list[str]:
-        return self.engine.token_strings(ids)
-
     def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]:
+        name = self.facts.name
         return self.engine.submit(
-            [request if request.adapter is not None else replace(request, adapter=self.name) for request in requests]
+            [request if request.adapter is not None else replace(request, adapter=name) for request in requests]
         )
 
-    def observe(self, observer: Observer | None) -> None:
-        """Nothing: the engine beneath tells of its work by itself."""
+    def observe(self, observer: Observer | None) -> None: ...
 
-    def on_fatal(self, callback: Callable[[EngineError], None]) -> None:
-        self.engine.on_fatal(callback)
+    def warm_up(self, level: WarmUpLevel) -> None: ...
 
-    def warm_up(self, level: WarmUpLevel) -> None:
-        """Nothing: the engine beneath is warmed up by itself."""
-
-    def close(self, drain_seconds: float = 30.0) -> None:
-        """Nothing: the engine beneath is closed by itself."""
+    def close(self, drain_seconds: float = 30.0) -> None: ...
 
 
 # Of the rate at which prompts are answered, which tells how long the queue is in seconds.
@@ -522,19 +322,13 @@ class Admission:
         return min(too_many / self._rate if self._rate else 1.0, _LONGEST_RETRY_SECONDS)
 
 
-class Submitter(Protocol):
-    """What an engine must have."""
-
-    def submit(self, requests: Sequence[Request]) -> object: ...
-
-
 class Inbox:
     """Requests of one prompt, submitted in one call per turn of the event loop.
 
     A tokenizer call for many short texts costs little more than one for a single text, and so does waking the engine.
     """
 
-    def __init__(self, engine: Submitter) -> None:
+    def __init__(self, engine: PoolingEngine) -> None:
         self.engine = engine
         self._requests: list[Request] = []
 
@@ -549,7 +343,7 @@ class Inbox:
         submit(self.engine, requests)
 
 
-def submit(engine: Submitter, requests: Sequence[Request]) -> None:
+def submit(engine: PoolingEngine, requests: Sequence[Request]) -> None:
     """Start work on requests; whatever goes wrong, their futures tell."""
     # A signal would not be raised here: it is the tokenizer's, and the futures say so.
     with suppress(KeyboardInterrupt, SystemExit):

@@ -29,7 +29,7 @@ from poolhouse.server.wire.errors import Shape
 
 # At paths of their own, or that several share and tell apart by the body.
 _DIALECTS = (
-    *(health, openai, pooling, classify, score, by_body, tokenize, tei, cohere, jina, nvidia, by_body),
+    *(health, openai, pooling, classify, score, by_body, tokenize, tei, cohere, jina, nvidia),
     *(ollama, llama_cpp, azure, weaviate, sie),
 )
 # Whole under a prefix, with their own defaults and errors.
@@ -57,6 +57,7 @@ def routers(serving: Serving) -> list[APIRouter]:
     """The routes of every dialect over these engines."""
     return [
         *(dialect.router(serving) for dialect in _DIALECTS),
+        by_body.rerank_router(serving),
         *(dialect.prefixed_router(serving) for dialect in _PREFIXED.values()),
     ]
 

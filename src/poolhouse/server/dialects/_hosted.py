@@ -10,6 +10,7 @@ from typing import Any, Literal
 from fastapi import Request
 from pydantic import ValidationError
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnknownModel, UnsupportedTask
@@ -19,7 +20,7 @@ from poolhouse.params import PoolingParams
 from poolhouse.plans import scoring
 from poolhouse.server.dialects import _replies
 from poolhouse.server.dialects._pairs import Scored, Sides, score
-from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.engines import Serving
 from poolhouse.server.wire import encoding
 from poolhouse.server.wire.errors import Failure
 from poolhouse.tasks import Task
@@ -73,7 +74,7 @@ class Wish:
 async def embed(
     serving: Serving,
     http: Request,
-    engine: Engine,
+    engine: PoolingEngine,
     texts: Sequence[str],
     wish: Wish,
     *,
@@ -86,16 +87,16 @@ async def embed(
 
 
 def requests(
-    serving: Serving, engine: Engine, texts: Sequence[str], wish: Wish, task: Task, parameter: str
+    serving: Serving, engine: PoolingEngine, texts: Sequence[str], wish: Wish, task: Task, parameter: str
 ) -> list[EngineRequest]:
     """A request per text.
 
     Raises:
         UnsupportedTask: the model has no vectors of that kind. InvalidRequest: no text, or too many.
     """
-    if task not in engine.tasks:
+    if task not in engine.facts.tasks:
         raise UnsupportedTask(
-            f"The model `{engine.name}` has no {task} vectors; its tasks: {list(engine.tasks)}.", "model"
+            f"The model `{engine.facts.name}` has no {task} vectors; its tasks: {list(engine.facts.tasks)}.", "model"
         )
     if not texts:
         raise InvalidRequest(f"{parameter} must hold at least one text.", parameter)
@@ -114,7 +115,7 @@ def requests(
     ]
 
 
-def vectors(arrays: Sequence[Array], kind: Kind, engine: Engine, field: str) -> list[Any]:
+def vectors(arrays: Sequence[Array], kind: Kind, engine: PoolingEngine, field: str) -> list[Any]:
     """The vectors in that form, ready for JSON.
 
     Raises:
@@ -126,17 +127,17 @@ def vectors(arrays: Sequence[Array], kind: Kind, engine: Engine, field: str) -> 
 
 
 def written(
-    arrays: Sequence[Array], precision: Precision, form: Literal["float", "base64"], engine: Engine, field: str
+    arrays: Sequence[Array], precision: Precision, form: Literal["float", "base64"], engine: PoolingEngine, field: str
 ) -> list[Any]:
     """The vectors in that precision, as numbers or as little-endian memory in base64; see `vectors`."""
-    how = encoding.Encoding(form, precision, "little", engine.calibration)
+    how = encoding.Encoding(form, precision, "little", engine.facts.calibration)
     return [encoding.value(array, form) for array in encoding.encode(arrays, how, field)]
 
 
 async def rerank(
     serving: Serving,
     http: Request,
-    engine: Engine,
+    engine: PoolingEngine,
     query: str,
     documents: Sequence[str],
     *,
@@ -149,8 +150,8 @@ async def rerank(
     if not documents:
         raise InvalidRequest("documents must hold at least one text.", "documents")
     if max_tokens_per_doc is not None:
-        max_tokens_per_doc = min(max_tokens_per_doc, engine.max_tokens)
-    scores_labels = "classify" in engine.tasks
+        max_tokens_per_doc = min(max_tokens_per_doc, engine.facts.max_tokens)
+    scores_labels = "classify" in engine.facts.tasks
     params = PoolingParams(
         # Cosines and MaxSim have no activation to leave out.
         use_activation=use_activation if scores_labels else None,

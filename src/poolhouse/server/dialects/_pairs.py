@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from fastapi import Request
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest
 from poolhouse.plans import scoring
-from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.engines import Serving
 
 # Texts of more characters are planned, and vectors of more numbers compared, beside the event loop.
 _MANY_CHARACTERS = 200_000
@@ -57,7 +58,7 @@ class Sides:
 async def score(
     serving: Serving,
     http: Request,
-    engine: Engine,
+    engine: PoolingEngine,
     sides: Sides,
     asked: scoring.Asked,
     *,
@@ -73,7 +74,7 @@ async def score(
     serving.check_items(len(documents), sides.names[1])
     many = sum(map(len, documents)) > _MANY_CHARACTERS
     try:
-        if many or engine.listwise is not None:
+        if many or engine.facts.listwise is not None:
             plan = await asyncio.to_thread(scoring.plan, engine, queries, documents, asked)
         else:
             plan = scoring.plan(engine, queries, documents, asked)

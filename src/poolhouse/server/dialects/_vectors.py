@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request, Response
 from pydantic import ConfigDict, Field
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer, shown
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.outputs import Array
@@ -16,7 +17,7 @@ from poolhouse.params import LateChunkingParams, PoolingParams
 from poolhouse.plans.late_chunking import fixed_chunks
 from poolhouse.server.dialects import _replies
 from poolhouse.server.dialects._fields import Inputs, Nested
-from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.engines import Serving
 from poolhouse.server.wire import encoding
 from poolhouse.tasks import Task
 from poolhouse.vectors.precision import Precision
@@ -55,14 +56,14 @@ class VectorFields(Inputs):
         )
         return super().params(dimensions=self.dimensions, late_chunking_params=chunking, **more)
 
-    def how(self, engine: Engine, task: Task) -> encoding.Encoding:
+    def how(self, engine: PoolingEngine, task: Task) -> encoding.Encoding:
         """How the arrays of that task are written.
 
         Raises:
             InvalidRequest: a precision that its answers cannot have.
         """
         return encoding.Encoding.of(
-            self.encoding_format, self.embed_dtype, self.endianness, task, engine.tasks, engine.calibration
+            self.encoding_format, self.embed_dtype, self.endianness, task, engine.facts.tasks, engine.facts.calibration
         )
 
 
@@ -79,7 +80,7 @@ async def reply(
     serving: Serving,
     http: Request,
     fields: VectorFields,
-    engine: Engine,
+    engine: PoolingEngine,
     requests: Sequence[EngineRequest],
     names: Names,
 ) -> Response:
@@ -98,7 +99,7 @@ async def write(
     serving: Serving,
     http: Request,
     fields: VectorFields,
-    engine: Engine,
+    engine: PoolingEngine,
     answers: Sequence[Answer],
     arrays: Sequence[Array],
     names: Names,
@@ -110,7 +111,7 @@ async def write(
     answers: what they were made of, one for each; where there are fewer, only their tokens are counted.
     about: what is said beside each array; None: what was cut of its input.
     """
-    head = _replies.head(names.prefix, http, fields.request_id, engine.name)
+    head = _replies.head(names.prefix, http, fields.request_id, engine.facts.name)
     said = _replies.cuts(answers, len(arrays)) if about is None else about
 
     def render() -> bytes | Response:

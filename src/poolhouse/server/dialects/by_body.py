@@ -9,13 +9,14 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import InvalidRequest
 from poolhouse.server.dialects import cohere, openai, tei, voyage, weaviate
 from poolhouse.server.dialects._fields import body_schema
 from poolhouse.server.dialects._pairs import Scored
 from poolhouse.server.dialects.vllm import classify, pooling, score
 from poolhouse.server.dialects.vllm.score import RerankFields, answer_rerank
-from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.engines import Serving
 from poolhouse.server.routing import direct_router
 from poolhouse.server.wire.body import read_json
 from poolhouse.server.wire.errors import speak
@@ -64,12 +65,12 @@ class _Route:
         return any(all(name in body for name in group) for group in self.groups)
 
 
-def _routes(engine: Engine, task: Any) -> list[_Route]:
+def _routes(engine: PoolingEngine, task: Any) -> list[_Route]:
     """In vLLM's order, but that a body is for /pooling whose task is another than its texts have anyway."""
     own: str | None = None
-    if "embed" in engine.tasks:
+    if "embed" in engine.facts.tasks:
         own, of_texts = "embed", _Route(openai.EmbeddingFields, openai.answer, _PROMPTS)
-    elif "classify" in engine.tasks:
+    elif "classify" in engine.facts.tasks:
         own, of_texts = "classify", _Route(classify.ClassifyFields, classify.answer_classify, _PROMPTS)
     else:
         of_texts = _Route(pooling.PoolingFields, pooling.answer, _PROMPTS)

@@ -16,13 +16,14 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest
 from poolhouse.server.dialects import _hosted, _replies, health
 from poolhouse.server.dialects._fields import Lenient, Many, body_schema
 from poolhouse.server.dialects._hosted import Kind, Wish
 from poolhouse.server.dialects._pairs import Scored
-from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.engines import Serving
 from poolhouse.server.routing import direct_router
 from poolhouse.server.wire.contract import Contract, Contracts, Errors, Matrix
 from poolhouse.server.wire.encoding import dumps
@@ -153,7 +154,7 @@ def _add_embed(routes: APIRouter, serving: Serving) -> None:
 async def _embed(serving: Serving, http: Request, fields: EmbedFields, version: int) -> Response:
     engine = serving.engine(fields.model)
     texts = fields.words()
-    answers = await _hosted.embed(serving, http, engine, texts, fields.wish(engine.max_tokens), parameter="texts")
+    answers = await _hosted.embed(serving, http, engine, texts, fields.wish(engine.facts.max_tokens), parameter="texts")
     kinds: list[Kind] = list(dict.fromkeys(fields.embedding_types or ["float"]))
     bare = version == 1 and not fields.embedding_types
     head: dict[str, Any] = {"id": _replies.reply_id("embd", http, None)}
@@ -170,7 +171,7 @@ async def _embed(serving: Serving, http: Request, fields: EmbedFields, version: 
     return await _replies.write(serving, render, answers)
 
 
-def _matrix(answers: Sequence[Answer], kind: Kind, engine: Engine) -> Any:
+def _matrix(answers: Sequence[Answer], kind: Kind, engine: PoolingEngine) -> Any:
     vectors = _hosted.vectors(_hosted.arrays_of(answers), kind, engine, "embedding_types")
     return vectors if kind == "base64" else np.stack(vectors)
 
@@ -225,19 +226,19 @@ def _meta(version: int, units: dict[str, int], answers: Sequence[Answer]) -> dic
     return {**meta, "warnings": warnings} if warnings else meta
 
 
-def _model(name: str, engine: Engine) -> dict[str, Any]:
+def _model(name: str, engine: PoolingEngine) -> dict[str, Any]:
     # Whatever has vectors, or one score for a pair, reranks.
-    embeds = "embed" in engine.tasks
+    embeds = "embed" in engine.facts.tasks
     can = {
         "embed": embeds,
-        "rerank": embeds or "token_embed" in engine.tasks or engine.labels == 1,
-        "classify": engine.labels > 1,
+        "rerank": embeds or "token_embed" in engine.facts.tasks or engine.facts.labels == 1,
+        "classify": engine.facts.labels > 1,
     }
     return {
         "name": name,
         "endpoints": [endpoint for endpoint, there in can.items() if there],
         "finetuned": False,
-        "context_length": engine.max_tokens,
+        "context_length": engine.facts.max_tokens,
         "tokenizer_url": None,
         "default_endpoints": [],
     }

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Response
 from typing_extensions import TypedDict
 
 import poolhouse
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import UnknownModel
-from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.engines import Serving
 from poolhouse.server.wire.contract import Contract, Contracts, Errors
 from poolhouse.server.wire.probes import report
 from poolhouse.tasks import Task
@@ -95,12 +96,12 @@ def about(serving: Serving, name: str) -> dict[str, object]:
         "object": "model",
         "created": serving.started,
         "owned_by": "poolhouse",
-        "root": engine.name,
-        "parent": getattr(engine, "parent", None),
-        "max_model_len": engine.max_tokens,
+        "root": engine.facts.name,
+        "parent": engine.facts.parent,
+        "max_model_len": engine.facts.max_tokens,
         "model_type": _model_type(engine),
-        "tasks": list(engine.tasks),
-        "prompts": sorted(engine.prompts),
+        "tasks": list(engine.facts.tasks),
+        "prompts": sorted(engine.facts.prompts),
         "limits": {
             "max_client_batch_size": settings.max_client_batch_size,
             "max_queued_prompts": settings.max_queued_prompts,
@@ -116,11 +117,11 @@ def answer(serving: Serving) -> Response:
     return Response(status_code=200 if _ready(serving) else 503)
 
 
-def _model_type(engine: Engine) -> str:
+def _model_type(engine: PoolingEngine) -> str:
     """Xinference's word, by which its clients choose what to ask."""
-    if "classify" in engine.tasks and engine.labels == 1:
+    if "classify" in engine.facts.tasks and engine.facts.labels == 1:
         return "rerank"
-    return "embedding" if {"embed", "token_embed"} & set(engine.tasks) else "classifier"
+    return "embedding" if {"embed", "token_embed"} & set(engine.facts.tasks) else "classifier"
 
 
 def _ready(serving: Serving) -> bool:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from typing_extensions import TypedDict
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnsupportedTask
@@ -21,7 +22,7 @@ from poolhouse.server.dialects import _hosted, _replies, health
 from poolhouse.server.dialects._fields import Many, body_schema
 from poolhouse.server.dialects._hosted import Wish
 from poolhouse.server.dialects.vllm.classify import label_names, ranked_labels
-from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.engines import Serving
 from poolhouse.server.routing import direct_router
 from poolhouse.server.wire.contract import Contract, Contracts, Cut, Errors, Matrix, Vector
 from poolhouse.server.wire.encoding import dumps
@@ -119,7 +120,7 @@ async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) 
     engine = serving.engine(fields.name)
     texts = [fields.input] if isinstance(fields.input, str) else fields.input
     wish = Wish(dimensions=fields.dimensions or None)
-    task: Literal["embed", "token_embed"] = "embed" if "embed" in engine.tasks else "token_embed"
+    task: Literal["embed", "token_embed"] = "embed" if "embed" in engine.facts.tasks else "token_embed"
     answers = await _hosted.embed(serving, http, engine, texts, wish, task=task)
 
     def render() -> bytes:
@@ -152,8 +153,10 @@ async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Resp
 
 async def _classify(serving: Serving, http: Request, fields: ClassifyFields) -> Response:
     engine = serving.engine(fields.name)
-    if "classify" not in engine.tasks:
-        raise UnsupportedTask(f"The model `{engine.name}` has no labels; its tasks: {list(engine.tasks)}.", "model")
+    if "classify" not in engine.facts.tasks:
+        raise UnsupportedTask(
+            f"The model `{engine.facts.name}` has no labels; its tasks: {list(engine.facts.tasks)}.", "model"
+        )
     serving.check_items(len(fields.input), "input")
     params = PoolingParams(use_activation=not fields.raw_scores, truncate_prompt_tokens=-1)
     answers = await serving.answers(
@@ -165,19 +168,19 @@ async def _classify(serving: Serving, http: Request, fields: ClassifyFields) -> 
     return await _replies.write(serving, lambda: dumps(body), answers)
 
 
-def _tail(http: Request, engine: Engine, answers: list[Answer]) -> dict[str, Any]:
+def _tail(http: Request, engine: PoolingEngine, answers: list[Answer]) -> dict[str, Any]:
     tokens = _replies.tokens_of(answers)
     return {
-        "model": engine.name,
+        "model": engine.facts.name,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         "id": _replies.reply_id("infinity", http, None),
         "created": int(time.time()),
     }
 
 
-def _model(serving: Serving, name: str, engine: Engine) -> dict[str, Any]:
-    capabilities: list[str] = [task for task in engine.tasks if task in ("embed", "classify")]
-    if engine.labels in (0, 1):
+def _model(serving: Serving, name: str, engine: PoolingEngine) -> dict[str, Any]:
+    capabilities: list[str] = [task for task in engine.facts.tasks if task in ("embed", "classify")]
+    if engine.facts.labels in (0, 1):
         capabilities.append("rerank")
     waiting = serving.waiting(engine)
     return {

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest
 from poolhouse.outputs import Array
@@ -19,7 +20,7 @@ from poolhouse.server.dialects import _hosted, _replies, openai
 from poolhouse.server.dialects._fields import Many, body_schema
 from poolhouse.server.dialects._hosted import Kind, Wish
 from poolhouse.server.dialects.voyage import ERRORS, Error
-from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.engines import Serving
 from poolhouse.server.routing import direct_router
 from poolhouse.server.wire.contract import Contract, Contracts, Cut, Errors, Matrix, Vector
 from poolhouse.server.wire.encoding import dumps
@@ -135,7 +136,7 @@ async def _vectors(
 
 
 async def _write(
-    serving: Serving, answers: Sequence[Answer], arrays: Sequence[Array], kinds: list[Kind], engine: Engine
+    serving: Serving, answers: Sequence[Answer], arrays: Sequence[Array], kinds: list[Kind], engine: PoolingEngine
 ) -> Response:
     """One object per array; of several kinds, its vectors by kind."""
     tokens = _replies.tokens_of(answers)
@@ -149,7 +150,7 @@ async def _write(
             forms = {kind: vectors[index] for kind, vectors in by_kind.items()}
             data.append({"object": name, "index": index, name: forms if len(kinds) > 1 else forms[kinds[0]]} | cut)
         usage = {"total_tokens": tokens, "prompt_tokens": tokens}
-        return dumps({"model": engine.name, "object": "list", "usage": usage, "data": data})
+        return dumps({"model": engine.facts.name, "object": "list", "usage": usage, "data": data})
 
     return await _replies.write(serving, render, answers)
 
@@ -166,7 +167,7 @@ async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Resp
         for place in scored.ranked(fields.top_n)
     ]
     usage = {"total_tokens": tokens, "prompt_tokens": tokens}
-    body = {"model": engine.name, "object": "list", "usage": usage, "results": results}
+    body = {"model": engine.facts.name, "object": "list", "usage": usage, "results": results}
     return await _replies.write(serving, lambda: dumps(body), scored.answers)
 
 

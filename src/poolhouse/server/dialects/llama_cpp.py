@@ -93,9 +93,11 @@ def router(serving: Serving) -> APIRouter:
 async def answer_embedding(serving: Serving, http: Request, fields: ContentFields) -> Response:
     """The reply to a body of /embedding."""
     engine = serving.lone_or_named(fields.model)
-    task: Task = "embed" if "embed" in engine.tasks else "token_embed"
-    if task not in engine.tasks:
-        raise UnsupportedTask(f"The model `{engine.name}` has no vectors; its tasks: {list(engine.tasks)}.", "model")
+    task: Task = "embed" if "embed" in engine.facts.tasks else "token_embed"
+    if task not in engine.facts.tasks:
+        raise UnsupportedTask(
+            f"The model `{engine.facts.name}` has no vectors; its tasks: {list(engine.facts.tasks)}.", "model"
+        )
     name = "input" if fields.content is None else "content"
     given = getattr(fields, name)
     if given is None:
@@ -142,7 +144,7 @@ async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Resp
     if fields.texts is None:
         tokens = _replies.tokens_of(scored.answers)
         body = {
-            "model": engine.name,
+            "model": engine.facts.name,
             "object": "list",
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
             "results": [{"index": place, "relevance_score": score} for place, score in best],

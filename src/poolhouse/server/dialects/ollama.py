@@ -17,13 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 import poolhouse
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InputTooLong
 from poolhouse.server.dialects import _hosted, _replies
 from poolhouse.server.dialects._fields import Many, body_schema
 from poolhouse.server.dialects._hosted import Wish
 from poolhouse.server.dialects.tei.info import is_splade
-from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.engines import Serving
 from poolhouse.server.routing import direct_router
 from poolhouse.server.wire.contract import Contract, Contracts, Errors, Matrix, Vector
 from poolhouse.server.wire.encoding import dumps
@@ -102,7 +103,7 @@ def router(serving: Serving) -> APIRouter:
         return _json(
             {
                 "models": [
-                    _listed(serving, name) | loaded | {"context_length": engine.max_tokens}
+                    _listed(serving, name) | loaded | {"context_length": engine.facts.max_tokens}
                     for name, engine in serving.engines.items()
                 ]
             }
@@ -139,7 +140,7 @@ async def _embed(serving: Serving, http: Request, fields: EmbedFields) -> Respon
     def render() -> bytes:
         return dumps(
             {
-                "model": engine.name,
+                "model": engine.facts.name,
                 "embeddings": np.stack(_hosted.arrays_of(answers)) if answers else [],
                 "total_duration": time.perf_counter_ns() - started,
                 "load_duration": 0,
@@ -160,22 +161,22 @@ async def _embeddings(serving: Serving, http: Request, fields: EmbeddingsFields)
     return await _replies.write(serving, lambda: dumps({"embedding": vector}), answers)
 
 
-def _engine(serving: Serving, model: str | None) -> Engine:
+def _engine(serving: Serving, model: str | None) -> PoolingEngine:
     """The engine of a name that may have a tag."""
     if model is not None and model not in serving.engines:
         model = model.removesuffix(_TAG)
     return serving.lone_or_named(model)
 
 
-def _dimensions(engine: Engine, asked: int) -> int | None:
+def _dimensions(engine: PoolingEngine, asked: int) -> int | None:
     """What Ollama makes of `dimensions`: all there are, where more are asked for."""
-    width = engine.about.width
+    width = engine.facts.width
     return None if asked == 0 or (width is not None and asked >= width) else asked
 
 
-def _most_tokens(engine: Engine, options: Options) -> int | None:
+def _most_tokens(engine: PoolingEngine, options: Options) -> int | None:
     """The tokens to cut at; None where the model's own limit holds."""
-    return options.num_ctx if options.num_ctx is not None and options.num_ctx < engine.max_tokens else None
+    return options.num_ctx if options.num_ctx is not None and options.num_ctx < engine.facts.max_tokens else None
 
 
 def _listed(serving: Serving, name: str) -> dict[str, Any]:
@@ -191,28 +192,28 @@ def _listed(serving: Serving, name: str) -> dict[str, Any]:
     }
 
 
-def _details(engine: Engine) -> dict[str, Any]:
+def _details(engine: PoolingEngine) -> dict[str, Any]:
     return {
-        "parent_model": getattr(engine, "parent", ""),
+        "parent_model": engine.facts.parent or "",
         "format": "safetensors",
         "family": _FAMILY,
         "families": [_FAMILY],
         "parameter_size": "",
-        "quantization_level": _DTYPES.get(engine.about.dtype, engine.about.dtype),
+        "quantization_level": _DTYPES.get(engine.facts.dtype, engine.facts.dtype),
     }
 
 
-def _shown(serving: Serving, engine: Engine) -> dict[str, Any]:
-    facts: dict[str, Any] = {"general.architecture": _FAMILY, f"{_FAMILY}.context_length": engine.max_tokens}
-    if engine.about.width is not None:
-        facts[f"{_FAMILY}.embedding_length"] = engine.about.width
+def _shown(serving: Serving, engine: PoolingEngine) -> dict[str, Any]:
+    facts: dict[str, Any] = {"general.architecture": _FAMILY, f"{_FAMILY}.context_length": engine.facts.max_tokens}
+    if engine.facts.width is not None:
+        facts[f"{_FAMILY}.embedding_length"] = engine.facts.width
     return {
         "modelfile": "",
         "parameters": "",
         "template": "",
         "details": _details(engine),
         "model_info": facts,
-        "capabilities": ["embedding"] if "embed" in engine.tasks else [],
+        "capabilities": ["embedding"] if "embed" in engine.facts.tasks else [],
         "modified_at": _time(serving.started),
     }
 

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, model_validator
 from typing_extensions import TypedDict
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnsupportedTask
@@ -21,7 +22,7 @@ from poolhouse.plans.late_chunking import Chunking, plan
 from poolhouse.server.dialects import _vectors
 from poolhouse.server.dialects._fields import body_schema
 from poolhouse.server.dialects._vectors import VectorFields
-from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.engines import Serving
 from poolhouse.server.routing import direct_router
 from poolhouse.server.wire.contract import Contract, Contracts, Cut, Matrix, Vector
 from poolhouse.tasks import Task, parse_task
@@ -56,7 +57,7 @@ class EmbeddingFields(VectorFields):
         # Clients that name a pooling task here mean that.
         return self.task not in (None, "embed", "token_embed")
 
-    def pooling_task(self, engine: Engine) -> Task:
+    def pooling_task(self, engine: PoolingEngine) -> Task:
         """A vector per input, or one per token or chunk: as the fields ask, else as the model answers first.
 
         Raises:
@@ -65,15 +66,15 @@ class EmbeddingFields(VectorFields):
         asked: Task = "token_embed" if self.late_chunking_params is not None else "embed"
         if self.task in ("embed", "token_embed"):
             asked = parse_task(self.task, ("embed", "token_embed"))
-        elif engine.tasks[0] == "token_embed":
+        elif engine.facts.tasks[0] == "token_embed":
             asked = "token_embed"
-        if asked not in engine.tasks:
-            raise UnsupportedTask("The model does not support Embeddings API", "model", engine.name)
+        if asked not in engine.facts.tasks:
+            raise UnsupportedTask("The model does not support Embeddings API", "model", engine.facts.name)
         return asked
 
-    def apply_task(self, engine: Engine) -> None:
+    def apply_task(self, engine: PoolingEngine) -> None:
         """Make of `task` an adapter where adapters were named at start, else what an input type means."""
-        if self._names_a_use and engine.adapters:
+        if self._names_a_use and engine.facts.adapters:
             self.adapter = self.task
         elif self._names_a_use and self.input_type is None:
             self.input_type = self.task
@@ -176,7 +177,7 @@ class Read:
     whole: Answer
 
 
-async def read(serving: Serving, http: Request, engine: Engine, requests: Sequence[EngineRequest]) -> Read:
+async def read(serving: Serving, http: Request, engine: PoolingEngine, requests: Sequence[EngineRequest]) -> Read:
     """The vectors of texts that follow each other, each of which knows the texts around it.
 
     requests: of the task embed, alike but for their texts.

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest, UnknownModel
 from poolhouse.outputs import Array, SparseVector
@@ -24,7 +25,7 @@ from poolhouse.server.dialects import _hosted, _replies
 from poolhouse.server.dialects._fields import Many, body_schema
 from poolhouse.server.dialects._hosted import Wish
 from poolhouse.server.dialects._pairs import Scored, Sides, score
-from poolhouse.server.engines import Engine, FieldsT, Serving
+from poolhouse.server.engines import FieldsT, Serving
 from poolhouse.server.routing import direct_router
 from poolhouse.server.wire.body import read_bytes, read_json
 from poolhouse.server.wire.contract import STATUSES, Contract, Contracts, Errors, Matrix, Vector
@@ -200,7 +201,7 @@ async def _encode(serving: Serving, http: Request, fields: EncodeFields) -> Resp
         items = [item | vectors(answer) | _replies.cut(answer) for item, answer in zip(items, answers, strict=True)]
         timing = _timing(answers, started)
         usage = {"input_tokens": _replies.tokens_of(answers)}
-        return write({"model": engine.name, "items": items, "timing": timing, "usage": usage})
+        return write({"model": engine.facts.name, "items": items, "timing": timing, "usage": usage})
 
     return await _replies.write(serving, render, answers)
 
@@ -220,7 +221,7 @@ async def _score(serving: Serving, http: Request, fields: ScoreFields) -> Respon
     asked = scoring.Asked(Wish().params, fields.instruction or options.instruction or None, mode=mode, weights=weights)
     scored = await score(serving, http, engine, sides, asked)
     body = {
-        "model": engine.name,
+        "model": engine.facts.name,
         "query_id": fields.query.id,
         "scores": _ranking(fields.items, scored),
         "usage": {"input_tokens": _replies.tokens_of(scored.answers)},
@@ -260,9 +261,9 @@ def quantized(array: Array, dtype: Dtype) -> Numbers:
     return np.round(array / np.where(largest == 0, 1, largest) * 127).astype(np.int8)
 
 
-def _sparse(vector: SparseVector, engine: Engine, array: Array, dtype: Dtype) -> dict[str, Any]:
+def _sparse(vector: SparseVector, engine: PoolingEngine, array: Array, dtype: Dtype) -> dict[str, Any]:
     kept: Dtype = "float16" if dtype == "float16" else "float32"
-    of_vocabulary = engine.sparse is not None and engine.sparse.unit != "token"
+    of_vocabulary = engine.facts.sparse is not None and engine.facts.sparse.unit != "token"
     return {
         "dims": len(array) if of_vocabulary else None,
         "dtype": kept,

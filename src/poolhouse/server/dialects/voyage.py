@@ -86,7 +86,7 @@ async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) 
             for index, (vector, answer) in enumerate(zip(vectors, answers, strict=True))
         ]
         usage = {"total_tokens": _replies.tokens_of(answers)}
-        return dumps({"object": "list", "data": data, "model": engine.name, "usage": usage})
+        return dumps({"object": "list", "data": data, "model": engine.facts.name, "usage": usage})
 
     return await _replies.write(serving, render, answers)
 
@@ -101,7 +101,7 @@ async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -
         for place in scored.ranked(fields.top_k)
     ]
     usage = {"total_tokens": _replies.tokens_of(scored.answers)}
-    body = {"object": "list", "data": data, "model": engine.name, "usage": usage}
+    body = {"object": "list", "data": data, "model": engine.facts.name, "usage": usage}
     return await _replies.write(serving, lambda: dumps(body), scored.answers)
 
 

@@ -17,13 +17,14 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import InvalidRequest
 from poolhouse.server.dialects import _hosted, _replies, health
 from poolhouse.server.dialects._fields import Many, body_schema
 from poolhouse.server.dialects._hosted import Wish
 from poolhouse.server.dialects._pairs import Scored
 from poolhouse.server.dialects.health import Model
-from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.engines import Serving
 from poolhouse.server.routing import direct_router
 from poolhouse.server.wire.contract import Contract, Contracts, Errors, Vector
 from poolhouse.server.wire.encoding import dumps
@@ -108,7 +109,7 @@ def _add(routes: APIRouter, serving: Serving) -> None:
 
 
 async def _vector(serving: Serving, http: Request, fields: VectorFields) -> Response:
-    engine = _first(serving, lambda engine: "embed" in engine.tasks)
+    engine = _first(serving, lambda engine: "embed" in engine.facts.tasks)
     use = {"query": "query", "passage": "document", None: None}[fields.config.task_type]
     wish = Wish(use, fields.config.dimensions)
     answers = await _hosted.embed(serving, http, engine, [fields.text], wish, parameter="text")
@@ -120,7 +121,7 @@ async def _vector(serving: Serving, http: Request, fields: VectorFields) -> Resp
 
 async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
     """The reply to a body of its reranker."""
-    engine = _first(serving, lambda engine: "classify" in engine.tasks and engine.labels == 1)
+    engine = _first(serving, lambda engine: "classify" in engine.facts.tasks and engine.facts.labels == 1)
     if (fields.documents is None) == (fields.text is None):
         raise InvalidRequest("Give documents, or one property.", "documents")
     documents = [fields.text] if fields.text is not None else fields.documents or []
@@ -139,7 +140,7 @@ def in_order(query: str, documents: Sequence[str], scored: Scored) -> dict[str, 
     return {"query": query, "scores": [{"document": document, "score": one.score} for document, one in pairs]}
 
 
-def _first(serving: Serving, fits: Callable[[Engine], bool]) -> Engine:
+def _first(serving: Serving, fits: Callable[[PoolingEngine], bool]) -> PoolingEngine:
     """The first engine that fits; where none does, the first."""
     return next(filter(fits, serving.engines.values()), serving.engine(None))
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import PoolhouseError
 from poolhouse.server.app import create_app
-from poolhouse.server.engines import Engine
 from poolhouse.server.process.connections import Edge
 from poolhouse.server.routing import Addressed
 from poolhouse.server.security import api_keys, is_probe
@@ -25,7 +25,7 @@ from poolhouse.settings import ServerSettings
 log = logging.getLogger("poolhouse")
 
 
-def hosted(open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings) -> ASGIApp:
+def hosted(open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerSettings) -> ASGIApp:
     """An application over engines that are opened when it is started, or first asked.
 
     Raises:
@@ -42,7 +42,7 @@ class Hosted:
     pickle or `copy`, is one that has not loaded.
     """
 
-    def __init__(self, open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings) -> None:
+    def __init__(self, open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerSettings) -> None:
         self.open_engines = open_engines
         self.settings = settings
         self.application: ASGIApp | None = None

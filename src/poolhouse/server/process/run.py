@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 import uvicorn
 from starlette.types import ASGIApp
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import ConfigError, EngineError
 from poolhouse.server.app import create_app
-from poolhouse.server.engines import Engine
 from poolhouse.server.process.connections import Edge, bounded_protocol
 from poolhouse.server.process.listening import Listeners
 from poolhouse.server.process.starting import Starting, Stopping
@@ -39,7 +39,7 @@ _TURNS_TO_ACCEPT, _SECONDS_PER_TURN = 5, 0.02
 _SECONDS_TO_REFRESH = 10
 
 
-def serve(open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings) -> None:
+def serve(open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerSettings) -> None:
     """Load models and answer requests until SIGTERM or SIGINT; then finish those in flight and return.
 
     The address answers at once, with 503 until the engines are open; then it is printed. A stop waits for
@@ -71,10 +71,10 @@ def serve(open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings
 class _Server(uvicorn.Server):
     """Says where it listens, once it answers; refuses what it cannot answer in time; stops when an engine dies."""
 
-    def __init__(self, open_engines: Callable[[], Sequence[Engine]], settings: ServerSettings) -> None:
+    def __init__(self, open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerSettings) -> None:
         self.open_engines = open_engines
         self.settings = settings
-        self.engines: Sequence[Engine] = ()
+        self.engines: Sequence[PoolingEngine] = ()
         self.failure: BaseException | None = None
         shape = SHAPES[settings.error_format]
         self.starting = Starting(self._load, self._say_where, self.die, shape)
@@ -115,7 +115,7 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         # Ten times a second.
-        dead = [engine.name for engine in self.engines if not engine.alive]
+        dead = [engine.facts.name for engine in self.engines if not engine.alive]
         if dead and self.starting.application is not None:
             self.die(EngineError(f"The engine of {', '.join(dead)} died; its last words are in the log."))
         if self.certificates is not None and counter % (10 * _SECONDS_TO_REFRESH) == 0:
@@ -150,7 +150,7 @@ class _Server(uvicorn.Server):
         return app
 
     def _say_where(self) -> None:
-        names = ", ".join(engine.name for engine in self.engines)
+        names = ", ".join(engine.facts.name for engine in self.engines)
         log.info("Application startup complete.")
         say(f"Poolhouse serves {names} on {self._address()}")
 

@@ -176,7 +176,7 @@ async def by_model(serving: Serving, http: Request, body: dict[str, Any]) -> Res
         return await answer_similarity(serving, http, serving.parse(body, SimilarityFields))
     model = body.get("model")
     engine = serving.engine(model if isinstance(model, str) else None)
-    if "classify" in engine.tasks:
+    if "classify" in engine.facts.tasks:
         return await answer_predict(serving, http, serving.parse(body, PredictFields))
     if is_splade(engine):
         return await answer_embed_sparse(serving, http, serving.parse(body, TokenFields))
@@ -245,7 +245,7 @@ async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -
     if not fields.texts or (not fields.query and "" in fields.texts):
         raise EmptyInput("texts")
     asked = scoring.Asked(replace(fields.params(), use_activation=not fields.raw_scores))
-    if "classify" not in engine.tasks:
+    if "classify" not in engine.facts.tasks:
         asked = scoring.Asked(fields.params())  # cosines and MaxSim have no activation
     scored = await score(serving, http, engine, Sides([fields.query], fields.texts, ("query", "texts")), asked)
     ranks: list[dict[str, Any]] = [
@@ -272,9 +272,9 @@ async def _run(
     """Answers of one task, and the headers that tell of the work."""
     started = time.perf_counter()
     engine = serving.engine(fields.model)
-    if task not in engine.tasks:
+    if task not in engine.facts.tasks:
         raise UnsupportedTask(
-            f"The model `{engine.name}` does not have this route; its tasks: {list(engine.tasks)}.", "model"
+            f"The model `{engine.facts.name}` does not have this route; its tasks: {list(engine.facts.tasks)}.", "model"
         )
     prompts = fields.prompts() if prompts is None else prompts
     serving.check_items(len(prompts), "inputs")

@@ -7,13 +7,14 @@ from typing import Any
 from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.packing.tokens import Tokens
 from poolhouse.server.dialects import _replies
 from poolhouse.server.dialects._fields import Many
 from poolhouse.server.dialects.tei.errors import EmptyInput
-from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.engines import Serving
 from poolhouse.server.wire.encoding import dumps
 
 
@@ -65,14 +66,14 @@ async def answer_tokenize(serving: Serving, http: Request, fields: TokenizeField
     engine = serving.engine(fields.model)
     texts = fields.texts()
     serving.check_items(len(texts), "inputs")
-    http.state.model, http.state.items = engine.name, len(texts)
+    http.state.model, http.state.items = engine.facts.name, len(texts)
     prompt_name, prefix = _prompt(engine, fields.prompt_name)
     # The prefix counts as text here: TEI's places are those in the whole.
     whole = [prefix + text for text in texts]
     requests = [
         EngineRequest(
             Prompt(text),
-            engine.tasks[0],
+            engine.facts.tasks[0],
             prompt_name=prompt_name,
             add_special_tokens=fields.add_special_tokens,
             places=True,
@@ -92,20 +93,20 @@ async def answer_decode(serving: Serving, http: Request, fields: DecodeFields) -
     engine = serving.engine(fields.model)
     lists = fields.lists()
     serving.check_items(len(lists), "ids")
-    http.state.model, http.state.items = engine.name, len(lists)
+    http.state.model, http.state.items = engine.facts.name, len(lists)
     skip = fields.skip_special_tokens
     return await _replies.made(lambda: dumps([engine.detokenize(ids, skip) for ids in lists]), sum(map(len, lists)))
 
 
-def _prompt(engine: Engine, name: str | None) -> tuple[str, str]:
+def _prompt(engine: PoolingEngine, name: str | None) -> tuple[str, str]:
     """The name to ask the engine for, which refuses an unknown one, and what is put before texts here."""
-    name = engine.about.default_prompt_name if name is None else name
+    name = engine.facts.default_prompt_name if name is None else name
     if not name:
         return "", ""
-    return ("", engine.prompts[name]) if name in engine.prompts else (name, "")
+    return ("", engine.facts.prompts[name]) if name in engine.facts.prompts else (name, "")
 
 
-def _shown(engine: Engine, text: str, tokens: Tokens) -> list[dict[str, Any]]:
+def _shown(engine: PoolingEngine, text: str, tokens: Tokens) -> list[dict[str, Any]]:
     places = tokens.places
     assert places is not None
     special = places.special.tolist()

@@ -10,11 +10,12 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.server.dialects import _replies
 from poolhouse.server.dialects._fields import Inputs, Many, body_schema
-from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.engines import Serving
 from poolhouse.server.routing import direct_router
 from poolhouse.server.wire import encoding
 from poolhouse.vectors.entities import Strategy, entities
@@ -53,28 +54,28 @@ def router(serving: Serving) -> APIRouter:
 async def answer_classify(serving: Serving, http: Request, fields: ClassifyFields) -> Response:
     """The reply to a body of /classify."""
     engine = serving.engine(fields.model)
-    if "classify" not in engine.tasks:
+    if "classify" not in engine.facts.tasks:
         raise UnsupportedTask(
-            f"The model does not support Classification API. Supported tasks: {list(engine.tasks)}", "model"
+            f"The model does not support Classification API. Supported tasks: {list(engine.facts.tasks)}", "model"
         )
     requests = fields.requests(serving, "classify", fields.params())
     answers = await serving.answers(http, engine, requests)
-    head = _replies.head("classify", http, fields.request_id, engine.name)
+    head = _replies.head("classify", http, fields.request_id, engine.facts.name)
     items = [_labelled(index, answer, engine) for index, answer in enumerate(answers)]
     return await _replies.write(
         serving, lambda: encoding.render(head, items, {"usage": _replies.usage(answers)}), answers
     )
 
 
-def _labelled(index: int, answer: Answer, engine: Engine) -> dict[str, Any]:
-    label = engine.label_names.get(int(answer.array.argmax()))
+def _labelled(index: int, answer: Answer, engine: PoolingEngine) -> dict[str, Any]:
+    label = engine.facts.label_names.get(int(answer.array.argmax()))
     probs = np.ascontiguousarray(answer.array)
     return {"index": index, "label": label, "probs": probs, "num_classes": len(probs)} | _replies.cut(answer)
 
 
-def label_names(engine: Engine) -> list[str]:
+def label_names(engine: PoolingEngine) -> list[str]:
     """The name of each label; transformers' stand-ins where the checkpoint names none."""
-    return [engine.label_names.get(place, f"LABEL_{place}") for place in range(engine.labels)]
+    return [engine.facts.label_names.get(place, f"LABEL_{place}") for place in range(engine.facts.labels)]
 
 
 def ranked_labels(answer: Answer, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -85,9 +86,11 @@ def ranked_labels(answer: Answer, names: Sequence[str]) -> list[dict[str, Any]]:
 
 async def _answer_tokens(serving: Serving, http: Request, fields: ClassifyTokensFields) -> Response:
     engine = serving.engine(fields.model)
-    if "token_classify" not in engine.tasks or not engine.label_names:
+    if "token_classify" not in engine.facts.tasks or not engine.facts.label_names:
         raise UnsupportedTask(
-            f"The model has no labels for tokens. Supported tasks: {list(engine.tasks)}", "model", engine.name
+            f"The model has no labels for tokens. Supported tasks: {list(engine.facts.tasks)}",
+            "model",
+            engine.facts.name,
         )
     # Entities are read from probabilities, whatever the model's default is.
     requests = fields.requests(serving, "token_classify", replace(fields.params(), use_activation=True))
@@ -95,7 +98,7 @@ async def _answer_tokens(serving: Serving, http: Request, fields: ClassifyTokens
         raise InvalidRequest("Entities are places in a text; token ids have none.", "input")
     answers = await serving.answers(http, engine, [replace(request, places=True) for request in requests])
     texts = [request.prompt.text or "" for request in requests]
-    head = _replies.head("classify-tokens", http, fields.request_id, engine.name)
+    head = _replies.head("classify-tokens", http, fields.request_id, engine.facts.name)
 
     def render() -> bytes:
         items = [
@@ -107,14 +110,18 @@ async def _answer_tokens(serving: Serving, http: Request, fields: ClassifyTokens
     return await _replies.write(serving, render, answers)
 
 
-def _entities(text: str, answer: Answer, engine: Engine, fields: ClassifyTokensFields) -> Sequence[dict[str, Any]]:
+def _entities(
+    text: str, answer: Answer, engine: PoolingEngine, fields: ClassifyTokensFields
+) -> Sequence[dict[str, Any]]:
     places = answer.tokens.places
     assert places is not None
     if len(answer.array) != len(answer.tokens):
         raise UnsupportedTask(
             "Entities need a row per token, but this model pools steps (STEP); use /pooling.", "model"
         )
-    found = entities(text, answer.array, places, engine.label_names, fields.aggregation_strategy, fields.ignore_labels)
+    found = entities(
+        text, answer.array, places, engine.facts.label_names, fields.aggregation_strategy, fields.ignore_labels
+    )
     return [
         {
             "label": entity.label,

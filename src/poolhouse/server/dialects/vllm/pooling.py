@@ -12,6 +12,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, StrictInt, model_validator
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer, pooling_outputs, shown
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import ConfigError, EngineError, InvalidRequest
@@ -23,7 +24,7 @@ from poolhouse.plugins import Plugin, params_of, prompts_of, task_of
 from poolhouse.server.dialects import _replies, _vectors
 from poolhouse.server.dialects._fields import Many, body_schema
 from poolhouse.server.dialects._vectors import VectorFields
-from poolhouse.server.engines import Engine, Serving
+from poolhouse.server.engines import Serving
 from poolhouse.server.routing import direct_router
 from poolhouse.server.wire import encoding
 from poolhouse.tasks import Task, parse_task
@@ -103,7 +104,7 @@ async def answer(serving: Serving, http: Request, fields: PoolingFields) -> Resp
     if fields.tasks is not None:
         return await _reply_of_several(serving, http, fields, engine, params)
     fields.refuse_pruning()
-    task = engine.tasks[0] if fields.task is None else parse_task(fields.task, engine.tasks, (SPARSE,))
+    task = engine.facts.tasks[0] if fields.task is None else parse_task(fields.task, engine.facts.tasks, (SPARSE,))
     requests = fields.requests(serving, task, params)
     names = _vectors.Names("pooling", "pooling", "data")
     if fields.token_pooling_factor is None:
@@ -114,11 +115,11 @@ async def answer(serving: Serving, http: Request, fields: PoolingFields) -> Resp
     return await _vectors.write(serving, http, fields, engine, answers, arrays, names, how)
 
 
-def _check_token_pooling(fields: PoolingFields, engine: Engine) -> None:
+def _check_token_pooling(fields: PoolingFields, engine: PoolingEngine) -> None:
     """Raise InvalidRequest where fewer token vectors are asked for, and token vectors alone are not."""
-    word = fields.task or engine.tasks[0]
+    word = fields.task or engine.facts.tasks[0]
     of_tokens = fields.tasks is None and word not in ("plugin", SPARSE)
-    if not of_tokens or parse_task(word, engine.tasks) != "token_embed":
+    if not of_tokens or parse_task(word, engine.facts.tasks) != "token_embed":
         raise InvalidRequest("token_pooling_factor belongs to the task 'token_embed' alone.", "token_pooling_factor")
     if fields.late_chunking_params is not None:
         raise InvalidRequest("Vectors are pooled by clusters or by chunks, not both.", "token_pooling_factor")
@@ -133,14 +134,14 @@ def _clustered(answers: Sequence[Answer], factor: float) -> list[Array]:
 
 
 async def _reply_of_sparse(
-    serving: Serving, http: Request, fields: PoolingFields, engine: Engine, params: PoolingParams
+    serving: Serving, http: Request, fields: PoolingFields, engine: PoolingEngine, params: PoolingParams
 ) -> Response:
     """The sparse vector of each input: its entries, by rising id."""
     if fields.encoding_format not in _IN_JSON:
         raise InvalidRequest("Sparse vectors come as JSON.", "encoding_format", fields.encoding_format)
     weigh = sparse.plan(engine, (), sparse.Options(params, top_k=fields.top_k, threshold=fields.threshold))
     answers = await serving.answers(http, engine, fields.requests(serving, weigh.head.task, params))
-    head = _replies.head("pooling", http, fields.request_id, engine.name)
+    head = _replies.head("pooling", http, fields.request_id, engine.facts.name)
 
     def render() -> bytes:
         items = [
@@ -153,7 +154,7 @@ async def _reply_of_sparse(
 
 
 async def _reply_of_several(
-    serving: Serving, http: Request, fields: PoolingFields, engine: Engine, params: PoolingParams
+    serving: Serving, http: Request, fields: PoolingFields, engine: PoolingEngine, params: PoolingParams
 ) -> Response:
     """The arrays, or sparse vector, of each input by task."""
     if fields.encoding_format not in _IN_JSON:
@@ -161,7 +162,7 @@ async def _reply_of_several(
             "Several tasks come as float or base64; bytes hold one.", "encoding_format", fields.encoding_format
         )
     words: list[Word] = [
-        SPARSE if word == SPARSE else parse_task(word, engine.tasks, (SPARSE,)) for word in fields.tasks or ()
+        SPARSE if word == SPARSE else parse_task(word, engine.facts.tasks, (SPARSE,)) for word in fields.tasks or ()
     ]
     weigh = None
     if SPARSE in words:
@@ -172,7 +173,7 @@ async def _reply_of_several(
     encodings = {task: fields.how(engine, task) for task in (first, *further) if task in words}
     requests = fields.requests(serving, first, params)
     answers = await serving.answers(http, engine, [replace(request, further=tuple(further)) for request in requests])
-    head = _replies.head("pooling", http, fields.request_id, engine.name)
+    head = _replies.head("pooling", http, fields.request_id, engine.facts.name)
 
     def render() -> bytes:
         by_task = {
@@ -230,7 +231,7 @@ def _array(answer: Answer, task: Task, first: Task) -> Array:
 async def answer_plugin(
     serving: Serving,
     http: Request,
-    engine: Engine,
+    engine: PoolingEngine,
     data: Any,
     params: PoolingParams,
     request_id: str | None,
@@ -242,23 +243,23 @@ async def answer_plugin(
         UnsupportedTask: no plugin is installed. InvalidRequest: data that it does not understand. EngineError: output
             that is no JSON.
     """
-    plugin = engine.plugin
+    plugin = engine.facts.plugin
     if plugin is None:
-        parse_task("plugin", engine.tasks)  # says how one is installed
+        parse_task("plugin", engine.facts.tasks)  # says how one is installed
         raise AssertionError
     requests = await asyncio.to_thread(_requests, engine, plugin, data, params)
     serving.check_items(len(requests), "data")
     answers = await serving.answers(
         http, engine, [replace(request, priority=priority) for request in requests], "data: prompt {}".format
     )
-    outputs = pooling_outputs(answers, task_of(plugin, engine.tasks), engine)
+    outputs = pooling_outputs(answers, task_of(plugin, engine.facts.tasks), engine)
     made = await asyncio.to_thread(plugin.post_process, outputs)
     body = {"request_id": _replies.reply_id("pooling", http, request_id), "created_at": int(time.time()), "data": made}
     return await _replies.write(serving, lambda: _json(body), answers)
 
 
-def _requests(engine: Engine, plugin: Plugin, data: Any, params: PoolingParams) -> list[EngineRequest]:
-    task = parse_task(task_of(plugin, engine.tasks), engine.tasks)
+def _requests(engine: PoolingEngine, plugin: Plugin, data: Any, params: PoolingParams) -> list[EngineRequest]:
+    task = parse_task(task_of(plugin, engine.facts.tasks), engine.facts.tasks)
     merged = params_of(plugin, params)
     return [EngineRequest(prompt, task, merged) for prompt in parse_prompts(prompts_of(plugin, {"data": data}), "data")]
 

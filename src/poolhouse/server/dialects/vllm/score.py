@@ -132,11 +132,11 @@ def router(serving: Serving) -> APIRouter:
 async def answer_score(serving: Serving, http: Request, fields: ScoreFields) -> Response:
     """The reply to a body of /score."""
     engine = serving.engine(fields.model)
-    fields.refuse_limits_beyond(engine.max_tokens)
+    fields.refuse_limits_beyond(engine.facts.max_tokens)
     sides, asked = fields.sides(), fields.asked(serving)
     scored = await score(serving, http, engine, sides, asked, adapter=fields.adapter, priority=fields.priority)
     body = {
-        **_replies.head("score", http, fields.request_id, engine.name),
+        **_replies.head("score", http, fields.request_id, engine.facts.name),
         "data": [
             {"index": index, "object": "score", "score": one.score} | _replies.cut_of_pair(one.answers)
             for index, one in enumerate(scored.scores)
@@ -151,13 +151,13 @@ async def answer_rerank(
 ) -> Response:
     """The reply to a body of /rerank. more: what is said beside the results, where something is."""
     engine = serving.engine(fields.model)
-    fields.cut_to(engine.max_tokens)
+    fields.cut_to(engine.facts.max_tokens)
     sides, asked = fields.sides(), fields.asked(serving)
     scored = await score(serving, http, engine, sides, asked, adapter=fields.adapter, priority=fields.priority)
     tokens = _replies.tokens_of(scored.answers)
     body = {
         "id": _replies.reply_id("score", http, fields.request_id),
-        "model": engine.name,
+        "model": engine.facts.name,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         "results": [_result(place, sides.documents, scored, fields) for place in scored.ranked(fields.top_n)],
         **({} if more is None else more(scored)),

@@ -7,12 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnknownModel
 from poolhouse.inputs.prompts import Conversation, Prompt
 from poolhouse.server.dialects import _replies, tei
 from poolhouse.server.dialects._fields import Lenient, Many, body_schema, check_chat_template, refuse_media_options
-from poolhouse.server.engines import Engine, Serving, unknown
+from poolhouse.server.engines import Serving, unknown
 from poolhouse.server.routing import direct_router
 from poolhouse.server.wire.body import read_json
 from poolhouse.server.wire.encoding import dumps
@@ -34,7 +35,7 @@ class TokenizeFields(Lenient):
     mm_processor_kwargs: dict[str, Any] | None = Field(None, description="Refused: no model here takes media options.")
     media_io_kwargs: dict[str, Any] | None = Field(None, description="Refused: no model here takes media options.")
 
-    def request(self, serving: Serving, engine: Engine) -> EngineRequest:
+    def request(self, serving: Serving, engine: PoolingEngine) -> EngineRequest:
         """What is to be tokenised.
 
         Raises:
@@ -43,7 +44,7 @@ class TokenizeFields(Lenient):
         refuse_media_options(self)
         if (self.prompt is None) == (self.messages is None):
             raise InvalidRequest("Give prompt (a text) or messages (a conversation).", "prompt")
-        task = engine.tasks[0]
+        task = engine.facts.tasks[0]
         if self.messages is None:
             special = self.add_special_tokens is not False
             return EngineRequest(Prompt(self.prompt), task, prompt_name="", add_special_tokens=special)
@@ -97,18 +98,23 @@ async def _tokenize(serving: Serving, http: Request, fields: TokenizeFields) -> 
     def make() -> bytes:
         (tokens,) = engine.tokenize([request])
         strings = engine.token_strings(tokens.ids.tolist()) if fields.return_token_strs else None
-        body = {"count": len(tokens), "max_model_len": engine.max_tokens, "tokens": tokens.ids, "token_strs": strings}
+        body = {
+            "count": len(tokens),
+            "max_model_len": engine.facts.max_tokens,
+            "tokens": tokens.ids,
+            "token_strs": strings,
+        }
         return dumps(body)
 
     # A template may make any number of characters of its messages.
     return await _replies.made(make, None if fields.prompt is None else len(fields.prompt))
 
 
-def _engine(serving: Serving, http: Request, model: str | None) -> Engine:
+def _engine(serving: Serving, http: Request, model: str | None) -> PoolingEngine:
     """The engine of that name; an unknown one is answered with those there are, as vLLM does on these routes alone."""
     try:
         engine = serving.engine(model)
     except UnknownModel:
         raise UnknownModel(f"{unknown(str(model))} Valid aliases: {serving.names}.", "model") from None
-    http.state.model, http.state.items = engine.name, 1
+    http.state.model, http.state.items = engine.facts.name, 1
     return engine
