@@ -16,9 +16,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from poolhouse.layers.max_sim import max_sim as max_sim_of_tensors
 from poolhouse.outputs import Array
-from poolhouse.vectors.max_sim import max_sim, max_sim_packed, offsets_of
+from poolhouse.vectors.max_sim import max_sim, max_sim_packed, max_sim_tensors, row_offsets
 from poolhouse.vectors.precision import quantize
 
 
@@ -55,14 +54,14 @@ def main() -> None:
 
 
 def _sides(query: Array, documents: list[Array]) -> dict[str, Callable[[], Array]]:
-    values, offsets = np.concatenate(documents), offsets_of([len(document) for document in documents])
+    values, offsets = np.concatenate(documents), row_offsets([len(document) for document in documents])
     halves, codes, bits = (quantize(values, precision) for precision in ("float16", "int8", "binary"))
     tensors = [torch.from_numpy(document) for document in documents]
     mine, packed, bounds = torch.from_numpy(query), torch.from_numpy(values), torch.from_numpy(offsets)
     sides: dict[str, Callable[[], Array]] = {
         "ours, a list": lambda: max_sim(query, documents),
         "ours, packed": lambda: max_sim_packed(query, values, offsets),
-        "ours, tensors": lambda: max_sim_of_tensors(mine, packed, bounds).numpy(),
+        "ours, tensors": lambda: max_sim_tensors(mine, packed, bounds).numpy(),
         "padded einsum": lambda: _padded(mine, tensors).numpy(),
         "a loop of numpy": lambda: np.array([(query @ document.T).max(axis=1).sum() for document in documents]),
         "ours, packed float16": lambda: max_sim_packed(query, halves, offsets, "float16"),

@@ -32,8 +32,9 @@ WORDS = 8
 INSIDE = {
     "models": [
         ["load"],
-        ["pipelines", "load_native", "folders", "placement"],
-        ["fallback", "model"],
+        ["pipelines", "load_native", "fallback"],
+        ["model"],
+        ["plan"],
         ["adapters"],
         ["roles"],
         ["native"],

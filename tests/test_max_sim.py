@@ -11,16 +11,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poolhouse.layers import max_sim as tensors
 from poolhouse.outputs import Array
 from poolhouse.vectors import max_sim as kernel
-from poolhouse.vectors.max_sim import max_sim, max_sim_packed, max_sim_pairs, offsets_of
+from poolhouse.vectors.max_sim import max_sim, max_sim_packed, max_sim_pairs, max_sim_tensors, row_offsets
 from poolhouse.vectors.precision import PRECISIONS, Calibration, Precision, dequantize, quantize
 
 # Sums of at most a few hundred products of unit vectors, added in another order.
 TOLERANCE = 1e-4
 # Beside its inputs, as its docstring says.
-MOST_BYTES = 8 * 2**20
+MAX_BYTES = 8 * 2**20
 
 
 def unit_rows(rows: int, width: int, seed: int) -> Array:
@@ -40,13 +39,13 @@ def double_loop(query: Array, document: Array) -> float:
 
 
 def packed(query: Array, documents: Sequence[Array]) -> Array:
-    return max_sim_packed(query, np.concatenate(documents), offsets_of([len(document) for document in documents]))
+    return max_sim_packed(query, np.concatenate(documents), row_offsets([len(document) for document in documents]))
 
 
 def with_tensors(query: Array, documents: Sequence[Array], device: str = "cpu") -> Array:
-    offsets = torch.from_numpy(offsets_of([len(document) for document in documents])).to(device)
+    offsets = torch.from_numpy(row_offsets([len(document) for document in documents])).to(device)
     values = torch.from_numpy(np.concatenate(documents)).to(device)
-    scores = tensors.max_sim(torch.from_numpy(query).to(device), values, offsets)
+    scores = max_sim_tensors(torch.from_numpy(query).to(device), values, offsets)
     assert scores.device.type == device
     answer: Array = scores.cpu().numpy()
     return answer
@@ -73,9 +72,8 @@ def test_ragged_documents_score_as_in_a_double_loop(
     width: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (kernel, tensors):
-        monkeypatch.setattr(module, "MOST_PRODUCTS", most)
-        monkeypatch.setattr(module, "MOST_QUERY_ROWS", 4)
+    monkeypatch.setattr(kernel, "MAX_PRODUCTS", most)
+    monkeypatch.setattr(kernel, "MAX_QUERY_ROWS", 4)
     query, documents = unit_rows(query_rows, width, 99), texts(lengths, width)
     scores = form(query, documents)
     assert scores.dtype == np.float32
@@ -100,14 +98,14 @@ def test_products_may_all_be_negative(form: Callable[[Array, Sequence[Array]], A
 def test_a_document_longer_than_a_block_is_one_document(form: Callable[[Array, Sequence[Array]], Array]) -> None:
     query, documents = unit_rows(40, 16, 5), texts([3, 9_000, 0, 5], 16)
     expected = [float((query @ document.T).max(axis=1).sum()) if len(document) else 0 for document in documents]
-    assert kernel.MOST_PRODUCTS < 9_000 * 40
+    assert kernel.MAX_PRODUCTS < 9_000 * 40
     assert form(query, documents) == pytest.approx(expected, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_codes_score_as_the_vectors_that_they_stand_for(precision: Precision) -> None:
     query, documents = unit_rows(5, 32, 7), texts([4, 0, 300, 1], 32)
-    offsets = offsets_of([len(document) for document in documents])
+    offsets = row_offsets([len(document) for document in documents])
     codes = quantize(np.concatenate(documents), precision)
     vectors = np.split(dequantize(codes, precision), offsets[1:-1])
     scores = max_sim_packed(query, codes, offsets, precision)
@@ -118,7 +116,7 @@ def test_codes_of_stored_ranges_are_read_by_them() -> None:
     query, (document,) = unit_rows(5, 32, 7), texts([30], 32)
     ranges = Calibration.of(3 * document)
     codes = quantize(3 * document, "int8", ranges)
-    (score,) = max_sim_packed(query, codes, offsets_of([30]), "int8", ranges)
+    (score,) = max_sim_packed(query, codes, row_offsets([30]), "int8", ranges)
     assert score == pytest.approx(3 * double_loop(query, document), rel=0.02)
     assert score == pytest.approx(double_loop(query, dequantize(codes, "int8", ranges)), abs=1e-4)
 
@@ -126,9 +124,9 @@ def test_codes_of_stored_ranges_are_read_by_them() -> None:
 def test_half_precision_is_summed_in_single() -> None:
     # 2048 + 1 is not a float16.
     query, document = np.array([[2048], [1]], np.float16), np.array([[1]], np.float16)
-    assert max_sim_packed(query, document, offsets_of([1]), "float16").tolist() == [2049]
+    assert max_sim_packed(query, document, row_offsets([1]), "float16").tolist() == [2049]
     assert max_sim(query.astype(np.float32), [document]).tolist() == [2049]
-    scores = tensors.max_sim(torch.from_numpy(query), torch.from_numpy(document), torch.tensor([0, 1]))
+    scores = max_sim_tensors(torch.from_numpy(query), torch.from_numpy(document), torch.tensor([0, 1]))
     assert scores.dtype == torch.float32
     assert scores.tolist() == [2049]
 
@@ -136,19 +134,19 @@ def test_half_precision_is_summed_in_single() -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_query_and_a_thousand_documents_take_a_few_mebibytes_more(precision: Precision) -> None:
     documents = texts([300] * 1000, 128)
-    codes, offsets = quantize(np.concatenate(documents), precision), offsets_of([300] * 1000)
+    codes, offsets = quantize(np.concatenate(documents), precision), row_offsets([300] * 1000)
     query = unit_rows(32, 128, 1)
     peak = _peak(lambda: max_sim_packed(query, codes, offsets, precision))
-    assert peak < MOST_BYTES
+    assert peak < MAX_BYTES
     if precision == "float32":
-        assert _peak(lambda: max_sim(query, documents)) < MOST_BYTES
+        assert _peak(lambda: max_sim(query, documents)) < MAX_BYTES
 
 
 def test_long_texts_and_many_pairs_take_a_few_mebibytes_more() -> None:
     query, document = unit_rows(8192, 64, 0), unit_rows(8192, 64, 1)
-    assert _peak(lambda: max_sim(query, [document])) < MOST_BYTES
-    assert _peak(lambda: max_sim_pairs([query], [document])) < MOST_BYTES
-    assert _peak(lambda: max_sim_pairs([query[:32]] * 500, [document[:300]] * 500)) < MOST_BYTES
+    assert _peak(lambda: max_sim(query, [document])) < MAX_BYTES
+    assert _peak(lambda: max_sim_pairs([query], [document])) < MAX_BYTES
+    assert _peak(lambda: max_sim_pairs([query[:32]] * 500, [document[:300]] * 500)) < MAX_BYTES
 
 
 def _peak(call: Callable[[], object]) -> int:
@@ -164,6 +162,6 @@ def _peak(call: Callable[[], object]) -> int:
 @pytest.mark.cuda
 @pytest.mark.parametrize("lengths", [[3, 0, 700, 1], [0], [5] * 400, [70_000]])
 def test_a_gpu_scores_as_the_cpu(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors, "_MOST_PRODUCTS_OF_DEVICES", 2**16)
+    monkeypatch.setattr(kernel, "_MAX_PRODUCTS_ON_DEVICES", 2**16)
     query, documents = unit_rows(32, 64, 3), texts(lengths, 64)
     assert with_tensors(query, documents, "cuda") == pytest.approx(max_sim(query, documents), abs=TOLERANCE)

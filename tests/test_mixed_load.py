@@ -74,7 +74,7 @@ def test_large_answers_are_pooled_in_slices_that_equal_the_whole(
     monkeypatch.setattr(
         runner.Runner, "_pool", lambda self, *asked: rows.append(len(asked[-1].values)) or pool(self, *asked)
     )
-    monkeypatch.setattr(runner, "_MOST_NUMBERS", 15)
+    monkeypatch.setattr(runner, "_MAX_NUMBERS", 15)
     sliced = [future.result(60).array for future in llm.engine.submit([Request(**one) for one in requests])]
     assert len(rows) > len({(one["task"], one["params"]) for one in requests})
     for ours, theirs in zip(sliced, whole, strict=True):

@@ -13,7 +13,7 @@ import transformers
 from poolhouse import LLM, Entity, InvalidRequest, PoolingParams
 from poolhouse.engine.request import Request
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.packing.tokens import Places
+from poolhouse.packing.tokens import Offsets
 from poolhouse.vectors.entities import STRATEGIES, entities
 from tests.checkpoints import KINDS, save_checkpoint
 
@@ -48,7 +48,7 @@ def by_transformers(folder: Path, strategy: str, text: str, **options: Any) -> l
 
 
 def check(found: tuple[Entity, ...], expected: list[dict[str, Any]], text: str) -> None:
-    """Labels, scores and places, but for white space, which the reference counts in for some tokenizers."""
+    """Labels, scores and offsets, but for white space, which the reference counts in for some tokenizers."""
     expected = [one for one in expected if text[one["start"] : one["end"]].strip()]
     assert [entity.label for entity in found] == [one.get("entity_group", one.get("entity")) for one in expected]
     assert [entity.score for entity in found] == pytest.approx([one["score"] for one in expected], abs=1e-5)
@@ -118,17 +118,17 @@ def test_any_white_space_ends_a_word(llm: LLM, space: str) -> None:
     """transformers takes words of byte-level tokenizers to end at blanks alone, so that lines run together."""
     text = f"ships{space}sailors"
     (output,) = llm.token_classify(text, aggregation_strategy="first", ignore_labels=())
-    (tokens,) = llm.engine.tokenize([Request(Prompt(text), "token_classify", places=True)])
-    assert tokens.places is not None
-    words = {word: text[start:end].strip() for word, (start, end) in zip(*_word_bounds(tokens.places), strict=True)}
+    (tokens,) = llm.engine.tokenize([Request(Prompt(text), "token_classify", offsets=True)])
+    assert tokens.offsets is not None
+    words = {word: text[start:end].strip() for word, (start, end) in zip(*_word_bounds(tokens.offsets), strict=True)}
     assert not any(space in word for word in words.values())
     assert output.outputs.entities[-1].end == len(text)
 
 
-def _word_bounds(places: Places) -> tuple[list[int], list[tuple[int, int]]]:
-    words = sorted(set(places.words.tolist()) - {-1})
-    offsets = [places.offsets[places.words == word] for word in words]
-    return words, [(int(own[:, 0].min()), int(own[:, 1].max())) for own in offsets]
+def _word_bounds(offsets: Offsets) -> tuple[list[int], list[tuple[int, int]]]:
+    words = sorted(set(offsets.words.tolist()) - {-1})
+    bounds = [offsets.bounds[offsets.words == word] for word in words]
+    return words, [(int(own[:, 0].min()), int(own[:, 1].max())) for own in bounds]
 
 
 ROWS: dict[str, tuple[list[int], str, list[tuple[str, int, int]]]] = {
@@ -146,10 +146,10 @@ def test_how_labels_group(row: str) -> None:
     given, strategy, expected = ROWS[row]
     scores = np.full((5, 6), 0.02, np.float32)
     scores[range(5), [0, *given, 0]] = 0.9
-    places = Places(
+    offsets = Offsets(
         np.array([[0, 0], [0, 2], [3, 5], [6, 8], [0, 0]]), np.array([-1, 0, 1, 2, -1]), np.array([1, 0, 0, 0, 1], bool)
     )
-    found = entities("ab cd ef", scores, places, LABELS, strategy)  # type: ignore[arg-type]
+    found = entities("ab cd ef", scores, offsets, LABELS, strategy)  # type: ignore[arg-type]
     assert [(entity.label, entity.start, entity.end) for entity in found] == expected
 
 
@@ -159,7 +159,7 @@ def test_how_labels_group(row: str) -> None:
 def test_how_the_tokens_of_a_word_agree(strategy: str, expected: tuple[str, float]) -> None:
     scores = np.zeros((2, 6), np.float32)
     scores[0, [2, 4]], scores[1, [2, 0]] = (0.3, 0.5), (0.8, 0.2)
-    places = Places(np.array([[0, 2], [2, 4]]), np.array([0, 0]), np.zeros(2, bool))
-    (found,) = entities("abcd", scores, places, LABELS, strategy)  # type: ignore[arg-type]
+    offsets = Offsets(np.array([[0, 2], [2, 4]]), np.array([0, 0]), np.zeros(2, bool))
+    (found,) = entities("abcd", scores, offsets, LABELS, strategy)  # type: ignore[arg-type]
     assert (found.label, found.text) == (expected[0], "abcd")
     assert found.score == pytest.approx(expected[1])

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         UnsupportedDimensions,
         UnsupportedTask,
     )
+    from poolhouse.inputs.prompts import PromptInput, PromptsInput
     from poolhouse.llm import LLM
     from poolhouse.outputs import (
         ChunkedEmbeddingRequestOutput,
@@ -81,6 +82,8 @@ __all__ = [
     "PoolingOutput",
     "PoolingParams",
     "PoolingRequestOutput",
+    "PromptInput",
+    "PromptsInput",
     "RequestOutput",
     "ScoringOutput",
     "ScoringRequestOutput",
@@ -99,7 +102,12 @@ __all__ = [
 
 # Where names stand. Nothing is drawn in before it is used: the command line must hear a signal at once, and torch takes long.
 _HOMES = ("errors", "params", "outputs", "vectors.token_embeddings")
-_LATE = {"LLM": "llm", "asgi": "cli.serve"}
+_LATE = {
+    "LLM": "llm",
+    "PromptInput": "inputs.prompts",
+    "PromptsInput": "inputs.prompts",
+    "asgi": "cli.serve",
+}
 
 
 def __getattr__(name: str) -> Any:

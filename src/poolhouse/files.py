@@ -1,4 +1,4 @@
-"""JSON files of a model folder, read with errors that name them."""
+"""Files of a model folder, each JSON file read once, with errors that name them; and files written whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from poolhouse.errors import CheckpointError, ConfigError
 
@@ -20,37 +20,78 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def read_json(path: Path, needed: bool = True) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where there is no file and none is needed.
+# An object of a JSON file: whoever reads a key knows, or checks, of what type its value is.
+JsonObject: TypeAlias = dict[str, Any]
 
-    Raises:
-        CheckpointError: no JSON, or no object.
+
+class Folder:
+    """A folder of a model's files. Each of its JSON files is read once, when it is asked for first.
+
+    `folder / "1_Pooling"` is a folder within it, which shares what was read.
     """
-    if not needed and not path.is_file():
-        return {}
-    value = read_any_json(path)
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object.")
-    return value
 
+    __slots__ = ("_read", "path")
 
-def read_any_json(path: Path) -> Any:
-    """Whatever JSON a file holds.
+    def __init__(self, path: Path, read: dict[Path, object] | None = None) -> None:
+        self.path = path
+        self._read = {} if read is None else read
 
-    Raises:
-        CheckpointError: it holds none.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    @classmethod
+    def of(cls, folder: Path | Folder) -> Folder:
+        """The folder at a path; a Folder as it is."""
+        return folder if isinstance(folder, cls) else cls(Path(folder))
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(self.path / name, self._read)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    __repr__ = __fspath__ = __str__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Folder) and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        return (self.path / name).is_file()
+
+    def json(self, name: str, needed: bool = True) -> JsonObject:
+        """The JSON object in a file; an empty one where there is no file and none is needed.
+
+        Raises:
+            CheckpointError: no JSON, or no object.
+        """
+        if not needed and self.path / name not in self._read and not self.has(name):
+            return {}
+        value = self.any_json(name)
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{self.path / name} holds no JSON object.")
+        return value
+
+    def any_json(self, name: str) -> object:
+        """Whatever JSON a file holds.
+
+        Raises:
+            CheckpointError: it holds none.
+        """
+        path = self.path / name
+        if path not in self._read:
+            try:
+                self._read[path] = json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, OSError) as error:
+                raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+        return self._read[path]
 
 
 # The name of the template that serves where none is named.
 DEFAULT = "default"
 
 
-def chat_templates(folder: Path) -> dict[str, str]:
+def chat_templates(folder: Folder) -> dict[str, str]:
     """Templates by name, from the first of the places where transformers keeps them.
 
     They are chat_template.jinja with additional_chat_templates/, tokenizer_config.json, and the older
@@ -59,28 +100,28 @@ def chat_templates(folder: Path) -> dict[str, str]:
     Raises:
         CheckpointError: a file that is no text.
     """
-    files = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    if (folder / "chat_template.jinja").is_file():
-        files[DEFAULT] = folder / "chat_template.jinja"
+    files = {path.stem: path for path in sorted((folder.path / "additional_chat_templates").glob("*.jinja"))}
+    if folder.has("chat_template.jinja"):
+        files[DEFAULT] = folder.path / "chat_template.jinja"
     if files:
         return {name: _text(path) for name, path in files.items()}
-    return _stored(folder / "tokenizer_config.json") or _stored(folder / "chat_template.json")
+    return _stored(folder, "tokenizer_config.json") or _stored(folder, "chat_template.json")
 
 
-def special_tokens(folder: Path) -> dict[str, str]:
+def special_tokens(folder: Folder) -> dict[str, str]:
     """bos_token, eos_token and their like, by these names."""
     found = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        for name, value in read_json(folder / file, needed=False).items():
+        for name, value in folder.json(file, needed=False).items():
             text = value.get("content") if isinstance(value, dict) else value
             if name.endswith("_token") and isinstance(text, str):
                 found[name] = text
     return found
 
 
-def _stored(path: Path) -> dict[str, str]:
+def _stored(folder: Folder, file: str) -> dict[str, str]:
     """The templates of a JSON file: one text, or a list of named ones."""
-    stored: Any = read_json(path, needed=False).get("chat_template")
+    stored = folder.json(file, needed=False).get("chat_template")
     if isinstance(stored, str):
         return {DEFAULT: stored}
     items = stored if isinstance(stored, list) else ()

@@ -22,7 +22,7 @@ from poolhouse.inputs.conversations import Conversations
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt, check_ids
 from poolhouse.outputs import Array
-from poolhouse.packing.tokens import Places, Tokens
+from poolhouse.packing.tokens import Offsets, Tokens
 from poolhouse.params import Matryoshka, PoolingParams
 from poolhouse.tasks import TOKEN_TASKS, SparseHead, Task, parse_task
 from poolhouse.vectors.precision import Calibration
@@ -116,7 +116,7 @@ class FakeEngine:
         self._faults.die(error)
         self.open.set()
         self._thread.shutdown()
-        self._faults.tell()
+        self._faults.notify()
 
     def observe(self, observer: Observer | None) -> None:
         """Tell `observer` of the work from now on: each request is a tokenizer call and a batch of its own."""
@@ -190,7 +190,7 @@ class FakeEngine:
         request.params.check(request.task, self.matryoshka, self.facts.name, request.further)
         chunking = request.params.late_chunking_params
         if chunking is not None:
-            request = replace(request, places=True)
+            request = replace(request, offsets=True)
         tokens = self._tokens(request)
         if chunking is not None:
             request = replace(request, spans=chunking.spans(len(tokens)))
@@ -237,11 +237,11 @@ class FakeEngine:
         words = list(re.finditer(r"\S+", text)) or list(re.finditer("", ""))
         ids = np.array([zlib.crc32(word.group().encode()) for word in words], dtype=np.int64)
         self._words.update(zip(ids.tolist(), (word.group() for word in words), strict=True))
-        places = None
-        if request.places:
-            offsets = np.maximum(np.array([word.span() for word in words], dtype=np.int64) - len(prefix), 0)
-            places = Places(offsets, np.arange(len(ids)), np.zeros(len(ids), np.bool_))
-        return Tokens(ids, original_tokens=len(ids), places=places)
+        offsets = None
+        if request.offsets:
+            bounds = np.maximum(np.array([word.span() for word in words], dtype=np.int64) - len(prefix), 0)
+            offsets = Offsets(bounds, np.arange(len(ids)), np.zeros(len(ids), np.bool_))
+        return Tokens(ids, original_tokens=len(ids), offsets=offsets)
 
 
 # A word's id is a checksum of 32 bits.

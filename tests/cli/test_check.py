@@ -44,6 +44,7 @@ def test_json_tells_what_the_table_tells(said: Run, model: Path) -> None:
     assert (told["model"], told["width"], told["dtype"], told["device"]) == (str(model), 32, "float32", "cpu")
     assert list(told["tasks"]) == ["embed", "token_embed"]
     assert isinstance(told["notes"], list)
+    assert (told["decision"]["runner"], told["decision"]["pooling"]) == ("native family bert", "CLS (its family)")
     table = said("check", model).out.decode()
     for words in (
         told["served_by"],
@@ -51,6 +52,7 @@ def test_json_tells_what_the_table_tells(said: Run, model: Path) -> None:
         f"{told['parameters']:,}",
         *told["tasks"].values(),
         *told["notes"],
+        told["decision"]["pooling"],
     ):
         assert words in table
 

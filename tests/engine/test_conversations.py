@@ -113,14 +113,14 @@ def test_a_conversation_that_fails_fails_alone(llm: LLM) -> None:
 
 def test_places_are_for_texts(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="messages have none of their own"):
-        llm.engine.tokenize([Request(Prompt(None, conversation=Conversation(ALONE)), "embed", places=True)])
+        llm.engine.tokenize([Request(Prompt(None, conversation=Conversation(ALONE)), "embed", offsets=True)])
     with pytest.raises(InvalidRequest, match="messages have none of their own"):
         llm.embed_chunks([{"messages": ALONE}], chunk_size=4)  # type: ignore[list-item]
     prompt = llm.engine.conversation(ALONE)
-    (tokens,) = llm.engine.tokenize([Request(prompt, "embed", places=True)])
-    assert tokens.places is not None
-    assert tokens.places.offsets[0].tolist() == [0, 3]
-    assert not tokens.places.special.any()
+    (tokens,) = llm.engine.tokenize([Request(prompt, "embed", offsets=True)])
+    assert tokens.offsets is not None
+    assert tokens.offsets.bounds[0].tolist() == [0, 3]
+    assert not tokens.offsets.special.any()
 
 
 def test_the_users_template_serves_messages_and_pairs(folder: Path, tmp_path: Path) -> None:
@@ -169,12 +169,12 @@ def test_tokens_become_text_again(llm: LLM, folder: Path) -> None:
 
 def test_the_double_does_the_same_with_words() -> None:
     engine = FakeEngine(prompts={"q": "find "})
-    request = Request(Prompt("the  moon"), "embed", prompt_name="q", places=True)
+    request = Request(Prompt("the  moon"), "embed", prompt_name="q", offsets=True)
     (tokens,) = engine.tokenize([request])
     assert engine.token_strings(tokens.ids.tolist()) == ["find", "the", "moon"]
     assert engine.detokenize(tokens.ids.tolist()) == "find the moon"
-    assert tokens.places is not None
-    assert tokens.places.offsets.tolist() == [[0, 0], [0, 3], [5, 9]]
+    assert tokens.offsets is not None
+    assert tokens.offsets.bounds.tolist() == [[0, 0], [0, 3], [5, 9]]
     with pytest.raises(InvalidRequest, match="out of vocabulary"):
         engine.detokenize([1])
     chat = engine.conversation([{"role": "user", "content": "hello"}])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from poolhouse.engine import process
-from poolhouse.engine.process import cpu_quota, use_no_more_than_given
+from poolhouse.engine.process import cpu_quota, limit_threads_to_quota
 
 V1 = {"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}
 
@@ -106,7 +106,7 @@ def test_a_quota_lowers_the_number_of_threads(
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        use_no_more_than_given()
+        limit_threads_to_quota()
         assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
@@ -145,5 +145,5 @@ def test_the_programs_that_this_process_starts_do_not_inherit_it(monkeypatch: py
     assert os.environ["GOMP_SPINCOUNT"] == "50000"
     monkeypatch.undo()  # torch is back
     os.environ["GOMP_SPINCOUNT"] = "50000"
-    use_no_more_than_given()
+    limit_threads_to_quota()
     assert "GOMP_SPINCOUNT" not in os.environ

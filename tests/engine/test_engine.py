@@ -19,7 +19,7 @@ from torch import Tensor
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.open import open_engine
 from poolhouse.engine.options import EngineOptions
-from poolhouse.engine.queue import Ready
+from poolhouse.engine.queue import WaitingRequest
 from poolhouse.engine.request import Request
 from poolhouse.engine.runner import FatalDeviceError, Launched
 from poolhouse.engine.waiting import gather
@@ -143,7 +143,7 @@ def test_a_lost_device_fails_what_waits_and_the_engine_says_it_is_dead(engine: E
     (future,) = broken.submit([ids(101, 7777, 102)])
     with pytest.raises(EngineError):
         future.result(60)
-    broken._lanes.join(60)
+    broken._workers.join(60)
     assert not broken.alive
     (late,) = broken.submit([embed("anyone there?")])
     with pytest.raises(EngineError):
@@ -168,7 +168,7 @@ def test_a_device_thread_that_dies_answers_everybody_with_an_error(engine: Engin
     for future in (running, *waiting):
         with pytest.raises(EngineError, match="The engine failed"):
             future.result(60)
-    broken._lanes.join(60)
+    broken._workers.join(60)
     assert not broken.alive
     (late,) = broken.submit([embed("anyone there?")])
     with pytest.raises(EngineError, match="The engine failed"):
@@ -177,7 +177,7 @@ def test_a_device_thread_that_dies_answers_everybody_with_an_error(engine: Engin
 
 
 def test_a_device_that_is_lost_with_two_batches_on_it_fails_both(engine: Engine) -> None:
-    def launch(batch: list[Ready]) -> Launched:
+    def launch(batch: list[WaitingRequest]) -> Launched:
         for ready in batch:
             ready.future.set_running_or_notify_cancel()
         return Launched(batch, [], None)
@@ -192,7 +192,7 @@ def test_a_device_that_is_lost_with_two_batches_on_it_fails_both(engine: Engine)
     for future in broken.submit([ids(101, 2000, 102), ids(101, 3000, 102)]):
         with pytest.raises(FatalDeviceError):
             future.result(60)
-    broken._lanes.join(60)
+    broken._workers.join(60)
     assert not broken.alive
     broken.close()
 
@@ -290,7 +290,7 @@ def test_what_is_answered_is_kept_by_nobody(engine: Engine) -> None:
     try:
         kept = asyncio.run(ask())
         end = time.monotonic() + 60
-        # A lane lets go of its batch just after the callers hear.
+        # A worker lets go of its batch just after the callers hear.
         while [one for one in kept if one() is not None]:
             assert time.monotonic() < end
             time.sleep(0.01)

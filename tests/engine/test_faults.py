@@ -43,8 +43,8 @@ class Held:
 
 def held(engine: Engine) -> tuple[Held, Engine]:
     backbone = Held(engine)
-    # With one lane, what comes after the first pack waits for it.
-    options = replace(engine.options, lanes=1)
+    # With one worker, what comes after the first pack waits for it.
+    options = replace(engine.options, workers=1)
     return backbone, Engine(replace(engine.model, backbone=backbone), engine.tokenizer, options)
 
 

@@ -151,7 +151,7 @@ def broken_steps(engine: Engine, task: Task, harm: Any) -> Pipeline:
     """The task's pipeline with a first step that does harm to packs that hold BROKEN."""
 
     class Step:
-        words = "harm"
+        description = "harm"
 
         def __call__(self, rows: Any, params: PoolingParams) -> Any:
             return harm(rows) if bool((rows.ids == BROKEN).any()) else rows

@@ -15,7 +15,7 @@ from poolhouse.inputs.conversations import Conversations
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import parse_prompts
 from poolhouse.inputs.templates import sandbox
-from poolhouse.inputs.templates.content_format import Contents, contents_of
+from poolhouse.inputs.templates.sandbox import Contents, contents_of
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.packing.tokens import Tokens
 from tests.inputs.test_tokenizer import byte_bpe
@@ -320,7 +320,7 @@ NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}%s{% endfor %}{%
 def test_a_template_without_end_or_manners_is_stopped(
     template: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.2)
     begun = time.monotonic()
     with pytest.raises(InvalidRequest, match=f"failed: .*{message}"):
         Conversations({"default": template}).prompt(ALONE)

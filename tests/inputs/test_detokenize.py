@@ -131,24 +131,24 @@ def test_pieces_of_the_text_and_special_tokens_are_told_apart(kind: str) -> None
     native = KINDS[kind]()
     tokenizer = Tokenizer(native)
     text = "the naïve moon, 東京"
-    (tokens,) = tokenizer.encode([Prompt(text)], [Limit(64, places=True)])
+    (tokens,) = tokenizer.encode([Prompt(text)], [Limit(64, offsets=True)])
     assert isinstance(tokens, Tokens)
-    assert tokens.places is not None
+    assert tokens.offsets is not None
     encoding = native.encode(text)
-    assert tokens.places.special.tolist() == [mask == 1 for mask in encoding.special_tokens_mask]
-    assert tokens.places.special.any()
-    assert tokenizer.decoder.special_ids >= set(tokens.ids[tokens.places.special].tolist())
+    assert tokens.offsets.special.tolist() == [mask == 1 for mask in encoding.special_tokens_mask]
+    assert tokens.offsets.special.any()
+    assert tokenizer.decoder.special_ids >= set(tokens.ids[tokens.offsets.special].tolist())
     for (start, end), mask, offsets in zip(
-        tokens.places.offsets.tolist(), tokens.places.special, encoding.offsets, strict=True
+        tokens.offsets.bounds.tolist(), tokens.offsets.special, encoding.offsets, strict=True
     ):
         assert (start, end) == ((0, 0) if mask else offsets)
-    covered = {place for start, end in tokens.places.offsets.tolist() for place in range(start, end)}
+    covered = {place for start, end in tokens.offsets.bounds.tolist() for place in range(start, end)}
     assert covered >= {place for place, character in enumerate(text) if character != " "}
 
 
 def test_special_tokens_of_a_cut_text_stay_marked() -> None:
     tokenizer = Tokenizer(wordpiece_decoding())
-    (tokens,) = tokenizer.encode([Prompt("the moon falls under the water")], [Limit(64, keep=5, places=True)])
+    (tokens,) = tokenizer.encode([Prompt("the moon falls under the water")], [Limit(64, keep=5, offsets=True)])
     assert isinstance(tokens, Tokens)
-    assert tokens.places is not None
-    assert tokens.places.special.tolist() == [True, False, False, False, True]
+    assert tokens.offsets is not None
+    assert tokens.offsets.special.tolist() == [True, False, False, False, True]

@@ -9,17 +9,17 @@ import pytest
 
 from poolhouse.engine.intake import split
 from poolhouse.errors import CheckpointError, InvalidRequest
-from poolhouse.inputs.late_interaction import SideTokens
+from poolhouse.inputs.late_interaction import LateInteractionTokens
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt, Role
-from poolhouse.inputs.rules import Expansion, LateInteraction, Side
+from poolhouse.inputs.rules import Expansion, LateInteraction, TextRules
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.packing.tokens import Tokens
 from tests.models.colbert_layouts import write_tokenizer
 
 RULES = LateInteraction(
-    query=Side("[Q] ", 8),
-    document=Side("[D] ", 7, skipped=("?", ",", "unheard of")),
+    query=TextRules("[Q] ", 8),
+    document=TextRules("[D] ", 7, skipped=("?", ",", "unheard of")),
     expansion=Expansion(8, attended=False, tokens=("<mask>", "[MASK]")),
 )
 
@@ -31,7 +31,7 @@ def tokenizer(tmp_path: Path) -> Tokenizer:
 
 
 def read(tokenizer: Tokenizer, text: str, side: Role, limit: Limit, rules: LateInteraction = RULES) -> Tokens:
-    sides = SideTokens(rules, tokenizer, limit.max_tokens)
+    sides = LateInteractionTokens(rules, tokenizer, limit.max_tokens)
     (tokens,) = tokenizer.encode([Prompt(text)], [sides.limit(limit, side)])
     assert isinstance(tokens, Tokens), tokens
     return sides.finished(tokens, side, limit.add_special_tokens)
@@ -61,11 +61,11 @@ def test_skipped_words_are_read_without_a_row(tokenizer: Tokenizer) -> None:
 
 
 def test_places_stand_beside_their_tokens(tokenizer: Tokenizer) -> None:
-    tokens = read(tokenizer, "who is", "query", Limit(64, places=True))
-    assert tokens.places is not None
-    assert tokens.places.offsets.tolist() == [[0, 0], [0, 0], [0, 3], [4, 6], *[[0, 0]] * 4]
-    assert tokens.places.words.tolist() == [-1, -1, 0, 1, -1, -1, -1, -1]
-    assert tokens.places.special.tolist() == [True, True, False, False, True, True, True, True]
+    tokens = read(tokenizer, "who is", "query", Limit(64, offsets=True))
+    assert tokens.offsets is not None
+    assert tokens.offsets.bounds.tolist() == [[0, 0], [0, 0], [0, 3], [4, 6], *[[0, 0]] * 4]
+    assert tokens.offsets.words.tolist() == [-1, -1, 0, 1, -1, -1, -1, -1]
+    assert tokens.offsets.special.tolist() == [True, True, False, False, True, True, True, True]
 
 
 def test_without_special_tokens_the_marker_stands_first(tokenizer: Tokenizer) -> None:
@@ -74,8 +74,8 @@ def test_without_special_tokens_the_marker_stands_first(tokenizer: Tokenizer) ->
 
 
 def test_a_side_without_a_length_has_the_limit_of_the_model(tokenizer: Tokenizer) -> None:
-    rules = LateInteraction(Side("[Q] "), Side("[D] "))
-    limit = SideTokens(rules, tokenizer, 6).limit(Limit(6), "document")
+    rules = LateInteraction(TextRules("[Q] "), TextRules("[D] "))
+    limit = LateInteractionTokens(rules, tokenizer, 6).limit(Limit(6), "document")
     kept, refused = tokenizer.encode([Prompt("who is it"), Prompt("who is it so")], [limit, limit])
     assert isinstance(kept, Tokens)
     assert isinstance(refused, InvalidRequest)
@@ -85,7 +85,7 @@ def test_a_side_without_a_length_has_the_limit_of_the_model(tokenizer: Tokenizer
 def test_only_named_tokens_get_rows_where_a_checkpoint_says_so(tokenizer: Tokenizer) -> None:
     who = tokenizer.id_of("who")
     assert who is not None
-    rules = LateInteraction(Side(), Side(only=(who,)))
+    rules = LateInteraction(TextRules(), TextRules(only=(who,)))
     tokens = read(tokenizer, "who is who", "document", Limit(64), rules)
     assert tokens.kept is not None
     assert np.array_equal(tokens.kept, tokens.ids == who)
@@ -95,10 +95,10 @@ def test_only_named_tokens_get_rows_where_a_checkpoint_says_so(tokenizer: Tokeni
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        (LateInteraction(Side("[X]"), Side()), r"marked by the token '\[X\]'"),
-        (LateInteraction(Side(), Side(), Expansion(8, False, ("<mask>", "</s>"))), "filled up with one of"),
+        (LateInteraction(TextRules("[X]"), TextRules()), r"marked by the token '\[X\]'"),
+        (LateInteraction(TextRules(), TextRules(), Expansion(8, False, ("<mask>", "</s>"))), "filled up with one of"),
     ],
 )
 def test_tokens_that_the_tokenizer_lacks_are_named(tokenizer: Tokenizer, rules: LateInteraction, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        SideTokens(rules, tokenizer, 64)
+        LateInteractionTokens(rules, tokenizer, 64)

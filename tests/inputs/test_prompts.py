@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from poolhouse.errors import InvalidRequest
-from poolhouse.inputs.prompts import check_ids, parse_prompts, parse_side
+from poolhouse.inputs.prompts import check_ids, parse_prompts, parse_texts
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_ids_outside_the_vocabulary_are_named() -> None:
     ids=lambda given: type(given).__name__,
 )
 def test_a_side_of_a_score_is_any_column(given: Any) -> None:
-    assert parse_side(given, "data_2") == ["a", "b"]
+    assert parse_texts(given, "data_2") == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -165,4 +165,4 @@ def test_a_side_of_a_score_is_any_column(given: Any) -> None:
 )
 def test_a_wrong_side_is_named(given: Any, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
-        parse_side(given, "data_2")
+        parse_texts(given, "data_2")

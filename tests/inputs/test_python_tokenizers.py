@@ -95,7 +95,7 @@ def test_what_needs_places_is_refused_in_words(tmp_path: Path) -> None:
     template = ScoreTemplate("own", "M {{ messages[0].content }} K {{ messages[1].content }} A")
     long = Prompt("L", pair="G " * 20, template=template)
     asked = [Prompt("MKT"), long, long]
-    limits = [Limit(99, places=True), Limit(99, max_document_tokens=3), Limit(12, keep=-1)]
+    limits = [Limit(99, offsets=True), Limit(99, max_document_tokens=3), Limit(12, keep=-1)]
     words, side, whole = ours.encode(asked, limits)
     for refused in (words, side):
         assert isinstance(refused, InvalidRequest)

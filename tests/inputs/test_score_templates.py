@@ -150,8 +150,8 @@ def test_pairs_that_a_template_joins_are_lower_cased_where_it_is_asked(asked: bo
 def test_special_tokens_in_lower_cased_texts_keep_their_case() -> None:
     native = byte_bpe()
     native.add_special_tokens(["<TURN>"])
-    (tokens,) = Tokenizer(native, lower_case=True).encode([Prompt("<TURN> The MOON")], [Limit(64, places=True)])
+    (tokens,) = Tokenizer(native, lower_case=True).encode([Prompt("<TURN> The MOON")], [Limit(64, offsets=True)])
     assert isinstance(tokens, Tokens)
     assert tokens.ids.tolist() == native.encode("<TURN> the moon").ids
-    assert tokens.places is not None
-    assert tokens.places.offsets[1].tolist() == [0, 6]
+    assert tokens.offsets is not None
+    assert tokens.offsets.bounds[1].tolist() == [0, 6]

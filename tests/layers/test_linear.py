@@ -78,14 +78,14 @@ def test_products_come_in_few_sizes(few: bool, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("poolhouse.layers.linear._mkl_is_quicker", lambda: few)
     linear, *_ = made(torch.float32, bias=True, prepacked=True)
     assert (linear.transposed is not None) == few
-    sizes = {count: linear.rows(count) for count in range(25, 2049)}
+    sizes = {count: linear.padded_rows(count) for count in range(25, 2049)}
     assert len(set(sizes.values())) <= 30
     for count, rows in sizes.items():
         # A quarter more at most, but for the least step.
         assert count <= rows <= max(count * 5 / 4, count + 15)
-        assert linear.rows(rows) == rows
+        assert linear.padded_rows(rows) == rows
 
 
 def test_a_plain_weight_takes_rows_as_they_are() -> None:
     linear, *_ = made(torch.float32, bias=True, prepacked=False)
-    assert [linear.rows(count) for count in (1, 30, 1001)] == [1, 30, 1001]
+    assert [linear.padded_rows(count) for count in (1, 30, 1001)] == [1, 30, 1001]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from poolhouse.models.files.checkpoint import Checkpoint
 from poolhouse.models.load_native import Loaded, load_transformer
-from poolhouse.models.native.families import family_of
+from poolhouse.models.native.families import family_of, spec_of
 from poolhouse.models.native.transformer import Transformer
 from poolhouse.packing.batch import Batch
 from poolhouse.packing.tokens import Tokens
@@ -73,7 +73,8 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Loaded:
     checkpoint = Checkpoint(folder)
     family = family_of(checkpoint.config)
     assert family is not None
-    return load_transformer(family, checkpoint.config, checkpoint, dtype, torch.device("cpu"))
+    spec = spec_of(family, checkpoint.config, checkpoint.folder)
+    return load_transformer(family, spec, checkpoint.config, checkpoint, dtype, torch.device("cpu"))
 
 
 def texts() -> list[Tokens]:

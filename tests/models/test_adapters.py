@@ -16,7 +16,7 @@ from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.models.adapters.adapters import AdapterOptions
 from poolhouse.models.files.checkpoint import Checkpoint
 from poolhouse.models.load_native import Loaded, load_transformer
-from poolhouse.models.native.families import family_of
+from poolhouse.models.native.families import family_of, spec_of
 from poolhouse.packing.batch import Batch
 from tests.models.adapters import save_adapter
 from tests.models.parity import LENGTHS, Parity, Record, packed, reference, save, texts, worst
@@ -38,8 +38,9 @@ def load(folder: Path, **options: Any) -> Loaded:
     checkpoint = Checkpoint(folder)
     family = family_of(checkpoint.config)
     assert family is not None
+    spec = spec_of(family, checkpoint.config, checkpoint.folder)
     cpu = torch.device("cpu")
-    return load_transformer(family, checkpoint.config, checkpoint, torch.float32, cpu, AdapterOptions(**options))
+    return load_transformer(family, spec, checkpoint.config, checkpoint, torch.float32, cpu, AdapterOptions(**options))
 
 
 def run(loaded: Loaded, adapters: list[str | None]) -> list[Tensor]:

@@ -69,9 +69,9 @@ def test_a_pooling_word_in_the_config_wins_over_files_but_not_over_the_user(tmp_
     write(ROWS["nvidia/llama-nemotron-embed-1b-v2"], folder, twin)
     change_config(folder, pooling="last")
     with LLM(str(folder), device="cpu") as llm:
-        assert llm.model.pipelines["embed"].words.startswith("last")
+        assert llm.model.pipelines["embed"].description.startswith("last")
     with LLM(str(folder), device="cpu", pooler_config={"pooling_type": "CLS"}) as llm:
-        assert llm.model.pipelines["embed"].words.startswith("cls")
+        assert llm.model.pipelines["embed"].description.startswith("cls")
     change_config(folder, pooling="colbert")
     with pytest.raises(CheckpointError, match=r"pooling is 'colbert', which is not among \['avg', 'cls'"):
         LLM(str(folder), device="cpu")
@@ -100,4 +100,4 @@ def test_a_repository_with_broken_files_pools_as_its_card_says(tmp_path: Path) -
     write(hub, tmp_path / "my-own", tmp_path / "other")
     for name, pooling in (("Qwen2-7B-Instruct-embed-base", "mean"), ("my-own", "last")):
         with LLM(str(tmp_path / name), device="cpu") as llm:
-            assert llm.model.pipelines["embed"].words.startswith(pooling)
+            assert llm.model.pipelines["embed"].description.startswith(pooling)

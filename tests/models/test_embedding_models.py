@@ -180,7 +180,7 @@ def test_jina_v2_is_written_out(heads: int, tmp_path: Path, record_parity: Recor
     row = f"jinaai/jina-embeddings-v2-base-en, {heads} heads"
     llm = check_written_out(tmp_path / "jina", row, lambda ids: jina_v2(tensors, ids, heads), record_parity)
     assert llm.model.facts.max_tokens == 512
-    assert llm.model.pipelines["embed"].words.startswith("mean")
+    assert llm.model.pipelines["embed"].description.startswith("mean")
 
 
 @pytest.mark.parametrize("named", ["architectures", "auto_map", "num_labels"])
@@ -209,7 +209,7 @@ def test_voyage_projects_every_token(named: str, tmp_path: Path, record_parity: 
         got = llm.embed_array(TEXTS, prompt_name="query", use_tqdm=False)
         alone = np.concatenate([llm.embed_array(text, prompt_name="query", use_tqdm=False) for text in TEXTS])
         facts = llm.model.facts
-    assert (facts.hidden_size, facts.width) == (64, 64)
+    assert (facts.sizes.hidden_size, facts.width) == (64, 64)
     parity = Parity(
         f"voyageai/voyage-4-nano, named by {named}", facts.served_by, "sentence-transformers", difference(got, expected),
         difference(got, alone), architecture=facts.architecture, tasks=llm.model.tasks,

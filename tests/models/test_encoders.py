@@ -121,7 +121,7 @@ def test_nomics_config_on_the_hub_means_the_same(tmp_path: Path, record_parity: 
     )
     record_parity(parity)
     assert parity.error < 1e-5
-    assert loaded.max_tokens == 2048
+    assert loaded.sizes.positions == 2048
     change_config(tmp_path, moe_every_n_layers=2)
     with pytest.raises(CheckpointError, match=r"asks for 'layers\.1\.ffn\.expert_up'"):
         load(tmp_path)
@@ -150,7 +150,7 @@ def test_gtes_ntk_scaling_follows_the_hubs_formula(tmp_path: Path) -> None:
         tmp_path, model_type="new", rope_parameters=None, rope_theta=10000, rope_scaling={"type": "ntk", "factor": 8.0}
     )
     (rope,) = load(tmp_path).transformer.ropes
-    from poolhouse.layers.rope import rope_table
+    from poolhouse.layers.positions import rope_table
     from poolhouse.packing.segments import Segments
 
     cos, _ = rope_table(rope, torch.tensor([7]), Segments([1]), torch.float32)

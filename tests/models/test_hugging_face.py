@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers.utils import logging as their_logging
 
 from poolhouse.errors import CheckpointError
-from poolhouse.models.fallback.load import Fallback, Packed, load_hugging_face
+from poolhouse.models.fallback.load import Packed, load_hugging_face
 from poolhouse.models.files.checkpoint import Checkpoint
+from poolhouse.models.model import Served
 from poolhouse.packing.batch import Batch
 from poolhouse.packing.tokens import Tokens
 from tests.models.parity import LENGTHS, Parity, Record, change_config, change_tensors, save, texts, worst
@@ -106,13 +107,13 @@ def test_the_fallback_answers_as_transformers_does_text_by_text(
     fallback = load(tmp_path)
     expected = reference(tmp_path)
     together, alone = run(fallback, texts()), [run(fallback, [text])[0] for text in texts()]
-    assert fallback.why.startswith(verdict)
-    assert fallback.packed == verdict.startswith("packed") == isinstance(fallback.backbone, Packed)
+    assert fallback.served_by.startswith(f"transformers, {verdict}")
+    assert isinstance(fallback.backbone, Packed) == verdict.startswith("packed")
     assert fallback.pooling == pooling
     error = worst(together, expected)
     assert error < TOLERANCE
     assert worst(alone, expected) < TOLERANCE
-    words = "packed" if fallback.packed else "unpacked"
+    words = "packed" if isinstance(fallback.backbone, Packed) else "unpacked"
     record_parity(Parity(family, f"transformers, {words}", f"{family}Model", error, worst(together, alone)))
 
 
@@ -123,7 +124,7 @@ def test_the_probe_tells_the_same_in_bfloat16(family: str, packed: bool, tmp_pat
     options = {"Lfm2": DECODER | {"layer_types": ["conv", "full_attention", "conv"]}, "Qwen3": DECODER}
     save(tmp_path, family, options.get(family, ENCODER))
     fallback = load(tmp_path, dtype=torch.bfloat16)
-    assert fallback.packed == packed
+    assert isinstance(fallback.backbone, Packed) == packed
     hidden = fallback.backbone(Batch.pack(texts()))
     assert hidden.dtype == torch.bfloat16
     # Eight bits of mantissa through three layers, rounded in another order.
@@ -141,7 +142,7 @@ def test_token_types_reach_the_model(family: str, packed: bool, tmp_path: Path) 
     with torch.inference_mode():
         expected = model(input_ids=ids, token_type_ids=types).last_hidden_state[0]
         untyped = model(input_ids=ids).last_hidden_state[0]
-    assert fallback.packed == packed
+    assert isinstance(fallback.backbone, Packed) == packed
     assert worst([got], [expected]) < TOLERANCE
     assert worst([untyped], [expected]) > 100 * TOLERANCE
 
@@ -150,11 +151,11 @@ def test_facts_of_a_model(tmp_path: Path) -> None:
     save(tmp_path, "Roberta", ENCODER)
     fallback = load(tmp_path)
     model = transformers.AutoModel.from_pretrained(tmp_path)
-    assert (fallback.hidden_size, fallback.vocabulary_size) == (32, 99)
+    assert (fallback.sizes.hidden_size, fallback.sizes.vocabulary_size) == (32, 99)
     # Two of the 64 positions stand before the first token: RoBERTa counts from the padding id, 1, plus one.
-    assert fallback.max_tokens == 62
-    assert fallback.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert not fallback.causal
+    assert fallback.sizes.positions == 62
+    assert fallback.sizes.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert fallback.pooling == "CLS"
 
 
 def test_the_probe_leaves_windows_as_they_were(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_ropes_that_depend_on_the_longest_text_are_not_packed(tmp_path: Path) ->
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
     save(tmp_path, "Llama", DECODER | {"rope_parameters": rope, "max_position_embeddings": 16})
     fallback = load(tmp_path)
-    assert fallback.why == "unpacked: rope of type 'dynamic' depends on the longest text of a pack"
+    assert fallback.served_by == "transformers, unpacked: rope of type 'dynamic' depends on the longest text of a pack"
     # Longest first: a text of 30 tokens must not change the frequencies of one that fits.
     longest_first = sorted(texts(), key=len, reverse=True)
     model = transformers.AutoModel.from_pretrained(tmp_path).eval()
@@ -333,7 +334,7 @@ def test_code_of_a_repository_is_run_only_where_the_user_says_so(home_made: Path
         load(home_made)
     fallback = load(home_made, trust_remote_code=True)
     # It mixes all tokens that it is given, so packing would mix texts.
-    assert not fallback.packed
+    assert not isinstance(fallback.backbone, Packed)
     table = Checkpoint(home_made).tensors["tokens.weight"]
     short = [Tokens(text.ids % 50) for text in texts()]
     expected = [table[text.ids] + table[text.ids].mean(0) for text in short]
@@ -355,7 +356,7 @@ def test_code_beside_a_known_type_is_left_aside_and_noted(tmp_path: Path) -> Non
 def test_the_fallback_on_cuda(family: str, packed: bool, dtype: torch.dtype, tmp_path: Path) -> None:
     save(tmp_path, family, DECODER | {"sliding_window": 20} if family == "Mistral" else ENCODER)
     fallback = load(tmp_path, dtype=dtype, device=torch.device("cuda"))
-    assert fallback.packed == packed
+    assert isinstance(fallback.backbone, Packed) == packed
     got = fallback.backbone(Batch.pack(texts(), "cuda")).cpu()
     assert worst(list(got.split(LENGTHS)), reference(tmp_path)) < (0.1 if dtype == torch.bfloat16 else 1e-4)
 
@@ -365,7 +366,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
     trust_remote_code: bool = False,
-) -> Fallback:
+) -> Served:
     checkpoint = Checkpoint(folder)
     return load_hugging_face(
         checkpoint,
@@ -376,7 +377,7 @@ def load(
     )
 
 
-def run(fallback: Fallback, prompts: list[Tokens]) -> list[Tensor]:
+def run(fallback: Served, prompts: list[Tokens]) -> list[Tensor]:
     return list(fallback.backbone(Batch.pack(prompts)).split([len(prompt) for prompt in prompts]))
 
 

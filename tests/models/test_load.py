@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.models.files.hub import embedded_model
-from poolhouse.models.load import LoadOptions, load
-from poolhouse.models.placement import device_of, dtype_of
+from poolhouse.models.load import load
+from poolhouse.models.plan import LoadOptions, device_of, dtype_of
 from poolhouse.settings import Settings
 
 BERT = {
@@ -54,16 +54,21 @@ def test_the_embedded_model_in_facts() -> None:
     model = load(embedded_model(), LoadOptions(name="minilm", device="cpu"))
     facts = model.facts
     assert (facts.served_by, facts.architecture) == ("native bert, packed", "BertModel")
-    assert (facts.max_tokens, facts.hidden_size, facts.width, facts.vocabulary_size) == (256, 384, 384, 30522)
+    assert (facts.max_tokens, facts.sizes.hidden_size, facts.width, facts.sizes.vocabulary_size) == (
+        256,
+        384,
+        384,
+        30522,
+    )
     assert facts.dtype == torch.float32
     assert model.tasks == ("embed", "token_embed")
-    assert model.pipelines["embed"].words == "mean > truncate > normalize"
+    assert model.pipelines["embed"].description == "mean > truncate > normalize"
     assert any("pooler.dense" in note for note in facts.notes)
 
 
 def test_a_plain_bert_pools_cls_and_normalises(tiny: Path) -> None:
     model = load(tiny, options())
-    assert model.pipelines["embed"].words == "cls > truncate > normalize"
+    assert model.pipelines["embed"].description == "cls > truncate > normalize"
     assert model.facts.max_tokens == 64
 
 

@@ -149,7 +149,7 @@ def test_the_legacy_module_name_of_sparse_encoders_is_understood(tmp_path: Path)
     config = tmp_path / "1_Splade" / "config.json"
     config.write_text(json.dumps({"pooling_strategy": "max", "activation_function": "relu"}))
     with LLM(str(tmp_path)) as llm:
-        assert llm.model.pipelines["embed"].words.endswith(
+        assert llm.model.pipelines["embed"].description.endswith(
             "dense 99 > relu > log1p > max > truncate > normalize on request"
         )
     config.write_text(json.dumps({"pooling_strategy": "median"}))

@@ -108,7 +108,7 @@ def test_a_wrong_pair_is_named(given: Any, words: str, llm: LLM) -> None:
 
 
 def test_places_are_those_of_one_text(llm: LLM) -> None:
-    with pytest.raises(InvalidRequest, match=r"prompts\[1\]: Places of characters need one text; a pair has two"):
+    with pytest.raises(InvalidRequest, match=r"prompts\[1\]: Character offsets need one text; a pair has two"):
         llm.token_classify(["a", ("a", "b")], use_tqdm=False)
 
 

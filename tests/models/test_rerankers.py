@@ -173,7 +173,7 @@ def test_nemotron_rerank_takes_the_mean_of_both_sides(tmp_path: Path, record_par
             hidden = model.model(input_ids=inputs["input_ids"], attention_mask=both).last_hidden_state
             expected.append(float(model.score(hidden.mean(1)).sigmoid()))
     with LLM(str(tmp_path)) as llm:
-        assert llm.model.facts.recipe is not None
+        assert llm.model.facts.score_template is not None
         compare("llama-nemotron-rerank", "its own code, written out", llm, expected, record_parity)
         with pytest.raises(InvalidRequest, match="reads no instruction"):
             llm.score("q", "d", instruction="Find cats")
@@ -277,7 +277,7 @@ def test_a_classifier_that_reads_messages_equals_sentence_transformers(row: str,
     expected = theirs.predict(PAIRS).tolist()
     with LLM(str(tmp_path / "saved")) as llm:
         assert scores(llm) == pytest.approx(expected, abs=1e-5)
-        assert llm.model.facts.recipe is not None
+        assert llm.model.facts.score_template is not None
         # The caller's own comes before it, as in vLLM.
         assert scores(llm, chat_template="{{ messages[1].content }} x {{ messages[0].content }}") != pytest.approx(
             expected, abs=1e-4
@@ -332,8 +332,8 @@ def test_what_sentence_transformers_wraps_itself_scores_the_same_by_overrides(tm
         "method": "from_2_way_softmax",
     }
     with LLM(str(tmp_path), hf_overrides=overrides) as llm:
-        assert llm.model.facts.recipe is not None
-        assert llm.model.facts.recipe.name == "concatenation"
+        assert llm.model.facts.score_template is not None
+        assert llm.model.facts.score_template.name == "concatenation"
         assert scores(llm, *map(list, zip(*pairs, strict=True))) == pytest.approx(expected, abs=1e-5)
 
 
@@ -397,8 +397,8 @@ def test_a_causal_model_is_told_apart_by_card_and_name(
     save(folder, "Qwen3")
     card(folder, license="apache-2.0", **fields)
     with LLM(str(folder)) as llm:
-        recipe = llm.model.facts.recipe
-        assert (recipe and recipe.name) == kind
+        template = llm.model.facts.score_template
+        assert (template and template.name) == kind
         assert ("embed" in llm.model.tasks) is (kind is None)
     if kind is not None:
         with LLM(str(folder), convert="embed") as llm:
@@ -431,7 +431,7 @@ def test_rerankers_run_in_bfloat16_on_cuda_unless_told() -> None:
     assert Reranker().dtype("auto", cuda) == "auto"
 
 
-def test_a_card_is_read_without_a_yaml_library(tmp_path: Path) -> None:
+def test_a_card_is_read_whether_or_not_its_yaml_is_well_formed(tmp_path: Path) -> None:
     assert read_card(tmp_path) == ModelCard()
     text = "---\nlicense: mit\ntags: [a, 'b']\npipeline_tag: \"text-ranking\"\nbase_model:\n  - x/y\n- z\n---\n# pipeline_tag: no\n"
     (tmp_path / "README.md").write_text(text)

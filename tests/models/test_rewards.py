@@ -165,7 +165,7 @@ def test_qwen2_process_rewards_stand_at_the_tags(tmp_path: Path, record_parity: 
 def test_the_tag_of_qwens_process_rewards_is_known(tmp_path: Path) -> None:
     make(tmp_path, "Qwen2", "Qwen2ForProcessRewardModel", two_layers(2))
     with LLM(str(tmp_path)) as llm:
-        assert llm.model.pipelines["token_classify"].words.endswith("rows of token 151651 > softmax")
+        assert llm.model.pipelines["token_classify"].description.endswith("rows of token 151651 > softmax")
         other = PoolingParams(step_tag_id=TAG)
         assert [len(output.outputs.array) for output in llm.reward(PROMPTS, pooling_params=other)] == [2, 1, 3]
 

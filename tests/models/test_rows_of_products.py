@@ -26,7 +26,7 @@ def test_products_get_rounded_rows_and_the_same_answers(
     def watched(of: Any) -> Any:
         def call(self: Linear, *values: Any) -> Tensor:
             rows = max(len(value) for value in values if isinstance(value, Tensor))
-            seen.add((rows, self.rows(rows)))
+            seen.add((rows, self.padded_rows(rows)))
             answer: Tensor = of(self, *values)
             return answer
 

@@ -114,7 +114,7 @@ def test_texts_become_what_transformers_makes_of_them(row: str, tmp_path: Path) 
         lost = row in ("altclip", "clap")
         assert llm.model.facts.max_tokens == model.config.text_config.max_position_embeddings - lost
         texts = sum(parameter.numel() for parameter in model.text_model.parameters())
-        assert texts <= llm.model.facts.parameters < model.num_parameters()
+        assert texts <= llm.model.facts.sizes.parameters < model.num_parameters()
     np.testing.assert_allclose(vectors, expected(model, tmp_path), atol=TOLERANCE)
     assert np.abs(vectors[0] - vectors[1]).max() > 1000 * TOLERANCE
 

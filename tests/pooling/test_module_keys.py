@@ -24,7 +24,9 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling, W
 from transformers.processing_utils import TextKwargs
 
 from poolhouse import LLM, CheckpointError
+from poolhouse.files import Folder
 from poolhouse.models.files.module_keys import IGNORED, KEYS, READ
+from poolhouse.models.files.module_steps import read_steps
 from poolhouse.models.files.sentence_transformers import read_sentence_transformers
 from tests.checkpoints import save_checkpoint
 
@@ -407,7 +409,8 @@ def test_values_of_the_wrong_kind_are_errors_that_name_the_file(tmp_path: Path) 
                 change(path, **{key: value})
                 refused = ""
                 try:
-                    read_sentence_transformers(described)
+                    files = read_sentence_transformers(Folder(described))
+                    read_steps(files.heads if files is not None else ())
                 except CheckpointError as error:
                     refused = str(error)
                 assert not refused or key in refused or str(path.parent) in refused, (kind, key, value)
@@ -418,4 +421,4 @@ def test_values_of_the_wrong_kind_are_errors_that_name_the_file(tmp_path: Path) 
         for value in ODD:
             path.write_text(json.dumps([*modules[:1], {**modules[1], key: value}, *modules[2:]]))
             with contextlib.suppress(CheckpointError):
-                read_sentence_transformers(folder)
+                read_sentence_transformers(Folder(folder))

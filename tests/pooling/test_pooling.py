@@ -20,6 +20,7 @@ from torch import Tensor
 
 from poolhouse import LLM
 from poolhouse.errors import CheckpointError, ConfigError
+from poolhouse.files import Folder
 from poolhouse.models.files.sentence_transformers import read_sentence_transformers
 from poolhouse.models.pipelines import embed_pipelines
 from poolhouse.packing.segments import Segments
@@ -95,12 +96,12 @@ def test_cut_then_normalise() -> None:
 
 def test_the_user_wins_over_files_and_files_over_the_default(tmp_path: Path) -> None:
     make(tmp_path, [Pooling(32, "max")])
-    files = read_sentence_transformers(tmp_path)
+    files = read_sentence_transformers(Folder(tmp_path))
     words = {
-        "default": embed_pipelines(32, PoolerConfig(), None, "CLS")["embed"].words,
-        "files": embed_pipelines(32, PoolerConfig(), files, "CLS")["embed"].words,
-        "user": embed_pipelines(32, PoolerConfig(pooling_type="LAST"), files, "CLS")["embed"].words,
-        "user too": embed_pipelines(32, PoolerConfig(use_activation=True), files, "CLS")["embed"].words,
+        "default": embed_pipelines(32, PoolerConfig(), None, "CLS")["embed"].description,
+        "files": embed_pipelines(32, PoolerConfig(), files, "CLS")["embed"].description,
+        "user": embed_pipelines(32, PoolerConfig(pooling_type="LAST"), files, "CLS")["embed"].description,
+        "user too": embed_pipelines(32, PoolerConfig(use_activation=True), files, "CLS")["embed"].description,
     }
     assert words == {
         "default": "cls > truncate > normalize",
@@ -143,7 +144,7 @@ def test_old_and_new_type_names_are_understood(generation: str, tmp_path: Path) 
     config.write_text(
         json.dumps({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False})
     )
-    files = read_sentence_transformers(tmp_path)
+    files = read_sentence_transformers(Folder(tmp_path))
     assert files is not None
     assert (files.pooling, files.normalize) == (("MEAN",), True)
 
@@ -185,28 +186,28 @@ def test_files_that_make_no_sense_are_named(tmp_path: Path) -> None:
     def expect(words: str, **changes: Any) -> None:
         (dense / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(CheckpointError, match=words):
-            embed_pipelines(32, PoolerConfig(), read_sentence_transformers(tmp_path), "CLS")
+            embed_pipelines(32, PoolerConfig(), read_sentence_transformers(Folder(tmp_path)), "CLS")
         (dense / "config.json").write_text(json.dumps(config))
 
     expect("restricted to torch.nn", activation_function="os.system")
     expect("is not one of", activation_function="torch.nn.modules.rnn.LSTM")
     expect("but config.json says", out_features=17)
     with pytest.raises(CheckpointError, match="takes 32 features, but 40 come in"):
-        embed_pipelines(40, PoolerConfig(), read_sentence_transformers(tmp_path), "CLS")
+        embed_pipelines(40, PoolerConfig(), read_sentence_transformers(Folder(tmp_path)), "CLS")
     (dense / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        read_sentence_transformers(tmp_path)
+        embed_pipelines(32, PoolerConfig(), read_sentence_transformers(Folder(tmp_path)), "CLS")
     (dense / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="has no weights"):
-        read_sentence_transformers(tmp_path)
+        embed_pipelines(32, PoolerConfig(), read_sentence_transformers(Folder(tmp_path)), "CLS")
     modules = json.loads((tmp_path / "modules.json").read_text())
     modules[-1]["type"] = "sentence_transformers.models.LSTM"
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(CheckpointError, match=r"models\.LSTM is not one that Poolhouse has"):
-        read_sentence_transformers(tmp_path)
+        read_sentence_transformers(Folder(tmp_path))
     (tmp_path / "modules.json").write_text("[")
     with pytest.raises(CheckpointError, match=r"modules\.json cannot be read as JSON"):
-        read_sentence_transformers(tmp_path)
+        read_sentence_transformers(Folder(tmp_path))
 
 
 def test_pooler_configs_that_make_no_sense_are_named() -> None:

@@ -10,7 +10,7 @@ import torch
 from poolhouse.packing.segments import Segments
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import Rows
-from poolhouse.pooling.splade import SpladePooling, WeighVocabulary
+from poolhouse.pooling.splade import SpladePooling, VocabularyWeights
 from poolhouse.pooling.steps import Dense
 
 # One prompt alone has more rows than a group; others share one.
@@ -26,7 +26,7 @@ def test_weights_are_pooled_logarithms_of_positive_logits(
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(sum(LENGTHS), 8, generator=generator)
     weight, bias = torch.randn(11, 8, generator=generator), torch.randn(11, generator=generator)
-    step = WeighVocabulary(Dense(weight, bias) if decoded else None, SpladePooling(strategy, logarithms))
+    step = VocabularyWeights(Dense(weight, bias) if decoded else None, SpladePooling(strategy, logarithms))
     got = step(Rows(hidden, Segments(LENGTHS), torch.zeros(len(hidden))), PoolingParams())
     expected = []
     for own in hidden.split(LENGTHS):

@@ -186,7 +186,7 @@ def _poolhouse(model: str) -> Side:
 
     def facts(texts: list[str]) -> dict[str, Any]:
         tokens = sum(len(output.prompt_token_ids) for output in llm.embed(texts, use_tqdm=False))
-        known = llm.model.facts
+        known = llm.model.facts.sizes
         return {"tokens": tokens, "matrix_weights": known.parameters - known.vocabulary_size * known.hidden_size}
 
     return {"throughput": throughput, "latency": latency, "facts": facts}

@@ -239,7 +239,7 @@ def _facts(llm: LLM) -> dict[str, Any]:
         "model": facts.name,
         "architecture": facts.architecture,
         "served_by": facts.served_by,
-        "parameters": facts.parameters,
+        "parameters": facts.sizes.parameters,
         "dtype": str(facts.dtype).removeprefix("torch."),
         "device": str(facts.device),
         "max_tokens": facts.max_tokens,
@@ -255,7 +255,9 @@ def _facts(llm: LLM) -> dict[str, Any]:
     if template is not None:
         told["score_template"] = template.name
         told["a_pair_becomes"] = template.render("QUERY", "DOCUMENT").replace(SEAM, "")
-    told["tasks"] = {task: pipeline.words for task, pipeline in llm.model.pipelines.items()}
+    if llm.model.plan is not None:
+        told["decision"] = llm.model.plan.described()
+    told["tasks"] = {task: pipeline.description for task, pipeline in llm.model.pipelines.items()}
     told["notes"] = list(facts.notes)
     return told
 
@@ -266,6 +268,13 @@ def _table(facts: dict[str, Any]) -> Table:
         match name, value:
             case ("tasks", _):
                 rows = list(value.items())
+            case ("decision", _):
+                # What facts say again stands there.
+                rows = [
+                    (key.replace("_", " "), ", ".join(one) if isinstance(one, list) else one)
+                    for key, one in value.items()
+                    if key not in facts
+                ]
             case ("notes", _):
                 rows = [(f"note {number}", note) for number, note in enumerate(value, start=1)]
             case ("max_tokens", _):
@@ -283,7 +292,7 @@ def _table(facts: dict[str, Any]) -> Table:
             case _:
                 rows = [(name.replace("_", " "), "no" if value is None else str(value))]
         for title, words in rows:
-            table.add_row(f"{title}:", Text(words))
+            table.add_row(f"{title}:", Text(words, overflow="fold"))
     return table
 
 

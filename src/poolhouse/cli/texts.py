@@ -124,7 +124,7 @@ def _in_words_of_options(error: PoolhouseError, llm: LLM) -> str:
     """What went wrong, with the options of the command instead of the fields of requests."""
     if not isinstance(error, InputTooLong):
         return str(error)
-    most = llm.engine.limit(PoolingParams()).most
+    most = llm.engine.limit(PoolingParams()).max_uncut_tokens
     return (
         f"This model's maximum context length is {most} tokens, and the text has more. --overflow truncate cuts such "
         "texts, --overflow chunk splits them and takes the mean of the pieces."

@@ -1,6 +1,12 @@
-"""Engine: the one door. `submit` requests, wait for their futures.
+"""Engine: the one door to a model. `submit` requests, wait for their futures.
 
-Tokenizer threads make ids, the scheduler packs them, lanes run the batches.
+The way of a request through the files of this room:
+
+    engine.py ----> intake.py ----> scheduler.py ----> workers.py ----> runner.py ----> its future
+    accepted        checked,        waits in           taken into       one pass of
+    or refused      tokenised       queue.py           a batch          the model
+
+A caller's thread, or a tokenizer thread where there is much to tokenise, does the first two; a worker does the rest.
 """
 
 from __future__ import annotations
@@ -20,18 +26,17 @@ from typing import Any
 
 from poolhouse.engine import process
 from poolhouse.engine.health import Faults, Pending
-from poolhouse.engine.intake import Intake, Preparation
+from poolhouse.engine.intake import Intake
 from poolhouse.engine.interface import EngineFacts, WarmUpLevel
 from poolhouse.engine.observing import Guarded, Observer
 from poolhouse.engine.options import EngineOptions
-from poolhouse.engine.queue import Flow, Turns
+from poolhouse.engine.queue import CallerQueue, TokenizerCall, TokenizerQueue
 from poolhouse.engine.request import Answer, Request, fail
 from poolhouse.engine.runner import Runner
 from poolhouse.engine.scheduler import Scheduler
 from poolhouse.engine.warm_up import rounds
-from poolhouse.engine.workers import Lanes
-from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, NoStep
-from poolhouse.inputs.late_interaction import SideTokens
+from poolhouse.engine.workers import Workers
+from poolhouse.errors import EngineClosed, EngineError, NoStep
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
@@ -57,7 +62,7 @@ _LAST_WAIT = 30.0
 class Engine:
     """One model, ready to answer from any thread.
 
-    static_tokenizer: of the side that is looked up instead of run, where the model has one.
+    static_tokenizer: of texts that are looked up instead of run, where the model has such.
     """
 
     def __init__(
@@ -72,10 +77,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.options = options
         self.facts = _facts(model, tokenizer, options, plugin)
-        self._preparation = Preparation(model, options)
-        rules = model.facts.late_interaction
-        sides = None if rules is None else SideTokens(rules, tokenizer, model.facts.max_tokens)
-        self._intake = Intake(self._preparation, tokenizer, static_tokenizer, sides)
+        self._intake = Intake(model, options, tokenizer, static_tokenizer)
         self._runner = Runner(model, options.max_batch_tokens)
         self._faults = Faults()
         self._closed = False
@@ -83,18 +85,18 @@ class Engine:
         self._exiting = False
         self._begin()
         self._start()
-        process.watch(self)
+        process.prepare_for_forks(self)
         # A thread inside torch while the interpreter is taken down aborts the process. Weak: whoever holds the engine keeps it.
         self._at_exit = partial(_exit, weakref.ref(self))
         atexit.register(self._at_exit)
 
     def _begin(self) -> None:
         """All that threads share, new; no thread is started yet."""
-        self._scheduler = Scheduler(self.options.max_batch_tokens, self.options.lanes)
-        self._turns = Turns()
+        self._scheduler = Scheduler(self.options.max_batch_tokens, self.options.workers)
+        self._waiting = TokenizerQueue()
         self._tokenizing = ThreadPoolExecutor(self.options.tokenizer_threads, "poolhouse-tokenizer")
         self._pending = Pending()
-        self._lanes = Lanes(self._runner, self._scheduler, self._faults)
+        self._workers = Workers(self._runner, self._scheduler, self._faults)
         # A key per call of the tokenizer under way.
         self._preparing: set[object] = set()
         self._starting = threading.Lock()
@@ -103,13 +105,13 @@ class Engine:
     def _start(self) -> None:
         with self._starting:
             if not self._started:
-                self._lanes.start()
+                self._workers.start()
                 self._started = True
 
     @property
     def alive(self) -> bool:
         """Whether requests can still be answered."""
-        return not self._closed and self.fatal is None and self._lanes.alive
+        return not self._closed and self.fatal is None and self._workers.alive
 
     @property
     def fatal(self) -> EngineError | None:
@@ -124,7 +126,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Sequences of the batches on the device."""
-        return self._lanes.running
+        return self._workers.running
 
     def on_fatal(self, callback: Callable[[EngineError], None]) -> None:
         """Call back, in a thread of the engine, when it dies; at once if it is dead."""
@@ -136,7 +138,7 @@ class Engine:
 
     def limit(self, params: PoolingParams) -> Limit:
         """How long a prompt with these parameters may be."""
-        return self._preparation.limit(params)
+        return self._intake.limit(params)
 
     def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]:
         """Start work on requests; each future gets its answer or its error.
@@ -152,12 +154,12 @@ class Engine:
             self._start()
         self._pending.add(requests)
         submitted = time.perf_counter()
-        flows = {priority: Flow(priority, submitted) for priority in {request.priority for request in requests}}
+        queues = {priority: CallerQueue(priority, submitted) for priority in {request.priority for request in requests}}
         if len(requests) <= _INLINE_REQUESTS and sum(map(_characters, requests)) <= _INLINE_CHARACTERS:
-            self._prepare(requests, flows)
+            self._prepare(requests, queues)
             return futures
         begins = range(0, len(requests), _TEXTS_PER_CALL)
-        self._turns.add([(requests[begin : begin + _TEXTS_PER_CALL], flows) for begin in begins])
+        self._waiting.add([TokenizerCall(requests[begin : begin + _TEXTS_PER_CALL], queues) for begin in begins])
         for _ in begins:
             try:
                 self._tokenizing.submit(self._prepare_next)
@@ -185,13 +187,7 @@ class Engine:
         Raises:
             InvalidRequest: for the first that has none.
         """
-        prepared = [self._preparation.of(request) for request in requests]
-        unlimited = [replace(made, limit=replace(made.limit, overflow="chunk", longest=None)) for made in prepared]
-        tokens = self._intake.encoded(unlimited, whole=True)
-        for result in tokens:
-            if isinstance(result, InvalidRequest):
-                raise result
-        return [result for result in tokens if isinstance(result, Tokens)]
+        return self._intake.tokenize(requests)
 
     def conversation(self, messages: Any, **options: Any) -> Prompt:
         """The prompt of a conversation; options as those of `Conversations.prompt`."""
@@ -221,23 +217,23 @@ class Engine:
         """
         self._closed = True
         atexit.unregister(self._at_exit)
-        if self._lanes.is_mine:
+        if self._workers.include_this_thread:
             drain_seconds = 0.0
         deadline = time.monotonic() + drain_seconds
         if self._started:
             self._pending.wait(drain_seconds)
         self._tokenizing.shutdown(wait=False)
         self._scheduler.close()
-        self._lanes.join(max(0.0, deadline - time.monotonic()))
-        for ready in self._scheduler.drop_all():
-            fail(ready.future, EngineClosed("The engine was shut down before it could answer."))
-        if not self._lanes.ended:
+        self._workers.join(max(0.0, deadline - time.monotonic()))
+        for request in self._scheduler.drop_all():
+            fail(request.future, EngineClosed("The engine was shut down before it could answer."))
+        if not self._workers.ended:
             # What closed it did not wait for the batch that runs. The end of the interpreter does.
-            atexit.register(self._lanes.join, _LAST_WAIT)
+            atexit.register(self._workers.join, _LAST_WAIT)
 
     def hold(self, deadline: float) -> Callable[[], None]:
         """Run no batch, and wait until `deadline` for those that run; answers with the end of it. Called before a fork."""
-        return self._lanes.hold(deadline)
+        return self._workers.hold(deadline)
 
     def forked(self) -> None:
         """Forget the threads, which this process does not have; the next request starts new ones. Called after a fork."""
@@ -265,7 +261,7 @@ class Engine:
         deadline = time.monotonic() + seconds
         self._scheduler.close()
         self._scheduler.drop_all()
-        self._lanes.join(seconds)
+        self._workers.join(seconds)
         while self._preparing and time.monotonic() < deadline:
             time.sleep(0.001)
 
@@ -293,12 +289,12 @@ class Engine:
             fail(future, refusal)
 
     def _prepare_next(self) -> None:
-        part = self._turns.next()
-        if part is not None:
-            self._prepare(*part)
+        call = self._waiting.next()
+        if call is not None:
+            self._prepare(*call)
 
-    def _prepare(self, requests: Sequence[Request], flows: Mapping[int, Flow]) -> None:
-        """Tokenise requests and let them wait for their batch. flows: theirs, by priority."""
+    def _prepare(self, requests: Sequence[Request], queues: Mapping[int, CallerQueue]) -> None:
+        """Tokenise requests and let them wait for their batch. queues: theirs, by priority."""
         self._preparing.add(call := object())
         try:
             if self._exiting:
@@ -307,9 +303,9 @@ class Engine:
             if self.fatal is not None:
                 _fail(requests, self.fatal)
                 return
-            ready = self._intake.ready(requests, flows)
-            if not self._scheduler.add(ready):
-                self._refuse([item.future for item in ready])
+            waiting = self._intake.waiting(requests, queues)
+            if not self._scheduler.add(waiting):
+                self._refuse([request.future for request in waiting])
         except (KeyboardInterrupt, SystemExit) as end:
             _fail(requests, EngineError(f"Preparing the request was interrupted: {end!r}"))
             raise
@@ -335,7 +331,7 @@ def _facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plugin: P
         label_names=facts.labels,
         max_tokens=facts.max_tokens,
         width=None if embed is None else embed.width,
-        pooling=None if embed is None else embed.steps[0].words,
+        pooling=None if embed is None else embed.steps[0].description,
         prompts=facts.prompts,
         default_prompt_name=facts.default_prompt_name,
         adapters=() if model.adapters is None else model.adapters.declared,

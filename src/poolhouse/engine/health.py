@@ -1,4 +1,4 @@
-"""Faults: what ended an engine for good, and who wants to hear of it."""
+"""Health: what ended an engine for good and who is told of it, and how many requests have no answer yet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger("poolhouse")
 
 
 class Faults:
-    """The fatal error of an engine, once it has one; the first stays."""
+    """The fatal error of an engine, once it has one (the first stays), and the callbacks for it."""
 
     def __init__(self) -> None:
         self.fatal: EngineError | None = None
@@ -33,8 +33,8 @@ class Faults:
         """Note what the engine died of, so that nothing more is accepted."""
         self.fatal = self.fatal or error
 
-    def tell(self) -> None:
-        """Call back all who asked, once; called when the requests that waited have their error."""
+    def notify(self) -> None:
+        """Call all callbacks, once; to be called when the requests that waited have their error."""
         with self._lock:
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:

@@ -1,4 +1,4 @@
-"""Intake: requests checked, tokenised and made ready to wait for their batch."""
+"""Intake: requests checked, tokenised and made to wait for their batch; over-long ones in chunks, joined afterwards."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 
 from poolhouse.engine.observing import Observer
 from poolhouse.engine.options import EngineOptions
-from poolhouse.engine.queue import Arrival, Flow, Ready
+from poolhouse.engine.queue import Arrival, CallerQueue, WaitingRequest
 from poolhouse.engine.request import Answer, Request, fail, start
 from poolhouse.errors import InvalidRequest, NoStep, did_you_mean
-from poolhouse.inputs.late_interaction import SideTokens
+from poolhouse.inputs.late_interaction import LateInteractionTokens
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt, Role, prompt_of, role_of
 from poolhouse.inputs.tokenizer import Tokenizer
@@ -29,27 +29,47 @@ from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
 
 
 class Intake:
-    """Makes requests ready, many per call of the tokenizer; safe from several threads at once.
+    """Makes requests ready to wait, many per call of the tokenizer; safe from several threads at once.
 
-    static_tokenizer: of the side that is looked up instead of run, where the model has one.
-    sides: what late interaction makes of queries and documents, where the model does it.
+    static_tokenizer: of texts that are looked up instead of run, where the model has such.
     """
 
     def __init__(
-        self,
-        preparation: Preparation,
-        tokenizer: Tokenizer,
-        static_tokenizer: Tokenizer | None = None,
-        sides: SideTokens | None = None,
+        self, model: Model, options: EngineOptions, tokenizer: Tokenizer, static_tokenizer: Tokenizer | None = None
     ) -> None:
-        self.preparation = preparation
-        self.tokenizer = tokenizer
-        self.static_tokenizer = static_tokenizer
-        self.sides = sides
         self.observer: Observer | None = None
+        self._model = model
+        self._checks = Checks(model, options)
+        self._tokenizer, self._static_tokenizer = tokenizer, static_tokenizer
+        rules = model.facts.late_interaction
+        # What late interaction makes of queries and documents, where the model does it.
+        self._late_interaction = (
+            None if rules is None else LateInteractionTokens(rules, tokenizer, model.facts.max_tokens)
+        )
 
-    def ready(self, requests: Sequence[Request], flows: Mapping[int, Flow]) -> list[Ready]:
-        """What is to be run. flows: those of one `submit`, by priority.
+    def limit(self, params: PoolingParams) -> Limit:
+        """How long a prompt with these parameters may be."""
+        return self._checks.limit(params)
+
+    def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
+        """The tokens of prompts, however long they are, without running them.
+
+        Raises:
+            InvalidRequest: for the first that has none.
+        """
+        prepared = [self._checks.prepared(request) for request in requests]
+        unlimited = [
+            replace(one, limit=replace(one.limit, overflow="chunk", max_prompt_tokens=None)) for one in prepared
+        ]
+        tokens: list[Tokens] = []
+        for result in self._encoded(unlimited, whole=True):
+            if isinstance(result, InvalidRequest):
+                raise result
+            tokens.append(result)
+        return tokens
+
+    def waiting(self, requests: Sequence[Request], queues: Mapping[int, CallerQueue]) -> list[WaitingRequest]:
+        """What is to be run. queues: those of one `submit`, by priority.
 
         Requests that are looked up are answered here, and those that cannot be answered fail here.
         """
@@ -59,89 +79,88 @@ class Intake:
                 start(request.future)
                 continue
             try:
-                valid.append((request, self.preparation.of(request)))
+                valid.append((request, self._checks.prepared(request)))
             except InvalidRequest as error:
                 fail(request.future, error)
         if not valid:
             return []
         begun = time.perf_counter()
-        encoded = self.encoded([made for _, made in valid])
+        encoded = self._encoded([prepared for _, prepared in valid])
         seconds = time.perf_counter() - begun
         if self.observer is not None:
             self.observer.tokenized(len(valid), seconds)
-        arrival = Arrival(flows[valid[0][0].priority].submitted, seconds)
-        ready: list[Ready] = []
-        for (request, made), tokens in zip(valid, encoded, strict=True):
+        arrival = Arrival(queues[valid[0][0].priority].submitted, seconds)
+        waiting: list[WaitingRequest] = []
+        for (request, prepared), tokens in zip(valid, encoded, strict=True):
             if isinstance(tokens, InvalidRequest):
                 fail(request.future, tokens)
-            elif made.static is not None:
+            elif prepared.lookup is not None:
                 if start(request.future):
                     timing = arrival.timing(begun + seconds, time.perf_counter())
-                    request.future.set_result(
-                        Answer(made.static.vector(tokens.ids, made.params), tokens, timing=timing)
-                    )
-            elif len(tokens) == 0 and not self.preparation.model.facts.takes_nothing:
+                    vector = prepared.lookup.vector(tokens.ids, prepared.params)
+                    request.future.set_result(Answer(vector, tokens, timing=timing))
+            elif len(tokens) == 0 and not self._model.facts.takes_nothing:
                 fail(request.future, InvalidRequest("The prompt has no tokens.", "prompt"))
-            elif request.params.late_chunking_params is not None and tokens.places is None:
-                words = "Late chunking needs the places of tokens, which this model's tokenizer does not know."
-                fail(request.future, InvalidRequest(words, "late_chunking_params"))
+            elif request.params.late_chunking_params is not None and tokens.offsets is None:
+                message = "Late chunking needs the offsets of tokens, which this model's tokenizer does not know."
+                fail(request.future, InvalidRequest(message, "late_chunking_params"))
             else:
-                ready.extend(self._pieces(request, made, tokens, arrival, flows[request.priority]))
-        return ready
+                waiting.extend(self._chunks(request, prepared, tokens, arrival, queues[request.priority]))
+        return waiting
 
-    def encoded(self, prepared: Sequence[Prepared], whole: bool = False) -> list[Tokens | InvalidRequest]:
-        """Tokens of each prompt, or its error, by the tokenizer of its side.
-
-        whole: late interaction does not cut a text to the length of its side.
-        """
-        if self.sides is not None:
-            return _encoded_sides(self.sides, self.tokenizer, prepared, whole)
-        looked_up = [place for place, made in enumerate(prepared) if made.static is not None]
-        if self.static_tokenizer is None or not looked_up:
-            return _encoded(self.tokenizer, prepared)
-        run = [place for place, made in enumerate(prepared) if made.static is None]
-        results: dict[int, Tokens | InvalidRequest] = {}
-        for tokenizer, places in ((self.tokenizer, run), (self.static_tokenizer, looked_up)):
-            results.update(zip(places, _encoded(tokenizer, [prepared[place] for place in places]), strict=True))
-        return [results[place] for place in range(len(prepared))]
-
-    def _pieces(
-        self, request: Request, made: Prepared, tokens: Tokens, arrival: Arrival, flow: Flow
-    ) -> Sequence[Ready]:
+    def _chunks(
+        self, request: Request, prepared: Prepared, tokens: Tokens, arrival: Arrival, queue: CallerQueue
+    ) -> Sequence[WaitingRequest]:
         """One, or several for a prompt that is longer than the model reads at once."""
         chunking = request.params.late_chunking_params
-        spans = request.spans if chunking is None else chunking.spans(len(tokens))
-        whole = Ready(
+        whole = WaitingRequest(
             tokens,
             request.task,
-            made.params,
+            prepared.params,
             request.future,
-            made.adapter,
-            spans,
-            further=made.further,
-            route=made.route,
+            prepared.adapter,
+            spans=request.spans if chunking is None else chunking.spans(len(tokens)),
+            further=prepared.further,
+            route=prepared.route,
             arrival=arrival,
-            flow=flow,
+            queue=queue,
         )
-        most = self.preparation.model.facts.max_tokens
-        return pieces(request, whole, most) if len(tokens) > most else (whole,)
+        max_tokens = self._model.facts.max_tokens
+        return chunks_of(request, whole, max_tokens) if len(tokens) > max_tokens else (whole,)
+
+    def _encoded(self, prepared: Sequence[Prepared], whole: bool = False) -> list[Tokens | InvalidRequest]:
+        """Tokens of each prompt, or its error.
+
+        whole: late interaction does not cut texts to the lengths of queries and documents.
+        """
+        if self._late_interaction is not None:
+            return self._encoded_late(self._late_interaction, prepared, whole)
+        if self._static_tokenizer is None or all(one.lookup is None for one in prepared):
+            return _encoded(self._tokenizer, prepared)
+        results: dict[int, Tokens | InvalidRequest] = {}
+        for tokenizer, looked_up in ((self._tokenizer, False), (self._static_tokenizer, True)):
+            indexes = [index for index, one in enumerate(prepared) if (one.lookup is not None) == looked_up]
+            results.update(zip(indexes, _encoded(tokenizer, [prepared[index] for index in indexes]), strict=True))
+        return [results[index] for index in range(len(prepared))]
+
+    def _encoded_late(
+        self, rules: LateInteractionTokens, prepared: Sequence[Prepared], whole: bool
+    ) -> list[Tokens | InvalidRequest]:
+        """Queries and documents by their rules; all else as it stands."""
+        limited = [
+            one if one.role is None or whole else replace(one, limit=rules.limit(one.limit, one.role))
+            for one in prepared
+        ]
+        return [
+            rules.finished(tokens, one.role, one.limit.add_special_tokens)
+            if one.role is not None and isinstance(tokens, Tokens)
+            else tokens
+            for one, tokens in zip(prepared, _encoded(self._tokenizer, limited), strict=True)
+        ]
 
 
 def _encoded(tokenizer: Tokenizer, prepared: Sequence[Prepared]) -> list[Tokens | InvalidRequest]:
-    return tokenizer.encode([made.prompt for made in prepared], [made.limit for made in prepared])
-
-
-def _encoded_sides(
-    sides: SideTokens, tokenizer: Tokenizer, prepared: Sequence[Prepared], whole: bool
-) -> list[Tokens | InvalidRequest]:
-    """Texts as their side reads them; all else as it stands."""
-    limits = [made.limit if made.side is None or whole else sides.limit(made.limit, made.side) for made in prepared]
-    return [
-        sides.finished(tokens, made.side, made.limit.add_special_tokens)
-        if made.side is not None and isinstance(tokens, Tokens)
-        else tokens
-        for made, tokens in zip(prepared, tokenizer.encode([made.prompt for made in prepared], limits), strict=True)
-    ]
+    return tokenizer.encode([one.prompt for one in prepared], [one.limit for one in prepared])
 
 
 _NO_PARAMS = PoolingParams()
@@ -153,8 +172,8 @@ class Prepared:
 
     prompt: with its named prefix. params: for the pooler. adapter: its name, or None.
     further: the request's further tasks, with the parameters of each.
-    route: the way it goes, of a model that has several. static: what its tokens are looked up in, instead of being run.
-    side: of a text for late interaction, None for all that is read as it stands.
+    route: the way it goes, of a model that has several. lookup: what its tokens are looked up in, instead of being run.
+    role: of a text for late interaction, None for all that is read as it stands.
     """
 
     prompt: Prompt
@@ -162,21 +181,21 @@ class Prepared:
     params: PoolingParams
     adapter: str | None
     further: tuple[tuple[Task, PoolingParams], ...] = ()
-    static: LookedUp | None = None
+    lookup: LookedUp | None = None
     route: str | None = None
-    side: Role | None = None
+    role: Role | None = None
 
 
-class Preparation:
-    """Completes and checks requests against a model."""
+class Checks:
+    """Checks requests against a model, and completes them by its defaults."""
 
     def __init__(self, model: Model, options: EngineOptions) -> None:
         self.model = model
         self.options = options
         self.widths = {task: pipeline.width for task, pipeline in model.pipelines.items()}
 
-    def of(self, request: Request) -> Prepared:
-        """The request made ready.
+    def prepared(self, request: Request) -> Prepared:
+        """The request made ready for the tokenizer.
 
         Raises:
             InvalidRequest: it asks for what the model does not have.
@@ -192,19 +211,19 @@ class Preparation:
         adapter, prompt_name = self._adapter(request, self._prompt_name(request))
         prompt = self._with_prefix(request, prompt_name)
         route = self._route(request)
-        static = self._static(request, route)
+        lookup = self._lookup(request, route)
         # What is looked up needs no special tokens, and some models are made for texts without.
-        plain = static is not None or not self.model.facts.add_special_tokens
-        asked = replace(request, add_special_tokens=False) if plain else request
+        if lookup is not None or not facts.add_special_tokens:
+            request = replace(request, add_special_tokens=False)
         return Prepared(
             prompt,
-            self._limit(asked, params),
+            self._limit(request, params),
             params.for_pooler(),
             adapter,
             tuple((task, own.for_pooler()) for task, own in zip(tasks[1:], further, strict=True)),
-            static,
+            lookup,
             route,
-            self._side(request),
+            self._role(request),
         )
 
     def limit(self, params: PoolingParams) -> Limit:
@@ -216,7 +235,7 @@ class Preparation:
             overflow=params.overflow or self.options.overflow,
             max_query_tokens=params.max_tokens_per_query,
             max_document_tokens=params.max_tokens_per_doc,
-            longest=self.options.max_prompt_tokens,
+            max_prompt_tokens=self.options.max_prompt_tokens,
         )
 
     def _of_pair(self, request: Request) -> Request:
@@ -227,8 +246,8 @@ class Preparation:
         """
         if self.model.facts.late_interaction is not None:
             raise InvalidRequest("This model reads texts one by one; score compares the two of a pair.", "prompt")
-        if request.places or request.spans is not None:
-            raise InvalidRequest("Places of characters need one text; a pair has two.", "prompt")
+        if request.offsets or request.spans is not None:
+            raise InvalidRequest("Character offsets need one text; a pair has two.", "prompt")
         template = self.options.score_template
         if template is None or request.prompt.template is not None:
             return request
@@ -244,13 +263,13 @@ class Preparation:
         if not request.further:
             return (request.task,)
         tasks = (request.task, *(parse_task(task, self.model.tasks) for task in request.further))
-        for place, task in enumerate(tasks):
-            if task in tasks[:place]:
+        for index, task in enumerate(tasks):
+            if task in tasks[:index]:
                 raise InvalidRequest(f"The task '{task}' is asked for twice; name each once.", "task", task)
         return tasks
 
     def _params(self, request: Request, task: Task, shared: bool) -> PoolingParams:
-        """The request's parameters for one task, completed by the defaults; shared: other tasks know some of them."""
+        """The request's parameters for one task, completed by the defaults; shared: some are for its other tasks."""
         params, defaults = request.params.for_task(task) if shared else request.params, self.options.default_params
         if request.spans is not None or request.params.late_chunking_params is not None:
             self.model.pipelines[task].of_spans(task)
@@ -288,9 +307,9 @@ class Preparation:
         """The name of the prompt that was asked for, by itself or by what the text is."""
         if request.prompt_name is not None:
             return request.prompt_name
-        word = request.input_type or self._side(request)
+        input_type = request.input_type or self._role(request)
         others = (*self._task_adapters, *self.model.routes.tasks)
-        return prompt_of(word, self.model.facts.prompts, others) if word else None
+        return prompt_of(input_type, self.model.facts.prompts, others) if input_type else None
 
     @property
     def _task_adapters(self) -> tuple[str, ...]:
@@ -298,11 +317,11 @@ class Preparation:
         return () if self.model.adapters is None else self.model.adapters.task_names
 
     def _task_adapter(self, request: Request) -> str | None:
-        word = (request.input_type or "").lower()
-        return next((name for name in self._task_adapters if name.lower() == word), None)
+        input_type = (request.input_type or "").lower()
+        return next((name for name in self._task_adapters if name.lower() == input_type), None)
 
-    def _side(self, request: Request) -> Role | None:
-        """The side that a text of a late-interaction model stands on: a document, unless somebody says otherwise."""
+    def _role(self, request: Request) -> Role | None:
+        """What a text is to a late-interaction model: a document, unless the request says otherwise."""
         if self.model.facts.late_interaction is None or request.prompt.text is None:
             return None
         return role_of(request.input_type) or "document"
@@ -313,10 +332,10 @@ class Preparation:
         Raises:
             InvalidRequest: the model has no way for it.
         """
-        words = (request.input_type, request.prompt_name)
-        return self.model.routes.of(words, role_of(request.input_type) or role_of(request.prompt_name))
+        names = (request.input_type, request.prompt_name)
+        return self.model.routes.of(names, role_of(request.input_type) or role_of(request.prompt_name))
 
-    def _static(self, request: Request, route: str | None) -> LookedUp | None:
+    def _lookup(self, request: Request, route: str | None) -> LookedUp | None:
         """What answers for the model, where this way is looked up."""
         routes = self.model.routes
         if route is None or route not in routes.looked_up:
@@ -331,8 +350,8 @@ class Preparation:
         """The names of the request's adapter, if any, and of its prompt."""
         adapters = self.model.adapters
         if adapters is not None:
-            asked = self._task_adapter(request) if request.adapter is None else request.adapter
-            return adapters.choose(asked, prompt_name, self.model.facts.prompts)
+            name = self._task_adapter(request) if request.adapter is None else request.adapter
+            return adapters.choose(name, prompt_name, self.model.facts.prompts)
         if request.adapter:
             raise unknown_adapter(request.adapter, ())
         return None, prompt_name
@@ -355,7 +374,7 @@ class Preparation:
         return replace(request.prompt, prefix=prefix)
 
     def _rendered(self, request: Request, name: str | None) -> Prompt:
-        """The prompt with what the chat template makes of its messages."""
+        """The prompt with its messages rendered by the chat template."""
         if name:
             raise InvalidRequest(
                 f"The prompt named '{name}' stands before texts; messages say it themselves, as a system message.",
@@ -365,30 +384,30 @@ class Preparation:
         prompt = request.prompt
         if prompt.text is not None or prompt.conversation is None:
             return prompt
-        if request.places:
-            raise InvalidRequest("Places of characters need a text; messages have none of their own.", "messages")
+        if request.offsets:
+            raise InvalidRequest("Character offsets need a text; messages have none of their own.", "messages")
         return self.options.conversations.rendered(prompt.conversation)
 
     def _limit(self, request: Request, params: PoolingParams) -> Limit:
         limit = self.limit(params)
         if params.late_chunking_params is not None:
             limit = replace(limit, overflow="error")
-        limits = [most for most in (limit.longest, request.max_tokens) if most is not None]
+        limits = [tokens for tokens in (limit.max_prompt_tokens, request.max_tokens) if tokens is not None]
         # A chat template writes the special tokens itself, so its caller decides anew.
-        asked = request if request.prompt.conversation is None else request.prompt.conversation
+        source = request if request.prompt.conversation is None else request.prompt.conversation
         return replace(
             limit,
-            add_special_tokens=asked.add_special_tokens,
-            longest=min(limits, default=None),
+            add_special_tokens=source.add_special_tokens,
+            max_prompt_tokens=min(limits, default=None),
             lower_case=request.lower_case,
-            places=request.places or params.late_chunking_params is not None,
+            offsets=request.offsets or params.late_chunking_params is not None,
         )
 
 
-def pieces(request: Request, whole: Ready, size: int) -> list[Ready]:
-    """Pieces of an over-long prompt; the request is answered when the last one is, and fails when one does."""
-    parts = [replace(whole, tokens=piece, future=Future(), part=True) for piece in split(whole.tokens, size)]
-    missing = len(parts)
+def chunks_of(request: Request, whole: WaitingRequest, size: int) -> list[WaitingRequest]:
+    """Chunks of an over-long prompt; the request is answered when the last one is, and fails when one does."""
+    chunks = [replace(whole, tokens=tokens, future=Future(), is_chunk=True) for tokens in split(whole.tokens, size)]
+    missing = len(chunks)
     lock = threading.Lock()
 
     def one_done(_: Future[Answer]) -> None:
@@ -400,37 +419,37 @@ def pieces(request: Request, whole: Ready, size: int) -> list[Ready]:
         if not start(request.future):
             return
         try:
-            answer = joined([part.future.result() for part in parts], parts, whole)
-        except Exception as error:  # noqa: BLE001 - the piece's error is the request's error
+            answer = _joined([chunk.future.result() for chunk in chunks], chunks, whole)
+        except Exception as error:  # noqa: BLE001 - the chunk's error is the request's error
             request.future.set_exception(error)
         else:
             request.future.set_result(answer)
 
     def leave(whole: Future[Answer]) -> None:
         if whole.cancelled():
-            for part in parts:
-                part.future.cancel()
+            for chunk in chunks:
+                chunk.future.cancel()
 
-    for part in parts:
-        part.future.add_done_callback(one_done)
+    for chunk in chunks:
+        chunk.future.add_done_callback(one_done)
     request.future.add_done_callback(leave)
-    return parts
+    return chunks
 
 
-def joined(answers: Sequence[Answer], parts: Sequence[Ready], whole: Ready) -> Answer:
-    """The answer of a whole prompt, from those of its parts; it took as long as the part that was answered last.
+def _joined(answers: Sequence[Answer], chunks: Sequence[WaitingRequest], whole: WaitingRequest) -> Answer:
+    """The answer of a whole prompt, from those of its chunks; it took as long as the chunk that was answered last.
 
     Raises:
         NoStep: process rewards of a prompt without a step.
     """
-    lengths = [part.length for part in parts]
+    lengths = [chunk.length for chunk in chunks]
     array = join([answer.array for answer in answers], lengths, whole.task)
     further = {task: join([answer.further[task] for answer in answers], lengths, task) for task, _ in whole.further}
     # Of a text of skipped tokens alone, no row is an answer.
     if whole.tokens.kept is None and not all(map(len, (array, *further.values()))):
         raise NoStep
     last = max((answer.timing for answer in answers), key=lambda timing: timing.queue_seconds + timing.run_seconds)
-    return Answer(array, whole.tokens, len(parts), further, last)
+    return Answer(array, whole.tokens, len(chunks), further, last)
 
 
 def split(tokens: Tokens, size: int) -> list[Tokens]:
@@ -448,16 +467,16 @@ def split(tokens: Tokens, size: int) -> list[Tokens]:
 
 
 def join(arrays: Sequence[Array], lengths: Sequence[int], task: Task) -> Array:
-    """One answer from the pieces' answers.
+    """One answer from the chunks' answers.
 
-    Token tasks: all rows. classify: the mean of the pieces' probabilities (or logits, where asked), weighted by tokens.
-    embed: the mean weighted by tokens, brought back to unit length when all pieces had it.
+    Token tasks: all rows. classify: the mean of the chunks' probabilities (or logits, where asked), weighted by tokens.
+    embed: the mean weighted by tokens, brought back to unit length when all chunks had it.
     """
     if task in TOKEN_TASKS:
         return np.concatenate(arrays)
-    pieces = np.stack(arrays)
+    rows = np.stack(arrays)
     weights = np.asarray(lengths, dtype=np.float32)
-    mean: Array = (pieces * weights[:, None]).sum(axis=0) / weights.sum()
-    if task == "embed" and np.allclose(np.linalg.norm(pieces, axis=1), 1.0, atol=1e-3):
+    mean: Array = (rows * weights[:, None]).sum(axis=0) / weights.sum()
+    if task == "embed" and np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-3):
         mean = mean / max(float(np.linalg.norm(mean)), 1e-12)
     return mean.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Observing: what an engine tells of its work, call by call and batch by batch."""
+"""Observing: what an engine reports of its work, call by call and batch by batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger("poolhouse")
 class BatchRun:
     """One batch that was run.
 
-    tokens, budget: how many it held, and how many it may hold; a lone long prompt may exceed the budget.
+    tokens, budget: how many it held, and how many it may hold; a single long prompt may exceed the budget.
     waits: (seconds, sequences): how long requests waited for it, those together that arrived together.
     forward_seconds, pooling_seconds: the backbone's and the pipelines' time on the device.
     """
@@ -30,7 +30,7 @@ class BatchRun:
 
 
 class Observer(Protocol):
-    """Hears of an engine's work, from its tokenizer threads, callers' threads and device thread; must be quick."""
+    """Is called for an engine's work, in its tokenizer threads, callers' threads and workers; must be quick."""
 
     def tokenized(self, texts: int, seconds: float) -> None:
         """One tokenizer call made ids of so many prompts."""

@@ -14,9 +14,10 @@ import torch
 
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.options import EngineOptions
-from poolhouse.engine.process import keep_freed_memory, use_no_more_than_given
-from poolhouse.engine.workers import how_many
+from poolhouse.engine.process import keep_freed_memory, limit_threads_to_quota
+from poolhouse.engine.workers import worker_count
 from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, UnsupportedDimensions
+from poolhouse.files import Folder
 from poolhouse.inputs.conversations import ContentFormat, Conversations
 from poolhouse.inputs.templates.score import ScoreTemplate, built_in, score_template
 from poolhouse.inputs.tokenizer import Tokenizer
@@ -24,9 +25,9 @@ from poolhouse.models.adapters.adapters import AdapterOptions
 from poolhouse.models.files import hub
 from poolhouse.models.files.hub import locate
 from poolhouse.models.files.routes import StaticWeights
-from poolhouse.models.folders import folders_of
-from poolhouse.models.load import LoadOptions, load
-from poolhouse.models.model import Model, ScoreRecipe
+from poolhouse.models.load import load
+from poolhouse.models.model import Model
+from poolhouse.models.plan import LoadOptions
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.plugins import load_plugin
 from poolhouse.settings import Settings
@@ -51,7 +52,7 @@ def open_engine(settings: Settings) -> Engine:
     """
     if settings.runner in ("generate", "draft"):
         raise ConfigError(f"runner={settings.runner!r}: Poolhouse runs pooling models only; use 'pooling' or 'auto'.")
-    use_no_more_than_given()
+    limit_threads_to_quota()
     if settings.model is None:
         folder, name = hub.embedded_model(), hub.NAME
         log.warning("No model was named: using the embedded default, %s.", name)
@@ -64,13 +65,12 @@ def open_engine(settings: Settings) -> Engine:
             token=settings.hf_token,
             variant=settings.variant,
         )
-    folders = folders_of(folder, lambda place: _found(settings, place))
     torch.manual_seed(settings.seed)
     pooler = PoolerConfig.parse(settings.pooler_config)
     calibration = None if settings.int8_calibration is None else Calibration.load(settings.int8_calibration)
     model = _in_a_passing_thread(
         load,
-        folders.described,
+        folder,
         LoadOptions(
             name=settings.names[0] if settings.names else name,
             variant=settings.variant,
@@ -83,28 +83,29 @@ def open_engine(settings: Settings) -> Engine:
             convert=settings.convert,
             pooler=pooler,
             matryoshka_dimensions=tuple(settings.matryoshka_dimensions or ()),
-            weights_folder=folders.weights,
-            adapters=_adapters(settings, folders.adapters),
+            adapters=_adapters(settings),
             colbert_compat=settings.colbert_compat,
             score_compat=settings.score_compat,
         ),
     )
     model = _preferring(pooler.task, model)
-    files = folders.files
-    tokenizer_folder = folders.tokenizer
+    plan = model.plan
+    assert plan is not None
+    files, tokenizer_folder = plan.files, plan.tokenizer
     if settings.tokenizer is not None:
-        tokenizer_folder = locate(
+        named = locate(
             settings.tokenizer,
             revision=settings.tokenizer_revision,
             download_dir=settings.download_dir,
             token=settings.hf_token,
         )
+        tokenizer_folder = Folder(named)
     tokenizer = Tokenizer.from_folder(
         tokenizer_folder,
         lower_case=files is not None and files.do_lower_case,
         trust_remote_code=settings.trust_remote_code,
-        vocabulary_size=model.facts.vocabulary_size,
-        model_types=model.facts.token_types,
+        vocabulary_size=model.facts.sizes.vocabulary_size,
+        model_types=model.facts.sizes.token_types,
     )
     model = replace(model, facts=replace(model.facts, notes=(*model.facts.notes, *tokenizer.notes)))
     given = _given_template(settings.chat_template)
@@ -125,7 +126,7 @@ def open_engine(settings: Settings) -> Engine:
             overflow=_overflow(settings, pooler),
             max_prompt_tokens=pooler.max_embed_len,
             tokenizer_threads=settings.tokenizer_workers,
-            lanes=how_many(settings.lanes, model),
+            workers=worker_count(settings.lanes, model),
             default_params=default_params,
             score_template=_score_template(given, model),
             conversations=_conversations(given, tokenizer_folder, settings.chat_template_content_format),
@@ -163,9 +164,9 @@ def _static(model: Model, settings: Settings) -> tuple[Model, Tokenizer | None]:
     return replace(model, routes=replace(model.routes, static=static)), tokenizer
 
 
-def _found(settings: Settings, place: str) -> Path:
+def _found(settings: Settings, name: str) -> Path:
     """The folder of an adapter, or of an adapter's base: a path or a hub id, looked up as the model is."""
-    return locate(place, download_dir=settings.download_dir, token=settings.hf_token, variant=settings.variant)
+    return locate(name, download_dir=settings.download_dir, token=settings.hf_token, variant=settings.variant)
 
 
 def _preferring(word: str | None, model: Model) -> Model:
@@ -183,14 +184,14 @@ def _preferring(word: str | None, model: Model) -> Model:
     return replace(model, pipelines={task: model.pipelines[task], **model.pipelines})
 
 
-def _adapters(settings: Settings, base_merge: tuple[Path, ...]) -> AdapterOptions:
+def _adapters(settings: Settings) -> AdapterOptions:
     """What the settings say of adapters."""
     find = partial(_found, settings)
-    modules = {name: find(place) for name, place in (settings.lora_modules or {}).items()}
+    modules = {name: find(source) for name, source in (settings.lora_modules or {}).items()}
     merge = settings.merge_adapter
     if merge is not None and merge not in modules and "/" in merge:
         modules[merge] = find(merge)
-    return AdapterOptions(modules, merge, base_merge, settings.max_lora_rank, settings.enable_lora, find)
+    return AdapterOptions(modules, merge, (), settings.max_lora_rank, settings.enable_lora, find)
 
 
 def _overflow(settings: Settings, pooler: PoolerConfig) -> Literal["error", "truncate", "chunk"]:
@@ -222,42 +223,28 @@ def _given_template(words: str | None) -> ScoreTemplate | None:
         raise ConfigError(str(error)) from error
 
 
-def _conversations(given: ScoreTemplate | None, folder: Path, content_format: ContentFormat) -> Conversations:
+def _conversations(given: ScoreTemplate | None, folder: Folder, content_format: ContentFormat) -> Conversations:
     """The user's template, else those of the tokenizer; the built-in ones are for pairs alone."""
     text = None if given is None or given.name in built_in() else given.text
     return Conversations.of(folder, text, content_format)
 
 
 def _score_template(given: ScoreTemplate | None, model: Model) -> ScoreTemplate | None:
-    """The user's template, else the one of the model's recipe.
+    """The user's template, else the model's own.
 
     Raises:
         ConfigError: a template that does not work.
     """
-    recipe = model.facts.recipe
+    own = model.facts.score_template
     try:
         if given is not None:
             return given.bind()
-        return None if recipe is None else _of_recipe(recipe).bind()
+        return None if own is None else own.bind()
     except InvalidRequest as error:
-        if recipe is not None:
+        if own is not None:
             raise ConfigError(f"{error} Another one can be set by chat_template.") from error
         log.info("chat_template serves messages alone, not pairs of texts: %s", error)
         return None
-
-
-def _of_recipe(recipe: ScoreRecipe) -> ScoreTemplate:
-    if recipe.name == recipe.template:
-        return score_template(recipe.template)
-    return ScoreTemplate(
-        recipe.name,
-        recipe.template,
-        recipe.variables,
-        special_tokens=recipe.special_tokens,
-        structured=recipe.structured,
-        instruction_as_system=recipe.instruction_as_system,
-        keep_last_newline=recipe.keep_last_newline,
-    )
 
 
 def _default_params(pooler: PoolerConfig, truncate_dim: int | None, width: int) -> PoolingParams:

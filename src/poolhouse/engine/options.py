@@ -15,7 +15,7 @@ from poolhouse.vectors.precision import Calibration
 class EngineOptions:
     """How an engine works, as opposed to what its model is.
 
-    max_batch_tokens: tokens of one pack. lanes: batches that run side by side.
+    max_batch_tokens: tokens of one pack. workers: batches that run at a time.
     overflow: what to do with prompts over the model's limit.
     max_prompt_tokens: another limit of prompts; with overflow "chunk" the only one.
     default_params: what the model's owner wants where a request says nothing.
@@ -30,7 +30,7 @@ class EngineOptions:
     overflow: Literal["error", "truncate", "chunk"] = "error"
     max_prompt_tokens: int | None = None
     tokenizer_threads: int = 2
-    lanes: int = 1
+    workers: int = 1
     default_params: PoolingParams = PoolingParams()
     score_template: ScoreTemplate | None = None
     conversations: Conversations = Conversations()

@@ -1,7 +1,9 @@
-"""Cores: how many this process may use, and how OpenMP's threads wait for each other.
+"""Process: what engines set for the whole process: torch's threads, freed memory, what happens at a fork.
 
-torch counts the cores of the machine. A container has often less: an affinity, which libgomp knows of, or a quota of
-CPU time of its cgroup or of one above it, which it does not.
+Threads: torch counts the cores of the machine. A container has often less: an affinity, which libgomp knows of, or a
+quota of CPU time of its cgroup or of one above it, which it does not.
+Memory: left alone, glibc returns freed pages to the kernel at once, which costs time, or keeps them, which costs memory.
+Forks: a child has no threads but the one that forked, and no lock may be held at that moment.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 log = logging.getLogger("poolhouse")
+
+# --- Threads ---
+
 # What users set to choose the number of threads themselves, and how threads wait.
 _COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -26,6 +31,8 @@ _WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 # query to the next. Its own default is six times that, at each of dozens of barriers, while the thread that it waits for
 # may want this very core.
 _SPINS = "50000"
+# Variables of the environment that this module set.
+_set_by_us: list[str] = []
 
 
 def let_threads_wait_shortly() -> None:
@@ -39,10 +46,7 @@ def let_threads_wait_shortly() -> None:
         _set_by_us.append("GOMP_SPINCOUNT")
 
 
-_set_by_us: list[str] = []
-
-
-def use_no_more_than_given() -> None:
+def limit_threads_to_quota() -> None:
     """Lower torch's number of threads to the CPU time that this process gets, unless the user chose a number."""
     import torch
 
@@ -91,10 +95,10 @@ def _folders(memberships: list[str], mounts: list[str]) -> Iterator[Path]:
 def _mounted(mounts: list[str], controllers: str) -> Iterator[tuple[str, Path]]:
     """(root within the tree, where it is mounted) of trees of cgroups: version 2 where no controllers are named, else 1."""
     for line in mounts:
-        places, _, kind = line.partition(" - ")
-        root, point = places.split(" ")[3:5]
-        words = kind.split(" ")
-        if words[0] == ("cgroup" if controllers else "cgroup2") and (not controllers or "cpu" in words[-1].split(",")):
+        where, _, what = line.partition(" - ")
+        root, point = where.split(" ")[3:5]
+        kind, options = what.split(" ")[0], what.split(" ")[-1]
+        if kind == ("cgroup" if controllers else "cgroup2") and (not controllers or "cpu" in options.split(",")):
             yield root, Path(point)
 
 
@@ -112,13 +116,15 @@ def _quota(folder: Path) -> float | None:
         return None
 
 
+# --- Memory ---
+
 # mallopt's names for its parameters, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 _LARGEST_MMAP_THRESHOLD = 32 * 1024 * 1024  # glibc refuses more
-# Between two times that scraps are given back.
-_SCRAPS_SECONDS = 1.0
+# Between two times that freed memory is returned while batches run.
+_RELEASE_SECONDS = 1.0
 
 
 def keep_freed_memory() -> None:
@@ -135,36 +141,38 @@ def keep_freed_memory() -> None:
         mallopt(_M_ARENA_MAX, max(2, os.cpu_count() or 1))
 
 
-def give_back() -> None:
+def release_freed_memory() -> None:
     """Return what is freed and kept to the kernel, where little work is to come; it takes some milliseconds."""
     if (trim := _of_glibc("malloc_trim")) is not None:
         trim(0)
 
 
-class Scraps:
+class FreedMemory:
     """Freed memory between what is in use; packs of ever other sizes leave ever more of it."""
 
     def __init__(self) -> None:
         self._trim = _of_glibc("malloc_trim")
-        self._next = time.monotonic() + _SCRAPS_SECONDS
+        self._next = time.monotonic() + _RELEASE_SECONDS
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Return it to the kernel, where that was not done lately: it takes a few milliseconds."""
         if self._trim is not None and (now := time.monotonic()) >= self._next:
-            self._next = now + _SCRAPS_SECONDS
+            self._next = now + _RELEASE_SECONDS
             self._trim(0)
 
 
-def _of_glibc(name: str) -> Callable[..., Any] | None:
+def _of_glibc(name: str) -> Callable[..., object] | None:
     """A function of glibc; None where another C library is in use."""
     if not sys.platform.startswith("linux"):
         return None
     try:
-        found: Callable[..., Any] = getattr(ctypes.CDLL(None), name)
+        function: Callable[..., object] = getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError):
         return None
-    return found
+    return function
 
+
+# --- Forks ---
 
 # A fork waits for running batches no longer than this. Its child may then hang in the middle of a matrix library.
 _LONGEST_WAIT = 20.0
@@ -174,7 +182,7 @@ class Forkable(Protocol):
     """What has threads that compute."""
 
     def hold(self, deadline: float) -> Callable[[], None]:
-        """Keep its threads from computing, waiting until `deadline` (by `time.monotonic`); answers with what ends it."""
+        """Keep its threads from computing, waiting until `deadline` (by `time.monotonic`); returns what ends it."""
         ...
 
     def forked(self) -> None:
@@ -182,19 +190,19 @@ class Forkable(Protocol):
         ...
 
 
-_everybody: weakref.WeakSet[Forkable] = weakref.WeakSet()
-# Of threads that fork at the same time, those of each.
+_engines: weakref.WeakSet[Forkable] = weakref.WeakSet()
+# Of threads that fork at the same time, what each holds.
 _held = threading.local()
 
 
-def watch(one: Forkable) -> None:
-    """Tell it of forks, as long as it lives."""
-    _everybody.add(one)
+def prepare_for_forks(engine: Forkable) -> None:
+    """Hold its threads while this process forks, and tell it in the child, as long as it lives."""
+    _engines.add(engine)
 
 
 def _before() -> None:
     deadline = time.monotonic() + _LONGEST_WAIT
-    _held.releases = [one.hold(deadline) for one in list(_everybody)]
+    _held.releases = [engine.hold(deadline) for engine in list(_engines)]
 
 
 def _in_parent() -> None:
@@ -204,10 +212,10 @@ def _in_parent() -> None:
 
 def _in_child() -> None:
     _held.__dict__.clear()
-    everybody = list(_everybody)
-    for one in everybody:
-        one.forked()
-    if everybody and "TOKENIZERS_PARALLELISM" in os.environ:
+    engines = list(_engines)
+    for engine in engines:
+        engine.forked()
+    if engines and "TOKENIZERS_PARALLELISM" in os.environ:
         # The tokenizers' own threads are gone too. Where the variable is not set, the library sees to it itself.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

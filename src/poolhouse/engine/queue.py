@@ -1,10 +1,23 @@
-"""Level: the waiting flows of one priority, which share the device by tokens.
+"""Queue: requests that wait for a batch, and callers that take fair turns.
 
-Start-time fair queueing (Goyal et al. 1996), with a virtual time that advances by tokens served per waiting flow, so
-that new flows cannot starve old ones. A flow's oldest request goes first, so nobody starves within it either.
+All requests of one `submit` call are one caller; they wait in a `CallerQueue`. Callers of one priority share a
+`FairQueue`. It does start-time fair queueing (Goyal et al. 1996), with tokens as the measure of service:
 
-The rest of the batch are the waiting requests nearest in length to its first, because sequences of equal length share
-one attention call: of the whole flow where only one waits, else of those whose turn is near.
+    tag of a caller = virtual time when it began to wait + tokens that it was served since
+
+    caller    tag    what it has left, oldest first
+    C         500    [==]                               the smallest tag: the next batch begins with C's oldest request
+    A         900    [====][===][======][==] ...        a huge submission: it goes on, but takes turns
+    B        1100    [===][===]
+             ----
+              850    virtual time: a new caller D begins here, neither before all others nor behind them
+
+The virtual time advances by (tokens served / callers that wait): as far as each caller's tag would move if all were
+served equally. So a small submission is served within a batch or two of its arrival, and a stream of small ones does not
+stop a huge one, since each newcomer's tag is a later one. Within a caller the oldest request goes first.
+
+A batch begins with one request. The others are the waiting requests nearest to it in length, because sequences of equal
+length share one attention call: of all that waits where there is one caller, else of those whose turn is near.
 """
 
 from __future__ import annotations
@@ -17,11 +30,173 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
+from typing import NamedTuple
 
 from poolhouse.engine.request import Answer, Request, Timing, start
 from poolhouse.packing.tokens import Ids, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
+
+# Tokens beside a batch's own among which its requests are chosen by length, while several callers wait.
+_HORIZON_TOKENS = 8192
+
+
+class FairQueue:
+    """The callers of one priority that wait.
+
+    tokens: how many wait.
+    virtual_time: where new callers begin, in tokens. It is never behind the mean of the callers' tags: those that leave
+    were served early, which those that stay must not pay for.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.virtual_time = 0.0
+        self._sum_of_tags = 0.0  # of all waiting callers
+        # A heap by tag, then by age.
+        self._callers: list[tuple[float, int, CallerQueue]] = []
+        self._ages = count()
+
+    def __len__(self) -> int:
+        """How many callers wait."""
+        return len(self._callers)
+
+    def __iter__(self) -> Iterator[WaitingRequest]:
+        """All that wait, in no order."""
+        for _, _, caller in self._callers:
+            yield from caller.by_age
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one request waits alone."""
+        return len(self._callers) == 1 and len(self._callers[0][2]) == 1
+
+    def add(self, request: WaitingRequest) -> None:
+        caller = request.queue
+        if not caller:
+            caller.tag = self.virtual_time
+            self._sum_of_tags += caller.tag
+            heappush(self._callers, (caller.tag, next(self._ages), caller))
+        caller.add(request)
+        self.tokens += request.length
+
+    def take(self, budget: int) -> list[WaitingRequest]:
+        """The next batch, sorted by length; empty where all that was found is cancelled."""
+        callers = len(self._callers)
+        found = self._among_all(budget) if callers > 1 else self._of_the_only_caller()
+        self._sum_of_tags -= sum(caller.tag for _, caller in found.callers)
+        batch, cancelled = list[WaitingRequest](), found.cancelled
+        if found.first is not None:
+            batch, met = found.candidates.nearest(found.first, budget)
+            cancelled += met
+        for request in cancelled:
+            self._drop(request)
+        for request in batch:
+            self._remove(request)
+            request.queue.tag += request.length
+            self.virtual_time += request.length / callers
+        for age, caller in found.callers:
+            if caller:
+                heappush(self._callers, (caller.tag, age, caller))
+                self._sum_of_tags += caller.tag
+        if self._callers:
+            self.virtual_time = max(self.virtual_time, self._sum_of_tags / len(self._callers))
+        batch.sort(key=length_of)
+        return batch
+
+    def _of_the_only_caller(self) -> _Found:
+        """All of the only caller that waits."""
+        _, age, caller = heappop(self._callers)
+        first = None
+        while caller and first is None:
+            oldest = next(iter(caller.by_age))
+            if oldest.future.cancelled():
+                self._drop(oldest)
+            else:
+                first = oldest
+        return _Found([(age, caller)], caller.by_length, first, [])
+
+    def _among_all(self, budget: int) -> _Found:
+        """The requests whose turn is near: by their own tags, and as many tokens as fill a batch at least.
+
+        A request's tag is that of its caller after all that is older in it.
+        """
+        near = self._callers[0][0] + budget / 2
+        callers: list[tuple[int, CallerQueue]] = []
+        rest: dict[int, Iterator[WaitingRequest]] = {}
+        # The callers again, by the tag of the next request of each that was not looked at.
+        turns: list[tuple[float, int, CallerQueue]] = []
+        candidates, first, cancelled, tokens = ByLength(), None, list[WaitingRequest](), 0
+        while tokens < budget + _HORIZON_TOKENS:
+            source = turns if turns and not (self._callers and self._callers[0] < turns[0]) else self._callers
+            if not source or (tokens >= budget and source[0][0] > near):
+                break
+            tag, age, caller = heappop(source)
+            if source is not turns:
+                callers.append((age, caller))
+                rest[age] = iter(caller.by_age)
+            request = next(rest[age], None)
+            if request is None:
+                continue
+            if request.future.cancelled():
+                cancelled.append(request)
+            else:
+                candidates.add(request)
+                first = first or request
+                tokens += request.length
+                tag += request.length
+            heappush(turns, (tag, age, caller))
+        return _Found(callers, candidates, first, cancelled)
+
+    def _drop(self, request: WaitingRequest) -> None:
+        """Take out what was cancelled."""
+        self._remove(request)
+        start(request.future)
+
+    def _remove(self, request: WaitingRequest) -> None:
+        request.queue.remove(request)
+        self.tokens -= request.length
+
+
+class _Found(NamedTuple):
+    """What a batch is chosen from.
+
+    callers: taken from the heap, with their ages. first: the request that the batch begins with, if there is any.
+    cancelled: requests that leave the queue.
+    """
+
+    callers: list[tuple[int, CallerQueue]]
+    candidates: ByLength
+    first: WaitingRequest | None
+    cancelled: list[WaitingRequest]
+
+
+class CallerQueue:
+    """What waits of the requests of one `submit` call that have one priority; lower priorities go first.
+
+    tag: where it stands in the virtual time of its priority, in tokens.
+    """
+
+    __slots__ = ("by_age", "by_length", "priority", "submitted", "tag")
+
+    def __init__(self, priority: int = 0, submitted: float = 0.0) -> None:
+        self.priority = priority
+        self.submitted = submitted
+        self.tag = 0.0
+        self.by_length = ByLength()
+        # Oldest first. An OrderedDict gives up its first entry without a search.
+        self.by_age: OrderedDict[WaitingRequest, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.by_age)
+
+    def add(self, request: WaitingRequest) -> None:
+        self.by_age[request] = None
+        self.by_length.add(request)
+
+    def remove(self, request: WaitingRequest) -> None:
+        del self.by_age[request]
+        self.by_length.remove(request)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,63 +214,64 @@ class Arrival:
         return Timing(self.tokenize_seconds, self.waited(started), finished - started)
 
 
-class Flow:
-    """What waits of the requests of one `submit` call; priority: lower ones go first.
+@dataclass(slots=True, eq=False)
+class WaitingRequest:
+    """A tokenised request that waits for its batch.
 
-    tag: tokens that it was served, in the virtual time of its priority; see `poolhouse.engine.scheduler`.
+    further: tasks answered from the same pass, with the parameters of each. spans: see `Request`.
+    is_chunk: whether it is a piece of a longer prompt. route: see `Routes`. queue: that of its caller.
     """
 
-    __slots__ = ("by_age", "by_length", "priority", "submitted", "tag")
+    tokens: Tokens
+    task: Task
+    params: PoolingParams
+    future: Future[Answer]
+    adapter: str | None = None
+    spans: Ids | None = None
+    is_chunk: bool = False
+    further: tuple[tuple[Task, PoolingParams], ...] = ()
+    route: str | None = None
+    arrival: Arrival = Arrival()
+    queue: CallerQueue = field(default_factory=CallerQueue)
+    length: int = field(init=False)
 
-    def __init__(self, priority: int = 0, submitted: float = 0.0) -> None:
-        self.priority = priority
-        self.submitted = submitted
-        self.tag = 0.0
-        self.by_length = ByLength()
-        # Oldest first. An OrderedDict gives up its first entry without a search.
-        self.by_age: OrderedDict[Ready, None] = OrderedDict()
+    def __post_init__(self) -> None:
+        self.length = len(self.tokens)
 
-    def __len__(self) -> int:
-        return len(self.by_age)
 
-    def add(self, ready: Ready) -> None:
-        self.by_age[ready] = None
-        self.by_length.add(ready)
-
-    def remove(self, ready: Ready) -> None:
-        del self.by_age[ready]
-        self.by_length.remove(ready)
+def length_of(request: WaitingRequest) -> int:
+    return request.length
 
 
 class ByLength:
     """Waiting requests by their length, oldest first within one; adding and removing cost the same however many wait."""
 
-    __slots__ = ("_lengths", "_of")
+    __slots__ = ("_by_length", "_lengths")
 
     def __init__(self) -> None:
         self._lengths: list[int] = []
-        self._of: dict[int, OrderedDict[Ready, None]] = {}
+        self._by_length: dict[int, OrderedDict[WaitingRequest, None]] = {}
 
-    def add(self, ready: Ready) -> None:
-        same = self._of.get(ready.length)
+    def add(self, request: WaitingRequest) -> None:
+        same = self._by_length.get(request.length)
         if same is None:
-            insort(self._lengths, ready.length)
-            same = self._of[ready.length] = OrderedDict()
-        same[ready] = None
+            insort(self._lengths, request.length)
+            same = self._by_length[request.length] = OrderedDict()
+        same[request] = None
 
-    def remove(self, ready: Ready) -> None:
-        same = self._of[ready.length]
-        del same[ready]
+    def remove(self, request: WaitingRequest) -> None:
+        same = self._by_length[request.length]
+        del same[request]
         if not same:
-            del self._of[ready.length]
-            del self._lengths[bisect_left(self._lengths, ready.length)]
+            del self._by_length[request.length]
+            del self._lengths[bisect_left(self._lengths, request.length)]
 
-    def nearest(self, first: Ready, budget: int) -> tuple[list[Ready], list[Ready]]:
+    def nearest(self, first: WaitingRequest, budget: int) -> tuple[list[WaitingRequest], list[WaitingRequest]]:
         """A batch of at most `budget` tokens: `first` and those nearest to it in length; and cancelled ones met on the way.
 
         Of two lengths equally near, the longer goes first. A first one of more than `budget` tokens goes alone.
         """
-        lengths, batch, cancelled = self._lengths, [first], list[Ready]()
+        lengths, batch, cancelled = self._lengths, [first], list[WaitingRequest]()
         high = bisect_left(lengths, first.length)
         low, room = high - 1, budget - first.length
         while True:
@@ -109,192 +285,47 @@ class ByLength:
                 length, low = lengths[low], low - 1
             else:
                 return batch, cancelled
-            for ready in self._of[length]:
-                if ready is first:
+            for request in self._by_length[length]:
+                if request is first:
                     continue
                 if length > room:
                     break
-                if ready.future.cancelled():
-                    cancelled.append(ready)
+                if request.future.cancelled():
+                    cancelled.append(request)
                 else:
-                    batch.append(ready)
+                    batch.append(request)
                     room -= length
 
 
-@dataclass(slots=True, eq=False)
-class Ready:
-    """A tokenised request that waits for its batch.
+class TokenizerCall(NamedTuple):
+    """Requests that share one call of the tokenizer; queues: of their `submit`, by priority."""
 
-    further: tasks answered from the same pass, with the parameters of each. spans: see `Request`.
-    part: whether it is a piece of a longer prompt. route: see `Routes`.
-    """
-
-    tokens: Tokens
-    task: Task
-    params: PoolingParams
-    future: Future[Answer]
-    adapter: str | None = None
-    spans: Ids | None = None
-    part: bool = False
-    further: tuple[tuple[Task, PoolingParams], ...] = ()
-    route: str | None = None
-    arrival: Arrival = Arrival()
-    flow: Flow = field(default_factory=Flow)
-    length: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.length = len(self.tokens)
+    requests: Sequence[Request]
+    queues: Mapping[int, CallerQueue]
 
 
-# Tokens beside a batch's own among which its requests are chosen by length, while several flows wait.
-_HORIZON_TOKENS = 8192
+class TokenizerQueue:
+    """Calls that wait for a tokenizer thread: lower priorities first, and within one a late small submission soon.
 
-
-class Level:
-    """The waiting flows of one priority.
-
-    tokens: how many wait.
-    clock: its virtual time in tokens, where new flows begin. It advances by tokens per waiting flow, and is never behind
-    the mean of the flows' tags: those that leave were served early, which those that stay must not pay for.
+    Each call gets a number, the smallest goes next. The calls of a submission are numbered two apart, from the count of
+    calls served so far: a newcomer goes before most of what a huge submission has left, and no call is passed by those
+    that come once its number is reached.
     """
 
     def __init__(self) -> None:
-        self.tokens = 0
-        self.clock = 0.0
-        self._tags = 0.0  # of all waiting flows together
-        # A heap by tag, then by age.
-        self._flows: list[tuple[float, int, Flow]] = []
-        self._ages = count()
-
-    def __len__(self) -> int:
-        return len(self._flows)
-
-    @property
-    def lone(self) -> bool:
-        """Whether one request waits alone."""
-        return len(self._flows) == 1 and len(self._flows[0][2]) == 1
-
-    @property
-    def flows(self) -> list[Flow]:
-        return [flow for _, _, flow in self._flows]
-
-    def add(self, ready: Ready) -> None:
-        flow = ready.flow
-        if not flow:
-            flow.tag = self.clock
-            self._tags += flow.tag
-            heappush(self._flows, (flow.tag, next(self._ages), flow))
-        flow.add(ready)
-        self.tokens += ready.length
-
-    def take(self, budget: int) -> list[Ready]:
-        """The next batch, sorted by length; empty where all that was found is cancelled."""
-        flows = len(self._flows)
-        touched, window, first, gone = self._window(budget) if flows > 1 else self._alone()
-        self._tags -= sum(flow.tag for _, flow in touched)
-        batch: list[Ready] = []
-        if first is not None:
-            batch, cancelled = window.nearest(first, budget)
-            gone += cancelled
-        for ready in gone:
-            self._leave(ready)
-        for ready in batch:
-            self._remove(ready)
-            ready.flow.tag += ready.length
-            self.clock += ready.length / flows
-        for age, flow in touched:
-            if flow:
-                heappush(self._flows, (flow.tag, age, flow))
-                self._tags += flow.tag
-        if self._flows:
-            self.clock = max(self.clock, self._tags / len(self._flows))
-        batch.sort(key=length_of)
-        return batch
-
-    def _alone(self) -> Found:
-        """All of the only flow that waits."""
-        _, age, flow = heappop(self._flows)
-        while flow:
-            ready = next(iter(flow.by_age))
-            if not ready.future.cancelled():
-                return [(age, flow)], flow.by_length, ready, []
-            self._leave(ready)
-        return [(age, flow)], flow.by_length, None, []
-
-    def _window(self, budget: int) -> Found:
-        """The requests whose turn is near: by their own tags, and as many tokens as fill a batch at least.
-
-        A request's tag is that of its flow after all that is older in it.
-        """
-        near = self._flows[0][0] + budget / 2
-        touched: list[tuple[int, Flow]] = []
-        rest: dict[int, Iterator[Ready]] = {}
-        turns: list[tuple[float, int, Flow]] = []
-        window, first, gone, tokens = ByLength(), None, list[Ready](), 0
-        while tokens < budget + _HORIZON_TOKENS:
-            source = turns if turns and not (self._flows and self._flows[0] < turns[0]) else self._flows
-            if not source or (tokens >= budget and source[0][0] > near):
-                break
-            tag, age, flow = heappop(source)
-            if source is not turns:
-                touched.append((age, flow))
-                rest[age] = iter(flow.by_age)
-            ready = next(rest[age], None)
-            if ready is None:
-                continue
-            if ready.future.cancelled():
-                gone.append(ready)
-            else:
-                window.add(ready)
-                first = first or ready
-                tokens += ready.length
-                tag += ready.length
-            heappush(turns, (tag, age, flow))
-        return touched, window, first, gone
-
-    def _leave(self, ready: Ready) -> None:
-        """Take out what was cancelled."""
-        self._remove(ready)
-        start(ready.future)
-
-    def _remove(self, ready: Ready) -> None:
-        ready.flow.remove(ready)
-        self.tokens -= ready.length
-
-
-# Flows taken from the heap with their ages, requests to choose from, the first of the batch, and cancelled ones.
-Found = tuple[list[tuple[int, Flow]], ByLength, Ready | None, list[Ready]]
-
-
-def length_of(ready: Ready) -> int:
-    return ready.length
-
-
-# Requests that share a tokenizer call, and the flows of their `submit`, by priority.
-Part = tuple[Sequence[Request], Mapping[int, Flow]]
-
-
-class Turns:
-    """Parts of submissions that wait to be tokenised: lower priorities first, and within one a late small one soon.
-
-    The parts of a submission stand two places apart, from the place that is served at the time: a newcomer goes before
-    most of what a huge one has left, and no part is passed by those that come once its place is reached.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[int, int, int, Part]] = []
+        self._waiting: list[tuple[int, int, int, TokenizerCall]] = []
         self._served = 0
         self._ages = count()
         self._lock = threading.Lock()
 
-    def add(self, parts: Sequence[Part]) -> None:
-        """Let the parts of one submission wait."""
+    def add(self, calls: Sequence[TokenizerCall]) -> None:
+        """Let the calls of one submission wait."""
         with self._lock:
-            for place, part in enumerate(parts):
-                heappush(self._waiting, (min(part[1]), self._served + 2 * place, next(self._ages), part))
+            for index, call in enumerate(calls):
+                heappush(self._waiting, (min(call.queues), self._served + 2 * index, next(self._ages), call))
 
-    def next(self) -> Part | None:
-        """The part that goes next; None where none waits."""
+    def next(self) -> TokenizerCall | None:
+        """The call that goes next; None where none waits."""
         with self._lock:
             if not self._waiting:
                 return None

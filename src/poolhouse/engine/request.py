@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import Array, PoolingOutput, PoolingRequestOutput
@@ -34,7 +34,7 @@ class Timing:
 class Answer:
     """What the engine made of one prompt.
 
-    array: [features] for embed and classify, [tokens, features] for token tasks, [spans, features] where spans were asked.
+    array: [features] for embed and classify, [tokens, features] for token tasks, [spans, features] for requests of spans.
     tokens: the prompt as the model saw it (whole, when it was split into chunks).
     further: the arrays of the request's further tasks, from the same pass.
     """
@@ -52,10 +52,10 @@ class Request:
 
     prompt_name: name of a prompt stored with the checkpoint, put before the text; None takes the default one.
     input_type: what the text is ("query", "document"), which chooses the prompt where none is named.
-    adapter: name of an adapter of the model; None takes the model's default, if it has one, "" none.
+    adapter: name of an adapter of the model; None takes the model's default, if it has one, "" takes none.
     lower_case: None leaves it to the model. max_tokens: refuse longer prompts than this.
-    places: tell where in the text each token stands. spans: [spans, 2], token ranges to embed
-    instead of the whole, each by the mean of its tokens (late chunking).
+    offsets: whether the answer's tokens say where in the text they stand.
+    spans: [spans, 2], token ranges to embed instead of the whole, each by the mean of its tokens (late chunking).
     further: tasks that are answered from the same pass. priority: lower ones go first.
     """
 
@@ -67,7 +67,7 @@ class Request:
     adapter: str | None = None
     lower_case: bool | None = None
     max_tokens: int | None = None
-    places: bool = False
+    offsets: bool = False
     spans: Ids | None = None
     input_type: str | None = None
     further: tuple[Task, ...] = ()
@@ -110,17 +110,29 @@ def pooling(task: str, engine: PoolingEngine) -> Callable[[str, Answer], Pooling
     """Answers of a task as `LLM.encode` gives them."""
 
     def build(request_id: str, answer: Answer) -> PoolingRequestOutput:
-        return PoolingRequestOutput(request_id, PoolingOutput(shown(answer.array, task, engine)), **facts(answer))
+        return PoolingRequestOutput(
+            request_id, PoolingOutput(shown(answer.array, task, engine)), **prompt_fields(answer)
+        )
 
     return build
 
 
-def facts(answer: Answer) -> dict[str, Any]:
-    """What every output says about its prompt."""
-    return facts_of(answer.tokens, answer.chunks)
+class PromptFields(TypedDict):
+    """What every output says about its prompt: fields of `PoolingRequestOutput` and its like."""
+
+    prompt_token_ids: list[int]
+    truncated: bool
+    original_tokens: int
+    original_is_estimate: bool
+    chunks: int
 
 
-def facts_of(tokens: Tokens, chunks: int) -> dict[str, Any]:
+def prompt_fields(answer: Answer) -> PromptFields:
+    """What an output says about the prompt of an answer."""
+    return token_fields(answer.tokens, answer.chunks)
+
+
+def token_fields(tokens: Tokens, chunks: int) -> PromptFields:
     """What an output says about these tokens, read in so many pieces."""
     return {
         "prompt_token_ids": tokens.ids.tolist(),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from poolhouse.engine.observing import BatchRun, Observer, waits
-from poolhouse.engine.queue import Arrival, Ready
+from poolhouse.engine.queue import Arrival, WaitingRequest
 from poolhouse.engine.request import Answer, Timing, fail, start
 from poolhouse.errors import EngineError, NonFiniteResult, NoStep, PoolhouseError
 from poolhouse.models.model import Model
@@ -26,69 +26,243 @@ from poolhouse.pooling.pipeline import Pipeline
 from poolhouse.pooling.rows import Rows
 from poolhouse.tasks import TOKEN_TASKS, Task
 
+log = logging.getLogger("poolhouse")
+
 # Numbers that token tasks compute at once: a vocabulary per token takes gigabytes, and every step as much again.
-_MOST_NUMBERS = 2**27
+_MAX_NUMBERS = 2**27
+
+
+class FatalDeviceError(EngineError):
+    """The device will not answer again in this process."""
+
+
+@dataclass(slots=True, eq=False)
+class Launched:
+    """A batch whose work is under way on the device.
+
+    pooled: each group's rows on the host. done: when the device is. started: by `time.perf_counter`.
+    stopwatch: before the backbone, after it, and after the pipelines, where somebody observes.
+    """
+
+    requests: list[WaitingRequest]
+    pooled: list[tuple[Group, Rows]]
+    done: torch.cuda.Event | None
+    started: float = 0.0
+    stopwatch: Stopwatch | None = None
+
+
+class Runner:
+    """Runs batches of one model; budget: tokens of one batch, for the observer.
+
+    asynchronous: `launch` returns before the device is done, so the next batch can be prepared meanwhile.
+    """
+
+    def __init__(self, model: Model, budget: int) -> None:
+        self.model = model
+        self.budget = budget
+        self.device = model.facts.device
+        self.asynchronous = self.device.type == "cuda"
+        self.observer: Observer | None = None
+
+    def launch(self, requests: Sequence[WaitingRequest]) -> Launched | None:
+        """Start a batch; cancelled requests leave it here. None if nothing is left or all of it failed.
+
+        Raises:
+            FatalDeviceError: the device is lost.
+        """
+        alive = [request for request in requests if start(request.future)]
+        return self._launch(alive) if alive else None
+
+    def finish(self, launched: Launched) -> None:
+        """Wait for the device and resolve the futures."""
+        try:
+            if launched.done is not None:
+                launched.done.synchronize()
+            self._resolve(launched, time.perf_counter())
+            self._report(launched)
+        except Exception as error:  # noqa: BLE001 - whatever it is, callers must get it
+            self._retry(launched.requests, error)
+
+    @torch.inference_mode()
+    def _launch(self, requests: list[WaitingRequest]) -> Launched | None:
+        started = time.perf_counter()
+        stopwatch = None if self.observer is None else Stopwatch(self.device)
+        try:
+            if any(request.adapter for request in requests):
+                # The rows of each adapter lie together.
+                requests = sorted(requests, key=lambda request: request.adapter or "")
+            batch = Batch.pack(
+                [request.tokens for request in requests], self.device, [request.adapter for request in requests]
+            )
+            _mark(stopwatch)
+            hidden = self.model.backbone(batch)
+            _mark(stopwatch)
+            groups = groups_of(requests, self.model.pipelines)
+            pooled = [(group, self._pool(group, rows_of(group, batch, hidden))) for group in groups]
+            _mark(stopwatch)
+            done = None
+            if self.asynchronous:
+                done = torch.cuda.Event()
+                done.record()
+            return Launched(requests, pooled, done, started, stopwatch)
+        except Exception as error:  # noqa: BLE001 - whatever it is, callers must get it
+            self._retry(requests, error)
+            return None
+
+    def _pool(self, group: Group, rows: Rows) -> Rows:
+        pipeline = self.model.pipeline(group.task, group.route)
+        pooled = (pipeline.of_spans(group.task) if group.of_spans else pipeline)(rows, group.params)
+        values = pooled.values.to("cpu", non_blocking=self.asynchronous)
+        segments = pooled.segments
+        if group.of_spans:
+            segments = Segments([len(request.spans) for request in group.requests if request.spans is not None])
+        return Rows(values, segments, pooled.ids)
+
+    def _resolve(self, launched: Launched, finished: float) -> None:
+        timings: dict[Arrival, Timing] = {}
+        parts: dict[WaitingRequest, dict[Task, Array]] = {}
+        for group, rows in launched.pooled:
+            for request, array in zip(group.requests, self._arrays(group, rows), strict=True):
+                if isinstance(array, PoolhouseError):
+                    fail(request.future, array)
+                    continue
+                timing = timings.get(request.arrival)
+                if timing is None:
+                    timing = timings[request.arrival] = request.arrival.timing(launched.started, finished)
+                if not request.further:
+                    request.future.set_result(Answer(array, request.tokens, timing=timing))
+                    continue
+                arrays = parts.setdefault(request, {})
+                arrays[group.task] = array
+                if len(arrays) == 1 + len(request.further):
+                    first = arrays.pop(request.task)
+                    request.future.set_result(Answer(first, request.tokens, further=arrays, timing=timing))
+
+    def _arrays(self, group: Group, rows: Rows) -> Iterator[Array | PoolhouseError]:
+        """The answer of each request to the group's task, or what is wrong with it."""
+        values: Array = rows.values.numpy()
+        finite: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(values), axis=1)
+        all_finite = bool(finite.all())
+        several = group.task in TOKEN_TASKS or group.of_spans
+        for request, begin, end in zip(group.requests, rows.segments.starts, rows.segments.ends, strict=True):
+            if not all_finite and not finite[begin:end].all():
+                yield NonFiniteResult(
+                    f"The model's answer holds NaN or infinity (dtype {self.model.facts.dtype}). "
+                    "Try dtype='float32' or dtype='bfloat16'."
+                )
+            elif several and begin == end and not self._may_be_empty(request, group.task):
+                yield NoStep()
+            else:
+                yield values[begin:end] if several else values[begin]
+
+    def _may_be_empty(self, request: WaitingRequest, task: Task) -> bool:
+        """Whether no row is an answer: all tokens are skipped, or none has a weight. Of process rewards it is a missing step."""
+        may_be = request.is_chunk or request.tokens.kept is not None or self.model.facts.takes_nothing
+        return may_be or self.model.pipelines[task].sparse is not None
+
+    def _report(self, launched: Launched) -> None:
+        """Tell the observer of a batch that the device is done with."""
+        if self.observer is None or launched.stopwatch is None:
+            return
+        requests = launched.requests
+        forward_seconds, pooling_seconds = launched.stopwatch.seconds()
+        self.observer.ran(
+            BatchRun(
+                len(requests),
+                sum(request.length for request in requests),
+                self.budget,
+                waits((request.arrival for request in requests), launched.started),
+                forward_seconds,
+                pooling_seconds,
+            )
+        )
+
+    def _retry(self, requests: list[WaitingRequest], error: Exception) -> None:
+        """Run the halves of a failed batch by themselves, so that a failing item fails alone."""
+        if isinstance(error, torch.AcceleratorError):
+            for request in requests:
+                _fail(request, error)
+            raise FatalDeviceError(f"The device failed: {error}") from error
+        waiting = [request for request in requests if not request.future.done()]
+        if len(waiting) == 1:
+            log.error("A request failed in the model: %s", error, exc_info=error)
+            _fail(waiting[0], error)
+            return
+        middle = len(waiting) // 2
+        for half in (waiting[:middle], waiting[middle:]):
+            launched = self._launch(half) if half else None
+            if launched is not None:
+                self.finish(launched)
+
+
+def _fail(request: WaitingRequest, error: Exception) -> None:
+    failure = error if isinstance(error, EngineError) else EngineError(f"The model failed on this input: {error}")
+    failure.__cause__ = error if failure is not error else None
+    fail(request.future, failure)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """What is pooled in one call: one task with its parameters; members: places of its requests in the pack.
+    """Requests of a batch that are pooled in one call, since their task and its parameters are equal.
 
-    route: the way of these requests, of a model that has several.
+    of_spans: spans of their tokens are pooled, not the whole. route: their way, of a model that has several.
+    indexes: of these requests in the batch.
     """
 
     task: Task
     params: PoolingParams
-    members: list[int]
     of_spans: bool
-    route: str | None = None
+    route: str | None
+    indexes: list[int]
+    requests: list[WaitingRequest]
 
 
-def groups_of(requests: Sequence[Ready], pipelines: Mapping[Task, Pipeline]) -> list[Group]:
-    """Groups of one task, params and route, and of not too many numbers; usually one. A request is in one for each of its tasks."""
-    by_kind: dict[tuple[Task, PoolingParams, bool, str | None], list[int]] = {}
+def groups_of(requests: Sequence[WaitingRequest], pipelines: Mapping[Task, Pipeline]) -> list[Group]:
+    """The groups of a batch, none of too many numbers; usually one. A request is in one for each of its tasks."""
+    alike: dict[tuple[Task, PoolingParams, bool, str | None], list[int]] = {}
     for index, request in enumerate(requests):
         of_spans = request.spans is not None
-        by_kind.setdefault((request.task, request.params, of_spans, request.route), []).append(index)
+        alike.setdefault((request.task, request.params, of_spans, request.route), []).append(index)
         for task, params in request.further:
-            by_kind.setdefault((task, params, of_spans, request.route), []).append(index)
+            alike.setdefault((task, params, of_spans, request.route), []).append(index)
     groups: list[Group] = []
-    for (task, params, of_spans, route), members in by_kind.items():
+    for (task, params, of_spans, route), members in alike.items():
         width = pipelines[task].width if task in TOKEN_TASKS else 1
-        slices = _slices_of(members, requests, _MOST_NUMBERS // width)
-        groups.extend(Group(task, params, members, of_spans, route) for members in slices)
+        groups.extend(
+            Group(task, params, of_spans, route, indexes, [requests[index] for index in indexes])
+            for indexes in _slices_of(members, requests, _MAX_NUMBERS // width)
+        )
     return groups
 
 
-def rows_of(group: Group, requests: Sequence[Ready], batch: Batch, hidden: Tensor) -> Rows:
-    """The rows of a group's requests. hidden: [tokens, features] of the whole pack."""
-    chosen = [requests[index] for index in group.members]
-    if group.of_spans:
-        firsts = [batch.segments.starts[index] for index in group.members]
-        return _rows_of_spans(list(zip(firsts, chosen, strict=True)), batch, hidden)
-    if len(chosen) == len(requests):
-        return Rows(hidden, batch.segments, batch.ids, _skip(chosen), _kept(chosen, batch))
-    bounds = [(batch.segments.starts[index], batch.segments.ends[index]) for index in group.members]
-    return _slices(bounds, batch, hidden, _skip(chosen), _kept(chosen, batch))
-
-
-def _slices_of(members: list[int], requests: Sequence[Ready], most_rows: int) -> list[list[int]]:
+def _slices_of(members: list[int], requests: Sequence[WaitingRequest], max_rows: int) -> list[list[int]]:
     """Members in order, in slices of at most so many rows; one longer request goes alone."""
     slices: list[list[int]] = []
     room = 0
     for index in members:
         if not slices or requests[index].length > room:
             slices.append([])
-            room = most_rows
+            room = max_rows
         slices[-1].append(index)
         room -= requests[index].length
     return slices
 
 
-def _rows_of_spans(members: list[tuple[int, Ready]], batch: Batch, hidden: Tensor) -> Rows:
-    """The rows of every span, as if each were a sequence of its own. members: first row of each request, and it."""
-    spans = np.concatenate([request.spans + first for first, request in members if request.spans is not None])
-    return _slices(spans.tolist(), batch, hidden, None, None)
+def rows_of(group: Group, batch: Batch, hidden: Tensor) -> Rows:
+    """The rows of a group's requests. hidden: [tokens, features] of the whole batch."""
+    starts, ends = batch.segments.starts, batch.segments.ends
+    if group.of_spans:
+        # The rows of every span, as if each were a sequence of its own.
+        spans = [
+            request.spans + starts[index]
+            for index, request in zip(group.indexes, group.requests, strict=True)
+            if request.spans is not None
+        ]
+        return _slices(np.concatenate(spans).tolist(), batch, hidden, None, None)
+    skip, kept = _skip(group.requests), _kept(group.requests, batch)
+    if len(group.indexes) == len(batch.segments):
+        return Rows(hidden, batch.segments, batch.ids, skip, kept)
+    return _slices([(starts[index], ends[index]) for index in group.indexes], batch, hidden, skip, kept)
 
 
 def _slices(
@@ -103,13 +277,13 @@ def _slices(
     )
 
 
-def _skip(requests: list[Ready]) -> Tensor | None:
+def _skip(requests: list[WaitingRequest]) -> Tensor | None:
     if not any(request.tokens.skip for request in requests):
         return None
     return torch.tensor([request.tokens.skip for request in requests])
 
 
-def _kept(requests: list[Ready], batch: Batch) -> Tensor | None:
+def _kept(requests: list[WaitingRequest], batch: Batch) -> Tensor | None:
     """The rows that token tasks answer with, [rows of these requests]; None where these are all."""
     if all(request.tokens.kept is None for request in requests):
         return None
@@ -140,180 +314,6 @@ class Stopwatch:
         return [second - first for first, second in pairwise(self._moments)]
 
 
-log = logging.getLogger("poolhouse")
-
-
-@dataclass(slots=True, eq=False)
-class Launched:
-    """A batch whose work is under way on the device.
-
-    pooled: each group's requests and rows on the host. done: when the device is. started: by `time.perf_counter`.
-    stopwatch: before the backbone, after it, and after the pipelines, where somebody observes.
-    """
-
-    requests: list[Ready]
-    pooled: list[tuple[Group, list[Ready], Rows]]
-    done: torch.cuda.Event | None
-    started: float = 0.0
-    stopwatch: Stopwatch | None = None
-
-
-class FatalDeviceError(EngineError):
-    """The device will not answer again in this process."""
-
-
-class Runner:
-    """Runs batches of one model; budget: tokens of one batch, for the observer.
-
-    asynchronous: `launch` returns before the device is done, so the next batch can be prepared meanwhile.
-    """
-
-    def __init__(self, model: Model, budget: int) -> None:
-        self.model = model
-        self.budget = budget
-        self.device = model.facts.device
-        self.asynchronous = self.device.type == "cuda"
-        self.observer: Observer | None = None
-
-    def launch(self, requests: Sequence[Ready]) -> Launched | None:
-        """Start a batch; cancelled requests leave it here. None if nothing is left or all of it failed.
-
-        Raises:
-            FatalDeviceError: the device is lost.
-        """
-        alive = [request for request in requests if start(request.future)]
-        return self._launch(alive) if alive else None
-
-    def finish(self, launched: Launched) -> None:
-        """Wait for the device and resolve the futures."""
-        try:
-            if launched.done is not None:
-                launched.done.synchronize()
-            self._resolve(launched, time.perf_counter())
-            self._report(launched)
-        except Exception as error:  # noqa: BLE001 - whatever it is, callers must hear of it
-            self._retry(launched.requests, error)
-
-    @torch.inference_mode()
-    def _launch(self, requests: list[Ready]) -> Launched | None:
-        started = time.perf_counter()
-        stopwatch = None if self.observer is None else Stopwatch(self.device)
-        try:
-            if any(request.adapter for request in requests):
-                # Each adapter owns one span of rows.
-                requests = sorted(requests, key=lambda request: request.adapter or "")
-            batch = Batch.pack(
-                [request.tokens for request in requests], self.device, [request.adapter for request in requests]
-            )
-            _mark(stopwatch)
-            hidden = self.model.backbone(batch)
-            _mark(stopwatch)
-            pooled: list[tuple[Group, list[Ready], Rows]] = []
-            for group in groups_of(requests, self.model.pipelines):
-                members = [requests[index] for index in group.members]
-                pooled.append((group, members, self._pool(group, members, rows_of(group, requests, batch, hidden))))
-            _mark(stopwatch)
-            done = None
-            if self.asynchronous:
-                done = torch.cuda.Event()
-                done.record()
-            return Launched(requests, pooled, done, started, stopwatch)
-        except Exception as error:  # noqa: BLE001 - whatever it is, callers must hear of it
-            self._retry(requests, error)
-            return None
-
-    def _pool(self, group: Group, members: list[Ready], rows: Rows) -> Rows:
-        pipeline = self.model.pipeline(group.task, group.route)
-        pooled = (pipeline.of_spans(group.task) if group.of_spans else pipeline)(rows, group.params)
-        values = pooled.values.to("cpu", non_blocking=self.asynchronous)
-        segments = pooled.segments
-        if group.of_spans:
-            segments = Segments([len(member.spans) for member in members if member.spans is not None])
-        return Rows(values, segments, pooled.ids)
-
-    def _resolve(self, launched: Launched, finished: float) -> None:
-        timings: dict[Arrival, Timing] = {}
-        parts: dict[Ready, dict[Task, Array]] = {}
-        for group, members, rows in launched.pooled:
-            for request, array in zip(members, self._arrays(group, members, rows), strict=True):
-                if isinstance(array, PoolhouseError):
-                    fail(request.future, array)
-                    continue
-                timing = timings.get(request.arrival)
-                if timing is None:
-                    timing = timings[request.arrival] = request.arrival.timing(launched.started, finished)
-                if not request.further:
-                    request.future.set_result(Answer(array, request.tokens, timing=timing))
-                    continue
-                arrays = parts.setdefault(request, {})
-                arrays[group.task] = array
-                if len(arrays) == 1 + len(request.further):
-                    first = arrays.pop(request.task)
-                    request.future.set_result(Answer(first, request.tokens, further=arrays, timing=timing))
-
-    def _arrays(self, group: Group, members: list[Ready], rows: Rows) -> Iterator[Array | PoolhouseError]:
-        """The answer of each member to the group's task, or what is wrong with it."""
-        values: Array = rows.values.numpy()
-        finite: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(values), axis=1)
-        all_finite = bool(finite.all())
-        several = group.task in TOKEN_TASKS or group.of_spans
-        for request, begin, end in zip(members, rows.segments.starts, rows.segments.ends, strict=True):
-            if not all_finite and not finite[begin:end].all():
-                yield NonFiniteResult(
-                    f"The model's answer holds NaN or infinity (dtype {self.model.facts.dtype}). "
-                    "Try dtype='float32' or dtype='bfloat16'."
-                )
-            elif several and begin == end and not self._may_be_empty(request, group.task):
-                yield NoStep()
-            else:
-                yield values[begin:end] if several else values[begin]
-
-    def _report(self, launched: Launched) -> None:
-        """Tell the observer of a batch that the device is done with."""
-        if self.observer is None or launched.stopwatch is None:
-            return
-        requests = launched.requests
-        forward_seconds, pooling_seconds = launched.stopwatch.seconds()
-        self.observer.ran(
-            BatchRun(
-                len(requests),
-                sum(request.length for request in requests),
-                self.budget,
-                waits((request.arrival for request in requests), launched.started),
-                forward_seconds,
-                pooling_seconds,
-            )
-        )
-
-    def _may_be_empty(self, request: Ready, task: Task) -> bool:
-        """Whether no row is an answer: all tokens are skipped, or none is weighed. Of process rewards it is a missing step."""
-        may_be = request.part or request.tokens.kept is not None or self.model.facts.takes_nothing
-        return may_be or self.model.pipelines[task].sparse is not None
-
-    def _retry(self, requests: list[Ready], error: Exception) -> None:
-        """Run the halves of a failed batch by themselves, so that a failing item fails alone."""
-        if isinstance(error, torch.AcceleratorError):
-            for request in requests:
-                _fail(request, error)
-            raise FatalDeviceError(f"The device failed: {error}") from error
-        waiting = [request for request in requests if not request.future.done()]
-        if len(waiting) == 1:
-            log.error("A request failed in the model: %s", error, exc_info=error)
-            _fail(waiting[0], error)
-            return
-        middle = len(waiting) // 2
-        for half in (waiting[:middle], waiting[middle:]):
-            launched = self._launch(half) if half else None
-            if launched is not None:
-                self.finish(launched)
-
-
 def _mark(stopwatch: Stopwatch | None) -> None:
     if stopwatch is not None:
         stopwatch.mark()
-
-
-def _fail(request: Ready, error: Exception) -> None:
-    failure = error if isinstance(error, EngineError) else EngineError(f"The model failed on this input: {error}")
-    failure.__cause__ = error if failure is not error else None
-    fail(request.future, failure)

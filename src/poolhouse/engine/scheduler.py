@@ -1,12 +1,22 @@
-"""Scheduler: who goes next.
+"""Scheduler: which requests run next, and which worker runs them.
 
 Lower priorities go first, and a batch holds one priority only, so that what is urgent waits for nothing else. Within a
-priority, the requests of one `submit` call each are a flow, and flows take fair turns: see `level.py`.
+priority callers take fair turns: see `poolhouse.engine.queue`.
 
-Several lanes may take batches, each on its share of the cores. What comes while all are idle is shared out among them;
-what is too little for that goes to a thread with all cores. While another lane works, one that is free waits a moment
-for as much as the other has under way: callers that were just answered ask again, and a handful of short texts is less
-efficient than a dozen.
+On a CPU several workers may run batches side by side, each on its share of the cores; one more worker has all cores.
+With two cores:
+
+    worker 0           core 1    [ batch of many texts ][ batch of many texts ]
+    worker 1           core 2    [ batch of many texts    ][ batch ]
+    all-core worker    both                                             [ one text ]
+
+- Much waits and nothing runs: the one-core workers share it evenly. Two batches side by side are quicker than one on two
+  cores, where each core waits for the slower one after every operation.
+- Little waits (one request, or up to 128 tokens) and nothing runs: the all-core worker takes it. One text on two cores
+  is answered sooner than on one.
+- Something runs and another worker is free: the free one waits until as much waits as runs, for at most 20 ms or a
+  quarter of the last batch. Callers that were just answered ask again within a moment; a worker that takes the first of
+  them at once runs a handful of short texts, which is less efficient than a dozen.
 """
 
 from __future__ import annotations
@@ -16,11 +26,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from poolhouse.engine.queue import Level, Ready, length_of
+from poolhouse.engine.queue import FairQueue, WaitingRequest, length_of
 
-# Tokens that are not worth another lane, when all are idle.
+# Tokens that are not worth a second worker, when all are idle.
 _SMALLEST_SHARE = 128
-# Longest wait of a free lane for more to come, in seconds and as a share of the last batch.
+# Longest wait of a free worker for more to come, in seconds and as a share of the last batch.
 _LONGEST_PAUSE = 0.02
 _PAUSE_SHARE = 0.25
 
@@ -28,55 +38,55 @@ _PAUSE_SHARE = 0.25
 class Scheduler:
     """Waiting requests, and the next batch of at most `budget` tokens (one longer request goes alone).
 
-    lanes: how many may take batches, by their number.
+    workers: how many batches may run at a time. Methods name a worker by its number, and the all-core worker by None.
     """
 
-    def __init__(self, budget: int, lanes: int = 1) -> None:
+    def __init__(self, budget: int, workers: int = 1) -> None:
         self.budget = budget
-        self.lanes = lanes
-        self._levels: dict[int, Level] = {}
+        self.workers = workers
+        self._queues: dict[int, FairQueue] = {}
         self._lock = threading.Lock()
-        self._lanes = [_Taker(threading.Condition(self._lock)) for _ in range(lanes)]
-        # Of lone work: several lanes have one more thread that takes batches, on all cores.
-        self._wide = self._lanes[0] if lanes == 1 else _Taker(threading.Condition(self._lock))
-        self._takers = self._lanes if lanes == 1 else [*self._lanes, self._wide]
+        self._workers = [_Worker(threading.Condition(self._lock)) for _ in range(workers)]
+        # A worker that has no other beside it has all cores.
+        self._all_core = self._workers[0] if workers == 1 else _Worker(threading.Condition(self._lock))
+        self._everyone = self._workers if workers == 1 else [*self._workers, self._all_core]
         # Since when anything waits, and how long the last batch took.
         self._since = 0.0
         self._batch_seconds = 0.0
-        # Whether what waits is what the last one left for others.
+        # Whether what waits is what the last worker left for others.
         self._sharing = False
         self._closed = False
 
     def __len__(self) -> int:
-        return sum(len(flow) for level in self._levels.values() for flow in level.flows)
+        return sum(1 for queue in self._queues.values() for _ in queue)
 
-    def add(self, ready: Sequence[Ready]) -> bool:
+    def add(self, requests: Sequence[WaitingRequest]) -> bool:
         """Let requests wait; False when the scheduler is closed and took none."""
         with self._lock:
             if self._closed:
                 return False
-            if not self._levels:
+            if not self._queues:
                 self._since = time.perf_counter()
-            for request in ready:
-                level = self._levels.get(request.flow.priority)
-                if level is None:
-                    level = self._levels[request.flow.priority] = Level()
-                level.add(request)
+            for request in requests:
+                queue = self._queues.get(request.queue.priority)
+                if queue is None:
+                    queue = self._queues[request.queue.priority] = FairQueue()
+                queue.add(request)
             self._wake()
             return True
 
-    def next(self, lane: int | None = 0, block: bool = True) -> list[Ready] | None:
-        """The next batch for a lane, sorted by length; its last one is done. None for lane takes lone work.
+    def next(self, worker: int | None = 0, block: bool = True) -> list[WaitingRequest] | None:
+        """The next batch for a worker, sorted by length; its last one is done.
 
         Waits for one when `block` is set, else returns an empty list; None once closed and empty.
         """
-        me = self._taker(lane)
+        me = self._worker(worker)
         with self._lock:
             self._finish(me)
             try:
                 self._wake()
                 while True:
-                    if not self._levels:
+                    if not self._queues:
                         if self._closed or not block:
                             return None if self._closed else []
                         me.changed.wait()
@@ -89,98 +99,101 @@ class Scheduler:
                 me.idle = False
                 self._wake()
 
-    def finished(self, lane: int | None = 0) -> None:
-        """A lane's batch is done, and it will soon ask for the next: said before its callers hear, who may ask at once."""
+    def finished(self, worker: int | None = 0) -> None:
+        """A worker's batch is done, and it will soon ask for the next.
+
+        Called before its callers get their answers: they may ask again at once, and should find a free worker.
+        """
         with self._lock:
-            self._finish(self._taker(lane))
+            self._finish(self._worker(worker))
 
     def close(self) -> None:
         """Take no more; what waits is still handed out."""
         with self._lock:
             self._closed = True
-            for taker in self._takers:
-                taker.changed.notify()
+            for worker in self._everyone:
+                worker.changed.notify()
 
-    def drop_all(self) -> list[Ready]:
+    def drop_all(self) -> list[WaitingRequest]:
         """Everything that waits, taken out."""
         with self._lock:
-            dropped = [ready for level in self._levels.values() for flow in level.flows for ready in flow.by_age]
-            self._levels.clear()
+            dropped = [request for queue in self._queues.values() for request in queue]
+            self._queues.clear()
             return dropped
 
     @property
     def _tokens(self) -> int:
         """How many wait."""
-        return sum(level.tokens for level in self._levels.values())
+        return sum(queue.tokens for queue in self._queues.values())
 
     @property
-    def _lone(self) -> bool:
+    def _waits_little(self) -> bool:
         """Whether what waits is not worth being shared out."""
         if self._tokens <= min(self.budget, _SMALLEST_SHARE):
             return True
-        (level, *others) = self._levels.values()
-        return not others and level.lone
+        (queue, *others) = self._queues.values()
+        return not others and queue.is_single
 
     @property
-    def _running(self) -> list[_Taker]:
-        return [taker for taker in self._takers if taker.tokens]
+    def _running(self) -> list[_Worker]:
+        return [worker for worker in self._everyone if worker.tokens]
 
-    def _taker(self, lane: int | None) -> _Taker:
-        return self._wide if lane is None else self._lanes[lane]
+    def _worker(self, number: int | None) -> _Worker:
+        return self._all_core if number is None else self._workers[number]
 
-    def _finish(self, taker: _Taker) -> None:
-        if not taker.idle:
+    def _finish(self, worker: _Worker) -> None:
+        if not worker.idle:
             now = time.perf_counter()
-            if taker.tokens:
-                self._batch_seconds = now - taker.since
-            taker.tokens, taker.since, taker.idle = 0, now, True
+            if worker.tokens:
+                self._batch_seconds = now - worker.since
+            worker.tokens, worker.since, worker.idle = 0, now, True
 
-    def _turn(self) -> _Taker | None:
-        """Who takes what waits; None while all lanes work."""
+    def _next_worker(self) -> _Worker | None:
+        """Who takes what waits; None while all work."""
         running = self._running
-        if not running and self._wide.idle and self._lone:
-            return self._wide
-        if len(running) == self.lanes:
+        if not running and self._all_core.idle and self._waits_little:
+            return self._all_core
+        if len(running) == self.workers:
             return None
-        return next((lane for lane in self._lanes if lane.idle), None)
+        return next((worker for worker in self._workers if worker.idle), None)
 
     def _wake(self) -> None:
-        """Wake whose turn it is, where something waits."""
-        if self._levels and (taker := self._turn()) is not None:
-            taker.changed.notify()
+        """Wake the worker that takes what waits."""
+        if self._queues and (worker := self._next_worker()) is not None:
+            worker.changed.notify()
 
-    def _pause(self, me: _Taker) -> float | None:
-        """How long an idle one leaves what waits: seconds; None until it is woken; 0 to go on."""
+    def _pause(self, me: _Worker) -> float | None:
+        """How long an idle worker leaves what waits: seconds; None until it is woken; 0 to go on."""
         if self._closed:
             return 0
-        if me is not self._turn():
+        if me is not self._next_worker():
             return None
-        busy = [taker.tokens for taker in self._running]
+        busy = [worker.tokens for worker in self._running]
         if not busy or self._sharing or self._tokens >= min(self.budget, sum(busy) / len(busy)):
             return 0
         longest = min(_LONGEST_PAUSE, self._batch_seconds * _PAUSE_SHARE)
         return max(0.0, max(self._since, me.since) + longest - time.perf_counter())
 
     def _share(self) -> int:
-        """How many tokens may be taken: those of a batch, or fewer where other lanes are free to help."""
-        free = self.lanes - len(self._running)
-        self._sharing = free > 1 and not self._lone
+        """How many tokens may be taken: those of a batch, or fewer where other workers are free to help."""
+        free = self.workers - len(self._running)
+        self._sharing = free > 1 and not self._waits_little
         if not self._sharing:
             return self.budget
         return min(self.budget, max(_SMALLEST_SHARE, -(-self._tokens // free)))
 
-    def _take(self, budget: int) -> list[Ready]:
-        priority = min(self._levels)
-        level = self._levels[priority]
-        batch = level.take(budget)
-        if not level:
-            del self._levels[priority]
+    def _take(self, budget: int) -> list[WaitingRequest]:
+        priority = min(self._queues)
+        queue = self._queues[priority]
+        batch = queue.take(budget)
+        if not queue:
+            del self._queues[priority]
         return batch
 
 
 @dataclass(slots=True, eq=False)
-class _Taker:
-    """Who takes batches. tokens: of its batch under way; since: when it took that, or became free.
+class _Worker:
+    """Who runs batches. tokens: of its batch under way; since: when it took that, or became free.
 
     idle: whether it waits for a batch, or will in a moment.
     """

@@ -1,4 +1,4 @@
-"""Waiting for many futures at once from a coroutine."""
+"""Waiting: many futures at once from a coroutine, and errors that name the prompt they are about."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest
 
 
-def prompt_place(index: int) -> str:
-    """What callers of Python call the prompt of a request."""
+def prompt_path(index: int) -> str:
+    """How errors name the prompt of a request to callers of Python."""
     return f"prompts[{index}]"
 
 
-async def gather(futures: Sequence[Future[Answer]], place: Callable[[int], str] = prompt_place) -> list[Answer]:
-    """All answers in order; the first failure, in order, is raised, with the place of its prompt.
+async def gather(futures: Sequence[Future[Answer]], path: Callable[[int], str] = prompt_path) -> list[Answer]:
+    """All answers in order; the first failure, in order, is raised, with the path of its prompt.
 
     Cancelling takes what still waits out of the queue.
     """
     try:
-        return await joined(futures)
+        return await all_results(futures)
     except BaseException as error:
         for future in futures:
             future.cancel()
         if isinstance(error, InvalidRequest):
-            raise located(error, futures, place) from None
+            raise with_path(error, futures, path) from None
         raise
 
 
-def joined(futures: Sequence[Future[Answer]]) -> asyncio.Future[list[Answer]]:
+def all_results(futures: Sequence[Future[Answer]]) -> asyncio.Future[list[Answer]]:
     """One future of the running loop for all of these: their results in order, or the first failure, in order."""
     loop = asyncio.get_running_loop()
     whole: asyncio.Future[list[Answer]] = loop.create_future()
@@ -63,11 +63,11 @@ def joined(futures: Sequence[Future[Answer]]) -> asyncio.Future[list[Answer]]:
     return whole
 
 
-def located(error: InvalidRequest, futures: Sequence[Future[Answer]], place: Callable[[int], str]) -> InvalidRequest:
-    """The error with the place of the prompt that has it, where there are several."""
+def with_path(error: InvalidRequest, futures: Sequence[Future[Answer]], path: Callable[[int], str]) -> InvalidRequest:
+    """The error with the path of the prompt that has it, where there are several."""
     for index, future in enumerate(futures if len(futures) > 1 else ()):
         if future.done() and not future.cancelled() and future.exception() is error:
-            return type(error)(f"{place(index)}: {error}", error.parameter, error.value)
+            return type(error)(f"{path(index)}: {error}", error.parameter, error.value)
     return error
 
 

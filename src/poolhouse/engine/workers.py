@@ -1,7 +1,8 @@
-"""Lanes: the threads that run batches.
+"""Workers: the threads that run batches.
 
 On a CPU two batches side by side, each on its half of the cores, beat one on all cores: nobody waits for the slowest
-thread after every operation, and one lane computes while the other's callers are answered.
+thread after every operation, and one worker computes while the other's callers are answered. One more worker, which has
+all cores, runs what is too little to be shared out. Which of them takes what: see `poolhouse.engine.scheduler`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from collections.abc import Callable
 import torch
 
 from poolhouse.engine.health import Faults
-from poolhouse.engine.process import Scraps
-from poolhouse.engine.queue import Ready
+from poolhouse.engine.process import FreedMemory
+from poolhouse.engine.queue import WaitingRequest
 from poolhouse.engine.request import fail
 from poolhouse.engine.runner import Launched, Runner
 from poolhouse.engine.scheduler import Scheduler
@@ -25,57 +26,40 @@ from poolhouse.models.model import Model
 log = logging.getLogger("poolhouse")
 
 
-def how_many(asked: int | None, model: Model) -> int:
-    """How many lanes a model gets; asked: the user's wish, or None.
+class Workers:
+    """One thread per worker of the scheduler, and the all-core worker's where there are several.
 
-    Raises:
-        ConfigError: more than one, where that cannot be.
-    """
-    possible = model.backbone.reentrant and model.facts.device.type == "cpu"
-    if asked is None:
-        # More than one core per lane was never measured.
-        return 2 if possible and torch.get_num_threads() in (2, 3) else 1
-    if asked > 1 and not possible:
-        raise ConfigError(
-            f"lanes={asked}: batches run side by side only on CPUs, and only of native models; this one is "
-            f"{model.facts.served_by}, on {model.facts.device.type}."
-        )
-    return asked
-
-
-class Lanes:
-    """One thread per lane of the scheduler, and one for lone work where there are several lanes.
-
-    On a device that can, a lane keeps one batch in flight.
+    On a device that can, a worker keeps one batch in flight.
     """
 
     def __init__(self, runner: Runner, scheduler: Scheduler, faults: Faults) -> None:
         self._runner, self._scheduler, self._faults = runner, scheduler, faults
-        lanes: list[int | None] = list(range(scheduler.lanes))
-        if scheduler.lanes > 1:
-            lanes.append(None)
-        self._running = dict.fromkeys(lanes, 0)
-        self._scraps = Scraps()
-        # Held by whom runs a batch; a fork takes them all.
-        self._computing = {lane: threading.RLock() for lane in lanes}
+        # None is the all-core worker, as in the scheduler.
+        numbers: list[int | None] = list(range(scheduler.workers))
+        if scheduler.workers > 1:
+            numbers.append(None)
+        self._running = dict.fromkeys(numbers, 0)
+        self._freed = FreedMemory()
+        # Held by the worker that runs a batch; a fork takes them all.
+        self._computing = {number: threading.RLock() for number in numbers}
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Start the threads."""
         all_cores = torch.get_num_threads()
-        # Only lone work takes all cores: with a second full pool of OpenMP workers, libgomp lets workers sleep between
+        # Only one worker takes all cores: with a second full pool of OpenMP workers, libgomp lets threads sleep between
         # operations.
-        share = max(1, all_cores // self._scheduler.lanes)
-        cores = {lane: all_cores if lane is None else share for lane in self._running}
+        share = max(1, all_cores // self._scheduler.workers)
+        cores = {number: all_cores if number is None else share for number in self._running}
         ready = threading.Barrier(len(cores) + 1)
         self._threads = [
             threading.Thread(
                 target=self._begin,
-                args=(lane, count, ready),
-                name=f"poolhouse-device-{'wide' if lane is None else lane}",
+                args=(number, count, ready),
+                name=f"poolhouse-device-{'all-cores' if number is None else number}",
                 daemon=True,
             )
-            for lane, count in cores.items()
+            for number, count in cores.items()
         ]
         for thread in self._threads:
             thread.start()
@@ -98,6 +82,11 @@ class Lanes:
         """Sequences of the batches on the device."""
         return sum(self._running.values())
 
+    @property
+    def include_this_thread(self) -> bool:
+        """Whether the thread that calls this is one of them."""
+        return threading.current_thread() in self._threads
+
     def join(self, seconds: float) -> None:
         """Wait until all have ended, for at most so long; one of them does not wait for itself."""
         deadline = time.monotonic() + seconds
@@ -106,7 +95,7 @@ class Lanes:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
     def hold(self, deadline: float) -> Callable[[], None]:
-        """Let no batch begin, and wait until `deadline` (by `time.monotonic`) for those that run; answers with the end of it."""
+        """Let no batch begin, and wait until `deadline` (by `time.monotonic`) for those that run; returns what ends it."""
         held = [
             lock for lock in self._computing.values() if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
         ]
@@ -117,46 +106,59 @@ class Lanes:
 
         return release
 
-    @property
-    def is_mine(self) -> bool:
-        """Whether the thread that asks is one of them."""
-        return threading.current_thread() in self._threads
-
-    def _begin(self, lane: int | None, cores: int, ready: threading.Barrier) -> None:
+    def _begin(self, worker: int | None, cores: int, ready: threading.Barrier) -> None:
         if cores != torch.get_num_threads():
             torch.set_num_threads(cores)
         ready.wait()
-        self._work(lane)
+        self._work(worker)
 
-    def _work(self, lane: int | None) -> None:
+    def _work(self, worker: int | None) -> None:
         """Run batches until the scheduler is closed and empty."""
         runner, scheduler = self._runner, self._scheduler
         flying: Launched | None = None
-        batch: list[Ready] | None = None
+        batch: list[WaitingRequest] | None = None
         try:
             while True:
-                self._running[lane] = 0 if flying is None else len(flying.requests)
-                batch = scheduler.next(lane, block=flying is None)
+                self._running[worker] = 0 if flying is None else len(flying.requests)
+                batch = scheduler.next(worker, block=flying is None)
                 if batch is None and flying is None:
                     return
-                self._running[lane] += len(batch or ())
-                with self._computing[lane]:
+                self._running[worker] += len(batch or ())
+                with self._computing[worker]:
                     launched = runner.launch(batch) if batch else None
                     if not runner.asynchronous:
                         flying, launched = launched, None
-                        scheduler.finished(lane)
+                        scheduler.finished(worker)
                     if flying is not None:
                         runner.finish(flying)
                 flying = launched
                 # While nothing comes, the last callers' requests are not kept.
                 batch = None
                 if not runner.asynchronous:
-                    self._scraps.give_back()
+                    self._freed.release()
         except BaseException as error:
             fatal = error if isinstance(error, EngineError) else EngineError(f"The engine failed: {error!r}")
             self._faults.die(fatal)
             scheduler.close()
             log.critical("The engine cannot go on: %s", error, exc_info=error)
-            for ready in [*(flying.requests if flying else ()), *(batch or ()), *scheduler.drop_all()]:
-                fail(ready.future, fatal)
-            self._faults.tell()
+            for request in [*(flying.requests if flying else ()), *(batch or ()), *scheduler.drop_all()]:
+                fail(request.future, fatal)
+            self._faults.notify()
+
+
+def worker_count(requested: int | None, model: Model) -> int:
+    """How many batches of a model run at a time; requested: the setting `lanes`, None for the default.
+
+    Raises:
+        ConfigError: more than one, where that cannot be.
+    """
+    possible = model.backbone.reentrant and model.facts.device.type == "cpu"
+    if requested is None:
+        # More than one core per worker was never measured.
+        return 2 if possible and torch.get_num_threads() in (2, 3) else 1
+    if requested > 1 and not possible:
+        raise ConfigError(
+            f"lanes={requested}: batches run side by side only on CPUs, and only of native models; this one is "
+            f"{model.facts.served_by}, on {model.facts.device.type}."
+        )
+    return requested

@@ -1,1 +1,1 @@
-"""Words in, tokens out."""
+"""Inputs: prompts in, tokens out."""

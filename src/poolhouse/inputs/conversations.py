@@ -1,6 +1,6 @@
-"""Conversations: messages rendered by a chat template into the one text that the model reads.
+"""Conversations: messages rendered by a chat template into one text.
 
-Rendered as transformers' `apply_chat_template` does; what a message may hold, and what is refused, is as in vLLM.
+The text is that of transformers' `apply_chat_template`; which messages are accepted and refused is as in vLLM.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from poolhouse.errors import InvalidRequest
-from poolhouse.files import DEFAULT, chat_templates, special_tokens
+from poolhouse.files import DEFAULT, Folder, chat_templates, special_tokens
 from poolhouse.inputs.prompts import Conversation, Prompt, text_parts
 
 if TYPE_CHECKING:
-    from poolhouse.inputs.templates.content_format import Contents
+    from poolhouse.inputs.templates.sandbox import Contents
 
 ContentFormat = Literal["auto", "string", "openai"]
 
@@ -25,7 +25,7 @@ _NO_TEMPLATE = (
     "tokenizer does not define one."
 )
 _RESERVED = ("chat_template", "tokenize", "messages", "add_generation_prompt", "continue_final_message")
-# Of the private use area. The blank shows whether the template trimmed the end of a message.
+# Marks the end of a message; of the private use area. The blank shows whether the template trimmed that end.
 _END = "\ue0f6 "
 
 
@@ -34,8 +34,8 @@ class Conversations:
     """The chat templates of a model.
 
     templates: by name. special_tokens: bos_token and its like, which templates may write.
-    content_format: what templates expect of contents: texts ("string"), lists of parts ("openai"), or whichever they
-    read.
+    content_format: how contents are passed to templates: as texts ("string"), lists of parts ("openai"), or as each
+    template reads them ("auto").
     """
 
     templates: Mapping[str, str] = field(default_factory=dict)
@@ -44,36 +44,34 @@ class Conversations:
 
     @classmethod
     def of(
-        cls, folder: Path, chat_template: str | None = None, content_format: ContentFormat = "auto"
+        cls, folder: Path | Folder, chat_template: str | None = None, content_format: ContentFormat = "auto"
     ) -> Conversations:
-        """Those of a tokenizer's folder. chat_template: the text of the one to use instead.
+        """The templates of a tokenizer's folder. chat_template: the text of one to use instead.
 
         Raises:
             CheckpointError: a file that cannot be read.
         """
+        folder = Folder.of(folder)
         templates = chat_templates(folder) if chat_template is None else {DEFAULT: chat_template}
         return cls(templates, special_tokens(folder), content_format)
 
     def prompt(
         self,
-        messages: Any,
+        messages: object,
         *,
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
         chat_template: str | None = None,
-        variables: Mapping[str, Any] | None = None,
+        variables: Mapping[str, object] | None = None,
         add_special_tokens: bool = False,
     ) -> Prompt:
         """The prompt of one conversation.
 
-        messages: mappings with `role`, and `content`: a text, or a list of text parts. Other fields go to the template.
-        add_generation_prompt: begin an answer after the last message. continue_final_message: leave that one open.
-        chat_template: another than the model's: its text, or the name of one of the model's.
-        variables: what the template sees beside the messages, `tools` and `documents` among them.
-        add_special_tokens: whether the tokenizer adds its own around what the template wrote.
+        messages: mappings with `role` and `content`: a text, or a list of text parts. Other fields go to the template.
+        For the other arguments see `Conversation`.
 
         Raises:
-            InvalidRequest: messages that are none, no template, or one that fails.
+            InvalidRequest: invalid messages, no template, or one that fails.
         """
         return self.rendered(
             Conversation(
@@ -86,26 +84,26 @@ class Conversations:
             )
         )
 
-    def rendered(self, asked: Conversation) -> Prompt:
-        """The same, of a conversation that waits to be rendered."""
-        variables = _checked_variables(asked)
-        name, template = self._template(asked.chat_template, variables)
-        from poolhouse.inputs.templates import content_format, sandbox  # draw in jinja2, which most models do without
+    def rendered(self, conversation: Conversation) -> Prompt:
+        """The same for the conversation of a parsed prompt."""
+        variables = _checked_variables(conversation)
+        name, template = self._template(conversation.chat_template, variables)
+        from poolhouse.inputs.templates import sandbox  # imports jinja2, which most models do not need
 
         if self.content_format == "auto":
-            reads = content_format.contents_of(template, name)
+            reads = sandbox.contents_of(template, name)
         else:
-            reads = content_format.Contents(parts=self.content_format == "openai", wrapped=True)
-        messages = _messages(asked.messages, reads)
-        if asked.continue_final_message:
-            _leave_open(messages[-1])
-        seen = {"tools": None, "documents": None, **self.special_tokens, **variables}
-        seen |= {"messages": messages, "add_generation_prompt": asked.add_generation_prompt}
-        text = sandbox.render(template, seen, name)
-        return Prompt(_up_to_the_end(text) if asked.continue_final_message else text, conversation=asked)
+            reads = sandbox.Contents(parts=self.content_format == "openai", wrapped=True)
+        messages = _messages(conversation.messages, reads)
+        if conversation.continue_final_message:
+            _mark_end(messages[-1])
+        variables = {"tools": None, "documents": None, **self.special_tokens, **variables}
+        variables |= {"messages": messages, "add_generation_prompt": conversation.add_generation_prompt}
+        text = sandbox.render(template, variables, name)
+        return Prompt(_up_to_mark(text) if conversation.continue_final_message else text, conversation=conversation)
 
-    def _template(self, chosen: str | None, variables: Mapping[str, Any]) -> tuple[str, str]:
-        """What to call the template, and its text."""
+    def _template(self, chosen: str | None, variables: Mapping[str, object]) -> tuple[str, str]:
+        """The name of the template, for messages, and its text."""
         if chosen is not None and chosen not in self.templates:
             return "given chat template", chosen
         name = chosen
@@ -122,75 +120,75 @@ class Conversations:
         return "chat template" if name == DEFAULT else f"chat template ({name})", self.templates[name]
 
 
-def _checked_variables(asked: Conversation) -> dict[str, Any]:
-    if asked.add_generation_prompt and asked.continue_final_message:
+def _checked_variables(conversation: Conversation) -> dict[str, object]:
+    if conversation.add_generation_prompt and conversation.continue_final_message:
         raise InvalidRequest(
             "Cannot set both `continue_final_message` and `add_generation_prompt` to True.", "continue_final_message"
         )
-    if not isinstance(asked.variables, Mapping):
+    if not isinstance(conversation.variables, Mapping):
         raise InvalidRequest("chat_template_kwargs must be an object.", "chat_template_kwargs")
     for name in _RESERVED:
-        if name in asked.variables:
+        if name in conversation.variables:
             raise InvalidRequest(f"chat_template_kwargs: '{name}' is reserved.", f"chat_template_kwargs.{name}")
-    plain: dict[str, Any] = _plain(dict(asked.variables), "chat_template_kwargs")
-    return plain
+    return _plain(conversation.variables, "chat_template_kwargs")
 
 
-def _messages(given: Any, reads: Contents) -> list[dict[str, Any]]:
+def _messages(messages: object, reads: Contents) -> list[dict[str, object]]:
     """Copies of the messages, with contents in the form that the template reads."""
-    if isinstance(given, str | Mapping) or not isinstance(given, Sequence) or not given:
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise InvalidRequest("messages must be a list of at least one message.", "messages")
-    messages = []
-    for number, message in enumerate(given):
-        place = f"messages[{number}]"
+    copies = []
+    for index, message in enumerate(messages):
+        path = f"messages[{index}]"
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise InvalidRequest(f"{place} must be an object with 'role' (a text) and 'content'.", place)
-        # A field that is null is as good as absent, which templates take better.
+            raise InvalidRequest(f"{path} must be an object with 'role' (a text) and 'content'.", path)
+        # A field that is null means the same as no field, and templates expect the latter.
         others = {name: value for name, value in message.items() if name != "content" and value is not None}
-        made = _plain(others, place)
+        copy = _plain(others, path)
         content = message.get("content")
         if content is not None:
-            made["content"] = _content(content, f"{place}.content", reads)
-        messages.append(made)
-    return messages
+            copy["content"] = _content(content, f"{path}.content", reads)
+        copies.append(copy)
+    return copies
 
 
-def _content(content: Any, place: str, reads: Contents) -> str | list[dict[str, str]]:
+def _content(content: object, path: str, reads: Contents) -> str | list[dict[str, str]]:
     """A content as the template reads it."""
     if isinstance(content, str) and not (reads.parts and reads.wrapped):
         return str(content)
     if not isinstance(content, str | list | tuple):
-        raise InvalidRequest(f"{place} must be a text or a list of text parts.", place)
-    texts = [content] if isinstance(content, str) else text_parts(content, place)
+        raise InvalidRequest(f"{path} must be a text or a list of text parts.", path)
+    texts = [content] if isinstance(content, str) else text_parts(content, path)
     return [{"type": "text", "text": text} for text in texts] if reads.parts else "\n".join(texts)
 
 
-def _leave_open(message: dict[str, Any]) -> None:
-    """Mark where the message ends."""
+def _mark_end(message: dict[str, object]) -> None:
+    """Put the mark at the end of the message."""
     content = message.get("content")
     if isinstance(content, str):
         message["content"] = content + _END
-    elif content:
+    elif isinstance(content, list) and content:
         content[-1]["text"] += _END
     else:
         raise InvalidRequest("continue_final_message: the last message has no text to continue.", "messages")
 
 
-def _up_to_the_end(text: str) -> str:
-    """What stands before the mark, trimmed where the template trims messages."""
-    place = text.rfind(_END.strip())
-    if place < 0:
+def _up_to_mark(text: str) -> str:
+    """The text before the mark, trimmed where the template trims messages."""
+    index = text.rfind(_END.strip())
+    if index < 0:
         raise InvalidRequest(
             "continue_final_message: the chat template does not show the end of the last message.",
             "continue_final_message",
         )
-    kept = text[:place]
-    return kept if text.startswith(_END, place) else kept.rstrip()
+    kept = text[:index]
+    return kept if text.startswith(_END, index) else kept.rstrip()
 
 
-def _plain(value: Any, place: str) -> Any:
-    """A copy of plain data: a template may call the methods of whatever it sees."""
+def _plain(values: Mapping[str, object], path: str) -> dict[str, object]:
+    """A copy, of plain data only: a template may call the methods of an object that it sees."""
     try:
-        return json.loads(json.dumps(value))
+        copy: dict[str, object] = json.loads(json.dumps(dict(values)))
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{place} must hold plain data, as JSON has it: {error}", place) from error
+        raise InvalidRequest(f"{path} must hold plain data, as JSON has it: {error}", path) from error
+    return copy

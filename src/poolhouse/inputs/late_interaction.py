@@ -1,4 +1,4 @@
-"""Tokens of queries and documents as late-interaction models read them: marked, cut, filled up, some without a vector."""
+"""Late interaction: tokens of queries and documents with marker, cut, expansion, and skipped tokens."""
 
 from __future__ import annotations
 
@@ -9,94 +9,94 @@ import numpy as np
 from poolhouse.errors import CheckpointError
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Role
-from poolhouse.inputs.rules import Expansion, LateInteraction, Side
+from poolhouse.inputs.rules import Expansion, LateInteraction, TextRules
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.packing.tokens import Ids, Places, Tokens
+from poolhouse.packing.tokens import Flags, Ids, Offsets, Tokens
 
 
-class SideTokens:
-    """Makes the tokens of both sides of one model.
+class LateInteractionTokens:
+    """Applies the query and document rules of one model to tokens.
 
     max_tokens: the model's limit.
 
     Raises:
-        CheckpointError: a marker or mask token that the tokenizer does not have.
+        CheckpointError: the tokenizer lacks a marker or the mask token.
     """
 
     def __init__(self, rules: LateInteraction, tokenizer: Tokenizer, max_tokens: int) -> None:
-        self._sides = {"query": _Known(rules.query, tokenizer), "document": _Known(rules.document, tokenizer)}
+        self._rules = {"query": _RuleIds(rules.query, tokenizer), "document": _RuleIds(rules.document, tokenizer)}
         self._fill = None if rules.expansion is None else _mask_token(rules.expansion, tokenizer)
         self._fill_to = 0 if rules.expansion is None else min(rules.expansion.length, max_tokens)
         self._attended = rules.expansion is not None and rules.expansion.attended
 
     def limit(self, limit: Limit, role: Role) -> Limit:
-        """The limit of the text alone: what is longer than its side is cut, as in the reference, and reported."""
-        side = self._sides[role]
-        marked = side.marker is not None
-        if side.length is None and not marked:
+        """The limit of the text alone: a text over the length of its rules is cut, as in the reference, and reported."""
+        rules = self._rules[role]
+        marked = rules.marker is not None
+        if rules.length is None and not marked:
             return limit
-        most = limit.within if side.length is None else min(limit.within, side.length)
+        max_tokens = limit.max_pass_tokens if rules.length is None else min(limit.max_pass_tokens, rules.length)
         if limit.keep is None or limit.keep == -1:
-            # Without a length of its own, a side leaves it to the limit what is done with longer texts.
-            if side.length is None and limit.cut is None:
+            # Rules without a length leave it to the limit what is done with longer texts.
+            if rules.length is None and limit.cut is None:
                 return replace(limit, max_tokens=limit.max_tokens - marked)
-            return replace(limit, keep=max(most - marked, 0))
-        if limit.keep > limit.within:
+            return replace(limit, keep=max(max_tokens - marked, 0))
+        if limit.keep > limit.max_pass_tokens:
             return limit
-        return replace(limit, keep=max(min(limit.keep, most) - marked, 0))
+        return replace(limit, keep=max(min(limit.keep, max_tokens) - marked, 0))
 
     def finished(self, tokens: Tokens, role: Role, special: bool) -> Tokens:
-        """The tokens of a text with everything that its side adds.
+        """The tokens of a text with the marker and the mask tokens that its rules add.
 
-        special: whether the text has special tokens, behind the first of which the marker stands.
+        special: whether the text has special tokens; the marker comes after the first.
         """
-        side = self._sides[role]
-        ids, places, text = tokens.ids, tokens.places, len(tokens.ids)
-        if side.marker is not None:
-            place = min(int(special), text)
-            ids = np.insert(ids, place, side.marker)
-            places = None if places is None else _with_gap(places, place)
+        rules = self._rules[role]
+        ids, offsets, text = tokens.ids, tokens.offsets, len(tokens.ids)
+        position = min(int(special), text)
+        if rules.marker is not None:
+            ids = np.insert(ids, position, rules.marker)
+            offsets = None if offsets is None else _with_marker(offsets, position)
             text += 1
         fill = self._fill_to - text if role == "query" and self._fill is not None else 0
         if fill > 0:
             ids = np.concatenate((ids, np.full(fill, self._fill, dtype=np.int64)))
-            places = None if places is None else _with_end(places, fill)
+            offsets = None if offsets is None else _with_fill(offsets, fill)
         added = len(ids) - len(tokens.ids)
         types = tokens.types
         if types is not None and added:
-            marked = types if side.marker is None else np.insert(types, place, 0)
+            marked = types if rules.marker is None else np.insert(types, position, 0)
             types = np.concatenate((marked, np.zeros(len(ids) - len(marked), dtype=np.int64)))
         return replace(
             tokens,
             ids=ids,
             types=types,
-            places=places,
+            offsets=offsets,
             original_tokens=tokens.original_tokens + added,
-            skip=tokens.skip + (side.marker is not None) if tokens.skip else 0,
+            skip=tokens.skip + (rules.marker is not None) if tokens.skip else 0,
             # A text of nothing but mask tokens has nothing else to attend to.
             attended=text if fill > 0 and text > 0 and not self._attended else None,
-            kept=side.kept(ids, text),
+            kept=rules.kept(ids),
         )
 
 
-class _Known:
-    """One side in ids of the tokenizer."""
+class _RuleIds:
+    """The rules of queries, or of documents, with ids of the tokenizer."""
 
-    def __init__(self, side: Side, tokenizer: Tokenizer) -> None:
-        self.length = side.length
-        self.marker = tokenizer.id_of(side.marker) if side.marker else None
-        if side.marker and self.marker is None:
+    def __init__(self, rules: TextRules, tokenizer: Tokenizer) -> None:
+        self.length = rules.length
+        self.marker = tokenizer.id_of(rules.marker) if rules.marker else None
+        if rules.marker and self.marker is None:
             raise CheckpointError(
-                f"Texts of this late-interaction model are marked by the token {side.marker!r}, "
+                f"Texts of this late-interaction model are marked by the token {rules.marker!r}, "
                 "which its tokenizer does not have."
             )
-        # A word that is no token of its own would stand for the unknown token, and no text is skipped for that.
-        known = (tokenizer.id_of(word) for word in side.skipped)
-        self._skipped = np.array(sorted({token for token in known if token is not None}), dtype=np.int64)
-        self._only = np.array(side.only, dtype=np.int64)
+        # A name that is no token would be the unknown token, and unknown tokens are not skipped.
+        ids = (tokenizer.id_of(token) for token in rules.skipped)
+        self._skipped = np.array(sorted({token for token in ids if token is not None}), dtype=np.int64)
+        self._only = np.array(rules.only, dtype=np.int64)
 
-    def kept(self, ids: Ids, text: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]] | None:
-        """[tokens], whether each gets a vector; None where all do. text: how many come before mask tokens."""
+    def kept(self, ids: Ids) -> Flags | None:
+        """[tokens], whether each gets a vector; None where all do."""
         if not len(self._skipped) and not len(self._only):
             return None
         kept = ~np.isin(ids, self._skipped)
@@ -106,7 +106,7 @@ class _Known:
 
 
 def _mask_token(expansion: Expansion, tokenizer: Tokenizer) -> int:
-    found = next((known for word in expansion.tokens if (known := tokenizer.id_of(word)) is not None), None)
+    found = next((known for token in expansion.tokens if (known := tokenizer.id_of(token)) is not None), None)
     if found is None:
         raise CheckpointError(
             f"Queries of this late-interaction model are filled up with one of {list(expansion.tokens)}, "
@@ -115,15 +115,15 @@ def _mask_token(expansion: Expansion, tokenizer: Tokenizer) -> int:
     return found
 
 
-def _with_gap(places: Places, place: int) -> Places:
-    return Places(
-        np.insert(places.offsets, place, 0, axis=0),
-        np.insert(places.words, place, -1),
-        np.insert(places.special, place, True),
+def _with_marker(offsets: Offsets, position: int) -> Offsets:
+    return Offsets(
+        np.insert(offsets.bounds, position, 0, axis=0),
+        np.insert(offsets.words, position, -1),
+        np.insert(offsets.special, position, True),
     )
 
 
-def _with_end(places: Places, count: int) -> Places:
-    offsets = np.concatenate((places.offsets, np.zeros((count, 2), dtype=np.int64)))
-    words = np.concatenate((places.words, np.full(count, -1, dtype=np.int64)))
-    return Places(offsets, words, np.concatenate((places.special, np.ones(count, dtype=np.bool_))))
+def _with_fill(offsets: Offsets, count: int) -> Offsets:
+    bounds = np.concatenate((offsets.bounds, np.zeros((count, 2), dtype=np.int64)))
+    words = np.concatenate((offsets.words, np.full(count, -1, dtype=np.int64)))
+    return Offsets(bounds, words, np.concatenate((offsets.special, np.ones(count, dtype=np.bool_))))

@@ -1,4 +1,23 @@
-"""Limit: how long a prompt may be, and how its tokens are made."""
+"""Limits: how long a prompt may be, and the early cut of texts that are far longer.
+
+The early cut: a text of megabytes is not tokenised to keep 512 tokens. It is cut to an excerpt first, and the tokens that
+are kept are those of the whole text:
+
+    text       |===============================================================| whole
+    excerpt    |==============================| CHARACTERS_PER_TOKEN * (keep + SURPLUS) characters, ends at a blank
+    tokens     [CLS] t t t t t t t t t t t t t t u u u u u u [SEP]
+                     kept: at most `keep`        surplus: at least SURPLUS, dropped with everything after it
+
+  * Where a blank lies within 200 characters of the cut, the text is cut there. Words are tokenised one by one, so whole
+    words have the same tokens in the excerpt and in the text.
+  * Where none does, the cut is inside a run of over 200 characters. A token depends on its word, and in a long word on
+    the few characters around it; every kept token is at least SURPLUS tokens away from the cut. (For WordPiece, a word
+    of more than 100 characters is one unknown token, cut or not.)
+  * Where an excerpt has fewer than keep + SURPLUS tokens, one four times as long is taken (`Tokenizer._long_enough`).
+
+What keeps the end of a text (side "left") is cut likewise at its beginning. A text that is refused for its length is cut
+early too: `keep` is then the limit that it exceeds. tests/inputs/test_tokenizer.py compares with the whole text.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +33,13 @@ from poolhouse.packing.tokens import Ids
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How long a prompt may be, what to do when it is longer, and how its tokens are made.
+    """How long a prompt may be, what to do when it is longer, and options of its tokens.
 
-    max_tokens: the model's limit, special tokens included. keep: cut to this many; -1 means max_tokens.
-    side: "right" drops the end, "left" the beginning. overflow applies where `keep` is None.
-    longest: another limit of what is not cut; with overflow "chunk" the only one.
-    max_query_tokens, max_document_tokens: what each side of a pair is cut to first, special tokens not counted.
-    lower_case: None leaves it to the tokenizer. places: say where in the text each token stands.
+    max_tokens: what the model reads in one pass, special tokens included. keep: cut to this many; -1 means max_tokens.
+    side: "right" drops the end, "left" the beginning. overflow: applies where `keep` is None.
+    max_prompt_tokens: a further limit of what is not cut; with overflow "chunk" the only one.
+    max_query_tokens, max_document_tokens: what each text of a pair is cut to first, special tokens not counted.
+    lower_case: None leaves it to the tokenizer. offsets: whether to return where each token stands in the text.
     """
 
     max_tokens: int
@@ -30,39 +49,40 @@ class Limit:
     add_special_tokens: bool = True
     max_query_tokens: int | None = None
     max_document_tokens: int | None = None
-    longest: int | None = None
+    max_prompt_tokens: int | None = None
     lower_case: bool | None = None
-    places: bool = False
+    offsets: bool = False
 
     @property
-    def most(self) -> int | None:
-        """The most tokens of a prompt, or None where any number is taken."""
-        return self.longest if self.overflow == "chunk" else self.within
+    def max_uncut_tokens(self) -> int | None:
+        """The most tokens of a prompt that is not cut; None where there is no limit."""
+        return self.max_prompt_tokens if self.overflow == "chunk" else self.max_pass_tokens
 
     @property
-    def within(self) -> int:
-        """The most tokens of a prompt that is read in one pass."""
-        return self.max_tokens if self.longest is None else min(self.max_tokens, self.longest)
+    def max_pass_tokens(self) -> int:
+        """The most tokens that are read in one pass."""
+        return self.max_tokens if self.max_prompt_tokens is None else min(self.max_tokens, self.max_prompt_tokens)
 
     @property
     def cut(self) -> int | None:
-        """Tokens to cut to, or None where nothing is to be cut.
+        """Tokens to cut to; None where nothing is to be cut.
 
         Raises:
-            InvalidRequest: more than the model takes.
+            InvalidRequest: more tokens than the model reads.
         """
         if self.keep is None:
-            return self.within if self.overflow == "truncate" else None
-        if self.most is not None and self.keep > self.most:
+            return self.max_pass_tokens if self.overflow == "truncate" else None
+        if self.max_uncut_tokens is not None and self.keep > self.max_uncut_tokens:
             raise InvalidRequest(
                 "truncate_prompt_tokens value is greater than max_model_len. Please request a smaller truncation size.",
                 "truncate_prompt_tokens",
                 self.keep,
             )
-        return self.within if self.keep == -1 else self.keep
+        return self.max_pass_tokens if self.keep == -1 else self.keep
 
 
 def too_many_tokens(limit: int, found: int) -> InputTooLong:
+    """The error for a prompt of too many tokens."""
     return InputTooLong(
         f"This model's maximum context length is {limit} tokens. However, your prompt contains at least {limit + 1} input "
         "tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt, "
@@ -72,28 +92,29 @@ def too_many_tokens(limit: int, found: int) -> InputTooLong:
     )
 
 
-def too_many_characters(limit: int, found: int, most: int) -> InputTooLong:
+def too_many_characters(limit: int, found: int, max_characters: int) -> InputTooLong:
+    """The error for a text that is too long whatever its tokens are."""
     return InputTooLong(
         f"This model's maximum context length is {limit} tokens. However, your prompt contains {found} characters "
-        f"(more than {most} characters, which is the upper bound for {limit} input tokens). Please reduce the length of "
+        f"(more than {max_characters} characters, which is the upper bound for {limit} input tokens). Please reduce the length of "
         "the input prompt, or cut it with truncate_prompt_tokens=-1.",
         "input_text",
         found,
     )
 
 
-# A text is cut to about this many characters per token wanted before it is tokenised; more when that was too few.
+# Characters of an excerpt for each token that is wanted of it.
 CHARACTERS_PER_TOKEN = 8
-# Tokens that a shortened text must have beyond those kept, so that the cut cannot have changed the kept ones.
+# Tokens that an excerpt must have beyond those kept.
 SURPLUS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """What is tokenised of a text: all of it, or the part that decides the tokens kept.
+    """The part of a text that is tokenised: all of it, or what decides the kept tokens.
 
-    text: lower-cased where that was asked. raw: before that. start: the place of its first character in the text.
-    whole: characters of the text.
+    text: lower-cased where requested. raw: before that. start: the index of its first character in the whole text.
+    whole: characters of the whole text.
     """
 
     text: str
@@ -106,9 +127,9 @@ class Excerpt:
         return len(self.raw) < self.whole
 
     def offsets(self, found: Ids) -> Ids:
-        """Places in `text` as places in the whole text: [tokens, 2] to [tokens, 2]."""
+        """Offsets in `text` as offsets in the whole text; [tokens, 2] both."""
         if len(self.text) != len(self.raw) and len(self.raw):
-            # Lower-casing makes two characters of some.
+            # Lower case of some characters is two characters.
             origin = np.repeat(np.arange(len(self.raw)), [len(character.lower()) for character in self.raw])
             first = origin[np.minimum(found[:, 0], len(origin) - 1)]
             last = np.where(found[:, 1] > found[:, 0], origin[found[:, 1] - 1] + 1, first)
@@ -117,9 +138,9 @@ class Excerpt:
 
 
 def excerpt(text: str, characters: int | None, side: str, lower: Callable[[str], str] | None) -> Excerpt:
-    """At most about so many characters from one end, cut at white space where some is near; None takes all.
+    """The excerpt of at most about so many characters from one end; None takes all.
 
-    lower: what lower-cases, where that is asked.
+    lower: lower-cases a text, where requested.
     """
     start, end = (0, len(text)) if characters is None else _bounds(text, characters, side)
     raw = text[start:end]
@@ -127,6 +148,7 @@ def excerpt(text: str, characters: int | None, side: str, lower: Callable[[str],
 
 
 def _bounds(text: str, characters: int, side: str) -> tuple[int, int]:
+    """First character and the one after the last, at a blank where one is near."""
     if len(text) <= 2 * characters:
         return 0, len(text)
     if side == "right":

@@ -1,4 +1,4 @@
-"""Prompts of listwise rerankers: all documents of a query in one, as many as fit.
+"""Listwise prompts of rerankers: all documents of a query in one prompt, or as many as fit.
 
 Source: jina-reranker-v3's own code (Wang, Li, Xiao 2025, "Last but Not Late Interaction").
 """
@@ -12,9 +12,9 @@ from poolhouse.errors import InputTooLong
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.tokenizer import Tokenizer
 
-# The most documents that the model's own code puts into one prompt.
-_MOST_DOCUMENTS = 125
-# Tokens by which texts end to end may come to more than their sum.
+# Documents in one prompt, at most, as in the model's own code.
+_MAX_DOCUMENTS = 125
+# Texts end to end may have so many tokens more than the sum of theirs.
 _SEAM_TOKENS = 2
 
 _SYSTEM = (
@@ -26,7 +26,7 @@ _SYSTEM = (
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class ListwisePrompt:
     """One prompt and how many documents it holds. cut: tokens that its texts lost."""
 
     prompt: str
@@ -36,36 +36,36 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class ListwisePrompts:
-    """Makes prompts. document_token, query_token: written behind each document, and behind the query."""
+    """Writes prompts. document_token, query_token: tokens after each document, and after the query."""
 
     tokenizer: Tokenizer
     document_token: str
     query_token: str
 
-    def blocks(self, query: str, documents: Sequence[str], instruction: str | None, limit: Limit) -> list[Block]:
+    def pack(self, query: str, documents: Sequence[str], instruction: str | None, limit: Limit) -> list[ListwisePrompt]:
         """Prompts that hold all documents in their order.
 
         Raises:
-            InputTooLong: a document, or the query, that does not fit into a prompt and may not be cut.
+            InputTooLong: a document or the query does not fit into a prompt and may not be cut.
         """
         query = self._clean(query)
         texts = [self._clean(document) for document in documents]
-        most = limit.cut or limit.max_tokens
-        sided = limit.max_query_tokens or limit.max_document_tokens
+        max_tokens = limit.cut or limit.max_tokens
+        cut_each = limit.max_query_tokens or limit.max_document_tokens
         whole = self._prompt(query, texts, instruction)
         # A token of such a tokenizer is at least a byte.
-        if not sided and len(texts) <= _MOST_DOCUMENTS and len(whole.encode("utf-8", "replace")) <= most:
-            return [Block(whole, len(texts))]
+        if not cut_each and len(texts) <= _MAX_DOCUMENTS and len(whole.encode("utf-8", "replace")) <= max_tokens:
+            return [ListwisePrompt(whole, len(texts))]
         query, cut = self._cut(query, limit.max_query_tokens, limit.side)
         return self._packed(query, texts, instruction, limit, cut)
 
     def _packed(
         self, query: str, texts: Sequence[str], instruction: str | None, limit: Limit, query_cut: int
-    ) -> list[Block]:
-        fixed, one = self._lengths([self._prompt(query, [], instruction), self._passage(_MOST_DOCUMENTS, "")])
+    ) -> list[ListwisePrompt]:
+        fixed, one = self._lengths([self._prompt(query, [], instruction), self._passage(_MAX_DOCUMENTS, "")])
         room = (limit.cut or limit.max_tokens) - fixed - _SEAM_TOKENS
         (query_tokens,) = self._lengths([query])
-        blocks: list[Block] = []
+        prompts: list[ListwisePrompt] = []
         waiting: list[str] = []
         left, lost = room, query_cut
         for index, (text, length) in enumerate(zip(texts, self._lengths(texts), strict=True)):
@@ -76,20 +76,20 @@ class ListwisePrompts:
                     raise _too_long(limit.max_tokens, index, length, query_tokens)
                 document, more = self._cut(document, room - one - _SEAM_TOKENS, limit.side)
                 cut, needed = cut + more, room
-            if waiting and (needed > left or len(waiting) == _MOST_DOCUMENTS):
-                blocks.append(Block(self._prompt(query, waiting, instruction), len(waiting), lost))
+            if waiting and (needed > left or len(waiting) == _MAX_DOCUMENTS):
+                prompts.append(ListwisePrompt(self._prompt(query, waiting, instruction), len(waiting), lost))
                 waiting, left, lost = [], room, query_cut
             waiting.append(document)
             left, lost = left - needed, lost + cut
-        return [*blocks, Block(self._prompt(query, waiting, instruction), len(waiting), lost)]
+        return [*prompts, ListwisePrompt(self._prompt(query, waiting, instruction), len(waiting), lost)]
 
     def _prompt(self, query: str, documents: Sequence[str], instruction: str | None) -> str:
         passages = [self._passage(number, document) for number, document in enumerate(documents)]
-        wish = f"<instruct>\n{instruction}\n</instruct>\n" if instruction else ""
+        instruct = f"<instruct>\n{instruction}\n</instruct>\n" if instruction else ""
         return (
             f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n"
             f"I will provide you with {len(documents)} passages, each indicated by a numerical identifier. "
-            f"Rank the passages based on their relevance to query: {query}\n{wish}" + "\n".join(passages) + "\n"
+            f"Rank the passages based on their relevance to query: {query}\n{instruct}" + "\n".join(passages) + "\n"
             f"<query>\n{query}{self.query_token}\n</query>"
             "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
         )
@@ -98,7 +98,7 @@ class ListwisePrompts:
         return f'<passage id="{number}">\n{document}{self.document_token}\n</passage>'
 
     def _clean(self, text: str) -> str:
-        """A text without the tokens that stand for documents and query."""
+        """A text without the tokens that mark documents and the query."""
         for token in (self.query_token, self.document_token):
             text = text.replace(token, "")
         return text
@@ -107,14 +107,14 @@ class ListwisePrompts:
         return (text, 0) if tokens is None else self.tokenizer.rendered.cut_text(text, tokens, side)
 
     def _lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, those of one that is no valid Unicode being left to the prompt's own check."""
+        """Tokens of each text; 0 for invalid Unicode, which is refused when the prompt is tokenised."""
         return [len(ids) if not isinstance(ids, Exception) else 0 for ids in self.tokenizer.rendered.content(texts)]
 
 
-def _too_long(most: int, index: int, length: int, query: int) -> InputTooLong:
+def _too_long(max_tokens: int, index: int, length: int, query: int) -> InputTooLong:
     longer = "query" if 2 * query > length else "document"
     return InputTooLong(
-        f"This model's maximum context length is {most} tokens, which document {index} ({length} tokens) does not fit "
+        f"This model's maximum context length is {max_tokens} tokens, which document {index} ({length} tokens) does not fit "
         f"into beside the query ({query} tokens, twice) and the template. Shorten the {longer}, cut "
         "both with max_tokens_per_doc and max_tokens_per_query, or cut the documents with truncate_prompt_tokens=-1.",
         "input_tokens",

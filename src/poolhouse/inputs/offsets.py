@@ -1,4 +1,4 @@
-"""Places: where each token stands in the caller's text, and which word it belongs to."""
+"""Offsets: where each token stands in the caller's text, and to which word it belongs."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import tokenizers
 from poolhouse.inputs.limits import Excerpt
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.python_tokenizers import PythonEncoding
-from poolhouse.packing.tokens import Ids, Places
+from poolhouse.packing.tokens import Ids, Offsets
 
 _SPACES = np.array([code for code in range(0x3001) if chr(code).isspace()], dtype=np.uint32)
 _UTF_32 = "utf-32-le" if sys.byteorder == "little" else "utf-32-be"
 
 
-def places_of(
+def offsets_of(
     encoding: tokenizers.Encoding | PythonEncoding,
     excerpt: Excerpt,
     prompt: Prompt,
-    knows_words: bool,
+    marks_words: bool,
     unknown: int | None,
-) -> Places:
-    """The place and word of each token.
+) -> Offsets:
+    """The bounds and word of each token.
 
-    Words are the tokenizer's own where it marks how a word goes on (WordPiece). Elsewhere a token goes on with the
-    word before it unless white space stands between them, and an unknown token is a word by itself: the rule of
-    transformers' token-classification pipeline, which knows the blank alone.
+    marks_words: the tokenizer marks tokens inside a word (WordPiece), so words are its own. Otherwise a token continues
+    the word before it unless white space is between them, and an unknown token is a word by itself. This is the rule of
+    transformers' token-classification pipeline, which looks for blanks only.
     unknown: the id of the unknown token.
     """
     assert prompt.text is not None
@@ -39,16 +39,16 @@ def places_of(
     if prompt.prefix:
         content &= offsets[:, 1] > 0
     offsets[~content] = 0
-    goes_on = _same_word(encoding) if knows_words else _no_space_between(offsets[:, 0], prompt.text)
+    continues = _same_word(encoding) if marks_words else _no_space_between(offsets[:, 0], prompt.text)
     if unknown is not None:
-        goes_on &= np.array(encoding.ids) != unknown
-    begins = content & ~goes_on
+        continues &= np.array(encoding.ids) != unknown
+    begins = content & ~continues
     begins[content.argmax()] |= content.any()
-    return Places(offsets, np.where(content, begins.cumsum() - 1, -1), special)
+    return Offsets(offsets, np.where(content, begins.cumsum() - 1, -1), special)
 
 
 def white_space(text: str) -> npt.NDArray[np.bool_]:
-    """[characters]: which are white space."""
+    """[characters], which of them are white space."""
     found: npt.NDArray[np.bool_] = np.isin(
         np.frombuffer(text.encode(_UTF_32, "surrogatepass"), dtype=np.uint32), _SPACES
     )

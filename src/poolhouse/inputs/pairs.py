@@ -1,4 +1,4 @@
-"""Pairs of texts joined as the tokenizer joins them; a text that stands in many pairs is tokenised once."""
+"""Pairs: two texts joined as the tokenizer joins them; a text of many pairs is tokenised once."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from poolhouse.inputs.python_tokenizers import PythonTokenizer
 from poolhouse.packing.tokens import Ids, Tokens
 
 Encode = Callable[[Sequence[Prompt], Sequence[Limit]], list[Tokens | InvalidRequest]]
-# Lengths of two texts and the room for both -> the lengths that they are cut to.
+# (tokens of the first text, of the second, room for both) -> the lengths that they are cut to.
 Shorten = Callable[[int, int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Template:
-    """What a tokenizer puts around a text, or around and between two, and the token types that it gives.
+    """The special tokens around a text, or around and between two texts, and token types.
 
-    parts: ids before, between and after the texts; one array more than there are texts. part_types: a type for each.
+    parts: ids before, between and after the texts; one array more than texts. part_types: a type for each of these ids.
     text_types: the type of each text's tokens.
     """
 
@@ -37,48 +37,52 @@ class Template:
     def of(cls, native: tokenizers.Tokenizer | PythonTokenizer, texts: int, special: bool = True) -> Template:
         """The template of a tokenizer for one text or two.
 
-        It is what the post-processor puts around tokens of another tokenizer, which need no alphabet in common.
+        The post-processor is asked for what it puts around texts of one token each. These are tokens of a stand-in, so it
+        does not matter what the tokenizer's own vocabulary is.
 
         Raises:
-            CheckpointError: texts that are left out, doubled or turned round.
+            CheckpointError: a post-processor that leaves out, repeats or reorders texts.
         """
         if isinstance(native, PythonTokenizer):
-            ids, types, sides = native.around(texts, special)
+            ids, types, owners = native.around(texts, special)
         else:
             stand_in = tokenizers.Tokenizer(tokenizers.models.WordLevel({"x": 0}, "x"))
             if native.post_processor is not None:
                 stand_in.post_processor = native.post_processor
             encoding = stand_in.encode("x", "x" if texts == 2 else None, add_special_tokens=special)
-            ids, types, sides = encoding.ids, encoding.type_ids, encoding.sequence_ids
-        places = [place for place, side in enumerate(sides) if side is not None]
-        if [sides[place] for place in places] != list(range(texts)):
+            ids, types, owners = encoding.ids, encoding.type_ids, encoding.sequence_ids
+        indices = [index for index, owner in enumerate(owners) if owner is not None]
+        order = [owners[index] for index in indices]
+        if order != list(range(texts)):
             raise CheckpointError(
                 "The tokenizer's post-processor does not give each text once and in order, which is not supported: "
-                f"of {texts} texts it makes the order {[sides[place] for place in places]}."
+                f"of {texts} texts it makes the order {order}."
             )
-        bounds = list(pairwise([-1, *places, len(ids)]))
+        bounds = list(pairwise([-1, *indices, len(ids)]))
         return cls(
             tuple(np.array(ids[start + 1 : end], dtype=np.int64) for start, end in bounds),
             tuple(np.array(types[start + 1 : end], dtype=np.int64) for start, end in bounds),
-            tuple(types[place] for place in places),
+            tuple(types[index] for index in indices),
         )
 
     @property
     def head(self) -> Ids:
-        """What stands before the first text."""
+        """Special tokens before the first text."""
         return self.parts[0]
 
     @property
     def tail(self) -> Ids:
-        """What stands after the last text."""
+        """Special tokens after the last text."""
         return self.parts[-1]
 
     @cached_property
     def special_tokens(self) -> int:
+        """How many special tokens there are."""
         return sum(map(len, self.parts))
 
     @cached_property
     def highest_type(self) -> int:
+        """The largest token type."""
         return max((*self.text_types, *(int(types.max()) for types in self.part_types if len(types))))
 
     def without_types(self) -> Template:
@@ -92,7 +96,7 @@ class Template:
         return np.concatenate([part for pair in zip(self.parts, texts, strict=False) for part in pair] + [self.tail])
 
     def types(self, *lengths: int) -> Ids | None:
-        """Token types of a prompt of texts of so many tokens; None where all are 0."""
+        """Token types of a prompt with texts of so many tokens; None where all are 0."""
         if not self.highest_type:
             return None
         types: list[Ids] = []
@@ -108,21 +112,22 @@ def encode_pairs(
     prompts: Sequence[Prompt],
     limits: Sequence[Limit],
 ) -> list[Tokens | InvalidRequest]:
-    """Tokens of each pair, or the error that it alone gets.
+    """Tokens of each pair, or an error for it alone.
 
-    encode: the tokenizer's, for single texts. templates: without special tokens, and with them.
+    encode: tokenises single texts. templates: without special tokens, and with them.
     """
-    sides: dict[tuple[str, str, Limit], int] = {}
-    places: list[tuple[int, int]] = []
+    # Each different text with its prefix and limit, and its index; then the two indices of each pair.
+    texts: dict[tuple[str, str, Limit], int] = {}
+    indices: list[tuple[int, int]] = []
     for prompt, limit in zip(prompts, limits, strict=True):
         assert prompt.text is not None
         assert prompt.pair is not None
-        alone = _of_one_side(limit)
-        first = sides.setdefault((prompt.text, prompt.prefix, alone), len(sides))
-        places.append((first, sides.setdefault((prompt.pair, "", alone), len(sides))))
-    encoded = encode([Prompt(text, None, prefix) for text, prefix, _ in sides], [limit for _, _, limit in sides])
+        alone = _limit_of_one(limit)
+        first = texts.setdefault((prompt.text, prompt.prefix, alone), len(texts))
+        indices.append((first, texts.setdefault((prompt.pair, "", alone), len(texts))))
+    encoded = encode([Prompt(text, None, prefix) for text, prefix, _ in texts], [limit for _, _, limit in texts])
     results: list[Tokens | InvalidRequest] = []
-    for (first, second), limit in zip(places, limits, strict=True):
+    for (first, second), limit in zip(indices, limits, strict=True):
         try:
             template = templates[limit.add_special_tokens]
             results.append(_joined(encoded[first], encoded[second], template, shorten, limit))
@@ -131,8 +136,8 @@ def encode_pairs(
     return results
 
 
-def _of_one_side(limit: Limit) -> Limit:
-    """A side is cut only where the pair could not hold it anyway."""
+def _limit_of_one(limit: Limit) -> Limit:
+    """The limit of one text of a pair: it is cut only where the pair could not hold all of it anyway."""
     return Limit(limit.max_tokens + 1, keep=-1, side=limit.side, add_special_tokens=False, lower_case=limit.lower_case)
 
 
@@ -146,17 +151,17 @@ def _joined(
     """The pair within its limits.
 
     Raises:
-        InvalidRequest: a side that is invalid. InputTooLong: naming how long each side is.
+        InvalidRequest: an invalid text. InputTooLong: naming how long each text is.
     """
-    for side in (first, second):
-        if isinstance(side, InvalidRequest):
-            raise side
+    for tokens in (first, second):
+        if isinstance(tokens, InvalidRequest):
+            raise tokens
     assert isinstance(first, Tokens)
     assert isinstance(second, Tokens)
     query = _cut(first.ids, limit.max_query_tokens, limit.side)
     document = _cut(second.ids, limit.max_document_tokens, limit.side)
     keep = limit.cut
-    room = (limit.within if keep is None else keep) - template.special_tokens
+    room = (limit.max_pass_tokens if keep is None else keep) - template.special_tokens
     if len(query) + len(document) > room:
         if keep is None:
             raise _too_long(first, second, limit, template)
@@ -167,11 +172,11 @@ def _joined(
                 keep,
             )
         if limit.max_document_tokens is not None and len(query) < room:
-            # Who limits documents wants the query whole; vLLM has it so.
-            most = len(query), room - len(query)
+            # Where documents have a limit, the query stays whole, as in vLLM.
+            sizes = len(query), room - len(query)
         else:
-            most = shorten(len(query), len(document), room)
-        query, document = (_cut(ids, size, limit.side) for ids, size in zip((query, document), most, strict=True))
+            sizes = shorten(len(query), len(document), room)
+        query, document = (_cut(ids, size, limit.side) for ids, size in zip((query, document), sizes, strict=True))
     return Tokens(
         template.join(query, document),
         template.types(len(query), len(document)),
@@ -187,7 +192,7 @@ def _cut(ids: Ids, size: int | None, side: str) -> Ids:
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Lengths that fit, taken from the longer side first, as the tokenizers library does."""
+    """Lengths that fit: the longer text is cut first, as in the tokenizers library."""
     short, long = min(first, second), max(first, second)
     long = short if short > room else max(short, room - short)
     if short + long > room:
@@ -197,7 +202,7 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def longest_first_of_python(first: int, second: int, room: int) -> tuple[int, int]:
-    """The same as transformers' Python tokenizers do it, where the other side may keep the odd token."""
+    """The same as in transformers' Python tokenizers, where the other text may keep the odd token."""
     excess = max(first + second - room, 0)
     longer = min(abs(first - second), excess)
     lost = (excess - longer) // 2
@@ -212,11 +217,11 @@ def _too_long(first: Tokens, second: Tokens, limit: Limit, template: Template) -
         "query": min(first.original_tokens, limit.max_query_tokens or first.original_tokens),
         "document": min(second.original_tokens, limit.max_document_tokens or second.original_tokens),
     }
-    longer = max(lengths, key=lambda side: lengths[side])
+    longer = max(lengths, key=lambda name: lengths[name])
     total = sum(lengths.values()) + template.special_tokens
     field = "max_tokens_per_query" if longer == "query" else "max_tokens_per_doc"
     return InputTooLong(
-        f"This model's maximum context length is {limit.within} tokens. However, your pair contains {total} input "
+        f"This model's maximum context length is {limit.max_pass_tokens} tokens. However, your pair contains {total} input "
         f"tokens: the query has {lengths['query']}, the document {lengths['document']}, and "
         f"{template.special_tokens} are special. Shorten the {longer}, cut it with {field}, or cut the pair with "
         "truncate_prompt_tokens=-1.",

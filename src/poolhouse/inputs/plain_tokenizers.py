@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 
-from poolhouse.files import read_json
+from poolhouse.files import Folder
 
 # What transformers registers for a model type; taken where the files name no class.
 REGISTERED = {
@@ -72,12 +71,12 @@ class _Class:
     plain_tokens: bool = False
 
 
-def is_as_written(native: Tokenizer, folder: Path, settings: Mapping[str, Any]) -> bool:
+def is_as_written(native: Tokenizer, folder: Folder, settings: Mapping[str, Any]) -> bool:
     """Whether AutoTokenizer would certainly give `native`, the tokenizer.json of a folder, as it is.
 
     settings: tokenizer_config.json.
     """
-    name = _class_name(read_json(folder / "config.json", needed=False), settings)
+    name = _class_name(folder.json("config.json", needed=False), settings)
     if name is None or not all(_is_known(key) for key in settings):
         return False
     built = CLASSES.get(name)
@@ -90,7 +89,7 @@ def is_as_written(native: Tokenizer, folder: Path, settings: Mapping[str, Any]) 
         return False  # values of a kind that transformers would not take either
 
 
-def special_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+def special_tokens(folder: Folder, settings: Mapping[str, Any]) -> dict[str, str]:
     """The named special tokens of a folder's files."""
     return _contents(_tokens(folder, settings) or {})
 
@@ -120,12 +119,12 @@ def _is_token(key: str) -> bool:
     return key.endswith("_token") and not key.startswith("add_")
 
 
-def _tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def _tokens(folder: Folder, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Special tokens by name, as the files have them; None where they have more than tokens."""
     tokens = {key: value for key, value in settings.items() if _is_token(key) or key in _TOKEN_LISTS}
     if "added_tokens_decoder" in settings:
         return tokens
-    beside = read_json(folder / "special_tokens_map.json", needed=False)
+    beside = folder.json("special_tokens_map.json", needed=False)
     if not all(_is_token(key) or key in _TOKEN_LISTS for key in beside):
         return None
     lists = [value for part in (tokens, beside) for key in _TOKEN_LISTS for value in _listed(part.get(key))]
@@ -145,7 +144,7 @@ def _contents(tokens: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _same_tokens(
-    native: Tokenizer, folder: Path, settings: Mapping[str, Any], tokens: Mapping[str, Any], built: _Class | None
+    native: Tokenizer, folder: Folder, settings: Mapping[str, Any], tokens: Mapping[str, Any], built: _Class | None
 ) -> bool:
     """Whether the other files add no token to those of tokenizer.json, and give none other properties or ids."""
     known: dict[int, AddedToken] = native.get_added_tokens_decoder()
@@ -154,7 +153,7 @@ def _same_tokens(
         if {int(number): AddedToken(**token) for number, token in stated} != known:
             return False
     by_content = {token.content: token for token in known.values()}
-    added = read_json(folder / "added_tokens.json", needed=False).items()
+    added = folder.json("added_tokens.json", needed=False).items()
     if any(token not in by_content or native.token_to_id(token) != number for token, number in added):
         return False
     # A dict in tokenizer_config.json needs a mark of its type.

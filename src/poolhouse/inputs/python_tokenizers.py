@@ -1,7 +1,7 @@
-"""PythonTokenizer: a tokenizer of transformers that is Python code, behind the methods of the tokenizers library.
+"""PythonTokenizer: a tokenizer of transformers that is Python code, with the methods of the tokenizers library.
 
-Such classes exist for ESM, PhoBERT, Japanese BERT and others that the tokenizers library cannot express. They are slower,
-one text at a time, and most do not know where in a text their tokens stand.
+ESM, PhoBERT, Japanese BERT and others have such classes, which the tokenizers library cannot express. They are slower,
+take one text at a time, and most return no offsets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tokenizers
 
 from poolhouse.errors import CheckpointError, InvalidRequest
 
-# Stand for the texts where special tokens are put around them; no token has such an id.
+# Ids that no token has: they stand for the texts that special tokens are put around.
 _FIRST, _SECOND = -1, -2
 
 
@@ -30,7 +30,7 @@ class PythonEncoding:
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
-        """Not known.
+        """Unknown.
 
         Raises:
             InvalidRequest: always.
@@ -43,7 +43,7 @@ class PythonEncoding:
 
     @property
     def word_ids(self) -> list[int | None]:
-        """Not known either; see `offsets`."""
+        """Unknown too; see `offsets`."""
         return [None for _ in self.offsets]
 
 
@@ -58,7 +58,7 @@ class PythonTokenizer:
         self._theirs = theirs
         self._lock = Lock()
         self.name = type(theirs).__name__
-        # Of the attributes of a model of the tokenizers library, it has `unk_token`.
+        # In place of the library's model; of its attributes, this one has `unk_token`.
         self.model = theirs
         self._head, self._tail = self._ends()
         self._check()
@@ -79,18 +79,18 @@ class PythonTokenizer:
     encode_batch_fast = encode_batch
 
     def around(self, texts: int, special: bool) -> tuple[list[int], list[int], list[int | None]]:
-        """Ids and types of one text or two of a token each, and which text each token is of (None: special)."""
+        """Ids and types of one text or two, of a token each, and to which text each token belongs (None: special)."""
         first, second = [_FIRST], [_SECOND] if texts == 2 else None
         if special:
             ids = list(self._theirs.build_inputs_with_special_tokens(first, second))
             types = list(self._theirs.create_token_type_ids_from_sequences(first, second))
         else:
             ids, types = [*first, *(second or ())], []
-        sides = [{_FIRST: 0, _SECOND: 1}.get(token) for token in ids]
-        return ids, types if len(types) == len(ids) else [0] * len(ids), sides
+        owners = [{_FIRST: 0, _SECOND: 1}.get(token) for token in ids]
+        return ids, types if len(types) == len(ids) else [0] * len(ids), owners
 
     def no_padding(self) -> None:
-        """Nothing is padded unless it is asked for."""
+        """Nothing is padded unless requested."""
 
     no_truncation = no_padding
 
@@ -100,8 +100,8 @@ class PythonTokenizer:
 
     @cached_property
     def _vocabulary(self) -> Mapping[str, int]:
-        made: Mapping[str, int] = self._theirs.get_vocab()
-        return made
+        vocabulary: Mapping[str, int] = self._theirs.get_vocab()
+        return vocabulary
 
     def get_vocab_size(self) -> int:
         """Entries, added tokens included."""
@@ -130,16 +130,17 @@ class PythonTokenizer:
         return text
 
     def _ends(self) -> tuple[list[int], list[int]]:
-        ids, _, sides = self.around(1, special=True)
-        if sides.count(0) != 1:
+        """Special tokens before and after a text."""
+        ids, _, owners = self.around(1, special=True)
+        if owners.count(0) != 1:
             raise CheckpointError(f"{self.name} is not supported: it does not give a text once among special tokens.")
-        place = sides.index(0)
-        return ids[:place], ids[place + 1 :]
+        index = owners.index(0)
+        return ids[:index], ids[index + 1 :]
 
     def _check(self) -> None:
-        """Compare with what the class itself answers."""
-        words = map(self.id_to_token, range(min(200, self.get_vocab_size())))
-        text = " ".join(word for word in words if word and word.isprintable())
+        """Compare the ids of a text with those that the class itself returns."""
+        entries = map(self.id_to_token, range(min(200, self.get_vocab_size())))
+        text = " ".join(entry for entry in entries if entry and entry.isprintable())
         try:
             expected = list(self._theirs(text)["input_ids"])
         except Exception as error:

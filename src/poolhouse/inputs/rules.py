@@ -1,4 +1,4 @@
-"""Sides: what a late-interaction model makes of queries and of documents.
+"""Rules by which a late-interaction model reads queries and documents: markers, lengths, expansion, skipped tokens.
 
 Source: Khattab and Zaharia 2020, ColBERT (arXiv 2004.12832), and its successors' files.
 """
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """How the texts of one side are read.
+class TextRules:
+    """How queries, or documents, are read.
 
-    marker: a token put behind the first one; "" for none.
-    length: most tokens, the marker and special ones included, longer texts being cut; None: the model's limit.
-    skipped: words whose tokens are read but get no vector (punctuation). only: ids of the tokens that get one, or all.
+    marker: a token inserted after the first one; "" for none.
+    length: longer texts are cut to so many tokens, the marker and special ones included; None: the model's limit.
+    skipped: tokens that are read but get no vector (punctuation). only: ids of the tokens that get one; () for all.
     """
 
     marker: str = ""
@@ -25,10 +25,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """Queries are filled up with mask tokens, which get vectors of their own.
+    """Query expansion: queries are filled up with mask tokens, which get vectors too.
 
-    length: tokens to fill up to. attended: whether tokens attend to them; they attend to the text in any case.
-    tokens: words of the mask token, the first that the tokenizer knows is taken.
+    length: tokens to fill up to. attended: whether other tokens attend to them; they attend to the text in any case.
+    tokens: names of the mask token; the first that the tokenizer has is taken.
     """
 
     length: int
@@ -38,9 +38,17 @@ class Expansion:
 
 @dataclass(frozen=True, slots=True)
 class LateInteraction:
-    """Both sides of a model, what queries are filled up with, and whether a score is a mean over query vectors."""
+    """Query and document rules of a model. mean: a score is the mean over query vectors instead of their sum."""
 
-    query: Side
-    document: Side
+    query: TextRules
+    document: TextRules
     expansion: Expansion | None = None
     mean: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ListwiseTokens:
+    """Tokens whose vectors a listwise reranker compares: one stands behind each document, one behind the query."""
+
+    document_token: str
+    query_token: str

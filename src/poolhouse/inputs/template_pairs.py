@@ -1,4 +1,4 @@
-"""Pairs rendered by a template, then tokenised; where one is too long, the document gives way and the template stays."""
+"""Rendered pairs: two texts in a score template, tokenised; where a pair is too long, its document is cut."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from poolhouse.inputs.python_tokenizers import PythonTokenizer
 from poolhouse.inputs.templates.score import SEAM, ScoreTemplate
 from poolhouse.packing.tokens import Ids, Tokens
 
-# Vocabulary entries that are tried as documents, where the tokenizer knows no digits.
-_MOST_FILLERS = 2000
+# Vocabulary entries that are tried as documents, where the tokenizer has no digits.
+_MAX_FILLERS = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """One pair on its way.
+    """A pair whose texts are cut to their own limits.
 
-    cut: tokens that the limits of the two sides took. lost: tokens of the document that could not have been kept.
+    cut: tokens that these limits took. lost: tokens of the document, about, that were cut early since none could be kept.
     """
 
     prompt: Prompt
@@ -40,7 +40,7 @@ class _Pair:
         return self.prompt.template
 
     def pieces(self, document: str | None = None) -> list[str]:
-        """The texts that are tokenised apart and make the prompt together. document: another than the pair's own."""
+        """The parts of the prompt, which are tokenised one by one. document: another than the pair's own."""
         shown = self.document if document is None else document
         return self.template.render(self.query, shown, self.prompt.prefix).split(SEAM)
 
@@ -48,9 +48,9 @@ class _Pair:
 class RenderedPairs:
     """The tokenizer of rendered pairs.
 
-    encode: texts to ids, with special tokens or without. special: what a text gets before and after its content.
-    lower_case: what holds where a limit leaves it to the tokenizer. lower: lower-cases a text.
-    known_ids: ids from here on are refused; None where none can be.
+    encode: texts to ids, with special tokens or without. special: the special tokens before and after a text.
+    lower_case: whether to lower-case where a limit leaves it to the tokenizer. lower: lower-cases a text.
+    known_ids: larger ids are refused, and this one too; None where the model knows all ids.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class RenderedPairs:
         self._known_ids = known_ids
 
     def encode(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
-        """Tokens of each pair, or the error that it alone gets."""
+        """Tokens of each pair, or an error for it alone."""
         results: list[Tokens | InvalidRequest | None] = [None] * len(prompts)
         pairs: dict[int, tuple[_Pair, list[str]]] = {}
         for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
@@ -83,13 +83,13 @@ class RenderedPairs:
         for index, (pair, pieces) in pairs.items():
             parts = [next(encoded) for _ in pieces]
             try:
-                results[index] = self._fitted(pair, self._joined(pair, parts))
+                results[index] = self._within_limit(pair, self._joined(pair, parts))
             except InvalidRequest as error:
                 results[index] = error
         return [result for result in results if result is not None]
 
     def cut_text(self, text: str, tokens: int, side: str) -> tuple[str, int]:
-        """The part of a text that makes at most so many tokens, and about how many tokens the rest has.
+        """The part of a text with at most so many tokens, and about how many tokens the rest has.
 
         side: "right" drops the end, "left" the beginning.
         """
@@ -113,12 +113,12 @@ class RenderedPairs:
         return self._lower_case if limit.lower_case is None else limit.lower_case
 
     def _pieces(self, pair: _Pair, document: str | None = None) -> list[str]:
-        """The texts that are tokenised apart, in the case that was asked. document: another than the pair's own."""
+        """The parts of the prompt, lower-cased where requested. document: another than the pair's own."""
         pieces = pair.pieces(document)
         return [self._lower(piece) for piece in pieces] if self._lowers(pair.limit) else pieces
 
     def _shortened(self, prompt: Prompt, limit: Limit) -> _Pair:
-        """The pair with each side cut to its own limit, and a document far over the limit to what could be kept of it."""
+        """The pair with each text cut to its own limit, and a document far over the limit to what could be kept of it."""
         assert prompt.text is not None
         assert prompt.pair is not None
         query, document, keep = prompt.text, prompt.pair, limit.cut
@@ -130,9 +130,9 @@ class RenderedPairs:
         if limit.max_document_tokens is not None:
             document, more = self.cut_text(document, limit.max_document_tokens, limit.side)
             cut += more
-        most = (limit.max_tokens + 1 if keep is None else keep) + SURPLUS
-        if len(document) > 2 * CHARACTERS_PER_TOKEN * most:
-            document, lost = self.cut_text(document, most, limit.side)
+        max_tokens = (limit.max_tokens + 1 if keep is None else keep) + SURPLUS
+        if len(document) > 2 * CHARACTERS_PER_TOKEN * max_tokens:
+            document, lost = self.cut_text(document, max_tokens, limit.side)
         return _Pair(prompt, query, document, limit, cut, lost)
 
     def _offsets(self, text: str) -> list[tuple[int, int]]:
@@ -141,7 +141,7 @@ class RenderedPairs:
             return self._native.encode(text, add_special_tokens=False).offsets
         except InvalidRequest:
             raise
-        except Exception as error:  # the library raises whatever it likes
+        except Exception as error:  # the library may raise any exception
             why = str(error) if is_unicode(text) else "it is no valid Unicode."
             raise InvalidRequest(f"The text cannot be tokenised: {why}", "prompt") from error
 
@@ -159,11 +159,11 @@ class RenderedPairs:
             check_ids(joined, self._known_ids)
         return joined
 
-    def _fitted(self, pair: _Pair, ids: Ids) -> Tokens:
+    def _within_limit(self, pair: _Pair, ids: Ids) -> Tokens:
         """The prompt within its limits.
 
         Raises:
-            InputTooLong: naming how long each side is.
+            InputTooLong: naming how long each text is.
         """
         limit, keep = pair.limit, pair.limit.cut
         whole = len(ids) + pair.lost
@@ -186,7 +186,7 @@ class RenderedPairs:
         return Tokens(ids, original_tokens=whole + pair.cut, original_is_estimate=pair.lost > 0)
 
     def _frame(self, pair: _Pair) -> tuple[Ids, Ids]:
-        """What stands before and after the document, whatever it is."""
+        """The tokens before and after the document: those that two prompts with different documents share."""
         first, second = (
             self._joined(pair, self._encode(self._pieces(pair, filler), False)) for filler in self._fillers
         )
@@ -194,21 +194,21 @@ class RenderedPairs:
 
     @cached_property
     def _fillers(self) -> tuple[str, str]:
-        """Two documents without a token in common: what their prompts share is the template's and the query's."""
-        entries = sorted(self._native.get_vocab().values())[:_MOST_FILLERS]
+        """Two documents without a token in common: what their prompts share is of the template and the query."""
+        entries = sorted(self._native.get_vocab().values())[:_MAX_FILLERS]
         tried: list[tuple[str, set[int]]] = []
         for text in ("0", "1 2 3 4", *(self._native.decode([entry]).strip() for entry in entries)):
             ids = self._encode([text], False)[0]
-            known = set() if isinstance(ids, InvalidRequest) else set(ids.tolist())
+            own = set() if isinstance(ids, InvalidRequest) else set(ids.tolist())
             for other, others in tried:
-                if known and others and known.isdisjoint(others):
+                if own and others and own.isdisjoint(others):
                     return other, text
-            tried.append((text, known))
+            tried.append((text, own))
         return tried[0][0], tried[1][0]
 
     def _too_long(self, pair: _Pair, total: int) -> InputTooLong:
         lengths = {"query": len(self._offsets(pair.query)), "document": len(self._offsets(pair.document)) + pair.lost}
-        longer = max(lengths, key=lambda side: lengths[side])
+        longer = max(lengths, key=lambda name: lengths[name])
         about = "about " if pair.lost else ""
         field = "max_tokens_per_query" if longer == "query" else "max_tokens_per_doc"
         return InputTooLong(

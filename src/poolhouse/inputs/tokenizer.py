@@ -1,4 +1,4 @@
-"""Tokenizer: texts to ids in batches, cut where asked, and honest about what was cut."""
+"""Tokenizer: texts and pairs to token ids in batches, cut to their limits, and ids back to texts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import models
 
 from poolhouse.errors import InvalidRequest
+from poolhouse.files import Folder
 from poolhouse.inputs.limits import (
     CHARACTERS_PER_TOKEN,
     SURPLUS,
@@ -22,7 +23,7 @@ from poolhouse.inputs.limits import (
     too_many_characters,
     too_many_tokens,
 )
-from poolhouse.inputs.offsets import places_of
+from poolhouse.inputs.offsets import offsets_of
 from poolhouse.inputs.pairs import Template, encode_pairs, longest_first, longest_first_of_python
 from poolhouse.inputs.prompts import Prompt, check_ids, is_unicode
 from poolhouse.inputs.python_tokenizers import PythonEncoding, PythonTokenizer
@@ -36,9 +37,9 @@ _Encoding = tokenizers.Encoding | PythonEncoding
 class Tokenizer:
     """The tokenizer of a checkpoint; safe from several threads at once.
 
-    read: what its files hold, or a tokenizer of the tokenizers library alone.
+    read: the content of its files, or just a tokenizer of the tokenizers library.
     lower_case: lower-case texts first (sentence-transformers' do_lower_case).
-    vocabulary_size: ids from here on are refused.
+    vocabulary_size: larger ids are refused, and this one too.
     model_types: rows of the model's table of token types; None where it is not known.
     """
 
@@ -71,7 +72,7 @@ class Tokenizer:
     @classmethod
     def from_folder(
         cls,
-        folder: Path,
+        folder: Path | Folder,
         *,
         lower_case: bool = False,
         trust_remote_code: bool = False,
@@ -83,7 +84,7 @@ class Tokenizer:
         Raises:
             CheckpointError: no tokenizer, or one that cannot be read.
         """
-        return cls(read_tokenizer(folder, trust_remote_code), lower_case, vocabulary_size, model_types)
+        return cls(read_tokenizer(Folder.of(folder), trust_remote_code), lower_case, vocabulary_size, model_types)
 
     @property
     def special_tokens(self) -> int:
@@ -92,12 +93,12 @@ class Tokenizer:
 
     @cached_property
     def character_bound(self) -> int:
-        """Characters of the longest vocabulary entry: no token stands for more."""
+        """Characters of the longest vocabulary entry: no token has more."""
         return max(map(len, self._native.get_vocab()), default=1)
 
     @cached_property
-    def _knows_words(self) -> bool:
-        """Whether tokens say themselves that they go on with a word, as WordPiece's do."""
+    def _marks_words(self) -> bool:
+        """Whether tokens inside a word are marked as such, as in WordPiece."""
         return bool(getattr(self._native.model, "continuing_subword_prefix", None))
 
     @cached_property
@@ -108,17 +109,17 @@ class Tokenizer:
 
     @cached_property
     def pair_templates(self) -> tuple[Template, Template]:
-        """What joins two texts, without special tokens and with them."""
+        """How two texts are joined, without special tokens and with them."""
         plain, whole = (self._typed(Template.of(self._native, 2, special)) for special in (False, True))
         return plain, whole
 
     def _typed(self, template: Template) -> Template:
         """The template with the token types that the model was trained with: none where it has no table of them."""
-        known = self._types is None or template.highest_type < self._types
-        return template if known else template.without_types()
+        fits = self._types is None or template.highest_type < self._types
+        return template if fits else template.without_types()
 
     def encode(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
-        """Tokens of each prompt, or the error that it alone gets; texts go to the library together."""
+        """Tokens of each prompt, or an error for it alone; texts go to the library together."""
         results: list[Tokens | InvalidRequest | None] = [None] * len(prompts)
         pairs = [index for index, prompt in enumerate(prompts) if prompt.pair is not None]
         for rendered in (False, True) if pairs else ():
@@ -137,20 +138,20 @@ class Tokenizer:
                 continue
             try:
                 if prompt.ids is not None:
-                    results[index] = self._given(prompt.ids, limit)
+                    results[index] = self._of_ids(prompt.ids, limit)
                 else:
-                    excerpts[index] = self._excerpt(prompt, self._of_content(limit))
+                    excerpts[index] = self._excerpt(prompt, self._single_limit(limit))
             except InvalidRequest as error:
                 results[index] = error
         groups: dict[tuple[bool, bool], list[int]] = {}
         for index in excerpts:
-            groups.setdefault((limits[index].add_special_tokens, limits[index].places), []).append(index)
-        for (special, places), indexes in groups.items():
-            encoded = self._encode([excerpts[index].text for index in indexes], special, places)
+            groups.setdefault((limits[index].add_special_tokens, limits[index].offsets), []).append(index)
+        for (special, offsets), indexes in groups.items():
+            encoded = self._encode([excerpts[index].text for index in indexes], special, offsets)
             for index, encoding in zip(indexes, encoded, strict=True):
                 try:
-                    limit = self._of_content(limits[index])
-                    results[index] = self._fitted(prompts[index], limit, excerpts[index], encoding)
+                    limit = self._single_limit(limits[index])
+                    results[index] = self._within_limit(prompts[index], limit, excerpts[index], encoding)
                 except InvalidRequest as error:
                     results[index] = error
         return [result for result in results if result is not None]
@@ -162,105 +163,113 @@ class Tokenizer:
 
     @cached_property
     def rendered(self) -> RenderedPairs:
-        """The same tokenizer for pairs that a template joins."""
+        """The same tokenizer for pairs that are joined by a template."""
         special = self._template.head, self._template.tail
         known = self.vocabulary_size if self._check_texts else None
         return RenderedPairs(self._native, self._ids, special, self._lower_case, self._lowered, known)
 
-    def _of_content(self, limit: Limit) -> Limit:
-        """The limit of a single text, with what was asked of its content alone counted in."""
+    def _single_limit(self, limit: Limit) -> Limit:
+        """The limit of a single text: max_query_tokens, which counts no special tokens, becomes part of `keep`."""
         if limit.max_query_tokens is None:
             return limit
-        most = limit.max_query_tokens + (self.special_tokens if limit.add_special_tokens else 0)
-        keep = limit.cut
-        if keep is None:
-            return limit if limit.most is not None and most > limit.most else replace(limit, keep=most)
-        return replace(limit, keep=min(keep, most))
+        keep, max_tokens = limit.cut, limit.max_query_tokens + (self.special_tokens if limit.add_special_tokens else 0)
+        if keep is not None:
+            return replace(limit, keep=min(keep, max_tokens))
+        if limit.max_uncut_tokens is not None and max_tokens > limit.max_uncut_tokens:
+            return limit
+        return replace(limit, keep=max_tokens)
 
-    def _encode(self, texts: list[str], special: bool, places: bool) -> list[_Encoding | InvalidRequest]:
-        # The fast call knows no places of tokens.
-        encode = self._native.encode_batch if places else self._native.encode_batch_fast
+    def _encode(self, texts: list[str], special: bool, offsets: bool) -> list[_Encoding | InvalidRequest]:
+        # The fast call returns no offsets.
+        encode = self._native.encode_batch if offsets else self._native.encode_batch_fast
         try:
             return list(encode(texts, add_special_tokens=special))
-        except Exception as error:  # noqa: BLE001 - one bad text fails the whole call, with whatever the library raises
+        except Exception as error:  # noqa: BLE001 - one bad text fails the whole call, with any exception of the library
             if len(texts) == 1:
                 why = str(error) if is_unicode(texts[0]) else "it is no valid Unicode."
                 return [InvalidRequest(f"The text cannot be tokenised: {why}", "prompt")]
-            return [result for text in texts for result in self._encode([text], special, places)]
+            return [result for text in texts for result in self._encode([text], special, offsets)]
 
     def _ids(self, texts: list[str], special: bool) -> list[Ids | InvalidRequest]:
         return [
             encoding if isinstance(encoding, InvalidRequest) else np.array(encoding.ids, dtype=np.int64)
-            for encoding in self._encode(texts, special, places=False)
+            for encoding in self._encode(texts, special, offsets=False)
         ]
 
-    def _given(self, ids: Ids, limit: Limit) -> Tokens:
-        """Ids as the caller made them, cut plainly."""
+    def _of_ids(self, ids: Ids, limit: Limit) -> Tokens:
+        """Token ids of the caller, cut at one end; special tokens are not told apart."""
         check_ids(ids, self.vocabulary_size)
-        if limit.places:
-            raise InvalidRequest("Places of characters need a text; token ids have none.", "prompt_token_ids")
+        if limit.offsets:
+            raise InvalidRequest("Character offsets need a text; token ids have none.", "prompt_token_ids")
         keep = limit.cut
-        if keep is None and limit.most is not None and len(ids) > limit.most:
-            raise too_many_tokens(limit.most, len(ids))
+        if keep is None and limit.max_uncut_tokens is not None and len(ids) > limit.max_uncut_tokens:
+            raise too_many_tokens(limit.max_uncut_tokens, len(ids))
         if keep is None or len(ids) <= keep:
             return Tokens(ids, original_tokens=len(ids))
         return Tokens(ids[:keep] if limit.side == "right" else ids[-keep:], original_tokens=len(ids))
 
     def _excerpt(self, prompt: Prompt, limit: Limit) -> Excerpt:
-        """The text to tokenise; of a text far over the limit, the part that matters."""
+        """What is tokenised of the text: the early cut of `poolhouse.inputs.limits`."""
         assert prompt.text is not None
         text = prompt.prefix + prompt.text if prompt.prefix else prompt.text
         keep = limit.cut
-        wanted = limit.most if keep is None else keep
+        wanted = limit.max_uncut_tokens if keep is None else keep
         if wanted is None:
             return excerpt(text, None, limit.side, self._lower(limit))
         if keep is None and len(text) > 4 * CHARACTERS_PER_TOKEN * wanted:
-            most = wanted * self.character_bound
-            if len(text) > most:
-                raise too_many_characters(wanted, len(text), most)
+            max_characters = wanted * self.character_bound
+            if len(text) > max_characters:
+                raise too_many_characters(wanted, len(text), max_characters)
         return excerpt(text, CHARACTERS_PER_TOKEN * (wanted + SURPLUS), limit.side, self._lower(limit))
 
     def _lower(self, limit: Limit) -> Callable[[str], str] | None:
-        """What lower-cases a text, where that is asked."""
-        asked = self._lower_case if limit.lower_case is None else limit.lower_case
-        return self._lowered if asked else None
+        """Lower-cases a text, where the request or else the model wants that."""
+        wanted = self._lower_case if limit.lower_case is None else limit.lower_case
+        return self._lowered if wanted else None
 
     def _lowered(self, text: str) -> str:
-        """The text in lower case, but for special tokens that it writes, as with transformers' normalizer."""
-        if self._spared is None:
+        """The text in lower case, except for special tokens in it, as with transformers' normalizer."""
+        if self._case_sensitive is None:
             return text.lower()
-        parts = self._spared.split(text)
-        return "".join(part if place % 2 else part.lower() for place, part in enumerate(parts))
+        # Odd parts are the special tokens.
+        parts = self._case_sensitive.split(text)
+        return "".join(part if index % 2 else part.lower() for index, part in enumerate(parts))
 
     @cached_property
-    def _spared(self) -> re.Pattern[str] | None:
+    def _case_sensitive(self) -> re.Pattern[str] | None:
         """Finds the special tokens that lower case would change."""
         added = self._native.get_added_tokens_decoder().values()
         names = [token.content for token in added if token.special and token.content != token.content.lower()]
-        words = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-        return re.compile(f"({words})") if words else None
+        pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        return re.compile(f"({pattern})") if pattern else None
 
-    def _fitted(self, prompt: Prompt, limit: Limit, part: Excerpt, encoding: _Encoding | InvalidRequest) -> Tokens:
-        """Tokens within the limit, or an error."""
+    def _within_limit(
+        self, prompt: Prompt, limit: Limit, part: Excerpt, encoding: _Encoding | InvalidRequest
+    ) -> Tokens:
+        """Tokens within the limit.
+
+        Raises:
+            InvalidRequest: a text that cannot be tokenised, or is too long and may not be cut.
+        """
         if isinstance(encoding, InvalidRequest):
             raise encoding
         keep, special = limit.cut, limit.add_special_tokens
-        part, encoding = self._enough(prompt, limit, part, encoding)
+        part, encoding = self._long_enough(prompt, limit, part, encoding)
         ids: Ids = np.array(encoding.ids, dtype=np.int64)
         if self._check_texts:
             check_ids(ids, self.vocabulary_size)
-        places = places_of(encoding, part, prompt, self._knows_words, self.unknown) if limit.places else None
+        offsets = offsets_of(encoding, part, prompt, self._marks_words, self.unknown) if limit.offsets else None
         skip = self._skip(prompt.prefix, special, self._lower(limit)) if prompt.prefix else 0
         if keep is None:
-            if limit.most is not None and len(ids) > limit.most:
-                raise too_many_tokens(limit.most, len(ids))
-            return Tokens(ids, self._single_types(ids, special), original_tokens=len(ids), skip=skip, places=places)
+            if limit.max_uncut_tokens is not None and len(ids) > limit.max_uncut_tokens:
+                raise too_many_tokens(limit.max_uncut_tokens, len(ids))
+            return Tokens(ids, self._single_types(ids, special), original_tokens=len(ids), skip=skip, offsets=offsets)
         if len(ids) <= keep and not part.shortened:
-            return Tokens(ids, self._single_types(ids, special), original_tokens=len(ids), skip=skip, places=places)
+            return Tokens(ids, self._single_types(ids, special), original_tokens=len(ids), skip=skip, offsets=offsets)
         original = len(ids)
         if part.shortened:
             original = max(round(len(ids) * part.whole / max(len(part.raw), 1)), keep + 1)
-        kept = self._kept(len(ids), keep, limit.side, special)
+        kept = self._kept_indices(len(ids), keep, limit.side, special)
         types = self._single_types(ids, special)
         return Tokens(
             ids[kept],
@@ -268,29 +277,31 @@ class Tokenizer:
             original_tokens=original,
             original_is_estimate=part.shortened,
             skip=min(skip, keep) if limit.side == "right" else max(0, skip - (len(ids) - keep)),
-            places=None if places is None else places.take(kept),
+            offsets=None if offsets is None else offsets.take(kept),
         )
 
     def _single_types(self, ids: Ids, special: bool) -> Ids | None:
         """Token types of a single text; None where all are 0, as in nearly all models."""
         return self._template.types(len(ids) - self.special_tokens) if special else None
 
-    def _enough(self, prompt: Prompt, limit: Limit, part: Excerpt, encoding: _Encoding) -> tuple[Excerpt, _Encoding]:
-        """An excerpt that has the tokens wanted: this one, or a longer one."""
-        wanted = (limit.cut or limit.most or 0) + SURPLUS
+    def _long_enough(
+        self, prompt: Prompt, limit: Limit, part: Excerpt, encoding: _Encoding
+    ) -> tuple[Excerpt, _Encoding]:
+        """An excerpt with `SURPLUS` tokens beyond those that are kept: this one, or a longer one."""
+        wanted = (limit.cut or limit.max_uncut_tokens or 0) + SURPLUS
         while part.shortened and len(encoding.ids) < wanted:
             if len(part.raw) > 2 * wanted * self.character_bound:
-                break  # a word too long for the vocabulary: its rest would be the same unknown token
+                break  # a word too long for the vocabulary: its rest belongs to the same unknown token
             text = prompt.prefix + (prompt.text or "")
             part = excerpt(text, 4 * len(part.raw), limit.side, self._lower(limit))
-            (again,) = self._encode([part.text], limit.add_special_tokens, limit.places)
+            (again,) = self._encode([part.text], limit.add_special_tokens, limit.offsets)
             if isinstance(again, InvalidRequest):
                 raise again
             encoding = again
         return part, encoding
 
-    def _kept(self, length: int, keep: int, side: str, special: bool) -> Ids:
-        """Which of so many tokens are kept, the special ones at both ends among them."""
+    def _kept_indices(self, length: int, keep: int, side: str, special: bool) -> Ids:
+        """Which of so many tokens are kept: the special ones at both ends, and as many others as there is room for."""
         tokens = np.arange(length)
         if length <= keep:
             return tokens
@@ -307,7 +318,7 @@ class Tokenizer:
         return np.concatenate((tokens[:head], content, tokens[end:]))
 
     def _skip(self, prefix: str, special: bool, lower: Callable[[str], str] | None) -> int:
-        """Leading tokens that a prefix makes, special ones included, counted as sentence-transformers does."""
+        """Leading tokens of a prefix, special ones included, counted as sentence-transformers does."""
         key = (prefix if lower is None else lower(prefix), special)
         if key not in self._prefix_tokens:
             ids = self._native.encode(key[0], add_special_tokens=special).ids
@@ -315,7 +326,7 @@ class Tokenizer:
         return self._prefix_tokens[key]
 
 
-# What transformers' clean_up_tokenization_spaces replaces, in its order.
+# The replacements of transformers' clean_up_tokenization_spaces, in its order.
 _CLEANER = (
     *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'")),
     *((" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
@@ -323,10 +334,10 @@ _CLEANER = (
 
 
 class Decoder:
-    """The way back from ids.
+    """Token ids back to texts.
 
-    clean_up: take away spaces before punctuation, as the tokenizer's config may want; BPE keeps its own spaces, and is
-    left alone as transformers does. vocabulary_size: ids from here on are refused.
+    clean_up: remove spaces before punctuation, where the tokenizer's config wants it; not for BPE, whose spaces are
+    tokens, as in transformers. vocabulary_size: larger ids are refused, and this one too.
     """
 
     def __init__(self, native: tokenizers.Tokenizer | PythonTokenizer, clean_up: bool, vocabulary_size: int) -> None:
@@ -346,7 +357,7 @@ class Decoder:
         return text
 
     def strings(self, ids: Sequence[int] | Ids) -> list[str]:
-        """The vocabulary entry of each id; "" where the model has a vector for an id without one.
+        """The vocabulary entry of each id; "" for an id of the model without an entry.
 
         Raises:
             InvalidRequest: an id out of the vocabulary.

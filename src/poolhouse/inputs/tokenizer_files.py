@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import normalizers
 
 from poolhouse.errors import CheckpointError
-from poolhouse.files import read_json
+from poolhouse.files import Folder
 from poolhouse.inputs.pairs import Template
 from poolhouse.inputs.plain_tokenizers import is_as_written, special_tokens
 from poolhouse.inputs.python_tokenizers import PythonTokenizer
@@ -39,7 +39,7 @@ class ReadTokenizer:
     notes: tuple[str, ...] = ()
 
 
-def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> ReadTokenizer:
+def read_tokenizer(folder: Folder, trust_remote_code: bool = False) -> ReadTokenizer:
     """The tokenizer in a folder, as AutoTokenizer gives it.
 
     It is read from tokenizer.json alone where that is certainly the same, since transformers takes a second to import.
@@ -47,12 +47,12 @@ def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> ReadTokeniz
     Raises:
         CheckpointError: no tokenizer, or one that cannot be read.
     """
-    path = folder / "tokenizer.json"
-    settings = read_json(folder / "tokenizer_config.json", needed=False)
+    path = folder.path / "tokenizer.json"
+    settings = folder.json("tokenizer_config.json", needed=False)
     names = settings.get("model_input_names")
     hides_types = isinstance(names, list) and "token_type_ids" not in names
     if not path.is_file():
-        if not any((folder / name).is_file() for name in _FILES):
+        if not any(folder.has(name) for name in _FILES):
             raise CheckpointError(f"{folder} has no tokenizer. Looked for tokenizer.json, {', '.join(_FILES)}.")
         try:
             return _by_transformers(folder, trust_remote_code, settings, hides_types)
@@ -114,7 +114,7 @@ def _panics_as_errors() -> Iterator[None]:
         raise RuntimeError(str(panic)) from panic
 
 
-def _side(word: Any, folder: Path) -> Literal["left", "right"]:
+def _side(word: Any, folder: Folder) -> Literal["left", "right"]:
     """A side that files may leave out.
 
     Raises:
@@ -130,21 +130,21 @@ def _side(word: Any, folder: Path) -> Literal["left", "right"]:
 
 
 def _by_transformers(
-    folder: Path, trust_remote_code: bool, settings: Mapping[str, Any], hides_types: bool
+    folder: Folder, trust_remote_code: bool, settings: Mapping[str, Any], hides_types: bool
 ) -> ReadTokenizer:
     """What AutoTokenizer makes of the files."""
     from transformers import AutoTokenizer
 
     with _quiet(), _panics_as_errors():
-        if not (folder / "tokenizer.json").is_file() and _names_internlm2(settings):
+        if not folder.has("tokenizer.json") and _names_internlm2(settings):
             return ReadTokenizer(_internlm2(folder), hides_types=hides_types)
-        theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        theirs = AutoTokenizer.from_pretrained(folder.path, local_files_only=True, trust_remote_code=trust_remote_code)
     notes: tuple[str, ...] = ()
     native = getattr(theirs, "_tokenizer", None)
     if not isinstance(native, tokenizers.Tokenizer):
         native = PythonTokenizer(theirs)
         notes = (f"Texts are tokenised by {native.name}, which is Python code and slower: no other form of it exists.",)
-    elif (folder / "tokenizer.json").is_file():
+    elif folder.has("tokenizer.json"):
         notes = _contradictions(native, settings, {"bos_token": theirs.bos_token, "eos_token": theirs.eos_token})
     return ReadTokenizer(
         native, _side(theirs.truncation_side, folder), theirs.clean_up_tokenization_spaces is True, hides_types, notes
@@ -197,12 +197,12 @@ def _names_internlm2(settings: Mapping[str, Any]) -> bool:
     return settings.get("tokenizer_class") in ("InternLM2Tokenizer", "InternLM2TokenizerFast")
 
 
-def _internlm2(folder: Path) -> tokenizers.Tokenizer:
+def _internlm2(folder: Folder) -> tokenizers.Tokenizer:
     """InternLM2's tokenizer, whose own class is code on the hub that transformers 5 does not run."""
     from sentencepiece import SentencePieceProcessor
     from transformers import TokenizersBackend
 
-    made = TokenizersBackend.from_pretrained(folder, local_files_only=True)
+    made = TokenizersBackend.from_pretrained(folder.path, local_files_only=True)
     native = tokenizers.Tokenizer.from_str(made.backend_tokenizer.to_str())
     pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).encode("a", out_type=str)
     if pieces[0].startswith("▁"):

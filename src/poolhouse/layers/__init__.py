@@ -1,1 +1,1 @@
-"""Tensors in, tensors out; nothing here knows a model."""
+"""Layers: tensors in, tensors out; no layer knows a model."""

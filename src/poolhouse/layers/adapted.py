@@ -1,13 +1,12 @@
-"""Low-rank changes of weights, chosen per row of a pack.
+"""Adapted layers: low-rank changes of weights (LoRA), chosen per row of a pack.
 
-An adapter changes a weight W to W + up @ down. Merged, that is a sum; per request, each adapter owns a span of rows, and
-only those rows take the detour through `down` and `up`. Source: Hu et al. 2021 (LoRA).
+An adapter changes a weight W to W + up @ down. A merged adapter is added to W once. An adapter per request owns some rows
+of the pack (`Segments.adapter_rows`), and only those rows are also multiplied by `down` and `up`.
+Source: Hu et al. 2021 (LoRA).
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +15,7 @@ from torch import Tensor
 
 from poolhouse.layers.feed_forward import ACTIVATIONS
 from poolhouse.layers.linear import Product
-
-# Rows [start, end) of a pack that belong to the adapter of that name.
-Span = tuple[str, int, int]
+from poolhouse.packing.segments import Segments
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,37 +40,32 @@ class LowRank:
         return LowRank(self.up.to(device, dtype).contiguous(), self.down.to(device, dtype).contiguous())
 
 
-class ActiveSpans(threading.local):
-    """Which rows of this thread's pack belong to which adapter; a model's adapted layers share one."""
-
-    spans: Sequence[Span] = ()
-
-
 class AdaptedLinear:
-    """A linear layer whose weight some rows see changed."""
+    """A linear layer with another weight for the rows of adapters."""
 
-    def __init__(self, linear: Product, active: ActiveSpans) -> None:
-        self.linear, self.active = linear, active
+    def __init__(self, linear: Product) -> None:
+        self.linear = linear
         self.out_features, self.in_features = linear.out_features, linear.in_features
         self.changes: dict[str, LowRank] = {}
 
-    def rows(self, count: int) -> int:
-        """See `Linear.rows`."""
-        return self.linear.rows(count)
+    def padded_rows(self, count: int) -> int:
+        """See `Linear.padded_rows`."""
+        return self.linear.padded_rows(count)
 
-    def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
+    def __call__(self, x: Tensor, activation: str = "none", segments: Segments | None = None) -> Tensor:
         """[total, in] -> [total, out]; `activation` is one of `fusable`."""
-        if not self.active.spans:
+        if segments is None or not segments.adapter_rows:
             return self.linear(x, activation)
-        y = self._change(self.linear(x), x)
+        y = self._change(self.linear(x), x, segments)
         return y if activation == "none" else ACTIVATIONS[activation](y)
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add_to(self, residual: Tensor, x: Tensor, segments: Segments | None = None) -> Tensor:
         """residual + self(x)."""
-        return self._change(self.linear.add_to(residual, x), x)
+        y = self.linear.add_to(residual, x)
+        return y if segments is None else self._change(y, x, segments)
 
-    def _change(self, y: Tensor, x: Tensor) -> Tensor:
-        for name, start, end in self.active.spans:
+    def _change(self, y: Tensor, x: Tensor, segments: Segments) -> Tensor:
+        for name, start, end in segments.adapter_rows:
             change = self.changes.get(name)
             if change is not None:
                 y[start:end].addmm_(F.linear(x[start:end], change.down), change.up.T)
@@ -83,16 +75,15 @@ class AdaptedLinear:
 class AdaptedTable:
     """What adapters add to the vectors of a table (token, type or position embeddings)."""
 
-    def __init__(self, active: ActiveSpans) -> None:
-        self.active = active
+    def __init__(self) -> None:
         self.changes: dict[str, LowRank] = {}
 
-    def add_to(self, x: Tensor, ids: Tensor | None) -> None:
+    def add_to(self, x: Tensor, ids: Tensor | None, segments: Segments) -> None:
         """Add to x, in place, what the adapters change in the rows `ids` of the table; None stands for row 0.
 
         x: [total, columns]; ids: [total].
         """
-        for name, start, end in self.active.spans:
+        for name, start, end in segments.adapter_rows:
             change = self.changes.get(name)
             if change is not None:
                 up = change.up[0] if ids is None else F.embedding(ids[start:end], change.up)

@@ -1,4 +1,4 @@
-"""The feed-forward half of a block."""
+"""Feed-forward layers of a block, plain, gated and as a mixture of experts, and their activations."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poolhouse.layers.linear import Product, fusable
+from poolhouse.packing.segments import Segments
 
 
 def _relu_squared(x: Tensor) -> Tensor:
@@ -23,7 +24,7 @@ def _quick_gelu(x: Tensor) -> Tensor:
     return x * (1.702 * x).sigmoid()
 
 
-# The activation words of config.json. Words of one line mean the same function.
+# The activation names of config.json. Names on one line mean the same function.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     **dict.fromkeys(("gelu", "gelu_python"), F.gelu),
     **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_tanh", "gelu_fast", "gelu_accurate"), _gelu_tanh),
@@ -48,19 +49,19 @@ class FeedForward:
         self.fused = _FUSED_NAMES.get(self.activation, "") if not gated else ""
         assert not self.fused or self.fused in fusable
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[total, hidden] -> [total, hidden]."""
-        return self.down(self._inner(x))
+    def __call__(self, x: Tensor, segments: Segments | None = None) -> Tensor:
+        """[total, hidden] -> [total, hidden]. segments: see `Product`."""
+        return self.down(self._inner(x, segments), segments=segments)
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add_to(self, residual: Tensor, x: Tensor, segments: Segments | None = None) -> Tensor:
         """residual + self(x)."""
-        return self.down.add_to(residual, self._inner(x))
+        return self.down.add_to(residual, self._inner(x, segments), segments)
 
-    def _inner(self, x: Tensor) -> Tensor:
-        """What `down` is applied to: [total, intermediate]."""
+    def _inner(self, x: Tensor, segments: Segments | None = None) -> Tensor:
+        """The input of `down`: [total, intermediate]."""
         if self.fused:
-            return self.up(x, self.fused)
-        hidden = self.up(x)
+            return self.up(x, self.fused, segments)
+        hidden = self.up(x, segments=segments)
         if not self.gated:
             return self.activation(hidden)
         gate, value = hidden.chunk(2, -1)
@@ -68,16 +69,16 @@ class FeedForward:
 
 
 class Experts:
-    """Feed-forwards of which a router chooses `chosen` for each token; their answers are weighted, summed and shifted.
+    """A mixture of experts: a router chooses `chosen` feed-forwards for each token; their weighted sum is shifted by bias.
 
-    The weights are the router's softmax over all experts, not made to sum to one again. bias: [hidden] or None.
+    The weights are the router's softmax over all experts, not normalised again. bias: [hidden] or None.
     Source: Nussbaum and Duderstadt 2025 (nomic-embed-text-v2-moe).
     """
 
     def __init__(self, router: Product, experts: list[FeedForward], bias: Tensor | None, chosen: int) -> None:
         self.router, self.experts, self.bias, self.chosen = router, experts, bias, chosen
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, segments: Segments | None = None) -> Tensor:
         """[total, hidden] -> [total, hidden]; each expert runs once, on all tokens that chose it."""
         weights, chosen = self.router(x).softmax(-1, dtype=torch.float32).topk(self.chosen)
         by_expert = chosen.flatten().argsort(stable=True)
@@ -88,6 +89,6 @@ class Experts:
         mixed = (by_token * weights.to(x.dtype)[..., None]).sum(1)
         return mixed if self.bias is None else mixed + self.bias
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add_to(self, residual: Tensor, x: Tensor, segments: Segments | None = None) -> Tensor:
         """residual + self(x)."""
         return residual + self(x)

@@ -1,4 +1,21 @@
-"""Linear layers; on CPUs the weight is laid out once for the matrix kernels, not at every call."""
+"""Linear: `x @ weight.T + bias`, on CPUs with the weight laid out once for the kernel that fits the number of rows.
+
+torch's own linear layer gets the weight in its plain layout and lays it out for the matrix kernel again at every call.
+For a short query that takes up to twice as long as the product itself. `Linear.prepack` does it once:
+
+    weight [out, in] --prepack--+--> prepacked   oneDNN's layout; the plain weight is dropped
+                                +--> transposed  [in, out], a second copy for few rows (small weights, Intel, AVX-512)
+
+    call with x [rows, in]
+        not prepacked (CUDA, or no gain)    F.linear, then the activation
+        transposed, and rows <= _FEW_ROWS   MKL's plain product, then the activation in place
+        prepacked                           x padded to `padded_rows`, oneDNN's product; bias, activation or residual
+                                            are applied while the result is written
+
+Why pad: oneDNN compiles and keeps a kernel for every number of rows and every shape of a matrix (0.5 ms, 0.4 MiB), and
+packs have any number of rows. So only _SIZES numbers between two powers of two are used, at most a quarter (or 15 rows)
+more than needed. A model that pads its hidden states once, to `padded_rows`, spares every layer a copy.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +28,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Overloads are named below (`.default`, `.binary`): a failed overload match prints its tensors, at 10 ms a call.
+from poolhouse.packing.segments import Segments
 
-# How oneDNN names the activations that it can apply while it writes a product: (operation, algorithm).
+# Operators are called by overload (`.default`, `.binary`): a failed overload match prints its tensors, 10 ms a call.
+
+# oneDNN's names of the activations that it can apply while it writes a product: (operation, algorithm).
 _FUSED_ACTIVATIONS = {"none": ("none", ""), "relu": ("relu", "")}
 # Without AVX-512 its error function takes four times as long as torch's: 1.5 of 6 ms for 262 x 384 x 1536.
 if torch.backends.cpu.get_cpu_capability() == "AVX512":
     _FUSED_ACTIVATIONS |= {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
 
+# Up to so many rows (a short query), MKL's plain product is faster than oneDNN's on Intel with AVX-512: 50 against 73 us
+# for 8 x 384 x 1152. The second copy of the weight is kept for matrices of up to _SMALL entries.
+_FEW_ROWS = 24
+_SMALL = 3 * 2**20
+# Numbers of rows between two powers of two, and the least distance between two of them.
+_SIZES = 4
+_MIN_STEP = 16
+
 
 class Product(Protocol):
-    """What blocks need of a linear layer; `Linear` and `AdaptedLinear` are two."""
+    """What blocks need of a linear layer: `Linear`, or `AdaptedLinear`.
+
+    segments: whose rows x holds; only layers that treat some rows differently look at it.
+    """
 
     out_features: int
     in_features: int
 
-    def rows(self, count: int) -> int: ...
+    def padded_rows(self, count: int) -> int: ...
 
-    def __call__(self, x: Tensor, activation: str = "none") -> Tensor: ...
+    def __call__(self, x: Tensor, activation: str = "none", segments: Segments | None = None) -> Tensor: ...
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor: ...
-
-
-# Up to so many rows (a short query), MKL's plain product beats oneDNN's on Intel with AVX-512: 50 against 73 us for
-# 8 x 384 x 1152. It needs a second copy of the weight, kept for matrices of up to so many entries.
-_FEW_ROWS = 24
-_SMALL = 3 * 2**20
-
-
-# Rows are made up to one of so many numbers between two powers of two, no nearer than the least step: for each, and each
-# shape of a matrix, oneDNN compiles a kernel in 0.5 ms and keeps its 0.4 MiB.
-_SIZES = 4
-_LEAST_STEP = 16
+    def add_to(self, residual: Tensor, x: Tensor, segments: Segments | None = None) -> Tensor: ...
 
 
 class Linear:
@@ -60,10 +78,7 @@ class Linear:
         self.transposed: Tensor | None = None
 
     def prepack(self) -> None:
-        """Lay the weight out for oneDNN and drop the plain copy; does nothing where that is no gain.
-
-        The plain call repacks the weight each time: up to three times the work for a short query.
-        """
+        """Lay the weight out for oneDNN and drop the plain copy; does nothing where that is no gain."""
         weight = self.weight
         if weight is None or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
             return
@@ -73,14 +88,14 @@ class Linear:
             if weight.dtype == torch.float32 and weight.numel() <= _SMALL and _mkl_is_quicker():
                 self.transposed = weight.T.contiguous()
 
-    def rows(self, count: int) -> int:
-        """How many rows it computes where it is given so many; giving them at once spares a copy."""
+    def padded_rows(self, count: int) -> int:
+        """How many rows are computed for `count` rows; a caller that pads to this number spares a copy."""
         if self.prepacked is None or (self.transposed is not None and count <= _FEW_ROWS):
             return count
-        step = max(_LEAST_STEP, (1 << (count - 1).bit_length()) // (2 * _SIZES))
+        step = max(_MIN_STEP, (1 << (count - 1).bit_length()) // (2 * _SIZES))
         return -(-count // step) * step
 
-    def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
+    def __call__(self, x: Tensor, activation: str = "none", segments: Segments | None = None) -> Tensor:
         """[rows, in] -> [rows, out]; `activation` is one of `fusable`."""
         y: Tensor
         if self.transposed is not None and len(x) <= _FEW_ROWS:
@@ -89,7 +104,7 @@ class Linear:
             fused = activation if activation in _FUSED_ACTIVATIONS else "none"
             operation, algorithm = _FUSED_ACTIVATIONS[fused]
             rows = len(x)
-            if missing := self.rows(rows) - rows:
+            if missing := self.padded_rows(rows) - rows:
                 x = F.pad(x, (0, 0, 0, missing))
             y = torch.ops.mkldnn._linear_pointwise.default(x, self.prepacked, self.bias, operation, [], algorithm)
             if missing:
@@ -101,13 +116,13 @@ class Linear:
             y = F.linear(x, self.weight, self.bias)
         return y if activation == "none" else _ACTIVATIONS[activation](y)
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add_to(self, residual: Tensor, x: Tensor, segments: Segments | None = None) -> Tensor:
         """residual + self(x), written in one pass where the kernels can."""
         if self.transposed is not None and len(x) <= _FEW_ROWS:
             if self.bias is None:
                 return torch.addmm(residual, x, self.transposed)
             return (residual + self.bias).addmm_(x, self.transposed)
-        if self.prepacked is None or self.rows(len(x)) != len(x):
+        if self.prepacked is None or self.padded_rows(len(x)) != len(x):
             return residual + self(x)
         return torch.ops.mkldnn._linear_pointwise.binary(  # type: ignore[no-any-return]
             x, residual, self.prepacked, self.bias, "add"
@@ -119,7 +134,7 @@ class Linear:
 
 @cache
 def _mkl_is_quicker() -> bool:
-    """Whether this is a CPU on which MKL beats oneDNN for few rows; on AMD, it does not."""
+    """Whether MKL is faster than oneDNN for few rows on this CPU: on Intel with AVX-512; on AMD it is not."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkl.is_available():
         return False
     cpu = Path("/proc/cpuinfo")
@@ -130,7 +145,7 @@ def _has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-# In place.
+# In place, for activations that the kernel did not apply.
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": torch.ops.aten.gelu_.default,
     "gelu_tanh": lambda x: torch.ops.aten.gelu_.default(x, approximate="tanh"),

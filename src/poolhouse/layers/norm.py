@@ -1,4 +1,4 @@
-"""Normalisation of each row."""
+"""Norms: layer and RMS normalisation of each row."""
 
 from __future__ import annotations
 

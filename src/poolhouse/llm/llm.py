@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from poolhouse.engine.request import Answer, Request, facts
+from poolhouse.engine.request import Answer, Request, prompt_fields
 from poolhouse.engine.waiting import gather
 from poolhouse.errors import UnsupportedTask
-from poolhouse.inputs.prompts import Prompts
+from poolhouse.inputs.prompts import PromptsInput
 from poolhouse.llm.requests import Asked, Options, Params, requests_of
 from poolhouse.llm.results import wait
 from poolhouse.outputs import TokenClassificationOutput, TokenClassificationRequestOutput
@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from poolhouse.engine.open import open_engine
-from poolhouse.engine.request import facts_of
-from poolhouse.engine.waiting import located, prompt_place
+from poolhouse.engine.request import token_fields
+from poolhouse.engine.waiting import prompt_path, with_path
 from poolhouse.errors import EngineError, InvalidRequest
-from poolhouse.inputs.prompts import PromptLike, each, role_of
+from poolhouse.inputs.prompts import PromptInput, each, role_of
 from poolhouse.llm import results
 from poolhouse.llm.requests import Joining, Pruning, required_task, score_plan, sparse_plan
 from poolhouse.llm.results import shown
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 
 def token_classify(
     self: LLM,
-    prompts: Prompts,
+    prompts: PromptsInput,
     *,
     aggregation_strategy: str = "simple",
     ignore_labels: Collection[str] = ("O",),
@@ -83,7 +83,7 @@ def token_classify(
     """The labels of every token, and the entities that they make, per text in input order.
 
     aggregation_strategy: none (each token by itself), simple (neighbours of one label), or first, average, max (the
-    tokens of a word agree first); numbers as in transformers' pipeline. Places are characters of the text as given.
+    tokens of a word agree first); numbers as in transformers' pipeline. Offsets are characters of the text as given.
 
     Raises:
         UnsupportedTask: the model has no labels per token, or does not answer with a row for each.
@@ -99,7 +99,7 @@ def token_classify(
 
 async def token_classify_async(
     self: LLM,
-    prompts: Prompts,
+    prompts: PromptsInput,
     *,
     aggregation_strategy: str = "simple",
     ignore_labels: Collection[str] = ("O",),
@@ -117,9 +117,9 @@ async def token_classify_async(
     return self._outputs(zip(requests, answers, strict=True), _labelled(self.engine, strategy, ignore_labels))
 
 
-def _label_requests(engine: Engine, prompts: Prompts, asked: Asked) -> Sequence[Request]:
+def _label_requests(engine: Engine, prompts: PromptsInput, asked: Asked) -> Sequence[Request]:
     requests = requests_of(engine, prompts, "token_classify", asked)
-    return [replace(request, places=True) for request in requests]
+    return [replace(request, offsets=True) for request in requests]
 
 
 def _labelled(
@@ -129,7 +129,7 @@ def _labelled(
 
     def build(request_id: str, pair: tuple[Request, Answer]) -> TokenClassificationRequestOutput:
         request, answer = pair
-        text, places, scores = request.prompt.text, answer.tokens.places, answer.array
+        text, offsets, scores = request.prompt.text, answer.tokens.offsets, answer.array
         if engine.facts.token_weights:
             raise UnsupportedTask("This model weighs tokens, it does not label them; use embed_sparse or encode.")
         if len(scores) != len(answer.tokens):
@@ -137,12 +137,12 @@ def _labelled(
                 "Entities need a row per token, but this model pools steps (STEP); use encode instead."
             )
         assert text is not None
-        assert places is not None
+        assert offsets is not None
         if not pipeline.activates(request.params):
             scores = probabilities(scores)
-        found = entities(text, scores, places, engine.facts.label_names, strategy, ignored)
+        found = entities(text, scores, offsets, engine.facts.label_names, strategy, ignored)
         output = TokenClassificationOutput(answer.array, tuple(found))
-        return TokenClassificationRequestOutput(request_id, output, **facts(answer))
+        return TokenClassificationRequestOutput(request_id, output, **prompt_fields(answer))
 
     return build
 
@@ -226,7 +226,7 @@ def _place(_: int) -> str:
 
 
 def _chunked(request_id: str, chunked: Chunked) -> ChunkedEmbeddingRequestOutput:
-    return ChunkedEmbeddingRequestOutput(request_id, chunked.chunks, **facts_of(chunked.tokens, chunked.windows))
+    return ChunkedEmbeddingRequestOutput(request_id, chunked.chunks, **token_fields(chunked.tokens, chunked.windows))
 
 
 # SPLADE answers with the whole vocabulary: a window of answers holds at most so many numbers (256 MB), or prompts.
@@ -235,7 +235,7 @@ _MOST_NUMBERS, _MOST_PROMPTS = 2**26, 4096
 
 def embed_sparse(
     self: LLM,
-    prompts: Prompts,
+    prompts: PromptsInput,
     *,
     top_k: int | None = None,
     threshold: float | None = None,
@@ -262,7 +262,7 @@ def embed_sparse(
 
 async def embed_sparse_async(
     self: LLM,
-    prompts: Prompts,
+    prompts: PromptsInput,
     *,
     top_k: int | None = None,
     threshold: float | None = None,
@@ -280,7 +280,7 @@ async def embed_sparse_async(
 
 def embed_sparse_array(
     self: LLM,
-    prompts: Prompts,
+    prompts: PromptsInput,
     *,
     top_k: int | None = None,
     threshold: float | None = None,
@@ -321,12 +321,12 @@ def _windows(engine: Engine, plan: SparsePlan, size: int) -> Iterator[Sparse]:
         for future in (*waiting, *ahead):
             future.cancel()
         if isinstance(error, InvalidRequest):
-            raise located(error, waiting, lambda index: prompt_place(first + index)) from None
+            raise with_path(error, waiting, lambda index: prompt_path(first + index)) from None
         raise
 
 
 def _output(request_id: str, sparse: Sparse) -> SparseRequestOutput:
-    return SparseRequestOutput(request_id, sparse.vector, **facts_of(sparse.tokens, sparse.chunks))
+    return SparseRequestOutput(request_id, sparse.vector, **token_fields(sparse.tokens, sparse.chunks))
 
 
 # While one block is packed or used by the caller, the engine reads the next.
@@ -335,7 +335,7 @@ _BLOCKS_AHEAD = 1
 
 def embed_tokens(
     self: LLM,
-    prompts: Prompts,
+    prompts: PromptsInput,
     *,
     input_type: str | None = None,
     token_pooling_factor: float | None = None,
@@ -364,7 +364,7 @@ def embed_tokens(
 
 async def embed_tokens_async(
     self: LLM,
-    prompts: Prompts,
+    prompts: PromptsInput,
     *,
     input_type: str | None = None,
     token_pooling_factor: float | None = None,
@@ -385,7 +385,7 @@ async def embed_tokens_async(
 
 def embed_tokens_in_blocks(
     self: LLM,
-    prompts: Iterable[PromptLike],
+    prompts: Iterable[PromptInput],
     *,
     prompts_per_block: int = 1024,
     input_type: str | None = None,
@@ -436,7 +436,7 @@ def _blocks(
         if os.getpid() != process:
             raise EngineError("This process was forked amid the blocks, which the other one reads: ask here anew.")
         first = next(firsts)
-        return pack(wait(flying.popleft(), False, "", lambda index: prompt_place(first + index)))
+        return pack(wait(flying.popleft(), False, "", lambda index: prompt_path(first + index)))
 
     try:
         for futures in submitted:
@@ -514,7 +514,7 @@ class LLM:
 
     def embed(
         self,
-        prompts: Prompts,
+        prompts: PromptsInput,
         *,
         use_tqdm: bool | Callable[..., Any] = True,
         pooling_params: Params = None,
@@ -545,7 +545,7 @@ class LLM:
 
     async def embed_async(
         self,
-        prompts: Prompts,
+        prompts: PromptsInput,
         *,
         pooling_params: Params = None,
         prompt_name: str | None = None,
@@ -562,7 +562,7 @@ class LLM:
 
     def embed_array(
         self,
-        prompts: Prompts,
+        prompts: PromptsInput,
         *,
         use_tqdm: bool | Callable[..., Any] = True,
         pooling_params: Params = None,
@@ -586,7 +586,7 @@ class LLM:
 
     def encode(
         self,
-        prompts: Prompts,
+        prompts: PromptsInput,
         pooling_params: Params = None,
         *,
         pooling_task: str | None = None,
@@ -618,7 +618,7 @@ class LLM:
 
     async def encode_async(
         self,
-        prompts: Prompts,
+        prompts: PromptsInput,
         pooling_params: Params = None,
         *,
         pooling_task: str | None = None,
@@ -639,7 +639,7 @@ class LLM:
 
     def classify(
         self,
-        prompts: Prompts,
+        prompts: PromptsInput,
         *,
         use_tqdm: bool | Callable[..., Any] = True,
         pooling_params: Params = None,
@@ -664,7 +664,7 @@ class LLM:
 
     async def classify_async(
         self,
-        prompts: Prompts,
+        prompts: PromptsInput,
         *,
         pooling_params: Params = None,
         prompt_name: str | None = None,
@@ -736,7 +736,7 @@ class LLM:
 
     def reward(
         self,
-        prompts: Prompts,
+        prompts: PromptsInput,
         *,
         use_tqdm: bool | Callable[..., Any] = True,
         pooling_params: Params = None,

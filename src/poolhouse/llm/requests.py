@@ -10,7 +10,7 @@ from typing import Any, Literal
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
-from poolhouse.inputs.prompts import Prompts, parse_prompts, parse_side
+from poolhouse.inputs.prompts import PromptsInput, parse_prompts, parse_texts
 from poolhouse.inputs.templates.score import score_template
 from poolhouse.params import PoolingParams, parse_lora_requests
 from poolhouse.plans import scoring, sparse
@@ -61,7 +61,7 @@ class Pruning:
     threshold: float | None = None
 
 
-def requests_of(engine: Engine, prompts: Prompts, task: Task, asked: Asked, first: int = 0) -> list[Request]:
+def requests_of(engine: Engine, prompts: PromptsInput, task: Task, asked: Asked, first: int = 0) -> list[Request]:
     """A request per prompt, in order. first: the number of the first one, for messages.
 
     Raises:
@@ -123,7 +123,7 @@ def score_plan(
     if not made.add_special_tokens:
         raise InvalidRequest("add_special_tokens=False means nothing to pairs.", "add_special_tokens")
     (adapter,) = _adapters(engine, asked, 1)
-    queries, documents = parse_side(data_1, "data_1"), parse_side(data_2, "data_2")
+    queries, documents = parse_texts(data_1, "data_1"), parse_texts(data_2, "data_2")
     template = None if joining.chat_template is None else score_template(joining.chat_template)
     params = made.params(asked.params)
     weights = None if joining.weights is None else tuple(joining.weights)
@@ -141,7 +141,7 @@ def score_plan(
     return replace(plan, requests=requests), place
 
 
-def sparse_plan(engine: Engine, prompts: Prompts, asked: Asked, pruning: Pruning) -> sparse.SparsePlan:
+def sparse_plan(engine: Engine, prompts: PromptsInput, asked: Asked, pruning: Pruning) -> sparse.SparsePlan:
     """Requests of `LLM.embed_sparse`, and what becomes of their answers.
 
     Raises:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from poolhouse.engine.interface import PoolingEngine
-from poolhouse.engine.request import Answer, Request, facts, pooling
-from poolhouse.engine.waiting import located, prompt_place
+from poolhouse.engine.request import Answer, Request, pooling, prompt_fields
+from poolhouse.engine.waiting import prompt_path, with_path
 from poolhouse.errors import InvalidRequest
 from poolhouse.outputs import (
     ClassificationOutput,
@@ -49,7 +49,7 @@ def embedded(engine: PoolingEngine) -> Callable[[str, tuple[Request, Answer]], A
         request, answer = answered
         if request.task == "token_embed":
             return matrix(request_id, answered)
-        return EmbeddingRequestOutput(request_id, EmbeddingOutput(answer.array), **facts(answer))
+        return EmbeddingRequestOutput(request_id, EmbeddingOutput(answer.array), **prompt_fields(answer))
 
     return build
 
@@ -61,14 +61,14 @@ def classification(
 
     def named(request_id: str, answer: Answer) -> ClassificationRequestOutput:
         output = ClassificationOutput(answer.array, labels.get(int(answer.array.argmax())))
-        return ClassificationRequestOutput(request_id, output, **facts(answer))
+        return ClassificationRequestOutput(request_id, output, **prompt_fields(answer))
 
     return named
 
 
 def scored(request_id: str, score: Score) -> ScoringRequestOutput:
     """A pair's score; its token ids are those of all prompts that were run for it."""
-    prompts = [facts(answer) for answer in score.answers]
+    prompts = [prompt_fields(answer) for answer in score.answers]
     return ScoringRequestOutput(
         request_id,
         ScoringOutput(score.score),
@@ -83,7 +83,7 @@ def wait(
     futures: Sequence[Future[Answer]],
     progress: bool | Callable[..., Any],
     label: str,
-    place: Callable[[int], str] = prompt_place,
+    place: Callable[[int], str] = prompt_path,
 ) -> list[Answer]:
     """All answers in order; the first failure is raised, and what still waits is cancelled.
 
@@ -95,7 +95,7 @@ def wait(
         for future in futures:
             future.cancel()
         if isinstance(error, InvalidRequest):
-            raise located(error, futures, place) from None
+            raise with_path(error, futures, place) from None
         raise
 
 

@@ -1,9 +1,9 @@
-"""A checkpoint of a native family -> its backbone, mostly a Transformer."""
+"""Native loading: a checkpoint of a native family -> its backbone, mostly a Transformer, and its head."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,34 +12,74 @@ import torch
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
-from poolhouse.models.adapters.adapters import AdapterOptions, Adapters, adapters_of, merged_into
-from poolhouse.models.adapters.low_rank import Adapter, Target
+from poolhouse.models.adapters.adapters import AdapterOptions, Adapters, adapters_of, merged_into, with_heads
+from poolhouse.models.adapters.low_rank import Adapter, Target, tails
 from poolhouse.models.adapters.task_adapters import plain, read_task_adapters
 from poolhouse.models.backbone import Backbone
 from poolhouse.models.files.checkpoint import Checkpoint, Config
+from poolhouse.models.files.config import architecture
+from poolhouse.models.heads.heads import VOCABULARY, LoadedHead, check_head, read_head, step_head
+from poolhouse.models.heads.late_interaction import PROJECTIONS
+from poolhouse.models.heads.rerankers import token_head
+from poolhouse.models.model import Served, Sizes
 from poolhouse.models.native.families import Family
+from poolhouse.models.native.spec import TransformerSpec
 from poolhouse.models.native.weights import Weights, claim, find_layout, unclaimed
+from poolhouse.models.plan import LoadPlan, Native
+from poolhouse.models.roles import judges_steps
 from poolhouse.packing.batch import Batch
 from poolhouse.packing.tokens import Tokens
 
 _NO_ADAPTERS = AdapterOptions()
 
 
-@dataclass(frozen=True, slots=True)
+def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Served:
+    """The backbone and the head of a checkpoint, and notes about what was left out or merged.
+
+    Raises:
+        CheckpointError: tensors that are missing, not known, or do not fit.
+    """
+    family, config, adapters = native.family, plan.config, plan.options.adapters
+    others = () if plan.late is None else PROJECTIONS
+    loaded = load_transformer(family, native.spec, config, checkpoint, plan.dtype, plan.device, adapters, others)
+    head, notes = _head(plan, native, checkpoint, loaded)
+    used = frozenset() if head is None else head.used
+    if plan.late is not None:
+        used |= plan.late.used(checkpoint.tensors)
+    left = tuple(name for name in loaded.aside if used.isdisjoint(tails(name)))
+    notes += [f"Tensors left out: {_short(left)}."] if left else []
+    if config.get("is_causal") is False and any("CausalLM" in name for name in config.get("architectures") or ()):
+        notes.append(
+            "config.json says is_causal: false, so tokens see both sides, as in transformers, although the model is "
+            "named after a decoder. hf_overrides={'is_causal': True} makes it one."
+        )
+    merged = [str(folder) for folder in adapters.base_merge] + [adapters.merge or ""]
+    notes += [f"Merged into the weights: the adapter {name}." for name in merged if name]
+    if loaded.adapters.names:
+        notes.append(f"Adapters: {_short(loaded.adapters.names)}.")
+    return Served(
+        backbone=loaded.transformer,
+        served_by=f"native {config['model_type']}, packed",
+        sizes=loaded.sizes,
+        pooling=family.pooling,
+        head=head,
+        adapters=loaded.adapters,
+        endless=loaded.endless,
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
     """A backbone, its sizes, and the tensors that were left out on purpose.
 
     prefix: what stands before the backbone's names in the checkpoint. token_table: name of the matrix of its tokens.
     table: that matrix, [vocabulary, features]. endless: whether positions are neither looked up nor turned into angles,
-    so that texts longer than max_tokens are read in the same way. merged: the adapters that the weights hold.
-    token_types: rows of its table of token types, or 0.
+    so that texts longer than `sizes.positions` are read in the same way. merged: the adapters that the weights hold.
     """
 
     transformer: Backbone
-    hidden_size: int
-    vocabulary_size: int
-    parameters: int
-    max_tokens: int | None
+    sizes: Sizes
     aside: tuple[str, ...]
     table: Tensor
     adapters: Adapters
@@ -47,11 +87,11 @@ class Loaded:
     token_table: str = ""
     merged: tuple[Adapter, ...] = ()
     endless: bool = False
-    token_types: int = 0
 
 
 def load_transformer(
     family: Family,
+    spec: TransformerSpec,
     config: Config,
     checkpoint: Checkpoint,
     dtype: torch.dtype,
@@ -72,10 +112,6 @@ def load_transformer(
         wanted = [layout.token_table + ".weight" for layout in family.layouts]
         raise CheckpointError(f"{checkpoint.folder} has no token table. Looked for {wanted}, with any prefix.")
     layout, prefix = found
-    try:
-        spec = family.spec(config)
-    except (TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"The config of {checkpoint.folder} cannot be understood: {error!r}") from error
     claimed = claim(layout, prefix, spec, tensors, dtype, device)
     aside, unknown = unclaimed(claimed.left, prefix, (*family.aside, *map(re.escape, others)))
     if unknown:
@@ -90,15 +126,18 @@ def load_transformer(
     aside += [name for adapter in merged for name in adapter.saved]
     build = partial(family.backbone, config, spec)
     transformer, hidden_size = _fitting(build, Weights(claimed.tensors), device)
-    max_tokens = family.max_tokens(config)
+    positions = family.max_tokens(config)
     table = claimed.tensors.get("positions.weight")
-    _check_positions(table, spec.position_offset, max_tokens)
+    _check_positions(table, spec.position_offset, positions)
     return Loaded(
         transformer=transformer,
-        hidden_size=hidden_size,
-        vocabulary_size=len(claimed.tensors["tokens.weight"]),
-        parameters=sum(tensor.numel() for tensor in claimed.tensors.values()),
-        max_tokens=max_tokens,
+        sizes=Sizes(
+            hidden_size=hidden_size,
+            vocabulary_size=len(claimed.tensors["tokens.weight"]),
+            parameters=sum(tensor.numel() for tensor in claimed.tensors.values()),
+            positions=positions,
+            token_types=len(claimed.tensors.get("types.weight", ())),
+        ),
         aside=tuple(aside),
         table=claimed.tensors["tokens.weight"],
         adapters=adapters_of(transformer, target, options, tasks),
@@ -106,7 +145,6 @@ def load_transformer(
         token_table=f"{prefix}{layout.token_table}.weight",
         merged=merged,
         endless=table is None and all(layer.rope is None for layer in spec.layers),
-        token_types=len(claimed.tensors.get("types.weight", ())),
     )
 
 
@@ -124,9 +162,38 @@ def _fitting(build: Callable[[Weights], Backbone], weights: Weights, device: tor
     return backbone, hidden.shape[-1]
 
 
-def _check_positions(table: Tensor | None, offset: int, max_tokens: int | None) -> None:
+def _check_positions(table: Tensor | None, offset: int, positions: int | None) -> None:
     """Refuse a table that ends before the limit: a long request would read behind it, which no CUDA device survives."""
-    if table is not None and max_tokens is not None and max_tokens > table.shape[0] - offset:
+    if table is not None and positions is not None and positions > table.shape[0] - offset:
         raise CheckpointError(
-            f"The config allows {max_tokens} positions, but the checkpoint has vectors for {table.shape[0] - offset}."
+            f"The config allows {positions} positions, but the checkpoint has vectors for {table.shape[0] - offset}."
         )
+
+
+def _head(
+    plan: LoadPlan, native: Native, checkpoint: Checkpoint, loaded: Loaded
+) -> tuple[LoadedHead | None, list[str]]:
+    """The head of a native model, and a note where a masked language model lacks its own."""
+    config, score, name = plan.config, plan.reranker.tokens, architecture(plan.config)
+    if score is not None or judges_steps(config, plan.options.pooler):
+        tensors = with_heads(VOCABULARY, checkpoint.tensors, loaded.prefix, loaded.merged)
+        if score is None:
+            head = step_head(tensors, config, loaded.token_table, plan.options.pooler)
+        else:
+            head = token_head(score, tensors, config)
+    elif native.head is None:
+        return None, []
+    else:
+        try:
+            tensors = with_heads(native.head, checkpoint.tensors, loaded.prefix, loaded.merged)
+            head = read_head(native.head, tensors, loaded.prefix, name, loaded.table)
+        except CheckpointError as error:
+            if plan.role != "masked_lm":
+                raise
+            return None, [f"Tokens are not classified by the vocabulary: {error}"]
+    check_head(head, loaded.sizes.hidden_size, name)
+    return head, []
+
+
+def _short(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,25 +1,25 @@
-"""What a loaded model answers: a pipeline per task, and the names of its labels."""
+"""Pipelines: what a loaded model answers, by task, and the names of its labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from poolhouse.errors import CheckpointError, ConfigError
-from poolhouse.models.adapters.adapters import Adapters
-from poolhouse.models.backbone import Backbone
+from poolhouse.files import Folder
+from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.files.config import architecture
+from poolhouse.models.files.module_steps import read_steps
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles
-from poolhouse.models.heads.bge_m3 import bge_m3_pipelines
 from poolhouse.models.heads.heads import LoadedHead
-from poolhouse.models.roles import Role
+from poolhouse.models.model import Served
+from poolhouse.models.plan import LoadPlan
 from poolhouse.params import PoolerConfig
 from poolhouse.pooling.pipeline import Pipeline
-from poolhouse.pooling.splade import Encode, KeepLargest, Saturate, SpladePooling, WeighVocabulary
+from poolhouse.pooling.splade import KeepLargest, Saturate, SparseEncoder, SpladePooling, VocabularyWeights
 from poolhouse.pooling.steps import (
     Activation,
     Dense,
@@ -30,112 +30,79 @@ from poolhouse.pooling.steps import (
     Probabilities,
     Reduce,
     Step,
-    Steps,
+    StepTags,
     Truncate,
     Unit,
-    Without,
+    WithoutEnds,
+    WithoutToken,
     classifier_activation,
     stated_activation,
 )
 from poolhouse.tasks import SparseHead, Task
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A backbone, what the loader must know of it, and the head of a classifier or masked language model.
-
-    role: what it is run as. words: who runs it. pooling: the default where no file says.
-    pools_itself: whether the rows of a text are all the same, its vector.
-    stated_pooling: what config.json demands, whatever the files say. endless: whether no table of positions ends at
-    max_tokens, so that the user may ask for more. token_types: rows of its table of them, or 0.
-    """
-
-    role: Role
-    backbone: Backbone
-    words: str
-    hidden_size: int
-    vocabulary_size: int
-    parameters: int
-    max_tokens: int | None
-    dtype: torch.dtype
-    pooling: str
-    head: LoadedHead | None = None
-    notes: tuple[str, ...] = ()
-    stated_pooling: str | None = None
-    adapters: Adapters | None = None
-    endless: bool = False
-    pools_itself: bool = False
-    token_types: int = 0
-
-
-def pipelines_of(
-    served: Served,
-    config: Mapping[str, Any],
-    files: SentenceTransformersFiles | None,
-    default_pooling: str,
-    user: PoolerConfig,
-    folder: Path,
-    literal: bool = False,
-) -> dict[Task, Pipeline]:
+def pipelines_of(plan: LoadPlan, served: Served) -> dict[Task, Pipeline]:
     """Vectors, labels, or both, as the model's head and files have it.
 
-    folder: where config.json lies, and heads beside it. literal: take the activation that the files state.
+    Raises:
+        CheckpointError, ConfigError: files or options that the model does not honour.
     """
-    head = served.head
-    if served.role in ("classify", "token_classify") and head is not None:
-        return _classifier(head, config, None if files is None else files.activation, user, literal)
-    if served.role == "splade" and head is not None:
+    head, files, user, config = served.head, plan.files, plan.options.pooler, plan.config
+    if plan.role in ("classify", "token_classify") and head is not None:
+        activation, literal = None if files is None else files.activation, plan.options.score_compat == "files"
+        return _classifier(head, config, activation, user, literal)
+    if plan.role == "splade" and head is not None:
         if files is None or files.splade is None:
             return splade_pipelines(head.steps, head.labels, SpladePooling(), user)
         if files.heads:
-            behind = ", ".join(step.words for step in files.heads)
-            raise CheckpointError(f"{folder}: modules behind SpladePooling are not served ({behind}).")
+            behind = ", ".join(step.description for step in read_steps(files.heads))
+            raise CheckpointError(f"{plan.weights}: modules behind SpladePooling are not served ({behind}).")
         return splade_pipelines(head.steps, head.labels, files.splade, user, files.max_active_dims, files.normalize)
-    pipelines = embed_pipelines(served.hidden_size, user, files, default_pooling)
+    sizes = served.sizes
+    pipelines = embed_pipelines(sizes.hidden_size, user, files, plan.default_pooling or served.pooling)
     if served.pools_itself:
-        _check_no_pooling(files, user, folder)
+        _check_no_pooling(plan)
         del pipelines["token_embed"]
     if head is not None:
         pipelines |= _classifier(head, {}, None, user)
     needed = architecture(config) == "BgeM3EmbeddingModel"
-    return pipelines | bge_m3_pipelines(folder, served.hidden_size, served.vocabulary_size, config, user, needed)
+    return pipelines | _bge_m3_pipelines(plan.weights, sizes.hidden_size, sizes.vocabulary_size, config, user, needed)
 
 
-def _check_no_pooling(files: SentenceTransformersFiles | None, user: PoolerConfig, folder: Path) -> None:
+def _check_no_pooling(plan: LoadPlan) -> None:
     """Refuse a pooling of what has been pooled.
 
     Raises:
         ConfigError: the user's. CheckpointError: that of sentence-transformers' files.
     """
-    if user.seq_pooling_type is not None:
+    if plan.options.pooler.seq_pooling_type is not None:
         raise ConfigError("pooler_config: this model makes one vector of each text itself; leave the pooling out.")
-    if files is not None and files.pooling is not None:
+    if plan.files is not None and plan.files.pooling is not None:
         raise CheckpointError(
-            f"{folder}: a Pooling of token vectors behind a model that makes one vector of each text."
+            f"{plan.weights}: a Pooling of token vectors behind a model that makes one vector of each text."
         )
 
 
-def labels_of(config: Mapping[str, Any], served: Served) -> tuple[dict[int, str], tuple[str, ...]]:
+def labels_of(plan: LoadPlan, served: Served) -> tuple[dict[int, str], tuple[str, ...]]:
     """The names of a classifier's labels, and a note where the config names another number of them."""
     head = served.head
-    if head is None or served.role not in ("classify", "token_classify"):
+    if head is None or plan.role not in ("classify", "token_classify"):
         return {}, ()
-    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    names = {int(index): str(name) for index, name in (plan.config.get("id2label") or {}).items()}
     if names and len(names) != head.labels:
         return {}, (f"The config names {len(names)} labels, but the head has {head.labels}: they are left unnamed.",)
     return names, ()
 
 
-def about_activation(
-    served: Served, config: Mapping[str, Any], files: SentenceTransformersFiles | None, literal: bool
-) -> tuple[str, ...]:
+def about_activation(plan: LoadPlan, served: Served) -> tuple[str, ...]:
     """A note where a classifier's files state another activation than vLLM's order of precedence gives."""
-    if literal or served.head is None or served.role not in ("classify", "token_classify"):
+    literal = plan.options.score_compat == "files"
+    if literal or served.head is None or plan.role not in ("classify", "token_classify"):
         return ()
-    from_files, labels = None if files is None else files.activation, served.head.labels
-    used = classifier_activation(config, labels, from_files)
+    from_files, labels = None if plan.files is None else plan.files.activation, served.head.labels
+    used = classifier_activation(plan.config, labels, from_files)
     try:
-        stated = stated_activation(config, from_files)
+        stated = stated_activation(plan.config, from_files)
     except CheckpointError as error:
         # problem_type decides, and nobody runs it.
         return (f"Not used: {error}",)
@@ -150,7 +117,7 @@ def about_activation(
 
 
 def _classifier(
-    loaded: LoadedHead, config: Mapping[str, Any], activation: str | None, user: PoolerConfig, literal: bool = False
+    loaded: LoadedHead, config: Config, activation: str | None, user: PoolerConfig, literal: bool = False
 ) -> dict[Task, Pipeline]:
     head = loaded.head
     return classify_pipelines(
@@ -182,7 +149,7 @@ def embed_pipelines(
     if user.tok_pooling_type == "STEP":
         raise ConfigError("pooler_config: STEP pooling belongs to token_classify, which this model does not offer.")
     reduce, from_files = _reduction(user, files, default_pooling)
-    heads: tuple[Step, ...] = () if files is None else files.heads
+    heads = () if files is None else read_steps(files.heads)
     before = _before(files)
     use_activation = user.use_activation
     if use_activation is None:
@@ -190,7 +157,7 @@ def embed_pipelines(
     tail = (Truncate(), Normalize(use_activation))
     hidden_size = _width(hidden_size, before)
     width = _width(hidden_size * len(reduce.names), heads)
-    sparse = SparseHead("embed", "feature", width) if heads and isinstance(heads[-1], Encode) else None
+    sparse = SparseHead("embed", "feature", width) if heads and isinstance(heads[-1], SparseEncoder) else None
     pipelines: dict[Task, Pipeline] = {"embed": Pipeline((*before, reduce, *heads, *tail), width, sparse)}
     if len(reduce.names) == 1:
         # Token vectors are normalised unless the user says otherwise, as in vLLM.
@@ -248,19 +215,19 @@ def splade_pipelines(
     vocabulary: int,
     pooling: SpladePooling,
     user: PoolerConfig,
-    most: int | None = None,
+    count: int | None = None,
     unit: bool = False,
 ) -> dict[Task, Pipeline]:
     """`embed`: a dense vector of vocabulary size per prompt; `token_embed`: one per token. Not normalised by default.
 
     steps: from a hidden state to logits, a Dense last; none where the rows are logits already.
-    most: how many weights a prompt keeps; None keeps all. unit: whether they are normalised if nobody says otherwise.
+    count: how many weights a prompt keeps; None keeps all. unit: whether they are normalised if nobody says otherwise.
     """
     decoder = steps[-1] if steps else None
     assert decoder is None or isinstance(decoder, Dense)
     tail = (Truncate(), Normalize(unit if user.use_activation is None else user.use_activation))
     sparse = SparseHead("embed", "vocabulary", vocabulary)
-    weigh = (WeighVocabulary(decoder, pooling), *(() if most is None else (KeepLargest(most),)))
+    weigh = (VocabularyWeights(decoder, pooling), *(() if count is None else (KeepLargest(count),)))
     return {
         "embed": Pipeline((Every(), *steps[:-1], *weigh, *tail), vocabulary, sparse),
         "token_embed": Pipeline((Every(), *steps, Saturate(pooling.logarithms), *tail), vocabulary),
@@ -285,13 +252,13 @@ def _before(files: SentenceTransformersFiles | None) -> tuple[Step, ...]:
     """Steps of every token before pooling; () where hidden states are pooled as they are."""
     if files is None or (not files.before and files.dropped is None):
         return ()
-    dropped = () if files.dropped is None else (Without(files.dropped),)
-    return (*dropped, Every(), *files.before)
+    dropped = () if files.dropped is None else (WithoutToken(files.dropped),)
+    return (*dropped, Every(), *read_steps(files.before))
 
 
 def _steps(
     user: PoolerConfig, step_tag_id: int | None, labels: int, columns: tuple[int, ...] | None
-) -> tuple[Steps, ...]:
+) -> tuple[StepTags, ...]:
     """STEP pooling where the user or the model wants it.
 
     Raises:
@@ -306,7 +273,7 @@ def _steps(
     named = columns or tuple(range(labels))
     if not set(kept or ()) <= set(named):
         raise ConfigError(f"pooler_config: returned_token_ids {list(kept or ())} are not all among {list(named)}.")
-    return (Steps(tag, named, kept),)
+    return (StepTags(tag, named, kept),)
 
 
 def _reduction(
@@ -331,7 +298,7 @@ def _width(width: int, heads: tuple[Step, ...]) -> int:
                     f"A Dense module takes {head.weight.shape[1]} features, but {width} come in from the step before."
                 )
             width = head.weight.shape[0]
-        elif isinstance(head, Encode):
+        elif isinstance(head, SparseEncoder):
             if head.weight.shape[1] != width:
                 raise CheckpointError(
                     f"A SparseAutoEncoder takes {head.weight.shape[1]} features, but {width} come in."
@@ -339,5 +306,57 @@ def _width(width: int, heads: tuple[Step, ...]) -> int:
             width = head.weight.shape[0]
         elif isinstance(head, Norm) and head.weight.shape[0] != width:
             raise CheckpointError(f"A LayerNorm takes {head.weight.shape[0]} features, but {width} come in.")
-        assert isinstance(head, Dense | Norm | Unit | Encode | Every | Without)
+        assert isinstance(head, Dense | Norm | Unit | SparseEncoder | Every | WithoutToken)
     return width
+
+
+_SPARSE, _MULTI_VECTOR = "sparse_linear.pt", "colbert_linear.pt"
+_RELU = Activation("relu", torch.relu)
+
+
+def _bge_m3_pipelines(
+    folder: Folder,
+    hidden_size: int,
+    vocabulary_size: int,
+    config: Config,
+    user: PoolerConfig,
+    needed: bool,
+) -> dict[Task, Pipeline]:
+    """BGE-M3's `token_embed` (unit vectors, none for BOS) and `token_classify` (a weight per token, none for BOS and EOS).
+
+    Source: Chen et al. 2024, BGE M3-Embedding (arXiv 2402.03216), and its authors' FlagEmbedding.
+    folder: where the two layers lie; without them nothing is answered. needed: whether that is an error.
+
+    Raises:
+        CheckpointError: one of the two is missing or does not fit.
+    """
+    present = [name for name in (_SPARSE, _MULTI_VECTOR) if folder.has(name)]
+    if not present and not needed:
+        return {}
+    bos, eos = config.get("bos_token_id", 0), config.get("eos_token_id", 2)
+    sparse, vectors = (_bge_m3_linear(folder.path / name, hidden_size) for name in (_SPARSE, _MULTI_VECTOR))
+    unit = user.use_activation is not False
+    special = frozenset((bos, eos, config.get("pad_token_id", 1)))
+    return {
+        "token_embed": Pipeline(
+            (Every(), WithoutEnds(bos, None), vectors, Truncate(), Normalize(unit)), vectors.weight.shape[0]
+        ),
+        "token_classify": Pipeline(
+            (Every(), WithoutEnds(bos, eos), sparse, Probabilities(_RELU, unit)),
+            sparse.weight.shape[0],
+            SparseHead("token_classify", "token", vocabulary_size, (bos, eos), special),
+        ),
+    }
+
+
+def _bge_m3_linear(path: Path, hidden_size: int) -> Dense:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} has no {path.name}, which BGE-M3's sparse and multi-vector answers need.")
+    try:
+        tensors: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        weight, bias = tensors["weight"].float(), tensors.get("bias")
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as one linear layer: {error}") from error
+    if weight.shape[-1] != hidden_size:
+        raise CheckpointError(f"{path} takes {weight.shape[-1]} features, but hidden states have {hidden_size}.")
+    return Dense(weight, None if bias is None else bias.float())

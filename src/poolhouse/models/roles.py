@@ -1,4 +1,4 @@
-"""Roles: whether a checkpoint embeds, classifies texts or tokens, or weighs its vocabulary, and with which head.
+"""Roles: whether a checkpoint embeds, classifies texts or tokens, or gives weights to its vocabulary, by which head.
 
 Source of the rules by name: vLLM's runner and conversion tables.
 """
@@ -63,14 +63,14 @@ RAW_LOGITS = frozenset({"JambaForSequenceClassification"})
 def role_of(config: Config, convert: Convert, described: bool, pooler: PoolerConfig) -> Role:
     """What a checkpoint is run as.
 
-    convert: the user's wish, which wins. described: whether sentence-transformers' files state a pooling, which
+    convert: by the user, which wins. described: whether sentence-transformers' files state a pooling, which
     makes an embedder of any architecture. pooler: STEP pooling makes a process reward model of a generator.
 
     Raises:
         ConfigError: a generator that the user does not want converted. CheckpointError: a head that nobody here reads.
     """
     name = architecture(config)
-    if convert != "embed" and any(word in name for word in _NOT_READ):
+    if convert != "embed" and any(part in name for part in _NOT_READ):
         raise CheckpointError(
             f"{name} is not served: its score reads texts and pictures together, and its head is not known here. "
             "Use convert='embed' to run its text side as an embedder."
@@ -92,7 +92,7 @@ def role_of(config: Config, convert: Convert, described: bool, pooler: PoolerCon
 
 
 def judges_steps(config: Config, pooler: PoolerConfig) -> bool:
-    """Whether a generator is to judge steps by the words it would go on with (Math-Shepherd)."""
+    """Whether a generator is to judge steps by the tokens that it would write next (Math-Shepherd)."""
     return pooler.tok_pooling_type == "STEP" and architecture(config).endswith(_GENERATORS)
 
 

@@ -19,14 +19,12 @@ class Batch:
 
     ids: [total] int64. positions: [total] int64, from 0 in each sequence.
     types: [total] int64 token types, or None where all are 0.
-    adapters: rows [start, end) that an adapter owns, by its name; no row has two.
     """
 
     ids: Tensor
     positions: Tensor
     segments: Segments
     types: Tensor | None = None
-    adapters: tuple[tuple[str, int, int], ...] = ()
 
     @classmethod
     def pack(
@@ -35,11 +33,11 @@ class Batch:
         device: torch.device | str = "cpu",
         adapters: Sequence[str | None] | None = None,
     ) -> Batch:
-        """Lay prompts end to end, in the order given. adapters: one name or None per prompt; None: all go without."""
+        """Lay prompts end to end, in this order. adapters: see `Segments`."""
         attended = None
         if any(prompt.attended is not None for prompt in prompts):
             attended = [len(prompt) if prompt.attended is None else prompt.attended for prompt in prompts]
-        segments = Segments([len(prompt) for prompt in prompts], device, attended)
+        segments = Segments([len(prompt) for prompt in prompts], device, attended, adapters)
         ids = np.concatenate([prompt.ids for prompt in prompts])
         positions = np.concatenate([np.arange(length) for length in segments.lengths])
         types = None
@@ -52,31 +50,17 @@ class Batch:
             positions=_to(positions, device),
             segments=segments,
             types=None if types is None else _to(types, device),
-            adapters=() if adapters is None else _spans(adapters, segments),
         )
 
     def positions_without(self, token: int) -> Tensor:
         """[total], positions where a token is not counted: -1 for itself, for others the number of others before it."""
         uncounted = self.ids == token
-        # On a GPU the question would make the host wait for the device.
+        # On a GPU this test would make the host wait for the device.
         if not uncounted.is_cuda and not uncounted.any():
             return self.positions
         before = uncounted.cumsum(0) - uncounted.long()
         starts = torch.arange(len(before), device=before.device) - self.positions
         return torch.where(uncounted, -1, self.positions - before + before[starts])
-
-
-def _spans(adapters: Sequence[str | None], segments: Segments) -> tuple[tuple[str, int, int], ...]:
-    """Neighbours with the same adapter share a span."""
-    spans: list[tuple[str, int, int]] = []
-    for name, start, end in zip(adapters, segments.starts, segments.ends, strict=True):
-        if name is None:
-            continue
-        if spans and spans[-1][0] == name and spans[-1][2] == start:
-            spans[-1] = (name, spans[-1][1], end)
-        else:
-            spans.append((name, start, end))
-    return tuple(spans)
 
 
 def _to(array: np.ndarray[tuple[int], np.dtype[np.int64]], device: torch.device | str) -> Tensor:

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class AdapterRows(NamedTuple):
+    """Rows [start, end) of a pack that belong to the adapter of that name."""
+
+    adapter: str
+    start: int
+    end: int
 
 
 class Segments:
@@ -16,6 +25,8 @@ class Segments:
     lengths: tokens of each sequence, none of them 0 before pooling.
     starts, ends: where each sequence begins and stops, as plain integers.
     attended: leading tokens of each sequence that its tokens attend to, at least one; None where all are.
+    adapters: the name of each sequence's adapter, None for a sequence without; None where all go without.
+    adapter_rows: the rows of adapters; neighbouring sequences with the same adapter share an entry.
     The tensors live on `device`.
     """
 
@@ -24,6 +35,7 @@ class Segments:
         lengths: Sequence[int],
         device: torch.device | str = "cpu",
         attended: Sequence[int] | None = None,
+        adapters: Sequence[str | None] | None = None,
     ) -> None:
         self.lengths = tuple(lengths)
         self.attended = None if attended is None else tuple(attended)
@@ -33,6 +45,7 @@ class Segments:
         self.ends = bounds[1:]
         self.total = bounds[-1]
         self.longest = max(self.lengths, default=0)
+        self.adapter_rows = () if adapters is None else self._rows_of(adapters)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -63,7 +76,7 @@ class Segments:
         attended = self.lengths if self.attended is None else self.attended
         bounds = torch.tensor([0, *accumulate(attended)], dtype=torch.int32).to(self.device, non_blocking=True)
         counts = torch.tensor(attended, dtype=torch.int64).to(self.device, non_blocking=True)
-        return (self.offsets < counts[self.owner]).nonzero().flatten(), bounds
+        return (self.positions < counts[self.owner]).nonzero().flatten(), bounds
 
     @cached_property
     def owner(self) -> Tensor:
@@ -72,8 +85,8 @@ class Segments:
         return torch.repeat_interleave(index, self.lengths_tensor, output_size=self.total)
 
     @cached_property
-    def offsets(self) -> Tensor:
-        """[total], int64: the place of each row in its own sequence, from 0."""
+    def positions(self) -> Tensor:
+        """[total], int64: the position of each row in its own sequence, from 0."""
         return torch.arange(self.total, device=self.device) - self.starts_tensor[self.owner]
 
     @cached_property
@@ -87,3 +100,14 @@ class Segments:
             else:
                 runs.append((start, 1, length, keys))
         return runs
+
+    def _rows_of(self, adapters: Sequence[str | None]) -> tuple[AdapterRows, ...]:
+        rows: list[AdapterRows] = []
+        for name, start, end in zip(adapters, self.starts, self.ends, strict=True):
+            if name is None:
+                continue
+            if rows and rows[-1].adapter == name and rows[-1].end == start:
+                rows[-1] = AdapterRows(name, rows[-1].start, end)
+            else:
+                rows.append(AdapterRows(name, start, end))
+        return tuple(rows)

@@ -12,20 +12,20 @@ Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Places:
-    """Where each token stands in the text that the caller gave.
+class Offsets:
+    """Where each token stands in the text that the caller gave, in characters.
 
-    offsets: [tokens, 2], its first character and the one after its last; (0, 0) for special tokens.
+    bounds: [tokens, 2], its first character and the one after its last; (0, 0) for special tokens.
     words: [tokens], the number of its word; -1 for special tokens and those of a prefix.
     special: [tokens], whether the tokenizer added it around the text.
     """
 
-    offsets: Ids
+    bounds: Ids
     words: Ids
     special: npt.NDArray[np.bool_]
 
-    def take(self, kept: Ids) -> Places:
-        return Places(self.offsets[kept], self.words[kept], self.special[kept])
+    def take(self, kept: Ids) -> Offsets:
+        return Offsets(self.bounds[kept], self.words[kept], self.special[kept])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +37,7 @@ class Tokens:
     original_tokens: how many tokens the prompt had before it was cut, special tokens included.
     original_is_estimate: the prompt was far over the limit, so its rest was counted by characters.
     skip: leading tokens that pooling leaves out (an instruction, for `include_prompt: false`).
-    places: where the tokens stand in the text, where the request asked for it.
+    offsets: where the tokens stand in the text, where the request asked for it.
     attended: how many leading tokens are attended to; the rest only looks on (mask tokens behind a query). None: all.
     kept: [tokens], whether a token gets a row of its own in token tasks; None: all do.
     """
@@ -47,7 +47,7 @@ class Tokens:
     original_tokens: int = 0
     original_is_estimate: bool = False
     skip: int = 0
-    places: Places | None = None
+    offsets: Offsets | None = None
     attended: int | None = None
     kept: Flags | None = None
 

@@ -74,7 +74,7 @@ def plan(engine: PoolingEngine, requests: Sequence[Request], chunking: Chunking)
         InvalidRequest: a chunk without tokens or longer than the model reads at once; ids instead of texts.
     """
     _check(chunking, len(requests))
-    all_tokens = engine.tokenize([replace(request, places=True) for request in requests])
+    all_tokens = engine.tokenize([replace(request, offsets=True) for request in requests])
     cuts = [
         _cut(request, tokens, chunking, index, engine.facts.max_tokens)
         for index, (request, tokens) in enumerate(zip(requests, all_tokens, strict=True))
@@ -88,16 +88,16 @@ def plan(engine: PoolingEngine, requests: Sequence[Request], chunking: Chunking)
 
 
 def fixed_chunks(params: LateChunkingParams, tokens: Tokens) -> LateChunkingMetadata:
-    """What each row of an answer to these parameters stands for; the tokens know their places."""
-    assert tokens.places is not None
+    """What each row of an answer to these parameters stands for; the tokens know their offsets."""
+    assert tokens.offsets is not None
     spans = params.spans(len(tokens))
-    starts, ends = tokens.places.offsets.T
+    starts, ends = tokens.offsets.bounds.T
     # Special tokens and those of a prefix stand nowhere in the text.
     anywhere = ends > starts
     first = np.minimum.reduceat(np.where(anywhere, starts, np.iinfo(np.int64).max), spans[:, 0])
     last = np.maximum.reduceat(np.where(anywhere, ends, 0), spans[:, 0])
-    places = zip(map(tuple, spans.tolist()), first.tolist(), last.tolist(), strict=True)
-    chunks = [LateChunk(span, (start, end) if end else None) for span, start, end in places]
+    parts = zip(map(tuple, spans.tolist()), first.tolist(), last.tolist(), strict=True)
+    chunks = [LateChunk(span, (start, end) if end else None) for span, start, end in parts]
     return LateChunkingMetadata(params.chunk_size, len(tokens), chunks)
 
 
@@ -109,11 +109,11 @@ def _chunks(cut: _Cut, rows: Iterator[Any]) -> Iterator[EmbeddedChunk]:
 def _cut(request: Request, tokens: Tokens, chunking: Chunking, index: int, limit: int) -> _Cut:
     text = request.prompt.text
     assert text is not None
-    assert tokens.places is not None
-    content = np.flatnonzero(tokens.places.words >= 0)
+    assert tokens.offsets is not None
+    content = np.flatnonzero(tokens.offsets.words >= 0)
     if not len(content):
         return _Cut(text, tokens, [], [], [])
-    offsets = tokens.places.offsets[content]
+    offsets = tokens.offsets.bounds[content]
     anchors = _anchors(text, offsets)
     if chunking.size is not None:
         bounds = _bounds(anchors, chunking.size)

@@ -15,7 +15,7 @@ import numpy as np
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask
-from poolhouse.inputs.listwise import Block, ListwisePrompts
+from poolhouse.inputs.listwise import ListwisePrompt, ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.outputs import Array
@@ -148,7 +148,7 @@ def _listwise(
     """The model reads all documents of a query in one prompt, or in several that are weighed against each other."""
     limit = engine.limit(asked.params)
     lists = [documents] if len(queries) == 1 else [[document] for document in documents]
-    groups = [prompts.blocks(query, own, asked.instruction, limit) for query, own in zip(queries, lists, strict=True)]
+    groups = [prompts.pack(query, own, asked.instruction, limit) for query, own in zip(queries, lists, strict=True)]
     # What is too long was cut, document by document, or refused: the prompts themselves are not to be cut.
     params = replace(asked.params, truncate_prompt_tokens=None, max_tokens_per_query=None, max_tokens_per_doc=None)
     requests = [Request(Prompt(block.prompt), "token_embed", params) for blocks in groups for block in blocks]
@@ -160,7 +160,7 @@ def _listwise(
     return ScorePlan(requests, finish)
 
 
-def _listwise_scores(blocks: Sequence[Block], answers: Sequence[Answer]) -> list[Score]:
+def _listwise_scores(blocks: Sequence[ListwisePrompt], answers: Sequence[Answer]) -> list[Score]:
     """Cosines of the documents' vectors with the query's, which stands last in each block.
 
     Of several blocks, the query's vectors are averaged, the more of a block the better its best document; as in

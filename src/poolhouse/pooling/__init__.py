@@ -1,1 +1,1 @@
-"""Hidden states in, answers out: a pooler is a pipeline of steps over rows."""
+"""Pooling: hidden states in, answers out, by a pipeline of steps over rows."""

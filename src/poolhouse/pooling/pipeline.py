@@ -1,7 +1,4 @@
-"""Checkpoint and config -> a pipeline per task.
-
-Per field the first that says something wins: the user's PoolerConfig, sentence-transformers' files, the model's default.
-"""
+"""Pipeline: the pooling steps of one task, from hidden states to the answer."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import torch
 from poolhouse.errors import InvalidRequest
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import Rows
-from poolhouse.pooling.splade import Encode
+from poolhouse.pooling.splade import SparseEncoder
 from poolhouse.pooling.steps import (
     AtTokens,
     Dense,
@@ -24,7 +21,7 @@ from poolhouse.pooling.steps import (
     Probabilities,
     Reduce,
     Step,
-    Steps,
+    StepTags,
     WithoutEnds,
 )
 from poolhouse.tasks import TOKEN_TASKS, SparseHead, Task
@@ -42,9 +39,9 @@ class Pipeline:
     sparse: SparseHead | None = None
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """The steps for people: "mean > dense 384 > truncate > normalize"."""
-        return " > ".join(step.words for step in self.steps)
+        return " > ".join(step.description for step in self.steps)
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         for step in self.steps:
@@ -52,8 +49,8 @@ class Pipeline:
         return rows
 
     def check(self, params: PoolingParams) -> None:
-        """Raise InvalidRequest for what no step of this task can honour."""
-        steps = [step for step in self.steps if isinstance(step, Steps)]
+        """Raise InvalidRequest for parameters that no step of this task can honour."""
+        steps = [step for step in self.steps if isinstance(step, StepTags)]
         if not steps and (params.step_tag_id is not None or params.returned_token_ids is not None):
             raise InvalidRequest(
                 "step_tag_id and returned_token_ids belong to STEP pooling, which this model does not use; "
@@ -64,7 +61,7 @@ class Pipeline:
             step.check(params)
 
     def activates(self, params: PoolingParams) -> bool:
-        """Whether an answer is normalised, or made of probabilities."""
+        """Whether an answer is normalised, or consists of probabilities."""
         last = self.steps[-1]
         default = isinstance(last, Normalize | Probabilities) and last.default
         return default if params.use_activation is None else params.use_activation
@@ -72,22 +69,22 @@ class Pipeline:
     def of_spans(self, task: Task) -> Pipeline:
         """The same steps after the mean of each span, for late chunking (Günther et al. 2024).
 
-        Of a token task, all tokens count: those too that get no row of their own, as in vLLM.
+        In a token task all tokens count, also those that get no row of their own, as in vLLM.
 
         Raises:
-            InvalidRequest: steps that no mean can be put before.
+            InvalidRequest: no mean can be put before these steps.
         """
-        place = next((place for place, step in enumerate(self.steps) if isinstance(step, Reduce)), 0)
-        reduce, rest = self.steps[place], self.steps[place + 1 :]
-        if task in TOKEN_TASKS and not any(isinstance(step, AtTokens | Steps) for step in self.steps):
+        index = next((index for index, step in enumerate(self.steps) if isinstance(step, Reduce)), 0)
+        reduce, rest = self.steps[index], self.steps[index + 1 :]
+        if task in TOKEN_TASKS and not any(isinstance(step, AtTokens | StepTags) for step in self.steps):
             behind = dropwhile(lambda step: isinstance(step, Every | Kept | WithoutEnds), self.steps)
             return replace(self, steps=(Reduce(("MEAN",)), *behind))
-        heads = [step for step in rest if isinstance(step, Dense | Norm | Encode)]
+        heads = [step for step in rest if isinstance(step, Dense | Norm | SparseEncoder)]
         if not isinstance(reduce, Reduce) or (len(reduce.names) > 1 and heads):
             raise InvalidRequest(
-                f"Late chunking puts a mean before the model's heads; here they follow {reduce.words}."
+                f"Late chunking puts a mean before the model's heads; here they follow {reduce.description}."
             )
-        return replace(self, steps=(*self.steps[:place], Reduce(("MEAN",)), *rest))
+        return replace(self, steps=(*self.steps[:index], Reduce(("MEAN",)), *rest))
 
     def to(self, device: torch.device) -> Pipeline:
         return replace(self, steps=tuple(step.to(device) for step in self.steps))

@@ -24,6 +24,7 @@ def last(rows: Rows) -> Tensor:
 
 
 def mean(rows: Rows) -> Tensor:
+    """The mean of each prompt's rows."""
     total, lengths = _sum(rows)
     return total / lengths
 
@@ -41,9 +42,9 @@ def largest(rows: Rows) -> Tensor:
 
 
 def weighted_mean(rows: Rows) -> Tensor:
-    """The mean weighted by place, 1 for the first token (SGPT, Muennighoff 2022)."""
-    values, places, lengths = rows.pooled()
-    weights = (places + 1).float()[:, None]
+    """The mean weighted by position, 1 for the first token (SGPT, Muennighoff 2022)."""
+    values, positions, lengths = rows.pooled()
+    weights = (positions + 1).float()[:, None]
     return _sums(values * weights, lengths) / _sums(weights, lengths).clamp(min=1e-9)
 
 

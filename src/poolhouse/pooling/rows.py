@@ -12,7 +12,7 @@ from poolhouse.packing.segments import Segments
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """What steps take and give: many rows per prompt before a reduction, one after it.
+    """Input and output of a step: many rows per prompt before a reduction, one after it.
 
     values: [rows, features]. segments: which rows are whose. ids: [rows], the token behind each row.
     skip: [prompts], leading rows that pooling leaves out; None where there are none.
@@ -31,7 +31,7 @@ class Rows:
     def one_each(self, values: Tensor) -> Rows:
         """The result of a reduction: values has one row per prompt."""
         segments = Segments((1,) * len(self.segments), self.segments.device)
-        # A prompt without rows stands for the token that comes next, or for none.
+        # A prompt without rows gets the id of the next token, which nobody reads.
         last = max(len(self.ids) - 1, 0)
         ids = self.ids if len(self.ids) else self.ids.new_zeros(1)
         return Rows(values, segments, ids[self.segments.starts_tensor.clamp(max=last)])
@@ -43,15 +43,15 @@ class Rows:
         return Rows(self.values[kept], Segments(counts.tolist(), self.segments.device), self.ids[kept])
 
     def pooled(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows that pooling looks at: values in float32, their places, and how many each prompt has."""
+        """The rows that pooling looks at: values in float32, their positions, and how many each prompt has."""
         segments = self.segments
         values = self.values.float()
         if self.skip is None:
-            return values, segments.offsets, segments.lengths_tensor
+            return values, segments.positions, segments.lengths_tensor
         skip = self.skip.to(segments.device)
-        kept = segments.offsets >= skip[segments.owner]
+        kept = segments.positions >= skip[segments.owner]
         lengths = (segments.lengths_tensor - skip).clamp(min=0)
-        return values[kept], segments.offsets[kept], lengths
+        return values[kept], segments.positions[kept], lengths
 
     @property
     def first(self) -> Tensor:

@@ -1,6 +1,6 @@
-"""SPLADE: a text as weights of vocabulary entries, from the logits of a masked language model.
+"""SPLADE and sparse autoencoders: steps that turn a text into weights of vocabulary entries or features.
 
-Source: Formal et al. 2021, SPLADE v2 (arXiv 2109.10086); the second logarithm: Geng et al. 2024 (arXiv 2411.04403).
+Source of SPLADE: Formal et al. 2021, SPLADE v2 (arXiv 2109.10086); the second logarithm: Geng et al. 2024 (arXiv 2411.04403).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import Rows
-from poolhouse.pooling.steps import Dense
+from poolhouse.pooling.steps import Dense, Step
 
 # Rows whose logits exist at a time; a row is as wide as the vocabulary.
 _ROWS = 512
@@ -23,32 +23,29 @@ _ROWS = 512
 
 @dataclass(frozen=True, slots=True)
 class SpladePooling:
-    """How token weights become those of a text. logarithms: how often log(1 + x) is taken of positive logits."""
+    """How token weights become weights of a text. logarithms: how many times log(1 + x) is applied to positive logits."""
 
     strategy: Literal["max", "sum"] = "max"
     logarithms: int = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Saturate:
-    """log(1 + positive part) of each number, so often."""
+class Saturate(Step):
+    """log(1 + positive part) of each number, applied `logarithms` times."""
 
     logarithms: int
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return "relu" + " > log1p" * self.logarithms
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.with_values(_saturated(rows.values, self.logarithms))
 
-    def to(self, device: torch.device) -> Saturate:
-        return self
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class WeighVocabulary:
-    """One weight per vocabulary entry and prompt: the largest, or the sum, of what its tokens give that entry.
+class VocabularyWeights(Step):
+    """One weight per vocabulary entry and prompt: the largest, or the sum, of its tokens' weights for that entry.
 
     decoder: to logits; None where the rows are logits.
     """
@@ -57,9 +54,9 @@ class WeighVocabulary:
     pooling: SpladePooling
 
     @property
-    def words(self) -> str:
-        dense = "" if self.decoder is None else f"{self.decoder.words} > "
-        return f"{dense}{Saturate(self.pooling.logarithms).words} > {self.pooling.strategy}"
+    def description(self) -> str:
+        dense = "" if self.decoder is None else f"{self.decoder.description} > "
+        return f"{dense}{Saturate(self.pooling.logarithms).description} > {self.pooling.strategy}"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         starts, ends = rows.segments.starts, rows.segments.ends
@@ -68,18 +65,15 @@ class WeighVocabulary:
             offset = starts[first]
             logits = rows.values[offset : ends[last]]
             if self.decoder is not None:
-                logits = torch.nn.functional.linear(logits, self.decoder.weight, self.decoder.bias)
+                logits = F.linear(logits, self.decoder.weight, self.decoder.bias)
             if self.pooling.strategy == "sum":
                 logits = _saturated(logits, self.pooling.logarithms)
             for index in range(first, last + 1):
                 own = logits[starts[index] - offset : ends[index] - offset]
                 pooled.append(own.sum(0) if self.pooling.strategy == "sum" else own.amax(0))
         values = torch.stack(pooled)
-        # The function rises, so the largest weight is that of the largest logit.
+        # The function is monotonic, so the largest weight is that of the largest logit.
         return rows.one_each(values if self.pooling.strategy == "sum" else _saturated(values, self.pooling.logarithms))
-
-    def to(self, device: torch.device) -> WeighVocabulary:
-        return WeighVocabulary(None if self.decoder is None else self.decoder.to(device), self.pooling)
 
 
 def _saturated(logits: Tensor, logarithms: int) -> Tensor:
@@ -90,7 +84,7 @@ def _saturated(logits: Tensor, logarithms: int) -> Tensor:
 
 
 def _groups(starts: Sequence[int], ends: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """First and last prompt of groups that hold about as many rows as may have logits at a time."""
+    """First and last prompt of groups of about `_ROWS` rows; a longer prompt is a group by itself."""
     first = 0
     for index in range(1, len(starts) + 1):
         if index == len(starts) or ends[index] - starts[first] > _ROWS:
@@ -99,28 +93,25 @@ def _groups(starts: Sequence[int], ends: Sequence[int]) -> Iterator[tuple[int, i
 
 
 @dataclass(frozen=True, slots=True)
-class KeepLargest:
+class KeepLargest(Step):
     """The `count` features of each row that are furthest from 0; the others become 0."""
 
     count: int
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f"largest {self.count}"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         if self.count >= rows.values.shape[-1]:
             return rows
-        places = rows.values.abs().topk(self.count, dim=-1).indices
-        return rows.with_values(torch.zeros_like(rows.values).scatter(-1, places, rows.values.gather(-1, places)))
-
-    def to(self, device: torch.device) -> KeepLargest:
-        return self
+        largest = rows.values.abs().topk(self.count, dim=-1).indices
+        return rows.with_values(torch.zeros_like(rows.values).scatter(-1, largest, rows.values.gather(-1, largest)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Encode:
-    """The positive ones among the `count` largest of weight @ (values - shift) + bias.
+class SparseEncoder(Step):
+    """A sparse autoencoder: the positive ones among the `count` largest of weight @ (values - shift) + bias.
 
     standardise: each row gets mean 0 and standard deviation 1 first.
     """
@@ -132,7 +123,7 @@ class Encode:
     standardise: bool = False
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         first = "standardise > " if self.standardise else ""
         return f"{first}autoencoder {self.weight.shape[0]} > largest {self.count} relu"
 
@@ -144,7 +135,3 @@ class Encode:
         features = F.linear(values - self.shift, self.weight, self.bias)
         largest = features.topk(min(self.count, features.shape[-1]), dim=-1)
         return rows.with_values(torch.zeros_like(features).scatter(-1, largest.indices, largest.values.relu()))
-
-    def to(self, device: torch.device) -> Encode:
-        weight, bias, shift = (tensor.to(device) for tensor in (self.weight, self.bias, self.shift))
-        return Encode(weight, bias, shift, self.count, self.standardise)

@@ -1,13 +1,14 @@
-"""Every step a pipeline may hold.
+"""Steps: what a pipeline may be made of, each a callable `(rows, params) -> rows`, and the activations that some apply.
 
-A step is a callable `(rows, params) -> rows` with `words` for people. Sums and heads are computed in float32.
+Sums and heads are computed in float32.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,28 +20,37 @@ from poolhouse.pooling.reductions import REDUCTIONS
 from poolhouse.pooling.rows import Rows
 
 
-class Step(Protocol):
-    """One stage of a pipeline."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Step(ABC):
+    """One stage of a pipeline: a frozen dataclass of its settings, its tensors and the steps that it holds."""
 
     @property
-    def words(self) -> str: ...
+    @abstractmethod
+    def description(self) -> str:
+        """What it does, for people: "dense 384 tanh"."""
 
-    def __call__(self, rows: Rows, params: PoolingParams) -> Rows: ...
+    @abstractmethod
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        """The rows that the next step gets."""
 
-    def to(self, device: torch.device) -> Step: ...
+    def to(self, device: torch.device) -> Self:
+        """The same step with its tensors on a device."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor | Step)}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, slots=True)
-class Reduce:
+class Reduce(Step):
     """One row per prompt. names: keys of REDUCTIONS, concatenated in this order."""
 
     names: tuple[str, ...]
     include_prompt: bool = True
 
     @property
-    def words(self) -> str:
-        words = " + ".join(name.lower() for name in self.names)
-        return words if self.include_prompt else f"{words} without prompt"
+    def description(self) -> str:
+        names = " + ".join(name.lower() for name in self.names)
+        return names if self.include_prompt else f"{names} without prompt"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         if self.include_prompt and rows.skip is not None:
@@ -48,62 +58,50 @@ class Reduce:
         parts = [REDUCTIONS[name](rows) for name in self.names]
         return rows.one_each(parts[0] if len(parts) == 1 else torch.cat(parts, -1))
 
-    def to(self, device: torch.device) -> Reduce:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class Every:
+class Every(Step):
     """A row per token, in float32."""
 
-    words: str = "all"
+    description = "all"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.with_values(rows.values.float())
 
-    def to(self, device: torch.device) -> Every:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """The rows of tokens that the model's own rules keep: late interaction skips a document's punctuation."""
+class Kept(Step):
+    """The rows of tokens that the model keeps: late interaction skips a document's punctuation."""
 
-    words: str = "without skipped tokens"
+    description = "without skipped tokens"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows if rows.kept is None else rows.select(rows.kept)
 
-    def to(self, device: torch.device) -> Kept:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class Without:
+class WithoutToken(Step):
     """All rows but those of one token."""
 
     token: int
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f"without token {self.token}"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.select(rows.ids != self.token)
 
-    def to(self, device: torch.device) -> Without:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class WithoutEnds:
+class WithoutEnds(Step):
     """All rows but a first one of token `bos` and a last one of token `eos`; None keeps that end."""
 
     bos: int | None
     eos: int | None
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return "without BOS" + ("" if self.eos is None else " and EOS")
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
@@ -112,9 +110,6 @@ class WithoutEnds:
             if token is not None:
                 kept[ends] &= rows.ids[ends] != token
         return rows.select(kept)
-
-    def to(self, device: torch.device) -> WithoutEnds:
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +121,7 @@ class Activation:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Dense:
+class Dense(Step):
     """activation(values @ weight.T + bias), plus the input where the module has a residual.
 
     activation: None applies none.
@@ -139,7 +134,7 @@ class Dense:
     residual: Tensor | None = None
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f"dense {self.weight.shape[0]}" + ("" if self.activation is None else f" {self.activation.name}")
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
@@ -150,80 +145,62 @@ class Dense:
             out = out + (F.linear(rows.values, self.residual) if self.residual.numel() else rows.values)
         return rows.with_values(out)
 
-    def to(self, device: torch.device) -> Dense:
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device)
-
-        return Dense(self.weight.to(device), move(self.bias), self.activation, move(self.residual))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Norm:
+class Norm(Step):
     """Layer normalisation of each row."""
 
     weight: Tensor
     bias: Tensor | None = None
     eps: float = 1e-5
-    words: str = "layer norm"
+    description = "layer norm"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.with_values(F.layer_norm(rows.values, self.weight.shape, self.weight, self.bias, self.eps))
 
-    def to(self, device: torch.device) -> Norm:
-        return Norm(self.weight.to(device), None if self.bias is None else self.bias.to(device), self.eps)
-
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """Unit length whatever the request says: a Normalize module with others behind it."""
+class Unit(Step):
+    """Unit length, whatever the request wants: a Normalize module that is not the last module."""
 
-    words: str = "unit length"
+    description = "unit length"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.with_values(F.normalize(rows.values, dim=-1))
 
-    def to(self, device: torch.device) -> Unit:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class Truncate:
+class Truncate(Step):
     """The first `params.dimensions` features (Matryoshka)."""
 
-    words: str = "truncate"
+    description = "truncate"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         if params.dimensions is None:
             return rows
         return rows.with_values(rows.values[:, : params.dimensions])
 
-    def to(self, device: torch.device) -> Truncate:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class Normalize:
-    """Unit length where the request, or else the model, wants it."""
+class Normalize(Step):
+    """Unit length where the request asks for it; `default` where it says nothing."""
 
     default: bool
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return "normalize" if self.default else "normalize on request"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         wanted = self.default if params.use_activation is None else params.use_activation
         return rows.with_values(F.normalize(rows.values, dim=-1)) if wanted else rows
 
-    def to(self, device: torch.device) -> Normalize:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class Probabilities:
-    """Logits to probabilities where the request, or else the model, wants it.
+class Probabilities(Step):
+    """Logits to probabilities where the request asks for them; `default` where it says nothing.
 
-    activation: over the labels of a row. mean, sigma: logits are calibrated by these first, wanted or not.
+    activation: over the labels of a row. mean, sigma: logits are calibrated by these in any case.
     """
 
     activation: Activation
@@ -232,7 +209,7 @@ class Probabilities:
     sigma: float | None = None
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         calibrated = "" if self.mean is None and self.sigma is None else "calibrate > "
         return calibrated + (self.activation.name if self.default else f"{self.activation.name} on request")
 
@@ -245,15 +222,12 @@ class Probabilities:
         wanted = self.default if params.use_activation is None else params.use_activation
         return rows.with_values(self.activation.function(values) if wanted else values)
 
-    def to(self, device: torch.device) -> Probabilities:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class Steps:
-    """STEP pooling: some columns, then the rows of the token `step_tag_id`; the request may say which.
+class StepTags(Step):
+    """STEP pooling: some columns, then the rows of the token `step_tag_id`; the request may choose others.
 
-    columns: what each column is called, by token or by label. kept: the columns to keep, None for all.
+    columns: the name of each column, a token id or a label. kept: the columns to keep, None for all.
     Source: process reward models (Wang et al. 2024, Math-Shepherd).
     """
 
@@ -262,7 +236,7 @@ class Steps:
     kept: tuple[int, ...] | None = None
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         kept = "" if self.kept is None else f"columns {list(self.kept)} > "
         return kept + ("all" if self.step_tag_id is None else f"rows of token {self.step_tag_id}")
 
@@ -274,32 +248,26 @@ class Steps:
         return rows if tag is None else rows.select(rows.ids == tag)
 
     def check(self, params: PoolingParams) -> None:
-        """Raise InvalidRequest for a column that is not there."""
+        """Raise InvalidRequest for an unknown column."""
         for column in params.returned_token_ids or ():
             if column not in self.columns:
                 raise InvalidRequest(
                     f"returned_token_ids: {column} is not one of {list(self.columns)}.", "returned_token_ids", column
                 )
 
-    def to(self, device: torch.device) -> Steps:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
-class AtTokens:
+class AtTokens(Step):
     """The rows of these tokens only, in their order (listwise rerankers)."""
 
     tokens: tuple[int, ...]
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f"rows of tokens {', '.join(map(str, self.tokens))}"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         return rows.select(torch.isin(rows.ids, torch.tensor(self.tokens, device=rows.ids.device)))
-
-    def to(self, device: torch.device) -> AtTokens:
-        return self
 
 
 _MODULES = (
@@ -317,31 +285,33 @@ SIGMOID = Activation("sigmoid", torch.sigmoid)
 SOFTMAX = Activation("softmax", _softmax)
 
 
-def named_activation(path: str, place: str) -> Activation | None:
+def named_activation(path: str, source: str) -> Activation | None:
     """The activation of a dotted path such as "torch.nn.modules.activation.Tanh"; None for the identity.
 
-    place: where the path stands, for messages.
+    source: the file and key of the path, for messages.
 
     Raises:
         CheckpointError: code that is not torch's own, or a module without its default arguments.
     """
     if not path.startswith("torch.nn."):
-        raise CheckpointError(f"{place} {path!r}: activations are restricted to torch.nn.modules for security reasons.")
+        raise CheckpointError(
+            f"{source} {path!r}: activations are restricted to torch.nn.modules for security reasons."
+        )
     for kind in _MODULES:
         if path.rsplit(".", 1)[-1] == kind.__name__:
             return None if kind is nn.Identity else Activation(kind.__name__.lower(), kind())
-    raise CheckpointError(f"{place} {path!r} is not one of {[kind.__name__ for kind in _MODULES]}.")
+    raise CheckpointError(f"{source} {path!r} is not one of {[kind.__name__ for kind in _MODULES]}.")
 
 
 def probabilities(labels: int) -> Activation:
-    """What probabilities are by default: of one label alone, or of several that compete."""
+    """The default: sigmoid of a single label, softmax of several."""
     return SIGMOID if labels < 2 else SOFTMAX
 
 
 def classifier_activation(config: Mapping[str, Any], labels: int, from_files: str | None) -> Activation:
     """The activation of a classifier with so many labels.
 
-    config: config.json, which may hold `problem_type` or sentence-transformers' older words.
+    config: config.json, which may hold `problem_type` or sentence-transformers' older keys.
     from_files: `activation_fn` of config_sentence_transformers.json.
 
     Raises:
@@ -359,7 +329,7 @@ def classifier_activation(config: Mapping[str, Any], labels: int, from_files: st
 
 
 def stated_activation(config: Mapping[str, Any], from_files: str | None) -> Activation | None:
-    """The activation that the files name, whatever vLLM makes of it; None where they name none.
+    """The activation that the files name, even where vLLM would use another; None where they name none.
 
     Raises:
         CheckpointError: an activation outside torch.nn.

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from poolhouse.engine.interface import PoolingEngine, WarmUpLevel
 from poolhouse.engine.observing import Observer
 from poolhouse.engine.request import Answer, Request
-from poolhouse.engine.waiting import joined, located
+from poolhouse.engine.waiting import all_results, with_path
 from poolhouse.errors import EngineError, InputTooLong, InvalidRequest, UnknownModel
 from poolhouse.server.telemetry import tracing
 from poolhouse.server.telemetry.metrics import Metrics, route_of
@@ -165,7 +165,7 @@ class Serving:
 
     async def _answered(self, http: HttpRequest, futures: Sequence[Future[Answer]]) -> list[Answer]:
         loop = asyncio.get_running_loop()
-        answering = joined(futures)
+        answering = all_results(futures)
         watches: list[asyncio.Task[None]] = []
         # Most answers are there before it is worth to look whether somebody still waits for them.
         later = loop.call_later(
@@ -220,7 +220,7 @@ def _located(error: InvalidRequest, futures: Sequence[Future[Answer]], place: Ca
     """The error with the place of its prompt, where there are several and not all are refused alike."""
     if len(futures) < 2 or (_words(futures[0]) == _words(futures[-1]) and not isinstance(error, InputTooLong)):
         return error
-    return located(error, futures, place)
+    return with_path(error, futures, place)
 
 
 def _words(future: Future[Answer]) -> str | None:

@@ -1,1 +1,1 @@
-"""Numpy on answers: scores, smaller numbers, fewer vectors, files of them, entities."""
+"""Vectors: what is computed of answers with numpy: scores, smaller numbers, fewer vectors, files, entities."""

@@ -1,7 +1,7 @@
-"""Spans: entities of a text, read from the label probabilities of its tokens.
+"""Entities: labelled parts of a text, from the label probabilities of its tokens.
 
-Source of the strategies: transformers' token-classification pipeline, whose labels, scores and places these are, but for
-white space at the ends of an entity, and entities of nothing else, which are left out.
+Source of the strategies: transformers' token-classification pipeline. Labels, scores and offsets are the same, except
+that white space at the ends of an entity is left out, and so are entities of white space alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from poolhouse.errors import InvalidRequest, did_you_mean
 from poolhouse.outputs import Array, Entity
-from poolhouse.packing.tokens import Ids, Places
+from poolhouse.packing.tokens import Ids, Offsets
 
 Strategy = Literal["none", "simple", "first", "average", "max"]
 
@@ -24,7 +24,7 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Parts:
-    """Tokens or words in a row: index of the likeliest label, its score, first character and the one after the last."""
+    """Consecutive tokens or words: index of the likeliest label, its score, first character and the one after the last."""
 
     label: Ids
     score: Array
@@ -32,22 +32,22 @@ class _Parts:
     end: Ids
 
 
-def parse_strategy(word: str) -> Strategy:
+def parse_strategy(name: str) -> Strategy:
     """The strategy of that name; raises InvalidRequest where there is none."""
     for strategy in STRATEGIES:
-        if word == strategy:
+        if name == strategy:
             return strategy
     raise InvalidRequest(
-        f"Unknown aggregation_strategy: {word!r}. Strategies: {list(STRATEGIES)}.{did_you_mean(str(word), STRATEGIES)}",
+        f"Unknown aggregation_strategy: {name!r}. Strategies: {list(STRATEGIES)}.{did_you_mean(str(name), STRATEGIES)}",
         "aggregation_strategy",
-        word,
+        name,
     )
 
 
 def entities(
     text: str,
     scores: Array,
-    places: Places,
+    offsets: Offsets,
     labels: Mapping[int, str],
     strategy: Strategy = "simple",
     ignored: Collection[str] = ("O",),
@@ -57,13 +57,13 @@ def entities(
     none: every token by itself. simple: neighbours of one label. first, average, max: the parts of a word agree first, on
     the label of its first token, of the mean, or of its surest token.
 
-    scores: [tokens, labels] probabilities. places: of the same tokens. labels: names; "LABEL_3" where there is none.
+    scores: [tokens, labels] probabilities. offsets: of the same tokens. labels: names; "LABEL_3" where there is none.
     """
-    content = places.words >= 0
+    content = offsets.words >= 0
     if not content.any():
         return []
     names = [labels.get(index, f"LABEL_{index}") for index in range(scores.shape[1])]
-    parts = _parts(scores[content], places.offsets[content], places.words[content], strategy)
+    parts = _parts(scores[content], offsets.bounds[content], offsets.words[content], strategy)
     if strategy != "none":
         parts = _grouped(parts, names)
         names = [name.split("-", 1)[-1] for name in names]

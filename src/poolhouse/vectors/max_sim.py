@@ -1,8 +1,14 @@
-"""MaxSim of arrays: every vector of a query finds its best vector of a document, and their products are added.
+"""MaxSim: the late-interaction score of a query with documents, of arrays and of tensors, without padding.
 
-Nothing is padded. Products are made a block at a time, which stays in the processor's cache: beside its inputs and a
-number per document, a call takes less than 8 MiB, however many and long the texts.
-Sums are float32. A text without vectors scores 0. `poolhouse.layers.max_sim` does the same with tensors.
+Every vector of a query finds its best vector of a document, and these products are added. Products are computed a block
+at a time, which stays in the processor's cache: beside its inputs and a number per document, a call takes less than
+8 MiB, however many and long the texts. Sums are float32. A text without vectors scores 0.
+
+    documents, end to end    | d0    | d1 | d2                         | d3  |
+    blocks of rows           | d0 and d1  | d2, a part | d2, the rest  | d3  |
+
+A block holds whole documents, or a part of one that is longer than a block. The maxima of a part are carried on to the
+next part.
 
 Source: Khattab and Zaharia 2020, "ColBERT".
 """
@@ -11,18 +17,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from poolhouse.vectors.precision import Calibration, Codes, Floats, Precision, dequantize
 
-Offsets = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RowOffsets = npt.NDArray[np.int64]
 
 # Products at once (512 KiB), numbers of documents at once for each (2 MiB), and rows of a query at once.
-MOST_PRODUCTS = 2**17
+MAX_PRODUCTS = 2**17
 _NUMBERS_PER_PRODUCT = 4
-MOST_QUERY_ROWS = 1024
+MAX_QUERY_ROWS = 1024
+# 64 MiB: few and large kernels suit a GPU.
+_MAX_PRODUCTS_ON_DEVICES = 2**24
 
 
 def max_sim(query: Floats, documents: Sequence[Floats]) -> Floats:
@@ -33,21 +45,21 @@ def max_sim(query: Floats, documents: Sequence[Floats]) -> Floats:
     lengths = [len(document) for document in documents]
     kept = [document for document in documents if len(document)]
     width = query.shape[-1]
-    gathered = np.empty((most_rows(1, width, MOST_PRODUCTS), width), np.float32)
+    gathered = np.empty((_max_rows(1, width, MAX_PRODUCTS), width), np.float32)
 
-    def rows(block: Block) -> Floats:
+    def rows(block: _RowBlock) -> Floats:
         if block.documents == 1:
             start = block.start - block.origin
             return np.asarray(kept[block.first][start : start + block.rows], dtype=np.float32)
         return np.concatenate(kept[block.first : block.last], out=gathered[: block.rows], casting="unsafe")
 
-    return _scores(query, offsets_of(lengths), rows)
+    return _scores(query, row_offsets(lengths), rows)
 
 
 def max_sim_packed(
     query: Floats,
     documents: Codes,
-    offsets: Offsets,
+    offsets: RowOffsets,
     precision: Precision = "float32",
     calibration: Calibration | None = None,
 ) -> Floats:
@@ -57,7 +69,7 @@ def max_sim_packed(
     bits); they are turned back into floats a block at a time. offsets: [documents + 1], where each begins, and the end.
     """
 
-    def rows(block: Block) -> Floats:
+    def rows(block: _RowBlock) -> Floats:
         codes = documents[block.start : block.start + block.rows]
         return codes if codes.dtype == np.float32 else dequantize(codes, precision, calibration)
 
@@ -65,29 +77,47 @@ def max_sim_packed(
 
 
 def max_sim_pairs(queries: Sequence[Floats], documents: Sequence[Floats]) -> Floats:
-    """The score of each query with the document at its place, [pairs]; [rows, width] each."""
+    """The score of each query with the document of the same index, [pairs]; [rows, width] each."""
     scores = np.zeros(len(queries), np.float32)
     heights = np.array([len(query) for query in queries], np.int64)
     widths = np.array([len(document) for document in documents], np.int64)
-    large = heights * widths > MOST_PRODUCTS
+    large = heights * widths > MAX_PRODUCTS
     for pair in np.flatnonzero(large).tolist():
         scores[pair] = max_sim(queries[pair], [documents[pair]])[0]
     (small,) = np.nonzero((heights * widths > 0) & ~large)
-    ends = offsets_of(heights[small] * widths[small])
-    products = np.empty(MOST_PRODUCTS, np.float32)
-    for block in blocks(ends, MOST_PRODUCTS):
+    ends = row_offsets(heights[small] * widths[small])
+    products = np.empty(MAX_PRODUCTS, np.float32)
+    for block in _row_blocks(ends, MAX_PRODUCTS):
         members = small[block.first : block.last]
         starts = ends[block.first : block.last + 1] - block.start
         for pair, start, end in zip(members.tolist(), starts[:-1], starts[1:], strict=True):
-            place = products[start:end].reshape(heights[pair], widths[pair])
-            np.matmul(queries[pair], documents[pair].T, out=place)
-        lines = offsets_of(np.repeat(widths[members], heights[members]))
+            out = products[start:end].reshape(heights[pair], widths[pair])
+            np.matmul(queries[pair], documents[pair].T, out=out)
+        lines = row_offsets(np.repeat(widths[members], heights[members]))
         best = np.maximum.reduceat(products[: block.rows], lines[:-1])
-        scores[members] = np.add.reduceat(best, offsets_of(heights[members])[:-1])
+        scores[members] = np.add.reduceat(best, row_offsets(heights[members])[:-1])
     return scores
 
 
-def offsets_of(lengths: Sequence[int] | npt.NDArray[np.int64]) -> Offsets:
+def max_sim_tensors(query: Tensor, documents: Tensor, offsets: Tensor) -> Tensor:
+    """The score of one query with each packed document, on the device of the documents: [documents] float32.
+
+    query: [rows, width]. documents: [all rows, width], end to end; both of any float type, products are float32.
+    offsets: [documents + 1] integers, where each document begins, and the end.
+    """
+    import torch
+
+    with torch.inference_mode():
+        bounds: RowOffsets = offsets.to("cpu", torch.int64).numpy()
+        filled, starts = _filled(bounds)
+        scores = torch.zeros(len(bounds) - 1, device=documents.device)
+        indices = torch.from_numpy(filled).to(documents.device)
+        for part in range(0, len(query), MAX_QUERY_ROWS):
+            scores[indices] += _tensor_sums(query[part : part + MAX_QUERY_ROWS].float(), documents, starts)
+    return scores
+
+
+def row_offsets(lengths: Sequence[int] | npt.NDArray[np.int64]) -> RowOffsets:
     """Where each of these lengths begins when they lie end to end, and where the last one ends; [lengths + 1]."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -95,7 +125,7 @@ def offsets_of(lengths: Sequence[int] | npt.NDArray[np.int64]) -> Offsets:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class _RowBlock:
     """Whole documents from `first` to before `last`, or a part of one that is longer than a block.
 
     start, rows: where it lies among all rows. origin: where its first document begins.
@@ -112,55 +142,78 @@ class Block:
         return self.last - self.first
 
     @property
-    def goes_on(self) -> bool:
+    def continues(self) -> bool:
         """Whether it is not the first part of its document."""
         return self.start > self.origin
 
 
-def blocks(offsets: Offsets, most: int) -> Iterator[Block]:
+def _row_blocks(offsets: RowOffsets, max_rows: int) -> Iterator[_RowBlock]:
     """All rows, in blocks of at most so many. offsets: of documents, none of them empty."""
     first, count = 0, len(offsets) - 1
     while first < count:
         start = int(offsets[first])
-        last = int(np.searchsorted(offsets, start + most, side="right")) - 1
+        last = int(np.searchsorted(offsets, start + max_rows, side="right")) - 1
         if last > first:
-            yield Block(first, last, start, int(offsets[last]) - start, start)
+            yield _RowBlock(first, last, start, int(offsets[last]) - start, start)
             first = last
             continue
         end = int(offsets[first + 1])
-        for part in range(start, end, most):
-            yield Block(first, first + 1, part, min(most, end - part), start)
+        for part in range(start, end, max_rows):
+            yield _RowBlock(first, first + 1, part, min(max_rows, end - part), start)
         first += 1
 
 
-def most_rows(query_rows: int, width: int, most_products: int) -> int:
+def _max_rows(query_rows: int, width: int, max_products: int) -> int:
     """How many rows of documents are compared with a query at once."""
-    return max(1, min(most_products // query_rows, _NUMBERS_PER_PRODUCT * most_products // max(width, 1)))
+    return max(1, min(max_products // query_rows, _NUMBERS_PER_PRODUCT * max_products // max(width, 1)))
 
 
-def _scores(query: Floats, offsets: Offsets, rows: Callable[[Block], Floats]) -> Floats:
+def _filled(offsets: RowOffsets) -> tuple[npt.NDArray[np.int64], RowOffsets]:
+    """The documents that are not empty, and their offsets: of one without rows, reduceat would take the next row."""
+    (filled,) = np.nonzero(np.diff(offsets))
+    return filled, np.append(offsets[filled], offsets[-1])
+
+
+def _scores(query: Floats, offsets: RowOffsets, rows: Callable[[_RowBlock], Floats]) -> Floats:
     """Scores from what `rows` gives of each block of the documents that are not empty."""
     query = np.asarray(query, dtype=np.float32)
     scores = np.zeros(len(offsets) - 1, np.float32)
-    # Of a segment without rows, reduceat would give the row that follows.
-    (filled,) = np.nonzero(np.diff(offsets))
-    starts = np.append(offsets[filled], offsets[-1])
-    for part in range(0, len(query), MOST_QUERY_ROWS):
-        scores[filled] += _sums(query[part : part + MOST_QUERY_ROWS], starts, rows)
+    filled, starts = _filled(offsets)
+    for part in range(0, len(query), MAX_QUERY_ROWS):
+        scores[filled] += _sums(query[part : part + MAX_QUERY_ROWS], starts, rows)
     return scores
 
 
-def _sums(query: Floats, offsets: Offsets, rows: Callable[[Block], Floats]) -> Floats:
-    most = most_rows(len(query), query.shape[1], MOST_PRODUCTS)
-    products = np.empty((most, len(query)), np.float32)
+def _sums(query: Floats, offsets: RowOffsets, rows: Callable[[_RowBlock], Floats]) -> Floats:
+    """The score of each document; none of them is empty."""
+    max_rows = _max_rows(len(query), query.shape[1], MAX_PRODUCTS)
+    products = np.empty((max_rows, len(query)), np.float32)
     sums = np.empty(len(offsets) - 1, np.float32)
     best = products[:1]
-    for block in blocks(offsets, most):
+    for block in _row_blocks(offsets, max_rows):
         found = np.matmul(rows(block), query.T, out=products[: block.rows])
         starts = np.maximum(offsets[block.first : block.last] - block.start, 0)
         so_far, best = best, np.maximum.reduceat(found, starts, axis=0)
-        if block.goes_on:
+        if block.continues:
             np.maximum(best, so_far, out=best)
         # Of a document in parts, the last part's sum stays.
         sums[block.first : block.last] = best.sum(axis=1)
+    return sums
+
+
+def _tensor_sums(query: Tensor, documents: Tensor, offsets: RowOffsets) -> Tensor:
+    """`_sums` with the kernels of the documents' device."""
+    import torch
+
+    max_products = MAX_PRODUCTS if documents.device.type == "cpu" else _MAX_PRODUCTS_ON_DEVICES
+    on_device = torch.from_numpy(offsets).to(documents.device)
+    sums = torch.empty(len(offsets) - 1, device=documents.device)
+    best = query
+    for block in _row_blocks(offsets, _max_rows(len(query), query.shape[1], max_products)):
+        products = documents[block.start : block.start + block.rows].float() @ query.T
+        bounds = (on_device[block.first : block.last + 1] - block.start).clamp(0, block.rows)
+        so_far, best = best, torch.segment_reduce(products, "max", offsets=bounds, axis=0, unsafe=True)
+        if block.continues:
+            best = best.maximum(so_far)
+        sums[block.first : block.last] = best.sum(dim=1)
     return sums

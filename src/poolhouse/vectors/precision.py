@@ -1,4 +1,4 @@
-"""Output precisions: float32 vectors as smaller numbers, and back."""
+"""Precision: float32 vectors as smaller numbers, and back; calibrated ranges of int8 and uint8."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from poolhouse.files import save_tensors, whole_file
 
 Precision = Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2", "int8", "uint8", "binary", "ubinary"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-# Of whole numbers, which mean something for vectors only; the others are casts of any numbers.
+# Integer codes, which are for vectors only; the others are casts of any numbers.
 QUANTIZED: tuple[Precision, ...] = ("int8", "uint8", "binary", "ubinary")
 
 Floats = npt.NDArray[np.float32]
@@ -28,23 +28,23 @@ _STEPS_PER_ROOT_MEAN_SQUARE = 24
 _SQUARE_TOLERANCE = 0.02
 
 
-def parse_precision(word: str, field: str = "precision") -> Precision:
+def parse_precision(name: str, field: str = "precision") -> Precision:
     """The precision of that name.
 
     Raises:
         InvalidRequest: there is none; naming `field`.
     """
-    if word in PRECISIONS:
-        return word
+    if name in PRECISIONS:
+        return name
     raise InvalidRequest(
-        f"{field}={word!r} is not one of {', '.join(PRECISIONS)}.{did_you_mean(str(word), PRECISIONS)}", field, word
+        f"{field}={name!r} is not one of {', '.join(PRECISIONS)}.{did_you_mean(str(name), PRECISIONS)}", field, name
     )
 
 
 def quantize(
     vectors: Floats, precision: Precision, calibration: Calibration | None = None, *, field: str = "precision"
 ) -> Codes:
-    """Vectors in another precision; each depends on itself and the calibration alone, never on its neighbours.
+    """Vectors in another precision; each depends on itself and the calibration alone, never on other vectors.
 
     vectors: [..., width], finite. bfloat16 comes as uint16 and fp8 as uint8 bit patterns. binary and ubinary hold eight
     values per byte, the first in the highest bit, 1 where a value is at least 0; binary is the byte - 128.
@@ -74,7 +74,7 @@ def quantize(
 def dequantize(codes: Codes, precision: Precision, calibration: Calibration | None = None) -> Floats:
     """The float32 vectors that codes of `quantize` stand for, [..., width].
 
-    int8 and uint8 give the middle of each step; binary and ubinary vectors of unit length, of one value and its negative.
+    int8 and uint8 give the middle of each step; binary and ubinary give vectors of unit length, whose values are one number and its negative.
     """
     if precision in ("int8", "uint8"):
         width = codes.shape[-1]
@@ -124,7 +124,7 @@ class Calibration:
 
     @classmethod
     def of_unit_vectors(cls, width: int) -> Calibration:
-        """The ranges for unit vectors that nobody calibrated: int8 is `round(24 * sqrt(width) * value)`.
+        """The ranges for unit vectors without a calibration: int8 is `round(24 * sqrt(width) * value)`.
 
         So 0 is code 0, products of codes are in proportion to products of values, and values saturate beyond
         5.3 / sqrt(width), which is 5.3 times their root mean square.
@@ -197,7 +197,7 @@ class Calibration:
 
 
 def _check_unit_length(vectors: Floats, precision: Precision, field: str) -> None:
-    """Refuse vectors that the fixed range was not made for; zeros pass."""
+    """Refuse vectors that are not of unit length, which the fixed range is for; zeros pass."""
     squares = np.einsum("...i,...i->...", vectors, vectors)
     wrong = (np.abs(squares - 1) > _SQUARE_TOLERANCE) & (squares > 0)
     if wrong.any():
@@ -247,7 +247,7 @@ class _Fp8:
     def encode(self, vectors: Floats) -> npt.NDArray[np.uint8]:
         """Rounded to nearest even, saturated at the largest number."""
         bits = vectors.view(np.uint32)
-        # The last bit stands for all that were dropped, so that rounding once more cannot go wrong (round to odd).
+        # The last bit is set where a dropped bit was, so that rounding a second time is correct (round to odd).
         upper = (bits >> 16) | ((bits & 0xFFFF) != 0)
         return np.asarray(np.take(_fp8_codes(self), upper))
 

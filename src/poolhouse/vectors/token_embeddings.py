@@ -1,4 +1,4 @@
-"""TokenEmbeddings: the token vectors of many texts as one packed matrix, and as files."""
+"""TokenEmbeddings: the token vectors of many texts as one packed matrix, and as .npz, .safetensors and .arrow files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from poolhouse.errors import ConfigError, InvalidRequest, PoolhouseError
 from poolhouse.files import save_tensors, whole_file
-from poolhouse.vectors.max_sim import Offsets, max_sim_packed, offsets_of
+from poolhouse.vectors.max_sim import RowOffsets, max_sim_packed, row_offsets
 from poolhouse.vectors.precision import Calibration, Codes, Floats, Precision, dequantize, parse_precision, quantize
 
 
@@ -27,7 +27,7 @@ class TokenEmbeddings:
     """
 
     values: Codes
-    offsets: Offsets
+    offsets: RowOffsets
     precision: Precision = "float32"
     calibration: Calibration | None = None
 
@@ -50,14 +50,14 @@ class TokenEmbeddings:
             InvalidRequest: vectors that the precision cannot take.
         """
         values = quantize(np.concatenate(matrices), precision, calibration)
-        offsets = offsets_of([len(matrix) for matrix in matrices])
+        offsets = row_offsets([len(matrix) for matrix in matrices])
         return cls(values, offsets, precision, calibration if precision in ("int8", "uint8") else None)
 
     @classmethod
     def joined(cls, blocks: Sequence[TokenEmbeddings]) -> TokenEmbeddings:
         """At least one block, and what follows it, as one; all of one precision and calibration."""
         values = np.concatenate([block.values for block in blocks])
-        offsets = offsets_of(np.concatenate([np.diff(block.offsets) for block in blocks]))
+        offsets = row_offsets(np.concatenate([np.diff(block.offsets) for block in blocks]))
         return cls(values, offsets, blocks[0].precision, blocks[0].calibration)
 
     def __len__(self) -> int:
@@ -215,7 +215,7 @@ def _read_arrow(path: Path) -> TokenEmbeddings:
         lengths = [batch.value_lengths().to_numpy() for batch in batches]
         arrays = {
             "values": np.concatenate([batch.flatten().flatten().to_numpy().reshape(-1, width) for batch in batches]),
-            "offsets": offsets_of(np.concatenate(lengths)),
+            "offsets": row_offsets(np.concatenate(lengths)),
         }
     arrays |= {name: np.frombuffer(metadata[name], np.float32) for name in _RANGES if name in metadata}
     return _embeddings(arrays, metadata["precision"].decode())

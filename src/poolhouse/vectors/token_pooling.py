@@ -1,4 +1,4 @@
-"""Token pooling: a text's many vectors made fewer, by the means of clusters of like ones.
+"""Token pooling: fewer vectors per text, by the means of clusters of similar ones.
 
 Ward's linkage over cosine distances, as sentence-transformers' `HierarchicalTokenPooling` and PyLate's `pool_factor` do
 it. Source: Clavié, Chaffin and Adams 2024, "Reducing the Footprint of Multi-Vector Retrieval with Minimal Performance
@@ -8,7 +8,6 @@ Impact via Token Pooling".
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +20,11 @@ def pooled(vectors: Floats, factor: float, *, protected: int = 1, normalize: boo
     """About one vector per `factor` of them, [fewer rows, width]: the protected first ones, then a mean per cluster.
 
     vectors: [rows, width] of unit length. factor: from 1, which clusters nothing. protected: first rows that stay by
-    themselves, such as [CLS]. normalize: give the result unit length, protected rows too.
+    themselves, such as [CLS]. normalize: scale the result to unit length, protected rows too.
     Takes time and memory in proportion to the square of the rows: 1 GiB for 8192.
 
     Raises:
-        InvalidRequest: a factor that is none. ConfigError: scipy, which finds the clusters, is not installed.
+        InvalidRequest: an invalid factor. ConfigError: scipy, which finds the clusters, is not installed.
     """
     check_factor(factor)
     first, rest = vectors[:protected], vectors[protected:]
@@ -38,8 +37,8 @@ def pooled(vectors: Floats, factor: float, *, protected: int = 1, normalize: boo
     return np.asarray(vectors / np.maximum(lengths, np.float32(1e-12)))
 
 
-def check_factor(factor: Any, role: str | None = None) -> None:
-    """Refuse a factor that is none, or one for queries, which keep all of their vectors.
+def check_factor(factor: object, role: str | None = None) -> None:
+    """Refuse an invalid factor, or one for queries, which keep all of their vectors.
 
     Raises:
         InvalidRequest: naming what is possible.
@@ -57,7 +56,7 @@ def check_factor(factor: Any, role: str | None = None) -> None:
 
 
 def _labels(vectors: Floats, clusters: int) -> npt.NDArray[np.int32]:
-    """The cluster of each vector, from 1; fewer clusters than asked where distances are equal."""
+    """The cluster of each vector, from 1; fewer clusters than requested where distances are equal."""
     try:
         from scipy.cluster.hierarchy import fcluster, linkage
         from scipy.spatial.distance import squareform

@@ -1,1 +1,1 @@
-"""Templates of prompts: rendered within bounds, of pairs and of messages."""
+"""Templates: Jinja in a sandbox, score templates of pairs, and the built-in .jinja files."""

@@ -1,6 +1,6 @@
-"""Attention inside each sequence of a pack.
+"""Attention inside each sequence of a pack: `attend` chooses the backend.
 
-`attend` picks the backend; reference.py is the definition that all of them are compared with.
+reference.py is the definition that all backends are compared with.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def attend(
     """Softmax attention of every token over those of its own sequence that are attended to (`Segments.attended`).
 
     A token that sees none gets zeros (a mask token far behind the text, in a window). Rows behind the last sequence are
-    for filling up, and get anything.
+    padding; their values are arbitrary.
 
     query: [total, heads, head_dim]; key, value: [total, kv_heads, head_dim], kv_heads a divisor of heads.
     window: tokens seen on each side, inclusive; None sees all.

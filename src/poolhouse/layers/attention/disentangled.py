@@ -1,4 +1,4 @@
-"""DeBERTa's attention: scores from content and from relative positions, which see each other's tokens.
+"""DeBERTa's disentangled attention: scores from content and from relative positions.
 
 score(i, j) = query_i . key_j + query_i . position_key(j - i) + key_j . position_query(i - j)
 
@@ -31,8 +31,8 @@ def attend(
 
     query, key, value: [total, heads, head_dim].
     position_key, position_query: [2 * longest - 1, heads, head_dim], scaled already, or None where a term is not in use.
-    Row longest - 1 + n of both answers a token that is n places ahead of the one that asks: of the query that looks at a
-    key (position_key), of the key that is looked at by a query (position_query).
+    Row longest - 1 + n is for a token n positions ahead: of the query, where position_key is multiplied with queries; of
+    the key, where position_query is multiplied with keys.
     scale: factor on query . key. Returns [total, heads, head_dim].
     """
     parts = []
@@ -62,10 +62,10 @@ def log_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
 
 def _calls(segments: Segments, heads: int, device: str) -> list[tuple[int, int, int]]:
     """Neighbouring sequences of equal length that are computed together: (first row, how many, their length)."""
-    most = _SCORES_PER_CALL.get(device, 2**22)
+    max_scores = _SCORES_PER_CALL.get(device, 2**22)
     calls: list[tuple[int, int, int]] = []
     for start, count, length, _ in segments.runs:
-        together = max(1, most // (heads * length * length))
+        together = max(1, max_scores // (heads * length * length))
         firsts = range(0, count, together)
         calls.extend((start + first * length, min(together, count - first), length) for first in firsts)
     return calls
@@ -85,18 +85,24 @@ def _bias(
     length: int,
 ) -> Tensor | None:
     """What relative positions add to the scores: [heads, count, length, length]."""
-    from_query = None if position_key is None else _by_place(query, position_key, count, length)
-    from_key = None if position_query is None else _by_place(key, position_query, count, length).transpose(-1, -2)
+    from_query = None if position_key is None else _by_position(query, position_key, count, length)
+    from_key = None if position_query is None else _by_position(key, position_query, count, length).transpose(-1, -2)
     if from_query is None or from_key is None:
         return from_key if from_query is None else from_query
     return from_query + from_key
 
 
-def _by_place(asking: Tensor, table: Tensor, count: int, length: int) -> Tensor:
-    """asking_i . table(j - i) for all places i, j of each sequence: a view [heads, count, length, length]."""
-    heads, ahead = asking.shape[1], 2 * length - 1
-    rows = table.narrow(0, (len(table) - ahead) // 2, ahead)
-    products = torch.bmm(asking.transpose(0, 1), rows.permute(1, 2, 0))
-    # products[i, length - 1 + n] belongs to (i, i + n): each row starts one place further left, which strides can say.
-    strides = (count * length * ahead, length * ahead, ahead - 1, 1)
+def _by_position(x: Tensor, table: Tensor, count: int, length: int) -> Tensor:
+    """x_i . table(j - i) for all positions i, j of each sequence: a view [heads, count, length, length]."""
+    heads, width = x.shape[1], 2 * length - 1
+    rows = table.narrow(0, (len(table) - width) // 2, width)
+    products = torch.bmm(x.transpose(0, 1), rows.permute(1, 2, 0))
+    # products[i, length - 1 + n] belongs to (i, i + n). For length 3, with the entries that row i uses in brackets:
+    #
+    #     i = 0    -2   -1  [ 0   +1   +2]
+    #     i = 1    -2  [-1    0   +1]  +2
+    #     i = 2   [-2   -1    0]  +1   +2
+    #
+    # Each row starts one entry further left, so a row stride of width - 1 gives the square without a copy.
+    strides = (count * length * width, length * width, width - 1, 1)
     return products.as_strided((heads, count, length, length), strides, length - 1)

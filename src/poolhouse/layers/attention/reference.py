@@ -49,8 +49,8 @@ def visible_mask(
     """
     if not causal and (window is None or window >= length - 1):
         return None
-    place = torch.arange(length, device=device)
-    ahead = place[None, :keys] - place[:, None]
+    index = torch.arange(length, device=device)
+    ahead = index[None, :keys] - index[:, None]
     visible = ahead <= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
     if window is not None:
         visible = visible & (ahead.abs() <= window)

@@ -1,4 +1,4 @@
-"""Adapters: the adapters of one loaded model, chosen per request by name."""
+"""Adapters: those of one loaded model, merged into its weights or chosen per request by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, did_you_mean
-from poolhouse.layers.adapted import ActiveSpans, AdaptedLinear, AdaptedTable
+from poolhouse.files import Folder
+from poolhouse.layers.adapted import AdaptedLinear, AdaptedTable
 from poolhouse.models.adapters.low_rank import Adapter, Target, merge, tails
 from poolhouse.models.adapters.peft import read_peft
 from poolhouse.models.adapters.task_adapters import TaskAdapters
@@ -22,7 +23,7 @@ from poolhouse.models.native.transformer import Transformer
 
 @dataclass(frozen=True, slots=True)
 class AdapterOptions:
-    """What a user may decide about adapters; see `Settings` for the words.
+    """What a user may decide about adapters; see `Settings` for the names.
 
     merge: the adapter to merge: a name of `modules`, or a task of the checkpoint. base_merge: folders of
     adapters that belong to the model itself. allowed: whether adapters may be used at all.
@@ -30,24 +31,24 @@ class AdapterOptions:
     classifier: whether the model has a head, which adapters chosen per request leave as it is.
     """
 
-    modules: Mapping[str, Path] = field(default_factory=dict)
+    modules: Mapping[str, Path | Folder] = field(default_factory=dict)
     merge: str | None = None
-    base_merge: tuple[Path, ...] = ()
+    base_merge: tuple[Path | Folder, ...] = ()
     max_rank: int | None = None
     allowed: bool = True
     find: Callable[[str], Path] = Path
     classifier: bool = False
 
     @property
-    def asked(self) -> bool:
+    def named(self) -> bool:
         """Whether any adapter was named."""
         return bool(self.modules or self.merge or self.base_merge)
 
     @property
-    def merged_folders(self) -> tuple[Path, ...]:
+    def merged_folders(self) -> tuple[Folder, ...]:
         """The folders of adapters that are merged into the weights."""
         chosen = self.modules.get(self.merge or "")
-        return self.base_merge if chosen is None else (*self.base_merge, chosen)
+        return tuple(map(Folder.of, self.base_merge if chosen is None else (*self.base_merge, chosen)))
 
 
 class Adapters:
@@ -78,30 +79,30 @@ class Adapters:
         return tuple(name for name in self.names if name not in self.task_names)
 
     def choose(
-        self, asked: str | None, prompt_name: str | None, prompts: Container[str]
+        self, name: str | None, prompt_name: str | None, prompts: Container[str]
     ) -> tuple[str | None, str | None]:
         """The adapter and the prompt for a request; a task adapter and the prompt of its name go together.
 
-        asked: the adapter's name; "" asks for none, None for the default. prompts: names of the model's prompts.
+        name: the adapter's; "" is none, None the default one. prompts: names of the model's prompts.
 
         Raises:
             InvalidRequest: no adapter of that name.
         """
-        if asked is None:
-            asked = prompt_name if prompt_name in self.task_names else self.default
-        elif asked and asked not in self.names:
-            raise unknown_adapter(asked, self.names)
-        if prompt_name is None and asked in self.task_names and asked in prompts:
-            prompt_name = asked
-        return (None if asked == self.merged else asked or None), prompt_name
+        if name is None:
+            name = prompt_name if prompt_name in self.task_names else self.default
+        elif name and name not in self.names:
+            raise unknown_adapter(name, self.names)
+        if prompt_name is None and name in self.task_names and name in prompts:
+            prompt_name = name
+        return (None if name == self.merged else name or None), prompt_name
 
-    def load(self, name: str, place: str) -> None:
+    def load(self, name: str, source: str) -> None:
         """Make a PEFT folder or hub id available under `name`; a no-op if that very folder is.
 
         Raises:
             InvalidRequest: the name is taken, or adapters cannot be added to this model. CheckpointError: the files.
         """
-        folder = self._options.find(place)
+        folder = self._options.find(source)
         if self._sources.get(name) == str(folder):
             return
         if not self._options.allowed:
@@ -120,7 +121,7 @@ class Adapters:
         Raises:
             CheckpointError: it does not fit the model, or has a head of its own.
         """
-        changes = self._target.place(adapter)
+        changes = self._target.assign(adapter)
         heads = self._target.heads(adapter)
         if heads and (self._options.classifier or adapter.classifies):
             raise CheckpointError(
@@ -135,11 +136,9 @@ class Adapters:
             )
         weights = transformer.tokens
         with self._adding:
-            active = transformer.active or ActiveSpans()
             for slot, change in changes.items():
-                layer = _adapted(transformer, slot, active, adapter)
+                layer = _adapted(transformer, slot, adapter)
                 layer.changes[adapter.name] = change.to(weights.device, weights.dtype)
-            transformer.active = active
             self._sources[adapter.name] = source
 
 
@@ -152,12 +151,12 @@ def merged_into(
         CheckpointError: an adapter that does not fit. ConfigError: options that contradict each other.
     """
     _check_options(options, tasks.names)
-    adapters = [read_peft(folder, folder.name) for folder in options.base_merge]
+    adapters = [read_peft(folder, Folder.of(folder).path.name) for folder in options.base_merge]
     if options.merge is not None:
         own = next((adapter for adapter in tasks.adapters if adapter.name == options.merge), None)
         adapters.append(own or read_peft(options.modules[options.merge], options.merge, options.max_rank))
     for adapter in adapters:
-        merge(tensors, target.place(adapter))
+        merge(tensors, target.assign(adapter))
     return tuple(adapters)
 
 
@@ -199,16 +198,14 @@ def _check_options(options: AdapterOptions, tasks: Sequence[str]) -> None:
         raise ConfigError(f"merge_adapter={options.merge!r} changes the weights that {others} were made for.")
 
 
-def _adapted(
-    transformer: Transformer, slot: str, active: ActiveSpans, adapter: Adapter
-) -> AdaptedLinear | AdaptedTable:
+def _adapted(transformer: Transformer, slot: str, adapter: Adapter) -> AdaptedLinear | AdaptedTable:
     """The adapted layer of a slot, put in place of the plain one the first time."""
     if slot in ("tokens", "types", "positions"):
-        return transformer.adapted_tables.setdefault(slot, AdaptedTable(active))
+        return transformer.adapted_tables.setdefault(slot, AdaptedTable())
     owner, attribute = _owner(transformer, slot, adapter)
     layer = getattr(owner, attribute)
     if not isinstance(layer, AdaptedLinear):
-        layer = AdaptedLinear(layer, active)
+        layer = AdaptedLinear(layer)
         setattr(owner, attribute, layer)
     return layer
 

@@ -42,7 +42,7 @@ class Target:
     spec: TransformerSpec
     shapes: Mapping[str, tuple[int, ...]]
 
-    def place(self, adapter: Adapter) -> dict[str, LowRank]:
+    def assign(self, adapter: Adapter) -> dict[str, LowRank]:
         """The adapter's changes by slot ("layers.3.attn.qkv"); parts of one slot become one change.
 
         Heads are passed over; whoever builds one finds them in the adapter.
@@ -50,11 +50,11 @@ class Target:
         Raises:
             CheckpointError: a module that the family does not have, or a shape of another base.
         """
-        places, unknown = self._places(adapter)
+        slots, unknown = self._slots(adapter)
         unknown += [
             name
             for name, tensor in adapter.saved.items()
-            if not self._is_head(name) and not self._is_frozen_copy(name, tensor, places)
+            if not self._is_head(name) and not self._is_frozen_copy(name, tensor, slots)
         ]
         if unknown:
             raise CheckpointError(
@@ -63,7 +63,7 @@ class Target:
             )
         parts: dict[str, dict[int, LowRank]] = {}
         sources: dict[str, Source] = {}
-        for module, (slot, index, source) in places.items():
+        for module, (slot, index, source) in slots.items():
             self._check_shape(adapter, module, slot, index, source)
             parts.setdefault(slot, {})[index] = adapter.changes[module]
             sources[slot] = source
@@ -77,7 +77,7 @@ class Target:
         changed = [module for module in adapter.changes if self._is_head(f"{module}.weight")]
         return [name for name in adapter.saved if self._is_head(name)] + changed
 
-    def _places(self, adapter: Adapter) -> tuple[dict[str, tuple[str, int, Source]], list[str]]:
+    def _slots(self, adapter: Adapter) -> tuple[dict[str, tuple[str, int, Source]], list[str]]:
         """Where each module goes, and modules that go nowhere, by the layout that knows most of them."""
         best: dict[str, tuple[str, int, Source]] = {}
         for layout in self.family.layouts:
@@ -96,9 +96,9 @@ class Target:
         patterns = [re.compile(expression) for expression in self.family.aside]
         return any(pattern.fullmatch(tail) for pattern in patterns for tail in tails(name))
 
-    def _is_frozen_copy(self, name: str, tensor: Tensor, places: Mapping[str, tuple[str, int, Source]]) -> bool:
+    def _is_frozen_copy(self, name: str, tensor: Tensor, slots: Mapping[str, tuple[str, int, Source]]) -> bool:
         """PEFT saves a token table that it changes by low rank a second time, as it was."""
-        slot = places.get(name.removesuffix(".weight"), ("", 0, ""))[0]
+        slot = slots.get(name.removesuffix(".weight"), ("", 0, ""))[0]
         return slot == "tokens" and tuple(tensor.shape) == self.shapes["tokens.weight"]
 
     def _check_shape(self, adapter: Adapter, module: str, slot: str, index: int, source: Source) -> None:

@@ -1,4 +1,4 @@
-"""A folder in PEFT's format (adapter_config.json and adapter_model.safetensors) -> Adapter.
+"""PEFT: a folder with adapter_config.json and adapter_model.safetensors -> Adapter.
 
 Source of names and meanings: the peft library's LoRA. What changes numbers and is not computed here is refused by name.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
-from poolhouse.files import read_json
+from poolhouse.files import Folder, JsonObject
 from poolhouse.layers.adapted import LowRank
 from poolhouse.models.adapters.low_rank import Adapter
 from poolhouse.models.files.checkpoint import Config
@@ -26,7 +25,7 @@ CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 # Keys of adapter_config.json that another computation hides behind, and the values that mean ours.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+_NEUTRAL: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
     "fan_in_fan_out": (False,),
@@ -40,22 +39,22 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
         (None, False),
     ),
 }
-# The words of `task_type` that make a classifier.
+# The values of `task_type` that make a classifier.
 _ROLES: Mapping[object, Role] = {"SEQ_CLS": "classify", "TOKEN_CLS": "token_classify"}
 _LOW_RANK = re.compile(r"(?P<module>.+)\.lora_(?P<table>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?")
 
 
-def is_peft_folder(folder: Path) -> bool:
-    return (folder / CONFIG).is_file()
+def is_peft_folder(folder: Folder) -> bool:
+    return folder.has(CONFIG)
 
 
-def base_of(folder: Path) -> str:
+def base_of(folder: Folder) -> str:
     """The model that the adapter in `folder` was made for: a path or a hub id.
 
     Raises:
         CheckpointError: it does not say.
     """
-    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    base = folder.json(CONFIG).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(
             f"{folder} holds an adapter, and its {CONFIG} names no base_model_name_or_path. "
@@ -64,28 +63,28 @@ def base_of(folder: Path) -> str:
     return base
 
 
-def trained_role(folders: Sequence[Path]) -> Role | None:
+def trained_role(folders: Sequence[Folder]) -> Role | None:
     """What the last of these adapters was trained as whose `task_type` names a classifier."""
-    words = [read_json(folder / CONFIG).get("task_type") for folder in folders if is_peft_folder(folder)]
-    return next((_ROLES[word] for word in reversed(words) if word in _ROLES), None)
+    types = [folder.json(CONFIG).get("task_type") for folder in folders if is_peft_folder(folder)]
+    return next((_ROLES[name] for name in reversed(types) if name in _ROLES), None)
 
 
-def trained_labels(folders: Sequence[Path]) -> dict[str, Any]:
+def trained_labels(folders: Sequence[Folder]) -> JsonObject:
     """What a config.json beside the last of these adapters says of its labels, if there is one."""
-    path = folders[-1] / "config.json"
-    config = read_json(path) if path.is_file() else {}
+    config = folders[-1].json("config.json", needed=False)
     return {key: config[key] for key in ("id2label", "label2id", "problem_type") if key in config}
 
 
-def read_peft(folder: Path, name: str, max_rank: int | None = None) -> Adapter:
+def read_peft(folder: Path | Folder, name: str, max_rank: int | None = None) -> Adapter:
     """The adapter in `folder`, under a name of the caller's choice. max_rank: refuse adapters of a higher rank.
 
     Raises:
         CheckpointError: files missing or corrupt, or a kind of adapter that is not low-rank addition.
     """
+    folder = Folder.of(folder)
     if not is_peft_folder(folder):
         raise CheckpointError(f"{folder} has no {CONFIG}. An adapter is a folder as the peft library saves it.")
-    config = read_json(folder / CONFIG)
+    config = folder.json(CONFIG)
     for key, values in _NEUTRAL.items():
         if key in config and config[key] not in values and config[key] != {} and config[key] != []:
             raise CheckpointError(f"{folder / CONFIG}: {key} is {config[key]!r}; only {list(values)} can be computed.")
@@ -116,7 +115,7 @@ def read_peft(folder: Path, name: str, max_rank: int | None = None) -> Adapter:
 
 
 def _change(
-    module: str, pair: Mapping[str, Tensor], table: bool, config: Config, folder: Path, max_rank: int | None
+    module: str, pair: Mapping[str, Tensor], table: bool, config: Config, folder: Folder, max_rank: int | None
 ) -> LowRank:
     if set(pair) != {"A", "B"}:
         raise CheckpointError(f"{folder}: {module} has lora_{min(pair)} without its companion.")
@@ -149,8 +148,8 @@ def _saved_name(name: str) -> str:
     return name.replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    for path in (folder / name for name in _WEIGHTS):
+def _tensors(folder: Folder) -> dict[str, Tensor]:
+    for path in (folder.path / name for name in _WEIGHTS):
         if not path.is_file():
             continue
         try:

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError, ConfigError, did_you_mean
+from poolhouse.files import Folder
 from poolhouse.layers.adapted import LowRank
 from poolhouse.models.adapters.low_rank import Adapter
 from poolhouse.models.adapters.peft import is_peft_folder, read_peft
 from poolhouse.models.files.checkpoint import Checkpoint, Config
 
 _ORIGINAL = ".parametrizations.weight.original"
-_SIDES = (".parametrizations.weight.0.lora_A", ".parametrizations.weight.0.lora_B")
+_LOW_RANK = (".parametrizations.weight.0.lora_A", ".parametrizations.weight.0.lora_B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +48,18 @@ def read_task_adapters(checkpoint: Checkpoint, config: Config, default: str | No
         CheckpointError: files that do not fit together. ConfigError: a default that the checkpoint does not have.
     """
     adapters = _parametrizations(checkpoint.tensors, config, checkpoint.folder)
-    for folder in sorted((checkpoint.folder / "adapters").glob("*")):
-        if is_peft_folder(folder):
-            adapters.append(read_peft(folder, folder.name))
+    for path in sorted((checkpoint.folder / "adapters").path.glob("*")):
+        if is_peft_folder(folder := checkpoint.folder / f"adapters/{path.name}"):
+            adapters.append(read_peft(folder, path.name))
     names = [adapter.name for adapter in adapters]
-    asked = config.get("jina_task", default)
-    if asked is not None and asked not in names:
+    chosen = config.get("jina_task", default)
+    if chosen is not None and chosen not in names:
         raise ConfigError(
-            f"jina_task is {asked!r}, but the adapters of {checkpoint.folder} are {names}."
-            f"{did_you_mean(str(asked), names)}"
+            f"jina_task is {chosen!r}, but the adapters of {checkpoint.folder} are {names}."
+            f"{did_you_mean(str(chosen), names)}"
         )
     prompts = config.get("task_instructions") or {}
-    return TaskAdapters(tuple(adapters), asked, {name: str(prompts[name]) for name in names if name in prompts})
+    return TaskAdapters(tuple(adapters), chosen, {name: str(prompts[name]) for name in names if name in prompts})
 
 
 def plain(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -72,7 +72,7 @@ class _PlainNames(Mapping[str, Tensor]):
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
-        self._names = {name.replace(_ORIGINAL, ".weight"): name for name in tensors if not name.endswith(_SIDES)}
+        self._names = {name.replace(_ORIGINAL, ".weight"): name for name in tensors if not name.endswith(_LOW_RANK)}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[self._names[name]]
@@ -84,23 +84,23 @@ class _PlainNames(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _parametrizations(tensors: Mapping[str, Tensor], config: Config, folder: Path) -> list[Adapter]:
+def _parametrizations(tensors: Mapping[str, Tensor], config: Config, folder: Folder) -> list[Adapter]:
     """The adapters among a checkpoint's tensors, one per name of `lora_adaptations`; none where there are none.
 
     Raises:
         CheckpointError: tensors and config.json do not agree.
     """
-    sides = [{name.removesuffix(side) for name in tensors if name.endswith(side)} for side in _SIDES]
-    if not any(sides):
+    modules = [{name.removesuffix(end) for name in tensors if name.endswith(end)} for end in _LOW_RANK]
+    if not any(modules):
         return []
-    if sides[0] != sides[1]:
-        raise CheckpointError(f"{folder}: lora_A or lora_B is missing for {sorted(sides[0] ^ sides[1])[:5]}.")
+    if modules[0] != modules[1]:
+        raise CheckpointError(f"{folder}: lora_A or lora_B is missing for {sorted(modules[0] ^ modules[1])[:5]}.")
     tasks = config.get("lora_adaptations")
     if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
         raise CheckpointError(f"{folder}: config.json must name the task adapters in lora_adaptations, got {tasks!r}.")
     changes: dict[str, dict[str, LowRank]] = {task: {} for task in tasks}
-    for module in sorted(sides[0]):
-        a, b = (tensors[module + side] for side in _SIDES)
+    for module in sorted(modules[0]):
+        a, b = (tensors[module + end] for end in _LOW_RANK)
         if len(a) != len(tasks) or len(b) != len(tasks):
             raise CheckpointError(f"{folder}: {module} has changes for {len(a)} tasks; lora_adaptations is {tasks}.")
         for index, task in enumerate(tasks):
@@ -108,7 +108,7 @@ def _parametrizations(tensors: Mapping[str, Tensor], config: Config, folder: Pat
     return [Adapter(task, changes[task], f"The task adapter '{task}' of {folder}") for task in tasks]
 
 
-def _change(module: str, a: Tensor, b: Tensor, config: Config, folder: Path) -> LowRank:
+def _change(module: str, a: Tensor, b: Tensor, config: Config, folder: Folder) -> LowRank:
     rank = int(config.get("lora_rank", 4))
     scale = float(config.get("lora_alpha", 1)) / rank
     if a.shape[0] == b.shape[1] == rank:

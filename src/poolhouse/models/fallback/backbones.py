@@ -68,6 +68,12 @@ def hidden_states(answer: Any, ids: Tensor) -> Tensor:
     return answer[0] if found is None else found
 
 
+def logits(answer: Any, ids: Tensor) -> Tensor:
+    """[rows, length, labels]; the answer to a whole text is repeated at each of its tokens."""
+    found: Tensor = answer.logits
+    return found[:, None].expand(-1, ids.shape[1], -1) if found.ndim == 2 else found
+
+
 def text_features(answer: Any, ids: Tensor) -> Tensor:
     """[rows, length, features] of a model that answers with one vector per text: the same at each of its tokens."""
     found: Tensor = answer.text_embeds if hasattr(answer, "text_embeds") else answer.pooler_output
@@ -88,7 +94,7 @@ class Padding:
 class Forward:
     """One call of a transformers model, with only the keywords that it takes.
 
-    read: takes from its answer the row of each token. door: the method that is called. padding: of ids, where needed.
+    read: takes from its answer the row of each token. method: what is called. padding: of ids, where needed.
     """
 
     def __init__(
@@ -96,15 +102,15 @@ class Forward:
         model: Any,
         dtype: torch.dtype,
         read: Callable[[Any, Tensor], Tensor] = hidden_states,
-        door: str = "__call__",
+        method: str = "__call__",
         padding: Padding | None = None,
     ) -> None:
         self.model = model
         self.dtype = dtype
         self._read = read
-        self._call = getattr(model, door)
+        self._call = getattr(model, method)
         self._padding = padding
-        self._takes = frozenset(inspect.signature(model.forward if door == "__call__" else self._call).parameters)
+        self._takes = frozenset(inspect.signature(model.forward if method == "__call__" else self._call).parameters)
 
     @torch.inference_mode()
     def __call__(
@@ -116,14 +122,14 @@ class Forward:
         seen: Tensor | None = None,
     ) -> Tensor:
         """ids, positions, types: [rows, length] -> [rows, length, hidden]. seen: as ids, the tokens attended to."""
-        given: dict[str, Any] = {"input_ids": ids if self._padding is None else self._padding(ids)}
+        keywords: dict[str, Any] = {"input_ids": ids if self._padding is None else self._padding(ids)}
         if seen is not None:
-            given["attention_mask"] = seen.long().to(ids.device)
+            keywords["attention_mask"] = seen.long().to(ids.device)
         optional = {"position_ids": positions, "token_type_ids": types, "use_cache": False}
-        given |= {name: value for name, value in optional.items() if value is not None and name in self._takes}
+        keywords |= {name: value for name, value in optional.items() if value is not None and name in self._takes}
         if segments is not None:
-            given["segments"] = segments
-        hidden = self._read(self._call(**given), ids)
+            keywords["segments"] = segments
+        hidden = self._read(self._call(**keywords), ids)
         if not isinstance(hidden, Tensor) or hidden.shape[:2] != ids.shape:
             raise ValueError("the model does not answer with one hidden state per token")
         return hidden.to(self.dtype)

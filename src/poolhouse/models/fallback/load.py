@@ -1,57 +1,43 @@
-"""The fallback: any encoder or decoder that transformers can build, packed where a probe at load allows it."""
+"""The fallback: any encoder or decoder that transformers can build -> Served, packed where a probe allows it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from poolhouse.errors import CheckpointError
-from poolhouse.models.backbone import Backbone
+from poolhouse.files import Folder
 from poolhouse.models.fallback import attention
-from poolhouse.models.fallback.backbones import Forward, Packed, Padding, Unpacked, hidden_states, text_features
-from poolhouse.models.fallback.heads import AUTO_CLASSES, kept_head, logits, take_head
-from poolhouse.models.fallback.probe import may_pack, reads_ahead
-from poolhouse.models.files.checkpoint import Checkpoint, reason
-from poolhouse.models.heads.heads import LoadedHead
+from poolhouse.models.fallback.backbones import (
+    Forward,
+    Packed,
+    Padding,
+    Unpacked,
+    hidden_states,
+    logits,
+    text_features,
+)
+from poolhouse.models.fallback.probe import Verdict, may_pack, reads_ahead, take_head
+from poolhouse.models.files.checkpoint import Checkpoint, Config, reason
+from poolhouse.models.heads.heads import Head, LoadedHead
+from poolhouse.models.model import Served, Sizes
 from poolhouse.models.roles import Role
 
-
-@dataclass(frozen=True, slots=True)
-class Fallback:
-    """A backbone of transformers, and what the loader must know of it.
-
-    why: "packed, positions from 0", or "unpacked: " and the reason.
-    max_tokens: None where the config states no limit.
-    pooling: for models without files of sentence-transformers: LAST for decoders, CLS for encoders.
-    token_types: rows of its table of them, or 0.
-    head: of a classifier or masked language model; one without steps where the backbone's rows are logits already.
-    pools_itself: whether a text's rows are all the same, its vector.
-    """
-
-    backbone: Backbone
-    packed: bool
-    why: str
-    hidden_size: int
-    vocabulary_size: int
-    parameters: int
-    max_tokens: int | None
-    causal: bool
-    pooling: Literal["CLS", "LAST"]
-    head: LoadedHead | None = None
-    notes: tuple[str, ...] = ()
-    pools_itself: bool = False
-    token_types: int = 0
+# transformers' classes of models with a head.
+AUTO_CLASSES: dict[Role, str] = {
+    "classify": "AutoModelForSequenceClassification",
+    "token_classify": "AutoModelForTokenClassification",
+    "splade": "AutoModelForMaskedLM",
+}
 
 
 def load_hugging_face(
     checkpoint: Checkpoint,
-    config: Mapping[str, Any],
+    config: Config,
     dtype: torch.dtype,
     device: torch.device,
     *,
@@ -59,7 +45,7 @@ def load_hugging_face(
     trust_remote_code: bool = False,
     revision: str | None = None,
     used: frozenset[str] = frozenset(),
-) -> Fallback:
+) -> Served:
     """The model of `checkpoint` as transformers builds it.
 
     config: config.json with the user's changes. role: which head it has; that of a plain masked language model is
@@ -68,79 +54,61 @@ def load_hugging_face(
     Raises:
         CheckpointError: an unknown type, code that is not trusted, weights that are missing or of another shape.
     """
+    head, verdict = None, None
     with _quiet_transformers():
         forward, notes = _build(checkpoint, config, dtype, role, trust_remote_code, revision, used)
-        model = forward.model.requires_grad_(False).to(device)
-        vocabulary_size = _vocabulary_size(_text_side(model))
-        ids = _plain_ids(_text_side(model).config, vocabulary_size)
-        hidden_size = _width(forward, ids, device)
-        head = None
-        if role not in AUTO_CLASSES and _has_two_sides(model):
-            return _features(forward, hidden_size, vocabulary_size, notes)
-        if role in AUTO_CLASSES:
+        whole = forward.model.requires_grad_(False).to(device)
+        pools_itself = role not in AUTO_CLASSES and _has_two_sides(whole)
+        text_side = _text_side(whole)
+        vocabulary_size = _vocabulary_size(text_side)
+        ids = _plain_ids(text_side.config, vocabulary_size)
+        width = _width(forward, ids, device)
+        if pools_itself:
+            verdict = Verdict(None, "unpacked: the model itself makes one vector of each text")
+        elif role in AUTO_CLASSES:
             taken = take_head(forward, role, ids, device)
             if taken is None:
-                return _whole(forward, role, hidden_size, vocabulary_size, notes)
-            forward, head = taken
-            hidden_size = _width(forward, ids, device)
-        causal = not reads_ahead(forward, ids, device)
-        _register_attention()
-        verdict = may_pack(forward, ids, _pad_id(model.config), device)
+                # What such a head looks at is not known.
+                verdict = Verdict(None, "unpacked: its head is more than one linear layer")
+                head = _kept_head(forward, role, width)
+            else:
+                forward, head = taken
+                width = _width(forward, ids, device)
+        causal = verdict is None and not reads_ahead(forward, ids, device)
+        if verdict is None:
+            _register_attention()
+            verdict = may_pack(forward, ids, _pad_id(whole.config), device)
     offset = verdict.position_offset
-    return Fallback(
-        backbone=Unpacked(forward, hidden_size) if offset is None else Packed(forward, offset),
-        packed=offset is not None,
-        why=verdict.why,
-        hidden_size=hidden_size,
-        vocabulary_size=vocabulary_size,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        max_tokens=_max_tokens(model),
-        causal=causal,
+    return Served(
+        backbone=Unpacked(forward, width) if offset is None else Packed(forward, offset),
+        served_by=f"transformers, {verdict.why}",
+        sizes=Sizes(
+            hidden_size=width,
+            vocabulary_size=vocabulary_size,
+            parameters=sum(parameter.numel() for parameter in whole.parameters()),
+            positions=_max_tokens(text_side),
+            token_types=0 if pools_itself else _token_types(whole),
+        ),
         pooling="LAST" if causal else "CLS",
         head=head,
+        pools_itself=pools_itself,
         notes=notes,
-        token_types=_token_types(model),
     )
 
 
-def _whole(forward: Forward, role: Role, labels: int, vocabulary_size: int, notes: tuple[str, ...]) -> Fallback:
-    """A model that keeps its head, and so is not packed: what such a head looks at is not known."""
-    return Fallback(
-        backbone=Unpacked(forward, labels),
-        packed=False,
-        why="unpacked: its head is more than one linear layer",
-        hidden_size=labels,
-        vocabulary_size=vocabulary_size,
-        parameters=sum(parameter.numel() for parameter in forward.model.parameters()),
-        max_tokens=_max_tokens(forward.model),
-        causal=False,
-        pooling="CLS",
-        head=kept_head(forward, role, labels),
-        notes=notes,
-        token_types=_token_types(forward.model),
-    )
-
-
-def _features(forward: Forward, width: int, vocabulary_size: int, notes: tuple[str, ...]) -> Fallback:
-    """The text side of a model of pictures or sounds and texts, projected beside the other side."""
-    return Fallback(
-        backbone=Unpacked(forward, width),
-        packed=False,
-        why="unpacked: the model itself makes one vector of each text",
-        hidden_size=width,
-        vocabulary_size=vocabulary_size,
-        parameters=sum(parameter.numel() for parameter in forward.model.parameters()),
-        max_tokens=_max_tokens(_text_side(forward.model)),
-        causal=False,
-        pooling="CLS",
-        notes=notes,
-        pools_itself=True,
-    )
+def _kept_head(forward: Forward, role: Role, labels: int) -> LoadedHead:
+    """The head of a model that answers with logits already: nothing is left to compute."""
+    config = forward.model.config.get_text_config()
+    if getattr(config, "pad_token_id", None) is None:
+        # transformers takes several texts at a time only where padding is defined; none of ours is padded.
+        config.pad_token_id = -1
+    whole = role == "classify"
+    return LoadedHead(Head((), pooling="CLS" if whole else None, fixed=whole, tokens=not whole), (), labels)
 
 
 def _build(
     checkpoint: Checkpoint,
-    config: Mapping[str, Any],
+    config: Config,
     dtype: torch.dtype,
     role: Role,
     trust_remote_code: bool,
@@ -152,17 +120,17 @@ def _build(
     It is filled strictly.
     """
     notes = []
-    code, door = config.get("auto_map") or {}, AUTO_CLASSES.get(role, "AutoModel")
-    own_code = trust_remote_code and door in code
-    if door in code and not own_code:
+    code, auto_name = config.get("auto_map") or {}, AUTO_CLASSES.get(role, "AutoModel")
+    own_code = trust_remote_code and auto_name in code
+    if auto_name in code and not own_code:
         notes.append(
-            f"{checkpoint.folder} brings code of its own for this model ({code[door]}), which was not run; "
+            f"{checkpoint.folder} brings code of its own for this model ({code[auto_name]}), which was not run; "
             "transformers' own was. Use trust_remote_code=True to run it."
         )
     checkpoint.check_weights()
     settings = _config(checkpoint, config, trust_remote_code, revision)
     encoder_only = role not in AUTO_CLASSES and _has_encoder(settings)
-    model_class = _remote(code[door], checkpoint, revision) if own_code else _auto_class(settings, door)
+    model_class = _remote(code[auto_name], checkpoint, revision) if own_code else _auto_class(settings, auto_name)
     if model_class.__name__ == "AutoModelForTextEncoding":
         # T5Gemma's encoder wants to hear that it is alone.
         settings.is_encoder_decoder = False
@@ -208,7 +176,7 @@ def _text_side(model: Any) -> Any:
     return model.text_model if _has_two_sides(model) else model
 
 
-def _of_texts(model: Any, folder: Path, dtype: torch.dtype) -> Forward:
+def _of_texts(model: Any, folder: Folder, dtype: torch.dtype) -> Forward:
     """The text side with its projection; the other side is let go."""
     if type(model).__name__.endswith(_PROJECTED):
         return Forward(model, dtype, text_features)
@@ -227,7 +195,7 @@ _PROJECTED = "TextModelWithProjection"
 _OTHER_SIDES = ("vision", "visual", "image", "audio", "video")
 
 
-def _tokenizers_pad_id(folder: Path) -> int:
+def _tokenizers_pad_id(folder: Folder) -> int:
     import transformers
 
     try:
@@ -241,7 +209,7 @@ def _tokenizers_pad_id(folder: Path) -> int:
     return int(found)
 
 
-def _config(checkpoint: Checkpoint, config: Mapping[str, Any], trust_remote_code: bool, revision: str | None) -> Any:
+def _config(checkpoint: Checkpoint, config: Config, trust_remote_code: bool, revision: str | None) -> Any:
     """transformers' config object, of its own class or of the repository's."""
     import transformers
 
@@ -276,19 +244,19 @@ def _config(checkpoint: Checkpoint, config: Mapping[str, Any], trust_remote_code
     return settings
 
 
-def _auto_class(settings: Any, door: str) -> Any:
-    """transformers' door to the model; to its encoder alone, where it has a class for that (T5)."""
+def _auto_class(settings: Any, name: str) -> Any:
+    """transformers' class of that name, which builds the model; of its encoder alone, where it has a class for that (T5)."""
     import transformers
 
-    if door != "AutoModel":
-        auto_class = getattr(transformers, door)
+    if name != "AutoModel":
+        auto_class = getattr(transformers, name)
         if type(settings) not in auto_class._model_mapping:  # noqa: SLF001 - transformers has no public name for it
-            kind = door.removeprefix("AutoModel")
+            kind = name.removeprefix("AutoModel")
             raise CheckpointError(f"transformers has no model {kind} of model_type {settings.model_type!r}.")
         return auto_class
-    name = next(iter(settings.architectures or ()), "")
-    if name.endswith(_PROJECTED) and hasattr(transformers, name):
-        return getattr(transformers, name)
+    stated = next(iter(settings.architectures or ()), "")
+    if stated.endswith(_PROJECTED) and hasattr(transformers, stated):
+        return getattr(transformers, stated)
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
 
     if _has_encoder(settings) and type(settings) in MODEL_FOR_TEXT_ENCODING_MAPPING:
@@ -413,7 +381,7 @@ _NAMED = 5
 
 
 def check_weights(
-    whole: nn.Module, forward: Forward, info: Mapping[str, Any], ids: Sequence[int], folder: Path
+    whole: nn.Module, forward: Forward, info: Mapping[str, Any], ids: Sequence[int], folder: Folder
 ) -> list[str]:
     """Refuse a model with random weights in what it answers; notes about the rest.
 

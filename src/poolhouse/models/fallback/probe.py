@@ -1,6 +1,7 @@
-"""May a model of transformers run on packs? Tried at load with two short texts, packed and alone.
+"""Probe: what a model of transformers does is tried at load: may it run on packs, is it causal, how its head pools.
 
-transformers' own flag says yes for models that then answer wrongly without any error, so only numbers count here.
+transformers' own flag says yes to packing for models that then answer wrongly without any error, so only numbers count
+here: two short texts are computed packed and alone.
 """
 
 from __future__ import annotations
@@ -14,11 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from poolhouse.models.fallback import attention
-from poolhouse.models.fallback.backbones import Forward
+from poolhouse.models.fallback.backbones import Forward, hidden_states
+from poolhouse.models.heads.heads import Head, LoadedHead
+from poolhouse.models.roles import Role
 from poolhouse.packing.segments import Segments
+from poolhouse.pooling.reductions import REDUCTIONS
+from poolhouse.pooling.rows import Rows
+from poolhouse.pooling.steps import Dense
 
 # Tokens of the two probe texts; the second leaves the window below.
 _LENGTHS = (5, 9)
+
+# Tokens of the text that tells how a head pools.
+_HEAD_LENGTH = 9
 
 # Sliding windows are narrowed to this many tokens for the probe: a real one would need thousands of tokens to leave.
 _WINDOW = 4
@@ -65,6 +74,33 @@ def reads_ahead(forward: Forward, ids: Sequence[int], device: torch.device) -> b
     return relative_error(after, before) > _LEAK_TOLERANCE[forward.dtype]
 
 
+def take_head(
+    forward: Forward, role: Role, ids: Sequence[int], device: torch.device
+) -> tuple[Forward, LoadedHead] | None:
+    """The model without its head, and the head, if that is one linear layer over hidden states; else None.
+
+    forward: answers with the whole model's logits, which those of each pooling are compared with.
+    """
+    whole = forward.model
+    base = whole.base_model
+    linear = _lone_linear(whole, base)
+    if linear is None:
+        return None
+    text = torch.tensor([[ids[index * 7 % len(ids)] for index in range(_HEAD_LENGTH)]], device=device)
+    base_forward = Forward(base, forward.dtype, hidden_states)
+    try:
+        hidden = base_forward(text)[0].float()
+    except Exception:  # noqa: BLE001 - a base that cannot be asked for hidden states stays in its model
+        return None
+    weight, bias = linear.weight.float(), None if linear.bias is None else linear.bias.float()
+    expected = forward(text)[0].float()
+    pooling = _pooling_of(hidden, weight, bias, expected, role, ALONE_TOLERANCE[forward.dtype])
+    if pooling is None:
+        return None
+    head = Head((), pooling=pooling or None)
+    return base_forward, LoadedHead(head, (Dense(weight, bias),), len(weight))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Texts:
     """Two probe texts, and another of the length of each that differs from it in every token."""
@@ -76,9 +112,9 @@ class _Texts:
 
     @classmethod
     def draw(cls, ids: Sequence[int], device: torch.device) -> _Texts:
-        places = torch.randint(len(ids), (sum(_LENGTHS),), generator=torch.Generator().manual_seed(0))
+        indices = torch.randint(len(ids), (sum(_LENGTHS),), generator=torch.Generator().manual_seed(0))
         known, cut = torch.tensor(ids), _LENGTHS[0]
-        texts, others = (known[(places + shift) % len(ids)].to(device) for shift in (0, 1))
+        texts, others = (known[(indices + shift) % len(ids)].to(device) for shift in (0, 1))
         return cls(texts[:cut], texts[cut:], others[:cut], others[cut:])
 
 
@@ -158,7 +194,7 @@ def _outgrown(model: nn.Module) -> int:
 
 def _packed(forward: Forward, texts: list[Tensor], offset: int) -> Tensor:
     segments = Segments([len(text) for text in texts], texts[0].device)
-    return forward(torch.cat(texts)[None], (segments.offsets + offset)[None], segments=segments)[0]
+    return forward(torch.cat(texts)[None], (segments.positions + offset)[None], segments=segments)[0]
 
 
 def _take_attention(model: Any, name: str) -> None:
@@ -171,6 +207,34 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     """The largest relative error of any row."""
     got, want = got.float(), want.float()
     return float(((got - want).norm(dim=-1) / want.norm(dim=-1).clamp_min(1e-12)).max())
+
+
+def _lone_linear(whole: nn.Module, base: nn.Module) -> nn.Linear | None:
+    """The only module with weights outside the base, if it is linear."""
+    inside = set(base.modules())
+    others = [
+        module
+        for module in whole.modules()
+        if module not in inside and any(True for _ in module.parameters(recurse=False))
+    ]
+    return others[0] if len(others) == 1 and isinstance(others[0], nn.Linear) else None
+
+
+def _pooling_of(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, expected: Tensor, role: Role, tolerance: float
+) -> str | None:
+    """The pooling that leads to the expected logits, "" for none of it; None if no pooling does."""
+    if role != "classify":
+        tried = {"": hidden}
+    else:
+        rows = Rows(hidden, Segments([len(hidden)], hidden.device), torch.empty(len(hidden), device=hidden.device))
+        tried = {name: REDUCTIONS[name](rows) for name in ("LAST", "CLS", "MEAN")}
+    errors = {
+        name: relative_error(nn.functional.linear(rows, weight, bias).expand_as(expected), expected)
+        for name, rows in tried.items()
+    }
+    best = min(errors, key=lambda name: errors[name])
+    return best if errors[best] <= tolerance else None
 
 
 def _first_line(error: Exception) -> str:

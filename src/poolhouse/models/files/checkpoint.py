@@ -1,4 +1,4 @@
-"""Checkpoint: the files of a model, read lazily."""
+"""Checkpoint: config.json and the tensors of a model, each tensor read when it is asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
-from poolhouse.files import read_json
+from poolhouse.files import Folder, JsonObject
 
 Config = Mapping[str, Any]
 
@@ -25,15 +25,15 @@ class Checkpoint:
     variant: which of several weights of one folder: "fp16" for model.fp16.safetensors and its like.
     """
 
-    def __init__(self, folder: Path, variant: str | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | Folder, variant: str | None = None) -> None:
+        self.folder = Folder.of(folder)
         self.variant = variant
-        if not (folder / "config.json").is_file():
+        if not self.folder.has("config.json"):
             raise CheckpointError(f"{folder} has no config.json. A model folder holds config.json and weights.")
 
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        return read_json(self.folder / "config.json")
+    @property
+    def config(self) -> JsonObject:
+        return self.folder.json("config.json")
 
     @cached_property
     def tensors(self) -> TensorFiles:
@@ -47,12 +47,12 @@ class Checkpoint:
 class TensorFiles(Mapping[str, Tensor]):
     """Tensors of a folder by name; each is read when it is asked for."""
 
-    def __init__(self, folder: Path, variant: str | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | Folder, variant: str | None = None) -> None:
+        self.folder = Folder.of(folder)
         self._pickled: dict[str, Tensor] = {}
-        self._file_of: dict[str, Any] = {}
+        self._file_of: dict[str, safe_open] = {}
         self._former: dict[str, str] = {}
-        found = _weights(folder, variant)
+        found = _weights(self.folder, variant)
         paths = self._shards(found) if found.suffix == ".json" else [found]
         if found.name.startswith("model."):
             self._open(paths)
@@ -73,10 +73,10 @@ class TensorFiles(Mapping[str, Tensor]):
         return len(self._pickled) + len(self._file_of)
 
     def _shards(self, index: Path) -> list[Path]:
-        weight_map = read_json(index).get("weight_map")
+        weight_map = self.folder.json(index.name).get("weight_map")
         if not isinstance(weight_map, dict):
             raise CheckpointError(f"{index} has no weight_map.")
-        shards = [self.folder / name for name in sorted(set(weight_map.values()))]
+        shards = [self.folder.path / name for name in sorted(set(weight_map.values()))]
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
             raise CheckpointError(f"{self.folder} lacks {missing}, which {index.name} names.")
@@ -89,13 +89,13 @@ class TensorFiles(Mapping[str, Tensor]):
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path} is corrupt or no safetensors file: {error}") from error
             for name in file.keys():  # noqa: SIM118 - a file of tensors is no mapping
-                today = _todays_name(name)
+                today = _current_name(name)
                 self._file_of[today] = file
                 self._former[today] = name
 
     def _unpickle(self, paths: list[Path]) -> None:
         for path in paths:
-            self._pickled.update({_todays_name(name): tensor for name, tensor in unpickled(path).items()})
+            self._pickled.update({_current_name(name): tensor for name, tensor in unpickled(path).items()})
 
 
 # Files of weights, the first that is there is read.
@@ -135,21 +135,21 @@ def reason(error: Exception) -> str:
     return str(error) or "it ends too early."
 
 
-def _weights(folder: Path, variant: str | None) -> Path:
+def _weights(folder: Folder, variant: str | None) -> Path:
     """The file of weights, or of their index.
 
     Raises:
         CheckpointError: none, naming the variants that are there.
     """
-    files = [folder / _of_variant(name, variant) for name in _WEIGHTS]
+    files = [folder.path / _of_variant(name, variant) for name in _WEIGHTS]
     found = next((file for file in files if file.is_file()), None)
     if found is None:
-        raise CheckpointError(_nothing_found(folder, [file.name for file in files], variant))
+        raise CheckpointError(_nothing_found(folder.path, [file.name for file in files], variant))
     return found
 
 
 def _of_variant(name: str, variant: str | None) -> str:
-    """The name of the same file of a variant: the word stands before the last ending, as transformers writes it."""
+    """The name of the same file of a variant, whose name stands before the last ending, as transformers writes it."""
     if variant is None:
         return name
     stem, _, ending = name.rpartition(".")
@@ -163,13 +163,13 @@ def _nothing_found(folder: Path, looked_for: list[str], variant: str | None) -> 
     )
     matches = [pattern.fullmatch(file.name) for file in sorted(folder.iterdir())]
     variants = sorted({match[1] for match in matches if match} - {"index"})
-    words = f"{folder} has no weights{f' of the variant {variant!r}' if variant else ''}. Looked for "
-    words += ", ".join(looked_for) + "."
+    message = f"{folder} has no weights{f' of the variant {variant!r}' if variant else ''}. Looked for "
+    message += ", ".join(looked_for) + "."
     if variants:
-        words += f" It has the variants {variants}: choose one by variant={variants[0]!r}."
-    return words
+        message += f" It has the variants {variants}: choose one by variant={variants[0]!r}."
+    return message
 
 
-def _todays_name(name: str) -> str:
+def _current_name(name: str) -> str:
     """The first BERTs call a norm's weight gamma and its bias beta."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

@@ -1,20 +1,18 @@
-"""The user's changes to config.json."""
+"""Config: config.json with the user's changes, and what it says of names and lengths."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
 
 from poolhouse.errors import ConfigError
-from poolhouse.files import read_json
+from poolhouse.files import Folder, JsonObject
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles
 
-Overrides = Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]] | None
+Overrides = Config | Callable[[JsonObject], Config] | None
 
 
-def overridden(config: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
+def overridden(config: JsonObject, overrides: Overrides) -> JsonObject:
     """config.json with the user's changes; nested objects are merged key by key."""
     if overrides is None:
         return config
@@ -36,7 +34,7 @@ _DEFAULT_MAX_TOKENS = 2048
 
 def longest_prompt(
     by_config: int | None,
-    folder: Path,
+    folder: Folder,
     files: SentenceTransformersFiles | None,
     wanted: int | None,
     longest_side: int | None = None,
@@ -45,13 +43,14 @@ def longest_prompt(
     """The longest prompt: sentence-transformers' max_seq_length, else the lesser of config and tokenizer.
 
     The user may ask for more than these, but not for more than by_config, unless the model is endless: it has no
-    positions, but counts distances. longest_side: of a late-interaction model, whose other files state the length of the side that was read last.
+    positions, but counts distances. longest_side: of a late-interaction model, whose other files state the length of the
+    side that was read last. folder: of the weights, with the tokenizer that they were trained with.
 
     Raises:
         ConfigError: the user wants more.
     """
     limit = by_config
-    by_tokenizer = read_json(folder / "tokenizer_config.json", needed=False).get("model_max_length")
+    by_tokenizer = folder.json("tokenizer_config.json", needed=False).get("model_max_length")
     # transformers writes 1e30 for "no limit".
     if isinstance(by_tokenizer, int | float) and 0 < by_tokenizer < 1e9:
         limit = min(limit or int(by_tokenizer), int(by_tokenizer))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from poolhouse.errors import ConfigError
+from poolhouse.models.files.checkpoint import Config
 from poolhouse.params import Matryoshka
 
 # Repository -> its Matryoshka sizes, by its model card, the full one last; () where any length may be asked for.
@@ -50,7 +49,7 @@ def published_pooling(folder: Path) -> str | None:
 
 
 def matryoshka_of(
-    config: Mapping[str, Any], switched_on: tuple[int, ...], width: int, folder: Path
+    config: Config, switched_on: tuple[int, ...], width: int, folder: Path
 ) -> tuple[Matryoshka, tuple[str, ...]]:
     """Sizes by the user's switch, else by config.json, else by what the model card of a known repository states."""
     stated = switched_on or config.get("matryoshka_dimensions") or ()
@@ -63,8 +62,8 @@ def matryoshka_of(
     sizes = published_sizes(folder, width)
     if sizes is None:
         return Matryoshka(width), ()
-    words = f"{list(sizes)}" if sizes else f"any length up to {width}"
-    return Matryoshka(width, True, sizes), (f"Matryoshka sizes by the model card of {repository(folder)}: {words}.",)
+    lengths = f"{list(sizes)}" if sizes else f"any length up to {width}"
+    return Matryoshka(width, True, sizes), (f"Matryoshka sizes by the model card of {repository(folder)}: {lengths}.",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +94,19 @@ def read_card(folder: Path) -> ModelCard:
 
 
 def _fields(front: str) -> dict[str, list[str]]:
-    """Fields of the first level with their words: the little of YAML that cards use."""
+    """Fields of the first level with their values, of the little YAML that cards use, well-formed or not."""
     fields: dict[str, list[str]] = {}
-    own: list[str] = []
+    values: list[str] = []
     for line in front.splitlines():
         item = re.match(r"\s*-\s+(.*)", line)
         pair = re.match(r"(\w+)\s*:\s*(.*)", line)
         if item:
-            own.append(_word(item[1]))
+            values.append(_unquoted(item[1]))
         elif pair:
-            own = fields.setdefault(pair[1], [])
-            own.extend(_word(word) for word in pair[2].strip("[] ").split(",") if word.strip())
+            values = fields.setdefault(pair[1], [])
+            values.extend(_unquoted(value) for value in pair[2].strip("[] ").split(",") if value.strip())
     return fields
 
 
-def _word(text: str) -> str:
-    return text.strip().strip("\"'")
+def _unquoted(value: str) -> str:
+    return value.strip().strip("\"'")

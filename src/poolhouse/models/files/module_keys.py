@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from poolhouse.errors import CheckpointError, did_you_mean
+from poolhouse.files import JsonObject
 
 # READ: it changes our answer as it changes theirs. IGNORED: it changes no answer, there or here. A tuple holds the only
 # values that are served; any other is refused by name.
 READ: Literal["read"] = "read"
 IGNORED: Literal["ignored"] = "ignored"
-Use = Literal["read", "ignored"] | tuple[Any, ...]
+Use = Literal["read", "ignored"] | tuple[object, ...]
 
 # The packages whose modules are known; a class of any other is somebody's own code, whatever it is called.
 PACKAGES = ("sentence_transformers.", "pylate.")
@@ -203,20 +204,20 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 _DROPPED = ("config_sentence_transformers.json", "modules.json", "Dense", "Normalize")
 
 
-def check_keys(kind: str, words: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    """A sentence about the keys of `words` that are left out, if there are any. path: where they stand.
+def check_keys(kind: str, config: JsonObject, path: Path) -> tuple[str, ...]:
+    """A sentence about the keys of `config` that are left out, if there are any. path: where they stand.
 
     Raises:
         CheckpointError: a key, or a value of one, that Poolhouse does not serve.
     """
     known = KEYS[kind]
-    unknown = [key for key in words if key not in known]
-    for key, value in words.items():
+    unknown = [key for key in config if key not in known]
+    for key, value in config.items():
         use = known.get(key, IGNORED)
         kind_of_value = _TYPES.get(key, object)
         right = isinstance(value, kind_of_value) and (kind_of_value is not int or not isinstance(value, bool))
         if use == READ and value is not None and not right:
-            raise CheckpointError(f"{path}: {key} must be {_words_for(kind_of_value)}, got {value!r}.")
+            raise CheckpointError(f"{path}: {key} must be {_name_of(kind_of_value)}, got {value!r}.")
         if isinstance(use, tuple) and value not in use:
             served = " or ".join(repr(one) for one in use)
             raise CheckpointError(f"{path}: {key} {value!r} is not served; {served} is.")
@@ -230,12 +231,12 @@ def check_keys(kind: str, words: Mapping[str, Any], path: Path) -> tuple[str, ..
     )
 
 
-def _words_for(kind: type | tuple[type, ...]) -> str:
+def _name_of(kind: type | tuple[type, ...]) -> str:
     names = {str: "a text", int: "a whole number", bool: "true or false", dict: "an object", list: "a list"}
     return " or ".join(names[one] for one in (kind if isinstance(kind, tuple) else (kind,)))
 
 
-def class_of(module: Mapping[str, Any], path: Path, own: bool = False) -> str:
+def class_of(module: JsonObject, path: Path, own: bool = False) -> str:
     """The name of a module's class. own: whether it may be of the repository's own code.
 
     Raises:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from poolhouse.errors import CheckpointError, InvalidRequest
-from poolhouse.files import read_json
+from poolhouse.files import Folder, JsonObject
 from poolhouse.models.files.module_keys import check_keys
-from poolhouse.models.files.module_tensors import module_tensors
+from poolhouse.models.files.module_steps import module_tensors
 from poolhouse.outputs import Array
 from poolhouse.packing.tokens import Ids
 from poolhouse.params import PoolingParams
@@ -31,13 +30,44 @@ class LookedUp(Protocol):
     """A side that is looked up in a table instead of run."""
 
     @property
-    def tokenizer_folder(self) -> Path:
+    def tokenizer_folder(self) -> Folder:
         """Where the tokenizer lies that makes its ids."""
         ...
 
     def vector(self, ids: Ids, params: PoolingParams) -> Array:
         """The answer to a text of these tokens."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """The table of a SparseStaticEmbedding in `folder`: a tensor, or a JSON file that `path` in its config names.
+
+    router: where that path may start from too.
+    """
+
+    folder: Folder
+    router: Folder
+
+    def read(self) -> StaticWeights:
+        """The weights.
+
+        Raises:
+            CheckpointError: none, or not one per token.
+        """
+        stated = self.folder.json("config.json", needed=False).get("path")
+        if isinstance(stated, str) and stated.endswith(".json"):
+            folder = next((folder for folder in (self.folder, self.router) if folder.has(stated)), None)
+            if folder is None:
+                raise CheckpointError(f"{self.folder}: config.json names {stated}, which is not there.")
+            by_token = {str(token): float(weight) for token, weight in Folder(folder.path).json(stated).items()}
+            return StaticWeights(np.zeros(0, dtype=np.float32), self.folder, by_token)
+        tensors = module_tensors(self.folder)
+        if "weight" not in tensors or tensors["weight"].ndim != 1:
+            raise CheckpointError(
+                f"{self.folder}: a SparseStaticEmbedding needs a vector `weight`; there is {sorted(tensors)}."
+            )
+        return StaticWeights(tensors["weight"].float().numpy(), self.folder)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +78,7 @@ class StaticWeights:
     """
 
     weights: Array
-    tokenizer_folder: Path
+    tokenizer_folder: Folder
     by_token: Mapping[str, float] | None = None
 
     def vector(self, ids: Ids, params: PoolingParams) -> Array:
@@ -90,41 +120,41 @@ class Routes:
         """What a text may be called to go a way."""
         return tuple(task for task, route in self.by_task.items() if task is not None and route is not None)
 
-    def of(self, words: Sequence[str | None], role: str | None) -> str | None:
-        """The name of the route of a text that is called one of `words`, or else is of this role; None without routes.
+    def of(self, tasks: Sequence[str | None], role: str | None) -> str | None:
+        """The name of the route of a text that is called one of `tasks`, or else is of this role; None without routes.
 
         Raises:
             InvalidRequest: the checkpoint has no route for it.
         """
         if not self.by_task:
             return None
-        said = [word.lower() for word in words if word]
-        task = next((task for task in self.tasks if task.lower() in said), role)
+        named = [task.lower() for task in tasks if task]
+        task = next((task for task in self.tasks if task.lower() in named), role)
         route = self.by_task.get(task)
         if route is None:
-            asked = "no input_type was given" if task is None else f"input_type is '{task}'"
+            requested = "no input_type was given" if task is None else f"input_type is '{task}'"
             raise InvalidRequest(
-                f"The model has no route for this text: {asked}, it has {list(self.tasks)}.", "input_type", task
+                f"The model has no route for this text: {requested}, it has {list(self.tasks)}.", "input_type", task
             )
         return route
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Described:
+class RouterFiles:
     """The routes of a Router, and the modules of each that a text may go, as in modules.json."""
 
     routes: Routes
-    modules: Mapping[str, list[dict[str, Any]]]
+    modules: Mapping[str, list[JsonObject]]
 
 
-def read_routes(place: Path) -> Described:
-    """What a Router's files say. place: its folder, which the paths of its modules start from.
+def read_routes(folder: Folder) -> RouterFiles:
+    """What the files of a Router say. folder: its own, which the paths of its modules start from.
 
     Raises:
         CheckpointError: a description that is corrupt.
     """
-    path = place / "router_config.json"
-    config = read_json(path if path.is_file() else place / "config.json")
+    path = folder.path / "router_config.json"
+    config = folder.json(path.name if path.is_file() else "config.json")
     check_keys("Router", config, path)
     try:
         types: Mapping[str, str] = config["types"]
@@ -137,21 +167,21 @@ def read_routes(place: Path) -> Described:
         }
         if not modules:
             raise ValueError("no routes")
-        words = [task for task, kind in mappings if task is not None and kind in ("text", None)]
+        tasks = [task for task, kind in mappings if task is not None and kind in ("text", None)]
     except (KeyError, TypeError, ValueError, SyntaxError, AttributeError) as error:
         raise CheckpointError(f"{path} does not describe routes: {error!r}") from error
-    words += [name for name in structure if name not in _OTHER_MODALITIES]
-    by_task = {task: _route(task, structure, mappings, config) for task in dict.fromkeys((*_TASKS, *words))}
+    tasks += [name for name in structure if name not in _OTHER_MODALITIES]
+    by_task = {task: _route(task, structure, mappings, config) for task in dict.fromkeys((*_TASKS, *tasks))}
     used = {route for route in by_task.values() if route is not None}
     if not used <= set(modules) or not all(modules[route] for route in used):
         raise CheckpointError(
             f"{path} does not describe routes: {sorted(used)} are named, {sorted(modules)} are there."
         )
-    return Described(Routes(by_task), {route: chain for route, chain in modules.items() if route in used})
+    return RouterFiles(Routes(by_task), {route: chain for route, chain in modules.items() if route in used})
 
 
 def _route(
-    task: str | None, structure: Mapping[str, Sequence[str]], mappings: Mapping[Any, str], config: Mapping[str, Any]
+    task: str | None, structure: Mapping[str, Sequence[str]], mappings: Mapping[object, str], config: JsonObject
 ) -> str | None:
     """The name of the route that a text of this task takes, by sentence-transformers' order of precedence."""
     for key in ((task, "text"), (task, None), (None, "text"), (None, None)):
@@ -168,22 +198,5 @@ def _route(
     return default
 
 
-def _parameter(config: Mapping[str, Any], name: str) -> Any:
+def _parameter(config: JsonObject, name: str) -> Any:
     return (config.get("parameters") or {}).get(name)
-
-
-def static_weights(place: Path, router: Path) -> StaticWeights:
-    """The table of a SparseStaticEmbedding: a tensor, or a JSON file that `path` in its config names."""
-    words = read_json(place / "config.json", needed=False)
-    check_keys("SparseStaticEmbedding", words, place / "config.json")
-    stated = words.get("path")
-    if isinstance(stated, str) and stated.endswith(".json"):
-        path = next((path for path in (place / stated, router / stated) if path.is_file()), None)
-        if path is None:
-            raise CheckpointError(f"{place}: config.json names {stated}, which is not there.")
-        by_token = {str(token): float(weight) for token, weight in read_json(path).items()}
-        return StaticWeights(np.zeros(0, dtype=np.float32), place, by_token)
-    tensors = module_tensors(place)
-    if "weight" not in tensors or tensors["weight"].ndim != 1:
-        raise CheckpointError(f"{place}: a SparseStaticEmbedding needs a vector `weight`; there is {sorted(tensors)}.")
-    return StaticWeights(tensors["weight"].float().numpy(), place)

@@ -2,7 +2,7 @@
 
 Modules hand each other named vectors, `token_embeddings` and `sentence_embedding` mostly. What a module reads and writes
 is followed by these names, and the answer is what stands under `sentence_embedding` in the end. What each key of each
-file means stands in `module_keys.py`.
+file means stands in `module_keys.py`. No tensor is read: modules that have some are described by a `StoredStep`.
 """
 
 from __future__ import annotations
@@ -10,20 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from poolhouse.errors import CheckpointError, did_you_mean
-from poolhouse.files import read_any_json, read_json
+from poolhouse.files import Folder, JsonObject
 from poolhouse.models.files.module_keys import PACKAGES, check_keys, class_of
-from poolhouse.models.files.module_tensors import find_tensor, module_tensors
-from poolhouse.models.files.routes import Routes, StaticWeights, read_routes, static_weights
+from poolhouse.models.files.module_steps import LayerMean, StoredStep
+from poolhouse.models.files.routes import Routes, StoredWeights, read_routes
 from poolhouse.models.files.transformer_module import TransformerModule, read_transformer
-from poolhouse.pooling.splade import Encode, SpladePooling
-from poolhouse.pooling.steps import Activation, Dense, Norm, Step, Unit, named_activation
+from poolhouse.pooling.splade import SpladePooling
+from poolhouse.pooling.steps import Step, Unit
 
-# sentence-transformers' words for poolings -> ours; in the order in which it concatenates them.
+# sentence-transformers' names of poolings -> ours; in the order in which it concatenates them.
 _POOLINGS = {
     "cls": "CLS",
     "max": "MAX",
@@ -53,13 +50,13 @@ class SentenceTransformersFiles:
     dropped: the id of a token that is taken out of every text (model2vec). before: steps of every token before pooling.
     heads: what comes after it, in order. normalize: whether a Normalize is last.
     pooled: whether the Transformer itself gives one vector per text (CLIP), which nothing pools then.
-    layers: the first hidden state that is mixed into the token vectors, and the weights from there on; None for the last.
+    layers: the hidden states that token vectors are a mean of; None for the last one.
     config_changes: what config.json is to say besides. add_special_tokens: whether texts get them.
     activation: dotted path of the function over a cross-encoder's logits. similarity: how vectors are compared, if stated.
     splade: how a SparseEncoder pools the logits of its masked language model; None for every other model.
     max_active_dims: how many features a SparseEncoder keeps; None keeps all.
-    routes: which way texts go. sides: what the files say of each route, where routes that run the model differ.
-    looked_up: of the route whose texts are looked up in a table of vectors.
+    routes: which way texts go. by_route: what the files say of each route, where routes that run the model differ.
+    looked_up: of the route whose texts are looked up in a table of vectors. weights: of one with a table of weights.
     logit_score: ids of the tokens whose logits a language model's score is made of, true and false (or None).
     of_tokens: whether `heads` are for the vector of every token (late interaction), and no pooling stands.
     scored: the config of a MultiVectorMask, which says what tokens late interaction leaves out; None without one.
@@ -67,20 +64,20 @@ class SentenceTransformersFiles:
     notes: what is left out of the files, a sentence each.
     """
 
-    transformer_folder: Path
+    transformer_folder: Folder
     static: bool = False
     pooling: tuple[str, ...] | None = None
     include_prompt: bool = True
     dropped: int | None = None
-    before: tuple[Step, ...] = ()
-    heads: tuple[Step, ...] = ()
+    before: tuple[Step | StoredStep, ...] = ()
+    heads: tuple[Step | StoredStep, ...] = ()
     normalize: bool = False
     pooled: bool = False
-    layers: tuple[int, tuple[float, ...]] | None = None
+    layers: LayerMean | None = None
     max_seq_length: int | None = None
     do_lower_case: bool = False
     add_special_tokens: bool = True
-    config_changes: Mapping[str, Any] = field(default_factory=dict)
+    config_changes: JsonObject = field(default_factory=dict)
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     truncate_dim: int | None = None
@@ -89,58 +86,58 @@ class SentenceTransformersFiles:
     splade: SpladePooling | None = None
     max_active_dims: int | None = None
     routes: Routes = Routes()
-    sides: Mapping[str, SentenceTransformersFiles] = field(default_factory=dict)
+    by_route: Mapping[str, SentenceTransformersFiles] = field(default_factory=dict)
     looked_up: SentenceTransformersFiles | None = None
+    weights: StoredWeights | None = None
     logit_score: tuple[int, int | None] | None = None
     of_tokens: bool = False
-    scored: Mapping[str, Any] | None = None
+    scored: JsonObject | None = None
     matryoshka: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def read_sentence_transformers(folder: Path) -> SentenceTransformersFiles | None:
+def read_sentence_transformers(folder: Folder) -> SentenceTransformersFiles | None:
     """The description in `folder`, or None where it has no modules.json.
 
     Raises:
         CheckpointError: a file that is corrupt, missing, or says what Poolhouse does not serve.
     """
-    path = folder / "modules.json"
-    if not path.is_file():
+    if not folder.has("modules.json"):
         return None
-    modules = read_any_json(path)
+    path, modules = folder.path / "modules.json", folder.any_json("modules.json")
     if not isinstance(modules, list) or not all(isinstance(module, dict) and "type" in module for module in modules):
         raise CheckpointError(f"{path} is not a list of modules.")
     notes = [note for module in modules for note in check_keys("modules.json", module, path)]
-    config = read_json(folder / _CONFIG, needed=False)
-    notes += check_keys(_CONFIG, config, folder / _CONFIG)
+    config = folder.json(_CONFIG, needed=False)
+    notes += check_keys(_CONFIG, config, folder.path / _CONFIG)
     of_tokens = is_late_interaction(config, modules)
     files = _by_route(folder, modules, of_tokens)
     for name in ("max_active_dims", "truncate_dim"):
         if config.get(name) is not None and config[name] < 1:
             raise CheckpointError(f"{folder / _CONFIG}: {name} must be at least 1, got {config[name]}.")
-    most = config.get("max_active_dims")
+    count = config.get("max_active_dims")
     prompts = {str(name): str(text) for name, text in (config.get("prompts") or {}).items()}
     return replace(
-        _counting(files, most),
-        sides={name: _counting(side, most) for name, side in files.sides.items()},
+        _counting(files, count),
+        by_route={name: _counting(route, count) for name, route in files.by_route.items()},
         prompts=prompts,
-        default_prompt_name=_default_prompt(config.get("default_prompt_name"), prompts, folder / _CONFIG),
+        default_prompt_name=_default_prompt(config.get("default_prompt_name"), prompts, folder.path / _CONFIG),
         truncate_dim=config.get("truncate_dim"),
         activation=config.get("activation_fn"),
         similarity=config.get("similarity_fn_name"),
-        max_active_dims=most,
+        max_active_dims=count,
         matryoshka=tuple(config.get("matryoshka_dims") or ()),
         notes=tuple(dict.fromkeys((*notes, *files.notes))),
     )
 
 
-def _counting(files: SentenceTransformersFiles, most: int | None) -> SentenceTransformersFiles:
-    """The same with autoencoders that keep at most so many features."""
-    heads = (with_count(head, most) if most and isinstance(head, Encode) else head for head in files.heads)
-    return replace(files, heads=tuple(heads))
+def _counting(files: SentenceTransformersFiles, count: int | None) -> SentenceTransformersFiles:
+    """The same with autoencoders that keep so many features, where a number is stated."""
+    heads = (replace(head, count=count) if isinstance(head, StoredStep) else head for head in files.heads)
+    return replace(files, heads=tuple(heads)) if count else files
 
 
-def is_late_interaction(config: Mapping[str, Any], modules: Sequence[Mapping[str, Any]]) -> bool:
+def is_late_interaction(config: JsonObject, modules: Sequence[JsonObject]) -> bool:
     """Whether these files are of a late-interaction model, as PyLate or sentence-transformers write them."""
     kinds = [str(module["type"]) for module in modules]
     if any(kind.rsplit(".", 1)[-1] == "MultiVectorMask" or kind.startswith("pylate.") for kind in kinds):
@@ -157,59 +154,57 @@ def _default_prompt(name: str | None, prompts: Mapping[str, str], path: Path) ->
     )
 
 
-def _by_route(folder: Path, modules: list[dict[str, Any]], of_tokens: bool) -> SentenceTransformersFiles:
-    """What the modules say, of a Router's routes each in the Router's place.
+def _by_route(folder: Folder, modules: list[JsonObject], of_tokens: bool) -> SentenceTransformersFiles:
+    """What the modules say; of a Router, the modules of each route stand where the Router stood.
 
     Raises:
         CheckpointError: routes that run different models, or more than one table.
     """
-    place = next((place for place, module in enumerate(modules) if _is_router(module, folder)), None)
-    if place is None:
+    index = next((index for index, module in enumerate(modules) if _is_router(module, folder)), None)
+    if index is None:
         return _followed(folder, modules, of_tokens)
-    path = Path(str(modules[place].get("path") or ""))
-    described = read_routes(folder / path)
+    path = Path(str(modules[index].get("path") or ""))
+    router = folder / str(path)
+    described = read_routes(router)
     chains: dict[str, SentenceTransformersFiles] = {}
-    weights: dict[str, StaticWeights] = {}
+    weights: dict[str, StoredWeights] = {}
     for name, own in described.modules.items():
         inner = [{**module, "path": str(path / module["path"])} for module in own]
-        chain = [*modules[:place], *inner, *modules[place + 1 :]]
+        chain = [*modules[:index], *inner, *modules[index + 1 :]]
         if any(_is_router(module, folder) for module in chain):
             raise CheckpointError(f"{folder}: a Router within a Router is not served.")
-        if class_of(chain[0], folder / "modules.json") != "SparseStaticEmbedding":
+        if class_of(chain[0], folder.path / "modules.json") != "SparseStaticEmbedding":
             chains[name] = _followed(folder, chain, of_tokens)
         elif len(chain) > 1:
             raise CheckpointError(f"{folder}: modules beside a Router with a SparseStaticEmbedding are not served.")
         else:
-            weights[name] = static_weights(folder / str(inner[0]["path"]), folder / path)
+            module = folder / str(inner[0]["path"])
+            check_keys("SparseStaticEmbedding", module.json("config.json", needed=False), module.path / "config.json")
+            weights[name] = StoredWeights(module, router)
     running = {name: chain for name, chain in chains.items() if not chain.static} or dict(list(chains.items())[:1])
     tables = {name: chain for name, chain in chains.items() if name not in running}
     folders = {chain.transformer_folder for chain in running.values()}
-    looked_up = {chain.transformer_folder for chain in tables.values()} | {
-        one.tokenizer_folder for one in weights.values()
-    }
+    looked_up = {chain.transformer_folder for chain in tables.values()} | {one.folder for one in weights.values()}
     if len(folders) != 1 or len(looked_up) > 1 or (tables and weights):
         raise CheckpointError(
-            f"{folder / path}: routes {sorted(described.modules)} of {len(folders)} encoders and {len(looked_up)} tables; "
+            f"{router}: routes {sorted(described.modules)} of {len(folders)} encoders and {len(looked_up)} tables; "
             "Poolhouse serves one encoder, with one table (StaticEmbedding or SparseStaticEmbedding) beside it or none."
         )
-    if (
-        len({(one.max_seq_length, one.do_lower_case, one.add_special_tokens, one.layers) for one in running.values()})
-        > 1
-    ):
-        raise CheckpointError(
-            f"{folder / path}: routes {sorted(running)} that read their texts differently are not served."
-        )
+    readings = {(one.max_seq_length, one.do_lower_case, one.add_special_tokens, one.layers) for one in running.values()}
+    if len(readings) > 1:
+        raise CheckpointError(f"{router}: routes {sorted(running)} that read their texts differently are not served.")
     main = running.get(described.routes.main or "", next(iter(running.values())))
-    routes = replace(
-        described.routes, static=next(iter(weights.values()), None), looked_up=frozenset({*weights, *tables})
-    )
     return replace(
-        main, routes=routes, sides=running if len(running) > 1 else {}, looked_up=next(iter(tables.values()), None)
+        main,
+        routes=replace(described.routes, looked_up=frozenset({*weights, *tables})),
+        by_route=running if len(running) > 1 else {},
+        looked_up=next(iter(tables.values()), None),
+        weights=next(iter(weights.values()), None),
     )
 
 
-def _is_router(module: Mapping[str, Any], folder: Path) -> bool:
-    return class_of(module, folder / "modules.json", own=True) in ("Router", "Asym")
+def _is_router(module: JsonObject, folder: Folder) -> bool:
+    return class_of(module, folder.path / "modules.json", own=True) in ("Router", "Asym")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,14 +215,14 @@ class _Vectors:
     """
 
     of_tokens: bool = True
-    before: tuple[Step, ...] = ()
+    before: tuple[Step | StoredStep, ...] = ()
     pooling: tuple[str, ...] | None = None
     include_prompt: bool = True
-    heads: tuple[Step, ...] = ()
-    layers: tuple[int, tuple[float, ...]] | None = None
+    heads: tuple[Step | StoredStep, ...] = ()
+    layers: LayerMean | None = None
     through: frozenset[str] = frozenset()
 
-    def then(self, step: Step) -> _Vectors:
+    def then(self, step: Step | StoredStep) -> _Vectors:
         if self.of_tokens:
             return replace(self, before=(*self.before, step))
         return replace(self, heads=(*self.heads, step))
@@ -257,10 +252,10 @@ class _Followed:
             )
         self.vectors[name] = replace(vectors, through=vectors.through | {name})
 
-    def apply(self, step: Step, words: Mapping[str, Any], kind: str) -> None:
+    def apply(self, step: Step | StoredStep, config: JsonObject, kind: str) -> None:
         """A module with one input and one output, whose config may name them."""
-        name = words.get("module_input_name") or self.answer
-        self.write(words.get("module_output_name") or name, self.read(name, kind).then(step), kind)
+        name = config.get("module_input_name") or self.answer
+        self.write(config.get("module_output_name") or name, self.read(name, kind).then(step), kind)
 
     def answered(self) -> _Vectors:
         """What the answer is made of, with a note where other vectors are made besides."""
@@ -273,60 +268,59 @@ class _Followed:
         return answer
 
 
-def _followed(folder: Path, modules: Sequence[Mapping[str, Any]], of_tokens: bool) -> SentenceTransformersFiles:
+def _followed(folder: Folder, modules: Sequence[JsonObject], of_tokens: bool) -> SentenceTransformersFiles:
     """What a chain of modules says."""
-    followed = _Followed(folder / "modules.json", of_tokens)
+    followed = _Followed(folder.path / "modules.json", of_tokens)
     transformer = TransformerModule(folder)
     splade: SpladePooling | None = None
     logit_score: tuple[int, int | None] | None = None
-    scored: Mapping[str, Any] | None = None
+    scored: JsonObject | None = None
     static = False
     for module in modules:
-        place = folder / str(module.get("path") or "")
-        kind = class_of(module, followed.path, own=own_code_is_known(module, place))
-        words = {} if kind in _OF_ROOT else read_json(place / "config.json", needed=kind in _WITH_CONFIG)
+        own = folder / str(module.get("path") or "")
+        kind = class_of(module, followed.path, own=own_code_is_known(module, own))
+        config = {} if kind in _OF_ROOT else own.json("config.json", needed=kind in _WITH_CONFIG)
         if kind not in _OF_ROOT:
             if kind not in _KINDS:
                 raise CheckpointError(
                     f"{followed.path}: the module {module['type']} is not one that Poolhouse has. "
                     f"It has {', '.join((*_OF_ROOT, *_KINDS))} and Router."
                 )
-            followed.notes += check_keys(kind, words, place / "config.json")
+            followed.notes += check_keys(kind, config, own.path / "config.json")
         if kind in ("Transformer", "MLMTransformer", "CLIPModel"):
-            transformer = read_transformer(place, kind, of_tokens, str(module["type"]).startswith(PACKAGES))
+            transformer = read_transformer(own, kind, of_tokens, str(module["type"]).startswith(PACKAGES))
             followed.notes += transformer.notes
-            own = _Vectors(of_tokens=transformer.output == _TOKENS, layers=transformer.layers)
-            followed.write(transformer.output, own, kind)
+            vectors = _Vectors(of_tokens=transformer.output == _TOKENS, layers=transformer.layers)
+            followed.write(transformer.output, vectors, kind)
             if not str(module["type"]).startswith(PACKAGES):
-                followed.write(_SENTENCE, replace(own, of_tokens=False), kind)
+                followed.write(_SENTENCE, replace(vectors, of_tokens=False), kind)
         elif kind == "StaticEmbedding":
-            transformer, static = TransformerModule(place), True
+            transformer, static = TransformerModule(own), True
             followed.write(_SENTENCE, _Vectors(of_tokens=False, pooling=("MEAN",)), kind)
         elif kind == "WeightedLayerPooling":
-            followed.notes += _weigh_layers(followed, words, place, transformer)
+            followed.notes += _mean_of_layers(followed, config, own, transformer)
         elif kind == "SpladePooling":
-            splade = _splade(words, place)
+            splade = _splade(config, own)
             followed.write(_SENTENCE, replace(followed.read(_TOKENS, kind), of_tokens=False), kind)
         elif kind == "Pooling":
-            pooling, include_prompt = _pooling(words, place)
-            pooled = replace(
-                followed.read(_TOKENS, kind), of_tokens=False, pooling=pooling, include_prompt=include_prompt
-            )
+            pooling, tokens = _pooling(config, own), followed.read(_TOKENS, kind)
+            include_prompt = bool(config.get("include_prompt", True))
+            pooled = replace(tokens, of_tokens=False, pooling=pooling, include_prompt=include_prompt)
             followed.write(_SENTENCE, pooled, kind)
         elif kind == "Dense":
-            followed.apply(_dense(words, place, str(module["type"])), words, kind)
-        elif kind == "LayerNorm":
-            followed.apply(_layer_norm(place), {}, kind)
-        elif kind == "SparseAutoEncoder":
-            followed.apply(sparse_autoencoder(words, place), {}, kind)
+            of_pylate = str(module["type"]).startswith("pylate.")
+            defaults = {"activation_function": "torch.nn.Identity"} if of_pylate else {}
+            followed.apply(StoredStep("Dense", own, {**defaults, **config}), config, kind)
+        elif kind in ("LayerNorm", "SparseAutoEncoder"):
+            followed.apply(StoredStep(kind, own, config), {}, kind)
         elif kind == "Normalize":
             # What is not there is not normalised.
-            if (words.get("module_input_name") or followed.answer) in followed.vectors:
-                followed.apply(Unit(), words, kind)
+            if (config.get("module_input_name") or followed.answer) in followed.vectors:
+                followed.apply(Unit(), config, kind)
         elif kind == "MultiVectorMask":
-            scored = words
+            scored = config
         elif kind == "LogitScore":
-            logit_score = _logit_score(words, place)
+            logit_score = _logit_score(config, own)
     _check_task(transformer, splade, logit_score, followed.path)
     answer = followed.answered()
     heads = answer.before if of_tokens else answer.heads
@@ -362,12 +356,12 @@ _KINDS = (
 )
 
 
-def own_code_is_known(module: Mapping[str, Any], place: Path) -> bool:
+def own_code_is_known(module: JsonObject, folder: Folder) -> bool:
     """Whether a Transformer of the repository's own code does what is done here: it chooses Jina's task adapters."""
     if str(module["type"]) != "custom_st.Transformer":
         return False
-    config = read_json(place / "config.json", needed=False)
-    return bool(config.get("lora_adaptations")) or (place / "adapters").is_dir()
+    config = folder.json("config.json", needed=False)
+    return bool(config.get("lora_adaptations")) or (folder.path / "adapters").is_dir()
 
 
 def _check_task(transformer: TransformerModule, splade: SpladePooling | None, logit_score: object, path: Path) -> None:
@@ -380,110 +374,49 @@ def _check_task(transformer: TransformerModule, splade: SpladePooling | None, lo
         )
 
 
-def _weigh_layers(
-    followed: _Followed, words: Mapping[str, Any], place: Path, transformer: TransformerModule
+def _mean_of_layers(
+    followed: _Followed, config: JsonObject, folder: Folder, transformer: TransformerModule
 ) -> tuple[str, ...]:
     """Token vectors that are a weighted mean of those of several layers."""
-    if not {**read_json(transformer.folder / "config.json"), **transformer.config_changes}.get("output_hidden_states"):
+    if not {**transformer.folder.json("config.json"), **transformer.config_changes}.get("output_hidden_states"):
         note = (
             "WeightedLayerPooling has no effect, there or here: config.json does not say output_hidden_states, so it is "
             "given no layers."
         )
         return (note,)
-    weights = module_tensors(place).get("layer_weights")
-    start, layers = words.get("layer_start", 4), words.get("num_hidden_layers", 12)
-    if weights is None or tuple(weights.shape) != (layers + 1 - start,):
-        raise CheckpointError(
-            f"{place}: layer_weights must be {layers + 1 - start} numbers, one from layer {start} on."
-        )
-    shares = (weights.float() / weights.float().sum()).tolist()
-    followed.write(_TOKENS, _Vectors(layers=(start, tuple(shares))), "WeightedLayerPooling")
+    start, layers = config.get("layer_start", 4), config.get("num_hidden_layers", 12)
+    mean = LayerMean(start, layers + 1 - start, folder)
+    followed.write(_TOKENS, _Vectors(layers=mean), "WeightedLayerPooling")
     return ()
 
 
-def _pooling(config: Mapping[str, Any], place: Path) -> tuple[tuple[str, ...], bool]:
-    words = config.get("pooling_mode")
-    if words is None:
-        words = [word for key, word in _LEGACY_POOLINGS.items() if config.get(key)] or ["mean"]
-    elif isinstance(words, str):
-        words = [words]
-    unknown = [word for word in words if str(word) not in _POOLINGS]
-    if unknown or not words:
+def _pooling(config: JsonObject, folder: Folder) -> tuple[str, ...]:
+    modes = config.get("pooling_mode")
+    if modes is None:
+        modes = [mode for key, mode in _LEGACY_POOLINGS.items() if config.get(key)] or ["mean"]
+    elif isinstance(modes, str):
+        modes = [modes]
+    unknown = [mode for mode in modes if str(mode) not in _POOLINGS]
+    if unknown or not modes:
         raise CheckpointError(
-            f"{place / 'config.json'}: unknown pooling_mode {unknown or words}; known: {list(_POOLINGS)}."
+            f"{folder / 'config.json'}: unknown pooling_mode {unknown or modes}; known: {list(_POOLINGS)}."
         )
-    return tuple(_POOLINGS[word] for word in words), bool(config.get("include_prompt", True))
+    return tuple(_POOLINGS[mode] for mode in modes)
 
 
-def _splade(config: Mapping[str, Any], place: Path) -> SpladePooling:
-    strategy, word = config.get("pooling_strategy", "max"), config.get("activation_function", "relu")
-    logarithms = {"relu": 1, "log1p_relu": 2}.get(word)
+def _splade(config: JsonObject, folder: Folder) -> SpladePooling:
+    strategy, activation = config.get("pooling_strategy", "max"), config.get("activation_function", "relu")
+    logarithms = {"relu": 1, "log1p_relu": 2}.get(activation)
     if strategy not in ("max", "sum") or logarithms is None:
         raise CheckpointError(
-            f"{place / 'config.json'}: unknown SPLADE pooling {strategy!r} of {word!r}; "
+            f"{folder / 'config.json'}: unknown SPLADE pooling {strategy!r} of {activation!r}; "
             "known: max and sum, of relu and log1p_relu."
         )
     return SpladePooling(strategy, logarithms)
 
 
-def _logit_score(config: Mapping[str, Any], place: Path) -> tuple[int, int | None]:
+def _logit_score(config: JsonObject, folder: Folder) -> tuple[int, int | None]:
     true, false = config.get("true_token_id"), config.get("false_token_id")
     if not isinstance(true, int) or not isinstance(false, int | None):
-        raise CheckpointError(f"{place / 'config.json'}: true_token_id and false_token_id must be token ids.")
+        raise CheckpointError(f"{folder / 'config.json'}: true_token_id and false_token_id must be token ids.")
     return true, false
-
-
-def _dense(config: Mapping[str, Any], place: Path, kind: str) -> Dense:
-    if kind.startswith("pylate."):
-        config = {"activation_function": "torch.nn.Identity", **config}
-    tensors = module_tensors(place)
-    weight, bias = (
-        find_tensor(tensors, "weight", place),
-        find_tensor(tensors, "bias", place, needed=bool(config.get("bias", True))),
-    )
-    shape = (config.get("out_features"), config.get("in_features"))
-    if tuple(weight.shape) != shape:
-        raise CheckpointError(f"{place}: the weight is {list(weight.shape)}, but config.json says {list(shape)}.")
-    residual = None
-    if config.get("use_residual"):
-        residual = tensors.get("residual.weight", torch.empty(0)).float()
-    return Dense(weight.float(), None if bias is None else bias.float(), _activation(config, place), residual)
-
-
-def _activation(config: Mapping[str, Any], place: Path) -> Activation | None:
-    path = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
-    return named_activation(path, f"{place / 'config.json'}: activation_function")
-
-
-def _layer_norm(place: Path) -> Norm:
-    tensors = module_tensors(place)
-    weight, bias = find_tensor(tensors, "weight", place), find_tensor(tensors, "bias", place)
-    assert bias is not None
-    return Norm(weight.float(), bias.float())
-
-
-def sparse_autoencoder(config: Mapping[str, Any], place: Path) -> Encode:
-    """The encoder of a SparseAutoEncoder module; its decoder serves training only.
-
-    Raises:
-        CheckpointError: tensors that are missing or do not fit together.
-    """
-    tensors = module_tensors(place)
-    # The decoder is the encoder transposed, and a file holds one of the two names.
-    tensors.setdefault("encoder.weight", tensors.get("decoder.linear.weight", torch.empty(0)))
-    names = ("encoder.weight", "latent_bias", "pre_bias")
-    missing = [name for name in names if name not in tensors or not tensors[name].numel()]
-    if missing:
-        raise CheckpointError(f"{place}: a SparseAutoEncoder needs {missing}; there is {sorted(tensors)}.")
-    weight, bias, shift = (tensors[name].float() for name in names)
-    if weight.shape != (len(bias), len(shift)):
-        raise CheckpointError(f"{place}: encoder.weight is {list(weight.shape)}, beside {len(bias)} and {len(shift)}.")
-    count = config.get("k", 8)
-    if type(count) is not int or count < 1:
-        raise CheckpointError(f"{place}: k must be at least 1, got {count!r}.")
-    return Encode(weight, bias, shift, count, bool(config.get("normalize", False)))
-
-
-def with_count(encode: Encode, count: int) -> Encode:
-    """The same step with as many features as the whole model is said to give."""
-    return replace(encode, count=count)

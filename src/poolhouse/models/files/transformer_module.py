@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from poolhouse.errors import CheckpointError
-from poolhouse.files import read_json
+from poolhouse.files import Folder, JsonObject
 from poolhouse.models.files.module_keys import check_keys
+from poolhouse.models.files.module_steps import LayerMean
 
 _FILES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 _FORMER_NAMES = {"model_args": "model_kwargs", "tokenizer_args": "processor_kwargs", "config_args": "config_kwargs"}
@@ -33,18 +33,18 @@ class TransformerModule:
     layers: see `SentenceTransformersFiles`.
     """
 
-    folder: Path
+    folder: Folder
     task: str = "feature-extraction"
     output: str = "token_embeddings"
-    layers: tuple[int, tuple[float, ...]] | None = None
+    layers: LayerMean | None = None
     max_seq_length: int | None = None
     do_lower_case: bool = False
     add_special_tokens: bool = True
-    config_changes: Mapping[str, Any] = field(default_factory=dict)
+    config_changes: JsonObject = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
-def read_transformer(folder: Path, kind: str, late_interaction: bool, known: bool = True) -> TransformerModule:
+def read_transformer(folder: Folder, kind: str, late_interaction: bool, known: bool = True) -> TransformerModule:
     """What the first file says that is there.
 
     kind: the class of the module, of which some are former names. late_interaction: whether sides have lengths of their
@@ -53,27 +53,28 @@ def read_transformer(folder: Path, kind: str, late_interaction: bool, known: boo
     Raises:
         CheckpointError: what Poolhouse does not serve.
     """
-    paths = [folder / f"sentence_{name}_config.json" for name in _FILES]
-    path, words = next(((path, words) for path in paths if (words := read_json(path, needed=False))), (paths[0], {}))
+    names = [f"sentence_{name}_config.json" for name in _FILES]
+    name = next((name for name in names if folder.json(name, needed=False)), names[0])
+    path, config = folder.path / name, folder.json(name, needed=False)
     if known:
-        check_keys("Transformer", words, path)
-    words = {_FORMER_NAMES.get(key, key): value for key, value in words.items()}
-    task = words.get("transformer_task") or ("fill-mask" if kind == "MLMTransformer" else "feature-extraction")
+        check_keys("Transformer", config, path)
+    config = {_FORMER_NAMES.get(key, key): value for key, value in config.items()}
+    task = config.get("transformer_task") or ("fill-mask" if kind == "MLMTransformer" else "feature-extraction")
     if task not in _OUTPUTS:
         raise CheckpointError(f"{path}: transformer_task {task!r} is not served; {list(_OUTPUTS)} are.")
     if not late_interaction:
         for name in ("query_length", "document_length", "query_expansion"):
-            if words.get(name) is not None:
+            if config.get(name) is not None:
                 raise CheckpointError(f"{path}: {name} is served of late-interaction models alone.")
-    loading = {name: words.get(name) or {} for name in _FORMER_NAMES.values()}
+    loading = {name: config.get(name) or {} for name in _FORMER_NAMES.values()}
     if known:
         check_keys("model_kwargs", loading["model_kwargs"], path)
         check_keys("processor_kwargs", loading["processor_kwargs"], path)
-    output, layers = _output(words, task, kind, folder, path)
-    text = _of_texts(words.get("processing_kwargs") or {}, path)
+    output, layers = _output(config, task, kind, folder, path)
+    text = _of_texts(config.get("processing_kwargs") or {}, path)
     length = text.get("max_length")
     if length is None:
-        length = loading["processor_kwargs"].get("model_max_length", words.get("max_seq_length"))
+        length = loading["processor_kwargs"].get("model_max_length", config.get("max_seq_length"))
     if length is not None and (type(length) is not int or length < 1):
         raise CheckpointError(f"{path}: max_seq_length is {length!r}.")
     return TransformerModule(
@@ -82,33 +83,31 @@ def read_transformer(folder: Path, kind: str, late_interaction: bool, known: boo
         output=output,
         layers=layers,
         max_seq_length=length,
-        do_lower_case=bool(words.get("do_lower_case", False)),
+        do_lower_case=bool(config.get("do_lower_case", False)),
         add_special_tokens=text.get("add_special_tokens") is not False,
         config_changes={key: value for key, value in loading["config_kwargs"].items() if key not in _NO_CHANGES},
     )
 
 
-def _of_texts(processing: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What the tokenizer is called with; words for all kinds of inputs win over those for texts, as there."""
+def _of_texts(processing: JsonObject, path: Path) -> JsonObject:
+    """What the tokenizer is called with; options for all kinds of inputs win over those for texts, as there."""
     check_keys("processing_kwargs", processing, path)
-    words = {**(processing.get("text") or {}), **(processing.get("common") or {})}
-    check_keys("processing_kwargs text", words, path)
-    return words
+    options = {**(processing.get("text") or {}), **(processing.get("common") or {})}
+    check_keys("processing_kwargs text", options, path)
+    return options
 
 
-def _output(
-    words: Mapping[str, Any], task: str, kind: str, folder: Path, path: Path
-) -> tuple[str, tuple[int, tuple[float, ...]] | None]:
+def _output(config: JsonObject, task: str, kind: str, folder: Folder, path: Path) -> tuple[str, LayerMean | None]:
     """The name of what the module gives of a text, and the hidden state that it is, if not the last.
 
     Raises:
         CheckpointError: an output of the model that is not served.
     """
     theirs, name = _OUTPUTS[task]
-    projects = kind == "CLIPModel" or read_json(folder / "config.json", needed=False).get("model_type") == "clip"
-    if kind == "CLIPModel" and "modality_config" not in words:
+    projects = kind == "CLIPModel" or folder.json("config.json", needed=False).get("model_type") == "clip"
+    if kind == "CLIPModel" and "modality_config" not in config:
         return "sentence_embedding", None
-    modalities: Mapping[str, Any] = words.get("modality_config") or {
+    modalities: JsonObject = config.get("modality_config") or {
         "text": {"method": "forward", "method_output_name": theirs}
     }
     for modality, params in modalities.items():
@@ -125,17 +124,17 @@ def _output(
         raise CheckpointError(f"{path}: modality_config reads {list(modalities)}, and no texts.")
     params = modalities.get("text") or modalities["message"]
     method, output = params.get("method"), params.get("method_output_name")
-    given = words.get("module_output_name") or name
-    if projects and method == "get_text_features" and given == "sentence_embedding":
-        return given, None
+    written = config.get("module_output_name") or name
+    if projects and method == "get_text_features" and written == "sentence_embedding":
+        return written, None
     inner = isinstance(output, list) and len(output) == 2 and output[0] == "hidden_states" and type(output[1]) is int
-    if inner and (method, task, given) == ("forward", "feature-extraction", name):
-        return given, (output[1], (1.0,))
+    if inner and (method, task, written) == ("forward", "feature-extraction", name):
+        return written, LayerMean(output[1])
     if isinstance(output, list) and len(output) == 1:
         output = output[0]
-    if (method, output, given) != ("forward", theirs, name):
+    if (method, output, written) != ("forward", theirs, name):
         raise CheckpointError(
-            f"{path}: modality_config takes {output!r} of the method {method!r} as {given!r}, which is not served for "
+            f"{path}: modality_config takes {output!r} of the method {method!r} as {written!r}, which is not served for "
             f"{task}; {theirs!r} of 'forward' as {name!r} is."
         )
-    return given, None
+    return written, None

@@ -1,1 +1,1 @@
-"""What stands behind a backbone: classifiers, rerankers, late interaction, BGE-M3."""
+"""What stands behind a backbone: classifiers, rerankers, late interaction."""

@@ -20,7 +20,7 @@ from poolhouse.pooling.steps import Activation, Dense, Norm, Step
 class HeadModule:
     """One module of a head.
 
-    name: the checkpoint's, without the prefix of its backbone. activation: a word of config.json, applied after it.
+    name: the checkpoint's, without the prefix of its backbone. activation: its name in config.json, applied after it.
     eps: of a norm. also: other names for it. bias: the full name of a bias that stands apart.
     tied: its weight is the table of tokens where the checkpoint has none for it.
     """
@@ -39,7 +39,7 @@ class Head:
     """The modules of a head, the last of which gives the logits, and what they are applied to.
 
     pooling: a name of REDUCTIONS, or None for the row of every token (token classification, rewards).
-    fixed: the checkpoint's own word for the pooling, which the user's does not replace.
+    fixed: whether the pooling is the checkpoint's own, which the user's does not replace.
     late: logits are computed for every token and pooled then.
     use_activation: whether answers are probabilities unless somebody says otherwise.
     step_tag_id: the token whose rows alone are answered (process rewards), or None for all.
@@ -128,9 +128,9 @@ def step_head(tensors: Mapping[str, Tensor], config: Config, token_table: str, p
     return LoadedHead(head, (Dense(matrix[list(tokens)].float()),), len(tokens), frozenset({name}), tokens)
 
 
-def activation_of(word: str) -> Activation | None:
+def activation_of(name: str) -> Activation | None:
     """The activation that a config calls so; None for none."""
-    return None if word in ("linear", "identity") else Activation(word, ACTIVATIONS[word])
+    return None if name in ("linear", "identity") else Activation(name, ACTIVATIONS[name])
 
 
 def check_head(loaded: LoadedHead, hidden_size: int, architecture: str) -> None:
@@ -140,7 +140,7 @@ def check_head(loaded: LoadedHead, hidden_size: int, architecture: str) -> None:
         weight = step.weight if isinstance(step, Dense | Norm) else torch.empty(width, width)
         if weight.shape[-1] != width:
             raise CheckpointError(
-                f"{architecture}: a {step.words.split()[0]} of the head takes {weight.shape[-1]} features, "
+                f"{architecture}: a {step.description.split()[0]} of the head takes {weight.shape[-1]} features, "
                 f"but {width} come in."
             )
         width = weight.shape[0]
@@ -167,7 +167,7 @@ def _read(
 
 def present(names: Sequence[str], tensors: Mapping[str, Tensor], prefix: str) -> list[str]:
     """Those of these names that the checkpoint has, with or without a prefix."""
-    return [place for name in names for place in (name, prefix + name, f"model.{name}") if place in tensors]
+    return [found for name in names for found in (name, prefix + name, f"model.{name}") if found in tensors]
 
 
 def _labels(steps: Sequence[Step]) -> int:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+
+from torch import Tensor
 
 from poolhouse.errors import CheckpointError
-from poolhouse.files import read_json
-from poolhouse.inputs.rules import Expansion, LateInteraction, Side
-from poolhouse.models.files.checkpoint import Checkpoint, Config
+from poolhouse.files import Folder, JsonObject, special_tokens
+from poolhouse.inputs.rules import Expansion, LateInteraction, TextRules
+from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.files.config import architecture
+from poolhouse.models.files.module_steps import StoredStep, read_steps
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles
 from poolhouse.pooling.steps import Dense, Step
 
@@ -30,16 +31,43 @@ _PUNCTUATION = tuple(string.punctuation)
 
 
 @dataclass(frozen=True, slots=True)
-class Projected:
-    """heads: from a hidden state to the vector of a token. unit: whether vectors have unit length.
+class LateInteractionFiles:
+    """What files say of late interaction.
 
-    used: names of the tensors of the checkpoint that it took.
+    heads: from a hidden state to the vector of a token; None where the projection lies among the model's own tensors.
+    unit: whether vectors have unit length. dimensions: length of a vector as artifact.metadata states it.
     """
 
     rules: LateInteraction
-    heads: tuple[Step, ...]
+    heads: tuple[Step | StoredStep, ...] | None = None
     unit: bool = True
-    used: frozenset[str] = frozenset()
+    dimensions: int | None = None
+
+    def read(self, tensors: Mapping[str, Tensor], config: Config, folder: Folder) -> tuple[Step, ...]:
+        """The steps from a hidden state to the vector of a token. tensors: of the checkpoint in `folder`.
+
+        Raises:
+            CheckpointError: a projection that is missing or of another width than stated.
+        """
+        if self.heads is not None:
+            return read_steps(self.heads)
+        name = _projection(tensors)
+        if name is None:
+            raise CheckpointError(
+                f"{folder} has no projection, which {architecture(config)} needs; it is never made up. "
+                f"Looked for {' and '.join(PROJECTIONS)} among its tensors, and for modules.json with a Dense module."
+            )
+        weight = tensors[name].float()
+        if weight.ndim != 2 or self.dimensions not in (None, weight.shape[0]):
+            raise CheckpointError(
+                f"{folder}: {name} is {list(weight.shape)}, but artifact.metadata says dim {self.dimensions}."
+            )
+        return (Dense(weight),)
+
+    def used(self, tensors: Mapping[str, Tensor]) -> frozenset[str]:
+        """The name of the projection where it lies among the model's tensors."""
+        name = None if self.heads is not None else _projection(tensors)
+        return frozenset() if name is None else frozenset({name})
 
     @property
     def fills_unseen(self) -> bool:
@@ -54,89 +82,82 @@ class Projected:
 
 
 def read_late_interaction(
-    folder: Path, checkpoint: Checkpoint, config: Config, files: SentenceTransformersFiles | None
-) -> Projected | None:
+    folder: Folder, weights: Folder, config: Config, files: SentenceTransformersFiles | None
+) -> LateInteractionFiles | None:
     """What the files in `folder` say of late interaction; None where the model has none.
 
-    files: what sentence-transformers' files there say.
+    weights: the folder of config.json. files: what sentence-transformers' files say.
 
     Raises:
-        CheckpointError: a projection that is missing or of another width than stated, or rules that are not understood.
+        CheckpointError: no projection, or rules that are not understood.
     """
     if files is not None and files.of_tokens:
-        words = read_json(folder / "config_sentence_transformers.json", needed=False)
-        mean = words.get("similarity_fn_name") == "meanmaxsim"
-        if words.get("model_type") == "MultiVectorEncoder" and "query_prefix" not in words:
-            return Projected(_multi_vector(words, checkpoint, files, mean), files.heads, files.normalize)
+        stated = folder.json("config_sentence_transformers.json", needed=False)
+        mean = stated.get("similarity_fn_name") == "meanmaxsim"
+        if stated.get("model_type") == "MultiVectorEncoder" and "query_prefix" not in stated:
+            return LateInteractionFiles(_multi_vector(stated, weights, files, mean), files.heads, files.normalize)
         if not files.heads:
             raise CheckpointError(
                 f"{folder / 'modules.json'} names no Dense module, the projection that late interaction needs; "
                 "it is never made up."
             )
-        return Projected(_pylate(words, checkpoint, mean), files.heads)
+        return LateInteractionFiles(_pylate(stated, weights, mean), files.heads)
     if architecture(config) in ARCHITECTURES:
-        return _stanford(checkpoint, config)
+        return _stanford(weights)
     return None
 
 
-def _stanford(checkpoint: Checkpoint, config: Config) -> Projected:
-    words = read_json(checkpoint.folder / "artifact.metadata", needed=False)
-    name = next((name for name in PROJECTIONS if name in checkpoint.tensors), None)
-    if name is None:
-        raise CheckpointError(
-            f"{checkpoint.folder} has no projection, which {architecture(config)} needs; it is never made up. "
-            f"Looked for {' and '.join(PROJECTIONS)} among its tensors, and for modules.json with a Dense module."
-        )
-    weight = checkpoint.tensors[name].float()
-    stated = words.get("dim", weight.shape[0])
-    if weight.ndim != 2 or weight.shape[0] != stated:
-        raise CheckpointError(
-            f"{checkpoint.folder}: {name} is {list(weight.shape)}, but artifact.metadata says dim {stated}."
-        )
-    if words.get("similarity", "cosine") != "cosine":
-        raise CheckpointError(f"artifact.metadata: similarity {words['similarity']!r} is not supported; 'cosine' is.")
+def _stanford(folder: Folder) -> LateInteractionFiles:
+    stated = folder.json("artifact.metadata", needed=False)
+    if stated.get("similarity", "cosine") != "cosine":
+        raise CheckpointError(f"artifact.metadata: similarity {stated['similarity']!r} is not supported; 'cosine' is.")
     rules = LateInteraction(
-        query=Side(words.get("query_token_id") or "[unused0]", words.get("query_maxlen") or 32),
-        document=Side(
-            words.get("doc_token_id") or "[unused1]",
-            words.get("doc_maxlen") or 220,
-            _PUNCTUATION if words.get("mask_punctuation", True) else (),
+        query=TextRules(stated.get("query_token_id") or "[unused0]", stated.get("query_maxlen") or 32),
+        document=TextRules(
+            stated.get("doc_token_id") or "[unused1]",
+            stated.get("doc_maxlen") or 220,
+            _PUNCTUATION if stated.get("mask_punctuation", True) else (),
         ),
         expansion=Expansion(
-            words.get("query_maxlen") or 32, bool(words.get("attend_to_mask_tokens")), _mask_tokens(checkpoint.folder)
+            stated.get("query_maxlen") or 32, bool(stated.get("attend_to_mask_tokens")), _mask_tokens(folder)
         ),
     )
-    return Projected(rules, (Dense(weight),), used=frozenset({name}))
+    return LateInteractionFiles(rules, dimensions=stated.get("dim"))
 
 
-def _pylate(words: Mapping[str, Any], checkpoint: Checkpoint, mean: bool) -> LateInteraction:
-    """PyLate's rules, with its defaults for what older versions did not write."""
+# What PyLate's older versions did not write.
+_PYLATE_DEFAULTS: JsonObject = {
+    "query_length": 32,
+    "document_length": 180,
+    "query_prefix": "[Q] ",
+    "document_prefix": "[D] ",
+    "do_query_expansion": True,
+    "attend_to_mask_tokens": False,
+    "skiplist_words": _PUNCTUATION,
+}
 
-    def stated(name: str, default: Any) -> Any:
-        return default if words.get(name) is None else words[name]
 
-    length, expansion = stated("query_length", 32), None
-    if stated("do_query_expansion", True):
-        attended = bool(stated("attend_to_expansion_tokens", stated("attend_to_mask_tokens", False)))
-        expansion = Expansion(length, attended, _mask_tokens(checkpoint.folder))
-    skipped = tuple(stated("skiplist_words", _PUNCTUATION))
+def _pylate(stated: JsonObject, folder: Folder, mean: bool) -> LateInteraction:
+    rules = {**_PYLATE_DEFAULTS, **{name: value for name, value in stated.items() if value is not None}}
+    expansion = None
+    if rules["do_query_expansion"]:
+        attended = bool(rules.get("attend_to_expansion_tokens", rules["attend_to_mask_tokens"]))
+        expansion = Expansion(rules["query_length"], attended, _mask_tokens(folder))
     return LateInteraction(
-        query=Side(stated("query_prefix", "[Q] "), length),
-        document=Side(stated("document_prefix", "[D] "), stated("document_length", 180), skipped),
+        query=TextRules(rules["query_prefix"], rules["query_length"]),
+        document=TextRules(rules["document_prefix"], rules["document_length"], tuple(rules["skiplist_words"])),
         expansion=expansion,
         mean=mean,
     )
 
 
-def _multi_vector(
-    words: Mapping[str, Any], checkpoint: Checkpoint, files: SentenceTransformersFiles, mean: bool
-) -> LateInteraction:
+def _multi_vector(stated: JsonObject, folder: Folder, files: SentenceTransformersFiles, mean: bool) -> LateInteraction:
     """sentence-transformers' rules; its markers are prompts, which stand in `files`."""
-    transformer = {**words, **read_json(files.transformer_folder / "sentence_bert_config.json", needed=False)}
+    transformer = {**stated, **files.transformer_folder.json("sentence_bert_config.json", needed=False)}
     query_length, expansion = transformer.get("query_length"), transformer.get("query_expansion")
     filled = None
     if expansion is not None:
-        filled = _expansion(expansion, checkpoint.folder)
+        filled = _expansion(expansion, folder)
         if expansion["strategy"] == "fixed":
             query_length = filled.length
         elif query_length is not None:
@@ -147,8 +168,8 @@ def _multi_vector(
     skipped = tuple(scored.get("skiplist_words") or ())
     tasks = scored.get("skiplist_tasks") or ["document"]
     return LateInteraction(
-        query=Side(length=query_length, skipped=skipped if "query" in tasks else ()),
-        document=Side(
+        query=TextRules(length=query_length, skipped=skipped if "query" in tasks else ()),
+        document=TextRules(
             length=transformer.get("document_length"),
             skipped=skipped if "document" in tasks else (),
             only=tuple(scored.get("keep_only_token_ids") or ()),
@@ -158,25 +179,21 @@ def _multi_vector(
     )
 
 
-def _expansion(words: Mapping[str, Any], folder: Path) -> Expansion:
-    length, strategy = words.get("length"), words.get("strategy")
+def _expansion(stated: JsonObject, folder: Folder) -> Expansion:
+    length, strategy = stated.get("length"), stated.get("strategy")
     if strategy not in ("fixed", "min") or not isinstance(length, int) or length < 1:
-        raise CheckpointError(f"query_expansion {dict(words)} needs a strategy, 'fixed' or 'min', and a length.")
-    token = words.get("token")
-    return Expansion(length, bool(words.get("attend")), (token,) if token else _mask_tokens(folder))
+        raise CheckpointError(f"query_expansion {dict(stated)} needs a strategy, 'fixed' or 'min', and a length.")
+    token = stated.get("token")
+    return Expansion(length, bool(stated.get("attend")), (token,) if token else _mask_tokens(folder))
 
 
-def _mask_tokens(folder: Path) -> tuple[str, ...]:
+def _mask_tokens(folder: Folder) -> tuple[str, ...]:
     """What queries are filled up with: the mask token, else that ends a text (decoders)."""
-    words = {
-        **read_json(folder / "special_tokens_map.json", needed=False),
-        **read_json(folder / "tokenizer_config.json", needed=False),
-    }
-    mask, end = (_content(words.get(name)) for name in ("mask_token", "eos_token"))
+    tokens = special_tokens(folder)
     # Classes of tokenizers have mask tokens that their files need not name.
-    return tuple(token for token in (mask, "[MASK]", "<mask>", end) if token)
+    names = (tokens.get("mask_token"), "[MASK]", "<mask>", tokens.get("eos_token"))
+    return tuple(token for token in names if token)
 
 
-def _content(token: Any) -> str | None:
-    """The text of a special token, which files write as a word or as an object."""
-    return token.get("content") if isinstance(token, Mapping) else token
+def _projection(tensors: Mapping[str, Tensor]) -> str | None:
+    return next((name for name in PROJECTIONS if name in tensors), None)

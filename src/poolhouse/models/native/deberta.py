@@ -66,7 +66,7 @@ class Deberta:
         buckets = self._buckets(batch.segments)
         total = len(embedded)
         # Rows that nobody looks at, so that products have one of few sizes.
-        filler = (0, 0, 0, self.layers[0].attention.qkv.rows(total) - total)
+        filler = (0, 0, 0, self.layers[0].attention.qkv.padded_rows(total) - total)
         x = self.layers[0](F.pad(embedded, filler), batch.segments, buckets)
         if self.convolution is not None:
             x = F.pad(self.convolution(embedded, x[:total], batch), filler)

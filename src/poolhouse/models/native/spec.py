@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from poolhouse.layers.norm import NormKind
-from poolhouse.layers.rope import RopeSpec
+from poolhouse.layers.positions import RopeSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,24 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError, ConfigError
-from poolhouse.files import read_json
-from poolhouse.models.files.module_tensors import module_tensors
+from poolhouse.files import Folder, JsonObject
+from poolhouse.models.files.module_steps import module_tensors, tensor_names
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles
-from poolhouse.models.pipelines import embed_pipelines
-from poolhouse.models.placement import dtype_of
 from poolhouse.outputs import Array
 from poolhouse.packing.batch import Batch
 from poolhouse.packing.segments import Segments
 from poolhouse.packing.tokens import Ids
-from poolhouse.params import PoolerConfig, PoolingParams
+from poolhouse.params import PoolingParams
 from poolhouse.pooling.pipeline import Pipeline
 from poolhouse.pooling.rows import Rows
 
@@ -50,11 +46,11 @@ class Table:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StaticVectors:
-    """The side of a routed model that is looked up; see `poolhouse.models.files.routes.LookedUp`."""
+    """The route of a model that is looked up; see `poolhouse.models.files.routes.LookedUp`."""
 
     table: Table
     pipeline: Pipeline
-    tokenizer_folder: Path
+    tokenizer_folder: Folder
 
     def vector(self, ids: Ids, params: PoolingParams) -> Array:
         """[features]: the pooled rows of these tokens."""
@@ -66,112 +62,108 @@ class StaticVectors:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StaticModel:
-    """What a folder of static embeddings holds.
+class StaticFiles:
+    """What the files of static embeddings say.
 
-    files: what sentence-transformers' files say of it, or what they would. max_tokens: None where nobody states one.
+    files: those of sentence-transformers, or what they would say. max_tokens: None where no file states it.
     """
 
-    table: Table
     files: SentenceTransformersFiles
-    folder: Path
+    layout: str
     max_tokens: int | None
-    words: str
     notes: tuple[str, ...] = ()
 
-    def longest(self, asked: int | None) -> int:
-        """The longest prompt. asked: the user's wish; a table takes any.
+    def longest(self, requested: int | None) -> int:
+        """The longest prompt. requested: by the user; a table takes any.
 
         Raises:
             ConfigError: a length below 1.
         """
-        if asked is None or asked == -1:
+        if requested is None or requested == -1:
             return self.max_tokens or _MAX_TOKENS
-        if asked < 1:
-            raise ConfigError(f"max_model_len must be at least 1, or -1 for the model's own limit, got {asked}.")
-        return asked
+        if requested < 1:
+            raise ConfigError(f"max_model_len must be at least 1, or -1 for the model's own limit, got {requested}.")
+        return requested
 
 
-def read_static(folder: Path, files: SentenceTransformersFiles | None, dtype: str) -> StaticModel | None:
-    """The static model in `folder`; None where it is none.
+def read_static(folder: Folder, files: SentenceTransformersFiles | None) -> StaticFiles | None:
+    """What the files in `folder` say of static embeddings; None where it holds none.
 
-    files: what sentence-transformers' files there say. dtype: the user's wish.
+    files: what sentence-transformers' files there say.
 
     Raises:
-        CheckpointError: tensors that are missing or do not fit.
+        CheckpointError: files that are missing, or a length that is none.
     """
-    config = read_json(folder / "config.json", needed=False)
+    config = folder.json("config.json", needed=False)
     if files is not None and files.static:
-        place = files.transformer_folder
         note = (
             "Texts are read as sentence-transformers does, by modules.json: unknown tokens count, and max_length does not. "
             "model2vec drops unknown tokens, and cuts at max_length."
         )
         notes = (note,) if _is_model2vec(folder, config) else ()
-        tokenizer = read_json(place / "tokenizer.json")
-        cut = (tokenizer.get("truncation") or {}).get("max_length")
-        return StaticModel(read_table(place, dtype), files, place, cut, "table of StaticEmbedding", notes)
+        cut = (_tokenizer(files.transformer_folder).get("truncation") or {}).get("max_length")
+        return StaticFiles(files, "table of StaticEmbedding", cut, notes)
     if files is not None or not _is_model2vec(folder, config):
         return None
     described = SentenceTransformersFiles(
         folder, static=True, pooling=("MEAN",), normalize=bool(config.get("normalize")), dropped=_unknown(folder)
     )
-    most = config.get("max_length", _MODEL2VEC_MAX_TOKENS)
-    if most is not None and (type(most) is not int or most < 1):
-        raise CheckpointError(f"{folder / 'config.json'}: max_length is {most!r}.")
-    return StaticModel(read_table(folder, dtype), described, folder, most, "table of model2vec")
+    length = config.get("max_length", _MODEL2VEC_MAX_TOKENS)
+    if length is not None and (type(length) is not int or length < 1):
+        raise CheckpointError(f"{folder / 'config.json'}: max_length is {length!r}.")
+    return StaticFiles(described, "table of model2vec", length)
 
 
-def read_table(place: Path, dtype: str = "auto") -> Table:
-    """The table in a folder, by token id: where the rows of several ids are one, or weighed, each id gets its own."""
-    tensors = module_tensors(place)
+def read_table(folder: Folder, dtype: torch.dtype = torch.float32) -> Table:
+    """The table in a folder, by token id: where the rows of several ids are one, or weighed, each id gets its own.
+
+    Raises:
+        CheckpointError: tensors that are missing or do not fit.
+    """
+    tensors = module_tensors(folder)
     rows = tensors.get("embedding.weight", tensors.get("embeddings"))
     if rows is None or rows.ndim != 2:
         raise CheckpointError(
-            f"{place}: a table of static embeddings is a matrix `embedding.weight` or `embeddings`; there is "
+            f"{folder}: a table of static embeddings is a matrix `embedding.weight` or `embeddings`; there is "
             f"{sorted(tensors)}."
         )
-    kind = dtype_of(dtype, {}, None, torch.device("cpu"))
     rows = rows.float()
     if "embedding.weight" not in tensors:
         mapping, weights = tensors.get("mapping"), tensors.get("weights")
         if mapping is not None:
             if mapping.ndim != 1 or (len(mapping) and not 0 <= int(mapping.min()) <= int(mapping.max()) < len(rows)):
-                raise CheckpointError(f"{place}: `mapping` must hold a row of `embeddings` for each token.")
+                raise CheckpointError(f"{folder}: `mapping` must hold a row of `embeddings` for each token.")
             rows = rows[mapping.long()]
         if weights is not None:
             if weights.shape != (len(rows),):
                 raise CheckpointError(
-                    f"{place}: `weights` has {list(weights.shape)}, but there are {len(rows)} tokens."
+                    f"{folder}: `weights` has {list(weights.shape)}, but there are {len(rows)} tokens."
                 )
             rows = rows * weights.float()[:, None]
-    return Table(rows.to(kind).contiguous())
+    return Table(rows.to(dtype).contiguous())
 
 
-def static_side(files: SentenceTransformersFiles, user: PoolerConfig) -> StaticVectors:
-    """The side of a routed model that these files describe."""
-    table = read_table(files.transformer_folder)
-    pipeline = embed_pipelines(table.rows.shape[1], user, files, "MEAN")["embed"]
-    return StaticVectors(table, pipeline, files.transformer_folder)
-
-
-def _is_model2vec(folder: Path, config: Mapping[str, Any]) -> bool:
+def _is_model2vec(folder: Folder, config: JsonObject) -> bool:
     """Whether model2vec wrote this folder; only its distiller names a model type."""
     stated = config.get("model_type")
     if stated is not None or not config:
         return stated == "model2vec"
-    path = folder / "model.safetensors"
-    return path.is_file() and "embeddings" in module_tensors(folder)
+    return "embeddings" in tensor_names(folder)
 
 
-def _unknown(folder: Path) -> int | None:
+def _unknown(folder: Folder) -> int | None:
     """The id of the unknown token, which model2vec takes out of every text."""
-    tokenizer: Mapping[str, Any] = read_json(folder / "tokenizer.json")
+    tokenizer = _tokenizer(folder)
     model = tokenizer.get("model") or {}
     if model.get("unk_id") is not None:
         found: int = model["unk_id"]
         return found
-    word, vocabulary = model.get("unk_token"), model.get("vocab")
+    token, vocabulary = model.get("unk_token"), model.get("vocab")
     added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
     known = {**vocabulary, **added} if isinstance(vocabulary, Mapping) else added
-    return None if word is None else known.get(word)
+    return None if token is None else known.get(token)
+
+
+def _tokenizer(folder: Folder) -> JsonObject:
+    """tokenizer.json, of which little is kept, so that its vocabulary does not stay in memory."""
+    return Folder(folder.path).json("tokenizer.json")

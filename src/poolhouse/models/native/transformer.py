@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
-from poolhouse.layers.adapted import ActiveSpans, AdaptedTable
+from poolhouse.layers.adapted import AdaptedTable
 from poolhouse.layers.attention import attend
-from poolhouse.layers.bias import alibi_bias, relative_bias
 from poolhouse.layers.feed_forward import Experts, FeedForward
 from poolhouse.layers.linear import Linear, Product
 from poolhouse.layers.norm import LayerNorm, Norm, RMSNorm
-from poolhouse.layers.rope import RopeSpec, rope_table, rotate
+from poolhouse.layers.positions import RopeSpec, alibi_bias, relative_bias, rope_table, rotate
 from poolhouse.models.native.spec import LayerSpec, TransformerSpec
 from poolhouse.models.native.weights import Weights
 from poolhouse.packing.batch import Batch
@@ -45,17 +44,14 @@ class Transformer:
         self.final_norm = _norm(weights / "final_norm", spec)
         self.output = _linear(weights / "output") if weights / "output" else None
         self.ropes = {layer.rope for layer in spec.layers if layer.rope}
-        self._rows = self.layers[0].attention.qkv.rows
-        # Set and filled by `Adapters`, where a model has some.
-        self.active: ActiveSpans | None = None
+        self._rows = self.layers[0].attention.qkv.padded_rows
         # The share of each hidden state in the answer, the embeddings' first; None for the last alone.
         self.shares: tuple[float, ...] | None = None
+        # Filled by `Adapters`, where a model has some.
         self.adapted_tables: dict[str, AdaptedTable] = {}
 
     def __call__(self, batch: Batch) -> Tensor:
         """[total, hidden], in the type of the weights; hidden is the width of `output` where there is one."""
-        if self.active is not None:
-            self.active.spans = batch.adapters
         x = self._embed(batch)
         longest = batch.segments.longest
         ropes = {rope: rope_table(rope, batch.positions, batch.segments, x.dtype) for rope in self.ropes}
@@ -97,7 +93,7 @@ class Transformer:
         self.shares = (*[0.0] * start, *weights, *[0.0] * (count - start - len(weights)))
 
     def _embed(self, batch: Batch) -> Tensor:
-        x = self._adapted("tokens", F.embedding(batch.ids, self.tokens), batch.ids)
+        x = self._adapted("tokens", F.embedding(batch.ids, self.tokens), batch.ids, batch.segments)
         if self.spec.embedding_scale != 1.0:
             # The factor is rounded to the type of the weights first, as the reference does.
             x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
@@ -105,20 +101,20 @@ class Transformer:
             # A table of one row has one type for all (RoBERTa).
             types = batch.types if len(self.types) > 1 else None
             x = x + (self.types[0] if types is None else F.embedding(types, self.types))
-            x = self._adapted("types", x, types)
+            x = self._adapted("types", x, types, batch.segments)
         if self.positions is not None:
             uncounted = self.spec.uncounted
             positions = batch.positions if uncounted is None else batch.positions_without(uncounted)
-            places = positions + self.spec.position_offset
-            x = self._adapted("positions", x + F.embedding(places, self.positions), places)
+            indexes = positions + self.spec.position_offset
+            x = self._adapted("positions", x + F.embedding(indexes, self.positions), indexes, batch.segments)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        return x if self.project is None else self.project(x)
+        return x if self.project is None else self.project(x, segments=batch.segments)
 
-    def _adapted(self, table: str, x: Tensor, ids: Tensor | None) -> Tensor:
+    def _adapted(self, table: str, x: Tensor, ids: Tensor | None, segments: Segments) -> Tensor:
         """x, a tensor of our own, with what adapters change in the rows `ids` of a table."""
         if table in self.adapted_tables:
-            self.adapted_tables[table].add_to(x, ids)
+            self.adapted_tables[table].add_to(x, ids, segments)
         return x
 
     def _bias(self, length: int) -> Tensor | None:
@@ -144,10 +140,10 @@ class Block:
 
     def __call__(self, x: Tensor, segments: Segments, ropes: Ropes, bias: Tensor | None) -> Tensor:
         mixed = self.attention.mix(x if self.attn_in is None else self.attn_in(x), segments, ropes, bias)
-        x = _add(x, self.attention.out, mixed, self.attn_out)
+        x = _add(x, self.attention.out, mixed, self.attn_out, segments)
         if self.attn_post is not None:
             x = self.attn_post(x)
-        x = _add(x, self.feed_forward, x if self.ffn_in is None else self.ffn_in(x), self.ffn_out)
+        x = _add(x, self.feed_forward, x if self.ffn_in is None else self.ffn_in(x), self.ffn_out, segments)
         return x if self.ffn_post is None else self.ffn_post(x)
 
 
@@ -166,7 +162,9 @@ class Attention:
     def mix(self, x: Tensor, segments: Segments, ropes: Ropes, bias: Tensor | None) -> Tensor:
         """What `out` is applied to: [total, heads * head_dim]."""
         spec = self.spec
-        q, k, v = (part.view(len(x), -1, spec.head_dim) for part in self.qkv(x).split(self.sizes, -1))
+        q, k, v = (
+            part.view(len(x), -1, spec.head_dim) for part in self.qkv(x, segments=segments).split(self.sizes, -1)
+        )
         if self.q_norm is not None:
             q = self.q_norm(q)
         if self.k_norm is not None:
@@ -189,11 +187,13 @@ class Attention:
         return mixed.flatten(1)
 
 
-def _add(x: Tensor, layer: Product | FeedForward | Experts, inner: Tensor, norm: Norm | None) -> Tensor:
+def _add(
+    x: Tensor, layer: Product | FeedForward | Experts, inner: Tensor, norm: Norm | None, segments: Segments
+) -> Tensor:
     """x plus the layer's answer to `inner`, which a norm may change before it is added."""
     if norm is None:
-        return layer.add_to(x, inner)
-    return x + norm(layer(inner))
+        return layer.add_to(x, inner, segments)
+    return x + norm(layer(inner, segments=segments))
 
 
 def _blocks(spec: TransformerSpec, weights: Weights) -> list[Block]:

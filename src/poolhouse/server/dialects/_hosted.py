@@ -14,7 +14,7 @@ from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnknownModel, UnsupportedTask
-from poolhouse.inputs.prompts import Prompt, parse_side
+from poolhouse.inputs.prompts import Prompt, parse_texts
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
 from poolhouse.plans import scoring
@@ -175,7 +175,7 @@ def texts_of(given: Any, parameter: str) -> list[str]:
                 raise InvalidRequest(
                     f"{parameter}[{index}] is an {medium}; the models of this server read texts.", parameter
                 )
-    return parse_side(given, parameter)
+    return parse_texts(given, parameter)
 
 
 def search_units(documents: int) -> int:

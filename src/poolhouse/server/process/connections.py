@@ -15,7 +15,7 @@ from typing import Any
 import h11
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from poolhouse.engine.process import give_back
+from poolhouse.engine.process import release_freed_memory
 from poolhouse.settings import ServerSettings
 
 # A reply's body is handed to the connection in parts of so many bytes.
@@ -172,7 +172,7 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
                 return
             self.transport.abort()
             # The reply is freed when its task has heard of it; nothing else may come that gives its memory back.
-            self.loop.call_later(1, self.loop.run_in_executor, None, give_back)
+            self.loop.call_later(1, self.loop.run_in_executor, None, release_freed_memory)
 
         def _stop_watching(self) -> None:
             if self.watch is not None:

@@ -1,7 +1,9 @@
-"""The native families: one file each, listed here."""
+"""Families: the kinds of checkpoints that are served natively, one file each, listed here."""
 
 from __future__ import annotations
 
+from poolhouse.errors import CheckpointError
+from poolhouse.files import Folder
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.native.families.albert import ALBERT
 from poolhouse.models.native.families.bert import BERT, ROBERTA
@@ -23,6 +25,7 @@ from poolhouse.models.native.families.modernbert import MODERNBERT
 from poolhouse.models.native.families.mpnet import MPNET
 from poolhouse.models.native.families.nomic import NOMIC
 from poolhouse.models.native.families.qwen import QWEN2, QWEN3, QWEN3_VOYAGE
+from poolhouse.models.native.spec import TransformerSpec
 
 FAMILIES: tuple[Family, ...] = (
     *(BERT, ROBERTA, DISTILBERT, MPNET, ALBERT, ELECTRA, DEBERTA),
@@ -37,14 +40,26 @@ def family_of(config: Config) -> Family | None:
     return next((family for family in FAMILIES if model_type in family.model_types), None)
 
 
+def spec_of(family: Family, config: Config, folder: Folder) -> TransformerSpec:
+    """What a config means to its family. folder: where it lies, for messages.
+
+    Raises:
+        NotNative: it means something that the family does not compute. CheckpointError: it cannot be understood.
+    """
+    try:
+        return family.spec(config)
+    except (TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"The config of {folder} cannot be understood: {error!r}") from error
+
+
 def _model_type(config: Config) -> str | None:
-    """The word under `model_type`, made exact where several architectures share it."""
-    word, positions = config.get("model_type"), config.get("position_embedding_type")
-    if word == "xlm-roberta" and positions == "rotary":
+    """The `model_type`, made exact where several architectures share it."""
+    name, positions = config.get("model_type"), config.get("position_embedding_type")
+    if name == "xlm-roberta" and positions == "rotary":
         return "xlm-roberta-rotary"
-    if word == "bert" and positions == "alibi":
+    if name == "bert" and positions == "alibi":
         return "bert-alibi"
-    return "qwen3-voyage" if word == "qwen3" and _projects(config) else word
+    return "qwen3-voyage" if name == "qwen3" and _projects(config) else name
 
 
 def _projects(config: Config) -> bool:
@@ -56,4 +71,4 @@ def _projects(config: Config) -> bool:
     return isinstance(width, int) and (bidirectional_by_name(config) or width >= config.get("hidden_size", 4096))
 
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["FAMILIES", "Family", "family_of", "spec_of"]

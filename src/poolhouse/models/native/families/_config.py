@@ -7,7 +7,7 @@ from typing import Any
 
 from poolhouse.errors import CheckpointError
 from poolhouse.layers.feed_forward import ACTIVATIONS
-from poolhouse.layers.rope import RopeSpec
+from poolhouse.layers.positions import RopeSpec
 from poolhouse.models.files.checkpoint import Config
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from poolhouse.layers.rope import RopeSpec
+from poolhouse.layers.positions import RopeSpec
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.native.families._config import refuse, rope
 from poolhouse.models.native.families.family import Family

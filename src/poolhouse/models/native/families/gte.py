@@ -5,7 +5,7 @@ Source of the hub's names: transformers' own conversion table for gte; of its NT
 
 from __future__ import annotations
 
-from poolhouse.layers.rope import RopeSpec
+from poolhouse.layers.positions import RopeSpec
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.native.families._config import activation, refuse, rope
 from poolhouse.models.native.families.bert import HEADS, pooler_head, roberta_vocabulary_head

@@ -5,7 +5,7 @@ Source of the hub's names: transformers' own conversion table for nomic_bert; of
 
 from __future__ import annotations
 
-from poolhouse.layers.rope import RopeSpec
+from poolhouse.layers.positions import RopeSpec
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.heads.heads import Head
 from poolhouse.models.native.families._config import activation, refuse, rope

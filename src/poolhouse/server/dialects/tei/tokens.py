@@ -76,7 +76,7 @@ async def answer_tokenize(serving: Serving, http: Request, fields: TokenizeField
             engine.facts.tasks[0],
             prompt_name=prompt_name,
             add_special_tokens=fields.add_special_tokens,
-            places=True,
+            offsets=True,
         )
         for text in whole
     ]
@@ -107,14 +107,14 @@ def _prompt(engine: PoolingEngine, name: str | None) -> tuple[str, str]:
 
 
 def _shown(engine: PoolingEngine, text: str, tokens: Tokens) -> list[dict[str, Any]]:
-    places = tokens.places
-    assert places is not None
-    special = places.special.tolist()
+    offsets = tokens.offsets
+    assert offsets is not None
+    special = offsets.special.tolist()
     ids = tokens.ids.tolist()
     names = iter(engine.token_strings([token for token, added in zip(ids, special, strict=True) if added]))
     return [
         {"id": token, "text": next(names), "special": True, "start": None, "stop": None}
         if added
         else {"id": token, "text": text[start:stop], "special": False, "start": start, "stop": stop}
-        for token, added, (start, stop) in zip(ids, special, places.offsets.tolist(), strict=True)
+        for token, added, (start, stop) in zip(ids, special, offsets.bounds.tolist(), strict=True)
     ]

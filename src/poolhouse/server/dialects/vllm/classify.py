@@ -96,7 +96,7 @@ async def _answer_tokens(serving: Serving, http: Request, fields: ClassifyTokens
     requests = fields.requests(serving, "token_classify", replace(fields.params(), use_activation=True))
     if any(request.prompt.text is None for request in requests):
         raise InvalidRequest("Entities are places in a text; token ids have none.", "input")
-    answers = await serving.answers(http, engine, [replace(request, places=True) for request in requests])
+    answers = await serving.answers(http, engine, [replace(request, offsets=True) for request in requests])
     texts = [request.prompt.text or "" for request in requests]
     head = _replies.head("classify-tokens", http, fields.request_id, engine.facts.name)
 
@@ -113,14 +113,14 @@ async def _answer_tokens(serving: Serving, http: Request, fields: ClassifyTokens
 def _entities(
     text: str, answer: Answer, engine: PoolingEngine, fields: ClassifyTokensFields
 ) -> Sequence[dict[str, Any]]:
-    places = answer.tokens.places
-    assert places is not None
+    offsets = answer.tokens.offsets
+    assert offsets is not None
     if len(answer.array) != len(answer.tokens):
         raise UnsupportedTask(
             "Entities need a row per token, but this model pools steps (STEP); use /pooling.", "model"
         )
     found = entities(
-        text, answer.array, places, engine.facts.label_names, fields.aggregation_strategy, fields.ignore_labels
+        text, answer.array, offsets, engine.facts.label_names, fields.aggregation_strategy, fields.ignore_labels
     )
     return [
         {

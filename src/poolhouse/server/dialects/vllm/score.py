@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, StrictFloat
 
 from poolhouse.errors import InvalidRequest
-from poolhouse.inputs.prompts import parse_side
+from poolhouse.inputs.prompts import parse_texts
 from poolhouse.inputs.templates.score import score_template
 from poolhouse.plans import scoring
 from poolhouse.server.dialects import _replies
@@ -88,7 +88,7 @@ class ScoreFields(PairFields):
             ways = ", ".join(" and ".join(pair) for pair in SPELLINGS)
             raise InvalidRequest(f"Give the two sides to score in one way: {ways}.", "queries")
         ours, theirs = given[0]
-        return Sides(parse_side(getattr(self, ours), ours), parse_side(getattr(self, theirs), theirs), (ours, theirs))
+        return Sides(parse_texts(getattr(self, ours), ours), parse_texts(getattr(self, theirs), theirs), (ours, theirs))
 
 
 class RerankFields(PairFields):
@@ -114,7 +114,7 @@ class RerankFields(PairFields):
         """
         if isinstance(self.query, list):
             raise InvalidRequest("query must be one text; /score takes several.", "query")
-        return Sides(parse_side(self.query, "query"), parse_side(self.documents, "documents"))
+        return Sides(parse_texts(self.query, "query"), parse_texts(self.documents, "documents"))
 
 
 def router(serving: Serving) -> APIRouter:

@@ -1,4 +1,4 @@
-"""Rotary positions and their stretched variants."""
+"""Positions: rotary embeddings with their scaled variants, and position biases on attention scores."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from poolhouse.packing.segments import Segments
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """How positions turn pairs of features.
+    """How positions rotate pairs of features.
 
-    dim: how many leading features of each head are turned. theta: base of the wavelengths.
+    dim: how many leading features of each head are rotated. theta: base of the wavelengths.
     The other fields belong to one scaling each; lengths are in tokens.
     Source: the `rope_parameters` (older: `rope_scaling`) entry of config.json.
     """
@@ -41,7 +41,7 @@ class RopeSpec:
 def rope_table(rope: RopeSpec, positions: Tensor, segments: Segments, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines for each position: two [total, 1, dim], each half repeated.
 
-    positions: [total]. Dynamic and longrope scalings look at the length of each sequence, never at its neighbours'.
+    positions: [total]. Dynamic and longrope scalings look at the length of each sequence, never at other sequences.
     """
     if rope.scaling in ("dynamic", "longrope") and segments.longest > rope.original_length:
         by_length = {length: _frequencies(rope, length) for length in set(segments.lengths)}
@@ -56,16 +56,40 @@ def rope_table(rope: RopeSpec, positions: Tensor, segments: Segments, dtype: tor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the leading features of each head; x: [total, heads, head_dim]."""
+    """Rotate the leading features of each head; x: [total, heads, head_dim]."""
     dim = cos.shape[-1]
-    turned = x if x.shape[-1] == dim else x[..., :dim]
-    first, second = turned.chunk(2, -1)
-    turned = turned * cos + torch.cat((-second, first), -1) * sin
-    return turned if x.shape[-1] == dim else torch.cat((turned, x[..., dim:]), -1)
+    rotated = x if x.shape[-1] == dim else x[..., :dim]
+    first, second = rotated.chunk(2, -1)
+    rotated = rotated * cos + torch.cat((-second, first), -1) * sin
+    return rotated if x.shape[-1] == dim else torch.cat((rotated, x[..., dim:]), -1)
+
+
+def relative_bias(table: Tensor, length: int, max_distance: int = 128) -> Tensor:
+    """T5's bucketed bias: [heads, length, length] from a table [buckets, heads].
+
+    The bias of a shorter sequence is the top left corner. Source: Raffel et al. 2020; MPNet uses the same buckets.
+    """
+    index = torch.arange(length, device=table.device)
+    buckets = _buckets(index[None] - index[:, None], table.shape[0], max_distance)
+    return table[buckets].permute(2, 0, 1)
+
+
+def alibi_bias(heads: int, length: int, device: torch.device) -> Tensor:
+    """Symmetric ALiBi: [heads, length, length], minus slope times distance. Source: Press et al. 2022."""
+    index = torch.arange(length, device=device)
+    distance = (index[None] - index[:, None]).abs()
+    return -distance * torch.tensor(alibi_slopes(heads), device=device)[:, None, None]
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """One slope per head; a number of heads that is no power of two takes slopes of the next power."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    return slopes + [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
 
 
 def _frequencies(rope: RopeSpec, length: int) -> tuple[Tensor, float]:
-    """Turns per token of each feature pair, [dim / 2], and a factor on cosines and sines; length: of the sequence."""
+    """Angle per token of each feature pair, [dim / 2], and a factor on cosines and sines; length: of the sequence."""
     exponents = torch.arange(0, rope.dim, 2, dtype=torch.int64).float() / rope.dim
     plain = 1.0 / rope.theta**exponents
     if rope.scaling == "default":
@@ -101,7 +125,7 @@ def _yarn(rope: RopeSpec, plain: Tensor) -> tuple[Tensor, float]:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
     def pair_of(turns: float) -> float:
-        """The feature pair that turns this often over the original length."""
+        """The feature pair that makes so many full turns over the original length."""
         return rope.dim * math.log(rope.original_length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     scale = rope.attention_factor
@@ -126,3 +150,13 @@ def _longrope(rope: RopeSpec, exponents: Tensor, length: int) -> tuple[Tensor, f
         factor = rope.factor
         scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(rope.original_length))
     return 1.0 / (factors * rope.theta**exponents), scale
+
+
+def _buckets(relative: Tensor, buckets: int, max_distance: int) -> Tensor:
+    half = buckets // 2
+    exact = half // 2
+    ahead = (relative > 0).long() * half
+    distance = relative.abs()
+    grown = torch.log(distance.float().clamp(min=1) / exact) / math.log(max_distance / exact) * (half - exact)
+    far = (exact + grown.long()).clamp(max=half - 1)
+    return ahead + torch.where(distance < exact, distance, far)

@@ -12,7 +12,7 @@ from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.packing.tokens import Places
+from poolhouse.packing.tokens import Offsets
 from tests.checkpoints import KINDS
 
 TEXT = "the moon falls, naïve Größe 東京 🙂 bread-and-ships of sailors! "
@@ -25,13 +25,13 @@ def both(request: pytest.FixtureRequest) -> tuple[Tokenizer, Any]:
     return Tokenizer(make()), transformers.PreTrainedTokenizerFast(tokenizer_object=make(), unk_token=unknown)
 
 
-def places(tokenizer: Tokenizer, prompt: Prompt, **limit: Any) -> Places:
-    options = {"max_tokens": 10**6, "places": True} | limit
+def offsets_in(tokenizer: Tokenizer, prompt: Prompt, **limit: Any) -> Offsets:
+    options = {"max_tokens": 10**6, "offsets": True} | limit
     (tokens,) = tokenizer.encode([prompt], [Limit(**options)])
     assert not isinstance(tokens, InvalidRequest), tokens
-    assert tokens.places is not None
-    assert len(tokens) == len(tokens.places.offsets) == len(tokens.places.words)
-    return tokens.places
+    assert tokens.offsets is not None
+    assert len(tokens) == len(tokens.offsets.bounds) == len(tokens.offsets.words)
+    return tokens.offsets
 
 
 def reference(tokenizer: Any, text: str) -> np.ndarray:
@@ -40,8 +40,8 @@ def reference(tokenizer: Any, text: str) -> np.ndarray:
     return offsets[np.array(made["special_tokens_mask"]) == 0]
 
 
-def content(found: Places) -> np.ndarray:
-    return found.offsets[found.words >= 0]
+def content(found: Offsets) -> np.ndarray:
+    return found.bounds[found.words >= 0]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -50,7 +50,7 @@ def content(found: Places) -> np.ndarray:
 def test_offsets_are_those_of_the_whole_text(both: Any, side: str, keep: int | None, times: int) -> None:
     tokenizer, other = both
     text = TEXT * times
-    found = content(places(tokenizer, Prompt(text), keep=keep, side=side))
+    found = content(offsets_in(tokenizer, Prompt(text), keep=keep, side=side))
     expected = reference(other, text)
     if keep is not None and keep < len(expected) + tokenizer.special_tokens:
         size = keep - tokenizer.special_tokens
@@ -61,10 +61,10 @@ def test_offsets_are_those_of_the_whole_text(both: Any, side: str, keep: int | N
 @pytest.mark.parametrize("keep", [24, None])
 def test_a_prefix_shifts_nothing_and_has_no_word(both: Any, keep: int | None) -> None:
     tokenizer, _ = both
-    found = places(tokenizer, Prompt("sailors of the moon", prefix="the bread "), keep=keep)
+    found = offsets_in(tokenizer, Prompt("sailors of the moon", prefix="the bread "), keep=keep)
     owners = ["sailors of the moon"[start:end].strip() for start, end in content(found).tolist()]
     assert "".join(owners).startswith("s")
-    assert found.offsets.min() >= 0
+    assert found.bounds.min() >= 0
     assert int((found.words == -1).sum()) > tokenizer.special_tokens
     if keep is None:
         last = content(found)[-1]
@@ -77,7 +77,7 @@ def test_lower_casing_that_lengthens_shifts_nothing(both: Any, side: str, times:
     """Python's lower() makes two characters of İ, so later characters move."""
     tokenizer, other = both
     text = "İİ moon İ bread " * times
-    found = content(places(tokenizer, Prompt(text), lower_case=True, keep=40, side=side))
+    found = content(offsets_in(tokenizer, Prompt(text), lower_case=True, keep=40, side=side))
     lowered = reference(other, text.lower())
     origin = [index for index, character in enumerate(text) for _ in character.lower()]
     expected = [(origin[start], origin[end - 1] + 1) for start, end in lowered.tolist() if end > start]
@@ -90,11 +90,11 @@ def test_words_are_those_of_the_tokenizer_where_it_marks_them() -> None:
     _, make, _, _ = KINDS["bert, wordpiece"]
     native = make()
     encoding = native.encode(TEXT)
-    found = places(Tokenizer(make()), Prompt(TEXT))
+    found = offsets_in(Tokenizer(make()), Prompt(TEXT))
     assert found.words.tolist() == [-1 if word is None else word for word in encoding.word_ids]
 
 
 def test_ids_have_no_places() -> None:
     tokenizer = Tokenizer(KINDS["bert, wordpiece"][1]())
-    (error,) = tokenizer.encode([Prompt(None, np.array([5]))], [Limit(9, places=True)])
+    (error,) = tokenizer.encode([Prompt(None, np.array([5]))], [Limit(9, offsets=True)])
     assert isinstance(error, InvalidRequest)

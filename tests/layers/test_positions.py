@@ -9,7 +9,7 @@ import torch
 from transformers import MPNetConfig
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
-from poolhouse.layers.bias import alibi_bias, alibi_slopes, relative_bias
+from poolhouse.layers.positions import alibi_bias, alibi_slopes, relative_bias
 
 
 @pytest.mark.parametrize("length", [1, 2, 40, 300])

@@ -1,4 +1,4 @@
-"""Lanes: batches side by side, whose turn it is, and what one lane's end means for the others."""
+"""Workers: batches side by side, whose turn it is, and what the end of one means for the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from poolhouse import LLM, ConfigError, EngineError
 from poolhouse.engine.engine import Engine
-from poolhouse.engine.queue import Flow, Ready
+from poolhouse.engine.queue import CallerQueue, WaitingRequest
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.scheduler import Scheduler
 from poolhouse.inputs.prompts import Prompt
@@ -28,29 +28,31 @@ from tests.checkpoints import save_checkpoint
 BROKEN = 7
 
 
-def flow_of(*lengths: int) -> list[Ready]:
-    flow = Flow()
-    return [Ready(Tokens(np.arange(length)), "embed", PoolingParams(), Future(), flow=flow) for length in lengths]
+def submission(*lengths: int) -> list[WaitingRequest]:
+    queue = CallerQueue()
+    return [
+        WaitingRequest(Tokens(np.arange(length)), "embed", PoolingParams(), Future(), queue=queue) for length in lengths
+    ]
 
 
-def total(batch: list[Ready] | None) -> int:
+def total(batch: list[WaitingRequest] | None) -> int:
     assert batch is not None
     return sum(ready.length for ready in batch)
 
 
 class Taker:
-    """A lane's thread that asks for one batch; None for lane takes lone work."""
+    """The thread of a worker that asks for one batch; None is the all-core worker."""
 
-    def __init__(self, scheduler: Scheduler, lane: int | None) -> None:
-        self.batch: list[Ready] | None = None
-        self._scheduler, self._lane = scheduler, lane
+    def __init__(self, scheduler: Scheduler, worker: int | None) -> None:
+        self.batch: list[WaitingRequest] | None = None
+        self._scheduler, self._worker = scheduler, worker
         self._thread = threading.Thread(target=self._take, daemon=True)
         self._thread.start()
 
     def _take(self) -> None:
-        self.batch = self._scheduler.next(self._lane)
+        self.batch = self._scheduler.next(self._worker)
 
-    def result(self) -> list[Ready] | None:
+    def result(self) -> list[WaitingRequest] | None:
         self._thread.join(60)
         assert not self._thread.is_alive()
         return self.batch
@@ -62,32 +64,32 @@ class Taker:
 
 
 def all_waiting(scheduler: Scheduler) -> list[Taker]:
-    """Both lanes, and the taker of lone work."""
-    takers = [Taker(scheduler, lane) for lane in (0, 1, None)]
+    """Both one-core workers, and the all-core worker."""
+    takers = [Taker(scheduler, worker) for worker in (0, 1, None)]
     assert all(taker.waits for taker in takers)
     return takers
 
 
 def test_what_comes_while_all_are_idle_is_shared_out() -> None:
-    scheduler = Scheduler(2048, lanes=2)
-    first, second, wide = all_waiting(scheduler)
-    scheduler.add(flow_of(*[100] * 10))
+    scheduler = Scheduler(2048, workers=2)
+    first, second, all_core = all_waiting(scheduler)
+    scheduler.add(submission(*[100] * 10))
     assert (total(first.result()), total(second.result())) == (500, 500)
-    assert wide.waits
+    assert all_core.waits
     scheduler.close()
-    assert wide.result() is None
+    assert all_core.result() is None
 
 
 @pytest.mark.parametrize("lengths", [(20, 30, 40), (500,), (5000,)], ids=["little", "one text", "one long text"])
-def test_lone_work_goes_to_the_thread_with_all_cores(lengths: tuple[int, ...]) -> None:
-    scheduler = Scheduler(2048, lanes=2)
-    first, second, wide = all_waiting(scheduler)
-    scheduler.add(flow_of(*lengths))
-    assert total(wide.result()) == sum(lengths)
+def test_little_work_goes_to_the_worker_with_all_cores(lengths: tuple[int, ...]) -> None:
+    scheduler = Scheduler(2048, workers=2)
+    first, second, all_core = all_waiting(scheduler)
+    scheduler.add(submission(*lengths))
+    assert total(all_core.result()) == sum(lengths)
     assert first.waits
     assert second.waits
-    # It counts as one of the two lanes.
-    scheduler.add(flow_of(*[1000] * 4))
+    # It counts as one of the two workers.
+    scheduler.add(submission(*[1000] * 4))
     assert total(first.result()) == 2000
     assert second.waits
     scheduler.close()
@@ -97,21 +99,21 @@ def test_lone_work_goes_to_the_thread_with_all_cores(lengths: tuple[int, ...]) -
 def test_the_rest_of_what_is_shared_out_is_not_waited_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("poolhouse.engine.scheduler._LONGEST_PAUSE", 3600.0)
     monkeypatch.setattr("poolhouse.engine.scheduler._PAUSE_SHARE", 1e9)
-    scheduler = Scheduler(2048, lanes=2)
-    scheduler.add(flow_of(1))
+    scheduler = Scheduler(2048, workers=2)
+    scheduler.add(submission(1))
     scheduler.next(None)  # so that there was a batch
     scheduler.finished(None)
-    first, second, wide = all_waiting(scheduler)
-    scheduler.add(flow_of(100, 100, 100))
+    first, second, all_core = all_waiting(scheduler)
+    scheduler.add(submission(100, 100, 100))
     assert total(first.result()) + total(second.result()) == 300
-    assert wide.waits
+    assert all_core.waits
     scheduler.close()
 
 
-def test_a_batch_is_no_larger_than_the_budget_and_the_rest_waits_for_a_lane() -> None:
-    scheduler = Scheduler(300, lanes=2)
+def test_a_batch_is_no_larger_than_the_budget_and_the_rest_waits_for_a_worker() -> None:
+    scheduler = Scheduler(300, workers=2)
     first, second, _ = all_waiting(scheduler)
-    scheduler.add(flow_of(*[100] * 10))
+    scheduler.add(submission(*[100] * 10))
     assert [total(taker.result()) for taker in (first, second)] == [300, 300]
     assert len(scheduler) == 4
     assert total(scheduler.next(0)) == 300
@@ -119,63 +121,63 @@ def test_a_batch_is_no_larger_than_the_budget_and_the_rest_waits_for_a_lane() ->
 
 
 def working(tokens: int, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
-    """A scheduler in which lone work of so many tokens is under way, and whose first lane may wait for an hour."""
+    """A scheduler in which work of so many tokens is under way, and whose first worker may wait for an hour."""
     monkeypatch.setattr("poolhouse.engine.scheduler._LONGEST_PAUSE", 3600.0)
     monkeypatch.setattr("poolhouse.engine.scheduler._PAUSE_SHARE", 1e9)
-    scheduler = Scheduler(2048, lanes=2)
-    scheduler.add(flow_of(1))
+    scheduler = Scheduler(2048, workers=2)
+    scheduler.add(submission(1))
     scheduler.next(None)  # so that there was a batch
-    scheduler.add(flow_of(tokens))
+    scheduler.add(submission(tokens))
     assert total(scheduler.next(None)) == tokens
     return scheduler
 
 
-def test_a_free_lane_waits_for_as_much_as_the_other_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_free_worker_waits_for_as_much_as_the_other_has(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = working(100, monkeypatch)
     free = Taker(scheduler, 0)
-    scheduler.add(flow_of(60))
+    scheduler.add(submission(60))
     assert free.waits
-    scheduler.add(flow_of(40))
+    scheduler.add(submission(40))
     assert total(free.result()) == 100
 
 
-def test_a_free_lane_goes_on_when_the_other_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_free_worker_goes_on_when_the_other_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = working(100, monkeypatch)
     free = Taker(scheduler, 0)
-    scheduler.add(flow_of(60))
+    scheduler.add(submission(60))
     assert free.waits
     assert total(scheduler.next(None)) == 60  # the other one is quicker to hear of it
     assert free.waits
-    scheduler.add(flow_of(70))
+    scheduler.add(submission(70))
     assert total(free.result()) == 70
 
 
-def test_a_free_lane_does_not_wait_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_free_worker_does_not_wait_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = working(100, monkeypatch)
     monkeypatch.setattr("poolhouse.engine.scheduler._LONGEST_PAUSE", 0.05)
     started = time.monotonic()
-    scheduler.add(flow_of(60))
+    scheduler.add(submission(60))
     assert total(scheduler.next(0)) == 60
     assert time.monotonic() - started >= 0.05
 
 
-def test_callers_who_were_just_answered_find_their_lane_free() -> None:
-    scheduler = Scheduler(2048, lanes=2)
-    first, second, wide = all_waiting(scheduler)
-    scheduler.add(flow_of(40))
-    assert total(wide.result()) == 40
+def test_callers_who_were_just_answered_find_their_worker_free() -> None:
+    scheduler = Scheduler(2048, workers=2)
+    first, second, all_core = all_waiting(scheduler)
+    scheduler.add(submission(40))
+    assert total(all_core.result()) == 40
     scheduler.finished(None)
-    scheduler.add(flow_of(50))
+    scheduler.add(submission(50))
     assert first.waits
     assert second.waits
     assert total(scheduler.next(None)) == 50
     scheduler.close()
 
 
-def test_a_closed_scheduler_hands_out_what_waits_to_every_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_scheduler_hands_out_what_waits_to_every_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = working(100, monkeypatch)
     free = Taker(scheduler, 0)
-    scheduler.add(flow_of(60))
+    scheduler.add(submission(60))
     assert free.waits
     scheduler.close()
     assert total(free.result()) == 60
@@ -199,9 +201,9 @@ class Meeting:
         return self.backbone(batch)
 
 
-def with_lanes(engine: Engine, backbone: Any, lanes: int = 2, **options: Any) -> Engine:
+def with_workers(engine: Engine, backbone: Any, workers: int = 2, **options: Any) -> Engine:
     model = replace(engine.model, backbone=backbone)
-    return Engine(model, engine.tokenizer, replace(engine.options, lanes=lanes, **options))
+    return Engine(model, engine.tokenizer, replace(engine.options, workers=workers, **options))
 
 
 def ids(*tokens: int) -> Request:
@@ -218,7 +220,7 @@ def test_two_batches_run_side_by_side_on_half_the_threads(engine: Engine) -> Non
     torch.set_num_threads(4)
     try:
         meeting = Meeting(engine, parties=2)
-        with with_lanes(engine, meeting, max_batch_tokens=4) as two:
+        with with_workers(engine, meeting, max_batch_tokens=4) as two:
             # No two of them fit into one batch.
             for answer in answered(two.submit([ids(3, 4, 5), ids(6, 4, 5)])):
                 assert np.isfinite(answer.array).all()
@@ -227,19 +229,19 @@ def test_two_batches_run_side_by_side_on_half_the_threads(engine: Engine) -> Non
         with ThreadPoolExecutor(1) as new:
             assert new.submit(torch.get_num_threads).result() == 4
         alone = Meeting(engine, parties=1)
-        with with_lanes(engine, alone) as two:
+        with with_workers(engine, alone) as two:
             answered(two.submit([ids(3, 4, 5)]))
         assert alone.threads == [4]
     finally:
         torch.set_num_threads(before)
 
 
-def test_lanes_change_no_answer(engine: Engine) -> None:
+def test_workers_change_no_answer(engine: Engine) -> None:
     texts = [f"text {number} " + "sea " * (number % 12) for number in range(400)]
     requests = [[Request(Prompt(text), "embed") for text in texts] for _ in range(2)]
     with (
-        with_lanes(engine, engine.model.backbone, lanes=1) as one,
-        with_lanes(engine, engine.model.backbone, lanes=3, max_batch_tokens=256) as three,
+        with_workers(engine, engine.model.backbone, workers=1) as one,
+        with_workers(engine, engine.model.backbone, workers=3, max_batch_tokens=256) as three,
         ThreadPoolExecutor(8) as callers,
     ):
         expected = answered(one.submit(requests[0]))
@@ -252,11 +254,11 @@ def test_lanes_change_no_answer(engine: Engine) -> None:
         np.testing.assert_allclose(mine.array, theirs.array, atol=2e-6)
 
 
-def test_when_one_lane_loses_the_device_nothing_is_taken_and_nobody_waits_for_ever(engine: Engine) -> None:
+def test_when_one_worker_loses_the_device_nothing_is_taken_and_nobody_waits_for_ever(engine: Engine) -> None:
     meeting = Meeting(engine, parties=2)
-    broken = with_lanes(engine, meeting, max_batch_tokens=4)
+    broken = with_workers(engine, meeting, max_batch_tokens=4)
     futures = broken.submit([ids(3, 4, 5), ids(BROKEN, 4, 5)])
-    # The last is taken by the healthy lane, or fails with the other one.
+    # The last is taken by the healthy worker, or fails with the other one.
     assert not wait(futures, timeout=60).not_done
     with pytest.raises(EngineError, match="device lost"):
         futures[1].result(0)
@@ -267,22 +269,22 @@ def test_when_one_lane_loses_the_device_nothing_is_taken_and_nobody_waits_for_ev
     broken.close()
 
 
-def test_closing_drains_all_lanes(engine: Engine) -> None:
+def test_closing_drains_all_workers(engine: Engine) -> None:
     meeting = Meeting(engine, parties=2)
-    closing = with_lanes(engine, meeting, max_batch_tokens=4)
+    closing = with_workers(engine, meeting, max_batch_tokens=4)
     futures = closing.submit([ids(3, 4, 5) for _ in range(6)])
     closing.close()
     assert len(answered(futures)) == 6
 
 
-def test_lanes_are_for_native_models_on_cpus(tmp_path: Path) -> None:
+def test_workers_are_for_native_models_on_cpus(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, "bert, wordpiece")
     with pytest.raises(ConfigError, match=r"lanes=2: .* native models; this one is transformers"):
         LLM(str(tmp_path), model_impl="transformers", lanes=2)
     with LLM(str(tmp_path), model_impl="transformers") as llm:
-        assert llm.engine.options.lanes == 1
+        assert llm.engine.options.workers == 1
     with LLM(str(tmp_path), lanes=3) as llm:
-        assert llm.engine.options.lanes == 3
+        assert llm.engine.options.workers == 3
         assert len(llm.embed(["a", "b"])) == 2
     with pytest.raises(ConfigError, match="lanes"):
         LLM(str(tmp_path), lanes=0)

@@ -1,0 +1,408 @@
+"""Plan: what a model's files and the user's options decide, before any tensor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from poolhouse.errors import CheckpointError, ConfigError
+from poolhouse.files import Folder, JsonObject
+from poolhouse.models.adapters.adapters import AdapterOptions
+from poolhouse.models.adapters.peft import base_of, is_peft_folder, trained_labels, trained_role
+from poolhouse.models.files.checkpoint import Checkpoint, Config
+from poolhouse.models.files.config import Overrides, architecture, overridden
+from poolhouse.models.files.model_card import published_pooling
+from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
+from poolhouse.models.heads.heads import Head
+from poolhouse.models.heads.late_interaction import LateInteractionFiles, read_late_interaction
+from poolhouse.models.heads.rerankers import Reranker, read_reranker
+from poolhouse.models.native.families import Family, family_of, spec_of
+from poolhouse.models.native.families._config import NotNative
+from poolhouse.models.native.spec import TransformerSpec
+from poolhouse.models.native.static import StaticFiles, read_static
+from poolhouse.models.roles import DEFAULT_POOLINGS, Convert, Role, head_of, judges_steps, role_of
+from poolhouse.params import PoolerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What a user may decide about loading; see `Settings` for the names."""
+
+    name: str
+    variant: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    implementation: Literal["auto", "native", "transformers"] = "auto"
+    trust_remote_code: bool = False
+    max_tokens: int | None = None
+    overrides: Overrides = None
+    convert: Convert = "auto"
+    pooler: PoolerConfig = PoolerConfig()
+    matryoshka_dimensions: tuple[int, ...] = ()
+    adapters: AdapterOptions = AdapterOptions()
+    colbert_compat: Literal["reference", "vllm"] = "reference"
+    score_compat: Literal["vllm", "files"] = "vllm"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Native:
+    """A family of ours that serves a checkpoint. head: of a classifier or masked language model, by its own tensors."""
+
+    family: Family
+    spec: TransformerSpec
+    head: Head | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadPlan:
+    """How a model is built; `poolhouse check` prints it.
+
+    folder: with the model's description and prompts. weights: with config.json and tensors.
+    options: the user's; those that the files change are changed. files: what sentence-transformers' files say.
+    config: config.json with all changes. role: what the model is run as.
+    native, static: who serves it; where both are None, transformers does, and `why` is the reason.
+    default_pooling: where neither the user nor sentence-transformers' files say; None: by what transformers' model turns
+    out to be. pooling_from: who says so.
+    late: of late interaction. reranker: what is special about scoring. notes: a sentence each.
+    """
+
+    folder: Folder
+    weights: Folder
+    tokenizer: Folder
+    options: LoadOptions
+    files: SentenceTransformersFiles | None
+    config: JsonObject
+    role: Role
+    device: torch.device
+    dtype: torch.dtype
+    native: Native | None = None
+    static: StaticFiles | None = None
+    why: str = ""
+    default_pooling: str | None = None
+    pooling_from: str = ""
+    late: LateInteractionFiles | None = None
+    reranker: Reranker = field(default_factory=Reranker)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def plain_texts(self) -> bool:
+        """Whether a late-interaction model reads queries and documents as plain texts, as vLLM does."""
+        return self.late is not None and self.options.colbert_compat == "vllm"
+
+    def described(self) -> dict[str, str | list[str]]:
+        """The decision by names for people; what does not apply is left out."""
+        options, files, native = self.options, self.files, self.native
+        runner = "transformers" if native is None else f"native family {native.family.model_types[0]}"
+        runner = runner if self.static is None else self.static.layout
+        rows: dict[str, str | list[str] | None] = {
+            "weights": str(self.weights),
+            "tokenizer": str(self.tokenizer),
+            "runner": f"{runner} ({self.why})" if self.why else runner,
+            "role": self.role,
+            "head": None,
+            "pooling": self._pooling() if self.role in ("embed", "masked_lm") and self.late is None else None,
+            "prompts": None if files is None else list(files.prompts),
+            "routes": None
+            if files is None
+            else [f"{task}: {way}" for task, way in files.routes.by_task.items() if way],
+            "late_interaction": None,
+            "score": None,
+            "score_template": None if self.reranker.template is None else self.reranker.template.name,
+            "requested_max_tokens": None if options.max_tokens is None else str(options.max_tokens),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "adapters": [*map(str, options.adapters.base_merge), *options.adapters.modules],
+            "notes": [*self.reranker.notes, *self.notes, *(() if files is None else files.notes)],
+        }
+        if native is not None and native.head is not None:
+            rows["head"] = " > ".join(module.name for module in native.head.modules)
+        if self.late is not None:
+            rows["late_interaction"] = "plain texts" if self.plain_texts else "rules of queries and documents"
+        if self.reranker.tokens is not None:
+            rows["score"] = f"logits of the tokens {list(self.reranker.tokens.tokens)}"
+        if self.reranker.listwise is not None:
+            rows["score"] = "listwise: all documents of a query in one prompt"
+        return {name: value for name, value in rows.items() if value}
+
+    def _pooling(self) -> str:
+        files, user = self.files, self.options.pooler.seq_pooling_type
+        if user is not None:
+            return f"{user} (pooler_config)"
+        if files is not None and files.pooling is not None and self.pooling_from != "config.json":
+            return f"{'+'.join(files.pooling)} (sentence-transformers' files)"
+        if self.default_pooling is None:
+            return "LAST of a decoder, CLS of an encoder (seen when the model is built)"
+        return f"{self.default_pooling} ({self.pooling_from})"
+
+
+def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
+    """How to build the model in `folder`.
+
+    Raises:
+        CheckpointError: files missing, corrupt or not understood. ConfigError: an option that cannot be honoured.
+    """
+    folders = _folders_of(Folder.of(folder), options.adapters.find)
+    files, weights = folders.files, folders.weights
+    adapters = replace(options.adapters, base_merge=folders.adapters)
+    options, device = replace(options, adapters=adapters), device_of(options.device)
+    static = read_static(folders.described, files)
+    if static is not None:
+        return _static(static, folders, options, device)
+    checkpoint = Checkpoint(weights)
+    trained = trained_role(adapters.merged_folders) if options.convert == "auto" else None
+    labels = {} if trained is None else trained_labels(adapters.merged_folders)
+    changes = {} if files is None else files.config_changes
+    config = overridden({**checkpoint.config, **changes, **labels}, options.overrides)
+    late = None
+    if options.convert != "classify":
+        late = read_late_interaction(folders.described, weights, config, files)
+    reranker = Reranker()
+    if trained is None and late is None and options.convert != "embed" and not judges_steps(config, options.pooler):
+        reranker = read_reranker(folders.described, weights, config, files, options.name)
+    longest = reranker.max_tokens if options.max_tokens is None else options.max_tokens
+    options = replace(options, dtype=reranker.dtype(options.dtype, device), max_tokens=longest)
+    role = trained or ("embed" if late is not None else _role(config, files, reranker, options))
+    adapters = replace(adapters, classifier=role in ("classify", "token_classify"))
+    options = replace(options, adapters=adapters)
+    native, why, notes = _native(config, role, options, reranker, late, weights)
+    stated = None if native is None else native.family.stated_pooling(config)
+    if files is not None and stated is not None:
+        files = replace(files, pooling=(stated,))
+    default_pooling, pooling_from = _default_pooling(config, native, stated, folders.described)
+    return LoadPlan(
+        folder=folders.described,
+        weights=weights,
+        tokenizer=folders.tokenizer,
+        options=options,
+        files=files,
+        config=config,
+        role=role,
+        device=device,
+        dtype=dtype_of(options.dtype, config, None if native is None else native.family, device),
+        native=native,
+        why=why,
+        default_pooling=default_pooling,
+        pooling_from=pooling_from,
+        late=late,
+        reranker=reranker,
+        notes=notes,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Folders:
+    """Where the parts of a model lie: for most in one folder, for an adapter that stands as a model in two.
+
+    described: sentence-transformers' files and prompts; files: what they say. weights: config.json and tensors.
+    adapters: PEFT folders to merge into the weights; two where an adapter was trained on an adapted model.
+    """
+
+    described: Folder
+    weights: Folder
+    tokenizer: Folder
+    files: SentenceTransformersFiles | None
+    adapters: tuple[Folder, ...] = ()
+
+
+def _folders_of(folder: Folder, find: Callable[[str], Path]) -> _Folders:
+    """The folders of the model in `folder`. find: the folder of a path or hub id, for an adapter's base.
+
+    An adapter's own description and tokenizer win over its base's, as in sentence-transformers.
+
+    Raises:
+        CheckpointError: an adapter whose base is not named or not there.
+    """
+    files = read_sentence_transformers(folder)
+    transformer = folder if files is None else files.transformer_folder
+    if not is_peft_folder(transformer):
+        return _Folders(folder, transformer, transformer, files)
+    base_folder = find(_near(base_of(transformer), transformer.path))
+    if base_folder.resolve() == folder.path.resolve():
+        raise CheckpointError(f"{transformer} holds an adapter that names itself as its base.")
+    base = _folders_of(Folder.of(base_folder), find)
+    own_tokenizer = transformer.has("tokenizer_config.json") or transformer.has("tokenizer.json")
+    return _Folders(
+        described=base.described if files is None else folder,
+        weights=base.weights,
+        tokenizer=transformer if own_tokenizer else base.tokenizer,
+        files=base.files if files is None else files,
+        adapters=(*base.adapters, transformer),
+    )
+
+
+def _near(base: str, adapter: Path) -> str:
+    """A relative path that is nothing from here may be one from beside the adapter."""
+    beside = adapter.parent / base
+    return str(beside) if not Path(base).is_dir() and beside.is_dir() else base
+
+
+def _static(static: StaticFiles, folders: _Folders, options: LoadOptions, device: torch.device) -> LoadPlan:
+    """The plan of a model that is a table; see `poolhouse.models.native.static`."""
+    folder, pooling = folders.described, options.pooler.seq_pooling_type
+    if options.convert == "classify" or options.adapters.named or options.overrides is not None:
+        raise ConfigError(f"{folder} holds static embeddings: no classifier, no adapters, and no config to override.")
+    if options.implementation == "transformers":
+        raise ConfigError("model_impl='transformers': static embeddings are no model of transformers.")
+    if pooling not in (None, "MEAN", "MEAN_SQRT_LEN", "WEIGHTEDMEAN"):
+        # Others have no answer to a text without tokens.
+        raise ConfigError(
+            f"pooler_config: static embeddings are pooled by a mean (MEAN, MEAN_SQRT_LEN, WEIGHTEDMEAN), not by "
+            f"{pooling}."
+        )
+    return LoadPlan(
+        folder=folder,
+        weights=static.files.transformer_folder,
+        tokenizer=folders.tokenizer,
+        options=options,
+        files=static.files,
+        config={"architectures": ["StaticEmbedding"]},
+        role="embed",
+        device=device,
+        dtype=dtype_of(options.dtype, {}, None, torch.device("cpu")),
+        static=static,
+        default_pooling="MEAN",
+        pooling_from="static embeddings",
+    )
+
+
+def _role(
+    config: JsonObject, files: SentenceTransformersFiles | None, reranker: Reranker, options: LoadOptions
+) -> Role:
+    """What the files make of the model, else its architecture's name."""
+    if reranker.tokens is not None:
+        return "classify"
+    if files is not None and files.splade is not None:
+        return "splade"
+    return role_of(config, options.convert, files is not None and files.pooling is not None, options.pooler)
+
+
+def _native(
+    config: JsonObject,
+    role: Role,
+    options: LoadOptions,
+    reranker: Reranker,
+    late: LateInteractionFiles | None,
+    weights: Folder,
+) -> tuple[Native | None, str, tuple[str, ...]]:
+    """The family that serves a checkpoint, or None and why transformers does; a note where a family refuses.
+
+    Raises:
+        ConfigError, CheckpointError: the user wants what cannot be.
+    """
+    model_type = str(config.get("model_type", ""))
+    family, native, why = family_of(config), None, ""
+    notes: tuple[str, ...] = ()
+    if family is None:
+        why = f"no native family serves model_type {model_type!r}"
+        if options.implementation == "native":
+            raise ConfigError(f"model_impl='native': {why}.")
+    elif options.implementation == "transformers":
+        why = "model_impl='transformers'"
+    else:
+        try:
+            native = _served_by(family, config, role, options, reranker, late, weights)
+        except NotNative as reason:
+            if options.implementation == "native":
+                raise
+            why, notes = str(reason), (f"Not served natively: {reason}",)
+    if native is None and options.adapters.named:
+        raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
+    return native, why, notes
+
+
+def _served_by(
+    family: Family,
+    config: JsonObject,
+    role: Role,
+    options: LoadOptions,
+    reranker: Reranker,
+    late: LateInteractionFiles | None,
+    weights: Folder,
+) -> Native:
+    """How a family serves a checkpoint.
+
+    Raises:
+        NotNative: it does not. CheckpointError: a config that nobody can understand.
+    """
+    if late is not None and late.fills_unseen and not family.attends_to_part and options.colbert_compat == "reference":
+        raise NotNative("queries are filled up with tokens that nobody attends to, which its attention cannot do.")
+    spec = spec_of(family, config, weights)
+    if judges_steps(config, options.pooler) or reranker.tokens is not None:
+        return Native(family, spec)
+    head = head_of(family, config, role)
+    if head is None and role == "splade":
+        raise NotNative(f"the native family of {architecture(config)} has no head to its vocabulary.")
+    return Native(family, spec, head)
+
+
+def _default_pooling(
+    config: JsonObject, native: Native | None, stated: str | None, folder: Folder
+) -> tuple[str | None, str]:
+    """How an embedder pools where neither the user nor sentence-transformers' files say, and who says so.
+
+    None: by what transformers' model turns out to be. stated: by config.json.
+    """
+    by = {
+        "config.json": stated,
+        "its model card": published_pooling(folder.path),
+        "its family": None if native is None else native.family.pooling,
+        "its architecture": DEFAULT_POOLINGS.get(architecture(config)),
+    }
+    return next(((name, source) for source, name in by.items() if name is not None), (None, ""))
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ConfigError: none that models run on, or one that this machine or this torch lacks.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name!r} is not a device; {_POSSIBLE}.") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device={name!r} is not served; {_POSSIBLE}.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={name!r}, but this process sees no CUDA device.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={name!r}, but the CUDA devices are 0 to {torch.cuda.device_count() - 1}.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(
+            f"device={name!r}, but this torch sees no Metal device (mps); it needs macOS on Apple silicon."
+        )
+    return device
+
+
+_POSSIBLE = "try 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'"
+_DTYPES = {
+    **dict.fromkeys(("float32", "fp32", "float"), torch.float32),
+    **dict.fromkeys(("float16", "fp16", "half"), torch.float16),
+    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
+}
+
+
+def dtype_of(name: str, config: Config, family: Family | None, device: torch.device) -> torch.dtype:
+    """The type of that name; for "auto" one that suits the device.
+
+    That is float32 on CPUs, whose half types are slow; on CUDA as stored, float32 cut to a half type that is safe.
+
+    Raises:
+        ConfigError: a name of none that models run in.
+    """
+    if name != "auto":
+        if name not in _DTYPES:
+            raise ConfigError(f"dtype={name!r} is not one of {['auto', *_DTYPES]}.")
+        return _DTYPES[name]
+    if device.type != "cuda":
+        return torch.float32
+    stored = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), torch.float32)
+    if stored != torch.float32:
+        return stored
+    return torch.float16 if family is not None and family.float16 else torch.bfloat16
