@@ -45,7 +45,7 @@ INSIDE = {
         ["process"],
         ["app"],
         ["openapi"],
-        ["dialects", "collectors"],
+        ["dialects"],
         ["engines"],
         ["routing"],
         ["telemetry", "wire"],

@@ -1,4 +1,7 @@
-"""Every option that a user may set, once, with its help text; `LLM(...)` and the command line read the same class."""
+"""Settings: every option that a user may set, with its help text, and what vLLM's further options mean here.
+
+`LLM(...)` and the command line read the same classes.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,24 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 
 from poolhouse.errors import ConfigError, did_you_mean
 from poolhouse.params import parse_lora_modules
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """Marks the field that opens a panel of `--help`; the fields after it belong to the same one."""
+def option(panel: str, default: object, description: str, **constraints: Any) -> Any:
+    """A field that is an option: the panel of `--help` where it stands, its default, and its help text."""
+    return Field(default, description=description, json_schema_extra={"panel": panel}, **constraints)
 
-    title: str
+
+def panel_of(field: FieldInfo) -> str:
+    """The panel of an option."""
+    extra = field.json_schema_extra
+    return str(extra["panel"]) if isinstance(extra, dict) else "Options"
 
 
 class Settings(BaseModel):
@@ -27,96 +34,95 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
-    model: Annotated[str | None, Panel("Model")] = Field(
-        None, description="Folder or hub id; none: the embedded all-MiniLM-L6-v2."
+    model: str | None = option("Model", None, "Folder or hub id; none: the embedded all-MiniLM-L6-v2.")
+    runner: Literal["auto", "generate", "pooling", "draft"] = option(
+        "Model", "auto", "As vLLM's; only pooling models are run."
     )
-    runner: Literal["auto", "generate", "pooling", "draft"] = Field(
-        "auto", description="As vLLM's; only pooling models are run."
+    convert: Literal["auto", "none", "embed", "classify"] = option(
+        "Model", "auto", "Make an embedder or a classifier of a model that is none."
     )
-    convert: Literal["auto", "none", "embed", "classify"] = Field(
-        "auto", description="Make an embedder or a classifier of a model that is none."
+    tokenizer: str | None = option("Model", None, "Folder or hub id of the tokenizer, if not the model's.")
+    tokenizer_mode: Literal["auto", "hf"] = option("Model", "auto", "How to read the tokenizer; one way exists.")
+    revision: str | None = option("Model", None, "Branch, tag or commit of the model on the hub.")
+    tokenizer_revision: str | None = option("Model", None, "Branch, tag or commit of the tokenizer on the hub.")
+    download_dir: str | None = option("Model", None, "Where to keep files from the hub.")
+    hf_token: str | None = option(
+        "Model", None, "Token for the hub; none: HF_TOKEN, or the one stored by login.", repr=False
     )
-    tokenizer: str | None = Field(None, description="Folder or hub id of the tokenizer, if not the model's.")
-    tokenizer_mode: Literal["auto", "hf"] = Field("auto", description="How to read the tokenizer; one way exists.")
-    revision: str | None = Field(None, description="Branch, tag or commit of the model on the hub.")
-    tokenizer_revision: str | None = Field(None, description="Branch, tag or commit of the tokenizer on the hub.")
-    download_dir: str | None = Field(None, description="Where to keep files from the hub.")
-    hf_token: str | None = Field(
-        None, repr=False, description="Token for the hub; none: HF_TOKEN, or the one stored by login."
+    trust_remote_code: bool = option("Model", False, "Run Python code that comes with the checkpoint.")
+    hf_overrides: Mapping[str, object] | Callable[[dict[str, object]], Mapping[str, object]] | None = option(
+        "Model", None, "Changes to config.json, as JSON; in Python a function too."
     )
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the checkpoint.")
-    hf_overrides: Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]] | None = Field(
-        None, description="Changes to config.json, as JSON; in Python a function too."
-    )
-    model_impl: Literal["auto", "native", "transformers"] = Field("auto", description="Who runs the model.")
-    variant: str | None = Field(
+    model_impl: Literal["auto", "native", "transformers"] = option("Model", "auto", "Who runs the model.")
+    variant: str | None = option(
+        "Model",
         None,
-        description="Which of several weights of a folder: fp16 for model.fp16.safetensors; none: those without a word.",
+        "Which of several weights of a folder: fp16 for model.fp16.safetensors; none: those without a word.",
     )
-    dtype: str = Field("auto", description="auto, float32 (fp32, float), float16 (fp16, half) or bfloat16 (bf16).")
-    device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda, cuda:N or mps.")
-    pooler_config: Annotated[Any, Panel("Pooling")] = Field(
-        None, description="How to pool, as JSON; --pooler-config.FIELD sets one field."
+    dtype: str = option("Model", "auto", "auto, float32 (fp32, float), float16 (fp16, half) or bfloat16 (bf16).")
+    device: str = option("Model", "auto", "auto (CUDA where there is one), cpu, cuda, cuda:N or mps.")
+    served_model_name: tuple[str, ...] | None = option(
+        "Model", None, "Names that requests may use; with several models, one each."
     )
-    chat_template: str | None = Field(
-        None, description="Renders messages, and joins the texts of a pair: a file, its text, or a built-in name."
+    quantization: str | None = option("Model", None, "Nothing is quantised: only none is taken.")
+    quantization_config: object = option("Model", None, "As quantization.")
+    seed: int = option("Model", 0, "Seed of torch's random numbers.")
+
+    pooler_config: Any = option("Pooling", None, "How to pool, as JSON; --pooler-config.FIELD sets one field.")
+    chat_template: str | None = option(
+        "Pooling", None, "Renders messages, and joins the texts of a pair: a file, its text, or a built-in name."
     )
-    chat_template_content_format: Literal["auto", "string", "openai"] = Field(
-        "auto", description="What chat templates read: texts, or lists of parts (openai)."
+    chat_template_content_format: Literal["auto", "string", "openai"] = option(
+        "Pooling", "auto", "What chat templates read: texts, or lists of parts (openai)."
     )
-    matryoshka_dimensions: tuple[int, ...] | None = Field(
-        None, description="Vector lengths that requests may ask for: 64,128,256."
+    matryoshka_dimensions: tuple[int, ...] | None = option(
+        "Pooling", None, "Vector lengths that requests may ask for: 64,128,256."
     )
-    colbert_compat: Literal["reference", "vllm"] = Field(
-        "reference", description="Texts of ColBERT models: as the reference reads them, or plain, as vLLM does."
+    colbert_compat: Literal["reference", "vllm"] = option(
+        "Pooling", "reference", "Texts of ColBERT models: as the reference reads them, or plain, as vLLM does."
     )
-    score_compat: Literal["vllm", "files"] = Field(
+    score_compat: Literal["vllm", "files"] = option(
+        "Pooling",
         "vllm",
-        description="Where sentence-transformers' files state another activation or similarity than vLLM: whose word.",
+        "Where sentence-transformers' files state another activation or similarity than vLLM: whose word.",
     )
-    max_model_len: Annotated[int | None, Panel("Prompts and packs")] = Field(
-        None, description="Longest prompt in tokens; none: the model's own limit."
+    int8_calibration: str | None = option(
+        "Pooling", None, "File of `poolhouse calibrate`: the ranges of int8 and uint8 vectors."
     )
-    overflow: Literal["error", "truncate", "chunk"] = Field(
-        "error", description="Longer prompts: refuse, cut and say so, or split."
+    io_processor_plugin: str | None = option(
+        "Pooling", None, "Plugin that makes prompts; none: the one of config.json."
     )
-    served_model_name: Annotated[tuple[str, ...] | None, Panel("Model")] = Field(
-        None, description="Names that requests may use; with several models, one each."
+
+    max_model_len: int | None = option(
+        "Prompts and packs", None, "Longest prompt in tokens; none: the model's own limit."
     )
-    enable_lora: Annotated[bool, Panel("Adapters")] = Field(True, description="Whether requests may use adapters.")
-    lora_modules: dict[str, str] | None = Field(
+    overflow: Literal["error", "truncate", "chunk"] = option(
+        "Prompts and packs", "error", "Longer prompts: refuse, cut and say so, or split."
+    )
+    max_num_batched_tokens: int | None = option(
+        "Prompts and packs", None, "Tokens of one pack; none: by the device.", ge=1
+    )
+    lanes: int | None = option(
+        "Prompts and packs",
         None,
-        description="Adapters that requests may name: name=path, several with commas.",
+        "Packs run side by side on a CPU, sharing its cores; none: 2 where possible.",
+        ge=1,
+        le=64,
     )
-    max_lora_rank: int | None = Field(None, ge=1, description="Refuse adapters of a higher rank.")
-    merge_adapter: str | None = Field(
-        None,
-        description="Adapter to merge into the weights: a name, a task of the checkpoint, a folder.",
+    tokenizer_workers: int = option("Prompts and packs", 2, "Threads that tokenize.", ge=1, le=64)
+
+    enable_lora: bool = option("Adapters", True, "Whether requests may use adapters.")
+    lora_modules: dict[str, str] | None = option(
+        "Adapters", None, "Adapters that requests may name: name=path, several with commas."
     )
-    max_num_batched_tokens: Annotated[int | None, Panel("Prompts and packs")] = Field(
-        None, ge=1, description="Tokens of one pack; none: by the device."
+    max_lora_rank: int | None = option("Adapters", None, "Refuse adapters of a higher rank.", ge=1)
+    merge_adapter: str | None = option(
+        "Adapters", None, "Adapter to merge into the weights: a name, a task of the checkpoint, a folder."
     )
-    lanes: int | None = Field(
-        None, ge=1, le=64, description="Packs run side by side on a CPU, sharing its cores; none: 2 where possible."
-    )
-    int8_calibration: Annotated[str | None, Panel("Pooling")] = Field(
-        None, description="File of `poolhouse calibrate`: the ranges of int8 and uint8 vectors."
-    )
-    tokenizer_workers: Annotated[int, Panel("Prompts and packs")] = Field(
-        2, ge=1, le=64, description="Threads that tokenise."
-    )
-    io_processor_plugin: Annotated[str | None, Panel("Pooling")] = Field(
-        None, description="Plugin that makes prompts; none: the one of config.json."
-    )
-    quantization: Annotated[str | None, Panel("Model")] = Field(
-        None, description="Nothing is quantised: only none is taken."
-    )
-    quantization_config: Any = Field(None, description="As quantization.")
-    seed: int = Field(0, description="Seed of torch's random numbers.")
 
     @field_validator("model", "tokenizer", mode="before")
     @classmethod
-    def _path_as_text(cls, value: Any) -> Any:
+    def _path_as_text(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @field_validator("variant")
@@ -128,25 +134,25 @@ class Settings(BaseModel):
 
     @field_validator("dtype", mode="before")
     @classmethod
-    def _dtype_by_any_name(cls, value: Any) -> Any:
+    def _dtype_by_any_name(cls, value: object) -> object:
         # torch.float16, numpy.dtype("float16") and numpy.float16 are no texts, but name themselves.
         name = value.__name__ if isinstance(value, type) else str(value or "auto")
         return name.lower().removeprefix("torch.")
 
     @field_validator("device", mode="before")
     @classmethod
-    def _device_as_text(cls, value: Any) -> Any:
+    def _device_as_text(cls, value: object) -> object:
         # torch.device("cuda:0") writes itself so.
         return str(value or "auto")
 
     @field_validator("seed", mode="before")
     @classmethod
-    def _vllms_former_default(cls, value: Any) -> Any:
+    def _vllms_former_default(cls, value: object) -> object:
         return 0 if value is None else value
 
     @field_validator("quantization", "quantization_config", mode="before")
     @classmethod
-    def _nothing_is_quantised(cls, value: Any) -> Any:
+    def _nothing_is_quantised(cls, value: object) -> object:
         if value in (None, "", "none", "auto"):
             return None
         raise ValueError(
@@ -155,24 +161,24 @@ class Settings(BaseModel):
 
     @field_validator("model_impl", mode="before")
     @classmethod
-    def _native_in_vllms_word(cls, value: Any) -> Any:
+    def _native_by_vllms_name(cls, value: object) -> object:
         return "native" if value == "vllm" else value
 
     @field_validator("hf_token", mode="before")
     @classmethod
-    def _stored_token(cls, value: Any) -> Any:
+    def _stored_token(cls, value: object) -> object:
         # vLLM takes true for the token stored by login, which is our default.
         return None if value is True else value
 
     @field_validator("lora_modules", mode="before")
     @classmethod
-    def _named_paths(cls, value: Any) -> Any:
+    def _named_paths(cls, value: object) -> object:
         return None if value is None else parse_lora_modules(value)
 
     @field_validator("matryoshka_dimensions", "served_model_name", mode="before")
     @classmethod
-    def _several_in_one_word(cls, value: Any) -> Any:
-        return several_words(value)
+    def _several_in_one_text(cls, value: object) -> object:
+        return split_values(value)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -180,13 +186,13 @@ class Settings(BaseModel):
         return self.served_model_name or ()
 
     @classmethod
-    def parse(cls, **options: Any) -> Settings:
+    def parse(cls, **options: object) -> Settings:
         """Settings from keyword options, vLLM's among them.
 
         Raises:
             ConfigError: an unknown option, naming the nearest, or a value that does not fit.
         """
-        options = in_our_words(options)
+        options = with_our_names(options)
         known = {*cls.model_fields, *OUR_NAMES, *FORMER_NAMES}
         meaningless = sorted(name for name in options if name in MEANINGLESS)
         for name in options:
@@ -207,64 +213,65 @@ class ServerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: Annotated[str, Panel("Server")] = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - as vLLM does
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    uds: str | None = Field(None, description="Unix socket to listen on, instead of host and port.")
-    uds_mode: str = Field("600", description="Who may use the unix socket: its permissions, in octal.")
-    root_path: str = Field("", description="Path prefix that a proxy strips.")
-    error_format: Literal["both", "flat", "nested"] = Field(
-        "both", description="Shape of error bodies: vLLM's of old (flat), OpenAI's (nested), or the fields of both."
+    host: str = option("Server", "0.0.0.0", "Address to listen on.")  # noqa: S104 - as vLLM does
+    port: int = option("Server", 8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    uds: str | None = option("Server", None, "Unix socket to listen on, instead of host and port.")
+    uds_mode: str = option("Server", "600", "Who may use the unix socket: its permissions, in octal.")
+    root_path: str = option("Server", "", "Path prefix that a proxy strips.")
+    error_format: Literal["both", "flat", "nested"] = option(
+        "Server", "both", "Shape of error bodies: vLLM's of old (flat), OpenAI's (nested), or the fields of both."
     )
-    shutdown_seconds: float = Field(30.0, ge=0, description="How long a stop waits for requests in flight.")
-    warmup: Literal["none", "fast", "full"] = Field(
-        "fast", description="Before requests are taken: run nothing, a short prompt, or full packs of every length."
+    shutdown_seconds: float = option("Server", 30.0, "How long a stop waits for requests in flight.", ge=0)
+    warmup: Literal["none", "fast", "full"] = option(
+        "Server", "fast", "Before requests are taken: run nothing, a short prompt, or full packs of every length."
     )
 
-    max_body_bytes: Annotated[int, Panel("Limits")] = Field(64 * 1024 * 1024, ge=1, description="Largest request body.")
-    max_json_depth: int = Field(32, ge=2, description="Deepest nesting of a request body.")
-    max_client_batch_size: int = Field(8192, ge=1, description="Most inputs, or documents, of one request.")
-    max_queued_prompts: int = Field(
-        32768, ge=1, description="Most prompts that wait or run at once per model; further requests hear 429."
+    max_body_bytes: int = option("Limits", 64 * 1024 * 1024, "Largest request body.", ge=1)
+    max_json_depth: int = option("Limits", 32, "Deepest nesting of a request body.", ge=2)
+    max_client_batch_size: int = option("Limits", 8192, "Most inputs, or documents, of one request.", ge=1)
+    max_queued_prompts: int = option(
+        "Limits", 32768, "Most prompts that wait or run at once per model; further requests get 429.", ge=1
     )
-    request_timeout_seconds: float = Field(
-        600.0, gt=0, description="After this long a request leaves the queue and hears 504."
+    request_timeout_seconds: float = option(
+        "Limits", 600.0, "After this long a request leaves the queue and gets 504.", gt=0
     )
-    body_timeout_seconds: float = Field(60.0, gt=0, description="How long a client may take to send its body.")
+    body_timeout_seconds: float = option("Limits", 60.0, "How long a client may take to send its body.", gt=0)
+    max_header_bytes: int = option("Limits", 64 * 1024, "Largest headers of a request, with its URL.", ge=1024)
+    max_url_bytes: int = option("Limits", 8 * 1024, "Longest URL of a request.", ge=256)
+    header_timeout_seconds: float = option("Limits", 15.0, "How long a client may take to send its headers.", gt=0)
+    reply_timeout_seconds: float = option("Limits", 30.0, "How long a client may read nothing of its reply.", gt=0)
+    keep_alive_seconds: int = option("Limits", 75, "How long an idle connection stays open.", ge=1)
 
-    max_header_bytes: int = Field(64 * 1024, ge=1024, description="Largest head of a request: its URL and headers.")
-    max_url_bytes: int = Field(8 * 1024, ge=256, description="Longest URL of a request.")
-    header_timeout_seconds: float = Field(15.0, gt=0, description="How long a client may take to send its headers.")
-    reply_timeout_seconds: float = Field(30.0, gt=0, description="How long a client may read nothing of its reply.")
-    keep_alive_seconds: int = Field(75, ge=1, description="How long an idle connection stays open.")
+    api_key: tuple[SecretStr, ...] = option(
+        "Security", (), "Key that requests must show; may be repeated. POOLHOUSE_API_KEY and VLLM_API_KEY serve too."
+    )
+    api_key_file: str | None = option(
+        "Security", None, "File with a key per line, instead of keys on the command line."
+    )
+    ssl_keyfile: str | None = option("Security", None, "Private key for TLS.")
+    ssl_certfile: str | None = option("Security", None, "Certificate for TLS.")
+    ssl_keyfile_password: SecretStr | None = option("Security", None, "Password of the private key.")
+    ssl_ca_certs: str | None = option("Security", None, "Authorities whose client certificates are taken.")
+    ssl_cert_reqs: int = option("Security", 0, "Client certificates: 0 none, 1 optional, 2 required.", ge=0, le=2)
+    ssl_ciphers: str | None = option("Security", None, "Ciphers of TLS, in OpenSSL's words.")
+    enable_ssl_refresh: bool = option("Security", False, "Take renewed certificate files without a restart.")
+    allowed_origins: tuple[str, ...] = option("Security", (), "Origins (CORS) that browsers may call from; * is any.")
+    allowed_methods: tuple[str, ...] = option("Security", ("*",), "Methods that CORS allows.")
+    allowed_headers: tuple[str, ...] = option("Security", ("*",), "Headers that CORS allows.")
+    allow_credentials: bool = option("Security", False, "Whether CORS allows credentials.")
+    trust_request_chat_template: bool = option("Security", False, "Take chat templates from requests.")
+    disable_fastapi_docs: bool = option("Security", False, "No /docs and no /openapi.json.")
 
-    api_key: Annotated[tuple[SecretStr, ...], Panel("Security")] = Field(
-        (), description="Key that requests must show; may be repeated. POOLHOUSE_API_KEY and VLLM_API_KEY serve too."
+    log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = option(
+        "Observability", "info", "Level of the server's own log."
     )
-    api_key_file: str | None = Field(None, description="File with a key per line, instead of keys on the command line.")
-    ssl_keyfile: str | None = Field(None, description="Private key for TLS.")
-    ssl_certfile: str | None = Field(None, description="Certificate for TLS.")
-    ssl_keyfile_password: SecretStr | None = Field(None, description="Password of the private key.")
-    ssl_ca_certs: str | None = Field(None, description="Authorities whose client certificates are taken.")
-    ssl_cert_reqs: int = Field(0, ge=0, le=2, description="Client certificates: 0 none, 1 optional, 2 required.")
-    ssl_ciphers: str | None = Field(None, description="Ciphers of TLS, in OpenSSL's words.")
-    enable_ssl_refresh: bool = Field(False, description="Take renewed certificate files without a restart.")
-    allowed_origins: tuple[str, ...] = Field((), description="Origins (CORS) that browsers may call from; * is any.")
-    allowed_methods: tuple[str, ...] = Field(("*",), description="Methods that CORS allows.")
-    allowed_headers: tuple[str, ...] = Field(("*",), description="Headers that CORS allows.")
-    allow_credentials: bool = Field(False, description="Whether CORS allows credentials.")
-    trust_request_chat_template: bool = Field(False, description="Take chat templates from requests.")
-    disable_fastapi_docs: bool = Field(False, description="No /docs and no /openapi.json.")
-
-    log_level: Annotated[Literal["critical", "error", "warning", "info", "debug", "trace"], Panel("Observability")] = (
-        Field("info", description="Level of the server's own log.")
+    log_format: Literal["text", "json"] = option("Observability", "text", "Lines for people, or an object per line.")
+    disable_access_log: bool = option("Observability", False, "No line per request in the log.")
+    disable_access_log_for_endpoints: tuple[str, ...] = option(
+        "Observability", (), "Paths without a line per request, such as /health,/metrics."
     )
-    log_format: Literal["text", "json"] = Field("text", description="Lines for people, or an object per line.")
-    disable_access_log: bool = Field(False, description="No line per request in the log.")
-    disable_access_log_for_endpoints: tuple[str, ...] = Field(
-        (), description="Paths without a line per request, such as /health,/metrics."
-    )
-    otlp_traces_endpoint: str | None = Field(
-        None, description="Where OpenTelemetry traces go; needs the extra `tracing`."
+    otlp_traces_endpoint: str | None = option(
+        "Observability", None, "Where OpenTelemetry traces go; needs the extra `tracing`."
     )
 
     @field_validator(
@@ -272,8 +279,8 @@ class ServerSettings(BaseModel):
         mode="before",
     )
     @classmethod
-    def _several_in_one_word(cls, value: Any) -> Any:
-        return several_words(value)
+    def _several_in_one_text(cls, value: object) -> object:
+        return split_values(value)
 
     @field_validator("root_path")
     @classmethod
@@ -292,9 +299,9 @@ class ServerSettings(BaseModel):
 
     @field_validator("api_key", mode="before")
     @classmethod
-    def _keys_in_one_word(cls, value: Any) -> Any:
-        keys = several_words(value)
-        # Whoever says something of keys wants them: nothing must not leave the server open.
+    def _keys_in_one_text(cls, value: object) -> object:
+        keys = split_values(value)
+        # Whoever sets keys wants them: an empty value must not leave the server open.
         if not keys:
             raise ValueError("there is no key in it; leave it out where the server is to be open to all")
         return keys
@@ -305,9 +312,9 @@ class ServerSettings(BaseModel):
         return tuple(SecretStr(visible_key(key.get_secret_value())) for key in keys)
 
     @classmethod
-    def parse(cls, **options: Any) -> ServerSettings:
+    def parse(cls, **options: object) -> ServerSettings:
         """Server settings from keyword options; raises ConfigError in plain words."""
-        return _validated(cls, in_our_words(options))
+        return _validated(cls, with_our_names(options))
 
 
 def known_options() -> set[str]:
@@ -323,17 +330,17 @@ def useful_options() -> set[str]:
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 
-def _validated(cls: type[SettingsT], options: Mapping[str, Any]) -> SettingsT:
+def _validated(cls: type[SettingsT], options: Mapping[str, object]) -> SettingsT:
     try:
         return cls.model_validate(options)
     except ValidationError as error:
         problems = []
         for problem in error.errors(include_url=False):
-            where, words = problem["loc"], problem["msg"].removeprefix("Value error, ")
+            where, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
             got = "" if where[:1] in _SECRET else f" (got {problem['input']!r})"
             choices = get_args(cls.model_fields[str(where[0])].annotation) if problem["type"] == "literal_error" else ()
             near = did_you_mean(str(problem["input"]), choices)
-            problems.append(f"{'.'.join(map(str, where))}: {words}{got}{near and f'.{near}'}")
+            problems.append(f"{'.'.join(map(str, where))}: {message}{got}{near and f'.{near}'}")
         raise ConfigError("; ".join(problems)) from None
 
 
@@ -353,8 +360,8 @@ def visible_key(key: str) -> str:
     return visible
 
 
-def several_words(value: Any) -> Any:
-    """Several words in one, as `a,b` or as vLLM's JSON list."""
+def split_values(value: object) -> object:
+    """The values of an option that takes several, written as `a,b` or as vLLM's JSON list; other types stay as they are."""
     if not isinstance(value, str):
         return value
     if value.startswith("["):
@@ -383,13 +390,13 @@ _FORMER_TASKS = {
 }
 
 
-def in_our_words(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with vLLM's names turned into ours, with a warning for each former one.
+def with_our_names(options: Mapping[str, object]) -> dict[str, object]:
+    """Options with vLLM's names replaced by ours, with a warning for each former one.
 
     Raises:
         ConfigError: a former task that cannot be served, or one option under two names.
     """
-    options = dict(given)
+    options = dict(options)
     for theirs, ours in OUR_NAMES.items():
         if theirs in options:
             value = options.pop(theirs)
@@ -401,13 +408,13 @@ def in_our_words(given: Mapping[str, Any]) -> dict[str, Any]:
         value = options.pop("override_pooler_config")
         options.setdefault("pooler_config", value)
     if "task" in options:
-        word = options.pop("task")
-        if word not in _FORMER_TASKS:
-            near = did_you_mean(str(word), _FORMER_TASKS)
-            raise ConfigError(f"task={word!r}: Poolhouse runs pooling models only: {sorted(_FORMER_TASKS)}.{near}")
+        task = str(options.pop("task"))
+        if task not in _FORMER_TASKS:
+            near = did_you_mean(task, _FORMER_TASKS)
+            raise ConfigError(f"task={task!r}: Poolhouse runs pooling models only: {sorted(_FORMER_TASKS)}.{near}")
         _warn_former("task")
         # A model that has the task already is not converted: auto would do for it too.
-        options.setdefault("convert", _FORMER_TASKS[word])
+        options.setdefault("convert", _FORMER_TASKS[task])
     return options
 
 
@@ -416,13 +423,13 @@ def is_switch(name: str) -> bool:
     return name.startswith(("enable_", "disable_", "skip_", "use_", "no_")) or name in _OTHER_SWITCHES
 
 
-def _warn_former(word: str) -> None:
+def _warn_former(name: str) -> None:
     warnings.warn(
-        f"The option `{word}` was renamed; use `{FORMER_NAMES[word]}` instead.", DeprecationWarning, stacklevel=5
+        f"The option `{name}` was renamed; use `{FORMER_NAMES[name]}` instead.", DeprecationWarning, stacklevel=5
     )
 
 
-# What Poolhouse does without being told: ids in replies' headers, stack traces in the log.
+# What Poolhouse always does: ids in replies' headers, stack traces in the log.
 DONE_ANYWAY = frozenset({"enable_request_id_headers", "log_error_stack"})
 # Options of vLLM's constructor and server that steer what Poolhouse does not have: a key-value cache, generation,
 # compilation, parallel workers. They are accepted, with one warning, so that callers need not change.

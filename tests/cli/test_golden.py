@@ -32,7 +32,7 @@ def test_a_checkpoint_is_known_by_its_hub_id(model: str | None, path: str, found
 def test_numbers_within_a_hundredth_are_close() -> None:
     compared = compare(VALUES, [value * 1.009 for value in EXACT])
     assert compared.close
-    assert compared.words.startswith("Against 9 published numbers: largest difference 7.0e-03.")
+    assert compared.summary.startswith("Against 9 published numbers: largest difference 7.0e-03.")
 
 
 @pytest.mark.parametrize("wrong", range(len(VALUES)))
@@ -41,8 +41,8 @@ def test_each_number_that_is_off_is_named(wrong: int, offset: float) -> None:
     measured = [value + offset if place == wrong else value for place, value in enumerate(EXACT)]
     compared = compare(VALUES, measured)
     assert not compared.close
-    assert compared.words.count("published as") == 1
-    assert f"{VALUES[wrong].words} is" in compared.words
+    assert compared.summary.count("published as") == 1
+    assert f"{VALUES[wrong].label} is" in compared.summary
 
 
 def test_every_number_can_be_measured(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ class InThread:
         settings = {"host": "127.0.0.1", "port": 0, "log_level": "critical", "warmup": "none", **settings}
         self.server = _Server(lambda: engines, ServerSettings.parse(**settings))
         self.url = self.server._address()
-        self.thread = threading.Thread(target=self.server.run_until_told)
+        self.thread = threading.Thread(target=self.server.run_until_stopped)
 
     def tasks(self) -> int:
         """Tasks of the event loop that are not done."""

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 import poolhouse
 from poolhouse import ConfigError
 from poolhouse.server.app import create_app
-from poolhouse.server.process.hosted import hosted
+from poolhouse.server.process.loading import hosted
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
 from tests.server.running import free_port

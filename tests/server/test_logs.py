@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from poolhouse.server.app import create_app
 from poolhouse.server.telemetry.logs import JsonLines, RequestLog, TextLines
+from poolhouse.server.telemetry.observer import RequestObserver
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
 from tests.server.running import Running
@@ -139,5 +140,5 @@ async def through_the_log(state: dict[str, Any], headers: list[tuple[bytes, byte
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": headers, "state": state}
-    await RequestLog(application)(scope, receive, send)
+    await RequestObserver(application, [RequestLog(ServerSettings())])(scope, receive, send)
     return sent

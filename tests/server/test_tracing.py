@@ -26,7 +26,7 @@ from poolhouse import LLM
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import ConfigError
 from poolhouse.server.app import create_app
-from poolhouse.server.telemetry import opentelemetry, tracing
+from poolhouse.server.telemetry import tracing
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
 from tests.checkpoints import save_checkpoint
@@ -41,7 +41,7 @@ class Traced:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, engines: Sequence[PoolingEngine]) -> None:
         self.exported = InMemorySpanExporter()
-        monkeypatch.setattr(opentelemetry, "exporter", lambda _: self.exported)
+        monkeypatch.setattr(tracing, "exporter", lambda _: self.exported)
         settings = ServerSettings(otlp_traces_endpoint="http://localhost:4318", max_body_bytes=2000)
         self.http = TestClient(create_app(engines, settings), raise_server_exceptions=False)
         self.http.__enter__()
@@ -257,8 +257,6 @@ def test_an_address_that_is_none_is_refused_before_models_load(endpoint: str) ->
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "poolhouse.server.telemetry.opentelemetry")
-    monkeypatch.delattr("poolhouse.server.telemetry.opentelemetry")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
     with pytest.raises(ConfigError, match=r"pip install 'poolhouse\[tracing\]'"):
         tracing.check(ServerSettings(otlp_traces_endpoint="http://localhost:4318"))

@@ -1,1 +1,1 @@
-"""`poolhouse bench`: this engine against a reference library, each side in its own process, and loads on running servers."""
+"""Bench: this engine beside a reference library, and loads on running servers."""

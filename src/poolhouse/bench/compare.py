@@ -1,4 +1,4 @@
-"""Two sides measured in turn: medians and ratios."""
+"""Comparison with sentence-transformers: both measured in turn, each in its own process; medians and ratios."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
 
 from poolhouse.data import ragged_texts
 from poolhouse.errors import EngineError
 
 US, THEM = "poolhouse", "sentence-transformers"
+# What a command measured, by name.
+Result = dict[str, float]
+
 _BATCH_SIZES = (8, 16, 32, 64)
 _LATENCY_RUNS = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measure of both sides over the rounds; ratio: how many times better we are, as the median over rounds."""
+    """One measure of both sides, as medians over the rounds.
+
+    ratio: how many times better ours is; lowest_ratio: that of the worst round.
+    """
 
     name: str
     unit: str
@@ -50,8 +55,8 @@ class Report:
         return json.dumps(asdict(self), indent=2)
 
 
-class Worker:
-    """A side in its own process, and how long it took to its first vector."""
+class SideProcess:
+    """One side in a process of its own, and how long it took to its first vector."""
 
     def __init__(self, side: str, model: str) -> None:
         started = time.perf_counter()
@@ -64,34 +69,38 @@ class Worker:
             text=True,
         )
         self.side = side
-        self._answer()
+        self._result()
         self.start_seconds = time.perf_counter() - started
 
-    def do(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """Run a command there and wait for what it says."""
+    def do(self, command: str, **arguments: object) -> Result:
+        """Run a command there and wait for its result.
+
+        Raises:
+            EngineError: the process died.
+        """
         assert self.process.stdin is not None
         print(json.dumps({"do": command, **arguments}), file=self.process.stdin, flush=True)
-        return self._answer()
+        return self._result()
 
     def close(self) -> None:
         self.process.communicate()
 
-    def _answer(self) -> dict[str, Any]:
+    def _result(self) -> Result:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise EngineError(f"The {self.side} side of the benchmark died; is the library installed?")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        result: Result = json.loads(line)
+        return result
 
 
 def compare(model: str | None, texts: int, rounds: int, progress: Callable[[str], None]) -> Report:
     """Measure both sides in turn, `rounds` times; only one side computes at a time."""
     corpus = ragged_texts(texts)
     named = model or "default"
-    gemm = Worker("gemm", named)
-    ceilings: list[dict[str, float]] = []
-    ours, theirs = Worker(US, named), Worker(THEM, named)
+    gemm = SideProcess("gemm", named)
+    ceilings: list[Result] = []
+    ours, theirs = SideProcess(US, named), SideProcess(THEM, named)
     sample = corpus[: max(1, texts // 4)]
     progress("batch sizes of sentence-transformers")
     batch_size = min(_BATCH_SIZES, key=lambda size: theirs.do("throughput", texts=sample, batch_size=size)["seconds"])
@@ -106,9 +115,9 @@ def compare(model: str | None, texts: int, rounds: int, progress: Callable[[str]
             _both(ours, theirs, lambda side: texts / _seconds(side, "throughput", texts=corpus, batch_size=batch_size))
         )
         latencies.append(_both(ours, theirs, lambda side: 1000 * _seconds(side, "latency", runs=_LATENCY_RUNS)))
-    for worker in (gemm, ours, theirs):
-        worker.close()
-    # Neighbours on the machine can only lower it.
+    for process in (gemm, ours, theirs):
+        process.close()
+    # Other programs on the machine can only lower it.
     ceiling = {kind: max(round_[kind] for round_ in ceilings) for kind in ("plain", "prepacked")}
 
     starts: list[tuple[float, float]] = []
@@ -134,18 +143,18 @@ def compare(model: str | None, texts: int, rounds: int, progress: Callable[[str]
     )
 
 
-def _both(ours: Worker, theirs: Worker, measure: Callable[[Worker], float]) -> tuple[float, float]:
+def _both(ours: SideProcess, theirs: SideProcess, measure: Callable[[SideProcess], float]) -> tuple[float, float]:
     return measure(ours), measure(theirs)
 
 
-def _seconds(side: Worker, command: str, **arguments: Any) -> float:
-    return float(side.do(command, **arguments)["seconds"])
+def _seconds(side: SideProcess, command: str, **arguments: object) -> float:
+    return side.do(command, **arguments)["seconds"]
 
 
 def _start(side: str, model: str) -> float:
-    worker = Worker(side, model)
-    worker.close()
-    return worker.start_seconds
+    process = SideProcess(side, model)
+    process.close()
+    return process.start_seconds
 
 
 def _figure(name: str, unit: str, pairs: list[tuple[float, float]], better: Callable[[float, float], float]) -> Figure:
@@ -156,35 +165,36 @@ def _figure(name: str, unit: str, pairs: list[tuple[float, float]], better: Call
 
 
 QUERY = "what is the capital of france"
-Side = dict[str, Callable[..., dict[str, Any]]]
+# What a side can be asked to do, by name.
+Commands = dict[str, Callable[..., Result]]
 
 
 def main() -> None:
-    """Answer commands until standard input ends."""
-    # Libraries print to standard output now and then; the answers keep a channel of their own.
-    answers = os.fdopen(os.dup(1), "w")
+    """The other end of a `SideProcess`: run commands until standard input ends."""
+    # Libraries print to standard output now and then; the results keep a channel of their own.
+    results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     name, model = sys.argv[1], sys.argv[2]
     side = _SIDES[name](model)
-    print(json.dumps({"ready": True}), file=answers, flush=True)
+    print(json.dumps({"ready": True}), file=results, flush=True)
     for line in sys.stdin:
         command = json.loads(line)
-        print(json.dumps(side[command.pop("do")](**command)), file=answers, flush=True)
+        print(json.dumps(side[command.pop("do")](**command)), file=results, flush=True)
 
 
-def _poolhouse(model: str) -> Side:
+def _poolhouse(model: str) -> Commands:
     from poolhouse import LLM
 
     llm = LLM(None if model == "default" else model, overflow="truncate", dtype="float32")
     llm.embed(QUERY)
 
-    def throughput(texts: list[str], batch_size: int) -> dict[str, Any]:
+    def throughput(texts: list[str], batch_size: int) -> Result:
         return _timed(lambda: llm.embed(texts, use_tqdm=False))
 
-    def latency(runs: int) -> dict[str, Any]:
+    def latency(runs: int) -> Result:
         return _median_of(runs, lambda: llm.embed(QUERY))
 
-    def facts(texts: list[str]) -> dict[str, Any]:
+    def facts(texts: list[str]) -> Result:
         tokens = sum(len(output.prompt_token_ids) for output in llm.embed(texts, use_tqdm=False))
         known = llm.model.facts.sizes
         return {"tokens": tokens, "matrix_weights": known.parameters - known.vocabulary_size * known.hidden_size}
@@ -192,7 +202,7 @@ def _poolhouse(model: str) -> Side:
     return {"throughput": throughput, "latency": latency, "facts": facts}
 
 
-def _sentence_transformers(model: str) -> Side:
+def _sentence_transformers(model: str) -> Commands:
     from sentence_transformers import SentenceTransformer
 
     if model == "default":
@@ -202,17 +212,17 @@ def _sentence_transformers(model: str) -> Side:
     encoder = SentenceTransformer(model)
     encoder.encode(QUERY)
 
-    def throughput(texts: list[str], batch_size: int) -> dict[str, Any]:
+    def throughput(texts: list[str], batch_size: int) -> Result:
         return _timed(lambda: encoder.encode(texts, batch_size=batch_size, show_progress_bar=False))
 
-    def latency(runs: int) -> dict[str, Any]:
+    def latency(runs: int) -> Result:
         return _median_of(runs, lambda: encoder.encode(QUERY, show_progress_bar=False))
 
     return {"throughput": throughput, "latency": latency}
 
 
-def _gemm(_: str) -> Side:
-    """The machine's float32 matrix product, by torch.mm and by a weight laid out for oneDNN beforehand."""
+def _gemm(_: str) -> Commands:
+    """The machine's float32 matrix product, by torch.mm and by a weight in oneDNN's own layout."""
     import torch
 
     from poolhouse.layers.linear import Linear
@@ -223,7 +233,7 @@ def _gemm(_: str) -> Side:
     linear.prepack()
 
     @torch.inference_mode()
-    def gemm() -> dict[str, Any]:
+    def gemm() -> Result:
         work = 2 * size**3 / 1e9
         plain = _median_of(9, lambda: left @ right)["seconds"]
         prepacked = _median_of(9, lambda: linear(left))["seconds"]
@@ -233,13 +243,13 @@ def _gemm(_: str) -> Side:
     return {"gemm": gemm}
 
 
-def _timed(call: Callable[[], object]) -> dict[str, Any]:
+def _timed(call: Callable[[], object]) -> Result:
     started = time.perf_counter()
     call()
     return {"seconds": time.perf_counter() - started}
 
 
-def _median_of(runs: int, call: Callable[[], object]) -> dict[str, Any]:
+def _median_of(runs: int, call: Callable[[], object]) -> Result:
     return {"seconds": median(_timed(call)["seconds"] for _ in range(runs))}
 
 

@@ -1,4 +1,4 @@
-"""One kept-alive HTTP/1.1 connection that posts JSON, for measuring servers.
+"""HTTP for measuring servers: one kept-alive HTTP/1.1 connection that posts JSON.
 
 A load generator shares its cores with the server that it measures: a request costs 0.05 ms of processor time here,
 and costs httpx 2 ms. aiohttp would bring ten packages for the little that is needed.
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from poolhouse.errors import ConfigError
 
-# Longest head of a reply; some servers put the facts of every item into a header.
+# Longest headers of a reply; some servers put facts of every item into one.
 _LONGEST_HEAD = 1 << 20
 _PORTS = {"http": 80, "https": 443}
 
@@ -26,7 +26,7 @@ class BadReply(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back; `size` counts the bytes of head and body as they were sent."""
+    """What came back; `size` counts the bytes of headers and body as they were sent."""
 
     status: int
     body: bytes
@@ -35,7 +35,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go: host, port, whether TLS is spoken, the path, and the head of every request."""
+    """Where requests go: host, port, whether TLS is spoken, and the first line and headers of every request (`head`)."""
 
     host: str
     port: int

@@ -1,4 +1,4 @@
-"""Requests to a running server: sent at a rate or as fast as they are answered, each one timed."""
+"""Load on a running server of any dialect: requests at a rate or as fast as they are answered, each one timed."""
 
 from __future__ import annotations
 
@@ -40,10 +40,98 @@ class Load:
     requests_per_second: float | None = None
     items_per_request: int = 1
     encoding: str = "float"
-    extra: Mapping[str, Any] | None = None
+    extra: Mapping[str, object] | None = None
     warmup: int = 32
     seconds_to_wait: float = 60.0
     seed: int = 0
+
+
+Body = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A route of a server.
+
+    body: a query and the items of a request to its body; only rerankers look at the query.
+    answers: a parsed reply to the list that holds an answer per item; may raise KeyError, TypeError, AttributeError or
+    StopIteration on a reply of another shape.
+    base64: further fields of a body whose vectors shall come in base64; None where that is not offered.
+    float: the same for numbers, where they are not the default of the route.
+    """
+
+    path: str
+    body: Callable[[str, Sequence[str]], Body]
+    answers: Callable[[Any], object]
+    base64: Mapping[str, object] | None = None
+    float: Mapping[str, object] | None = None
+
+
+def _one_or_many(field: str) -> Callable[[str, Sequence[str]], Body]:
+    """A single text stands alone, as clients send it."""
+    return lambda _, items: {field: items[0] if len(items) == 1 else list(items)}
+
+
+def _many(field: str) -> Callable[[str, Sequence[str]], Body]:
+    return lambda _, items: {field: list(items)}
+
+
+def _ranked(documents: str, query: str = "query", **fixed: object) -> Callable[[str, Sequence[str]], Body]:
+    return lambda text, items: {query: text, documents: list(items), **fixed}
+
+
+def _under(field: str) -> Callable[[Any], object]:
+    return lambda reply: reply[field]
+
+
+def _bare(reply: object) -> object:
+    return reply
+
+
+def _of_first_type(reply: Any) -> object:
+    """Cohere's vectors, of the type that was requested; its replies name the other types too, as null."""
+    return next(vectors for vectors in reply["embeddings"].values() if vectors)
+
+
+_OPENAI_FORMS: dict[str, Mapping[str, object]] = {
+    "base64": {"encoding_format": "base64"},
+    "float": {"encoding_format": "float"},
+}
+BACKENDS: Mapping[str, Backend] = {
+    "openai-embeddings": Backend("/v1/embeddings", _one_or_many("input"), _under("data"), **_OPENAI_FORMS),
+    "vllm-pooling": Backend("/pooling", _one_or_many("input"), _under("data"), **_OPENAI_FORMS),
+    "vllm-classify": Backend("/classify", _one_or_many("input"), _under("data")),
+    "vllm-score": Backend("/score", _ranked("text_2", query="text_1"), _under("data")),
+    "vllm-rerank": Backend("/rerank", _ranked("documents"), _under("results")),
+    # No input_type, which Cohere itself demands: servers refuse it for models without prompts.
+    "cohere-embed": Backend(
+        "/v2/embed",
+        _many("texts"),
+        _of_first_type,
+        base64={"embedding_types": ["base64"]},
+        float={"embedding_types": ["float"]},
+    ),
+    "cohere-rerank": Backend("/v2/rerank", _ranked("documents"), _under("results")),
+    "jina-embeddings": Backend("/v1/embeddings", _many("input"), _under("data"), base64={"embedding_type": "base64"}),
+    "jina-rerank": Backend("/v1/rerank", _ranked("documents", return_documents=False), _under("results")),
+    "voyage-embeddings": Backend(
+        "/v1/embeddings", _many("input"), _under("data"), base64={"encoding_format": "base64"}
+    ),
+    "voyage-rerank": Backend("/v1/rerank", _ranked("documents"), _under("data")),
+    "tei-embed": Backend("/embed", _one_or_many("inputs"), _bare),
+    "tei-embed-sparse": Backend("/embed_sparse", _one_or_many("inputs"), _bare),
+    # Two bare texts would be a pair; a list of lists never is.
+    "tei-predict": Backend("/predict", lambda _, items: {"inputs": [[item] for item in items]}, _bare),
+    "tei-rerank": Backend("/rerank", _ranked("texts"), _bare),
+    "infinity-embeddings": Backend("/embeddings", _many("input"), _under("data"), **_OPENAI_FORMS),
+    "infinity-classify": Backend("/classify", _many("input"), _under("data")),
+    "infinity-rerank": Backend("/rerank", _ranked("documents"), _under("results")),
+    "nvidia-ranking": Backend(
+        "/v1/ranking",
+        lambda query, items: {"query": {"text": query}, "passages": [{"text": item} for item in items]},
+        _under("rankings"),
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +160,7 @@ def bodies(load: Load, texts: Sequence[str]) -> list[bytes]:
         ConfigError: the backend has no such encoding.
     """
     backend = BACKENDS[load.backend]
-    fixed: dict[str, Any] = {} if load.model is None else {"model": load.model}
+    fixed: Body = {} if load.model is None else {"model": load.model}
     if load.encoding == "base64":
         if backend.base64 is None:
             offering = ", ".join(name for name, other in BACKENDS.items() if other.base64)
@@ -81,12 +169,13 @@ def bodies(load: Load, texts: Sequence[str]) -> list[bytes]:
     else:
         fixed |= backend.float or {}
     fixed |= load.extra or {}
-    asked = queries()
+    texts_of_queries = queries()
     size = load.items_per_request
     return [
         orjson.dumps(
             backend.body(
-                asked[number % len(asked)], [texts[(number * size + item) % len(texts)] for item in range(size)]
+                texts_of_queries[number % len(texts_of_queries)],
+                [texts[(number * size + item) % len(texts)] for item in range(size)],
             )
             | fixed
         )
@@ -171,7 +260,7 @@ def _dues(load: Load, count: int) -> Iterator[float]:
             due += source.expovariate(load.requests_per_second)
 
 
-def _run(work: Coroutine[Any, Any, Run]) -> Run:
+def _run(work: Coroutine[object, None, Run]) -> Run:
     """The result of a coroutine, by uvloop where it is installed: it halves what a request costs this process."""
     try:
         import uvloop
@@ -182,7 +271,7 @@ def _run(work: Coroutine[Any, Any, Run]) -> Run:
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """Requests that failed in one way, and what the first of them said."""
+    """Requests that failed in one way, and the message of the first."""
 
     kind: str
     count: int
@@ -282,92 +371,8 @@ def _latency(milliseconds: Sequence[float], percentiles: Sequence[float]) -> Lat
     )
 
 
-Body = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """A route of a server.
-
-    body: a query and the items of a request to its body; only rerankers look at the query.
-    answers: a parsed reply to the list that holds an answer per item.
-    base64: what a body holds more when vectors shall come in base64; none where that is not offered.
-    float: the same for numbers, where they are not the default of the route.
-    """
-
-    path: str
-    body: Callable[[str, Sequence[str]], Body]
-    answers: Callable[[Any], Any]
-    base64: Mapping[str, Any] | None = None
-    float: Mapping[str, Any] | None = None
-
-
-def _one_or_many(field: str) -> Callable[[str, Sequence[str]], Body]:
-    """A single text stands alone, as clients send it."""
-    return lambda _, items: {field: items[0] if len(items) == 1 else list(items)}
-
-
-def _many(field: str) -> Callable[[str, Sequence[str]], Body]:
-    return lambda _, items: {field: list(items)}
-
-
-def _ranked(documents: str, query: str = "query", **fixed: Any) -> Callable[[str, Sequence[str]], Body]:
-    return lambda asked, items: {query: asked, documents: list(items), **fixed}
-
-
-def _under(field: str) -> Callable[[Any], Any]:
-    return lambda reply: reply[field]
-
-
-def _bare(reply: Any) -> Any:
-    return reply
-
-
-def _of_first_type(reply: Any) -> Any:
-    """Cohere's vectors, by the type that was asked for; its replies name the other types too, as null."""
-    return next(vectors for vectors in reply["embeddings"].values() if vectors)
-
-
-_OPENAI_FORMS: Any = {"base64": {"encoding_format": "base64"}, "float": {"encoding_format": "float"}}
-BACKENDS: Mapping[str, Backend] = {
-    "openai-embeddings": Backend("/v1/embeddings", _one_or_many("input"), _under("data"), **_OPENAI_FORMS),
-    "vllm-pooling": Backend("/pooling", _one_or_many("input"), _under("data"), **_OPENAI_FORMS),
-    "vllm-classify": Backend("/classify", _one_or_many("input"), _under("data")),
-    "vllm-score": Backend("/score", _ranked("text_2", query="text_1"), _under("data")),
-    "vllm-rerank": Backend("/rerank", _ranked("documents"), _under("results")),
-    # No input_type, which Cohere itself demands: servers refuse it for models without prompts.
-    "cohere-embed": Backend(
-        "/v2/embed",
-        _many("texts"),
-        _of_first_type,
-        base64={"embedding_types": ["base64"]},
-        float={"embedding_types": ["float"]},
-    ),
-    "cohere-rerank": Backend("/v2/rerank", _ranked("documents"), _under("results")),
-    "jina-embeddings": Backend("/v1/embeddings", _many("input"), _under("data"), base64={"embedding_type": "base64"}),
-    "jina-rerank": Backend("/v1/rerank", _ranked("documents", return_documents=False), _under("results")),
-    "voyage-embeddings": Backend(
-        "/v1/embeddings", _many("input"), _under("data"), base64={"encoding_format": "base64"}
-    ),
-    "voyage-rerank": Backend("/v1/rerank", _ranked("documents"), _under("data")),
-    "tei-embed": Backend("/embed", _one_or_many("inputs"), _bare),
-    "tei-embed-sparse": Backend("/embed_sparse", _one_or_many("inputs"), _bare),
-    # Two bare texts would be a pair; a list of lists never is.
-    "tei-predict": Backend("/predict", lambda _, items: {"inputs": [[item] for item in items]}, _bare),
-    "tei-rerank": Backend("/rerank", _ranked("texts"), _bare),
-    "infinity-embeddings": Backend("/embeddings", _many("input"), _under("data"), **_OPENAI_FORMS),
-    "infinity-classify": Backend("/classify", _many("input"), _under("data")),
-    "infinity-rerank": Backend("/rerank", _ranked("documents"), _under("results")),
-    "nvidia-ranking": Backend(
-        "/v1/ranking",
-        lambda query, items: {"query": {"text": query}, "passages": [{"text": item} for item in items]},
-        _under("rankings"),
-    ),
-}
-
-
 class WrongReply(Exception):
-    """A reply of status 200 that does not answer what was asked."""
+    """A reply of status 200 that does not answer the request."""
 
 
 def check_answers(backend: Backend, body: bytes, items: int) -> int:
@@ -395,11 +400,11 @@ def check_answers(backend: Backend, body: bytes, items: int) -> int:
 
 
 def said_by(body: bytes) -> str:
-    """What a reply of failure says, in any dialect; at most 300 characters."""
+    """The message of an error reply, in any dialect; at most 300 characters."""
     try:
-        said = orjson.loads(body)
+        message = orjson.loads(body)
     except orjson.JSONDecodeError:
-        said = body.decode("utf-8", "replace")
-    while isinstance(said, dict):
-        said = next((said[name] for name in ("message", "error", "detail") if said.get(name)), str(said))
-    return str(said).strip()[:300]
+        message = body.decode("utf-8", "replace")
+    while isinstance(message, dict):
+        message = next((message[name] for name in ("message", "error", "detail") if message.get(name)), str(message))
+    return str(message).strip()[:300]

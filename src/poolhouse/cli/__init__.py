@@ -1,4 +1,4 @@
-"""The command line: `poolhouse serve | embed | calibrate | check | bench`."""
+"""The command line: `poolhouse serve | embed | calibrate | check | bench | --version`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; what goes wrong is said in one line."""
+    """Run the command line; an error becomes one line."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["serve"]:
         from poolhouse.cli import process
 
         process.begin(arguments)
-    # This takes a second.
+    # This import takes a second.
     from poolhouse.cli.commands import run
 
     run(arguments)

@@ -1,4 +1,4 @@
-"""`poolhouse bench`: speed, of this engine beside sentence-transformers and of any running server."""
+"""`poolhouse bench`: measures this engine beside sentence-transformers, or any running server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 import typer
@@ -53,7 +53,7 @@ def compare_command(
     """Measure throughput, latency and start-up beside sentence-transformers, in turn, each in its own process."""
     with Console(stderr=True).status("starting") as status:
         report = compare(model, texts, rounds, status.update)
-    Console(soft_wrap=True).print(_table(report), *_words(report), sep="\n")
+    Console(soft_wrap=True).print(_table(report), *_lines(report), sep="\n")
     if output is not None:
         with whole_file(output) as part:
             part.write_text(report.as_json() + "\n", encoding="utf-8")
@@ -75,7 +75,7 @@ def _table(report: Report) -> Table:
     return table
 
 
-def _words(report: Report) -> list[str]:
+def _lines(report: Report) -> list[str]:
     reached = 100 * report.figures[0].ours / report.ceiling_texts_per_second
     ceiling = (
         f"float32 matrix products here: {report.gemm_gflops:.0f} GFLOP/s by torch.mm, {report.prepacked_gflops:.0f} with "
@@ -163,7 +163,7 @@ def serve(
     )
     texts = _texts(words, dataset, (warmup + requests) * items, seed)
     report = LoadReport.of(load, run_load(load, texts), shares)
-    Console(soft_wrap=True).print(_load_table(report), *_load_words(report), sep="\n")
+    Console(soft_wrap=True).print(_load_table(report), *_load_lines(report), sep="\n")
     if output is not None:
         with whole_file(output) as part:
             part.write_text(report.as_json() + "\n", encoding="utf-8")
@@ -183,13 +183,13 @@ def _path(endpoint: str | None) -> str | None:
     return endpoint if endpoint is None or endpoint.startswith("/") else f"/{endpoint}"
 
 
-def _rate(given: float) -> float | None:
-    if math.isnan(given) or given <= 0:
-        raise ConfigError(f"--request-rate is {given:g}; it must be more than 0, or inf.")
-    return None if math.isinf(given) else given
+def _rate(rate: float) -> float | None:
+    if math.isnan(rate) or rate <= 0:
+        raise ConfigError(f"--request-rate is {rate:g}; it must be more than 0, or inf.")
+    return None if math.isinf(rate) else rate
 
 
-def _object(text: str | None) -> dict[str, Any] | None:
+def _object(text: str | None) -> dict[str, object] | None:
     if text is None:
         return None
     try:
@@ -215,16 +215,16 @@ def _texts(words: str, dataset: Path | None, count: int, seed: int) -> list[str]
     """At most `count` texts; of a file, those that it has."""
     if dataset is not None:
         with ExitStack() as stack:
-            given = files.opened(str(dataset), None, None, stack)
-            texts = [text for _, text in given.numbered if text.strip()]
+            rows = files.opened(str(dataset), None, None, stack)
+            texts = [text for _, text in rows.numbered if text.strip()]
         if not texts:
             raise files.nothing_in(str(dataset))
         return texts
     if words == "ragged":
         return ragged_texts(count, seed)
-    fewest, dash, most = words.partition("-")
+    fewest, dash, largest = words.partition("-")
     try:
-        low, high = int(fewest), int(most if dash else fewest)
+        low, high = int(fewest), int(largest if dash else fewest)
     except ValueError:
         low, high = 0, 0
     if not 0 < low <= high:
@@ -253,15 +253,15 @@ def _load_table(report: LoadReport) -> Table:
     return table
 
 
-def _load_words(report: LoadReport) -> list[str]:
+def _load_lines(report: LoadReport) -> list[str]:
     rate = "as fast as answered" if report.request_rate is None else f"{report.request_rate:g} requests/s"
-    said = [
+    lines = [
         f"{report.backend} at {report.url.rstrip('/')}{report.endpoint}",
         f"{report.items_per_request} item(s) per request, at most {report.concurrency} requests at once, {rate}.",
     ]
     if report.client_load > _BUSY_CLIENT:
-        said.append(
+        lines.append(
             f"This client was busy for {100 * report.client_load:.0f} % of the time: the server may be faster than that."
         )
-    said += [f"{failed.count} failed, {failed.kind}: {failed.message}" for failed in report.failures]
-    return said
+    lines += [f"{failed.count} failed, {failed.kind}: {failed.message}" for failed in report.failures]
+    return lines

@@ -1,11 +1,11 @@
-"""`poolhouse calibrate`: the ranges of a model's vectors, for int8."""
+"""`poolhouse calibrate`: measures the ranges of a model's vectors, for int8 and uint8."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -35,20 +35,18 @@ def calibrate(
     prompt_name: Annotated[str | None, typer.Option(help="A prompt stored with the checkpoint.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Length of the vectors, for Matryoshka models.")] = None,
     *,
-    options: dict[str, Any],
+    options: dict[str, object],
 ) -> None:
     """Write the least and the largest value of each dimension, over the vectors of texts like those to come.
 
     Blank texts are left out.
     """
-    from tqdm import tqdm
-
     if same_file(0 if source == "-" else source, output):
         raise ConfigError(f"{output} is both what is read and what would be written.")
     calibration: Calibration | None = None
     count = 0
     with contextlib.ExitStack() as stack:
-        given = texts.opened(source, input_format, column, stack)
+        inputs = texts.opened(source, input_format, column, stack)
         part = stack.enter_context(whole_file(output))
         from poolhouse.llm import LLM
         from poolhouse.llm.requests import Asked
@@ -56,8 +54,8 @@ def calibrate(
         llm = stack.enter_context(LLM(model, **options))
         task: Task = "embed" if "embed" in llm.engine.facts.tasks else "token_embed"
         asked = Asked(PoolingParams(dimensions=dimensions), prompt_name)
-        progress = stack.enter_context(tqdm(total=given.total, unit=" texts", disable=None, dynamic_ncols=True))
-        for group, answers in texts.answered(llm, given.without_blanks(), task, asked):
+        progress = stack.enter_context(texts.progress_bar(inputs.total))
+        for group, answers in texts.answered(llm, inputs.without_blanks(), task, asked):
             vectors = np.vstack([answer.array for answer in answers])
             found = Calibration.of(vectors)
             calibration = found if calibration is None else calibration.joined(found)

@@ -1,18 +1,12 @@
-"""`poolhouse check`: what a model is, who serves it, and how far it is from a reference library."""
+"""`poolhouse check`: what a model is, who serves it, and how far it is from published numbers and a reference."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import PurePath
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from poolhouse.llm import LLM
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -31,100 +25,15 @@ from poolhouse.inputs.templates.score import SEAM
 from poolhouse.params import PoolingParams
 from poolhouse.settings import Settings
 
-# Published numbers were computed in half precision and rounded; both in the score's own unit and relative.
-_RELATIVE, _ABSOLUTE = 0.01, 1e-3
-
-
-@dataclass(frozen=True, slots=True)
-class Golden:
-    """A published number: the score of two texts in a mode, or the sparse weight of a token of one.
-
-    token: its id. mode: see `poolhouse.plans.combined.MODES`.
-    """
-
-    value: float
-    text: str
-    other: str = ""
-    mode: str = ""
-    token: int | None = None
-
-    @property
-    def words(self) -> str:
-        if self.token is not None:
-            return f"sparse weight of token {self.token} in {self.text!r}"
-        return f"{self.mode} score of {self.text!r} and {self.other[:24]!r}"
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """What a comparison found, in words, whether it is as close as rounding allows, and with what."""
-
-    words: str
-    close: bool
-    reference: str = "published numbers"
-
-
-_M3, _BM25 = "What is BGE M3?", "Definition of BM25"
-_ABOUT_M3 = "BGE M3 is an embedding model supporting dense retrieval, lexical matching and multi-vector interaction."
-_ABOUT_BM25 = (
-    "BM25 is a bag-of-words retrieval function that ranks a set of documents based on the query terms appearing in "
-    "each document"
-)
-# By hub id. BGE-M3: its model card, and vLLM's test of the same texts.
-GOLDEN: Mapping[str, tuple[Golden, ...]] = {
-    "BAAI/bge-m3": (
-        Golden(0.6259, _M3, _ABOUT_M3, "dense"),
-        Golden(0.3474, _M3, _ABOUT_BM25, "dense"),
-        Golden(0.3309, _BM25, _ABOUT_M3, "dense"),
-        Golden(0.6734, _BM25, _ABOUT_BM25, "dense"),
-        Golden(0.19555, _M3, _ABOUT_M3, "sparse"),
-        Golden(0.0, _M3, _BM25, "sparse"),
-        Golden(0.7797, _M3, _ABOUT_M3, "colbert"),
-        Golden(0.4620, _M3, _ABOUT_BM25, "colbert"),
-        Golden(0.26711, "Hi", token=2673),
-    )
-}
-
-
-def golden_values(model: str | None, path: str) -> tuple[Golden, ...]:
-    """Those of a checkpoint; none for a checkpoint without.
-
-    model: a hub id or a folder. path: the folder; of a hub's cache it tells the id.
-    """
-    places = {place.removeprefix("models--").replace("--", "/", 1) for place in PurePath(path).parts}
-    return next((values for name, values in GOLDEN.items() if model == name or name in places), ())
-
-
-def measure(llm: LLM, values: Sequence[Golden]) -> list[float]:
-    """What the model computes for each."""
-    return [_measured(llm, value) for value in values]
-
-
-def compare(values: Sequence[Golden], measured: Sequence[float]) -> Compared:
-    """How far the numbers are from the published ones, and which of them too far."""
-    gaps = [abs(got - golden.value) for golden, got in zip(values, measured, strict=True)]
-    far = [
-        f"{golden.words} is {got:.5f}, published as {golden.value}"
-        for golden, got, gap in zip(values, measured, gaps, strict=True)
-        # Written so that NaN is far.
-        if not gap <= max(_ABSOLUTE, _RELATIVE * abs(golden.value))
-    ]
-    words = f"Against {len(values)} published numbers: largest difference {max(gaps):.1e}."
-    return Compared(" ".join([words, *(f"{one}." for one in far)]), not far)
-
-
-def _measured(llm: LLM, golden: Golden) -> float:
-    if golden.token is not None:
-        (output,) = llm.embed_sparse(golden.text, use_tqdm=False)
-        return output.outputs.as_dict().get(golden.token, 0.0)
-    (pair,) = llm.score(golden.text, golden.other, mode=golden.mode, use_tqdm=False)
-    return pair.outputs.score
-
+if TYPE_CHECKING:
+    from poolhouse.llm import LLM
 
 # Below this cosine to the reference a model must not be trusted.
 _LEAST_COSINE = 0.9999
 # Relative to the largest logit.
 _LARGEST_LOGIT_DIFFERENCE = 1e-3
+# Published numbers were computed in half precision and rounded; both in the score's own unit and relative.
+_RELATIVE, _ABSOLUTE = 0.01, 1e-3
 _REFERENCE = "the reference, sentence-transformers"
 
 
@@ -136,7 +45,7 @@ def check(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     *,
-    options: dict[str, Any],
+    options: dict[str, object],
 ) -> None:
     """Print a model's facts and pipelines, compare it with the reference library, and say whether all is well.
 
@@ -153,9 +62,9 @@ def check(
         except (PoolhouseError, OSError) as error:
             _print_json({"ok": False, "verdict": str(error), "error": str(error)})
             raise
-        told = {"ok": report.ok, "verdict": report.verdict, "not_compared": report.not_compared}
-        compared = [{"with": one.reference, "close": one.close, "words": one.words} for one in report.comparisons]
-        _print_json({**told, "comparisons": compared, **facts})
+        outcome = {"ok": report.ok, "verdict": report.verdict, "not_compared": report.not_compared}
+        compared = [{"with": one.reference, "close": one.close, "words": one.summary} for one in report.comparisons]
+        _print_json({**outcome, "comparisons": compared, **facts})
     if not report.ok:
         raise CheckpointError(report.verdict)
 
@@ -176,16 +85,16 @@ class _Report:
         """In one line, whether all is well."""
         far = [one for one in self.comparisons if not one.close]
         if far:
-            return " ".join(f"The answers differ from {one.reference}. {one.words}" for one in far)
+            return " ".join(f"The answers differ from {one.reference}. {one.summary}" for one in far)
         if not self.comparisons:
             return f"OK: the model loads and answers. It was compared with nothing: {self.not_compared}"
         return f"OK: the model loads, and answers as {' and '.join(one.reference for one in self.comparisons)}."
 
 
 def _checked(
-    model: str | None, reference: bool, options: dict[str, Any], say: Callable[[Any], None]
+    model: str | None, reference: bool, options: dict[str, object], show: Callable[[str | Table], None]
 ) -> tuple[dict[str, Any], _Report]:
-    """The facts of a model and what comparing it found; `say` hears of them as they come.
+    """The facts of a model and what comparing it found; `show` gets them as they come.
 
     Raises:
         PoolhouseError: it does not load, or does not answer.
@@ -197,11 +106,11 @@ def _checked(
 
     def found(compared: Compared) -> None:
         comparisons.append(compared)
-        say(compared.words)
+        show(compared.summary)
 
     with LLM(model, **options) as llm:
         facts = _facts(llm)
-        say(_table(facts))
+        show(_table(facts))
         _answer_something(llm)
         if not reference:
             return facts, _Report(comparisons, "--no-reference was asked for.")
@@ -216,19 +125,19 @@ def _checked(
             if isinstance(compared, Compared):
                 found(compared)
     if why is not None:
-        say(f"No reference: {why}")
+        show(f"No reference: {why}")
     return facts, _Report(comparisons, why)
 
 
 def _answer_something(llm: LLM) -> None:
     """Raise EngineError where an answer is not finite."""
     for task in llm.engine.facts.tasks:
-        # Some answer prompts of their own form alone.
+        # Some tasks take only prompts of their own form.
         with contextlib.suppress(InvalidRequest):
             llm.encode(passages()[0], pooling_task=task, use_tqdm=False)
 
 
-def _print_json(content: dict[str, Any]) -> None:
+def _print_json(content: dict[str, object]) -> None:
     print(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode())
 
 
@@ -314,8 +223,8 @@ def _with_reference(compare_with: Callable[[LLM], Compared], llm: LLM) -> Compar
     try:
         return compare_with(llm)
     except Exception as error:  # noqa: BLE001 - of whatever kind another library raises
-        words = " ".join(str(error).split())[:200]
-        return f"sentence-transformers cannot run it: {type(error).__name__}: {words}"
+        message = " ".join(str(error).split())[:200]
+        return f"sentence-transformers cannot run it: {type(error).__name__}: {message}"
 
 
 def _compare_vectors(llm: LLM) -> Compared:
@@ -326,11 +235,11 @@ def _compare_vectors(llm: LLM) -> Compared:
     ours = llm.embed_array(texts, use_tqdm=False)
     cosines = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
     lowest, largest = float(cosines.min()), float(np.abs(ours - theirs).max())
-    words = (
+    summary = (
         f"Against sentence-transformers on {len(texts)} texts: lowest cosine {lowest:.7f}, "
         f"largest difference {largest:.1e}."
     )
-    return Compared(words, lowest >= _LEAST_COSINE, _REFERENCE)
+    return Compared(summary, lowest >= _LEAST_COSINE, _REFERENCE)
 
 
 def _compare_pairs(llm: LLM) -> Compared:
@@ -345,9 +254,9 @@ def _compare_pairs(llm: LLM) -> Compared:
     futures = llm.engine.submit([Request(prompt, "classify", raw) for prompt in prompts])
     ours = np.stack([future.result().array for future in futures])
     largest = float(np.abs(ours - theirs.reshape(ours.shape)).max())
-    words = f"Against sentence-transformers on {len(pairs)} pairs: largest difference of a logit {largest:.1e}."
+    summary = f"Against sentence-transformers on {len(pairs)} pairs: largest difference of a logit {largest:.1e}."
     close = largest <= _LARGEST_LOGIT_DIFFERENCE * max(1.0, float(np.abs(theirs).max()))
-    return Compared(words, close, _REFERENCE)
+    return Compared(summary, close, _REFERENCE)
 
 
 def _loading(llm: LLM) -> dict[str, Any]:
@@ -357,3 +266,89 @@ def _loading(llm: LLM) -> dict[str, Any]:
         "device": str(facts.device),
         "trust_remote_code": llm.settings.trust_remote_code,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """A published number: the score of two texts in a mode, or the sparse weight of a token of one.
+
+    token: its id. mode: see `poolhouse.plans.combined.MODES`.
+    """
+
+    value: float
+    text: str
+    other: str = ""
+    mode: str = ""
+    token: int | None = None
+
+    @property
+    def label(self) -> str:
+        if self.token is not None:
+            return f"sparse weight of token {self.token} in {self.text!r}"
+        return f"{self.mode} score of {self.text!r} and {self.other[:24]!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a comparison found. close: as close as rounding allows. reference: what the model was compared with."""
+
+    summary: str
+    close: bool
+    reference: str = "published numbers"
+
+
+_M3, _BM25 = "What is BGE M3?", "Definition of BM25"
+_ABOUT_M3 = "BGE M3 is an embedding model supporting dense retrieval, lexical matching and multi-vector interaction."
+_ABOUT_BM25 = (
+    "BM25 is a bag-of-words retrieval function that ranks a set of documents based on the query terms appearing in "
+    "each document"
+)
+# By hub id. BGE-M3: its model card, and vLLM's test of the same texts.
+GOLDEN: Mapping[str, tuple[Golden, ...]] = {
+    "BAAI/bge-m3": (
+        Golden(0.6259, _M3, _ABOUT_M3, "dense"),
+        Golden(0.3474, _M3, _ABOUT_BM25, "dense"),
+        Golden(0.3309, _BM25, _ABOUT_M3, "dense"),
+        Golden(0.6734, _BM25, _ABOUT_BM25, "dense"),
+        Golden(0.19555, _M3, _ABOUT_M3, "sparse"),
+        Golden(0.0, _M3, _BM25, "sparse"),
+        Golden(0.7797, _M3, _ABOUT_M3, "colbert"),
+        Golden(0.4620, _M3, _ABOUT_BM25, "colbert"),
+        Golden(0.26711, "Hi", token=2673),
+    )
+}
+
+
+def golden_values(model: str | None, path: str) -> tuple[Golden, ...]:
+    """Those of a checkpoint; none for a checkpoint without.
+
+    model: a hub id or a folder. path: the folder; within a cache of the hub, a part of it is the id.
+    """
+    ids = {part.removeprefix("models--").replace("--", "/", 1) for part in PurePath(path).parts}
+    return next((values for name, values in GOLDEN.items() if model == name or name in ids), ())
+
+
+def measure(llm: LLM, values: Sequence[Golden]) -> list[float]:
+    """What the model computes for each."""
+    return [_measured(llm, value) for value in values]
+
+
+def compare(values: Sequence[Golden], measured: Sequence[float]) -> Compared:
+    """How far the numbers are from the published ones, and which of them too far."""
+    gaps = [abs(got - golden.value) for golden, got in zip(values, measured, strict=True)]
+    far = [
+        f"{golden.label} is {got:.5f}, published as {golden.value}"
+        for golden, got, gap in zip(values, measured, gaps, strict=True)
+        # Written so that NaN is far.
+        if not gap <= max(_ABSOLUTE, _RELATIVE * abs(golden.value))
+    ]
+    summary = f"Against {len(values)} published numbers: largest difference {max(gaps):.1e}."
+    return Compared(" ".join([summary, *(f"{one}." for one in far)]), not far)
+
+
+def _measured(llm: LLM, golden: Golden) -> float:
+    if golden.token is not None:
+        (output,) = llm.embed_sparse(golden.text, use_tqdm=False)
+        return output.outputs.as_dict().get(golden.token, 0.0)
+    (pair,) = llm.score(golden.text, golden.other, mode=golden.mode, use_tqdm=False)
+    return pair.outputs.score

@@ -1,4 +1,4 @@
-"""The commands, and how what goes wrong is told."""
+"""Commands: the table of them, and errors in one line, with options as they were typed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -29,8 +29,8 @@ app.command("check")(check.check)
 app.add_typer(bench.bench, name="bench")
 
 
-def _say_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"poolhouse {poolhouse.__version__}")
         raise typer.Exit
 
@@ -38,26 +38,26 @@ def _say_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """An inference engine and server for pooling models."""
 
 
-def run(given: Sequence[str]) -> None:
-    """Run the command of these arguments; what goes wrong is said in one line, with options as they were typed."""
-    arguments = list(given)
+def run(arguments: Sequence[str]) -> None:
+    """Run the command of these arguments; an error becomes one line, with options as they were typed."""
+    arguments = list(arguments)
     typed = as_typed(arguments)
     options = _options_of(arguments, typed)
-    # A warning is for the user; where in our code it was raised is not.
+    # A warning is for the user; the line of our code that raised it is not.
     warnings.formatwarning = lambda message, *_, **__: f"poolhouse: {spelled(str(message), options)}\n"
-    # Here former words are a person's, whom Python would tell nothing of them.
+    # Here former names were typed by a person, to whom Python would not show these warnings.
     warnings.filterwarnings("default", r".* was re(nam|mov)ed; use ", DeprecationWarning)
     try:
         arguments = join_dotted(arguments)
         if arguments[:1] == ["serve"]:
             arguments[1:] = arranged(arguments[1:])
-            # What goes wrong names options already as they were written there, on the line or elsewhere.
+            # Errors of `serve` name options already as they were written, on the line or elsewhere.
             options = {}
         else:
             _let_signals_end()
@@ -74,9 +74,9 @@ def run(given: Sequence[str]) -> None:
 
 def _options_of(arguments: Sequence[str], typed: Mapping[str, str]) -> dict[str, Written]:
     """The options of the command that a line names, by their names in Python."""
-    command: Any = typer.main.get_command(app)
-    for word in arguments:
-        command = getattr(command, "commands", {}).get(word, command)
+    command = typer.main.get_command(app)
+    for argument in arguments:
+        command = getattr(command, "commands", {}).get(argument, command)
     long = {
         parameter.name: name
         for parameter in command.params
@@ -88,7 +88,7 @@ def _options_of(arguments: Sequence[str], typed: Mapping[str, str]) -> dict[str,
 
 
 def _let_signals_end() -> None:
-    """Let a command that is told to stop tidy up first, as it does when interrupted; `serve` stops in its own way."""
+    """Let a command tidy up when it is stopped, as it does when interrupted; `serve` stops in its own way."""
 
     def stop(number: int, _: object) -> NoReturn:
         sys.exit(128 + number)

@@ -7,8 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated
 
 import numpy as np
 import orjson
@@ -36,7 +37,7 @@ Write = Callable[[Sequence[str], Codes, Sequence[bool]], None]
 # Texts whose token vectors are in memory at once, twice.
 _TOKENS_AT_ONCE = 1024
 
-# Formats by the endings of their files.
+# Formats of the output by the endings of its file.
 _BY_ENDING = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -50,7 +51,7 @@ _OF_TOKENS = ("npz", "safetensors", "arrow")
 # Endings of files that are not written, whatever --format says.
 _NOT_WRITTEN = (".csv", ".tsv", ".parquet", ".gz", ".bz2", ".xz", ".zst", ".zip", ".pt", ".h5", ".feather")
 
-# A word that may be a model of the hub, or name a file.
+# Arguments that may be a model of the hub, or name a file.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PATH = re.compile(r"(/|\./|\.\./|~/)\S+|\S+\.(txt|jsonl|ndjson|csv|tsv|parquet|json)")
 
@@ -85,7 +86,7 @@ def embed(
         float | None, typer.Option(help="With --tokens: keep about one vector per so many, each the mean of like ones.")
     ] = None,
     *,
-    options: dict[str, Any],
+    options: dict[str, object],
 ) -> None:
     """Write the vector of each text, or with --tokens those of its tokens.
 
@@ -105,18 +106,20 @@ def embed(
         raise ConfigError(
             f"--format {form} is {'not ' if tokens else ''}for --tokens, which takes {', '.join(_OF_TOKENS)}."
         )
-    for flag, given_value in (("--input-type", input_type), ("--token-pooling-factor", token_pooling_factor)):
-        if given_value is not None and not tokens:
+    for flag, setting in (("--input-type", input_type), ("--token-pooling-factor", token_pooling_factor)):
+        if setting is not None and not tokens:
             raise ConfigError(f"{flag} is for --tokens.")
     if form != "jsonl" and output is None:
         raise ConfigError(f"--format {form} needs --output FILE.")
     if form == "jsonl" and wanted not in ("float32", *QUANTIZED):
         raise ConfigError(f"JSON lines cannot hold {wanted}; use --format npy.")
     with contextlib.ExitStack() as stack:
-        given = files.of_the_line(texts) if texts else files.opened(source, input_format, column, stack)
-        sink: Any = stack.enter_context(
-            token_embeddings.writer(output, f".{form}") if tokens and output is not None else _stream(output, form)
-        )
+        inputs = files.of_the_line(texts) if texts else files.opened(source, input_format, column, stack)
+        if tokens and output is not None:
+            write_tokens = stack.enter_context(token_embeddings.writer(output, f".{form}"))
+            run = partial(_write_tokens, write=write_tokens, factor=token_pooling_factor)
+        else:
+            run = partial(_write_vectors, write=stack.enter_context(_writer(output, form)))
         from poolhouse.llm import LLM
         from poolhouse.llm.requests import Asked
 
@@ -126,12 +129,7 @@ def embed(
                 "This model gives a vector per token, not one per text: use --tokens, with --output FILE.npz."
             )
         asked = Asked(PoolingParams(dimensions=dimensions), prompt_name, input_type=input_type)
-        if tokens:
-            count = _write_tokens(llm, given, sink, asked, wanted, token_pooling_factor)
-        else:
-            write = stack.enter_context((_numpy_matrix if form == "npy" else _json_lines)(sink))
-            count = _write_vectors(llm, given, write, asked, wanted)
-        if not count:
+        if not run(llm, inputs, asked=asked, precision=wanted):
             raise files.nothing_in(source)
 
 
@@ -139,7 +137,7 @@ def _format(form: str | None, output: Path | None) -> str:
     """The format of the output, by --format and the ending of --output, which must agree.
 
     Raises:
-        ConfigError: they do not, or neither says it.
+        ConfigError: they do not, or neither names one.
     """
     if form is not None and form not in _FORMATS:
         raise ConfigError(f"--format {form} is not one of {', '.join(_FORMATS)}.{did_you_mean(form, _FORMATS)}")
@@ -157,14 +155,14 @@ def _format(form: str | None, output: Path | None) -> str:
 
 
 def _check_are_texts(texts: Sequence[str], source: str, model: str | None) -> None:
-    """Raise ConfigError for arguments that were meant as a file or a model, and would be embedded as words."""
+    """Raise ConfigError for arguments that were meant as a file or a model, and would be embedded themselves."""
     from poolhouse.models.files import hub
 
     if source != "-":
         raise ConfigError(f"Texts come as arguments or from --input {source}, not both.")
     for text in texts:
         to_embed = "To embed the word itself, pass it on standard input."
-        # Of a text that can be no path, these say no.
+        # For a text that cannot be a path these are false.
         if os.path.isdir(text):  # noqa: PTH112
             raise ConfigError(f"{text} is a folder. A model is named by --model {text}. {to_embed}")
         if os.path.exists(text) or _PATH.fullmatch(text):  # noqa: PTH110
@@ -173,11 +171,11 @@ def _check_are_texts(texts: Sequence[str], source: str, model: str | None) -> No
             raise ConfigError(f"{text} may be a model of the hub, which is named by --model {text}. {to_embed}")
 
 
-def _write_vectors(llm: LLM, given: files.Texts, write: Write, asked: Asked, precision: Precision) -> int:
+def _write_vectors(llm: LLM, inputs: files.Texts, asked: Asked, precision: Precision, write: Write) -> int:
     """A vector for each text; returns how many."""
     count = 0
-    with _progress(given.total) as progress:
-        for texts, answers in files.answered(llm, given, "embed", asked):
+    with files.progress_bar(inputs.total) as progress:
+        for texts, answers in files.answered(llm, inputs, "embed", asked):
             rows = quantize(np.stack([answer.array for answer in answers]), precision, llm.engine.facts.calibration)
             write(texts, rows, [answer.tokens.truncated for answer in answers])
             count += len(texts)
@@ -187,18 +185,18 @@ def _write_vectors(llm: LLM, given: files.Texts, write: Write, asked: Asked, pre
 
 def _write_tokens(
     llm: LLM,
-    given: files.Texts,
-    write: token_embeddings.Write,
+    inputs: files.Texts,
     asked: Asked,
     precision: Precision,
+    write: token_embeddings.Write,
     factor: float | None,
 ) -> int:
-    """The vectors of each text's tokens; returns how many texts. factor: how many of them are made one."""
+    """The vectors of each text's tokens; returns how many texts. factor: about so many vectors become one."""
     if factor is not None:
         check_factor(factor, role_of(asked.input_type))
     count = 0
-    with _progress(given.total) as progress:
-        for texts, answers in files.answered(llm, given, "token_embed", asked, _TOKENS_AT_ONCE):
+    with files.progress_bar(inputs.total) as progress:
+        for texts, answers in files.answered(llm, inputs, "token_embed", asked, _TOKENS_AT_ONCE):
             matrices = [answer.array if factor is None else pooled(answer.array, factor) for answer in answers]
             write(TokenEmbeddings.of(matrices, precision, llm.engine.facts.calibration))
             count += len(texts)
@@ -206,10 +204,11 @@ def _write_tokens(
     return count
 
 
-def _progress(total: int | None) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit=" texts", disable=None, dynamic_ncols=True)
+@contextlib.contextmanager
+def _writer(output: Path | None, form: str) -> Iterator[Write]:
+    """Writes texts and their vectors."""
+    with _stream(output, form) as stream, (_numpy_matrix if form == "npy" else _json_lines)(stream) as write:
+        yield write
 
 
 @contextlib.contextmanager
@@ -242,23 +241,23 @@ def _json_lines(stream: IO[bytes]) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _numpy_matrix(stream: IO[bytes]) -> Iterator[Write]:
-    """Rows as they come; how many there are is written into the file's head at the end."""
+    """Rows as they come; the file's header, which says how many there are, is written again at the end."""
     count, width, dtype = 0, 0, np.dtype(np.float32)
 
-    def write_head() -> None:
+    def write_header() -> None:
         # numpy leaves room in it for any number of rows.
-        head = {"shape": (count, width), "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
-        np.lib.format.write_array_header_1_0(stream, head)
+        header = {"shape": (count, width), "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+        np.lib.format.write_array_header_1_0(stream, header)
 
     def write(texts: Sequence[str], rows: Codes, truncated: Sequence[bool]) -> None:
         nonlocal count, width, dtype
         if not count:
             width, dtype = rows.shape[1], rows.dtype
-            write_head()
+            write_header()
         count += len(rows)
         stream.write(np.ascontiguousarray(rows).data)
 
     yield write
     if count:
         stream.seek(0)
-        write_head()
+        write_header()

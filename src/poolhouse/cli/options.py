@@ -1,4 +1,4 @@
-"""Command-line options made from the fields of a settings class, so that each is described once."""
+"""Options of commands: made from the fields of settings, read in any spelling, named in messages as typed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import inspect
 import json
 import re
 from ast import literal_eval
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -21,36 +21,36 @@ from poolhouse.settings import (
     FORMER_NAMES,
     MEANINGLESS,
     OUR_NAMES,
-    Panel,
     ServerSettings,
     Settings,
     is_switch,
+    panel_of,
     useful_options,
 )
 
 # Fields that stand for themselves on the command line.
 _NOT_OPTIONS = ("model",)
-# Fields whose words on the command line, and in the environment, are JSON.
+# Fields whose values on the command line, and in the environment, are JSON.
 JSON_OPTIONS = ("hf_overrides", "pooler_config")
 
 
 def with_options(*classes: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each field; what was set arrives as the mapping `options`."""
+    """Give a command an option for each field of these classes; those that were set arrive as the mapping `options`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters
-        added = {name: (panel, field) for cls in classes for name, panel, field in _with_panels(cls)}
+        added = {name: field for cls in classes for name, field in cls.model_fields.items()}
 
         @wraps(command)
-        def with_mapping(**given: Any) -> None:
-            set_ones = {name: given.pop(name) for name in list(given) if name in added and name not in own}
-            set_ones = {name: value for name, value in set_ones.items() if value is not None}
-            command(**given, options=parsed(set_ones, flag))
+        def with_mapping(**values: object) -> None:
+            options = {name: values.pop(name) for name in list(values) if name in added and name not in own}
+            options = {name: value for name, value in options.items() if value is not None}
+            command(**values, options=parsed(options, flag))
 
         parameters = [parameter for name, parameter in own.items() if name != "options"]
-        for name, (panel, field) in added.items():
+        for name, field in added.items():
             if name not in own and name not in _NOT_OPTIONS:
-                parameters.append(_parameter(name, field, panel))
+                parameters.append(_parameter(name, field))
         with_mapping.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_mapping.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return with_mapping
@@ -58,46 +58,40 @@ def with_options(*classes: type[BaseModel]) -> Callable[[Callable[..., None]], C
     return decorate
 
 
-def parsed(words: Mapping[str, Any], origin: Callable[[str], str]) -> dict[str, Any]:
+def parsed(options: Mapping[str, object], origin: Callable[[str], str]) -> dict[str, object]:
     """Options with their JSON read.
 
-    origin: where an option of that name was written, for errors.
+    origin: for errors, how the option of that name was written.
 
     Raises:
         ConfigError: it is no JSON.
     """
-    options = dict(words)
+    options = dict(options)
     for name in JSON_OPTIONS:
-        if isinstance(options.get(name), str):
+        text = options.get(name)
+        if isinstance(text, str):
             try:
-                options[name] = json.loads(options[name])
+                options[name] = json.loads(text)
             except ValueError as error:
                 raise ConfigError(f"{origin(name)} is not valid JSON: {error}") from None
     return options
 
 
-def _with_panels(cls: type[BaseModel]) -> Iterator[tuple[str, str, FieldInfo]]:
-    panel = "Options"
-    for name, field in cls.model_fields.items():
-        panel = next((mark.title for mark in field.metadata if isinstance(mark, Panel)), panel)
-        yield name, panel, field
-
-
-def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     switch = field.annotation is bool
-    words = (field.description or "").rstrip(".")
+    text = (field.description or "").rstrip(".")
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     if choices:
-        words += f": {', '.join(choices)}"
+        text += f": {', '.join(choices)}"
     if not switch and field.default not in (None, "", ()):
         default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
-        words += f" ({default})"
+        text += f" ({default})"
     elif switch and field.default:
-        words += " (on)"
+        text += " (on)"
     declaration = f"{flag(name)}/--no-{flag(name)[2:]}" if switch else flag(name)
-    option = typer.Option(None, declaration, help=words, show_default=False, rich_help_panel=panel, metavar="")
-    kind: Any = (bool | None) if switch else (str | None)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
+    option = typer.Option(None, declaration, help=text, show_default=False, rich_help_panel=panel_of(field), metavar="")
+    annotation = (bool | None) if switch else (str | None)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
 
 
 # Options of the command itself.
@@ -115,13 +109,13 @@ def arranged(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: an option that does not exist, or without its value, or names that may be models.
     """
-    return _Walk(arguments).words()
+    return _Walk(arguments).arranged()
 
 
 def join_dotted(arguments: Sequence[str]) -> list[str]:
     """Arguments with `--pooler-config.FIELD value` gathered into one `--pooler-config '{...}'`."""
     joined: list[str] = []
-    fields: dict[str, dict[str, Any]] = {}
+    fields: dict[str, dict[str, object]] = {}
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -135,16 +129,21 @@ def join_dotted(arguments: Sequence[str]) -> list[str]:
             value = _value_of(argument, rest)
         if name not in fields:
             joined += [flag(name), ""]
-        inner = fields.setdefault(name, {})
-        *parents, last = path.replace("-", "_").split(".")
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[last] = _read(value)
+        _set_in(fields.setdefault(name, {}), path.replace("-", "_").split("."), _json_or_text(value))
     for name, mapping in fields.items():
-        # The empty word that was left above, where the first field stood.
-        place = next(n for n, word in enumerate(joined) if word == "" and joined[n - 1] == flag(name))
-        joined[place] = json.dumps(mapping)
+        # The empty text that was left above, where the first field stood.
+        index = next(n for n, text in enumerate(joined) if text == "" and joined[n - 1] == flag(name))
+        joined[index] = json.dumps(mapping)
     return joined
+
+
+def _set_in(mapping: dict[str, object], path: Sequence[str], value: object) -> None:
+    for name in path[:-1]:
+        inner = mapping.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"'{name}' is given both a value and fields of its own.")
+        mapping = inner
+    mapping[path[-1]] = value
 
 
 class _Walk:
@@ -155,11 +154,11 @@ class _Walk:
         self.models: list[str] = []
         self.options: dict[str, list[str]] = {}
         self.switches: list[str] = []
-        self.others: dict[str, Any] = {}
-        # Words behind the last --served-model-name, of which the last may be the model.
+        self.others: dict[str, object] = {}
+        # What stands behind the last --served-model-name; the last of it may be the model.
         self.names: list[str] = []
 
-    def words(self) -> list[str]:
+    def arranged(self) -> list[str]:
         names_stand_last = False
         while self.rest:
             argument = self.rest.pop(0)
@@ -184,25 +183,25 @@ class _Walk:
         return self._in_order()
 
     def _option(self, name: str, argument: str | None, value: str) -> None:
-        """Take the option and its values. argument: as it was written, where its value was not within."""
+        """Take the option and its values. argument: as it was written; None where its value stands in the same argument."""
         field = Settings.model_fields.get(name) or ServerSettings.model_fields.get(name)
         positive = name.removeprefix("no_")
         switch = Settings.model_fields.get(positive) or ServerSettings.model_fields.get(positive)
         if name in _HELP:
             self.switches.append("--help")
         elif switch is not None and switch.annotation is bool:
-            on = (argument is not None or _read(value) is True) != (name != positive)
+            on = (argument is not None or _json_or_text(value) is True) != (name != positive)
             self.switches.append(flag(positive) if on else "--no-" + flag(positive)[2:])
         elif name == _NAMES:
             self.names = [value] if argument is None else [_value_of(argument, self.rest)]
             while self.rest and not self.rest[0].startswith("--"):
                 self.names.append(self.rest.pop(0))
         elif field is not None or name in _OWN:
-            given = [value] if argument is None else [_value_of(argument, self.rest)]
+            values = [value] if argument is None else [_value_of(argument, self.rest)]
             while name == "lora_modules" and self.rest and _is_adapter(self.rest[0]):
-                given.append(self.rest.pop(0))
-            several = name == "lora_modules" or (field is not None and "tuple" in str(field.annotation))
-            self.options[name] = [*self.options.get(name, []), *given] if several else given
+                values.append(self.rest.pop(0))
+            several = name == "lora_modules" or (field is not None and _takes_several(field))
+            self.options[name] = [*self.options.get(name, []), *values] if several else values
         else:
             self._other(name, argument, value)
 
@@ -210,34 +209,42 @@ class _Walk:
         positive = name.removeprefix("no_")
         known = positive in MEANINGLESS or positive in DONE_ANYWAY
         if argument is None:
-            self.others[positive] = _read(value)
+            self.others[positive] = _json_or_text(value)
         elif (known and is_switch(positive)) or not self.rest or self.rest[0].startswith("--"):
             self.others[positive] = positive == name
         else:
-            self.others[positive] = _read(self.rest.pop(0))
+            self.others[positive] = _json_or_text(self.rest.pop(0))
 
     def _tell_names_from_model(self, stand_last: bool) -> None:
-        """Without a model elsewhere, the last word of the line is the model, as in any command."""
+        """Without a model elsewhere, the last argument of the line is the model, as in any command."""
         if stand_last:
             self.models.append(self.names.pop())
         elif "config" not in self.options:
-            words = " ".join(self.names)
+            names = " ".join(self.names)
             raise ConfigError(
-                f"--served-model-name {words}: which of these is the model? Put the model first: "
-                f"serve MODEL --served-model-name {words}."
+                f"--served-model-name {names}: which of these is the model? Put the model first: "
+                f"serve MODEL --served-model-name {names}."
             )
 
     def _in_order(self) -> list[str]:
-        words: list[str] = []
+        arguments: list[str] = []
         for name, values in self.options.items():
-            # A JSON list keeps words whole that hold a comma; adapters have a grammar of their own.
-            several = "," if name == "lora_modules" else None
-            joined = values[0] if len(values) == 1 else several.join(values) if several else json.dumps(values)
-            words += [flag(name), joined]
-        words += self.switches
+            if len(values) == 1:
+                joined = values[0]
+            else:
+                # A JSON list keeps values whole that hold a comma; adapters have a grammar of their own.
+                joined = ",".join(values) if name == "lora_modules" else json.dumps(values)
+            arguments += [flag(name), joined]
+        arguments += self.switches
         if self.others:
-            words += ["--other-options", json.dumps(self.others)]
-        return [*words, "--", *self.models] if self.models else words
+            arguments += ["--other-options", json.dumps(self.others)]
+        return [*arguments, "--", *self.models] if self.models else arguments
+
+
+def _takes_several(field: FieldInfo) -> bool:
+    """Whether a field is a tuple, or may be one."""
+    annotation = field.annotation
+    return any(get_origin(one) is tuple for one in (annotation, *get_args(annotation)))
 
 
 def _exists(name: str) -> bool:
@@ -246,12 +253,12 @@ def _exists(name: str) -> bool:
     return name in known or name.removeprefix("no_") in known
 
 
-def _is_adapter(word: str) -> bool:
-    return word.startswith("{") or ("=" in word and not word.startswith("-"))
+def _is_adapter(argument: str) -> bool:
+    return argument.startswith("{") or ("=" in argument and not argument.startswith("-"))
 
 
 def _value_of(argument: str, rest: list[str]) -> str:
-    """The word behind an option.
+    """The argument behind an option.
 
     Raises:
         ConfigError: there is none.
@@ -261,7 +268,7 @@ def _value_of(argument: str, rest: list[str]) -> str:
     return rest.pop(0)
 
 
-def _read(text: str) -> Any:
+def _json_or_text(text: str) -> object:
     try:
         return json.loads(text)
     except ValueError:
@@ -270,11 +277,11 @@ def _read(text: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """An option as it stands in one place. sign: what separates it from a value. place: where, if that must be said."""
+    """An option as it was written. sign: what separates it from a value. where: " in FILE", if that must be said."""
 
     name: str
     sign: str = " "
-    place: str = ""
+    where: str = ""
 
 
 def on_the_line(names: Iterable[str], typed: Mapping[str, str] | None = None) -> dict[str, Written]:
@@ -310,7 +317,7 @@ def near_flag(typed: str, known: Iterable[str]) -> str:
 
 
 def spelled(message: str, options: Mapping[str, Written]) -> str:
-    """A message in Python's words with its options as they were written.
+    """A message that names options as Python does, with them as they were written.
 
     An option is found where it has a value (`dtype='int3'`), before a colon, in quotes, or by the underscore in its name.
     """
@@ -327,21 +334,21 @@ def _rewritten(found: re.Match[str], options: Mapping[str, Written]) -> str:
     name, value = found["name"], found["value"]
     written = options[name]
     if value is not None:
-        return f"{written.name}{found['field']}{written.sign}{_plain(value)}{written.place}"
+        return f"{written.name}{found['field']}{written.sign}{_plain(value)}{written.where}"
     after = found.string[found.end() :]
     before = found.string[: found.start()]
     opens = after.startswith(":") and (not before or before.endswith(("; ", ": ", "(")))
     if found["quote"] or "_" in name or opens:
-        return f"{written.name}{found['field']}{written.place}"
+        return f"{written.name}{found['field']}{written.where}"
     return found[0]
 
 
 def _plain(value: str) -> str:
     """A value of Python as a line or a file has it."""
     try:
-        given = literal_eval(value)
+        read = literal_eval(value)
     except (ValueError, SyntaxError):
         return value
-    if isinstance(given, dict):
-        return f"'{json.dumps(given)}'"
-    return given if isinstance(given, str) and given.strip() and " " not in given else value
+    if isinstance(read, dict):
+        return f"'{json.dumps(read)}'"
+    return read if isinstance(read, str) and read.strip() and " " not in read else value

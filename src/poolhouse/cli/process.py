@@ -1,4 +1,4 @@
-"""What a server's process does before anything that takes time is imported: signals, standard streams, errors as JSON."""
+"""Process of a server, before slow imports: signals, standard streams, errors as JSON lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _JSON_IN_A_FILE = re.compile(rb"""^log[-_]format\s*:\s*["']?json\b""", re.MULTIL
 
 
 def begin(arguments: Sequence[str]) -> None:
-    """Make the process stop when it is told to, own its standard streams, and speak JSON where that is wanted."""
+    """Make the process stop on signals, own its standard streams, and write JSON where that is configured."""
     for number in (signal.SIGTERM, signal.SIGINT):
         # To the first process of a container a signal without a handler does nothing. There is nothing to tidy up yet.
         signal.signal(number, lambda *_: os._exit(0))
@@ -37,7 +37,7 @@ def begin(arguments: Sequence[str]) -> None:
 
 
 def wants_json(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether the log is to be JSON, as far as that can be told before options are read, which may fail."""
+    """Whether the log is to be JSON, as far as that is known before options are read, which may fail."""
     chosen = _last(arguments, "--log-format")
     if chosen is not None:
         return chosen == "json"
@@ -53,10 +53,10 @@ def wants_json(arguments: Sequence[str], environment: Mapping[str, str]) -> bool
 
 
 def _last(arguments: Sequence[str], option: str) -> str | None:
-    """The value of an option, written with - or _, in one word or in two."""
+    """The value of an option, written with - or _, in one argument or in two."""
     found = None
-    for word, following in zip_longest(arguments, arguments[1:]):
-        name, equals, value = word.partition("=")
+    for argument, following in zip_longest(arguments, arguments[1:]):
+        name, equals, value = argument.partition("=")
         if name.replace("_", "-") == option:
             found = value if equals else following
     return found
@@ -73,19 +73,19 @@ def speak_json() -> None:
     def uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         stream.emit("error", f"{kind.__name__}: {error}", error="".join(traceback.format_exception(kind, error, trace)))
 
-    def warned(message: Warning | str, *_: Any, **__: Any) -> None:
+    def warned(message: Warning | str, *_: object, **__: object) -> None:
         stream.emit("warning", str(message))
 
     sys.excepthook = uncaught
-    threading.excepthook = lambda told: uncaught(told.exc_type, told.exc_value, told.exc_traceback)
-    sys.unraisablehook = lambda told: uncaught(told.exc_type, told.exc_value, told.exc_traceback)
+    threading.excepthook = lambda event: uncaught(event.exc_type, event.exc_value, event.exc_traceback)
+    sys.unraisablehook = lambda event: uncaught(event.exc_type, event.exc_value, event.exc_traceback)
     warnings.showwarning = warned
 
 
 class JsonStream:
-    """Standard error whose lines become JSON objects, as those of the log are; lines that are some stay as they are.
+    """Standard error whose lines become JSON objects, as those of the log are; lines that are JSON objects stay as they are.
 
-    beneath: the stream itself, for those who write whole objects.
+    beneath: the stream itself, for writers of whole objects.
     """
 
     def __init__(self, beneath: TextIO) -> None:

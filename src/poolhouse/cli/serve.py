@@ -1,4 +1,4 @@
-"""`poolhouse serve`: the HTTP server."""
+"""`poolhouse serve` and `poolhouse.asgi`: the HTTP server, or its application for another server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ from poolhouse.cli import process
 from poolhouse.cli.options import spelled, with_options
 from poolhouse.cli.sources import gather
 from poolhouse.errors import ConfigError, PoolhouseError
-from poolhouse.settings import ServerSettings, Settings, in_our_words, known_options
+from poolhouse.settings import ServerSettings, Settings, known_options, with_our_names
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -38,7 +38,7 @@ def serve(
     ] = None,
     other_options: Annotated[str, typer.Option(hidden=True)] = "{}",
     *,
-    options: dict[str, Any],
+    options: dict[str, object],
 ) -> None:
     """Serve models over HTTP until stopped.
 
@@ -47,10 +47,10 @@ def serve(
     if "OMP_WAIT_POLICY" not in os.environ:
         # Shorter than `engine/cores.py` has it: threads of torch that wait for each other keep the event loop from running.
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-    given = {**options, **json.loads(other_options)}
-    server, engines, written = gather(models or [], given, config, os.environ, context.obj)
+    options = {**options, **json.loads(other_options)}
+    server, engines, written = gather(models or [], options, config, os.environ, context.obj)
     if server.log_format == "json":
-        # Of a file that could not be read from afar.
+        # `process.begin` reads a config file only roughly, and may have missed it.
         process.speak_json()
     from poolhouse.server.process.run import serve as run
 
@@ -70,33 +70,33 @@ _OF_THE_PROCESS = (
 
 
 def asgi(
-    model: str | Sequence[str] | None = None, *, config: str | os.PathLike[str] | None = None, **options: Any
+    model: str | Sequence[str] | None = None, *, config: str | os.PathLike[str] | None = None, **options: object
 ) -> ASGIApp:
     """The HTTP application for another server: uvicorn, gunicorn, Ray Serve, or mounted in an application of yours.
 
     model: a folder or hub id, or several; none takes the embedded default. config: a file as of `serve --config`. Options
-    are those of `serve`, by keyword; what is not given here may stand in that file, or in the environment.
+    are those of `serve`, by keyword; those left out here may stand in that file, or in the environment.
 
-    Models are loaded when the server starts, or at the first request where nobody tells the application of the start;
-    until then it may be pickled, and the process forked.
+    Models are loaded when the server starts, or at the first request under a server without the lifespan protocol; until
+    then it may be pickled, and the process forked.
 
     Raises:
         ConfigError: an unknown option, a value that does not fit, or an option of the process, such as `port`.
     """
-    for name in in_our_words(options):
+    for name in with_our_names(options):
         if name in _OF_THE_PROCESS:
             raise ConfigError(f"{name}: this is for the server that runs the application; give it to that one.")
     models = [model] if isinstance(model, str) else list(model or ())
     file = None if config is None else Path(config)
     as_in_python = {name: name for name in {*options, *known_options()}}
     server, engines, _ = gather(models, options, file, os.environ, as_in_python)
-    from poolhouse.server.process.hosted import hosted
+    from poolhouse.server.process.loading import hosted
 
     return hosted(partial(_open, engines), server)
 
 
 def _open(all_settings: tuple[Settings, ...]) -> list[Engine]:
-    """One engine after the other; where one cannot be had, none is left."""
+    """One engine after the other; where one cannot be opened, none stays open."""
     from poolhouse.engine.open import open_engine
 
     with ExitStack() as opened:

@@ -1,4 +1,4 @@
-"""Options of `serve` from everywhere: the command line wins over the file of --config, and that over the environment."""
+"""Sources: options of `serve` by command line, which wins over the file of --config, and that over environment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -18,10 +17,10 @@ from poolhouse.settings import (
     OUR_NAMES,
     ServerSettings,
     Settings,
-    in_our_words,
     known_options,
-    several_words,
+    split_values,
     useful_options,
+    with_our_names,
 )
 
 _PREFIX = "POOLHOUSE_"
@@ -29,9 +28,12 @@ _SERVICE_NAME = re.compile(r"_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT_\d+_(TCP|
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
 
 
+Options = Mapping[str, object]
+
+
 def gather(
     models: Sequence[str],
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
     config: Path | None,
     environment: Mapping[str, str],
     typed: Mapping[str, str] | None = None,
@@ -55,7 +57,7 @@ def gather(
     for names in (*(source.written for source in sources), line):
         written |= names
     try:
-        sources.append(_Source(in_our_words(options), [{"model": model} for model in models], line))
+        sources.append(_Source(with_our_names(options), [{"model": model} for model in models], line))
         return *_settings(sources), written
     except ConfigError as error:
         raise ConfigError(spelled(str(error), written)) from None
@@ -63,13 +65,13 @@ def gather(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What one place says, and how it writes it.
+    """What one source sets, and how it writes that.
 
-    options: of the server, and of all models. models: options of each model, `model` its name.
+    options: of the server, and of all models. models: options of each model, with its name under `model`.
     """
 
-    options: Mapping[str, Any]
-    models: Sequence[Mapping[str, Any]]
+    options: Options
+    models: Sequence[Options]
     written: Mapping[str, Written]
 
 
@@ -77,18 +79,18 @@ def _settings(sources: Sequence[_Source]) -> tuple[ServerSettings, tuple[Setting
     shared = {name: value for source in sources for name, value in source.options.items()}
     server = ServerSettings.parse(**{name: shared.pop(name) for name in ServerSettings.model_fields if name in shared})
     entries = next((source.models for source in reversed(sources) if source.models), [{"model": None}])
-    # What the command line says of all models stands above what the file says of one.
+    # What the command line sets for all models wins over what the file sets for one.
     last = {name: value for name, value in sources[-1].options.items() if name in shared}
     if len(entries) > 1 and shared.get("served_model_name") is not None:
-        entries = _one_name_each(entries, several_words(shared.pop("served_model_name")))
+        entries = _one_name_each(entries, split_values(shared.pop("served_model_name")))
         last.pop("served_model_name", None)
     engines = tuple(Settings.parse(**{**shared, **entry, **last}) for entry in entries)
     _refuse_clashes(engines)
     return server, engines
 
 
-def _one_name_each(entries: Sequence[Mapping[str, Any]], names: Any) -> list[Mapping[str, Any]]:
-    if not isinstance(names, (list, tuple)) or len(names) != len(entries):
+def _one_name_each(entries: Sequence[Options], names: object) -> list[Options]:
+    if not isinstance(names, list | tuple) or len(names) != len(entries):
         raise ConfigError(
             f"served_model_name: with several models it gives one name to each, in their order; got {names!r} for "
             f"{len(entries)} models. More names of one model go into its entry under models: in a --config file."
@@ -117,8 +119,8 @@ def _environment(variables: Mapping[str, str]) -> _Source:
     Raises:
         ConfigError: a name that is nearly an option's.
     """
-    options: dict[str, Any] = {"api_key": variables["VLLM_API_KEY"]} if "VLLM_API_KEY" in variables else {}
-    places = {"api_key": "VLLM_API_KEY"} if options else {}
+    options: dict[str, object] = {"api_key": variables["VLLM_API_KEY"]} if "VLLM_API_KEY" in variables else {}
+    names = {"api_key": "VLLM_API_KEY"} if options else {}
     known = known_options() - {"model", "config"}
     for variable, value in variables.items():
         name = variable.removeprefix(_PREFIX).lower()
@@ -126,24 +128,24 @@ def _environment(variables: Mapping[str, str]) -> _Source:
             continue
         if name in known:
             if value or name == "api_key":
-                options[name], places[name] = value, variable
+                options[name], names[name] = value, variable
         elif name not in ("model", "config") and (near := nearest(name, useful_options() | {"model", "config"})):
             raise ConfigError(f"{variable} is no option. Did you mean {_PREFIX}{near.upper()}?")
     model = variables.get("POOLHOUSE_MODEL")
-    options = in_our_words(parsed(options, lambda name: places.get(name, name)))
-    written = {OUR_NAMES.get(name, name): Written(variable, "=") for name, variable in places.items()}
+    options = with_our_names(parsed(options, lambda name: names.get(name, name)))
+    written = {OUR_NAMES.get(name, name): Written(variable, "=") for name, variable in names.items()}
     return _Source(options, [{"model": model}] if model else (), written)
 
 
 def _of_kubernetes(variable: str, value: str) -> bool:
-    """Whether it tells of a service whose name begins with poolhouse, as Kubernetes and Docker's links do in every pod."""
+    """Whether it is the address of a service named poolhouse..., which Kubernetes and Docker's links set in every pod."""
     # Of these names only PORT is an option too, and that is then an address.
     if variable.endswith("_PORT"):
         return _SERVICE_ADDRESS.match(value) is not None or variable.endswith("_SERVICE_PORT")
     return _SERVICE_NAME.search(variable) is not None
 
 
-def read_config(path: Path) -> tuple[list[Mapping[str, Any]], dict[str, Any], dict[str, str]]:
+def read_config(path: Path) -> tuple[list[Options], dict[str, object], dict[str, str]]:
     """The models of a file, each a mapping with its name under `model`, and the options beside them, in our names.
 
     Third, how the file writes each option.
@@ -168,19 +170,19 @@ def read_config(path: Path) -> tuple[list[Mapping[str, Any]], dict[str, Any], di
         models = [] if model is None else [model]
     if not isinstance(models, list):
         raise ConfigError(f"{path}: models: is a list of names, or of mappings with model: and options of its own.")
-    return [_entry(path, model, typed) for model in models], in_our_words(options), typed
+    return [_entry(path, model, typed) for model in models], with_our_names(options), typed
 
 
-def _entry(path: Path, entry: Any, typed: dict[str, str]) -> Mapping[str, Any]:
+def _entry(path: Path, entry: object, typed: dict[str, str]) -> Options:
     if isinstance(entry, str):
         return {"model": entry}
     options = _checked(path, entry, known_options() - set(ServerSettings.model_fields), typed)
     if not isinstance(options.get("model"), str):
         raise ConfigError(f"{path}: an entry of models: needs model: NAME; got {entry!r}.")
-    return in_our_words(options)
+    return with_our_names(options)
 
 
-def _checked(path: Path, options: Any, known: set[str], typed: dict[str, str]) -> dict[str, Any]:
+def _checked(path: Path, options: object, known: set[str], typed: dict[str, str]) -> dict[str, object]:
     """The options by their names in Python; how they are written is added to `typed`."""
     if not isinstance(options, dict):
         raise ConfigError(f"{path}: options are a mapping such as `port: 8000`, got {options!r}.")
@@ -191,11 +193,10 @@ def _checked(path: Path, options: Any, known: set[str], typed: dict[str, str]) -
         if name not in known:
             near = nearest(name, known - MEANINGLESS - DONE_ANYWAY)
             # In the spelling that the file has.
-            words = near and f" Did you mean '{near.replace('_', '-') if '-' in key else near}'?"
-            raise ConfigError(f"{path}: there is no option '{key}'.{words or ''}")
+            hint = near and f" Did you mean '{near.replace('_', '-') if '-' in key else near}'?"
+            raise ConfigError(f"{path}: there is no option '{key}'.{hint or ''}")
         typed[OUR_NAMES.get(name, name)] = key
-    ours = {str(key).replace("-", "_").removeprefix("__"): value for key, value in options.items()}
-    return parsed(ours, lambda name: f"{path}: {names[name]}")
+    return parsed({name: options[key] for name, key in names.items()}, lambda name: f"{path}: {names[name]}")
 
 
 # In secrets and permissions, numbers are taken as they are written: to YAML, 0123 is 83.
@@ -206,7 +207,7 @@ _AS_WRITTEN = frozenset({"api_key", "hf_token", "ssl_keyfile_password", "uds_mod
 class _Loader(yaml.SafeLoader):
     """YAML's safe types; a key that stands twice is an error, where YAML would take the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode) and str(key.value).replace("-", "_") in _AS_WRITTEN:
                 entries = value.value if isinstance(value, yaml.SequenceNode) else [value]
@@ -214,7 +215,7 @@ class _Loader(yaml.SafeLoader):
                     if entry.tag in _NUMBERS:
                         entry.tag = "tag:yaml.org,2002:str"
         # PyYAML has types where another package brings them.
-        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)  # type: ignore[no-untyped-call, unused-ignore]
+        mapping: dict[Hashable, object] = super().construct_mapping(node, deep)  # type: ignore[no-untyped-call, unused-ignore]
         # Merged keys (<<) stand in the node too, so only plain ones are counted.
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = sorted({key for key in keys if keys.count(key) > 1})

@@ -1,4 +1,4 @@
-"""Texts of a command, none left out, each with the line or row where it stands: of files, and of standard input."""
+"""Texts of a command: arguments, lines and rows of files or standard input, numbered, and their answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated
 
 import orjson
 import typer
@@ -23,6 +23,8 @@ from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from poolhouse.engine.request import Answer
     from poolhouse.llm import LLM
     from poolhouse.llm.requests import Asked
@@ -39,7 +41,7 @@ _BY_ENDING = {
     ".parquet": "parquet",
 }
 FORMS = ("lines", *dict.fromkeys(_BY_ENDING.values()))
-# Endings of what holds texts otherwise than a line each, and is not read.
+# Endings of files that are not read: they hold no text per line.
 _NOT_LINES = frozenset(
     """
     .7z .arrow .avro .bin .bz2 .db .doc .docx .feather .gz .h5 .json .npy .npz .ods .odt .orc .pdf .pickle .pkl .png .pt
@@ -47,7 +49,7 @@ _NOT_LINES = frozenset(
     """.split()  # noqa: SIM905
 )
 
-# Fields of requests that are the same for all texts: no one of them is to blame.
+# Fields of requests that are the same for all texts: an error of theirs belongs to no single text.
 _OF_ALL = ("prompt_name", "input_type", "task", "adapter", "lora_request")
 
 _HELP = f"A file with a text per line, {', '.join(_BY_ENDING)}; - is standard input."
@@ -63,16 +65,16 @@ _DEFAULT_COLUMN = "text"
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Texts with their numbers: `unit` NUMBER of `where`. total: how many, where that is known."""
+    """Texts with their numbers, for messages: `unit` NUMBER of `where`. total: how many, where that is known."""
 
     numbered: Iterator[tuple[int, str]]
     unit: str
     where: str
     total: int | None = None
 
-    def groups(self, most: int) -> Iterator[tuple[Sequence[int], list[str]]]:
-        """Numbers and texts, at most so many at once."""
-        while group := list(itertools.islice(self.numbered, most)):
+    def groups(self, size: int) -> Iterator[tuple[Sequence[int], list[str]]]:
+        """Numbers and texts, at most `size` at once."""
+        while group := list(itertools.islice(self.numbered, size)):
             yield [number for number, _ in group], [text for _, text in group]
 
     def without_blanks(self) -> Texts:
@@ -81,19 +83,19 @@ class Texts:
 
 
 def answered(
-    llm: LLM, given: Texts, task: Task, asked: Asked, most: int | None = None
+    llm: LLM, texts: Texts, task: Task, asked: Asked, group_size: int | None = None
 ) -> Iterator[tuple[list[str], list[Answer]]]:
-    """Groups of at most so many texts with their answers, in order; the engine works one group ahead.
+    """Groups of texts with their answers, in order; the engine works one group ahead.
 
     Raises:
-        PoolhouseError: of the first text that could not be answered, naming its place.
+        PoolhouseError: of the first text that could not be answered, naming its line or row.
     """
     from poolhouse.llm.requests import requests_of
 
-    flying: deque[tuple[Sequence[int], list[str], Sequence[Future[Answer]]]] = deque()
+    waiting: deque[tuple[Sequence[int], list[str], Sequence[Future[Answer]]]] = deque()
 
-    def landed() -> tuple[list[str], list[Answer]]:
-        numbers, group, futures = flying[0]
+    def oldest() -> tuple[list[str], list[Answer]]:
+        numbers, group, futures = waiting[0]
         answers = []
         for number, future in zip(numbers, futures, strict=True):
             try:
@@ -102,26 +104,34 @@ def answered(
                 if isinstance(error, UnsupportedDimensions):
                     error.args = (f"--dimensions: {error}",)
                 elif getattr(error, "parameter", None) not in _OF_ALL:
-                    error.args = (f"{given.unit} {number} of {given.where}: {_in_words_of_options(error, llm)}",)
+                    error.args = (f"{texts.unit} {number} of {texts.where}: {_for_commands(error, llm)}",)
                 raise
-        flying.popleft()
+        waiting.popleft()
         return group, answers
 
     try:
-        for numbers, group in given.groups(most or _AT_ONCE):
-            flying.append((numbers, group, llm.engine.submit(requests_of(llm.engine, group, task, asked))))
-            if len(flying) > 1:
-                yield landed()
-        while flying:
-            yield landed()
+        for numbers, group in texts.groups(group_size or _AT_ONCE):
+            waiting.append((numbers, group, llm.engine.submit(requests_of(llm.engine, group, task, asked))))
+            if len(waiting) > 1:
+                yield oldest()
+        while waiting:
+            yield oldest()
     finally:
-        for _, _, futures in flying:
+        for _, _, futures in waiting:
             for future in futures:
                 future.cancel()
 
 
-def _in_words_of_options(error: PoolhouseError, llm: LLM) -> str:
-    """What went wrong, with the options of the command instead of the fields of requests."""
+def progress_bar(total: int | None) -> tqdm:
+    """A progress bar of texts on standard error, where that is a terminal."""
+    from tqdm import tqdm
+
+    bar: tqdm = tqdm(total=total, unit=" texts", disable=None, dynamic_ncols=True)
+    return bar
+
+
+def _for_commands(error: PoolhouseError, llm: LLM) -> str:
+    """The message of an error, with options of the command instead of fields of requests."""
     if not isinstance(error, InputTooLong):
         return str(error)
     most = llm.engine.limit(PoolingParams()).max_uncut_tokens
@@ -132,7 +142,7 @@ def _in_words_of_options(error: PoolhouseError, llm: LLM) -> str:
 
 
 def of_the_line(texts: Sequence[str]) -> Texts:
-    """Texts that were given as arguments."""
+    """Texts that are arguments."""
     return Texts(iter(enumerate(texts, start=1)), "Text", "the command line", len(texts))
 
 
@@ -145,9 +155,9 @@ def opened(source: str, form: str | None, column: str | None, stack: contextlib.
         ConfigError: what cannot be read so, now or while it is read, naming the line or row.
     """
     form = _form(source, form)
-    words = "standard input" if source == "-" else source
+    where = "standard input" if source == "-" else source
     if form == "lines" and column is not None:
-        raise ConfigError(f"--column is for rows, and {words} is read as lines; see --input-format.")
+        raise ConfigError(f"--column is for rows, and {where} is read as lines; see --input-format.")
     column = column or _DEFAULT_COLUMN
     if form == "parquet":
         return _parquet(source, column, stack)
@@ -162,12 +172,12 @@ def opened(source: str, form: str | None, column: str | None, stack: contextlib.
     total = None
     if source != "-" and form in ("lines", "jsonl") and sys.stderr is not None and sys.stderr.isatty():
         total = _count_lines(Path(source))
-    lines = _decoded(stream, words)
+    lines = _decoded(stream, where)
     if form == "lines":
-        return Texts(_of_lines(lines, words), "Line", words, total)
+        return Texts(_of_lines(lines, where), "Line", where, total)
     if form == "jsonl":
-        return Texts(_of_json(lines, words, column), "Line", words, total)
-    return Texts(_of_table(lines, words, column, "," if form == "csv" else "\t"), "Line", words)
+        return Texts(_of_json(lines, where, column), "Line", where, total)
+    return Texts(_of_table(lines, where, column, "," if form == "csv" else "\t"), "Line", where)
 
 
 def nothing_in(source: str) -> ConfigError:
@@ -195,24 +205,24 @@ def _count_lines(path: Path) -> int:
     return count + (last != b"\n")
 
 
-def _decoded(stream: IO[bytes], words: str) -> Iterator[str]:
+def _decoded(stream: IO[bytes], where: str) -> Iterator[str]:
     """Lines with their ends, without the mark of UTF-8 at the beginning."""
     for number, line in enumerate(stream, start=1):
         if number == 1 and (line[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0\0" in (line[:4:2], line[1:4:2])):
-            raise ConfigError(f"{words} is not UTF-8; it looks like UTF-16. Convert it first, such as by iconv.")
+            raise ConfigError(f"{where} is not UTF-8; it looks like UTF-16. Convert it first, such as by iconv.")
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise ConfigError(f"Line {number} of {words} is not UTF-8: {error}") from None
+            raise ConfigError(f"Line {number} of {where} is not UTF-8: {error}") from None
 
 
-def _of_lines(lines: Iterable[str], words: str) -> Iterator[tuple[int, str]]:
+def _of_lines(lines: Iterable[str], where: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(lines, start=1):
         if number == 1 and not line.endswith("\n") and "\r" in line:
-            raise ConfigError(f"{words} ends its lines with \\r alone; they must end with \\n, or \\r\\n.")
+            raise ConfigError(f"{where} ends its lines with \\r alone; they must end with \\n, or \\r\\n.")
         if number == 1 and line.startswith("{") and _is_json(line):
             warnings.warn(
-                f"{words} is read as lines, although the first is a JSON object; --input-format jsonl reads its fields.",
+                f"{where} is read as lines, although the first is a JSON object; --input-format jsonl reads its fields.",
                 stacklevel=2,
             )
         yield number, _without_end(line)
@@ -229,24 +239,24 @@ def _is_json(line: str) -> bool:
         return False
 
 
-def _of_json(lines: Iterable[str], words: str, column: str) -> Iterator[tuple[int, str]]:
+def _of_json(lines: Iterable[str], where: str, column: str) -> Iterator[tuple[int, str]]:
     """A line is a JSON string, or an object with the text under `column`."""
     for number, line in enumerate(lines, start=1):
-        place = f"Line {number} of {words}"
+        subject = f"Line {number} of {where}"
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise ConfigError(f"{place} is not JSON: {error}.") from None
+            raise ConfigError(f"{subject} is not JSON: {error}.") from None
         if isinstance(value, dict):
             if column not in value:
-                raise ConfigError(f"{place} has no field '{column}'. {_columns(column, list(value))}")
-            place, value = f"{place}: '{column}'", value[column]
+                raise ConfigError(f"{subject} has no field '{column}'. {_columns(column, list(value))}")
+            subject, value = f"{subject}: '{column}'", value[column]
         if not isinstance(value, str):
-            raise ConfigError(f"{place} is no text but {orjson.dumps(value)[:40].decode(errors='replace')}.")
+            raise ConfigError(f"{subject} is no text but {orjson.dumps(value)[:40].decode(errors='replace')}.")
         yield number, value
 
 
-def _of_table(lines: Iterable[str], words: str, column: str, separator: str) -> Iterator[tuple[int, str]]:
+def _of_table(lines: Iterable[str], where: str, column: str, separator: str) -> Iterator[tuple[int, str]]:
     """Rows below a first one with the names of the columns, each numbered by the line where it begins."""
     # The module refuses longer cells than 131,072 characters.
     csv.field_size_limit(sys.maxsize)
@@ -256,26 +266,26 @@ def _of_table(lines: Iterable[str], words: str, column: str, separator: str) -> 
         header = next(reader, [])
         if header.count(column) != 1:
             found = "two columns" if column in header else "no column"
-            raise ConfigError(f"{words} has {found} '{column}' in its first line. {_columns(column, header)}")
-        place = header.index(column)
+            raise ConfigError(f"{where} has {found} '{column}' in its first line. {_columns(column, header)}")
+        index = header.index(column)
         began = reader.line_num
         for row in reader:
             cells = row or [""]
             if len(cells) != len(header):
                 raise ConfigError(
-                    f"Line {began + 1} of {words} has {len(row)} cells; the first line has {len(header)}."
+                    f"Line {began + 1} of {where} has {len(row)} cells; the first line has {len(header)}."
                 )
-            yield began + 1, cells[place]
+            yield began + 1, cells[index]
             began = reader.line_num
     except csv.Error as error:
-        raise ConfigError(f"Line {began + 1} of {words} cannot be read as a row: {error}.") from None
+        raise ConfigError(f"Line {began + 1} of {where} cannot be read as a row: {error}.") from None
 
 
 def _parquet(source: str, column: str, stack: contextlib.ExitStack) -> Texts:
     if source == "-":
         raise ConfigError("Parquet is read from a file, not from standard input.")
     try:
-        parquet: Any = import_module("pyarrow.parquet")
+        parquet = import_module("pyarrow.parquet")
     except ImportError:
         raise ConfigError(
             "Parquet files need pyarrow, which is not installed: pip install 'poolhouse[arrow]'."

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 import poolhouse
 from poolhouse.engine.interface import PoolingEngine
-from poolhouse.server import collectors, openapi, routing, security
+from poolhouse.server import openapi, routing, security
 from poolhouse.server.dialects import routers, shapes
 from poolhouse.server.engines import Serving, with_adapters
 from poolhouse.server.routing import Addressed, Dispatch, Heads
-from poolhouse.server.telemetry import logs, tracing
-from poolhouse.server.telemetry.metrics import Metrics
+from poolhouse.server.telemetry import tracing
+from poolhouse.server.telemetry.logs import RequestLog
+from poolhouse.server.telemetry.metrics import Metrics, Queue
+from poolhouse.server.telemetry.observer import Listener, RequestObserver
 from poolhouse.server.wire import errors
 from poolhouse.settings import ServerSettings
 
@@ -27,7 +28,7 @@ def create_app(engines: Sequence[PoolingEngine], settings: ServerSettings | None
     settings = settings or ServerSettings()
     traces = tracing.open_traces(settings)
     serving = Serving(with_adapters(engines), settings, Metrics())
-    collectors.register(serving)
+    serving.metrics.follow(_queue(serving, engine) for engine in serving.engines.values())
     for engine in engines:
         engine.observe(serving.metrics.engine(engine.facts.name))
 
@@ -53,34 +54,10 @@ def create_app(engines: Sequence[PoolingEngine], settings: ServerSettings | None
     errors.install(app, answering)
     routing.install(app, (*dialects, *pages), answering, shapes())
     guarded = security.guarded(Dispatch(app, dialects, answering), settings)
-    counted = Counting(Heads(guarded), serving.metrics)
-    logged = logs.logged(counted if traces is None else tracing.Traced(counted, traces), settings)
-    return Addressed(logged, settings.root_path)
+    listeners: list[Listener] = [serving.metrics, *([] if traces is None else [traces]), RequestLog(settings)]
+    return Addressed(RequestObserver(Heads(guarded), listeners), settings.root_path)
 
 
-class Counting:
-    """Counts and times every request."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app = app
-        self.metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        status = 500
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        started = time.perf_counter()
-        self.metrics.in_flight += 1
-        try:
-            await self.app(scope, receive, watched)
-        finally:
-            self.metrics.in_flight -= 1
-            self.metrics.ended(scope, status, time.perf_counter() - started)
+def _queue(serving: Serving, engine: PoolingEngine) -> Queue:
+    facts = engine.facts
+    return Queue(facts.name, facts.parent or facts.name, lambda: serving.waiting(engine), lambda: engine.running)

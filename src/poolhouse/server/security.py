@@ -1,4 +1,4 @@
-"""Who may ask: API keys, cross-origin browsers, TLS, and heads of requests within limits."""
+"""Security: API keys, cross-origin browsers (CORS), TLS, and limits on URLs and headers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from poolhouse.settings import ServerSettings, visible_key
 OPEN_PATHS = frozenset(
     {"/health", "/health/live", "/health/ready", "/v1/health/live", "/v1/health/ready", "/ping", "/infinity/health"}
     | {"/tei/health", "/tei/ping"}
-    | {f"{under}/.well-known/{word}" for under in ("", "/weaviate") for word in ("live", "ready")}
+    | {f"{prefix}/.well-known/{state}" for prefix in ("", "/weaviate") for state in ("live", "ready")}
 )
 # Here GET alone asks for the health; POST is for the model.
 _OPEN_ROOTS = frozenset({"/", "/tei", "/tei/"})
@@ -35,7 +35,7 @@ _KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 
 
 def guarded(app: ASGIApp, settings: ServerSettings) -> ASGIApp:
-    """The app, every route guarded as the settings say: limits first, then CORS, then keys."""
+    """The app behind the checks of the settings: limits first, then CORS, then keys."""
     keys = api_keys(settings)
     if keys:
         app = ApiKeys(app, keys)
@@ -48,7 +48,7 @@ def guarded(app: ASGIApp, settings: ServerSettings) -> ASGIApp:
             allow_credentials=settings.allow_credentials,
             expose_headers=("x-request-id", "x-poolhouse-truncated", "retry-after"),
         )
-    return HeadLimits(app, settings.max_header_bytes, settings.max_url_bytes)
+    return HeaderLimits(app, settings.max_header_bytes, settings.max_url_bytes)
 
 
 def api_keys(settings: ServerSettings) -> tuple[str, ...]:
@@ -76,24 +76,24 @@ def _keys_of(path: str) -> list[str]:
         raise ConfigError(f"api_key_file: {error}") from None
     keys = []
     for number, line in enumerate(lines, start=1):
-        word = line.strip().strip("\ufeff").strip()
-        if word and not word.startswith("#"):
+        key = line.strip().strip("\ufeff").strip()
+        if key and not key.startswith("#"):
             try:
-                keys.append(visible_key(word))
+                keys.append(visible_key(key))
             except ValueError as error:
                 raise ConfigError(f"api_key_file: line {number} of {path}: {error}") from None
     return keys
 
 
 class ApiKeys:
-    """Answers 401 to requests that show none of the keys, before their body is read.
+    """Answers 401 to requests without one of the keys, before their body is read.
 
     A key stands behind `Authorization: Bearer`, or in `x-api-key` or `api-key`.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self.app = app
-        # Digests are of one length, so a comparison tells nothing of a key's.
+        # Digests have one length, so the time of a comparison does not depend on a key's.
         self.digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,13 +117,13 @@ class ApiKeys:
             else:
                 shown = value
             digest = hashlib.sha256(shown.strip()).digest()
-            # All of them, always: time must not tell which one was near.
+            # All of them, always: the time must not depend on which one fits.
             for key in self.digests:
                 found |= hmac.compare_digest(digest, key)
         return found
 
 
-class HeadLimits:
+class HeaderLimits:
     """Answers 414 to longer URLs and 431 to more bytes of headers."""
 
     def __init__(self, app: ASGIApp, header_bytes: int, url_bytes: int) -> None:
@@ -144,7 +144,7 @@ class HeadLimits:
 
 
 def tls_options(settings: ServerSettings) -> dict[str, Any]:
-    """What uvicorn needs to speak TLS; nothing where no certificate is given.
+    """What uvicorn needs for TLS; nothing where no certificate is set.
 
     Raises:
         ConfigError: half of what TLS needs, or files that do not fit.
@@ -183,7 +183,7 @@ class CertificateFiles:
         self.seen = self._times()
 
     def refresh(self) -> bool:
-        """Whether there was something new; new connections get it.
+        """Whether the files changed; new connections get the new certificate.
 
         Raises:
             OSError: the new files do not fit; the old ones stay in use.
@@ -200,7 +200,7 @@ class CertificateFiles:
 
 
 def is_probe(scope: Scope) -> bool:
-    """Whether a request asks for no more than the server's health."""
+    """Whether a request only asks for the server's health."""
     path = path_of(scope)
     return path in OPEN_PATHS or (path in _OPEN_ROOTS and scope["method"] == "GET")
 

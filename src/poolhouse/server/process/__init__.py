@@ -1,1 +1,1 @@
-"""The process around the application: starting, sockets, connections, stopping."""
+"""Process: our own server around the application, from its sockets to its stop."""

@@ -1,6 +1,6 @@
-"""Connections that bound what a client may take, and that read a body as its request's own whatever else is offered.
+"""Connections: uvicorn's HTTP protocol with limits on headers and slow readers; offers to upgrade are ignored.
 
-Both of uvicorn's parsers serve: the one in C bounds no head, and stops at the head of a request that offers an upgrade.
+Both of uvicorn's parsers work. The one in C has no limit for headers, and stops where a request offers an upgrade.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from poolhouse.engine.process import release_freed_memory
 from poolhouse.settings import ServerSettings
 
-# A reply's body is handed to the connection in parts of so many bytes.
+# Bytes of a part, in which the body of a reply is handed to the connection.
 _PART = 64 * 1024
-# How often within the time that a client may read nothing it is looked whether it does.
-_LOOKS = 5
+# How often it is checked, within the time in which a client may read nothing, whether it reads.
+_CHECKS = 5
 # Where Linux's tcp_info counts the bytes that the other side has acknowledged.
 _ACKED = slice(120, 128)
 
@@ -36,7 +36,7 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif scope["method"] in ("CONNECT", "PRI"):
-            # What comes behind it is meant for somebody else, or is HTTP/2.
+            # What follows is meant for another server, or is HTTP/2.
             headers = [(b"content-length", b"0"), (b"connection", b"close")]
             await send({"type": "http.response.start", "status": 501, "headers": headers})
             await send({"type": "http.response.body", "body": b""})
@@ -60,59 +60,59 @@ def _in_parts(send: Send) -> Send:
 
 
 def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP protocol, which also ends connections whose head is too large or too late, or whose reply is not read.
+    """uvicorn's HTTP protocol, which also ends connections whose headers are too large or too late, or whose reply is not read.
 
-    A head of more than `max_header_bytes` hears 431; one that is not complete after `header_timeout_seconds` hears 408.
-    A connection is cut when nothing of a reply is read for `reply_timeout_seconds`. CONNECT hears 501; offers to upgrade
-    are ignored, as RFC 9110 (7.8) allows.
+    Headers of more than `max_header_bytes` get 431; those that are not complete after `header_timeout_seconds` get 408. A
+    connection is cut when nothing of a reply is read for `reply_timeout_seconds`. CONNECT gets 501; offers to upgrade are
+    ignored, as RFC 9110 (7.8) allows.
     """
-    protocol, parser = _uvicorns_own()
-    most, seconds = settings.max_header_bytes, settings.header_timeout_seconds
-    patience = settings.reply_timeout_seconds
+    protocol, parser = _uvicorn_protocol()
+    max_bytes, seconds = settings.max_header_bytes, settings.header_timeout_seconds
+    reply_seconds = settings.reply_timeout_seconds
 
     class Bounded(protocol):  # type: ignore[misc, valid-type]
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             if parser is not None:
                 self.parser = parser(self)
-            self.head_bytes = 0
-            self.head_open = False
-            self.offered = False
+            self.header_bytes = 0
+            self.in_headers = False
+            self.upgrade_offered = False
             self.deadline: asyncio.TimerHandle | None = self.loop.call_later(seconds, self._too_late)
-            self.taken = 0
+            self.acknowledged = 0
             self.read_last = 0.0
             self.watch: asyncio.TimerHandle | None = None
 
         def connection_lost(self, error: Exception | None) -> None:
-            self._stop_the_clock()
+            self._stop_deadline()
             self._stop_watching()
             super().connection_lost(error)
 
         def on_message_begin(self) -> None:
-            self.head_open = True
-            self.offered = False
+            self.in_headers = True
+            self.upgrade_offered = False
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
             if self.parser.should_upgrade():
-                self.offered = True
+                self.upgrade_offered = True
                 return
-            self.head_open = False
+            self.in_headers = False
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:
-            if not self.offered:
+            if not self.upgrade_offered:
                 super().on_message_complete()
 
         def data_received(self, data: bytes) -> None:
-            before = self._within_head()
+            before = self._awaits_headers()
             super().data_received(data)
-            if not self._within_head() or self.transport.is_closing():
-                self._stop_the_clock()
+            if not self._awaits_headers() or self.transport.is_closing():
+                self._stop_deadline()
                 return
             # What came with the end of the last body is not counted: it is little.
-            self.head_bytes += len(data) if before else 0
-            if self.head_bytes > most:
+            self.header_bytes += len(data) if before else 0
+            if self.header_bytes > max_bytes:
                 self._end(b"431 Request Header Fields Too Large")
             elif self.deadline is None:
                 self.deadline = self.loop.call_later(seconds, self._too_late)
@@ -126,8 +126,8 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
             if self.transport.get_write_buffer_size():
                 self._watch()
 
-        def plain_head(self) -> bytes | None:
-            """The head that was just read, without its offer; None where it cannot be answered."""
+        def head_without_upgrade(self) -> bytes | None:
+            """The request line and headers that were just read, without the offer; None where they cannot be answered."""
             method: bytes = self.parser.get_method()
             if method == b"CONNECT":
                 self._end(b"501 Not Implemented")
@@ -137,16 +137,16 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
             return b"\r\n".join([*lines, *(b"%s: %s" % header for header in kept), b"", b""])
 
         def _unsupported_upgrade_warning(self) -> None:
-            """Say nothing: whoever reads the log can do nothing about it."""
+            """Log nothing: whoever reads the log can do nothing about it."""
 
-        def _within_head(self) -> bool:
-            """Whether headers are awaited: h11 says so by its state, httptools by the two callbacks above."""
+        def _awaits_headers(self) -> bool:
+            """Whether headers are awaited: h11 has a state for it, httptools the two callbacks above."""
             if hasattr(self, "conn"):
                 return self.conn.their_state is h11.IDLE
-            return self.head_open or self.cycle is None
+            return self.in_headers or self.cycle is None
 
-        def _stop_the_clock(self) -> None:
-            self.head_bytes = 0
+        def _stop_deadline(self) -> None:
+            self.header_bytes = 0
             if self.deadline is not None:
                 self.deadline.cancel()
                 self.deadline = None
@@ -155,23 +155,23 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
             self._end(b"408 Request Timeout")
 
         def _watch(self) -> None:
-            """Look from now on whether somebody reads."""
+            """Check from now on whether the client reads."""
             self._stop_watching()
-            self.taken, self.read_last = _taken(self.transport), self.loop.time()
-            self.watch = self.loop.call_later(patience / _LOOKS, self._look)
+            self.acknowledged, self.read_last = _acknowledged(self.transport), self.loop.time()
+            self.watch = self.loop.call_later(reply_seconds / _CHECKS, self._check_reading)
 
-        def _look(self) -> None:
+        def _check_reading(self) -> None:
             self.watch = None
             if not (self.transport.get_write_buffer_size() or self.flow.write_paused):
                 return
-            now, taken = self.loop.time(), _taken(self.transport)
-            if taken != self.taken:
-                self.taken, self.read_last = taken, now
-            if now - self.read_last < patience:
-                self.watch = self.loop.call_later(patience / _LOOKS, self._look)
+            now, acknowledged = self.loop.time(), _acknowledged(self.transport)
+            if acknowledged != self.acknowledged:
+                self.acknowledged, self.read_last = acknowledged, now
+            if now - self.read_last < reply_seconds:
+                self.watch = self.loop.call_later(reply_seconds / _CHECKS, self._check_reading)
                 return
             self.transport.abort()
-            # The reply is freed when its task has heard of it; nothing else may come that gives its memory back.
+            # The reply is freed once its task has ended; afterwards its memory goes back, whether other requests come or not.
             self.loop.call_later(1, self.loop.run_in_executor, None, release_freed_memory)
 
         def _stop_watching(self) -> None:
@@ -180,7 +180,7 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
                 self.watch = None
 
         def _end(self, status: bytes) -> None:
-            self._stop_the_clock()
+            self._stop_deadline()
             if not self.transport.is_closing():
                 self.transport.write(b"HTTP/1.1 %s\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status)
                 self.transport.close()
@@ -188,16 +188,16 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
     return Bounded
 
 
-def _taken(transport: asyncio.Transport) -> int:
-    """A number that grows with what the client reads.
+def _acknowledged(transport: asyncio.Transport) -> int:
+    """A number that grows as the client reads.
 
-    What we have still to write would not do: the system asks for more only when a third of its own buffer is free, which
-    may be megabytes.
+    The bytes that we have still to write would not do: the system takes more only when a third of its own buffer is free,
+    which may be megabytes.
     """
     left = transport.get_write_buffer_size()
-    told = transport.get_extra_info("socket")
+    connected = transport.get_extra_info("socket")
     try:
-        with socket.socket(fileno=os.dup(told.fileno())) as own:
+        with socket.socket(fileno=os.dup(connected.fileno())) as own:
             if own.family == socket.AF_UNIX:
                 import fcntl
                 import termios
@@ -212,19 +212,19 @@ def _taken(transport: asyncio.Transport) -> int:
         return -left
 
 
-def _uvicorns_own() -> tuple[Any, Any]:
-    """The protocol over the parser written in C where it is installed, as uvicorn chooses, and that parser.
+def _uvicorn_protocol() -> tuple[Any, Any]:
+    """The protocol over the parser written in C where that is installed, as uvicorn chooses, and our parser for it.
 
-    h11 reads a body that comes with an offer by itself, and needs no other parser.
+    h11 reads a body that comes with an offer by itself, and needs no parser of ours.
     """
     try:
         module = importlib.import_module("uvicorn.protocols.http.httptools_impl")
     except ImportError:
         return importlib.import_module("uvicorn.protocols.http.h11_impl").H11Protocol, None
-    own: Any = module.httptools.HttpRequestParser
+    base: Any = module.httptools.HttpRequestParser
 
-    class Parser(own):  # type: ignore[misc]
-        """Goes on where llhttp stops: it takes what follows a head with an offer for another protocol."""
+    class Parser(base):  # type: ignore[misc]
+        """Goes on where llhttp stops, which takes what follows headers with an offer for another protocol."""
 
         def __init__(self, protocol: Any) -> None:
             self.protocol = protocol
@@ -236,7 +236,7 @@ def _uvicorns_own() -> tuple[Any, Any]:
                     super().feed_data(data)
                     return
                 except module.httptools.HttpParserUpgrade as offer:
-                    head = self.protocol.plain_head()
+                    head = self.protocol.head_without_upgrade()
                     if head is None:
                         return
                     self._begin()

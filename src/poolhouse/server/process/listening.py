@@ -1,4 +1,4 @@
-"""Where the server listens: on every address that a host has, or on a unix socket that is ours alone."""
+"""Listening: sockets on every address that a host has, or on a unix socket that is ours alone."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SECONDS_TO_CONNECT = 1.0
 
 
 class Listeners:
-    """Listening sockets. `to_all`: whether every address of the machine reaches them.
+    """The listening sockets. `to_all`: whether every address of the machine reaches them.
 
     Raises:
-        ConfigError: a host that nobody knows, or a path where no socket can be.
+        ConfigError: an unknown host, or a path where no socket can be.
         OSError: the address is taken or not ours.
     """
 
@@ -61,7 +61,7 @@ def _on_every_address(host: str, port: int) -> list[socket.socket]:
     """A listener for each address of a name; `::` takes IPv4 too, and nothing at all means everywhere."""
     host = host.strip().removeprefix("[").removesuffix("]")
     if host in ("", "*"):
-        host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - asked for
+        host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - as requested
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
@@ -73,8 +73,8 @@ def _on_every_address(host: str, port: int) -> list[socket.socket]:
         port = listeners[0].getsockname()[1] if listeners else port
         both = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
         try:
-            place = (address[0], port, *address[2:])
-            listeners.append(socket.create_server(place, family=family, backlog=_BACKLOG, dualstack_ipv6=both))
+            full = (address[0], port, *address[2:])
+            listeners.append(socket.create_server(full, family=family, backlog=_BACKLOG, dualstack_ipv6=both))
         except OSError as error:
             # Containers know ::1 by name, without having it.
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
@@ -94,7 +94,7 @@ def _on_path(path: Path, mode: int) -> socket.socket:
     """
     listener = socket.socket(socket.AF_UNIX)
     try:
-        with _alone(path.parent):
+        with _locked(path.parent):
             _make_room(path)
             # The mode holds from the first moment on.
             before = os.umask(0o777 & ~mode)
@@ -129,14 +129,14 @@ def _make_room(path: Path) -> None:
             path.unlink()
             return
         except OSError:
-            # It takes nobody now, or not us; that does not make it ours.
+            # Something listens that takes no connection now, or not ours.
             pass
     raise OSError(errno.EADDRINUSE, f"Address already in use: another server listens on {path}")
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two servers that start together look and bind one after the other."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on the folder: servers that start together check and bind one after the other."""
     descriptor = None
     with suppress(OSError, ImportError):
         import fcntl

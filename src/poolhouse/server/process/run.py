@@ -1,4 +1,4 @@
-"""Run the server until it is told to stop."""
+"""Run: our own server, from its listening sockets to the last reply after a signal to stop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from poolhouse.errors import ConfigError, EngineError
 from poolhouse.server.app import create_app
 from poolhouse.server.process.connections import Edge, bounded_protocol
 from poolhouse.server.process.listening import Listeners
-from poolhouse.server.process.starting import Starting, Stopping
+from poolhouse.server.process.loading import Starting, Stopping
 from poolhouse.server.routing import Addressed
 from poolhouse.server.security import CertificateFiles, api_keys, tls_options
 from poolhouse.server.telemetry import tracing
@@ -31,11 +31,11 @@ from poolhouse.settings import ServerSettings
 
 log = logging.getLogger("poolhouse")
 
-# What clients get to take their refusals in, once `shutdown_seconds` have passed.
+# Time for clients to read their refusals, once `shutdown_seconds` have passed.
 _SECONDS_TO_REFUSE = 5
-# Turns of the event loop in which a connection is accepted, its request read and handed on, and seconds between them.
-_TURNS_TO_ACCEPT, _SECONDS_PER_TURN = 5, 0.02
-# How often certificate files are looked at.
+# Within these rounds of the event loop a connection is accepted, its request read and handed on; seconds of a round.
+_ROUNDS_TO_ACCEPT, _SECONDS_PER_ROUND = 5, 0.02
+# Between two looks at the certificate files.
 _SECONDS_TO_REFRESH = 10
 
 
@@ -43,7 +43,7 @@ def serve(open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerS
     """Load models and answer requests until SIGTERM or SIGINT; then finish those in flight and return.
 
     The address answers at once, with 503 until the engines are open; then it is printed. A stop waits for
-    `shutdown_seconds`; what comes meanwhile hears 503.
+    `shutdown_seconds`; what comes meanwhile gets 503.
 
     Raises:
         ConfigError: keys, certificates or traces that cannot be used.
@@ -53,23 +53,23 @@ def serve(open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerS
     api_keys(settings)
     tracing.check(settings)
     server = _Server(open_engines, settings)
-    # uvicorn raises the signal again once it has stopped; by then the work is done, and that is a success.
+    # uvicorn raises the signal again once it has stopped; by then the work is done, so it counts as a success.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     try:
-        server.run_until_told()
+        server.run_until_stopped()
     finally:
         give_up_unread()
     if server.failure is not None:
         raise server.failure
-    if server.starting.thread.is_alive():
+    if server.starting.thread is not None and server.starting.thread.is_alive():
         # Stopped while loading. A thread inside torch while the interpreter is taken down would abort the process.
         logging.shutdown()
         os._exit(0)
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens, once it answers; refuses what it cannot answer in time; stops when an engine dies."""
+    """Prints where it listens, once it answers; refuses what it cannot answer in time; stops when an engine dies."""
 
     def __init__(self, open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerSettings) -> None:
         self.open_engines = open_engines
@@ -77,7 +77,7 @@ class _Server(uvicorn.Server):
         self.engines: Sequence[PoolingEngine] = ()
         self.failure: BaseException | None = None
         shape = SHAPES[settings.error_format]
-        self.starting = Starting(self._load, self._say_where, self.die, shape)
+        self.starting = Starting(self._load, shape, ready=self._print_address, failed=self.die)
         self.stopping = Stopping(self.starting, shape)
         super().__init__(_configured(Addressed(Edge(self.stopping), settings.root_path), settings))
         try:
@@ -91,7 +91,7 @@ class _Server(uvicorn.Server):
             else None
         )
 
-    def run_until_told(self) -> None:
+    def run_until_stopped(self) -> None:
         """Serve; the unix socket is gone afterwards."""
         log.info("Listening on %s; loading.", self._address())
         if self.listeners.to_all and not api_keys(self.settings) and self.settings.ssl_cert_reqs != ssl.CERT_REQUIRED:
@@ -124,14 +124,14 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # uvicorn cuts connections whose request it has not read yet, and refuses new ones, at once.
-        for _ in range(_TURNS_TO_ACCEPT):
-            await asyncio.sleep(_SECONDS_PER_TURN)
+        for _ in range(_ROUNDS_TO_ACCEPT):
+            await asyncio.sleep(_SECONDS_PER_ROUND)
         self.stopping.begun = True
         end = time.monotonic() + self.settings.shutdown_seconds
         while self.stopping.in_flight and not self.force_exit and time.monotonic() < end:
-            await asyncio.sleep(_SECONDS_PER_TURN)
+            await asyncio.sleep(_SECONDS_PER_ROUND)
         if self.stopping.in_flight:
-            # A closed engine fails what still waits, and the clients hear a proper 503; uvicorn would cut them off.
+            # A closed engine fails what still waits, and the clients get a proper 503; uvicorn would cut them off.
             self._refuse_the_rest()
         # Large replies are still on their way to slow readers.
         self.config.timeout_graceful_shutdown = math.ceil(max(0, end - time.monotonic())) + _SECONDS_TO_REFUSE
@@ -144,12 +144,12 @@ class _Server(uvicorn.Server):
             engine.on_fatal(self.die)
             engine.warm_up(self.settings.warmup)
         app = create_app(self.engines, self.settings)
-        # Models and modules stay: the collector need not walk them again for every few thousand requests.
+        # Models and modules stay: the garbage collector need not walk them again for every few thousand requests.
         gc.collect()
         gc.freeze()
         return app
 
-    def _say_where(self) -> None:
+    def _print_address(self) -> None:
         names = ", ".join(engine.facts.name for engine in self.engines)
         log.info("Application startup complete.")
         say(f"Poolhouse serves {names} on {self._address()}")
@@ -174,7 +174,7 @@ def _configured(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
         app,
         http=bounded_protocol(settings),
         h11_max_incomplete_event_size=settings.max_header_bytes,
-        # Nothing here speaks it, and it would pass by the keys.
+        # No route takes WebSockets, and they would bypass the keys.
         ws="none",
         log_config=logging_config(settings),
         access_log=False,

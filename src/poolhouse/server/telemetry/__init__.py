@@ -1,1 +1,1 @@
-"""What the server tells of itself: logs, metrics, traces."""
+"""Telemetry: the observer of requests, and what it feeds: log, metrics, traces."""

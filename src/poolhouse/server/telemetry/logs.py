@@ -1,35 +1,28 @@
-"""The log: lines for people or JSON objects, and a line per request with its id. Texts of users are never in it."""
+"""Log: lines for people or JSON objects, and a line per request with its id; never the texts of users."""
 
 from __future__ import annotations
 
 import logging
 import os
-import secrets
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
 
 import orjson
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
+from poolhouse.server.telemetry.observer import Observation
 from poolhouse.settings import ServerSettings
 
 access = logging.getLogger("poolhouse.access")
 
+# What routes leave in the state of a request, and traces.
 _WORK = ("model", "items", "tokens", "truncated", "error_kind", "trace_id")
-_LONGEST_ID = 128
 _LONGEST_PATH = 200
 
 
-def logged(app: ASGIApp, settings: ServerSettings) -> ASGIApp:
-    """The app; every request gets an id, and a line in the log unless that is off."""
-    return RequestLog(app, not settings.disable_access_log, settings.disable_access_log_for_endpoints)
-
-
-def logging_config(settings: ServerSettings) -> dict[str, Any]:
+def logging_config(settings: ServerSettings) -> dict[str, object]:
     """What `logging.config.dictConfig` needs: our log and those of libraries on standard error, in the settings' format."""
     formatter = {"()": JsonLines} if settings.log_format == "json" else {"()": TextLines}
     # uvicorn has a level below debug, which Python has not.
@@ -52,10 +45,10 @@ def logging_config(settings: ServerSettings) -> dict[str, Any]:
     }
 
 
-def say(words: str) -> None:
+def say(line: str) -> None:
     """A line on standard output, for people and scripts that wait for it; nobody need read it."""
     try:
-        print(words, flush=True)  # noqa: T201 - what this is for
+        print(line, flush=True)  # noqa: T201 - what this is for
     except (OSError, ValueError):
         give_up_unread()
 
@@ -84,45 +77,22 @@ class NotYet(logging.Filter):
 
 
 class RequestLog:
-    """Says in the log what each request was and how it went.
+    """Writes a line for each request that has ended: a `Listener`.
 
-    The id comes from `X-Request-Id`, where that is 1 to 128 visible characters, or is made; the reply shows it, and
-    routes find it in `scope["state"]` as `request_id`, and as `given_id` where the client gave it. What they leave there of
-    their work (`model`, `items`, `tokens`, `truncated`, `error_kind`, `trace_id`) is logged.
+    Its fields are the id, the client, method, route, status and seconds, and what routes left in the state of their work.
     """
 
-    def __init__(self, app: ASGIApp, enabled: bool = True, quiet: Sequence[str] = ()) -> None:
-        self.app = app
-        self.enabled = enabled
-        self.quiet = frozenset(quiet)
+    def __init__(self, settings: ServerSettings) -> None:
+        self.enabled = not settings.disable_access_log
+        self.quiet = frozenset(settings.disable_access_log_for_endpoints)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
+    def started(self, scope: Scope) -> None:
+        """Nothing is written yet."""
+
+    def ended(self, scope: Scope, seen: Observation) -> None:
+        """Write the line, unless that is off, or off for this route."""
+        if not self.enabled or not access.isEnabledFor(logging.INFO):
             return
-        started = time.perf_counter()
-        given = _given_id(scope)
-        request_id = given or secrets.token_hex(16)
-        scope.setdefault("state", {}).update(given_id=given, request_id=request_id)
-        header = (b"x-request-id", request_id.encode("ascii"))
-        status = 500
-
-        async def named(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message.get("headers", ()), header]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, named)
-        finally:
-            if self.enabled and access.isEnabledFor(logging.INFO):
-                self._log(scope, status, time.perf_counter() - started)
-            # The connection keeps its last request, for as long as it stays open.
-            scope["state"].pop("answers", None)
-
-    def _log(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", None) or _safe_path(scope)
         if route in self.quiet:
             return
@@ -132,8 +102,8 @@ class RequestLog:
             "client": f"{client[0]}:{client[1]}" if client else None,
             "method": scope["method"],
             "route": route,
-            "status": status,
-            "seconds": round(seconds, 6),
+            "status": seen.status,
+            "seconds": round(seen.seconds, 6),
             **{name: state[name] for name in _WORK if state.get(name) is not None},
         }
         # Not through `info`, which walks the stack for the line of code that logs.
@@ -151,14 +121,14 @@ class TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = _fields(record)
         line = super().format(record)
-        return line + "".join(f" {name}={_word(value)}" for name, value in fields.items())
+        return line + "".join(f" {name}={_quoted(value)}" for name, value in fields.items())
 
 
 class JsonLines(logging.Formatter):
     """A JSON object per line: `time` (UTC), `level`, `logger`, `message`, the fields of a request, `error` with its trace."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
+        line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -170,23 +140,15 @@ class JsonLines(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
-def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
-    fields: Mapping[str, Any] = getattr(record, "fields", {})
+def _fields(record: logging.LogRecord) -> Mapping[str, object]:
+    fields: Mapping[str, object] = getattr(record, "fields", {})
     return fields
 
 
-def _word(value: Any) -> str:
-    """A value on a line of text: what has blanks or quotes is quoted, so that nobody can write a line of his own."""
+def _quoted(value: object) -> str:
+    """A value on a line of text; one with blanks or quotes is quoted, so that no client can forge a line."""
     text = str(value)
     return text if text.isascii() and text.isprintable() and not set(text) & {" ", '"', "="} else repr(text)
-
-
-def _given_id(scope: Scope) -> str | None:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            visible = 0 < len(value) <= _LONGEST_ID and all(0x21 <= byte <= 0x7E for byte in value)
-            return value.decode("ascii") if visible else None
-    return None
 
 
 def _safe_path(scope: Scope) -> str:

@@ -1,11 +1,13 @@
-"""What the server counts, for Prometheus."""
+"""Metrics for Prometheus: what the server counts, its queues, and the same under vLLM's names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter as Tally
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
-from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,9 +19,13 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 from starlette.types import Scope
 
 from poolhouse.engine.observing import BatchRun
+from poolhouse.server.telemetry.observer import Observation
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 # Steps within the server and the engine are shorter than requests.
@@ -35,8 +41,22 @@ def route_of(scope: Scope) -> str:
     return path
 
 
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What one served name has to do, read when Prometheus asks.
+
+    model: the name of the model that answers; for an adapter, the one beneath. waiting: prompts that were accepted and
+    have no answer yet. running: sequences of the batches on the device.
+    """
+
+    name: str
+    model: str
+    waiting: Callable[[], int]
+    running: Callable[[], int]
+
+
 class Metrics:
-    """The counters of one app, in a registry of their own; `registry` takes further collectors.
+    """The counters of one app, in a registry of their own; a `Listener` of requests.
 
     in_flight: requests being answered; belongs to the event loop.
     """
@@ -46,7 +66,7 @@ class Metrics:
         self.in_flight = 0
         self._requests = self._counter("requests", "Requests answered.", "route", "status", "model")
         self.seconds = self._histogram(
-            "request_seconds", "From the head of a request to the end of its reply.", _SECONDS, "route", "model"
+            "request_seconds", "From the headers of a request to the end of its reply.", _SECONDS, "route", "model"
         )
         self._errors = self._counter("errors", "Requests that failed.", "route", "kind")
         self._unanswered = {
@@ -67,7 +87,9 @@ class Metrics:
             self._histogram("pooling_seconds", "The pooling of one batch.", _SHORT, "model"),
             self._histogram("batch_tokens", "Tokens of one batch.", _TOKENS, "model"),
             self._histogram("batch_sequences", "Sequences of one batch.", _SEQUENCES, "model"),
-            self._histogram("batch_fill", "Tokens of one batch by its budget; over 1 a lone prompt.", _FILL, "model"),
+            self._histogram(
+                "batch_fill", "Tokens of one batch by its budget; over 1: a single long prompt.", _FILL, "model"
+            ),
         )
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -91,12 +113,23 @@ class Metrics:
         if truncated:
             self._truncated.labels(model).inc(truncated)
 
-    def ended(self, scope: Scope, status: int, seconds: float) -> None:
+    def follow(self, queues: Iterable[Queue]) -> None:
+        """Report these queues, each name once, and what is counted of their models under vLLM's names too."""
+        by_name = {queue.name: queue for queue in queues}
+        self.registry.register(QueuedPrompts(by_name))
+        self.registry.register(VllmNames(self, by_name))
+
+    def started(self, scope: Scope) -> None:
+        """Count a request as in flight."""
+        self.in_flight += 1
+
+    def ended(self, scope: Scope, seen: Observation) -> None:
         """Count one request; its model and the kind of its error stand in the scope's state, where they are known."""
-        state: dict[str, Any] = scope["state"]
+        self.in_flight -= 1
+        state, status = scope["state"], seen.status
         route, model = route_of(scope), state.get("model", "")
         self._of_requests(route, status, model).inc()
-        self._of_seconds(route, model).observe(seconds)
+        self._of_seconds(route, model).observe(seen.seconds)
         if status >= 400:
             self._errors.labels(route, state.get("error_kind") or _phrase(status)).inc()
             if status in self._unanswered:
@@ -117,7 +150,7 @@ class Metrics:
 
 
 class EngineMetrics:
-    """Counts what an engine tells of its work: an `Observer`."""
+    """Counts the work of an engine: an `Observer` of it."""
 
     def __init__(self, histograms: Sequence[Histogram], model: str) -> None:
         series = [histogram.labels(model) for histogram in histograms]
@@ -136,6 +169,92 @@ class EngineMetrics:
         self.tokens.observe(batch.tokens)
         self.sequences.observe(batch.sequences)
         self.fill.observe(batch.tokens / batch.budget)
+
+
+# vLLM numbers the engines of one model; there is one.
+_LABELS = ("model_name", "engine")
+_ENGINE = "0"
+
+
+class QueuedPrompts(Collector):
+    """How many prompts each model has."""
+
+    def __init__(self, queues: Mapping[str, Queue]) -> None:
+        self.queues = queues
+
+    def collect(self) -> Iterator[Metric]:
+        queued = GaugeMetricFamily(
+            "poolhouse_queued_prompts", "Prompts that were accepted and have no answer yet.", labels=("model",)
+        )
+        for queue in self.queues.values():
+            queued.add_metric((queue.name,), queue.waiting())
+        yield queued
+
+
+class VllmNames(Collector):
+    """Our metrics under those of vLLM's names that mean the same; adapters count for the model beneath, as there."""
+
+    def __init__(self, metrics: Metrics, queues: Mapping[str, Queue]) -> None:
+        self.metrics = metrics
+        self.queues = queues
+        self.models = {name: queue.model for name, queue in queues.items()}
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._queues()
+        tokens = CounterMetricFamily("vllm:prompt_tokens", "Tokens of answered prompts.", labels=_LABELS)
+        for model, count in self._sums(self.metrics.tokens.collect()).items():
+            tokens.add_metric((model, _ENGINE), count)
+        yield tokens
+        answered = CounterMetricFamily(
+            "vllm:request_success", "Prompts answered.", labels=(*_LABELS, "finished_reason")
+        )
+        for model, count in self._sums(self.metrics.prompts.collect()).items():
+            answered.add_metric((model, _ENGINE, "stop"), count)
+        yield answered
+        yield self._latencies(self.metrics.seconds)
+
+    def _queues(self) -> Iterator[Metric]:
+        running = GaugeMetricFamily("vllm:num_requests_running", "Prompts in a batch.", labels=_LABELS)
+        waiting = GaugeMetricFamily("vllm:num_requests_waiting", "Prompts that wait for a batch.", labels=_LABELS)
+        accepted: Tally[str] = Tally()
+        for queue in self.queues.values():
+            accepted[queue.model] += queue.waiting()
+        for model, prompts in accepted.items():
+            # Pieces of long prompts run one by one, so more may run than were accepted.
+            now = min(self.queues[model].running(), prompts)
+            running.add_metric((model, _ENGINE), now)
+            waiting.add_metric((model, _ENGINE), prompts - now)
+        yield from (running, waiting)
+
+    def _latencies(self, seconds: Histogram) -> Metric:
+        """The whole time of requests that reached a model, whatever their route."""
+        family = HistogramMetricFamily(
+            "vllm:e2e_request_latency_seconds", "From the headers of a request to the end of its reply.", labels=_LABELS
+        )
+        totals: dict[str, float] = defaultdict(float)
+        buckets: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for sample in self._samples(seconds.collect()):
+            model = self.models[sample.labels["model"]]
+            if sample.name.endswith("_bucket"):
+                buckets[model][sample.labels["le"]] += sample.value
+            elif sample.name.endswith("_sum"):
+                totals[model] += sample.value
+        for model, total in totals.items():
+            family.add_metric((model, _ENGINE), list(buckets[model].items()), total)
+        return family
+
+    def _sums(self, families: Iterable[Metric]) -> Mapping[str, float]:
+        """Of a counter, by model."""
+        sums: dict[str, float] = defaultdict(float)
+        for sample in self._samples(families):
+            if sample.name.endswith("_total"):
+                sums[self.models[sample.labels["model"]]] += sample.value
+        return sums
+
+    def _samples(self, families: Iterable[Metric]) -> Iterator[Sample]:
+        """Those that belong to a model; requests that were refused before have none."""
+        for family in families:
+            yield from (sample for sample in family.samples if sample.labels["model"] in self.models)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Request bodies: read within limits, unpacked, parsed once."""
+"""Body of a request: read within limits, unpacked and parsed once."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from typing import Any, Protocol
 
 import numpy as np
 import orjson
-from fastapi import Request
+from starlette.requests import Request
 
 from poolhouse.server.wire.errors import Disconnected, Refused, Unread, WrongContentType
 from poolhouse.settings import ServerSettings
 
-# Possessive, and a text that never ends goes to the end of the body: each byte is read once, whatever a body holds.
+# Possessive, and a string that never ends goes to the end of the body: each byte is read once, whatever a body holds.
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-# Some programs of Windows begin every file with it.
+# Some programs on Windows begin every file with it.
 _BOM = b"\xef\xbb\xbf"
-# By how much each byte nests deeper.
+# How much deeper each byte nests.
 _STEPS = np.zeros(256, np.int8)
 _STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
 _TOO_SLOW = "The body did not arrive within {seconds:g} seconds."
 _TOO_LARGE = "The body is larger than {bytes} bytes{unpacked}; send fewer or shorter inputs."
-# A surrogate without its other half; escaped backslashes are not there any more.
+# A surrogate without its other half, where escaped backslashes are replaced already.
 _HALF = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
-# Names, and what looks like them in texts.
-_NAMES = re.compile(rb'(?<!\\)"\s*:')
-# A body of fewer bytes is looked through where it was read: that takes less time than another thread's turn.
+# Names of fields, and what looks like them inside strings.
+_FIELD_NAMES = re.compile(rb'(?<!\\)"\s*:')
+# A body of fewer bytes is checked on the event loop: that takes less time than handing it to a thread.
 _SMALL = 65536
-# What Python writes where JSON has no number.
+# What Python writes for numbers that JSON does not have.
 _NO_NUMBER = re.compile(r"-?(?:NaN|Infinity)")
-# Each packs all that the ones before it packed.
-_MOST_CODINGS = 4
-# gzip and zstd may be several packed bodies end to end; copying what is left after each takes its time.
-_MOST_MEMBERS = 16
-# The largest that RFC 9659 lets a body need; more would be memory that the sender chooses.
+# Content codings on top of each other.
+_MAX_CODINGS = 4
+# gzip and zstd bodies may be several streams end to end; what is left after each is copied.
+_MAX_MEMBERS = 16
+# The largest window that RFC 9659 allows; a larger one would let the sender choose how much memory is used.
 _ZSTD_WINDOW_BITS = 23
 
 
@@ -55,9 +55,9 @@ async def read_json(request: Request, settings: ServerSettings) -> dict[str, Any
     """
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
-    # LiteLLM tells Voyage's servers no type; what shows a key was not sent by a strange page in a browser.
-    untold = not kind and "authorization" in request.headers
-    if not untold and kind != "application/json" and not kind.endswith("+json"):
+    # LiteLLM sends Voyage's servers no type; a request with a key was not sent by a foreign page in a browser.
+    no_type = not kind and "authorization" in request.headers
+    if not no_type and kind != "application/json" and not kind.endswith("+json"):
         raise WrongContentType(f"The content type must be application/json, got {kind or 'none'}.")
     raw = _in_utf8(await read_bytes(request, settings))
     if _is_deep(raw, settings.max_json_depth):
@@ -65,9 +65,9 @@ async def read_json(request: Request, settings: ServerSettings) -> dict[str, Any
     body = _parsed(raw, content_type)
     if not isinstance(body, dict):
         raise Refused("The body must be a JSON object.", parameter="body")
-    written = len(_NAMES.findall(raw))
-    if written > len(body) and not (
-        _has_names(body, written) if len(raw) < _SMALL else await asyncio.to_thread(_has_names, body, written)
+    names = len(_FIELD_NAMES.findall(raw))
+    if names > len(body) and not (
+        _has_names(body, names) if len(raw) < _SMALL else await asyncio.to_thread(_has_names, body, names)
     ):
         name = await asyncio.to_thread(_twice, raw)
         if name is not None:
@@ -78,7 +78,7 @@ async def read_json(request: Request, settings: ServerSettings) -> dict[str, Any
 
 
 def without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a body that are not null; clients write null for what they leave to the server."""
+    """The fields of a body that are not null; clients write null where the server shall decide."""
     return {name: value for name, value in body.items() if value is not None}
 
 
@@ -100,7 +100,7 @@ async def read_bytes(request: Request, settings: ServerSettings) -> bytes:
     return raw
 
 
-async def _read(request: Request, most_bytes: int) -> bytes:
+async def _read(request: Request, max_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -109,8 +109,8 @@ async def _read(request: Request, most_bytes: int) -> bytes:
             raise Disconnected
         part = message.get("body", b"")
         size += len(part)
-        if size > most_bytes:
-            raise Refused(_TOO_LARGE.format(bytes=most_bytes, unpacked=""), 413)
+        if size > max_bytes:
+            raise Refused(_TOO_LARGE.format(bytes=max_bytes, unpacked=""), 413)
         parts.append(part)
         if not message.get("more_body"):
             return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -124,18 +124,18 @@ def _codings(headers: list[str]) -> list[str]:
     """
     # Some programs name the charset here.
     nothing = ("", "identity", "utf-8", "utf8")
-    named = [word.strip().lower() for header in headers for word in header.split(",")]
-    codings = [word.replace("x-gzip", "gzip") for word in named if word not in nothing]
+    named = [coding.strip().lower() for header in headers for coding in header.split(",")]
+    codings = [coding.replace("x-gzip", "gzip") for coding in named if coding not in nothing]
     for coding in codings:
         if coding not in _DECODERS:
             raise Unread(f"The content encoding {coding[:50]!r} is not read here.", _DECODERS)
-    if len(codings) > _MOST_CODINGS:
-        raise Unread(f"The body is packed {len(codings)} times; {_MOST_CODINGS} are read.", _DECODERS)
+    if len(codings) > _MAX_CODINGS:
+        raise Unread(f"The body is packed {len(codings)} times; {_MAX_CODINGS} are read.", _DECODERS)
     return codings
 
 
 class _Decoder(Protocol):
-    """What unpacks one member of a body, as zlib's and zstd's decompressors do."""
+    """Unpacks one stream of a body, as zlib's and zstd's decompressors do."""
 
     @property
     def eof(self) -> bool: ...
@@ -147,7 +147,7 @@ class _Decoder(Protocol):
 
 
 class _Brotli:
-    """brotli's decompressor as zlib's; it refuses what stands behind the end."""
+    """brotli's decompressor with zlib's interface; it refuses bytes behind the end of the stream."""
 
     unused_data = b""
 
@@ -205,7 +205,7 @@ def _gzip(_: bytes) -> _Decoder:
     return zlib.decompressobj(zlib.MAX_WBITS | 16)
 
 
-# A decoder for a member that begins with these bytes.
+# A decoder for a stream that begins with these bytes.
 _DECODERS: Mapping[str, Callable[[bytes], _Decoder]] = {
     "gzip": _gzip,
     "deflate": _deflate,
@@ -214,15 +214,15 @@ _DECODERS: Mapping[str, Callable[[bytes], _Decoder]] = {
 }
 
 
-def _unpacked(packed: bytes, coding: str, most_bytes: int) -> bytes:
+def _unpacked(packed: bytes, coding: str, max_bytes: int) -> bytes:
     """The body without one coding; never more than the limit is unpacked.
 
     Raises:
         Refused: too large; cut short or corrupt.
     """
     parts: list[bytes] = []
-    room = most_bytes
-    for _ in range(_MOST_MEMBERS):
+    room = max_bytes
+    for _ in range(_MAX_MEMBERS):
         decoder = _DECODERS[coding](packed)
         try:
             part = decoder.decompress(packed, room + 1)
@@ -230,7 +230,7 @@ def _unpacked(packed: bytes, coding: str, most_bytes: int) -> bytes:
             raise Refused(f"The body is not valid {coding}: {error}", parameter="body") from None
         room -= len(part)
         if room < 0:
-            raise Refused(_TOO_LARGE.format(bytes=most_bytes, unpacked=" once unpacked"), 413)
+            raise Refused(_TOO_LARGE.format(bytes=max_bytes, unpacked=" once unpacked"), 413)
         parts.append(part)
         if not decoder.eof:
             raise Refused(f"The body is not valid {coding}: it ends too early.", parameter="body")
@@ -239,11 +239,11 @@ def _unpacked(packed: bytes, coding: str, most_bytes: int) -> bytes:
             return b"".join(parts)
         if coding == "deflate":
             raise Refused("The body is not valid deflate: it goes on after its end.", parameter="body")
-    raise Refused(f"The body is more than {_MOST_MEMBERS} {coding} streams end to end.", parameter="body")
+    raise Refused(f"The body is more than {_MAX_MEMBERS} {coding} streams end to end.", parameter="body")
 
 
 def _in_utf8(raw: bytes) -> bytes:
-    """The body in UTF-8, without a byte order mark; JSON begins with ASCII, so its first bytes tell the encoding."""
+    """The body in UTF-8, without a byte order mark; JSON begins with ASCII, so its first bytes show the encoding."""
     encoding = json.detect_encoding(raw)
     if encoding.startswith("utf-8"):
         return raw.removeprefix(_BOM)
@@ -253,7 +253,7 @@ def _in_utf8(raw: bytes) -> bytes:
         raise Refused(f"The body is not valid {encoding}: {error.reason}", parameter=f"body.{error.start}") from None
 
 
-def _parsed(raw: bytes, content_type: str) -> Any:
+def _parsed(raw: bytes, content_type: str) -> object:
     """The JSON value; half a surrogate pair is read as U+FFFD, which JavaScript would have sent in its place."""
     try:
         return orjson.loads(raw)
@@ -267,7 +267,7 @@ def _parsed(raw: bytes, content_type: str) -> Any:
 def _with_whole_surrogates(raw: bytes) -> bytes:
     """The body with U+FFFD for each escaped half of a pair that stands alone; each is as long as what it replaces."""
     if b"\0" in raw:
-        return raw  # no JSON, and our mark for escaped backslashes
+        return raw  # no JSON, and it would be taken for our mark of escaped backslashes
     return _HALF.sub(rb"\\ufffd", raw.replace(rb"\\", b"\0\0")).replace(b"\0\0", rb"\\")
 
 
@@ -288,11 +288,11 @@ def _no_json(raw: bytes, content_type: str, error: orjson.JSONDecodeError) -> Re
     return Refused(f"The body is not valid JSON: {message}, near {near!r}", parameter=f"body.{error.pos}")
 
 
-def _has_names(body: dict[str, Any], wanted: int) -> bool:
+def _has_names(body: dict[str, Any], names: int) -> bool:
     """Whether the objects of a body have so many names in all; small objects are counted first."""
     count = 0
     rest: list[Any] = [body]
-    while rest and count < wanted:
+    while rest and count < names:
         value = rest.pop()
         if isinstance(value, dict):
             count += len(value)
@@ -300,14 +300,14 @@ def _has_names(body: dict[str, Any], wanted: int) -> bool:
         rest.extend(
             sorted((inner for inner in value if inner and isinstance(inner, dict | list)), key=len, reverse=True)
         )
-    return count >= wanted
+    return count >= names
 
 
 def _twice(raw: bytes) -> str | None:
     """The first name that stands twice in an object, cut where it is long; None where all are different."""
     found: list[str] = []
 
-    def note(pairs: list[tuple[str, Any]]) -> None:
+    def note(pairs: list[tuple[str, object]]) -> None:
         if not found:
             found.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
 
@@ -315,9 +315,9 @@ def _twice(raw: bytes) -> str | None:
     return found[0][:100] if found else None
 
 
-def _is_deep(raw: bytes, most: int) -> bool:
-    """Whether brackets outside of texts nest deeper than that."""
-    if raw.count(b"[") + raw.count(b"{") <= most:
+def _is_deep(raw: bytes, max_depth: int) -> bool:
+    """Whether brackets outside of strings nest deeper than that."""
+    if raw.count(b"[") + raw.count(b"{") <= max_depth:
         return False
     steps = _STEPS[np.frombuffer(_TEXTS.sub(b"", raw), np.uint8)]
-    return int(np.cumsum(steps, dtype=np.int32).max(initial=0)) > most
+    return int(np.cumsum(steps, dtype=np.int32).max(initial=0)) > max_depth

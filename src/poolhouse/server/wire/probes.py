@@ -1,16 +1,16 @@
-"""What probes of supervisors hear, and requests that come too early or too late."""
+"""Probes: the paths where supervisors ask for health, and 503 for requests that come too early or too late."""
 
 from __future__ import annotations
 
-from fastapi import Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from poolhouse.server.security import path_of
 from poolhouse.server.wire.errors import Failure, Shape
 
-# Under these prefixes health is asked for as without them.
+# Clients ask for health under these prefixes too.
 _PREFIXES = ("", "/v1", "/v2", "/cohere", "/infinity", "/jina", "/tei", "/voyage")
-# Paths that answer by themselves; those with a slash behind them, and other spellings, mean one of them.
+# Paths that routes answer; those with a slash at the end, and other spellings, mean one of them.
 _OWN = ("/health", "/health/live", "/health/ready", "/ping", "/tei/health", "/tei/ping", "/infinity/health")
 _SPELLINGS = {
     **{
@@ -23,7 +23,7 @@ _SPELLINGS = {
     "/readyz": "/health/ready",
     **{path: path for path in _OWN},
 }
-# What clients are told to wait before they ask again.
+# Seconds after which clients shall ask again.
 _RETRY_SECONDS = 5
 
 
@@ -32,15 +32,15 @@ def probe(path: str) -> str | None:
     return _SPELLINGS.get(path) or (_SPELLINGS.get(path.rstrip("/")) if path.endswith("/") else None)
 
 
-def report(status: int, word: str) -> Response:
-    """The body of a probe."""
-    return Response(f'{{"status":"{word}"}}', status, media_type="application/json")
+def report(status: int, state: str) -> Response:
+    """The reply to a probe."""
+    return Response(f'{{"status":"{state}"}}', status, media_type="application/json")
 
 
-async def turn_away(scope: Scope, receive: Receive, send: Send, shape: Shape, word: str, message: str) -> None:
+async def turn_away(scope: Scope, receive: Receive, send: Send, shape: Shape, state: str, message: str) -> None:
     """Answer a request that cannot be served now with 503; the process is alive nevertheless.
 
-    word: what the server does instead, for `/health/ready`. message: the same in a sentence, for everybody else.
+    state: what the server does instead, for `/health/ready`. message: the same as a sentence, for all other paths.
     """
     path = path_of(scope)
     if path == "/health/live":
@@ -48,10 +48,10 @@ async def turn_away(scope: Scope, receive: Receive, send: Send, shape: Shape, wo
     elif path.endswith("/.well-known/live"):
         response = Response(status_code=204)
     elif path == "/health/ready":
-        response = report(503, word)
+        response = report(503, state)
     else:
         response = shape(Failure(503, message, "ServiceUnavailableError"))
     response.headers["retry-after"] = str(_RETRY_SECONDS)
-    if word == "stopping":
+    if state == "stopping":
         response.headers["connection"] = "close"
     await response(scope, receive, send)
