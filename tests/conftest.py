@@ -21,9 +21,9 @@ _TABLE = Path(__file__).parent.parent / "docs" / "models.md"
 _MARKS = re.compile(r"(<!-- parity:begin -->\n).*(<!-- parity:end -->)", re.DOTALL)
 
 
-# Tests that `make quick` leaves out, and the seconds from which a test (all its parameters together) is one of them.
+# Tests that `make quick` leaves out, so that what is left takes this many seconds on one core.
 _SLOW = Path(__file__).parent / "slow.txt"
-_LONG = 2.5
+_QUICK_SECONDS = 360.0
 _seconds: Counter[str] = Counter()
 
 
@@ -49,11 +49,16 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     _seconds[report.nodeid.partition("[")[0]] += report.duration
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if session.config.getoption("--write-slow") and not hasattr(session.config, "workerinput"):
-        slow = sorted(name for name, seconds in _seconds.items() if seconds >= _LONG)
-        _SLOW.write_text("".join(f"{name}\n" for name in slow), encoding="utf-8")
-        _seconds.total() - sum(_seconds[name] for name in slow)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--write-slow"):
+        slow, quick = [], _seconds.total()
+        # A test is a function with all its parameters.
+        for name, seconds in _seconds.most_common():
+            if quick > _QUICK_SECONDS:
+                slow.append(name)
+                quick -= seconds
+        _SLOW.write_text("".join(f"{name}\n" for name in sorted(slow)), encoding="utf-8")
+        terminalreporter.write_line(f"{len(slow)} slow tests; the others take {quick:.0f} of {_seconds.total():.0f} s.")
 
 
 @pytest.fixture(scope="session")
