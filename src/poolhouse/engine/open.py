@@ -129,9 +129,7 @@ def _load_options(settings: Settings, name: str, pooler: PoolerConfig) -> LoadOp
 
 def _tokenizer(settings: Settings, model: Model) -> tuple[Folder, Tokenizer]:
     """The tokenizer that the user names, else the model's, and its folder."""
-    plan = model.plan
-    assert plan is not None
-    folder = plan.tokenizer
+    folder = model.plan.tokenizer
     if settings.tokenizer is not None:
         folder = Folder(
             locate(
@@ -143,7 +141,7 @@ def _tokenizer(settings: Settings, model: Model) -> tuple[Folder, Tokenizer]:
         )
     return folder, Tokenizer.from_folder(
         folder,
-        lower_case=plan.files is not None and plan.files.do_lower_case,
+        lower_case=model.plan.files.do_lower_case,
         trust_remote_code=settings.trust_remote_code,
         vocabulary_size=model.facts.sizes.vocabulary_size,
         model_types=model.facts.sizes.token_types,
@@ -266,9 +264,9 @@ def _default_params(pooler: PoolerConfig, model: Model) -> PoolingParams:
         params = PoolingParams(dimensions=pooler.dimensions, use_activation=pooler.use_activation)
     except InvalidRequest as error:
         raise ConfigError(f"pooler_config: {error}.") from None
-    files, width = None if model.plan is None else model.plan.files, model.facts.width
+    width = model.facts.width
     if params.dimensions is None:
-        return replace(params, dimensions=None if files is None else files.truncate_dim)
+        return replace(params, dimensions=model.plan.files.truncate_dim)
     if not 1 <= params.dimensions <= width:
         raise ConfigError(f"pooler_config: dimensions must be from 1 to {width}, got {params.dimensions}.")
     return params
