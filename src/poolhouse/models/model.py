@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from poolhouse.inputs.rules import LateInteraction, ListwiseTokens
+from poolhouse.inputs.late_interaction import LateInteraction
+from poolhouse.inputs.listwise import ListwiseTokens
 from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.models.adapters.adapters import Adapters
 from poolhouse.models.backbone import Backbone

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder, JsonObject, special_tokens
-from poolhouse.inputs.rules import Expansion, LateInteraction, TextRules
+from poolhouse.inputs.late_interaction import Expansion, LateInteraction, TextRules
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.files.config import architecture
 from poolhouse.models.files.module_steps import StoredStep, read_steps

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.files import DEFAULT, Folder, JsonObject, chat_templates, special_tokens
-from poolhouse.inputs.rules import ListwiseTokens
+from poolhouse.inputs.listwise import ListwiseTokens
 from poolhouse.inputs.templates.score import ScoreTemplate, score_template
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.files.config import architecture
