@@ -54,15 +54,14 @@ def build(plan: LoadPlan) -> Model:
     options, files, config, reranker = plan.options, plan.files, plan.config, plan.reranker
     checkpoint = Checkpoint(plan.weights, options.variant)
     served = _served(plan, checkpoint)
-    if files is not None and files.layers is not None:
+    if files.layers is not None:
         _mix_layers(served, files.layers)
     pipelines = _pipelines(plan, served, checkpoint)
     width = next(iter(pipelines.values())).width
     labels, about_labels = labels_of(plan, served)
-    stated = config if files is None or not files.matryoshka else {"matryoshka_dimensions": files.matryoshka, **config}
+    stated = {"matryoshka_dimensions": files.matryoshka, **config} if files.matryoshka else config
     matryoshka, about_sizes = matryoshka_of(stated, options.matryoshka_dimensions, width, plan.folder.path)
     similarity, about_scores = _similarity(plan, pipelines)
-    described = None if plan.plain_texts else files
     return Model(
         backbone=served.backbone,
         pipelines=_on_device(pipelines, plan),
@@ -79,15 +78,15 @@ def build(plan: LoadPlan) -> Model:
             matryoshka=matryoshka,
             prompts={
                 **({} if served.adapters is None else served.adapters.prompts),
-                **({} if described is None else described.prompts),
+                **({} if plan.plain_texts else files.prompts),
             },
-            default_prompt_name=None if described is None else described.default_prompt_name,
+            default_prompt_name=None if plan.plain_texts else files.default_prompt_name,
             labels=labels,
             plugin=config.get("io_processor_plugin"),
             score_template=reranker.template,
             listwise=reranker.listwise,
             late_interaction=None if plan.late is None or plan.plain_texts else plan.late.rules,
-            add_special_tokens=plan.static is None and (files is None or files.add_special_tokens),
+            add_special_tokens=plan.static is None and files.add_special_tokens,
             takes_nothing=plan.static is not None,
             similarity=similarity,
             notes=(
@@ -97,7 +96,7 @@ def build(plan: LoadPlan) -> Model:
                 *about_sizes,
                 *about_scores,
                 *about_activation(plan, served),
-                *(() if files is None else files.notes),
+                *files.notes,
             ),
         ),
         plan=plan,
@@ -191,7 +190,7 @@ def _longest(plan: LoadPlan, served: Served) -> int:
 
 def _similarity(plan: LoadPlan, pipelines: Mapping[Task, Pipeline]) -> tuple[str, tuple[str, ...]]:
     """How scores compare vectors, and a note where the files state it otherwise."""
-    stated = None if plan.files is None else plan.files.similarity
+    stated = plan.files.similarity
     if stated not in SIMILARITIES or "embed" not in pipelines:
         return "cosine", ()
     if plan.options.score_compat == "files":
@@ -212,8 +211,6 @@ def _routes(plan: LoadPlan, width: int) -> Routes:
         CheckpointError: a table whose vectors are of another width.
     """
     files = plan.files
-    if files is None:
-        return Routes()
     if files.weights is not None:
         return replace(files.routes, static=files.weights.read())
     if files.looked_up is None:
@@ -231,8 +228,8 @@ def _by_route(plan: LoadPlan, served: Served, width: int) -> dict[str, dict[Task
     Raises:
         CheckpointError: routes of another kind of model, or vectors of another width.
     """
-    routes = {} if plan.files is None else plan.files.by_route
-    if plan.files is not None and routes and (plan.role != "embed" or plan.files.of_tokens):
+    routes = plan.files.by_route
+    if routes and (plan.role != "embed" or plan.files.of_tokens):
         alike = {(route.splade, route.heads, route.normalize) for route in routes.values()}
         if plan.role == "splade" and len(alike) == 1:
             return {}

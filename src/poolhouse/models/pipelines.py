@@ -52,10 +52,9 @@ def pipelines_of(plan: LoadPlan, served: Served) -> dict[Task, Pipeline]:
     """
     head, files, user, config = served.head, plan.files, plan.options.pooler, plan.config
     if plan.role in ("classify", "token_classify") and head is not None:
-        activation, literal = None if files is None else files.activation, plan.options.score_compat == "files"
-        return classify_pipelines(head, config, activation, user, literal)
+        return classify_pipelines(head, config, files.activation, user, plan.options.score_compat == "files")
     if plan.role == "splade" and head is not None:
-        if files is None or files.splade is None:
+        if files.splade is None:
             return splade_pipelines(head.steps, head.labels, SpladePooling(), user)
         if files.heads:
             behind = ", ".join(step.description for step in read_steps(files.heads))
@@ -80,7 +79,7 @@ def _check_no_pooling(plan: LoadPlan) -> None:
     """
     if plan.options.pooler.seq_pooling_type is not None:
         raise ConfigError("pooler_config: this model makes one vector of each text itself; leave the pooling out.")
-    if plan.files is not None and plan.files.pooling is not None:
+    if plan.files.pooling is not None:
         raise CheckpointError(
             f"{plan.weights}: a Pooling of token vectors behind a model that makes one vector of each text."
         )
@@ -102,7 +101,7 @@ def about_activation(plan: LoadPlan, served: Served) -> tuple[str, ...]:
     literal = plan.options.score_compat == "files"
     if literal or served.head is None or plan.role not in ("classify", "token_classify"):
         return ()
-    from_files, labels = None if plan.files is None else plan.files.activation, served.head.labels
+    from_files, labels = plan.files.activation, served.head.labels
     used = classifier_activation(plan.config, labels, from_files)
     try:
         stated = stated_activation(plan.config, from_files)
@@ -120,7 +119,7 @@ def about_activation(plan: LoadPlan, served: Served) -> tuple[str, ...]:
 
 
 def embed_pipelines(
-    hidden_size: int, user: PoolerConfig, files: SentenceTransformersFiles | None, default_pooling: str
+    hidden_size: int, user: PoolerConfig, files: SentenceTransformersFiles, default_pooling: str
 ) -> dict[Task, Pipeline]:
     """`embed` (one vector per prompt) and `token_embed` (one per token, through the same heads).
 
@@ -132,11 +131,11 @@ def embed_pipelines(
     if user.tok_pooling_type == "STEP":
         raise ConfigError("pooler_config: STEP pooling belongs to token_classify, which this model does not offer.")
     reduce, from_files = _reduction(user, files, default_pooling)
-    heads = () if files is None else read_steps(files.heads)
+    heads = read_steps(files.heads)
     before = _before(files)
     use_activation = user.use_activation
     if use_activation is None:
-        use_activation = files.normalize if from_files and files is not None else True
+        use_activation = files.normalize if from_files else True
     tail = (Truncate(), Normalize(use_activation))
     hidden_size = _width(hidden_size, before)
     width = _width(hidden_size * len(reduce.names), heads)
@@ -220,9 +219,9 @@ def late_interaction_pipelines(
     return {"token_embed": Pipeline((Kept(), Every(), *heads, Truncate(), Normalize(unit)), width)}
 
 
-def _before(files: SentenceTransformersFiles | None) -> tuple[Step, ...]:
+def _before(files: SentenceTransformersFiles) -> tuple[Step, ...]:
     """Steps of every token before pooling; () where hidden states are pooled as they are."""
-    if files is None or (not files.before and files.dropped is None):
+    if not files.before and files.dropped is None:
         return ()
     dropped = () if files.dropped is None else (WithoutToken(files.dropped),)
     return (*dropped, Every(), *read_steps(files.before))
@@ -248,16 +247,13 @@ def _kept_steps(
     return (StepTags(tag, named, kept),)
 
 
-def _reduction(
-    user: PoolerConfig, files: SentenceTransformersFiles | None, default_pooling: str
-) -> tuple[Reduce, bool]:
+def _reduction(user: PoolerConfig, files: SentenceTransformersFiles, default_pooling: str) -> tuple[Reduce, bool]:
     """The reduction, and whether sentence-transformers' files describe the pooling."""
-    described = files is not None and (files.pooling is not None or files.pooled)
-    include_prompt = files.include_prompt if files is not None else True
+    described = files.pooling is not None or files.pooled
     if user.seq_pooling_type is not None:
-        return Reduce(tuple(user.seq_pooling_type.split("+")), include_prompt), described
-    if files is not None and files.pooling is not None:
-        return Reduce(files.pooling, include_prompt), True
+        return Reduce(tuple(user.seq_pooling_type.split("+")), files.include_prompt), described
+    if files.pooling is not None:
+        return Reduce(files.pooling, files.include_prompt), True
     return Reduce((default_pooling,)), described
 
 

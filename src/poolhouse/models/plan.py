@@ -75,7 +75,7 @@ class LoadPlan:
     folder: Folder
     weights: Folder
     tokenizer: Folder
-    files: SentenceTransformersFiles | None
+    files: SentenceTransformersFiles
     config: JsonObject
     role: Role
     device: torch.device
@@ -115,12 +115,10 @@ class LoadPlan:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "adapters": [*map(str, self.adapters.base_merge), *self.adapters.modules],
-            "notes": [*reranker.notes, *self.notes],
+            "prompts": list(files.prompts),
+            "routes": [f"{task}: {route}" for task, route in files.routes.by_task.items() if route],
+            "notes": [*reranker.notes, *self.notes, *files.notes],
         }
-        if files is not None:
-            rows["prompts"] = list(files.prompts)
-            rows["routes"] = [f"{task}: {route}" for task, route in files.routes.by_task.items() if route]
-            rows["notes"] = [*reranker.notes, *self.notes, *files.notes]
         return {name: value for name, value in rows.items() if value}
 
     def _runner(self) -> str:
@@ -132,7 +130,7 @@ class LoadPlan:
         files, user = self.files, self.options.pooler.seq_pooling_type
         if user is not None:
             return f"{user} (pooler_config)"
-        if files is not None and files.pooling is not None and self.pooling_from != "config.json":
+        if files.pooling is not None and self.pooling_from != "config.json":
             return f"{'+'.join(files.pooling)} (sentence-transformers' files)"
         if self.default_pooling is None:
             return "LAST of a decoder, CLS of an encoder (seen when the model is built)"
@@ -153,9 +151,8 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     adapters = replace(options.adapters, base_merge=(*options.adapters.base_merge, *folders.adapters))
     trained = trained_role(adapters.merged_folders) if options.convert == "auto" else None
     labels = {} if trained is None else trained_labels(adapters.merged_folders)
-    changes = {} if files is None else files.config_changes
     # A copy, which the user's function or transformers may change without changing what the folder has read.
-    config = overridden(deepcopy({**Checkpoint(weights).config, **changes, **labels}), options.overrides)
+    config = overridden(deepcopy({**Checkpoint(weights).config, **files.config_changes, **labels}), options.overrides)
     late, reranker = None, Reranker()
     if options.convert != "classify":
         late = read_late_interaction(folders.described, weights, config, files)
@@ -167,7 +164,7 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     if family is None and adapters.named:
         raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
     stated = None if family is None else family.stated_pooling(config)
-    if files is not None and stated is not None:
+    if files.described and stated is not None:
         files = replace(files, pooling=(stated,))
     default_pooling, pooling_from = _default_pooling(config, family, stated, folders.described)
     return LoadPlan(
@@ -203,7 +200,7 @@ class _Folders:
     described: Folder
     weights: Folder
     tokenizer: Folder
-    files: SentenceTransformersFiles | None
+    files: SentenceTransformersFiles
     adapters: tuple[Folder, ...] = ()
 
 
@@ -216,7 +213,7 @@ def _folders_of(folder: Folder, find: Callable[[str], Path]) -> _Folders:
         CheckpointError: an adapter whose base is not named or not there.
     """
     files = read_sentence_transformers(folder)
-    transformer = folder if files is None else files.transformer_folder
+    transformer = files.transformer_folder
     if not is_peft_folder(transformer):
         return _Folders(folder, transformer, transformer, files)
     base_folder = find(_near(base_of(transformer), transformer.path))
@@ -225,10 +222,10 @@ def _folders_of(folder: Folder, find: Callable[[str], Path]) -> _Folders:
     base = _folders_of(Folder.of(base_folder), find)
     own_tokenizer = transformer.has("tokenizer_config.json") or transformer.has("tokenizer.json")
     return _Folders(
-        described=base.described if files is None else folder,
+        described=folder if files.described else base.described,
         weights=base.weights,
         tokenizer=transformer if own_tokenizer else base.tokenizer,
-        files=base.files if files is None else files,
+        files=files if files.described else base.files,
         adapters=(*base.adapters, transformer),
     )
 
@@ -270,15 +267,13 @@ def _static(static: StaticFiles, folders: _Folders, options: LoadOptions, device
     )
 
 
-def _role(
-    config: JsonObject, files: SentenceTransformersFiles | None, reranker: Reranker, options: LoadOptions
-) -> Role:
+def _role(config: JsonObject, files: SentenceTransformersFiles, reranker: Reranker, options: LoadOptions) -> Role:
     """What the files make of the model, else its architecture's name."""
     if reranker.tokens is not None:
         return "classify"
-    if files is not None and files.splade is not None:
+    if files.splade is not None:
         return "splade"
-    return role_of(config, options.convert, files is not None and files.pooling is not None, options.pooler)
+    return role_of(config, options.convert, files.pooling is not None, options.pooler)
 
 
 def _native(

@@ -35,7 +35,7 @@ _DEFAULT_MAX_TOKENS = 2048
 def longest_prompt(
     by_config: int | None,
     folder: Folder,
-    files: SentenceTransformersFiles | None,
+    files: SentenceTransformersFiles,
     requested: int | None,
     longest_side: int | None = None,
     endless: bool = False,
@@ -43,8 +43,9 @@ def longest_prompt(
     """The longest prompt: sentence-transformers' max_seq_length, else the lesser of config and tokenizer.
 
     The user may request more than these, but not more than by_config, unless the model is endless: it has no
-    positions, but counts distances. longest_side: tokens of the longer of query and document of a late-interaction model, whose other files state the length of the
-    side that was read last. folder: of the weights, with the tokenizer that they were trained with.
+    positions, but counts distances. folder: of the weights, with the tokenizer that they were trained with.
+    longest_side: tokens of the longer of query and document of a late-interaction model, whose other files state the
+    length of the one that was read last.
 
     Raises:
         ConfigError: the user requests more.
@@ -54,7 +55,7 @@ def longest_prompt(
     # transformers writes 1e30 for "no limit".
     if isinstance(by_tokenizer, int | float) and 0 < by_tokenizer < 1e9:
         limit = min(limit or int(by_tokenizer), int(by_tokenizer))
-    if files is not None and files.max_seq_length is not None:
+    if files.max_seq_length is not None:
         limit = files.max_seq_length if by_config is None else min(files.max_seq_length, by_config)
     if longest_side is not None:
         limit = by_config or longest_side

@@ -82,7 +82,7 @@ class LateInteractionFiles:
 
 
 def read_late_interaction(
-    folder: Folder, weights: Folder, config: Config, files: SentenceTransformersFiles | None
+    folder: Folder, weights: Folder, config: Config, files: SentenceTransformersFiles
 ) -> LateInteractionFiles | None:
     """What the files in `folder` say of late interaction; None where the model has none.
 
@@ -91,7 +91,7 @@ def read_late_interaction(
     Raises:
         CheckpointError: no projection, or rules that are not understood.
     """
-    if files is not None and files.of_tokens:
+    if files.of_tokens:
         stated = folder.json("config_sentence_transformers.json", needed=False)
         mean = stated.get("similarity_fn_name") == "meanmaxsim"
         if stated.get("model_type") == "MultiVectorEncoder" and "query_prefix" not in stated:

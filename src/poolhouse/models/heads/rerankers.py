@@ -87,7 +87,7 @@ _EMBEDDERS = ("feature-extraction", "sentence-similarity")
 
 
 def read_reranker(
-    folder: Folder, weights: Folder, config: Config, files: SentenceTransformersFiles | None, name: str
+    folder: Folder, weights: Folder, config: Config, files: SentenceTransformersFiles, name: str
 ) -> Reranker:
     """What is special about scoring with the model in `folder`.
 
@@ -100,7 +100,7 @@ def read_reranker(
     names = _names(folder.path, name, config)
     if config.get("classifier_from_token") is not None or config.get("is_original_qwen3_reranker"):
         return _overridden(weights, config, _published(config, read_card(folder.path), names, sure=True)[0])
-    if files is not None and files.logit_score is not None:
+    if files.logit_score is not None:
         true, false = files.logit_score
         tokens = TokenScore((true,)) if false is None else TokenScore((false, true), difference=True)
         return replace(_stored(files, config), tokens=tokens)
@@ -110,11 +110,11 @@ def read_reranker(
         return Reranker(listwise=listwise, listwise_ids=ids)
     if architecture(config) == "LlamaBidirectionalForSequenceClassification":
         return _by_template("nemotron_rerank", "by its architecture")
-    if files is not None and files.pooling is None:
+    if files.described and files.pooling is None:
         return _stored(files, config)
     if config.get("use_sep_token") is False:
         return Reranker(template=score_template("concatenation"))
-    if files is None and architecture(config).endswith("ForCausalLM"):
+    if not files.described and architecture(config).endswith("ForCausalLM"):
         published, why = _published(config, read_card(folder.path), names, sure=False)
         if published is not None:
             ids = token_ids(weights, published.tokens)
