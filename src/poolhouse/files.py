@@ -1,4 +1,4 @@
-"""Files: those of a model folder, each JSON file read once, with errors that name them; and files written whole."""
+"""Files: a model folder whose JSON files are read once, its chat templates, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-# An object of a JSON file: whoever reads a key knows, or checks, of what type its value is.
+# An object of a JSON file; the reader of a key knows or checks the type of its value.
 JsonObject: TypeAlias = dict[str, Any]
 
 
 class Folder:
-    """A folder of a model's files. Each of its JSON files is read once, when it is asked for first.
+    """A folder of a model's files. Each of its JSON files is read once, when it is first needed.
 
     `folder / "1_Pooling"` is a folder within it, which shares what was read.
     """
@@ -73,10 +73,10 @@ class Folder:
         return value
 
     def any_json(self, name: str) -> object:
-        """Whatever JSON a file holds.
+        """The JSON value in a file.
 
         Raises:
-            CheckpointError: it holds none.
+            CheckpointError: no file, or no JSON.
         """
         path = self.path / name
         if path not in self._read:
@@ -87,14 +87,14 @@ class Folder:
         return self._read[path]
 
 
-# The name of the template that serves where none is named.
+# The name of the template that is used where a request names none.
 DEFAULT = "default"
 
 
 def chat_templates(folder: Folder) -> dict[str, str]:
-    """Templates by name, from the first of the places where transformers keeps them.
+    """Chat templates by name, from the first of the files where transformers keeps them.
 
-    They are chat_template.jinja with additional_chat_templates/, tokenizer_config.json, and the older
+    These are chat_template.jinja with additional_chat_templates/, tokenizer_config.json, and the older
     chat_template.json.
 
     Raises:
@@ -109,7 +109,7 @@ def chat_templates(folder: Folder) -> dict[str, str]:
 
 
 def special_tokens(folder: Folder) -> dict[str, str]:
-    """bos_token, eos_token and their like, by these names."""
+    """The special tokens that have a name, such as bos_token and eos_token."""
     found = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         for name, value in folder.json(file, needed=False).items():
@@ -138,14 +138,14 @@ def _text(path: Path) -> str:
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Where to write what `path` shall hold; it stands there once the block has ended well.
+    """A temporary file to write to; it replaces `path` when the block ends without an error.
 
-    Until then, and after any failure, an interruption among them, whatever stood there stands as it was. A file that
-    nothing was written into does not appear. Links stay links, and a file that is replaced keeps its permissions; pipes
-    and devices, which nothing can be renamed to, are written at the end.
+    Until then, and after a failure or an interruption, `path` is as it was. If nothing was written, no file appears. Links
+    stay links, and a file that is replaced keeps its permissions. Pipes and devices, which no file can replace, are
+    written at the end.
 
     Raises:
-        ConfigError: a folder, or a place where no file can be made. OSError: naming `path`, such as for a full disk.
+        ConfigError: a folder, or a path where no file can be created. OSError: naming `path`, such as for a full disk.
     """
     target = Path(os.path.realpath(path))
     special = target.exists() and not target.is_file()
@@ -157,7 +157,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         if part.stat().st_size:
             _put(part, target, special)
     except OSError as error:
-        # A failed write does not say of which file; what failed to be read does.
+        # The error of a failed write names no file; that of a failed read does.
         if error.filename is None or str(part) in (error.filename, error.filename2):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
@@ -168,7 +168,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def save_tensors(
     arrays: Mapping[str, np.ndarray[Any, Any]], part: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file; a full disk is an OSError here too."""
+    """Write a safetensors file; a full disk raises OSError, as for other files."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
@@ -179,7 +179,7 @@ def save_tensors(
 
 
 def same_file(one: str | int | Path, other: str | int | Path) -> bool:
-    """Whether two paths, or open descriptors, are one ordinary file, under whichever names."""
+    """Whether two paths, or open descriptors, are the same ordinary file."""
     try:
         first, second = os.stat(one), os.stat(other)  # noqa: PTH116 - of descriptors too
     except OSError:
@@ -189,7 +189,7 @@ def same_file(one: str | int | Path, other: str | int | Path) -> bool:
 
 def _part(target: Path, path: str | Path, special: bool) -> Path:
     """A new and empty file, with the permissions that the target has or would get."""
-    # A short name of its own: the longest that the folder takes may be the target's, and two may write at once.
+    # A short name, since the target's may be as long as the file system allows; a random one, since two may write at once.
     folder = Path(tempfile.gettempdir()) if special else target.parent
     if target.exists() and not os.access(target, os.W_OK):
         raise ConfigError(f"{path} may not be written.")
@@ -216,7 +216,7 @@ def _put(part: Path, target: Path, special: bool) -> None:
     try:
         part.replace(target)
     except OSError as error:
-        # A file that is a mount of its own, as containers have them, cannot be renamed to.
+        # A file that is a mount of its own, as in containers, cannot be replaced by renaming.
         if error.errno != errno.EBUSY:
             raise
         shutil.copyfile(part, target)

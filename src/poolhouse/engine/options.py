@@ -69,9 +69,7 @@ def engine_facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plu
         mean_max_sim=rules is not None and rules.mean,
         routed=bool(model.routes.by_task),
         score_template=options.score_template,
-        listwise=None
-        if listwise is None
-        else ListwisePrompts(tokenizer, listwise.document_token, listwise.query_token),
+        listwise=None if listwise is None else ListwisePrompts(tokenizer, listwise),
         plugin=plugin,
         calibration=options.calibration,
         dtype=str(facts.dtype).removeprefix("torch."),

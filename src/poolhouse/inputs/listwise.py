@@ -44,11 +44,10 @@ class ListwisePrompt:
 
 @dataclass(frozen=True, slots=True)
 class ListwisePrompts:
-    """Writes prompts. document_token, query_token: tokens after each document, and after the query."""
+    """Writes prompts."""
 
     tokenizer: Tokenizer
-    document_token: str
-    query_token: str
+    tokens: ListwiseTokens
 
     def pack(self, query: str, documents: Sequence[str], instruction: str | None, limit: Limit) -> list[ListwisePrompt]:
         """Prompts that hold all documents in their order.
@@ -98,16 +97,16 @@ class ListwisePrompts:
             f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n"
             f"I will provide you with {len(documents)} passages, each indicated by a numerical identifier. "
             f"Rank the passages based on their relevance to query: {query}\n{instruct}" + "\n".join(passages) + "\n"
-            f"<query>\n{query}{self.query_token}\n</query>"
+            f"<query>\n{query}{self.tokens.query_token}\n</query>"
             "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
         )
 
     def _passage(self, number: int, document: str) -> str:
-        return f'<passage id="{number}">\n{document}{self.document_token}\n</passage>'
+        return f'<passage id="{number}">\n{document}{self.tokens.document_token}\n</passage>'
 
     def _clean(self, text: str) -> str:
         """A text without the tokens that mark documents and the query."""
-        for token in (self.query_token, self.document_token):
+        for token in (self.tokens.query_token, self.tokens.document_token):
             text = text.replace(token, "")
         return text
 

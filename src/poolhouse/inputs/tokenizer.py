@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from poolhouse.inputs.limits import (
     too_many_tokens,
 )
 from poolhouse.inputs.offsets import offsets_of
-from poolhouse.inputs.pairs import Template, encode_pairs, longest_first, longest_first_of_python
+from poolhouse.inputs.pairs import Encode, Template, encode_pairs, longest_first, longest_first_of_python
 from poolhouse.inputs.prompts import Prompt, check_ids, is_unicode
 from poolhouse.inputs.python_tokenizers import PythonEncoding, PythonTokenizer
 from poolhouse.inputs.template_pairs import RenderedPairs
@@ -120,22 +120,34 @@ class Tokenizer:
 
     def encode(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
         """Tokens of each prompt, or an error for it alone; texts go to the library together."""
-        results: list[Tokens | InvalidRequest | None] = [None] * len(prompts)
-        pairs = [index for index, prompt in enumerate(prompts) if prompt.pair is not None]
-        for rendered in (False, True) if pairs else ():
-            chosen = [index for index in pairs if (prompts[index].template is not None) is rendered]
-            encode = (
-                self.rendered.encode
-                if rendered
-                else partial(encode_pairs, self.encode, self.pair_templates, self._shorten)
-            )
-            joined = encode([prompts[index] for index in chosen], [limits[index] for index in chosen])
-            for index, tokens in zip(chosen, joined, strict=True):
-                results[index] = tokens
+        if all(prompt.pair is None for prompt in prompts):
+            return self._encode_single(prompts, limits)
+        groups: dict[Encode, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            if prompt.pair is None:
+                encode = self._encode_single
+            else:
+                encode = self._encode_pairs if prompt.template is None else self._encode_rendered
+            groups.setdefault(encode, []).append(index)
+        results: dict[int, Tokens | InvalidRequest] = {}
+        for encode_group, own in groups.items():
+            tokens = encode_group([prompts[index] for index in own], [limits[index] for index in own])
+            results.update(zip(own, tokens, strict=True))
+        return [results[index] for index in range(len(prompts))]
+
+    def _encode_pairs(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
+        """`encode` for pairs that the tokenizer joins."""
+        return encode_pairs(self._encode_single, self.pair_templates, self._shorten, prompts, limits)
+
+    def _encode_rendered(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
+        """`encode` for pairs that a template joins."""
+        return self.rendered.encode(prompts, limits)
+
+    def _encode_single(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
+        """`encode` for prompts of one text, or of token ids."""
+        results: dict[int, Tokens | InvalidRequest] = {}
         excerpts: dict[int, Excerpt] = {}
         for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-            if prompt.pair is not None:
-                continue
             try:
                 if prompt.ids is not None:
                     results[index] = self._of_ids(prompt.ids, limit)
@@ -143,18 +155,19 @@ class Tokenizer:
                     excerpts[index] = self._excerpt(prompt, self._single_limit(limit))
             except InvalidRequest as error:
                 results[index] = error
+        # One call of the library for all texts with the same options.
         groups: dict[tuple[bool, bool], list[int]] = {}
         for index in excerpts:
             groups.setdefault((limits[index].add_special_tokens, limits[index].offsets), []).append(index)
-        for (special, offsets), indexes in groups.items():
-            encoded = self._encode([excerpts[index].text for index in indexes], special, offsets)
-            for index, encoding in zip(indexes, encoded, strict=True):
+        for (special, offsets), indices in groups.items():
+            encoded = self._encode([excerpts[index].text for index in indices], special, offsets)
+            for index, encoding in zip(indices, encoded, strict=True):
                 try:
                     limit = self._single_limit(limits[index])
                     results[index] = self._within_limit(prompts[index], limit, excerpts[index], encoding)
                 except InvalidRequest as error:
                     results[index] = error
-        return [result for result in results if result is not None]
+        return [results[index] for index in range(len(prompts))]
 
     def id_of(self, token: str) -> int | None:
         """The id of a vocabulary entry; None where there is none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -308,7 +308,7 @@ def probabilities(labels: int) -> Activation:
     return SIGMOID if labels < 2 else SOFTMAX
 
 
-def classifier_activation(config: Mapping[str, Any], labels: int, from_files: str | None) -> Activation:
+def classifier_activation(config: Mapping[str, object], labels: int, from_files: str | None) -> Activation:
     """The activation of a classifier with so many labels.
 
     config: config.json, which may hold `problem_type` or sentence-transformers' older keys.
@@ -328,14 +328,15 @@ def classifier_activation(config: Mapping[str, Any], labels: int, from_files: st
     return probabilities(labels) if stated is None or stated in (SIGMOID, SOFTMAX) else stated
 
 
-def stated_activation(config: Mapping[str, Any], from_files: str | None) -> Activation | None:
+def stated_activation(config: Mapping[str, object], from_files: str | None) -> Activation | None:
     """The activation that the files name, even where vLLM would use another; None where they name none.
 
     Raises:
         CheckpointError: an activation outside torch.nn.
     """
-    nested = config.get("sentence_transformers") or {}
-    path = str(from_files or nested.get("activation_fn") or config.get("sbert_ce_default_activation_function") or "")
+    nested = config.get("sentence_transformers")
+    stated = nested.get("activation_fn") if isinstance(nested, Mapping) else None
+    path = str(from_files or stated or config.get("sbert_ce_default_activation_function") or "")
     if not path:
         return None
     if path.startswith("torch.nn."):
