@@ -9,7 +9,7 @@ from ast import literal_eval
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Literal, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -28,7 +28,10 @@ from poolhouse.settings import (
     useful_options,
 )
 
-# Fields that stand for themselves on the command line.
+# The argument of commands that read one model.
+Model = Annotated[str | None, typer.Argument(help="Folder or hub id; none: the embedded default.")]
+
+# Fields that are arguments on the command line, or options of the command itself.
 _NOT_OPTIONS = ("model",)
 # Fields whose values on the command line, and in the environment, are JSON.
 JSON_OPTIONS = ("hf_overrides", "pooler_config")
