@@ -17,9 +17,10 @@ from rich.table import Table
 from poolhouse.bench.compare import Report, compare
 from poolhouse.bench.load import BACKENDS, Load, LoadReport, run_load
 from poolhouse.cli import texts as files
+from poolhouse.cli.options import Model
 from poolhouse.data import ragged_texts, short_texts
 from poolhouse.errors import ConfigError, did_you_mean
-from poolhouse.files import same_file, whole_file
+from poolhouse.files import whole_file
 
 bench = typer.Typer(
     help="Measure speed: `compare` this engine with sentence-transformers, or load a running server with `serve`.",
@@ -27,6 +28,7 @@ bench = typer.Typer(
     no_args_is_help=True,
 )
 _COMMANDS = ("compare", "serve")
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report here too.")]
 
 
 def name_comparison(arguments: Sequence[str]) -> list[str]:
@@ -45,15 +47,19 @@ def name_comparison(arguments: Sequence[str]) -> list[str]:
 
 @bench.command("compare")
 def compare_command(
-    model: Annotated[str | None, typer.Argument(help="Folder or hub id; none: the embedded default.")] = None,
+    model: Model = None,
     texts: Annotated[int, typer.Option(min=1, help="How many ragged texts.")] = 512,
     rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 5,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the report here too.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Measure throughput, latency and start-up beside sentence-transformers, in turn, each in its own process."""
     with Console(stderr=True).status("starting") as status:
         report = compare(model, texts, rounds, status.update)
     Console(soft_wrap=True).print(_table(report), *_lines(report), sep="\n")
+    _write(report, output)
+
+
+def _write(report: Report | LoadReport, output: Path | None) -> None:
     if output is not None:
         with whole_file(output) as part:
             part.write_text(report.as_json() + "\n", encoding="utf-8")
@@ -136,15 +142,15 @@ def serve(
         str, typer.Option("--percentiles", "--metric-percentiles", help="Of the latency, with commas.")
     ] = "50,90,99",
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which a request has failed.")] = 60.0,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the report here too.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Load a running server of any dialect, and report rates, latencies and failures.
 
     Exits with status 1 when every request failed. With a rate, latency counts from when a request was due.
     """
     shares = _percentiles(percentiles)
-    if dataset is not None and output is not None and same_file(dataset, output):
-        raise ConfigError(f"{output} is both what is read and what would be written.")
+    if dataset is not None and output is not None:
+        files.refuse_same_file(str(dataset), output)
     load = Load(
         url=base_url,
         backend=_known(backend),
@@ -164,9 +170,7 @@ def serve(
     texts = _texts(words, dataset, (warmup + requests) * items, seed)
     report = LoadReport.of(load, run_load(load, texts), shares)
     Console(soft_wrap=True).print(_load_table(report), *_load_lines(report), sep="\n")
-    if output is not None:
-        with whole_file(output) as part:
-            part.write_text(report.as_json() + "\n", encoding="utf-8")
+    _write(report, output)
     if not report.successes:
         raise typer.Exit(1)
 

@@ -11,9 +11,8 @@ import numpy as np
 import typer
 
 from poolhouse.cli import texts
-from poolhouse.cli.options import with_options
-from poolhouse.errors import ConfigError
-from poolhouse.files import same_file, whole_file
+from poolhouse.cli.options import Model, with_options
+from poolhouse.files import whole_file
 from poolhouse.params import PoolingParams
 from poolhouse.settings import Settings
 from poolhouse.tasks import Task
@@ -25,15 +24,15 @@ _FEW = 1000
 
 @with_options(Settings)
 def calibrate(
-    model: Annotated[str | None, typer.Argument(help="Folder or hub id; none: the embedded default.")] = None,
+    model: Model = None,
     source: texts.Input = "-",
     input_format: texts.InputFormat = None,
     column: texts.Column = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where to write, for the option int8_calibration.")
     ] = Path("ranges.safetensors"),
-    prompt_name: Annotated[str | None, typer.Option(help="A prompt stored with the checkpoint.")] = None,
-    dimensions: Annotated[int | None, typer.Option(help="Length of the vectors, for Matryoshka models.")] = None,
+    prompt_name: texts.PromptName = None,
+    dimensions: texts.Dimensions = None,
     *,
     options: dict[str, object],
 ) -> None:
@@ -41,8 +40,7 @@ def calibrate(
 
     Blank texts are left out.
     """
-    if same_file(0 if source == "-" else source, output):
-        raise ConfigError(f"{output} is both what is read and what would be written.")
+    texts.refuse_same_file(source, output)
     calibration: Calibration | None = None
     count = 0
     with contextlib.ExitStack() as stack:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from poolhouse.cli.options import with_options
+from poolhouse.cli.options import Model, with_options
 from poolhouse.data import passages, queries
 from poolhouse.engine.request import Request
 from poolhouse.errors import CheckpointError, InvalidRequest, PoolhouseError
@@ -39,7 +39,7 @@ _REFERENCE = "the reference, sentence-transformers"
 
 @with_options(Settings)
 def check(
-    model: Annotated[str | None, typer.Argument(help="Folder or hub id; none: the embedded default.")] = None,
+    model: Model = None,
     reference: Annotated[
         bool, typer.Option(help="Compare with published numbers, and sentence-transformers where it is installed.")
     ] = True,

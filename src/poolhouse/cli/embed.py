@@ -18,7 +18,7 @@ import typer
 from poolhouse.cli import texts as files
 from poolhouse.cli.options import with_options
 from poolhouse.errors import ConfigError, did_you_mean
-from poolhouse.files import same_file, whole_file
+from poolhouse.files import whole_file
 from poolhouse.inputs.prompts import role_of
 from poolhouse.params import PoolingParams
 from poolhouse.settings import Settings
@@ -75,8 +75,8 @@ def embed(
             "none: by the ending of --output, else jsonl.",
         ),
     ] = None,
-    prompt_name: Annotated[str | None, typer.Option(help="A prompt stored with the checkpoint.")] = None,
-    dimensions: Annotated[int | None, typer.Option(help="Length of the vectors, for Matryoshka models.")] = None,
+    prompt_name: files.PromptName = None,
+    dimensions: files.Dimensions = None,
     precision: Annotated[str, typer.Option(help=f"Numbers of the vectors: {', '.join(PRECISIONS)}.")] = "float32",
     input_type: Annotated[
         str | None, typer.Option(help="With --tokens: what the texts are, query or document.")
@@ -98,8 +98,8 @@ def embed(
         for flag, value in (("--column", column), ("--input-format", input_format)):
             if value is not None:
                 raise ConfigError(f"{flag} is for --input.")
-    elif same_file(0 if source == "-" else source, 1 if output is None else output):
-        raise ConfigError(f"{source if output is None else output} is both what is read and what would be written.")
+    else:
+        files.refuse_same_file(source, output)
     wanted = parse_precision(precision)
     form = _format(form, output)
     if tokens != (form in _OF_TOKENS):

@@ -9,7 +9,7 @@ from ast import literal_eval
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Literal, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -28,7 +28,10 @@ from poolhouse.settings import (
     useful_options,
 )
 
-# Fields that stand for themselves on the command line.
+# The argument of commands that read one model.
+Model = Annotated[str | None, typer.Argument(help="Folder or hub id; none: the embedded default.")]
+
+# Fields that are arguments on the command line, or options of the command itself.
 _NOT_OPTIONS = ("model",)
 # Fields whose values on the command line, and in the environment, are JSON.
 JSON_OPTIONS = ("hf_overrides", "pooler_config")
@@ -94,6 +97,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
 
 
+_FIELDS = {**Settings.model_fields, **ServerSettings.model_fields}
 # Options of the command itself.
 _OWN = {"config"}
 _HELP = {"help"}
@@ -101,7 +105,9 @@ _NAMES = "served_model_name"
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:
-    """The same options with one value each, then the models.
+    """The same options with one value each, then the models; as typer reads them.
+
+    `m --max_model_len 64 --api-key a --api-key b` becomes `--max-model-len 64 --api-key '["a", "b"]' -- m`.
 
     An option may be written with - or _, under vLLM's name, with several values, repeated where it takes several, or
     one field at a time (`--pooler-config.FIELD`). vLLM's options that no field describes go into `--other-options`.
@@ -184,9 +190,8 @@ class _Walk:
 
     def _option(self, name: str, argument: str | None, value: str) -> None:
         """Take the option and its values. argument: as it was written; None where its value stands in the same argument."""
-        field = Settings.model_fields.get(name) or ServerSettings.model_fields.get(name)
         positive = name.removeprefix("no_")
-        switch = Settings.model_fields.get(positive) or ServerSettings.model_fields.get(positive)
+        field, switch = _FIELDS.get(name), _FIELDS.get(positive)
         if name in _HELP:
             self.switches.append("--help")
         elif switch is not None and switch.annotation is bool:

@@ -18,6 +18,7 @@ import orjson
 import typer
 
 from poolhouse.errors import ConfigError, InputTooLong, PoolhouseError, UnsupportedDimensions, did_you_mean
+from poolhouse.files import same_file
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
 
@@ -60,6 +61,9 @@ Column = Annotated[
     str | None, typer.Option(help="Where the text stands in a row of --input, but for files of lines (text).")
 ]
 _DEFAULT_COLUMN = "text"
+
+PromptName = Annotated[str | None, typer.Option(help="A prompt stored with the checkpoint.")]
+Dimensions = Annotated[int | None, typer.Option(help="Length of the vectors, for Matryoshka models.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +170,12 @@ def opened(source: str, form: str | None, column: str | None, stack: contextlib.
     if form == "jsonl":
         return Texts(_of_json(lines, where, column), "Line", where, total)
     return Texts(_of_table(lines, where, column, "," if form == "csv" else "\t"), "Line", where)
+
+
+def refuse_same_file(source: str, output: Path | None) -> None:
+    """Raise ConfigError where what is read would be written. output: None is standard output."""
+    if same_file(0 if source == "-" else source, 1 if output is None else output):
+        raise ConfigError(f"{source if output is None else output} is both what is read and what would be written.")
 
 
 def nothing_in(source: str) -> ConfigError:

@@ -110,7 +110,7 @@ class Call:
         self.answered = answers
         self._count(requests, answers)
         if "steps" in state:  # the request is traced
-            tracing.note(state, submitted, answers)
+            tracing.note(state["steps"], submitted, answers)
         return answers
 
     async def _answered(self, futures: Sequence[Future[Answer]]) -> list[Answer]:

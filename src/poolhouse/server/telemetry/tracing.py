@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -90,10 +90,9 @@ class Step:
     timing: Timing
 
 
-def note(state: MutableMapping[str, object], submitted: float, answers: Sequence[Answer]) -> None:
-    """Keep where the time of these answers went, if the request of this state is traced."""
-    steps = state.get("steps")
-    if isinstance(steps, list) and answers:
+def note(steps: list[Step], submitted: float, answers: Sequence[Answer]) -> None:
+    """Keep where the time of these answers went, among the steps of a traced request."""
+    if answers:
         # The last one is what the request waited for.
         last = max((answer.timing for answer in answers), key=_seconds)
         steps.append(Step(submitted, time.perf_counter(), last))
@@ -124,7 +123,7 @@ class Traces:
         self._propagator = TraceContextTextMapPropagator()
 
     def started(self, scope: Scope) -> None:
-        """Let routes note their steps."""
+        """Let the calls of the engine be noted."""
         scope["state"]["steps"] = []
 
     def ended(self, scope: Scope, seen: Observation) -> None:

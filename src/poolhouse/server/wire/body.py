@@ -291,15 +291,13 @@ def _no_json(raw: bytes, content_type: str, error: orjson.JSONDecodeError) -> Re
 def _has_names(body: dict[str, Any], names: int) -> bool:
     """Whether the objects of a body have so many names in all; small objects are counted first."""
     count = 0
-    rest: list[Any] = [body]
+    rest: list[dict[str, object] | list[object]] = [body]
     while rest and count < names:
         value = rest.pop()
-        if isinstance(value, dict):
-            count += len(value)
-            value = value.values()
-        rest.extend(
-            sorted((inner for inner in value if inner and isinstance(inner, dict | list)), key=len, reverse=True)
-        )
+        count += len(value) if isinstance(value, dict) else 0
+        values = value.values() if isinstance(value, dict) else value
+        nested = (inner for inner in values if inner and isinstance(inner, dict | list))
+        rest.extend(sorted(nested, key=len, reverse=True))
     return count >= names
 
 
