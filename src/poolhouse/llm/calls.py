@@ -145,15 +145,16 @@ def _present(
     function.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
 
 
-def _answers(engine: Engine, call: Call[Any]) -> Generator[Answer, None, None]:
-    """The answers in order."""
+def _answers(engine: Engine, call: Call[Result]) -> Generator[Answer, None, None]:
+    """The answers in order; those of a window are let go before the next but one is submitted."""
     first = 0
-    for _, futures in read_ahead(_windows(call), engine.submit):
+    for window, futures in read_ahead(_windows(call), engine.submit):
         yield from results_of(futures, call.path, first)
         first += len(futures)
+        del window, futures
 
 
-def _windows(call: Call[Any]) -> Iterator[list[Request]]:
+def _windows(call: Call[Result]) -> Iterator[list[Request]]:
     """The requests, so many at a time; they leave the call, since each of them keeps its answer."""
     if call.window is None:
         yield call.requests
@@ -181,7 +182,9 @@ def read_ahead(
                 return
             yield started[0]
             if os.getpid() != process:
-                raise EngineError("This process was forked amid the answers, which the other one reads: ask here anew.")
+                raise EngineError(
+                    "This process was forked while it read answers, which its parent goes on to read: start over here."
+                )
             started.popleft()
     finally:
         # Without names of this module: at the interpreter's end they are gone.
