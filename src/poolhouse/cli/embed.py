@@ -161,7 +161,7 @@ def _check_are_texts(texts: Sequence[str], source: str, model: str | None) -> No
     if source != "-":
         raise ConfigError(f"Texts come as arguments or from --input {source}, not both.")
     for text in texts:
-        to_embed = "To embed the word itself, pass it on standard input."
+        to_embed = "To embed the text itself, pass it on standard input."
         # For a text that cannot be a path these are false.
         if os.path.isdir(text):  # noqa: PTH112
             raise ConfigError(f"{text} is a folder. A model is named by --model {text}. {to_embed}")
