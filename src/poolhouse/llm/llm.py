@@ -1,4 +1,4 @@
-"""LLM: pooling models from Python; the methods of vLLM's class of the same name, and their twins for coroutines."""
+"""LLM: pooling models from Python; the methods of vLLM's class of the same name, and their async versions."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ class LLM:
         """`embed_tokens` for more than memory holds: a packed matrix per so many prompts, in order.
 
         prompts: anything that gives prompts one by one, such as the lines of a file; it is read as blocks are taken, one
-        block ahead, so that at most two blocks of prompts are within the engine. Leaving the loop cancels what waits.
+        block ahead, so that the engine holds at most two blocks. Leaving the loop cancels what waits.
 
         Raises:
             as `embed_tokens`, when it is called for wrong options, in the loop for wrong prompts.
