@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from poolhouse import LLM, InvalidRequest, PoolingParams, SparseMatrix, SparseVector, UnsupportedTask
-from poolhouse.engine.request import Answer
+from poolhouse.engine.request import Answer, Request
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.llm import llm
 from poolhouse.packing.tokens import Tokens
@@ -166,6 +168,24 @@ def test_a_corpus_is_read_a_window_at_a_time(splade: LLM, monkeypatch: pytest.Mo
     assert [size for size in sizes if size] == [2, 2, 2, 1]
     assert got[0].outputs.as_dict() == pytest.approx(got[-1].outputs.as_dict(), abs=1e-6)
     assert [output.prompt_token_ids for output in got[:1]] == [[IDS["cls"], 4, 11, 18, IDS["sep"]]]
+
+
+def test_two_windows_are_in_memory_at_once(splade: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm, "_MAX_NUMBERS", 2 * 99)
+    submitted: list[weakref.ref[Future[Answer]]] = []
+    alive: list[int] = []
+
+    def answer_at_once(requests: list[Request]) -> list[Future[Answer]]:
+        submitted.extend(weakref.ref(request.future) for request in requests)
+        alive.append(sum(future() is not None for future in submitted))
+        for request in requests:
+            request.future.set_result(Answer(np.ones(99, dtype=np.float32), Tokens(np.array([1]))))
+        return [request.future for request in requests]
+
+    monkeypatch.setattr(splade.engine, "submit", answer_at_once)
+    splade.embed_sparse([*TEXTS, *TEXTS])
+    assert len(alive) > 2
+    assert max(alive) == 4
 
 
 def test_the_first_failure_is_raised_and_the_rest_cancelled(splade: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

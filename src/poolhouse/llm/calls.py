@@ -1,6 +1,7 @@
 """Calls: what a method of LLM runs and what its answers become, described once, then run at once or awaited.
 
-A method describes its call; `blocking` makes the method that users call of the description, and `coroutine` its twin:
+A method describes its call; `blocking` turns the description into the method that users call, and `coroutine` into the
+one that they await:
 
     describe(prompts, options) -> Call(requests, finish)
         blocking:   submit, wait for each answer in order, finish
@@ -107,7 +108,7 @@ def blocking(describe: Callable[Concatenate[LLM, P], Described[Result]]) -> Call
 def coroutine(
     method: Callable[Concatenate[LLM, P], Result], cancels: str = "the prompts"
 ) -> Callable[Concatenate[LLM, P], Coroutine[Any, Any, Result]]:
-    """The twin of a blocking method: `NAME_async`, without `use_tqdm`. cancels: what its docstring says of cancelling.
+    """The async version of a blocking method: `NAME_async`, without `use_tqdm`. cancels: what its docstring says of cancelling.
 
     For type checkers it has `use_tqdm` too, since no type can leave a keyword out.
     """
@@ -117,10 +118,10 @@ def coroutine(
         parameters=[parameter for name, parameter in signature.parameters.items() if name != "use_tqdm"]
     )
 
-    async def twin(llm: LLM, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+    async def method_async(llm: LLM, /, *args: P.args, **kwargs: P.kwargs) -> Result:
         for name in kwargs:
             if name not in signature.parameters:
-                raise TypeError(f"{twin.__qualname__}() got an unexpected keyword argument '{name}'")
+                raise TypeError(f"{method_async.__qualname__}() got an unexpected keyword argument '{name}'")
         described: Described[Result] = describe(llm, *args, **kwargs)
         if not callable(described):
             return described.finish(await gather(llm.engine.submit(described.requests), described.path))
@@ -128,9 +129,9 @@ def coroutine(
         answers = await gather(llm.engine.submit(call.requests), call.path)
         return await asyncio.to_thread(call.finish, answers)
 
-    _present(twin, describe, signature, "_async")
-    twin.__doc__ = f"`{describe.__name__}` for coroutines; cancelling it takes {cancels} out of the queue."
-    return twin
+    _present(method_async, describe, signature, "_async")
+    method_async.__doc__ = f"`{describe.__name__}` for coroutines; cancelling it takes {cancels} out of the queue."
+    return method_async
 
 
 def _present(
@@ -145,15 +146,16 @@ def _present(
     function.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
 
 
-def _answers(engine: Engine, call: Call[Any]) -> Generator[Answer, None, None]:
-    """The answers in order."""
+def _answers(engine: Engine, call: Call[Result]) -> Generator[Answer, None, None]:
+    """The answers in order; those of a window are let go before the next but one is submitted."""
     first = 0
-    for _, futures in read_ahead(_windows(call), engine.submit):
+    for window, futures in read_ahead(_windows(call), engine.submit):
         yield from results_of(futures, call.path, first)
         first += len(futures)
+        del window, futures
 
 
-def _windows(call: Call[Any]) -> Iterator[list[Request]]:
+def _windows(call: Call[Result]) -> Iterator[list[Request]]:
     """The requests, so many at a time; they leave the call, since each of them keeps its answer."""
     if call.window is None:
         yield call.requests
@@ -181,7 +183,9 @@ def read_ahead(
                 return
             yield started[0]
             if os.getpid() != process:
-                raise EngineError("This process was forked amid the answers, which the other one reads: ask here anew.")
+                raise EngineError(
+                    "This process was forked while it read answers, which its parent goes on to read: start over here."
+                )
             started.popleft()
     finally:
         # Without names of this module: at the interpreter's end they are gone.

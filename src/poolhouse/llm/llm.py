@@ -1,4 +1,4 @@
-"""LLM: pooling models from Python; the methods of vLLM's class of the same name, and their twins for coroutines."""
+"""LLM: pooling models from Python; the methods of vLLM's class of the same name, and their async versions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -47,7 +47,7 @@ from poolhouse.outputs import (
 )
 from poolhouse.params import PoolingParams
 from poolhouse.plans import late_chunking
-from poolhouse.plans.late_chunking import Span
+from poolhouse.plans.late_chunking import Chunking, Span
 from poolhouse.plans.scoring import ScoreOptions
 from poolhouse.plans.sparse import SparseOptions
 from poolhouse.plugins import PluginPrompt
@@ -92,11 +92,11 @@ class LLM:
             self._engine = _engine_of_copies(self._key, self.settings)
         return self._engine
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """A copy has the settings, and opens the model again where it is used."""
         return {**self.__dict__, "_engine": None, "_numbers": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _numbers=itertools.count())
 
     @property
@@ -274,7 +274,7 @@ class LLM:
         """`embed_tokens` for more than memory holds: a packed matrix per so many prompts, in order.
 
         prompts: anything that gives prompts one by one, such as the lines of a file; it is read as blocks are taken, one
-        block ahead, so that at most two blocks of prompts are within the engine. Leaving the loop cancels what waits.
+        block ahead, so that the engine holds at most two blocks. Leaving the loop cancels what waits.
 
         Raises:
             as `embed_tokens`, when it is called for wrong options, in the loop for wrong prompts.
@@ -331,10 +331,9 @@ class LLM:
         def describe() -> Call[list[ChunkedEmbeddingRequestOutput]]:
             options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task)
             requests = requests_of(self.engine, texts, "embed", options)
-            spans: Any = [chunks] if isinstance(texts, str | Mapping) and chunks is not None else chunks
-            chunked = late_chunking.plan(
-                self.engine, requests, late_chunking.Chunking(chunk_size, spans, separator, overlap)
-            )
+            one = isinstance(texts, str | Mapping) and chunks is not None
+            spans = cast("Sequence[Sequence[Span]] | None", [chunks] if one else chunks)
+            chunked = late_chunking.plan(self.engine, requests, Chunking(chunk_size, spans, separator, overlap))
 
             def finish(answers: Iterable[Answer]) -> list[ChunkedEmbeddingRequestOutput]:
                 return self._outputs(chunked.finish(list(answers)), calls.chunked)

@@ -100,7 +100,7 @@ def score_plan(
     options: CallOptions,
     score_options: scoring.ScoreOptions,
 ) -> tuple[scoring.ScorePlan, Callable[[int], str]]:
-    """Requests and composition of `LLM.score`, and where the caller gave the text of a request.
+    """Requests of `LLM.score` and how their answers become scores, and the path of a request's text for messages.
 
     Raises:
         InvalidRequest, UnsupportedTask: see `poolhouse.plans.scoring.plan`.
@@ -170,15 +170,13 @@ def plugin_requests(
     Raises:
         InvalidRequest: data that the plugin does not understand, or several parameters.
     """
-    params = options.params
-    if params is not None and not isinstance(params, PoolingParams):
-        raise InvalidRequest("pooling_params: a plugin takes one PoolingParams for all its prompts.", "pooling_params")
+    params = _one_for_all(options, "pooling_params: a plugin takes one PoolingParams for all its prompts.")
     task = parse_task(task_of(plugin, engine.facts.tasks), engine.facts.tasks)
-    merged = params_of(plugin, params)
-    return requests_of(engine, prompts_of(plugin, data), task, replace(options, params=merged))
+    options = replace(options, params=params_of(plugin, params))
+    return requests_of(engine, prompts_of(plugin, data), task, options)
 
 
-_NO_TASK = """`pooling_task` is required. Choose one of these, or use the method made for it:
+_NO_TASK = """`pooling_task` is required. Choose one of these, or use the method for it:
 - embeddings: `LLM.embed(...)` or `pooling_task="embed"`
 - multi-vector retrieval: `pooling_task="token_embed"`
 - classification: `LLM.classify(...)` or `pooling_task="classify"`

@@ -1,1 +1,1 @@
-"""What several requests make together: their requests, and the result made of their answers."""
+"""Plans: the requests that one result needs, and how their answers become it."""

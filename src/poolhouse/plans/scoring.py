@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """One pair's score, and the answers it was made of, the query's first."""
+    """One pair's score, and the answers that it comes from, the query's first."""
 
     score: float
     answers: tuple[Answer, ...]
@@ -235,7 +235,7 @@ def _combined(
     task, *further = combination.tasks
     params = options.params
     if params.use_activation is None and engine.facts.sparse is not None and engine.facts.sparse.unit == "token":
-        # Unit vectors and positive weights, whatever the model's owner says of activations.
+        # Unit vectors and positive weights, also where the pooler config turns activations off.
         params = replace(params, use_activation=True)
     requests = [
         replace(request, further=tuple(further))

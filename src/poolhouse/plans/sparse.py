@@ -68,7 +68,7 @@ def plan(engine: PoolingEngine, prompts: Sequence[Prompt], options: SparseOption
     """
     head = head_of(engine)
     _check(options)
-    # A token's weight is the positive part, whatever the model's owner says of activations.
+    # A token's weight is the positive part, also where the pooler config turns activations off.
     params = replace(options.params, use_activation=True) if head.unit == "token" else options.params
     requests = [
         Request(prompt, head.task, params, options.prompt_name, input_type=options.input_type) for prompt in prompts
