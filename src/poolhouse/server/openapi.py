@@ -228,7 +228,7 @@ def _responses(route: Route, refusals: Sequence[Errors], types: _Types, guarded:
 
 
 def _response(status: int, content: Json, named: Sequence[str], headers: Mapping[str, Json] | None = None) -> Json:
-    """One response; an empty body has no content. named: the shared headers that it may have beside the id."""
+    """One response; an empty body has no content. named: the shared headers that it may have, besides the id."""
     shared = {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-Id", *named)}
     response: Json = {"description": HTTPStatus(status).phrase, "headers": {**shared, **(headers or {})}}
     return response | ({"content": content} if content else {})

@@ -166,7 +166,7 @@ class Dispatch:
         return None
 
     def _unrouted(self, http: Request, path: str) -> Response:
-        """A redirect where slashes at the end are too many or missing, else the error that says what is possible."""
+        """A redirect to the path with or without a slash at its end, else the error that names the routes nearby."""
         whole: str = http.scope["path"]
         other = {**http.scope, "path": whole.rstrip("/") if whole.endswith("/") else f"{whole}/"}
         if path != "/" and not self._at(path) and self._at(path_of(other)):
@@ -215,7 +215,7 @@ class Heads:
             await self.app(as_get, receive, without_body)
         finally:
             if "route" in as_get:
-                # The log and the metrics, which stand outside, name it.
+                # For the log and the metrics, which are outside of this.
                 scope["route"] = as_get["route"]
 
 

@@ -121,7 +121,7 @@ def _ready(engines: Engines) -> bool:
 
 
 class Probe(TypedDict):
-    """What a supervisor hears."""
+    """The state of the server, for a supervisor."""
 
     status: Literal["live", "ready", "loading", "failed"]
 
@@ -139,7 +139,7 @@ class Version(TypedDict):
 
 
 class Limits(TypedDict):
-    """What one request may ask."""
+    """The limits of one request."""
 
     max_client_batch_size: int
     max_queued_prompts: int

@@ -1,4 +1,4 @@
-"""TEI's errors: its status and type for what went wrong, on its own routes and on its route of OpenAI's."""
+"""Errors of TEI: its status and type for each, on its own routes and on its OpenAI route."""
 
 from __future__ import annotations
 
