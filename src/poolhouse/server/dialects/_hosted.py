@@ -127,7 +127,7 @@ async def rerank(
         max_tokens_per_doc=max_tokens_per_doc,
     )
     pairs = Pairs([query], documents, ("query", parameter))
-    return await score(call, pairs, scoring.Asked(params), priority=priority)
+    return await score(call, pairs, scoring.ScoreOptions(params), priority=priority)
 
 
 def texts_of(value: object, parameter: str) -> list[str]:

@@ -58,7 +58,7 @@ class Scored:
 
 
 async def score(
-    call: Call, pairs: Pairs, options: scoring.Asked, *, adapter: str | None = None, priority: int = 0
+    call: Call, pairs: Pairs, options: scoring.ScoreOptions, *, adapter: str | None = None, priority: int = 0
 ) -> Scored:
     """The score of each pair.
 

@@ -126,7 +126,7 @@ async def encode(call: Call, body: Mapping[str, object]) -> Response:
         )
     texts = _texts_of(fields.items)
     outputs: list[Output] = list(dict.fromkeys(params.output_types or ["dense"]))
-    sparse_plan = sparse.plan(engine, (), sparse.Options()) if "sparse" in outputs else None
+    sparse_plan = sparse.plan(engine, (), sparse.SparseOptions()) if "sparse" in outputs else None
     tasks = {
         output: _TASKS[output] if sparse_plan is None or output != "sparse" else sparse_plan.head.task
         for output in outputs
@@ -182,7 +182,7 @@ async def score_items(call: Call, body: Mapping[str, object]) -> Response:
     pairs = Pairs([fields.query.text_of("query")], documents, ("query", "items"))
     instruction = fields.instruction or options.instruction or None
     params = PoolingParams(truncate_prompt_tokens=-1)
-    scored = await score(call, pairs, scoring.Asked(params, instruction, mode=mode, weights=weights))
+    scored = await score(call, pairs, scoring.ScoreOptions(params, instruction, mode=mode, weights=weights))
     reply: ScoreReply = {
         "model": engine.facts.name,
         "query_id": fields.query.id,

@@ -107,7 +107,7 @@ async def embed_sparse(call: Call, fields: TokenFields) -> Response:
     call.engines.check_list(fields.inputs, "inputs")
     prompts = fields.prompts()
     call.engines.check_items(len(prompts), "inputs")
-    plan = sparse.plan(engine, prompts, sparse.Options(fields.params(), fields.prompt_name))
+    plan = sparse.plan(engine, prompts, sparse.SparseOptions(fields.params(), fields.prompt_name))
     answers = await call.answers(plan.requests, "inputs[{}]".format)
     took = headers(engine, answers, characters(prompts), call.started)
     return await call.write(lambda: dumps([_entries(one.vector) for one in plan.finish(answers)]), answers, took)
@@ -149,7 +149,7 @@ async def rerank(call: Call, fields: RerankFields) -> Response:
     params = fields.params()
     if "classify" in engine.facts.tasks:  # cosines and MaxSim have no activation
         params = replace(params, use_activation=not fields.raw_scores)
-    scored = await score(call, Pairs([fields.query], fields.texts, ("query", "texts")), scoring.Asked(params))
+    scored = await score(call, Pairs([fields.query], fields.texts, ("query", "texts")), scoring.ScoreOptions(params))
     ranks: list[dict[str, object]] = [
         {"index": index, "score": scored.scores[index].score}
         | ({"text": fields.texts[index]} if fields.return_text else {})

@@ -128,7 +128,7 @@ async def _of_sparse(call: Call, fields: PoolingFields, params: PoolingParams) -
     """The sparse vector of each input: its entries, by rising id."""
     if fields.encoding_format not in _IN_JSON:
         raise InvalidRequest("Sparse vectors come as JSON.", "encoding_format", fields.encoding_format)
-    plan = sparse.plan(call.engine, (), sparse.Options(params, top_k=fields.top_k, threshold=fields.threshold))
+    plan = sparse.plan(call.engine, (), sparse.SparseOptions(params, top_k=fields.top_k, threshold=fields.threshold))
     answers = await call.answers(fields.requests(call.engines, plan.head.task, params))
     head = call.list_head("pooling", fields.request_id)
 
@@ -154,7 +154,7 @@ async def _of_several(call: Call, fields: PoolingFields, params: PoolingParams) 
     ]
     plan = None
     if SPARSE in tasks:
-        plan = sparse.plan(engine, (), sparse.Options(top_k=fields.top_k, threshold=fields.threshold))
+        plan = sparse.plan(engine, (), sparse.SparseOptions(top_k=fields.top_k, threshold=fields.threshold))
     else:
         fields.refuse_pruning()
     first, *further = _passes(tasks, plan)

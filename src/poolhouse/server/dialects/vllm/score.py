@@ -45,7 +45,7 @@ class PairFields(Common):
         None, description="Of the dense, sparse and colbert scores in such a mode."
     )
 
-    def options(self, engines: Engines) -> scoring.Asked:
+    def options(self, engines: Engines) -> scoring.ScoreOptions:
         """How the pairs are scored.
 
         Raises:
@@ -58,7 +58,7 @@ class PairFields(Common):
         template = None if self.chat_template is None else score_template(self.chat_template)
         weights = None if self.weights is None else tuple(self.weights)
         variables = self.chat_template_kwargs or {}
-        return scoring.Asked(params, self.instruction, template, variables, self.mode, weights)
+        return scoring.ScoreOptions(params, self.instruction, template, variables, self.mode, weights)
 
     def refuse_limits_beyond(self, max_tokens: int) -> None:
         """Raise InvalidRequest for a limit of queries or documents that is not below the model's."""
