@@ -1,4 +1,4 @@
-"""OpenAPI: the document of all routes, from their rows: the models of bodies, the types of replies and errors."""
+"""OpenAPI: the document of all routes, read from their rows: models of bodies, types of replies and errors."""
 
 from __future__ import annotations
 

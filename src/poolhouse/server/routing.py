@@ -1,4 +1,4 @@
-"""Routing: dialects as rows of routes, the route of each request by its path, and the refusal where there is none."""
+"""Routing: dialects as rows of routes, the route of each request, and the refusal where there is none."""
 
 from __future__ import annotations
 

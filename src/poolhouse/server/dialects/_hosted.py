@@ -1,4 +1,4 @@
-"""Hosted APIs (Cohere, Jina, Voyage, ...): the embed and rerank that they share, with inputs and vectors in their forms."""
+"""Hosted APIs (Cohere, Jina, Voyage, ...): the embed and rerank that their dialects share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared paths: /invocations, as SageMaker calls it, and /rerank, where the fields of a body tell which dialect answers."""
+"""Shared paths: /invocations (SageMaker) and /rerank, where the fields of the body choose the dialect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cohere's embed and rerank, versions 1 and 2; /v1/embed and /v2/embed at their own paths, everything under /cohere.
+"""Cohere: embed and rerank, versions 1 and 2, under /cohere; /v1/embed and /v2/embed at their own paths too.
 
 Of rerank, whose paths are vLLM's too, version 1 is told by fields of its own, and version 2 is answered in vLLM's form
 with Cohere's `meta`.

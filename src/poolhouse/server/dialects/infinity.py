@@ -1,4 +1,4 @@
-"""Infinity's routes under /infinity; `usage` counts tokens, where Infinity counts characters.
+"""Infinity: its routes under /infinity; `usage` counts tokens, where Infinity counts characters.
 
 Source: infinity 0.0.77.
 """

@@ -1,4 +1,4 @@
-"""Jina's embeddings, multi-vector and rerank under /jina; /v1/multi-vector at its own path too.
+"""Jina: embeddings, multi-vector and rerank under /jina; /v1/multi-vector at its own path too.
 
 Source: Jina's API reference. Its other paths are OpenAI's and vLLM's; those understand Jina's fields as well.
 """

@@ -1,4 +1,4 @@
-"""NVIDIA's ranking, which answers with logits: /v1/ranking, and /v1/retrieval/{model}/reranking as its hosted API has it.
+"""NVIDIA: ranking, which answers with logits, at /v1/ranking and /v1/retrieval/{model}/reranking.
 
 Its embeddings are OpenAI's, which understand NVIDIA's fields.
 """

@@ -1,4 +1,4 @@
-"""Ollama's embeddings, and what its clients ask besides: the models, what each is, the version.
+"""Ollama: embeddings, and what its clients request besides: the models, details of each, the version.
 
 Source: Ollama's API, 0.12. Clients have names of Ollama's library, and add tags to ours: a lone model answers whatever it
 is called, and `:latest` means nothing.

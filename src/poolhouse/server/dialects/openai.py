@@ -1,4 +1,4 @@
-"""OpenAI: /v1/embeddings, with fields of vLLM and of hosted APIs; the fields and replies of all routes with vectors."""
+"""OpenAI: /v1/embeddings, with fields of other APIs; fields and replies of all routes with vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Superlinked's inference engine (SIE): encode and score; the path names the model, which may hold slashes.
+"""SIE, Superlinked's inference engine: encode and score; the path names the model, which may hold slashes.
 
 JSON, or msgpack with numpy arrays where the body or the Accept header says so (its SDK speaks nothing else).
 Source: sie_server 0.10.

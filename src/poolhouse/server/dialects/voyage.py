@@ -1,4 +1,4 @@
-"""Voyage's embeddings and rerank under /voyage; its rerank at /v1/rerank too, told by `top_k`.
+"""Voyage: embeddings and rerank under /voyage; a body with `top_k` at /v1/rerank is Voyage's too.
 
 Source: Voyage's OpenAPI description.
 """

@@ -1,4 +1,4 @@
-"""Weaviate's text2vec-transformers and reranker-transformers: one text in, one vector out, and scores in the order given.
+"""Weaviate: text2vec-transformers and reranker-transformers; the vector of one text, scores in request order.
 
 All of it under /weaviate. Its vectors and probes stand at their own paths too; at /rerank, which vLLM's clients ask with
 the same body, the reply holds both forms.

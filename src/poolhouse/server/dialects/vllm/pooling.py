@@ -1,4 +1,4 @@
-"""Pooling: vLLM's /pooling; the answers of any task, or of several from one pass, sparse vectors, or a plugin's output."""
+"""Pooling: vLLM's /pooling; answers of any task, of several in one pass, sparse vectors, output of a plugin."""
 
 from __future__ import annotations
 
