@@ -3,16 +3,26 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-# torch goes first and by its exact version: an unpinned torch would draw gigabytes of CUDA packages.
+# torch goes first and by its exact version: an unpinned torch would bring gigabytes of CUDA packages.
 TORCH := $(shell grep '^torch==' constraints.txt)
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo test lint types docs bench clean
+.PHONY: demo quick check test lint types slow docs bench clean
 
+# Search a small corpus from Python and over HTTP.
 demo: .venv/.demo
 	$(BIN)/python examples/demo.py
 
+# The tests that take no long time, without coverage: under four minutes on two cores.
+quick: .venv/.test
+	$(PYTEST) -q -m "not slow" -n auto --maxprocesses 8 --dist loadfile
+
+# Before a commit.
+check: lint types quick
+
+# All tests, with coverage.
 test: .venv/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --cov --cov-report=term
+	$(PYTEST) -n auto --maxprocesses 8 --dist loadfile --cov --cov-report=term
 
 lint: .venv/.test
 	$(BIN)/ruff check .
@@ -21,8 +31,14 @@ lint: .venv/.test
 types: .venv/.test
 	$(BIN)/mypy
 
+# Measure again which tests take long, and write them into tests/slow.txt.
+slow: .venv/.test
+	$(PYTEST) -q -n auto --maxprocesses 8 --dist loadfile --write-slow
+
+# Write what the documents take from the code: the file map, and the measured parity.
 docs: .venv/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/models --write-models-table
+	$(BIN)/python -m tests.docs.written
+	$(PYTEST) -q tests/models --write-models-table
 
 bench: .venv/.test
 	$(BIN)/poolhouse bench

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,16 +21,44 @@ _TABLE = Path(__file__).parent.parent / "docs" / "models.md"
 _MARKS = re.compile(r"(<!-- parity:begin -->\n).*(<!-- parity:end -->)", re.DOTALL)
 
 
+# Tests that `make quick` leaves out, so that what is left takes this many seconds on one core.
+_SLOW = Path(__file__).parent / "slow.txt"
+_QUICK_SECONDS = 360.0
+_seconds: Counter[str] = Counter()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-slow", action="store_true", help="write the tests that took long into tests/slow.txt")
     parser.addoption("--write-models-table", action="store_true", help="write the measured parity into docs/models.md")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = set(_SLOW.read_text(encoding="utf-8").splitlines())
+    for item in items:
+        if item.nodeid.partition("[")[0] in slow:
+            item.add_marker(pytest.mark.slow)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:
             if "cuda" in item.keywords:
                 item.add_marker(skip)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _seconds[report.nodeid.partition("[")[0]] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--write-slow"):
+        slow, quick = [], _seconds.total()
+        # A test is a function with all its parameters.
+        for name, seconds in _seconds.most_common():
+            if quick > _QUICK_SECONDS:
+                slow.append(name)
+                quick -= seconds
+        _SLOW.write_text("".join(f"{name}\n" for name in sorted(slow)), encoding="utf-8")
+        terminalreporter.write_line(f"{len(slow)} slow tests; the others take {quick:.0f} of {_seconds.total():.0f} s.")
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
@@ -20,7 +19,7 @@ from poolhouse.server.wire.body import without_nulls
 from poolhouse.tasks import Task
 
 ItemT = TypeVar("ItemT")
-# A list of which an error names the first wrong item only: naming millions would stop the server for minutes.
+# A list of which only the first wrong item is reported: a report of millions would stop the server for minutes.
 Many = Annotated[list[ItemT], Field(fail_fast=True)]
 
 # vLLM's former names of use_activation.
@@ -37,9 +36,14 @@ _PROMPT: JsonDict = {
         {"properties": {"messages": {"type": "array", "minItems": 1}}, "required": ["messages"]},
     ],
 }
-_SEVERAL: JsonDict = {"type": "array", "items": {"anyOf": [_TEXT, _IDS, _PAIR, _PROMPT]}, "minItems": 1}
-INPUT_SCHEMA: JsonDict = {"anyOf": [_TEXT, _IDS, _PROMPT, _SEVERAL]}
-_INPUT_OR_NULL: JsonDict = {"anyOf": [_TEXT, _IDS, _PROMPT, _SEVERAL, {"type": "null"}]}
+_INPUT_FORMS: list[JsonValue] = [
+    _TEXT,
+    _IDS,
+    _PROMPT,
+    {"type": "array", "items": {"anyOf": [_TEXT, _IDS, _PAIR, _PROMPT]}, "minItems": 1},
+]
+INPUT_SCHEMA: JsonDict = {"anyOf": _INPUT_FORMS}
+_INPUT_OR_NULL: JsonDict = {"anyOf": [*_INPUT_FORMS, {"type": "null"}]}
 
 
 class Nested(BaseModel):
@@ -105,7 +109,7 @@ class Common(Lenient):
 
     @model_validator(mode="before")
     @classmethod
-    def _accept_former_names(cls, body: object) -> object:
+    def _understand_former_names(cls, body: object) -> object:
         if not isinstance(body, dict):
             return body
         for name in _FORMER_NAMES:
@@ -228,7 +232,7 @@ def check_chat_template(engines: Engines, template: str | None) -> None:
         )
 
 
-def _conversations(value: object) -> list[Sequence[object]] | None:
+def _conversations(value: object) -> list[list[object]] | None:
     """Conversations: of a list of messages one, of a list of such lists several, of anything else none."""
     if not isinstance(value, list) or not value:
         return None

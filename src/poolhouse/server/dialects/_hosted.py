@@ -1,4 +1,4 @@
-"""Hosted APIs (Cohere, Jina, Voyage, ...): the embed and rerank that their dialects share."""
+"""Hosted APIs: the embed and rerank that Cohere, Jina, Voyage and others share, in their forms."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def vectors(
 ) -> list[encoding.Numbers | str]:
     """The vectors in that form, ready for JSON; base64 is of little-endian memory.
 
-    field: the field with the form, for messages. in_base64: for other kinds too.
+    field: the field that chose the form, for messages. in_base64: the memory of any kind.
 
     Raises:
         InvalidRequest: vectors that the form cannot hold.

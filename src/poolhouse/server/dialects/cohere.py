@@ -1,7 +1,7 @@
-"""Cohere: embed and rerank, versions 1 and 2, under /cohere; /v1/embed and /v2/embed at their own paths too.
+"""Cohere: embed and rerank, versions 1 and 2; all under /cohere, embed at its own paths too.
 
-Of rerank, whose paths are vLLM's too, version 1 is told by fields of its own, and version 2 is answered in vLLM's form
-with Cohere's `meta`.
+The other paths of rerank are vLLM's too: there a body of version 1 is recognised by its own fields, and version 2 is
+answered in vLLM's form with Cohere's `meta`.
 
 Source: Cohere's API reference. /v2/embed is vLLM's too, which leaves `model` and `input_type` away.
 """
@@ -104,7 +104,7 @@ async def embed_v1(call: Call, fields: EmbedFields) -> Response:
 
 
 async def embed_v2(call: Call, fields: EmbedFields) -> Response:
-    """One vector per text in each of the types asked for."""
+    """One vector per text in each of the requested types."""
     return await _embed(call, fields, 2)
 
 
@@ -182,7 +182,7 @@ async def model(call: Call) -> Response:
 
 
 def rerank_meta(version: int, scored: Scored) -> Meta:
-    """What is said of a request for a rerank; a search unit is a query with up to a hundred documents."""
+    """The `meta` of a rerank; a search unit is a query with up to a hundred documents."""
     return _meta(version, {"search_units": math.ceil(len(scored.scores) / 100)}, scored.answers)
 
 
@@ -268,7 +268,7 @@ class EmbeddingsByType(TypedDict, total=False):
 
 
 class EmbedReply(TypedDict):
-    """The reply of /v1/embed and /v2/embed; bare vectors in version 1, where no types were asked for."""
+    """The reply of /v1/embed and /v2/embed; bare vectors in version 1, where no types are requested."""
 
     id: str
     embeddings: Matrix | EmbeddingsByType

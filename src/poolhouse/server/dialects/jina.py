@@ -149,7 +149,7 @@ class Usage(TypedDict):
 
 
 class Embedding(Cut):
-    """The vector of an input, as numbers or in base64; by kind where several kinds were asked for."""
+    """The vector of an input, as numbers or in base64; by kind where several kinds are requested."""
 
     object: Literal["embedding"]
     index: int
@@ -157,7 +157,7 @@ class Embedding(Cut):
 
 
 class Embeddings(Cut):
-    """The vectors of an input's tokens; by kind where several kinds were asked for."""
+    """The vectors of an input's tokens; by kind where several kinds are requested."""
 
     object: Literal["embeddings"]
     index: int

@@ -1,6 +1,6 @@
 """llama.cpp: /embedding and /reranking; /embeddings too where a body has `content` or `embd_normalize`.
 
-Source: the README of llama.cpp's server. A lone model answers whatever it is called, as there. Its other paths are
+Source: the README of llama.cpp's server. A single model answers whatever it is called, as there. Its other paths are
 OpenAI's and vLLM's. Scores are those of /rerank.
 """
 

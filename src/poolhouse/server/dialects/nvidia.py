@@ -1,4 +1,4 @@
-"""NVIDIA: ranking, which answers with logits, at /v1/ranking and /v1/retrieval/{model}/reranking.
+"""NVIDIA: ranking with logits, at /v1/ranking and at the path of its hosted API, which names the model.
 
 Its embeddings are OpenAI's, which understand NVIDIA's fields.
 """

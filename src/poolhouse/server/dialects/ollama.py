@@ -1,6 +1,6 @@
-"""Ollama: embeddings, and what its clients request besides: the models, details of each, the version.
+"""Ollama: embeddings, and what its clients ask besides: the models, what each is, the version.
 
-Source: Ollama's API, 0.12. Clients have names of Ollama's library, and add tags to ours: a lone model answers whatever it
+Source: Ollama's API, 0.12. Clients have names of Ollama's library, and add tags to ours: a single model answers whatever it
 is called, and `:latest` means nothing.
 """
 
@@ -46,7 +46,7 @@ class Options(Strict):
 
 
 class _Fields(Strict):
-    model: str | None = Field(None, description="A served model; a lone one answers to any name.")
+    model: str | None = Field(None, description="A served model; a single one answers to any name.")
     options: Options = Options()
     keep_alive: object = Field(None, description="Without effect: models stay loaded.")
 

@@ -1,6 +1,6 @@
-"""SIE, Superlinked's inference engine: encode and score; the path names the model, which may hold slashes.
+"""SIE: encode and score of Superlinked's inference engine; the path names the model, in JSON or msgpack.
 
-JSON, or msgpack with numpy arrays where the body or the Accept header says so (its SDK speaks nothing else).
+Bodies and replies are msgpack with numpy arrays where Content-Type and Accept say so, as its SDK always does.
 Source: sie_server 0.10.
 """
 
@@ -364,7 +364,7 @@ class MultiVector(TypedDict):
 
 
 class Encoded(TypedDict):
-    """The vectors of an item, and what is said where it was cut."""
+    """The vectors of an item, and what was cut of it."""
 
     id: NotRequired[str]
     dense: NotRequired[Dense]

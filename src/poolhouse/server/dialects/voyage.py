@@ -1,4 +1,4 @@
-"""Voyage: embeddings and rerank under /voyage; a body with `top_k` at /v1/rerank is Voyage's too.
+"""Voyage: embeddings and rerank under /voyage; its rerank at /v1/rerank too, recognised by its own fields.
 
 Source: Voyage's OpenAPI description.
 """

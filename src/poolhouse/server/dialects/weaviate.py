@@ -1,10 +1,9 @@
-"""Weaviate: text2vec-transformers and reranker-transformers; the vector of one text, scores in request order.
+"""Weaviate: vectors of text2vec-transformers and scores of reranker-transformers, one model each.
 
 All of it under /weaviate. Its vectors and probes stand at their own paths too; at /rerank, which vLLM's clients ask with
 the same body, the reply holds both forms.
 
-Source: the two inference containers. They serve one model each and get no name of one: of several, the first
-that can, answers.
+Source: the two inference containers. Their clients name no model: of several, the first that can, answers.
 """
 
 from __future__ import annotations

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.prompts import Prompt, parse_prompts
 from poolhouse.params import PoolingParams
 from poolhouse.server.dialects import openai
-from poolhouse.server.dialects._fields import INPUT_SCHEMA, Many, Nested
+from poolhouse.server.dialects._fields import INPUT_SCHEMA, Many, Nested, Strict
 from poolhouse.server.dialects.tei.errors import EmptyInput
 
 _TRUNCATION_SIDES: dict[str, Literal["left", "right"]] = {
@@ -114,19 +114,15 @@ class PredictFields(TeiFields):
         return texts, single
 
 
-class Sentences(BaseModel):
+class Sentences(Strict):
     """What is compared."""
-
-    model_config = ConfigDict(strict=True)
 
     source_sentence: str
     sentences: Many[str]
 
 
-class SimilarityFields(BaseModel):
+class SimilarityFields(Strict):
     """The body of POST /similarity."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
     inputs: Sentences
@@ -142,10 +138,8 @@ class RerankFields(TeiFields):
     return_text: bool = False
 
 
-class TokenizeFields(BaseModel):
+class TokenizeFields(Strict):
     """The body of POST /tokenize."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = Field(None, description="A served model; none takes the first.")
     inputs: str | Many[str]
@@ -164,10 +158,8 @@ class TokenizeFields(BaseModel):
         return texts
 
 
-class DecodeFields(BaseModel):
+class DecodeFields(Strict):
     """The body of POST /decode."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = Field(None, description="A served model; none takes the first.")
     ids: Many[int] | Many[Many[int]] = Field(description="Token ids of a text, or of each of several.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -12,7 +12,7 @@ from poolhouse.errors import InvalidRequest, UnknownModel
 from poolhouse.inputs.prompts import Conversation, Prompt
 from poolhouse.server.call import Call, JsonObject
 from poolhouse.server.dialects import tei
-from poolhouse.server.dialects._fields import Lenient, Many, check_chat_template, refuse_media_options
+from poolhouse.server.dialects._fields import Lenient, Many, Strict, check_chat_template, refuse_media_options
 from poolhouse.server.engines import Engines, unknown
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire.contract import Errors
@@ -61,10 +61,8 @@ class TokenizeFields(Lenient):
         return EngineRequest(Prompt(None, conversation=conversation), task)
 
 
-class DetokenizeFields(BaseModel):
+class DetokenizeFields(Strict):
     """The body of POST /detokenize."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = Field(None, description="A served model; none takes the first.")
     tokens: Many[int]

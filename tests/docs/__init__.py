@@ -1,0 +1,1 @@
+"""The documents hold: their examples run, their maps are true."""

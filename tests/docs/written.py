@@ -1,0 +1,64 @@
+"""What the documents take from the code: the file map of docs/architecture.md, and excerpts of files.
+
+`python -m tests.docs.written` writes both (`make docs` does); `tests/docs/test_architecture.py` says when they are stale.
+An excerpt is the block below `<!-- from: PATH -->`, a whole file, or `<!-- from: PATH#NAME -->`, a definition in it.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+from tests.docs.pages import PAGES, ROOT
+
+SOURCE = ROOT / "src" / "poolhouse"
+_MAP = re.compile(r"(<!-- map:begin -->\n).*(<!-- map:end -->)", re.DOTALL)
+_EXCERPT = re.compile(
+    r"(?P<mark><!-- from: (?P<path>[^#>\s]+)(?:#(?P<name>\w+))? -->\n```python\n).*?^```$", re.MULTILINE | re.DOTALL
+)
+
+
+def written(text: str) -> str:
+    """A page, with what it takes from the code of today."""
+    text = _EXCERPT.sub(lambda found: f"{found['mark']}{_excerpt(found['path'], found['name'])}```", text)
+    return _MAP.sub(lambda found: found[1] + _map() + found[2], text)
+
+
+def _excerpt(path: str, name: str | None) -> str:
+    source = (ROOT / path).read_text(encoding="utf-8")
+    if name is None:
+        return source
+    for node in ast.parse(source).body:
+        names = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
+        if name in (getattr(node, "name", None), *names):
+            return f"{ast.get_source_segment(source, node)}\n"
+    raise LookupError(f"{path} has no {name}")
+
+
+def _map() -> str:
+    """A table per room: each file, and the one idea that it holds."""
+    tables = [_table("At the top", "", sorted(path for path in SOURCE.glob("*.py") if path.stem != "__main__"))]
+    for room in sorted(path.parent for path in SOURCE.glob("*/__init__.py")):
+        files = sorted(room.rglob("*.py"), key=lambda path: (path.parent, path.name != "__init__.py", path.name))
+        tables.append(_table(f"`{room.name}/`", _idea(room / "__init__.py"), files[1:]))
+    return "\n".join(tables)
+
+
+def _table(title: str, idea: str, files: list[Path]) -> str:
+    rows = [f"| `{path.relative_to(SOURCE)}` | {_idea(path)} |\n" for path in files]
+    head = f"\n**{title}**" + (f": {idea}" if idea else "") + "\n"
+    return head + ("\n| file | holds |\n|---|---|\n" + "".join(rows) if rows else "")
+
+
+def _idea(path: Path) -> str:
+    """The first line of a module's docstring."""
+    document = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert document, f"{path} has no docstring"
+    return document.splitlines()[0].rstrip(".").replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        (ROOT / page).write_text(written(text), encoding="utf-8")
