@@ -87,8 +87,10 @@ def document(dialects: Iterable[Dialect], settings: ServerSettings) -> Json:
 
 
 def _errors(endpoint: Endpoint) -> tuple[Errors, ...]:
-    own = endpoint.route.errors
-    return endpoint.dialect.errors if own is None else own
+    route = endpoint.route
+    if route.errors is not None:
+        return route.errors
+    return () if route.body is None else endpoint.dialect.errors
 
 
 class _Types:

@@ -36,7 +36,7 @@ class Route:
     then `answer` gets the JSON object, and calls `Call.parse`. None: the route reads no body.
     replies: the types of the JSON of a 200; none is an empty body. media: other content types of a 200.
     headers: of a 200, with descriptions. query: parameters of the URL, with descriptions.
-    errors: of this route, where they are not those of its dialect.
+    errors: of this route; by default those of its dialect, and none where there is no body to refuse.
     others: further paths of the same route, which the document leaves out. hidden: the document leaves out `path` too.
     read: makes the object of a body, which may be of another kind than JSON.
     """
