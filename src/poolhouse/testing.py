@@ -78,7 +78,6 @@ class FakeEngine:
         self.open.set()
         self.received: list[Request] = []
         self.conversations = Conversations({"default": _CHAT_TEMPLATE})
-        self.special_ids: frozenset[int] = frozenset()
         self._words: dict[int, str] = {}
         self.warmed_up: list[WarmUpLevel] = []
         self._running = False
@@ -157,7 +156,7 @@ class FakeEngine:
                 raise InvalidRequest(f"Token id {token} is out of vocabulary", "tokens")
         return [self._words[token] for token in ids]
 
-    def conversation(self, messages: Any, **options: Any) -> Prompt:
+    def conversation(self, messages: object, **options: Any) -> Prompt:
         """The prompt of a conversation; options as those of `Conversations.prompt`."""
         return self.conversations.prompt(messages, **options)
 

@@ -1,4 +1,4 @@
-"""The engine of a tiny BERT, for tests that wish for no other."""
+"""The engine of a tiny BERT, for tests that need no other."""
 
 from __future__ import annotations
 

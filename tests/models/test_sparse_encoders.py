@@ -225,7 +225,7 @@ def test_routes_that_cannot_be_served_are_named(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"weight": torch.rand(100)}, static / "model.safetensors")
-    with pytest.raises(CheckpointError, match="weighs 100 tokens, but the other side of the model has 99"):
+    with pytest.raises(CheckpointError, match="has weights of 100 tokens, but the rest of the model knows 99"):
         LLM(str(described))
     save_file({"other": torch.rand(99)}, static / "model.safetensors")
     with pytest.raises(CheckpointError, match="needs a vector `weight`"):

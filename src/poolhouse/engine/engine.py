@@ -17,35 +17,33 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
+
+import numpy as np
 
 from poolhouse.engine import process
 from poolhouse.engine.health import Faults, Pending
 from poolhouse.engine.intake import Intake
-from poolhouse.engine.interface import EngineFacts, WarmUpLevel
+from poolhouse.engine.interface import WarmUpLevel
 from poolhouse.engine.observing import Guarded, Observer
-from poolhouse.engine.options import EngineOptions
+from poolhouse.engine.options import EngineOptions, engine_facts
 from poolhouse.engine.queue import CallerQueue, TokenizerCall, TokenizerQueue
 from poolhouse.engine.request import Answer, Request, fail
 from poolhouse.engine.runner import Runner
 from poolhouse.engine.scheduler import Scheduler
-from poolhouse.engine.warm_up import rounds
 from poolhouse.engine.workers import Workers
 from poolhouse.errors import EngineClosed, EngineError, NoStep
 from poolhouse.inputs.limits import Limit
-from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.model import Model
 from poolhouse.packing.tokens import Ids, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
-from poolhouse.tasks import SparseHead
 
 log = logging.getLogger("poolhouse")
 
@@ -55,6 +53,9 @@ _INLINE_REQUESTS = 64
 _INLINE_CHARACTERS = 2000
 # Texts per tokenizer call: enough to share the work among cores, few enough to start computing early.
 _TEXTS_PER_CALL = 128
+# The warm-up's text, and the tokens of its shortest prompt.
+_WARM_UP_TEXT = "How warm is the water of the pool?"
+_SHORTEST_WARM_UP = 8
 # How long the end of the interpreter waits for a batch that runs.
 _LAST_WAIT = 30.0
 
@@ -76,7 +77,7 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.options = options
-        self.facts = _facts(model, tokenizer, options, plugin)
+        self.facts = engine_facts(model, tokenizer, options, plugin)
         self._intake = Intake(model, options, tokenizer, static_tokenizer)
         self._runner = Runner(model, options.max_batch_tokens)
         self._faults = Faults()
@@ -93,8 +94,8 @@ class Engine:
     def _begin(self) -> None:
         """All that threads share, new; no thread is started yet."""
         self._scheduler = Scheduler(self.options.max_batch_tokens, self.options.workers)
-        self._waiting = TokenizerQueue()
-        self._tokenizing = ThreadPoolExecutor(self.options.tokenizer_threads, "poolhouse-tokenizer")
+        self._tokenizer_queue = TokenizerQueue()
+        self._tokenizer_threads = ThreadPoolExecutor(self.options.tokenizer_threads, "poolhouse-tokenizer")
         self._pending = Pending()
         self._workers = Workers(self._runner, self._scheduler, self._faults)
         # A key per call of the tokenizer under way.
@@ -159,10 +160,12 @@ class Engine:
             self._prepare(requests, queues)
             return futures
         begins = range(0, len(requests), _TEXTS_PER_CALL)
-        self._waiting.add([TokenizerCall(requests[begin : begin + _TEXTS_PER_CALL], queues) for begin in begins])
+        self._tokenizer_queue.add(
+            [TokenizerCall(requests[begin : begin + _TEXTS_PER_CALL], queues) for begin in begins]
+        )
         for _ in begins:
             try:
-                self._tokenizing.submit(self._prepare_next)
+                self._tokenizer_threads.submit(self._prepare_next)
             except RuntimeError:
                 # The engine is being closed, or no thread is to be had: the caller's own does it.
                 self._prepare_next()
@@ -176,7 +179,7 @@ class Engine:
         Raises:
             EngineError: what the model failed with.
         """
-        for requests in rounds(self, self.options, level):
+        for requests in self._warm_up_rounds(level):
             for future in self.submit(requests):
                 with suppress(NoStep):  # of a model that answers at certain tokens only; it has run
                     future.result()
@@ -189,7 +192,7 @@ class Engine:
         """
         return self._intake.tokenize(requests)
 
-    def conversation(self, messages: Any, **options: Any) -> Prompt:
+    def conversation(self, messages: object, **options: Any) -> Prompt:
         """The prompt of a conversation; options as those of `Conversations.prompt`."""
         return self.options.conversations.prompt(messages, **options)
 
@@ -207,6 +210,7 @@ class Engine:
 
     @property
     def special_ids(self) -> frozenset[int]:
+        """The ids of special tokens."""
         return self.tokenizer.decoder.special_ids
 
     def close(self, drain_seconds: float = 30.0) -> None:
@@ -222,7 +226,7 @@ class Engine:
         deadline = time.monotonic() + drain_seconds
         if self._started:
             self._pending.wait(drain_seconds)
-        self._tokenizing.shutdown(wait=False)
+        self._tokenizer_threads.shutdown(wait=False)
         self._scheduler.close()
         self._workers.join(max(0.0, deadline - time.monotonic()))
         for request in self._scheduler.drop_all():
@@ -232,7 +236,7 @@ class Engine:
             atexit.register(self._workers.join, _LAST_WAIT)
 
     def hold(self, deadline: float) -> Callable[[], None]:
-        """Run no batch, and wait until `deadline` for those that run; answers with the end of it. Called before a fork."""
+        """Run no batch, and wait until `deadline` for those that run; returns what ends it. Called before a fork."""
         return self._workers.hold(deadline)
 
     def forked(self) -> None:
@@ -249,7 +253,7 @@ class Engine:
             self._faults.die(fatal)
         self._begin()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> NoReturn:
         raise TypeError(
             "An engine has threads and cannot be pickled or copied. Pickle its LLM, which opens again from its settings, "
             "or open the model in the other process."
@@ -272,9 +276,33 @@ class Engine:
         self.close()
 
     def __del__(self) -> None:
-        # Not of one that could not be made.
+        # Not where __init__ failed.
         if "_at_exit" in self.__dict__ and not self._exiting:
             self.close()
+
+    def _warm_up_rounds(self, level: WarmUpLevel) -> Iterator[list[Request]]:
+        """Requests to run one list after the other.
+
+        fast: a short text for each task. full: then, for every length up to the longest prompt or a whole batch, each
+        twice the last, one prompt alone and as many as fill a batch of each worker.
+        """
+        if level == "none":
+            return
+        options, tasks, max_tokens = self.options, self.facts.tasks, self.facts.max_tokens
+        # Queries may be looked up instead of run.
+        texts = [Request(Prompt(_WARM_UP_TEXT), task, input_type="document") for task in tasks]
+        (tokens,) = self.tokenize(texts[:1])
+        longest = min(max_tokens, options.max_prompt_tokens or max_tokens, options.max_batch_tokens)
+        if len(tokens) <= longest:
+            yield texts
+        if level == "full":
+            lengths = [longest]
+            while lengths[-1] // 2 >= _SHORTEST_WARM_UP:
+                lengths.append(lengths[-1] // 2)
+            for length in reversed(lengths):
+                request = partial(Request, Prompt(None, np.resize(tokens.ids, length)), tasks[0], input_type="document")
+                yield [request()]
+                yield [request() for _ in range(options.workers * (options.max_batch_tokens // length))]
 
     def _refusal(self) -> EngineError | None:
         """Why no request is taken any more; None while they are."""
@@ -289,7 +317,7 @@ class Engine:
             fail(future, refusal)
 
     def _prepare_next(self) -> None:
-        call = self._waiting.next()
+        call = self._tokenizer_queue.next()
         if call is not None:
             self._prepare(*call)
 
@@ -298,7 +326,7 @@ class Engine:
         self._preparing.add(call := object())
         try:
             if self._exiting:
-                # A daemon thread that asked in the last moment: native code that it entered now would be torn down with it.
+                # A daemon thread that submits at the last moment: native code that it entered now would be torn down with it.
                 return
             if self.fatal is not None:
                 _fail(requests, self.fatal)
@@ -315,49 +343,6 @@ class Engine:
             _fail(requests, EngineError(f"Preparing the request failed: {error}"))
         finally:
             self._preparing.discard(call)
-
-
-def _facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plugin: Plugin | None) -> EngineFacts:
-    """What is known of an engine that runs this model so."""
-    facts = model.facts
-    embed, classify = (model.pipelines.get(task) for task in ("embed", "classify"))
-    rules, listwise = facts.late_interaction, facts.listwise
-    return EngineFacts(
-        name=facts.name,
-        aliases=options.aliases,
-        unlisted_names=options.unlisted_names,
-        tasks=model.tasks,
-        labels=0 if classify is None else classify.width,
-        label_names=facts.labels,
-        max_tokens=facts.max_tokens,
-        width=None if embed is None else embed.width,
-        pooling=None if embed is None else embed.steps[0].description,
-        prompts=facts.prompts,
-        default_prompt_name=facts.default_prompt_name,
-        adapters=() if model.adapters is None else model.adapters.declared,
-        sparse=_sparse(model, tokenizer),
-        similarity=facts.similarity,
-        mean_max_sim=rules is not None and rules.mean,
-        routed=bool(model.routes.by_task),
-        score_template=options.score_template,
-        listwise=None
-        if listwise is None
-        else ListwisePrompts(tokenizer, listwise.document_token, listwise.query_token),
-        plugin=plugin,
-        calibration=options.calibration,
-        dtype=str(facts.dtype).removeprefix("torch."),
-        device=facts.device.type,
-        max_batch_tokens=options.max_batch_tokens,
-        tokenizer_threads=options.tokenizer_threads,
-    )
-
-
-def _sparse(model: Model, tokenizer: Tokenizer) -> SparseHead | None:
-    """How answers become sparse vectors; weights of tokens leave out the unknown one."""
-    head, unknown = model.sparse, tokenizer.unknown
-    if head is None or head.unit != "token" or unknown is None:
-        return head
-    return replace(head, left_out=head.left_out | {unknown})
 
 
 def _characters(request: Request) -> float:

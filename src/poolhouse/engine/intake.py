@@ -147,23 +147,18 @@ class Intake:
         self, rules: LateInteractionTokens, prepared: Sequence[Prepared], whole: bool
     ) -> list[Tokens | InvalidRequest]:
         """Queries and documents by their rules; all else as it stands."""
-        limited = [
-            one if one.role is None or whole else replace(one, limit=rules.limit(one.limit, one.role))
-            for one in prepared
-        ]
+        limits = [one.limit if one.role is None or whole else rules.limit(one.limit, one.role) for one in prepared]
+        encoded = self._tokenizer.encode([one.prompt for one in prepared], limits)
         return [
             rules.finished(tokens, one.role, one.limit.add_special_tokens)
             if one.role is not None and isinstance(tokens, Tokens)
             else tokens
-            for one, tokens in zip(prepared, _encoded(self._tokenizer, limited), strict=True)
+            for one, tokens in zip(prepared, encoded, strict=True)
         ]
 
 
 def _encoded(tokenizer: Tokenizer, prepared: Sequence[Prepared]) -> list[Tokens | InvalidRequest]:
     return tokenizer.encode([one.prompt for one in prepared], [one.limit for one in prepared])
-
-
-_NO_PARAMS = PoolingParams()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,6 +179,9 @@ class Prepared:
     lookup: LookedUp | None = None
     route: str | None = None
     role: Role | None = None
+
+
+_NO_PARAMS = PoolingParams()
 
 
 class Checks:
@@ -304,7 +302,7 @@ class Checks:
         raise InvalidRequest(f"Late chunking {why}.", "late_chunking_params")
 
     def _prompt_name(self, request: Request) -> str | None:
-        """The name of the prompt that was asked for, by itself or by what the text is."""
+        """The name of the prompt that the request names, or that its kind of text has."""
         if request.prompt_name is not None:
             return request.prompt_name
         input_type = request.input_type or self._role(request)
@@ -327,7 +325,7 @@ class Checks:
         return role_of(request.input_type) or "document"
 
     def _route(self, request: Request) -> str | None:
-        """The way that a text goes, by what it is called; None of a model with one way for all.
+        """The way of a text through the model, by its input type or prompt; None for a model with one way for all.
 
         Raises:
             InvalidRequest: the model has no way for it.
@@ -336,13 +334,14 @@ class Checks:
         return self.model.routes.of(names, role_of(request.input_type) or role_of(request.prompt_name))
 
     def _lookup(self, request: Request, route: str | None) -> LookedUp | None:
-        """What answers for the model, where this way is looked up."""
+        """The table that answers instead of the model, where this way is looked up."""
         routes = self.model.routes
         if route is None or route not in routes.looked_up:
             return None
         if request.task != "embed" or request.further or request.spans is not None:
             raise InvalidRequest(
-                "This side of the model is looked up, not run: it answers embed and sparse vectors alone.", "task"
+                "These texts are looked up, not run through the model: they have embed and sparse vectors alone.",
+                "task",
             )
         return routes.static
 
@@ -389,18 +388,17 @@ class Checks:
         return self.options.conversations.rendered(prompt.conversation)
 
     def _limit(self, request: Request, params: PoolingParams) -> Limit:
-        limit = self.limit(params)
-        if params.late_chunking_params is not None:
-            limit = replace(limit, overflow="error")
+        limit, late_chunking = self.limit(params), params.late_chunking_params is not None
         limits = [tokens for tokens in (limit.max_prompt_tokens, request.max_tokens) if tokens is not None]
         # A chat template writes the special tokens itself, so its caller decides anew.
         source = request if request.prompt.conversation is None else request.prompt.conversation
         return replace(
             limit,
+            overflow="error" if late_chunking else limit.overflow,
             add_special_tokens=source.add_special_tokens,
             max_prompt_tokens=min(limits, default=None),
             lower_case=request.lower_case,
-            offsets=request.offsets or params.late_chunking_params is not None,
+            offsets=request.offsets or late_chunking,
         )
 
 

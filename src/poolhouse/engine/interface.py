@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from poolhouse.engine.observing import Observer
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import EngineError
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import ListwisePrompts
-from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.packing.tokens import Tokens
 from poolhouse.params import PoolingParams
@@ -39,7 +38,7 @@ class EngineFacts:
     not a sum. routed: queries and documents go separate ways through the model.
     score_template: what joins pairs, where the tokenizer does not. listwise: makes the prompts of a model that scores all
     documents of a query together. calibration: the stored ranges of int8 vectors; None where a fixed range serves.
-    dtype, device: of the weights, in torch's words ("float32", "cpu"). max_batch_tokens: tokens of one pack.
+    dtype, device: of the weights, by torch's names ("float32", "cpu"). max_batch_tokens: tokens of one pack.
     """
 
     name: str
@@ -118,10 +117,6 @@ class PoolingEngine(Protocol):
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary entry of each id."""
-        ...
-
-    def conversation(self, messages: Any, **options: Any) -> Prompt:
-        """The prompt of a conversation."""
         ...
 
     def observe(self, observer: Observer | None) -> None:

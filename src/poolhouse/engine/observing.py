@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ParamSpec, Protocol
 
 from poolhouse.engine.queue import Arrival
 
 log = logging.getLogger("poolhouse")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +51,20 @@ class Guarded:
         self._failed = False
 
     def tokenized(self, texts: int, seconds: float) -> None:
-        try:
-            self.observer.tokenized(texts, seconds)
-        except BaseException as error:  # noqa: BLE001 - no request may suffer from being watched
-            self._log(error)
+        self._call(self.observer.tokenized, texts, seconds)
 
     def ran(self, batch: BatchRun) -> None:
-        try:
-            self.observer.ran(batch)
-        except BaseException as error:  # noqa: BLE001 - no request may suffer from being watched
-            self._log(error)
+        self._call(self.observer.ran, batch)
 
-    def _log(self, error: BaseException) -> None:
-        if not self._failed:
-            self._failed = True
-            log.error("The engine's observer failed; further failures are not logged: %s", error, exc_info=error)
+    def _call(self, method: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(*args, **kwargs)
+        except BaseException as error:  # no request may suffer from being watched
+            if not self._failed:
+                self._failed = True
+                log.error("The engine's observer failed; further failures are not logged: %s", error, exc_info=error)
 
 
 def waits(arrivals: Iterable[Arrival], started: float) -> tuple[tuple[float, int], ...]:
     """How long requests waited for the batch that started then, by their common arrivals."""
-    counts: dict[Arrival, int] = {}
-    for arrival in arrivals:
-        counts[arrival] = counts.get(arrival, 0) + 1
-    return tuple((arrival.waited(started), count) for arrival, count in counts.items())
+    return tuple((arrival.waited(started), count) for arrival, count in Counter(arrivals).items())

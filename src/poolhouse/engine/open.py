@@ -1,4 +1,4 @@
-"""Settings -> a running engine, for `LLM` and for the server alike."""
+"""Open: from settings to a running engine, for `LLM` and for the server alike."""
 
 from __future__ import annotations
 
@@ -48,101 +48,111 @@ def open_engine(settings: Settings) -> Engine:
     """Load what `settings` name and start its engine.
 
     Raises:
-        ConfigError, CheckpointError: in words for the user.
+        ConfigError, CheckpointError: with a message for the user.
     """
     if settings.runner in ("generate", "draft"):
         raise ConfigError(f"runner={settings.runner!r}: Poolhouse runs pooling models only; use 'pooling' or 'auto'.")
     limit_threads_to_quota()
-    if settings.model is None:
-        folder, name = hub.embedded_model(), hub.NAME
-        log.warning("No model was named: using the embedded default, %s.", name)
-    else:
-        name = settings.model
-        folder = locate(
-            name,
-            revision=settings.revision,
-            download_dir=settings.download_dir,
-            token=settings.hf_token,
-            variant=settings.variant,
-        )
     torch.manual_seed(settings.seed)
+    name, folder = _named_folder(settings)
     pooler = PoolerConfig.parse(settings.pooler_config)
     calibration = None if settings.int8_calibration is None else Calibration.load(settings.int8_calibration)
-    model = _in_a_passing_thread(
-        load,
-        folder,
-        LoadOptions(
-            name=settings.names[0] if settings.names else name,
-            variant=settings.variant,
-            dtype=settings.dtype,
-            device=settings.device,
-            implementation=settings.model_impl,
-            trust_remote_code=settings.trust_remote_code,
-            max_tokens=settings.max_model_len,
-            overrides=settings.hf_overrides,
-            convert=settings.convert,
-            pooler=pooler,
-            matryoshka_dimensions=tuple(settings.matryoshka_dimensions or ()),
-            adapters=_adapters(settings),
-            colbert_compat=settings.colbert_compat,
-            score_compat=settings.score_compat,
-        ),
-    )
-    model = _preferring(pooler.task, model)
-    files, tokenizer_folder = model.plan.files, model.plan.tokenizer
-    if settings.tokenizer is not None:
-        named = locate(
-            settings.tokenizer,
-            revision=settings.tokenizer_revision,
-            download_dir=settings.download_dir,
-            token=settings.hf_token,
-        )
-        tokenizer_folder = Folder(named)
-    tokenizer = Tokenizer.from_folder(
-        tokenizer_folder,
-        lower_case=files.do_lower_case,
-        trust_remote_code=settings.trust_remote_code,
-        vocabulary_size=model.facts.sizes.vocabulary_size,
-        model_types=model.facts.sizes.token_types,
-    )
+    model = _in_its_own_thread(load, folder, _load_options(settings, name, pooler))
+    model = _with_first_task(pooler.task, model)
+    tokenizer_folder, tokenizer = _tokenizer(settings, model)
     model = replace(model, facts=replace(model.facts, notes=(*model.facts.notes, *tokenizer.notes)))
-    given = _given_template(settings.chat_template)
-    model, static_tokenizer = _static(model, settings)
+    template = _users_template(settings.chat_template)
+    model, static_tokenizer = _with_static(model, settings)
     plugin = settings.io_processor_plugin or model.facts.plugin
-    default_params = _default_params(pooler, files.truncate_dim, model.facts.width)
+    default_params = _default_params(pooler, model)
     if calibration is not None:
         _check_calibration(calibration, model, default_params.dimensions)
     on_cpu = model.facts.device.type == "cpu"
     if on_cpu:
         keep_freed_memory()
-    default_tokens = _CPU_BATCH_TOKENS if on_cpu else _CUDA_BATCH_TOKENS
+    options = EngineOptions(
+        max_batch_tokens=settings.max_num_batched_tokens or (_CPU_BATCH_TOKENS if on_cpu else _CUDA_BATCH_TOKENS),
+        overflow=_overflow(settings, pooler),
+        max_prompt_tokens=pooler.max_embed_len,
+        tokenizer_threads=settings.tokenizer_workers,
+        workers=worker_count(settings.lanes, model),
+        default_params=default_params,
+        score_template=_score_template(template, model),
+        conversations=_conversations(template, tokenizer_folder, settings.chat_template_content_format),
+        aliases=settings.names[1:],
+        unlisted_names=() if settings.names else hub.other_names(name, folder),
+        truncation_side=tokenizer.truncation_side,
+        calibration=calibration,
+    )
     return Engine(
         model,
         tokenizer,
-        EngineOptions(
-            max_batch_tokens=settings.max_num_batched_tokens or default_tokens,
-            overflow=_overflow(settings, pooler),
-            max_prompt_tokens=pooler.max_embed_len,
-            tokenizer_threads=settings.tokenizer_workers,
-            workers=worker_count(settings.lanes, model),
-            default_params=default_params,
-            score_template=_score_template(given, model),
-            conversations=_conversations(given, tokenizer_folder, settings.chat_template_content_format),
-            aliases=settings.names[1:],
-            unlisted_names=() if settings.names else hub.other_names(name, folder),
-            truncation_side=tokenizer.truncation_side,
-            calibration=calibration,
-        ),
+        options,
         None if plugin is None else load_plugin(plugin, settings, tokenizer),
         static_tokenizer,
     )
 
 
-def _static(model: Model, settings: Settings) -> tuple[Model, Tokenizer | None]:
-    """The model, and the tokenizer of its side that is looked up, if it has one.
+def _named_folder(settings: Settings) -> tuple[str, Path]:
+    """The model's name and folder; those of the embedded model where none is named."""
+    if settings.model is None:
+        log.warning("No model was named: using the embedded default, %s.", hub.NAME)
+        return hub.NAME, hub.embedded_model()
+    folder = locate(
+        settings.model,
+        revision=settings.revision,
+        download_dir=settings.download_dir,
+        token=settings.hf_token,
+        variant=settings.variant,
+    )
+    return settings.model, folder
+
+
+def _load_options(settings: Settings, name: str, pooler: PoolerConfig) -> LoadOptions:
+    return LoadOptions(
+        name=settings.names[0] if settings.names else name,
+        variant=settings.variant,
+        dtype=settings.dtype,
+        device=settings.device,
+        implementation=settings.model_impl,
+        trust_remote_code=settings.trust_remote_code,
+        max_tokens=settings.max_model_len,
+        overrides=settings.hf_overrides,
+        convert=settings.convert,
+        pooler=pooler,
+        matryoshka_dimensions=tuple(settings.matryoshka_dimensions or ()),
+        adapters=_adapters(settings),
+        colbert_compat=settings.colbert_compat,
+        score_compat=settings.score_compat,
+    )
+
+
+def _tokenizer(settings: Settings, model: Model) -> tuple[Folder, Tokenizer]:
+    """The tokenizer that the user names, else the model's, and its folder."""
+    folder = model.plan.tokenizer
+    if settings.tokenizer is not None:
+        folder = Folder(
+            locate(
+                settings.tokenizer,
+                revision=settings.tokenizer_revision,
+                download_dir=settings.download_dir,
+                token=settings.hf_token,
+            )
+        )
+    return folder, Tokenizer.from_folder(
+        folder,
+        lower_case=model.plan.files.do_lower_case,
+        trust_remote_code=settings.trust_remote_code,
+        vocabulary_size=model.facts.sizes.vocabulary_size,
+        model_types=model.facts.sizes.token_types,
+    )
+
+
+def _with_static(model: Model, settings: Settings) -> tuple[Model, Tokenizer | None]:
+    """The model, and the tokenizer of the texts that it looks up instead of running them, if there are such.
 
     Raises:
-        CheckpointError: a table of more tokens than the other side has.
+        CheckpointError: a table of more tokens than the rest of the model knows.
     """
     static = model.routes.static
     if static is None:
@@ -156,35 +166,34 @@ def _static(model: Model, settings: Settings) -> tuple[Model, Tokenizer | None]:
     )
     if size > width:
         raise CheckpointError(
-            f"{static.tokenizer_folder} weighs {size} tokens, but the other side of the model has {width}."
+            f"{static.tokenizer_folder} has weights of {size} tokens, but the rest of the model knows {width}."
         )
     static = static.with_ids(width, tokenizer.id_of)
     return replace(model, routes=replace(model.routes, static=static)), tokenizer
 
 
-def _found(settings: Settings, name: str) -> Path:
+def _adapter_folder(settings: Settings, name: str) -> Path:
     """The folder of an adapter, or of an adapter's base: a path or a hub id, looked up as the model is."""
     return locate(name, download_dir=settings.download_dir, token=settings.hf_token, variant=settings.variant)
 
 
-def _preferring(word: str | None, model: Model) -> Model:
+def _with_first_task(name: str | None, model: Model) -> Model:
     """The model with this task as its first.
 
     Raises:
         ConfigError: it has no such task.
     """
-    if word is None:
+    if name is None:
         return model
     try:
-        task = parse_task(word, model.tasks)
+        task = parse_task(name, model.tasks)
     except InvalidRequest as error:
         raise ConfigError(f"pooler_config: task: {error}") from None
     return replace(model, pipelines={task: model.pipelines[task], **model.pipelines})
 
 
 def _adapters(settings: Settings) -> AdapterOptions:
-    """What the settings say of adapters."""
-    find = partial(_found, settings)
+    find = partial(_adapter_folder, settings)
     modules = {name: find(source) for name, source in (settings.lora_modules or {}).items()}
     merge = settings.merge_adapter
     if merge is not None and merge not in modules and "/" in merge:
@@ -193,7 +202,11 @@ def _adapters(settings: Settings) -> AdapterOptions:
 
 
 def _overflow(settings: Settings, pooler: PoolerConfig) -> Literal["error", "truncate", "chunk"]:
-    """What to do with over-long prompts, of the two options that may say it."""
+    """What to do with over-long prompts, by the two options that decide it.
+
+    Raises:
+        ConfigError: they contradict each other.
+    """
     if not pooler.enable_chunked_processing:
         return settings.overflow
     if settings.overflow == "truncate":
@@ -203,31 +216,31 @@ def _overflow(settings: Settings, pooler: PoolerConfig) -> Literal["error", "tru
     return "chunk"
 
 
-def _given_template(words: str | None) -> ScoreTemplate | None:
-    """The user's template, by what they wrote.
+def _users_template(source: str | None) -> ScoreTemplate | None:
+    """The template that the user names or writes.
 
     Raises:
-        ConfigError: none, or one that does not compile.
+        ConfigError: there is none of that name, or it does not compile.
     """
-    if words is None:
+    if source is None:
         return None
     from poolhouse.inputs.templates import sandbox  # draws in jinja2, which most models do without
 
     try:
-        given = score_template(words)
-        sandbox.syntax_tree(given.text, f"template of chat_template ({given.name})")
-        return given
+        template = score_template(source)
+        sandbox.syntax_tree(template.text, f"template of chat_template ({template.name})")
+        return template
     except InvalidRequest as error:
         raise ConfigError(str(error)) from error
 
 
-def _conversations(given: ScoreTemplate | None, folder: Folder, content_format: ContentFormat) -> Conversations:
+def _conversations(users: ScoreTemplate | None, folder: Folder, content_format: ContentFormat) -> Conversations:
     """The user's template, else those of the tokenizer; the built-in ones are for pairs alone."""
-    text = None if given is None or given.name in built_in() else given.text
+    text = None if users is None or users.name in built_in() else users.text
     return Conversations.of(folder, text, content_format)
 
 
-def _score_template(given: ScoreTemplate | None, model: Model) -> ScoreTemplate | None:
+def _score_template(users: ScoreTemplate | None, model: Model) -> ScoreTemplate | None:
     """The user's template, else the model's own.
 
     Raises:
@@ -235,8 +248,8 @@ def _score_template(given: ScoreTemplate | None, model: Model) -> ScoreTemplate 
     """
     own = model.facts.score_template
     try:
-        if given is not None:
-            return given.bind()
+        if users is not None:
+            return users.bind()
         return None if own is None else own.bind()
     except InvalidRequest as error:
         if own is not None:
@@ -245,14 +258,15 @@ def _score_template(given: ScoreTemplate | None, model: Model) -> ScoreTemplate 
         return None
 
 
-def _default_params(pooler: PoolerConfig, truncate_dim: int | None, width: int) -> PoolingParams:
-    """What holds where a request says nothing: the user's words, else those of sentence-transformers' files."""
+def _default_params(pooler: PoolerConfig, model: Model) -> PoolingParams:
+    """What holds where a request says nothing: the user's choice, else that of sentence-transformers' files."""
     try:
         params = PoolingParams(dimensions=pooler.dimensions, use_activation=pooler.use_activation)
     except InvalidRequest as error:
         raise ConfigError(f"pooler_config: {error}.") from None
+    width = model.facts.width
     if params.dimensions is None:
-        return replace(params, dimensions=truncate_dim)
+        return replace(params, dimensions=model.plan.files.truncate_dim)
     if not 1 <= params.dimensions <= width:
         raise ConfigError(f"pooler_config: dimensions must be from 1 to {width}, got {params.dimensions}.")
     return params
@@ -278,10 +292,10 @@ def _check_calibration(calibration: Calibration, model: Model, dimensions: int |
         ) from None
 
 
-def _in_a_passing_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call in a thread that ends with it, and its pool of OpenMP workers too.
+def _in_its_own_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call in a thread that ends afterwards, and its pool of OpenMP threads too.
 
-    While a second pool lives beside the device thread's, libgomp lets workers sleep between operations instead of
+    While a second pool lives beside that of the worker, libgomp lets threads sleep between operations instead of
     spinning, and a short query takes twice as long.
     """
     with ThreadPoolExecutor(1, "poolhouse-load") as thread:

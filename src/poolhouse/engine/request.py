@@ -32,7 +32,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What the engine made of one prompt.
+    """The result of one prompt.
 
     array: [features] for embed and classify, [tokens, features] for token tasks, [spans, features] for requests of spans.
     tokens: the prompt as the model saw it (whole, when it was split into chunks).

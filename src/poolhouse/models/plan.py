@@ -132,6 +132,8 @@ class LoadPlan:
             return f"{user} (pooler_config)"
         if files.pooling is not None and self.pooling_from != "config.json":
             return f"{'+'.join(files.pooling)} (sentence-transformers' files)"
+        if files.pooled:
+            return "by the model itself (sentence-transformers' files)"
         if self.default_pooling is None:
             return "LAST of a decoder, CLS of an encoder (seen when the model is built)"
         return f"{self.default_pooling} ({self.pooling_from})"

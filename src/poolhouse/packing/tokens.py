@@ -1,4 +1,4 @@
-"""Tokens: one prompt made ready for the model."""
+"""Tokens: one prompt as the model reads it, how much of it was cut, and where its tokens stand in the text."""
 
 from __future__ import annotations
 

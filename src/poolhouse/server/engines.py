@@ -144,7 +144,7 @@ class AdaptedEngine:
         self.engine = engine
         beneath = engine.facts
         self.facts = replace(beneath, name=adapter, aliases=(), unlisted_names=(), adapters=(), parent=beneath.name)
-        self.limit, self.tokenize, self.conversation = engine.limit, engine.tokenize, engine.conversation
+        self.limit, self.tokenize = engine.limit, engine.tokenize
         self.detokenize, self.token_strings, self.on_fatal = engine.detokenize, engine.token_strings, engine.on_fatal
 
     @property

@@ -33,9 +33,9 @@ AUTO_CLASSES: dict[Role, str] = {
     "token_classify": "AutoModelForTokenClassification",
     "splade": "AutoModelForMaskedLM",
 }
-# Text sides that stand alone, with the projection into the space that they share.
+# Text towers that stand alone, with the projection into the shared space.
 _PROJECTED = "TextModelWithProjection"
-_OTHER_SIDES = ("vision", "visual", "image", "audio", "video")
+_OTHER_TOWERS = ("vision", "visual", "image", "audio", "video")
 # Names in errors and notes; the rest is counted.
 _NAMED = 5
 
@@ -63,10 +63,10 @@ def load_hugging_face(
     with _quiet_transformers():
         forward, notes = _build(checkpoint, config, dtype, role, trust_remote_code, revision, used)
         whole = forward.model.requires_grad_(False).to(device)
-        pools_itself = role not in AUTO_CLASSES and _has_two_sides(whole)
-        text_side = _text_side(whole)
-        vocabulary_size = _vocabulary_size(text_side)
-        ids = _plain_ids(text_side.config, vocabulary_size)
+        pools_itself = role not in AUTO_CLASSES and _is_dual_encoder(whole)
+        text_tower = _text_tower(whole)
+        vocabulary_size = _vocabulary_size(text_tower)
+        ids = _plain_ids(text_tower.config, vocabulary_size)
         width = _width(forward, ids, device)
         if pools_itself:
             verdict = Verdict(None, "unpacked: the model itself makes one vector of each text")
@@ -91,7 +91,7 @@ def load_hugging_face(
             hidden_size=width,
             vocabulary_size=vocabulary_size,
             parameters=sum(parameter.numel() for parameter in whole.parameters()),
-            positions=_max_tokens(text_side),
+            positions=_max_tokens(text_tower),
             token_types=0 if pools_itself else _token_types(whole),
         ),
         pooling="LAST" if causal else "CLS",
@@ -156,10 +156,10 @@ def _build(
         ) from error
     whole.eval()
     info["unexpected_keys"] = set(info["unexpected_keys"]) - used
-    if role not in AUTO_CLASSES and _has_two_sides(whole):
+    if role not in AUTO_CLASSES and _is_dual_encoder(whole):
         forward = _of_texts(whole, checkpoint.folder, dtype)
         notes.append(f"Of {type(whole).__name__} only the text side is used; pictures and sounds are not read yet.")
-        ids = _plain_ids(_text_side(whole).config, _vocabulary_size(_text_side(whole)))
+        ids = _plain_ids(_text_tower(whole).config, _vocabulary_size(_text_tower(whole)))
         return forward, (*notes, *check_weights(whole, forward, info, ids, checkpoint.folder))
     model = whole.get_encoder() if encoder_only else whole
     if model is not whole:
@@ -170,23 +170,23 @@ def _build(
     return forward, tuple(notes)
 
 
-def _has_two_sides(model: Any) -> bool:
-    """Whether texts have a side of their own in the model, which makes one vector of each (CLIP and models like it)."""
+def _is_dual_encoder(model: Any) -> bool:
+    """Whether texts have a tower of their own, which makes one vector of each (CLIP and models like it)."""
     return hasattr(model, "text_model") and (
         hasattr(model, "get_text_features") or type(model).__name__.endswith(_PROJECTED)
     )
 
 
-def _text_side(model: Any) -> Any:
-    return model.text_model if _has_two_sides(model) else model
+def _text_tower(model: Any) -> Any:
+    return model.text_model if _is_dual_encoder(model) else model
 
 
 def _of_texts(model: Any, folder: Folder, dtype: torch.dtype) -> Forward:
-    """The text side with its projection; the other side is let go."""
+    """The text tower with its projection; the other one is dropped."""
     if type(model).__name__.endswith(_PROJECTED):
         return Forward(model, dtype, text_features)
     for name, _ in list(model.named_children()):
-        if name.startswith(_OTHER_SIDES):
+        if name.startswith(_OTHER_TOWERS):
             setattr(model, name, None)
     padding = None
     if model.config.model_type.startswith("siglip"):
