@@ -5,7 +5,7 @@ A request goes through these, from the outside to the inside, and its reply back
     Addressed        where the application is mounted, one path for each probe
     RequestObserver  the id; log, metrics and traces
     Heads            HEAD as GET without the body
-    security         CORS, keys, limits on URL and headers
+    security         limits on URL and headers, CORS, keys
     Dispatch         the route of the path; reads the body, checks its fields
     Route.answer     a function of a dialect: Call.use, Call.answers, Call.write
 """
