@@ -1,4 +1,14 @@
-"""App: the HTTP application; dialects over engines, with one way to observe requests and one way to fail."""
+"""App: the HTTP application; dialects over engines, with one way to observe requests and one way to fail.
+
+A request goes through these, from the outside to the inside, and its reply back:
+
+    Addressed        where the application is mounted, one path for each probe
+    RequestObserver  the id; log, metrics and traces
+    Heads            HEAD as GET without the body
+    security         limits on URL and headers, CORS, keys
+    Dispatch         the route of the path; reads the body, checks its fields
+    Route.answer     a function of a dialect: Call.use, Call.answers, Call.write
+"""
 
 from __future__ import annotations
 

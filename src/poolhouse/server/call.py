@@ -99,14 +99,12 @@ class Call:
         # Failures too are counted and logged by their model.
         state["model"] = engine.facts.name
         submitted = time.perf_counter()
-        self.engines.accept(engine, requests)
         futures = [request.future for request in requests]
-        try:
-            answers = await self._answered(futures)
-        except InvalidRequest as error:
-            raise _located(error, futures, location) from None
-        finally:
-            self.engines.release(engine, requests)
+        with self.engines.accepted(engine, requests):
+            try:
+                answers = await self._answered(futures)
+            except InvalidRequest as error:
+                raise _located(error, futures, location) from None
         self.answered = answers
         self._count(requests, answers)
         if "steps" in state:  # the request is traced

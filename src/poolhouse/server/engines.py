@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from poolhouse.engine.interface import PoolingEngine, WarmUpLevel
@@ -103,22 +103,23 @@ class Engines:
         if isinstance(value, list) and value and not isinstance(value[0], int):
             self.check_items(len(value), parameter)
 
-    def accept(self, engine: PoolingEngine, requests: Sequence[Request]) -> None:
-        """Submit requests to an engine of these; `release` them when they are answered.
+    @contextmanager
+    def accepted(self, engine: PoolingEngine, requests: Sequence[Request]) -> Iterator[None]:
+        """Submit requests to an engine of these; they count as waiting until the block ends.
 
         Raises:
             Overloaded: the queue is full.
         """
         name = engine.facts.name
         self._admissions[name].enter(len(requests))
-        if len(requests) == 1:
-            self._singles[name].put(requests[0])
-        else:
-            submit(engine, requests)
-
-    def release(self, engine: PoolingEngine, requests: Sequence[Request]) -> None:
-        """These accepted requests are answered, or no client waits for them any more."""
-        self._admissions[engine.facts.name].leave(len(requests))
+        try:
+            if len(requests) == 1:
+                self._singles[name].put(requests[0])
+            else:
+                submit(engine, requests)
+            yield
+        finally:
+            self._admissions[name].leave(len(requests))
 
 
 def unknown(model: str) -> str:

@@ -1,4 +1,4 @@
-"""OpenAPI: the document of all routes, from their rows: the models of bodies, the types of replies and errors."""
+"""OpenAPI: the document of all routes, read from their rows: models of bodies, types of replies and errors."""
 
 from __future__ import annotations
 
@@ -87,8 +87,10 @@ def document(dialects: Iterable[Dialect], settings: ServerSettings) -> Json:
 
 
 def _errors(endpoint: Endpoint) -> tuple[Errors, ...]:
-    own = endpoint.route.errors
-    return endpoint.dialect.errors if own is None else own
+    route = endpoint.route
+    if route.errors is not None:
+        return route.errors
+    return () if route.body is None else endpoint.dialect.errors
 
 
 class _Types:
@@ -228,7 +230,7 @@ def _responses(route: Route, refusals: Sequence[Errors], types: _Types, guarded:
 
 
 def _response(status: int, content: Json, named: Sequence[str], headers: Mapping[str, Json] | None = None) -> Json:
-    """One response; an empty body has no content. named: the shared headers that it may have beside the id."""
+    """One response; an empty body has no content. named: the shared headers that it may have, besides the id."""
     shared = {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-Id", *named)}
     response: Json = {"description": HTTPStatus(status).phrase, "headers": {**shared, **(headers or {})}}
     return response | ({"content": content} if content else {})

@@ -1,4 +1,4 @@
-"""Routing: dialects as rows of routes, the route of each request by its path, and the refusal where there is none."""
+"""Routing: dialects as rows of routes, the route of each request, and the refusal where there is none."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Route:
     then `answer` gets the JSON object, and calls `Call.parse`. None: the route reads no body.
     replies: the types of the JSON of a 200; none is an empty body. media: other content types of a 200.
     headers: of a 200, with descriptions. query: parameters of the URL, with descriptions.
-    errors: of this route, where they are not those of its dialect.
+    errors: of this route; by default those of its dialect, and none where there is no body to refuse.
     others: further paths of the same route, which the document leaves out. hidden: the document leaves out `path` too.
     read: makes the object of a body, which may be of another kind than JSON.
     """
@@ -166,7 +166,7 @@ class Dispatch:
         return None
 
     def _unrouted(self, http: Request, path: str) -> Response:
-        """A redirect where slashes at the end are too many or missing, else the error that says what is possible."""
+        """A redirect to the path with or without a slash at its end, else the error that names the routes nearby."""
         whole: str = http.scope["path"]
         other = {**http.scope, "path": whole.rstrip("/") if whole.endswith("/") else f"{whole}/"}
         if path != "/" and not self._at(path) and self._at(path_of(other)):
@@ -215,7 +215,7 @@ class Heads:
             await self.app(as_get, receive, without_body)
         finally:
             if "route" in as_get:
-                # The log and the metrics, which stand outside, name it.
+                # For the log and the metrics, which are outside of this.
                 scope["route"] = as_get["route"]
 
 

@@ -1,4 +1,4 @@
-"""Dialects: each turns its bodies into requests and answers into its bodies; a new one is a file and a line."""
+"""Dialects: each turns its bodies into requests, and answers into its replies; a new one is a file and a line."""
 
 from __future__ import annotations
 

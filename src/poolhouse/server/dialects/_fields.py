@@ -1,4 +1,4 @@
-"""Fields: those that routes share, with vLLM's names and defaults."""
+"""Fields that the bodies of several routes share, with vLLM's names and defaults."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _TRUNCATION_SIDES: dict[str | None, Literal["left", "right"]] = {"START": "left"
 
 @dataclass(frozen=True, slots=True)
 class EmbedOptions:
-    """How texts are read and what vectors are made of them.
+    """How texts are cut and pooled.
 
     input_type: a query, a document, or the name of a prompt. truncate: the end that a long text loses; None is the one
     that the model's tokenizer cuts, NONE refuses the text. max_tokens: those of a text; None is the model's limit.
@@ -131,7 +131,7 @@ async def rerank(
 
 
 def texts_of(value: object, parameter: str) -> list[str]:
-    """Texts that stand bare, or as {text}, one or several.
+    """Texts, bare or as {text}, one or several.
 
     Raises:
         InvalidRequest: an item of another form, such as a picture.

@@ -1,4 +1,4 @@
-"""Pairs: what routes that score share; queries and documents in, scores and their order out."""
+"""Pairs: queries and documents in, scores and their order out, for every route that scores."""
 
 from __future__ import annotations
 

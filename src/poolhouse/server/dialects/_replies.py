@@ -1,4 +1,4 @@
-"""Replies: what they have in common; counts of tokens, and which inputs were cut."""
+"""Replies: the counts of tokens and of cut inputs that replies of several routes show."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ DIALECT = Dialect(
             headers=METADATA,
         ),
         Route("POST", "/v1/embeddings", embeddings, EmbeddingFields, (EmbeddingReply,), media=BYTES, headers=METADATA),
-        Route("GET", "/v1/models", models, replies=(Models,), errors=(), others=("/models",)),
+        Route("GET", "/v1/models", models, replies=(Models,), others=("/models",)),
         Route(
             "GET",
             "/v1/models/{model:path}",

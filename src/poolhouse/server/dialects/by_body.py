@@ -1,4 +1,4 @@
-"""Shared paths: /invocations and /rerank, where the fields of a body choose the dialect that answers."""
+"""Shared paths: /invocations (SageMaker) and /rerank, where the fields of the body choose the dialect."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def invocations(call: Call, body: JsonObject) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What may answer a body of /invocations: it must have all fields of one of these groups."""
+    """A function that may answer a body of /invocations, which must have all fields of one of these groups."""
 
     fields: type[BaseModel]
     answer: Callable[[Call, Any], Awaitable[Response]]
@@ -49,7 +49,7 @@ _PROMPTS = (("input",), ("messages",))
 
 
 def _targets(engine: PoolingEngine, task: object) -> list[_Target]:
-    """In vLLM's order, but that a body is for /pooling whose task is another than its texts have anyway."""
+    """The targets in vLLM's order; a body with another task than the model's own is for /pooling."""
     own: str | None = None
     if "embed" in engine.facts.tasks:
         own, of_texts = "embed", _Target(openai.EmbeddingFields, openai.embeddings, _PROMPTS)
@@ -62,7 +62,7 @@ def _targets(engine: PoolingEngine, task: object) -> list[_Target]:
         _Target(pooling.PoolingFields, pooling.pooling, of_tasks),
         of_texts,
         _Target(score.RerankFields, score.rerank, (("query", "documents"),)),
-        _Target(score.ScoreFields, score.score_pairs, score.SPELLINGS),
+        _Target(score.ScoreFields, score.score_pairs, score.PAIR_NAMES),
         _Target(pooling.PoolingFields, pooling.pooling, (("data",),)),
     ]
 
@@ -73,7 +73,7 @@ async def rerank(call: Call, body: JsonObject) -> Response:
 
 
 async def rerank_v1(call: Call, body: JsonObject) -> Response:
-    """As /rerank, where Weaviate does not ask."""
+    """As /rerank, for all clients but Weaviate's."""
     return await _rerank(call, body, 1)
 
 
@@ -85,7 +85,7 @@ async def rerank_v2(call: Call, body: JsonObject) -> Response:
 async def _rerank(call: Call, body: JsonObject, version: int, of_weaviate: bool = False) -> Response:
     """The answer in the dialect of the body.
 
-    version: of Cohere's API, which the path says. of_weaviate: whether Weaviate asks at the path.
+    version: of Cohere's API, by the path. of_weaviate: whether Weaviate's clients use the path.
     """
     names = body.keys()
     if "texts" in names:
@@ -103,7 +103,7 @@ async def _rerank(call: Call, body: JsonObject, version: int, of_weaviate: bool 
     fields = call.parse(body, score.RerankFields)
 
     def more(scored: Scored) -> Mapping[str, object]:
-        """What stands beside vLLM's reply, for clients of others, whose bodies look like vLLM's."""
+        """Further fields of vLLM's reply, for clients of other APIs whose body looks the same."""
         if version > 1:
             return {"meta": cohere.rerank_meta(version, scored)}
         if of_weaviate and names == weaviate.RERANK_FIELDS:

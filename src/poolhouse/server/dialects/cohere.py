@@ -323,7 +323,6 @@ _OTHERS = (
         "/v1/models",
         models,
         replies=(Models,),
-        errors=(),
         query={"endpoint": "Leave the models that it can ask."},
     ),
     Route("GET", "/v1/models/{model:path}", model, replies=(Model,), errors=(Errors(Error, (404,)),)),

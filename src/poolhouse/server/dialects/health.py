@@ -121,7 +121,7 @@ def _ready(engines: Engines) -> bool:
 
 
 class Probe(TypedDict):
-    """What a supervisor reads."""
+    """The state of the server, for a supervisor."""
 
     status: Literal["live", "ready", "loading", "failed"]
 
@@ -139,7 +139,7 @@ class Version(TypedDict):
 
 
 class Limits(TypedDict):
-    """What one request may ask."""
+    """The limits of one request."""
 
     max_client_batch_size: int
     max_queued_prompts: int
@@ -177,7 +177,7 @@ DIALECT = Dialect(
         Route("GET", "/health", health, errors=(Errors(None, (503,)),)),
         Route("GET", "/ping", health, hidden=True),
         Route("POST", "/ping", health, hidden=True),
-        Route("GET", "/health/live", live, replies=(Probe,), errors=(), others=("/v1/health/live",)),
+        Route("GET", "/health/live", live, replies=(Probe,), others=("/v1/health/live",)),
         Route(
             "GET",
             "/health/ready",
@@ -186,10 +186,10 @@ DIALECT = Dialect(
             errors=(Errors(Probe, (503,)),),
             others=("/v1/health/ready",),
         ),
-        Route("GET", "/load", load, replies=(Load,), errors=()),
-        Route("GET", "/version", version, replies=(Version,), errors=()),
-        Route("GET", "/metrics", metrics, errors=(), media=("text/plain",)),
-        Route("GET", "/v1/models", models, replies=(Models,), errors=()),
+        Route("GET", "/load", load, replies=(Load,)),
+        Route("GET", "/version", version, replies=(Version,)),
+        Route("GET", "/metrics", metrics, media=("text/plain",)),
+        Route("GET", "/v1/models", models, replies=(Models,)),
         Route("GET", "/v1/models/{model:path}", model, replies=(Model,), errors=(Errors(statuses=(404,)),)),
     ),
 )

@@ -293,8 +293,8 @@ ERRORS = (Errors(Error), Errors(WrongFields, (422,)))
 DIALECT = Dialect(
     "infinity",
     (
-        Route("GET", "/health", alive, replies=(HealthReply,), errors=()),
-        Route("GET", "/models", models, replies=(ModelsReply,), errors=()),
+        Route("GET", "/health", alive, replies=(HealthReply,)),
+        Route("GET", "/models", models, replies=(ModelsReply,)),
         Route("POST", "/embeddings", embeddings, EmbeddingFields, (EmbeddingReply,)),
         Route("POST", "/rerank", rerank, RerankFields, (RerankReply,)),
         Route("POST", "/classify", classify, ClassifyFields, (ClassifyReply,)),

@@ -297,10 +297,10 @@ DIALECT = Dialect(
     (
         Route("POST", "/api/embed", embed, EmbedFields, (EmbedReply,)),
         Route("POST", "/api/embeddings", embeddings, EmbeddingsFields, (EmbeddingsReply,)),
-        Route("GET", "/api/tags", tags, replies=(TagsReply,), errors=()),
-        Route("GET", "/api/ps", running, replies=(RunningReply,), errors=()),
+        Route("GET", "/api/tags", tags, replies=(TagsReply,)),
+        Route("GET", "/api/ps", running, replies=(RunningReply,)),
         Route("POST", "/api/show", show, ShowFields, (ShowReply,)),
-        Route("GET", "/api/version", version, replies=(VersionReply,), errors=()),
+        Route("GET", "/api/version", version, replies=(VersionReply,)),
     ),
     shape,
     ERRORS,

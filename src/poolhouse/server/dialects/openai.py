@@ -1,4 +1,4 @@
-"""OpenAI: /v1/embeddings with the fields of vLLM and hosted APIs; what all routes with vectors share."""
+"""OpenAI: /v1/embeddings, with fields of other APIs; fields and replies of all routes with vectors."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class EmbeddingFields(VectorFields):
     )
 
     late_chunking: bool = Field(
-        False, description="The inputs are the chunks of one text, each read with what stands around it."
+        False, description="The inputs are the chunks of one text, each read with the text around it."
     )
 
     @model_validator(mode="before")
@@ -107,7 +107,7 @@ class EmbeddingFields(VectorFields):
         return self.task not in (None, "embed", "token_embed")
 
     def pooling_task(self, engine: PoolingEngine) -> Task:
-        """A vector per input, or one per token or chunk: as the fields say, else the first task of the model.
+        """A vector per input, or one per token or chunk: the task of the fields, else the first task of the model.
 
         Raises:
             UnsupportedTask: it has neither.
@@ -178,11 +178,11 @@ async def write(
 ) -> Response:
     """Arrays as a list of objects or as bytes alone.
 
-    answers: what they were made of, one for each; where there are fewer, only their tokens are counted.
+    answers: one for each array; where there are fewer, only their tokens are counted.
     more: further fields of each object; None: what was cut of its input.
     """
     head = call.list_head(names.prefix, fields.request_id)
-    beside = _replies.cuts(answers, len(arrays)) if more is None else more
+    further = _replies.cuts(answers, len(arrays)) if more is None else more
 
     def render() -> bytes | Response:
         encoded = encoding.encode(arrays, how)
@@ -195,9 +195,9 @@ async def write(
                 "object": names.kind,
                 names.key: encoding.value(array, how.form),
                 **encoding.shape(array, how.form),
-                **further,
+                **one,
             }
-            for index, (array, further) in enumerate(zip(encoded, beside, strict=True))
+            for index, (array, one) in enumerate(zip(encoded, further, strict=True))
         ]
         return encoding.render(head, items, {"usage": _replies.usage(answers)})
 
@@ -291,7 +291,7 @@ class Usage(TypedDict):
 
 
 class List(TypedDict):
-    """The fields of every list of answers, beside `data`."""
+    """The fields of every list of answers, except `data`."""
 
     id: str
     object: Literal["list"]
@@ -308,7 +308,7 @@ class LateChunk(TypedDict):
 
 
 class LateChunking(TypedDict):
-    """What the rows of a matrix stand for; input_tokens: of the whole text, special ones included."""
+    """The chunks that the rows of a matrix belong to; input_tokens: of the whole text, special ones included."""
 
     chunk_size: int
     input_tokens: int

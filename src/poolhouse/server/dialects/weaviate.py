@@ -152,7 +152,7 @@ class PropertyReply(TypedDict):
 ERRORS = (Errors(Error),)
 _AT_OWN_PATHS = (
     Route("POST", "/vectors", vectors, VectorFields, (VectorReply,), others=("/vectors/",)),
-    Route("GET", "/meta", meta, replies=(Model,), errors=()),
+    Route("GET", "/meta", meta, replies=(Model,)),
     Route("GET", "/.well-known/live", live, hidden=True),
     Route("GET", "/.well-known/ready", ready, hidden=True),
 )

@@ -1,1 +1,1 @@
-"""What every dialect reads and writes: bodies, arrays, errors, contracts."""
+"""Wire: what every dialect reads and writes; bodies, arrays, errors, and the paths of probes."""

@@ -79,7 +79,7 @@ def encode(arrays: Sequence[Array], encoding: Encoding, field: str = "embed_dtyp
     """The arrays in the precision and byte order of the encoding, C-contiguous, in their order.
 
     They are converted together: rows of equal width as one matrix, other arrays number by number.
-    field: what asked for the precision, for messages.
+    field: the field with the precision, for messages.
 
     Raises:
         InvalidRequest: a width that the precision cannot take.

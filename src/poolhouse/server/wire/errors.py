@@ -1,4 +1,4 @@
-"""Errors on the wire: the status, message and type of each exception, told once, and the shapes of their bodies."""
+"""Errors on the wire: status, message and type of each exception, decided once, and the shapes of bodies."""
 
 from __future__ import annotations
 

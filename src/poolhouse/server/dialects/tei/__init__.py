@@ -1,4 +1,4 @@
-"""Hugging Face's Text Embeddings Inference: its routes at their own paths, and all of them under /tei.
+"""TEI, Hugging Face's Text Embeddings Inference: routes at their own paths, and all of them under /tei.
 
 Source: text-embeddings-inference 1.9. Where ours can do more (pairs scored by any model), it does.
 """

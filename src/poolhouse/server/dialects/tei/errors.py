@@ -1,4 +1,4 @@
-"""TEI's errors: its status and type for what went wrong, on its own routes and on its route of OpenAI's."""
+"""Errors of TEI: its status and type for each, on its own routes and on its OpenAI route."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, Unsuppor
 from poolhouse.server.wire.contract import STATUSES, Errors
 from poolhouse.server.wire.errors import Failure, Refused, WrongContentType, as_json
 
-Kind = Literal["Empty", "Overloaded", "Validation", "Backend", "Unhealthy"]
+ErrorType = Literal["Empty", "Overloaded", "Validation", "Backend", "Unhealthy"]
 
 
 class EmptyInput(Refused):
@@ -34,7 +34,7 @@ def openai_shape(failure: Failure) -> Response:
     return as_json(replace(failure, status=status), {"message": failure.message, "code": status, "type": kind})
 
 
-def _kind(failure: Failure) -> tuple[int, Kind]:
+def _kind(failure: Failure) -> tuple[int, ErrorType]:
     """TEI's status and type of an error."""
     match failure.error:
         case EmptyInput():
@@ -60,7 +60,7 @@ class Error(TypedDict):
     """An error in TEI's shape."""
 
     error: str
-    error_type: Kind
+    error_type: ErrorType
 
 
 class OpenAIError(TypedDict):
@@ -68,7 +68,7 @@ class OpenAIError(TypedDict):
 
     message: str
     code: int
-    type: Kind
+    type: ErrorType
 
 
 _STATUSES = (*STATUSES, 422, 424)

@@ -63,7 +63,7 @@ class TokenFields(TeiFields):
 
 
 class OpenAIFields(openai.EmbeddingFields):
-    """The body of POST /tei/v1/embeddings; texts over the limit are cut unless it says otherwise, as TEI does."""
+    """The body of POST /tei/v1/embeddings; texts over the limit are cut by default, as in TEI."""
 
     @model_validator(mode="before")
     @classmethod
@@ -98,16 +98,16 @@ class PredictFields(TeiFields):
         Raises:
             EmptyInput: no text. InvalidRequest: another form.
         """
-        given = self.inputs
-        if given == []:
+        inputs = self.inputs
+        if inputs == []:
             raise EmptyInput("inputs")
-        if not isinstance(given, str | list):
+        if not isinstance(inputs, str | list):
             raise InvalidRequest('inputs must be "a", ["a"], ["a", "b"], or a list of such lists.', "inputs")
-        single = isinstance(given, str) or all(isinstance(text, str) for text in given)
+        single = isinstance(inputs, str) or all(isinstance(text, str) for text in inputs)
         texts = (
-            [_pair(given, "inputs")]
+            [_pair(inputs, "inputs")]
             if single
-            else [_pair(texts, f"inputs[{index}]") for index, texts in enumerate(given)]
+            else [_pair(texts, f"inputs[{index}]") for index, texts in enumerate(inputs)]
         )
         if any(not text and not pair for text, pair in texts):
             raise EmptyInput("inputs")

@@ -1,4 +1,4 @@
-"""What TEI's /info says of a model, and the headers that say what a request took."""
+"""Info: TEI's description of a model, and its headers with the time and tokens of a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TEI's routes, and the answer of each."""
+"""Routes of TEI: what each answers, at its own path and under /tei."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from poolhouse.tasks import Task
 
 
 async def alive(call: Call) -> Response:
-    """200 while every engine can answer, else 503, where load balancers ask by default."""
+    """200 while every engine can answer, else 503; load balancers ask at / by default."""
     return health.answer(call.engines)
 
 
@@ -182,7 +182,7 @@ async def _run(
     use_activation: bool | None = None,
     dimensions: int | None = None,
 ) -> tuple[list[Answer], dict[str, str]]:
-    """Answers of one task, and the headers that tell of the work."""
+    """Answers of one task, and the headers with its cost."""
     engine = call.use(fields.model)
     if task not in engine.facts.tasks:
         raise UnsupportedTask(
@@ -245,7 +245,7 @@ _ROUTES = (
     Route("POST", "/", by_model, _ANY, hidden=True),
     Route("POST", "/vertex", vertex, _ANY, hidden=True),
 )
-# Under /tei stand those too whose paths other dialects share.
+# Under /tei there are also the paths that other dialects share without the prefix.
 _PREFIXED = (
     Route("GET", "", alive, others=("/health", "/ping"), hidden=True),
     Route("POST", "", by_model, _ANY, hidden=True),

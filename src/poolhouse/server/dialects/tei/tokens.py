@@ -1,4 +1,4 @@
-"""TEI's /tokenize and /decode."""
+"""Tokens: TEI's /tokenize and /decode."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ async def tokenize(call: Call, fields: TokenizeFields) -> Response:
     call.engines.check_items(len(texts), "inputs")
     call.note_items(len(texts))
     prompt_name, prefix = _prompt(engine, fields.prompt_name)
-    # The prefix counts as text here: TEI's offsets are those in the whole.
-    whole = [prefix + text for text in texts]
+    # TEI's offsets count the prefix too.
+    prefixed = [prefix + text for text in texts]
     requests = [
         EngineRequest(
             Prompt(text),
@@ -31,14 +31,14 @@ async def tokenize(call: Call, fields: TokenizeFields) -> Response:
             add_special_tokens=fields.add_special_tokens,
             offsets=True,
         )
-        for text in whole
+        for text in prefixed
     ]
 
     def render() -> bytes:
         tokens = engine.tokenize(requests)
-        return dumps([_shown(engine, text, one) for text, one in zip(whole, tokens, strict=True)])
+        return dumps([_shown(engine, text, one) for text, one in zip(prefixed, tokens, strict=True)])
 
-    return await call.compute(render, sum(map(len, whole)))
+    return await call.compute(render, sum(map(len, prefixed)))
 
 
 async def decode(call: Call, fields: DecodeFields) -> Response:
@@ -52,7 +52,7 @@ async def decode(call: Call, fields: DecodeFields) -> Response:
 
 
 def _prompt(engine: PoolingEngine, name: str | None) -> tuple[str, str]:
-    """The name to ask the engine for, which refuses an unknown one, and what is put before texts here."""
+    """The name for the engine, which refuses an unknown one, and the prefix that is put before texts here."""
     name = engine.facts.default_prompt_name if name is None else name
     if not name:
         return "", ""

@@ -1,1 +1,1 @@
-"""vLLM's own routes."""
+"""vLLM: its own routes, a file for each kind of answer."""

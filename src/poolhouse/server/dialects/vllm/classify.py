@@ -1,4 +1,4 @@
-"""/classify: labels of texts; /classify_tokens: entities within them."""
+"""Classify: labels of texts (/classify), and entities within them (/classify_tokens)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def classify_tokens(call: Call, fields: ClassifyTokensFields) -> Response:
     # Entities are read from probabilities, whatever the model's default is.
     requests = fields.requests(call.engines, "token_classify", replace(fields.params(), use_activation=True))
     if any(request.prompt.text is None for request in requests):
-        raise InvalidRequest("Entities are places in a text; token ids have none.", "input")
+        raise InvalidRequest("Entities are parts of a text; token ids have none.", "input")
     answers = await call.answers([replace(request, offsets=True) for request in requests])
     texts = [request.prompt.text or "" for request in requests]
     head = call.list_head("classify-tokens", fields.request_id)
@@ -83,7 +83,7 @@ def _labelled(index: int, answer: Answer, engine: PoolingEngine) -> dict[str, ob
 
 
 def label_names(engine: PoolingEngine) -> list[str]:
-    """The name of each label; transformers' stand-ins where the checkpoint names none."""
+    """The name of each label; as in transformers, LABEL_0 and so on where the checkpoint has no names."""
     return [engine.facts.label_names.get(index, f"LABEL_{index}") for index in range(engine.facts.labels)]
 
 

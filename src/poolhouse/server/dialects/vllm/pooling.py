@@ -1,4 +1,4 @@
-"""vLLM's /pooling: the rows of any task, or of several from one pass, sparse vectors, or what a plugin makes of them."""
+"""Pooling: vLLM's /pooling; answers of any task, of several in one pass, sparse vectors, output of a plugin."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class PoolingFields(VectorFields):
         return self
 
     def refuse_pruning(self) -> None:
-        """Raise InvalidRequest where something is asked of sparse vectors, and none of them is."""
+        """Raise InvalidRequest for options of sparse vectors, where no sparse vectors are requested."""
         for name in ("top_k", "threshold"):
             if getattr(self, name) is not None:
                 raise InvalidRequest(f"{name} belongs to the task 'sparse'.", name, getattr(self, name))
@@ -107,7 +107,7 @@ async def pooling(call: Call, fields: PoolingFields) -> Response:
 
 
 def _check_token_pooling(fields: PoolingFields, engine: PoolingEngine) -> None:
-    """Raise InvalidRequest where fewer token vectors are asked for, and token vectors alone are not."""
+    """Raise InvalidRequest where token vectors are to be clustered, and the task is another, or several."""
     task = fields.task or engine.facts.tasks[0]
     of_tokens = fields.tasks is None and task not in ("plugin", SPARSE)
     if not of_tokens or parse_task(task, engine.facts.tasks) != "token_embed":
@@ -225,7 +225,7 @@ async def _of_plugin(call: Call, fields: PoolingFields, params: PoolingParams) -
     """
     engine, plugin = call.engine, call.engine.facts.plugin
     if plugin is None:
-        parse_task("plugin", engine.facts.tasks)  # says how one is installed
+        parse_task("plugin", engine.facts.tasks)  # raises, and explains how one is installed
         raise AssertionError
     requests = await asyncio.to_thread(_requests, engine, plugin, fields.data, params)
     call.engines.check_items(len(requests), "data")
@@ -274,7 +274,7 @@ class Pooled(Cut):
 
 
 class PoolingReply(List):
-    """The reply of /pooling; `data` of an item goes by task where `tasks` were asked for."""
+    """The reply of /pooling; `data` of an item is by task where the request has `tasks`."""
 
     data: list[Pooled]
 

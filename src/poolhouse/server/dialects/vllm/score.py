@@ -1,4 +1,4 @@
-"""vLLM's /score and /rerank."""
+"""Score: vLLM's /score, and its reply at /rerank."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from poolhouse.server.engines import Engines
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire.contract import Cut
 
-_SIDE = "A text, {text}, {content: [text parts]}, or a list of them."
+_TEXTS = "A text, {text}, {content: [text parts]}, or a list of them."
 # The names of the queries and of the documents; the first are vLLM's latest.
-SPELLINGS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
+PAIR_NAMES = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
 
 
 class PairFields(Common):
@@ -60,12 +60,12 @@ class PairFields(Common):
         variables = self.chat_template_kwargs or {}
         return scoring.ScoreOptions(params, self.instruction, template, variables, self.mode, weights)
 
-    def refuse_limits_beyond(self, most: int) -> None:
-        """Raise InvalidRequest for a side's limit that is none, since the model reads no more than `most` tokens."""
+    def refuse_limits_beyond(self, max_tokens: int) -> None:
+        """Raise InvalidRequest for a limit of queries or documents that is not below the model's."""
         for name in ("max_tokens_per_query", "max_tokens_per_doc"):
-            if getattr(self, name) >= most:
+            if getattr(self, name) >= max_tokens:
                 raise InvalidRequest(
-                    f"{name} must be below the model's limit of {most} tokens, got {getattr(self, name)}.",
+                    f"{name} must be below the model's limit of {max_tokens} tokens, got {getattr(self, name)}.",
                     name,
                     getattr(self, name),
                 )
@@ -74,42 +74,46 @@ class PairFields(Common):
 class ScoreFields(PairFields):
     """The body of POST /score; queries and documents, by any of four pairs of names."""
 
-    queries: object = Field(None, description=_SIDE)
-    documents: object = Field(None, description=_SIDE)
-    items: object = Field(None, description="Another word for documents.")
-    data_1: object = Field(None, description="Another word for queries.")
-    data_2: object = Field(None, description="Another word for documents.")
-    text_1: object = Field(None, description="Another word for queries.")
-    text_2: object = Field(None, description="Another word for documents.")
+    queries: object = Field(None, description=_TEXTS)
+    documents: object = Field(None, description=_TEXTS)
+    items: object = Field(None, description="Another name for documents.")
+    data_1: object = Field(None, description="Another name for queries.")
+    data_2: object = Field(None, description="Another name for documents.")
+    text_1: object = Field(None, description="Another name for queries.")
+    text_2: object = Field(None, description="Another name for documents.")
 
     def pairs(self) -> Pairs:
         """The queries and documents, under the names that they came by.
 
         Raises:
-            InvalidRequest: not one spelling, or no texts.
+            InvalidRequest: none of these pairs of names, several, or no texts.
         """
-        given = [pair for pair in SPELLINGS if all(getattr(self, name) is not None for name in pair)]
-        if len(given) != 1:
-            ways = ", ".join(" and ".join(pair) for pair in SPELLINGS)
+        present = [pair for pair in PAIR_NAMES if all(getattr(self, name) is not None for name in pair)]
+        if len(present) != 1:
+            ways = ", ".join(" and ".join(pair) for pair in PAIR_NAMES)
             raise InvalidRequest(f"Give the two sides to score in one way: {ways}.", "queries")
-        ours, theirs = given[0]
-        return Pairs(parse_texts(getattr(self, ours), ours), parse_texts(getattr(self, theirs), theirs), (ours, theirs))
+        queries, documents = present[0]
+        return Pairs(
+            parse_texts(getattr(self, queries), queries),
+            parse_texts(getattr(self, documents), documents),
+            (queries, documents),
+        )
 
 
 class RerankFields(PairFields):
     """The body of POST /rerank."""
 
     query: object = Field(description="A text, {text}, or {content: [text parts]}.")
-    documents: object = Field(description=_SIDE)
+    documents: object = Field(description=_TEXTS)
     top_n: int = Field(0, ge=0, description="How many of the best to give; 0 gives all.")
     return_documents: bool = Field(True, description="Whether results hold their documents.")
 
-    def cut_to(self, most: int) -> None:
-        """Take a limit beyond what the model reads for that: Cohere's clients send 4096, and want documents cut."""
-        if self.max_tokens_per_doc >= most and self.truncate_prompt_tokens is None:
+    def cut_to(self, max_tokens: int) -> None:
+        """Lower limits to the model's: Cohere's clients send 4096, and want documents cut."""
+        if self.max_tokens_per_doc >= max_tokens and self.truncate_prompt_tokens is None:
             self.truncate_prompt_tokens = -1
-        self.max_tokens_per_doc = min(self.max_tokens_per_doc, most)
-        self.max_tokens_per_query = min(self.max_tokens_per_query, most)
+        self.max_tokens_per_doc = min(self.max_tokens_per_doc, max_tokens)
+        self.max_tokens_per_query = min(self.max_tokens_per_query, max_tokens)
 
     def pairs(self) -> Pairs:
         """The query, and the documents.
@@ -184,7 +188,7 @@ class ScoreReply(List):
 
 
 class RankedDocument(TypedDict):
-    """A document as it was given."""
+    """A document of the request."""
 
     text: str
     multi_modal: None

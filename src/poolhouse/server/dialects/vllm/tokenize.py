@@ -1,4 +1,4 @@
-"""vLLM's /tokenize and /detokenize; the first is TEI's too, told by its `inputs`."""
+"""Tokenize: vLLM's /tokenize and /detokenize; a body with `inputs` gets TEI's reply."""
 
 from __future__ import annotations
 
