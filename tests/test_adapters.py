@@ -15,9 +15,9 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from fastapi.testclient import TestClient
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
+from starlette.testclient import TestClient
 
 from poolhouse import LLM, CheckpointError, ConfigError, InvalidRequest, LoRARequest
 from poolhouse.models.files.hub import embedded_model

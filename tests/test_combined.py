@@ -12,7 +12,7 @@ from poolhouse.engine.request import Answer
 from poolhouse.inputs.limits import Limit
 from poolhouse.packing.tokens import Tokens
 from poolhouse.params import PoolingParams
-from poolhouse.plans.scoring import Asked, ScorePlan, plan
+from poolhouse.plans.scoring import ScoreOptions, ScorePlan, plan
 from poolhouse.tasks import SparseHead, Task
 from poolhouse.testing import FakeEngine
 
@@ -70,7 +70,7 @@ DENSE, SPARSE, COLBERT = np.array([0.96, -0.8]), np.array([2.0, 1.5]), np.array(
     ],
 )  # fmt: skip
 def test_a_mode_compares_its_parts_from_one_pass(mode: str, weights: Any, asked: Any, expected: Any) -> None:
-    made = plan(Engine(tasks=ALL, sparse=HEAD), [QUERY], DOCUMENTS, Asked(mode=mode, weights=weights))
+    made = plan(Engine(tasks=ALL, sparse=HEAD), [QUERY], DOCUMENTS, ScoreOptions(mode=mode, weights=weights))
     assert [(request.task, *request.further) for request in made.requests] == [asked] * 3
     assert [request.input_type for request in made.requests] == ["query", "document", "document"]
     assert scores(made) == pytest.approx(expected.tolist(), abs=1e-6)
@@ -79,19 +79,19 @@ def test_a_mode_compares_its_parts_from_one_pass(mode: str, weights: Any, asked:
 @pytest.mark.parametrize(
     ("asked", "message", "parameter"),
     [
-        (Asked(mode="lexical"), "Unknown mode 'lexical'.*Modes of a score", "mode"),
-        (Asked(mode="spars"), "Did you mean 'sparse'", "mode"),
-        (Asked(mode="weighted", weights=(1, 1)), "must be 3 numbers, of the dense, sparse and colbert.*got 2", "weights"),
-        (Asked(mode="weighted", weights=(1, -1, 1)), "numbers from 0", "weights"),
-        (Asked(mode="weighted", weights=(1, float("nan"), 1)), "numbers from 0", "weights"),
-        (Asked(mode="weighted", weights=(0, 0, 0)), "nothing to compare", "weights"),
-        (Asked(mode="sparse+dense", weights=(0, 0, 1)), "nothing to compare", "weights"),
-        (Asked(mode="dense", weights=(1, 1, 1)), "weights are for 'weighted'", "weights"),
-        (Asked(weights=(1, 1, 1)), "weights are for mode='weighted'", "weights"),
-        (Asked(mode="dense", instruction="Judge."), "reads no instruction", "instruction"),
+        (ScoreOptions(mode="lexical"), "Unknown mode 'lexical'.*Modes of a score", "mode"),
+        (ScoreOptions(mode="spars"), "Did you mean 'sparse'", "mode"),
+        (ScoreOptions(mode="weighted", weights=(1, 1)), "must be 3 numbers, of the dense, sparse and colbert.*got 2", "weights"),
+        (ScoreOptions(mode="weighted", weights=(1, -1, 1)), "numbers from 0", "weights"),
+        (ScoreOptions(mode="weighted", weights=(1, float("nan"), 1)), "numbers from 0", "weights"),
+        (ScoreOptions(mode="weighted", weights=(0, 0, 0)), "nothing to compare", "weights"),
+        (ScoreOptions(mode="sparse+dense", weights=(0, 0, 1)), "nothing to compare", "weights"),
+        (ScoreOptions(mode="dense", weights=(1, 1, 1)), "weights are for 'weighted'", "weights"),
+        (ScoreOptions(weights=(1, 1, 1)), "weights are for mode='weighted'", "weights"),
+        (ScoreOptions(mode="dense", instruction="Judge."), "reads no instruction", "instruction"),
     ],
 )  # fmt: skip
-def test_modes_and_weights_that_mean_nothing_are_refused(asked: Asked, message: str, parameter: str) -> None:
+def test_modes_and_weights_that_mean_nothing_are_refused(asked: ScoreOptions, message: str, parameter: str) -> None:
     with pytest.raises(InvalidRequest, match=message) as raised:
         plan(Engine(tasks=ALL, sparse=HEAD), [QUERY], DOCUMENTS, asked)
     assert raised.value.parameter == parameter
@@ -100,12 +100,12 @@ def test_modes_and_weights_that_mean_nothing_are_refused(asked: Asked, message: 
 def test_a_model_that_lacks_a_part_says_which_modes_it_has() -> None:
     expected = r"mode='weighted' compares sparse answers, which this model does not give.*\['dense', 'colbert'\]"
     with pytest.raises(UnsupportedTask, match=expected):
-        plan(Engine(), [QUERY], DOCUMENTS, Asked(mode="weighted"))
+        plan(Engine(), [QUERY], DOCUMENTS, ScoreOptions(mode="weighted"))
     with pytest.raises(UnsupportedTask, match=r"compares dense answers.*none"):
-        plan(Engine(tasks=("classify",)), [QUERY], DOCUMENTS, Asked(mode="dense"))
+        plan(Engine(tasks=("classify",)), [QUERY], DOCUMENTS, ScoreOptions(mode="dense"))
     splade = Engine(sparse=SparseHead("embed", "vocabulary", 8))
     with pytest.raises(UnsupportedTask, match=r"compares colbert answers.*\['dense', 'sparse', 'sparse\+dense'\]"):
-        plan(splade, [QUERY], DOCUMENTS, Asked(mode="colbert"))
+        plan(splade, [QUERY], DOCUMENTS, ScoreOptions(mode="colbert"))
 
 
 def test_the_default_of_a_dense_model_is_its_dense_mode() -> None:

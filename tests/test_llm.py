@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import subprocess
 import sys
 import threading
@@ -211,6 +212,39 @@ def test_async_twins_share_the_engine_with_threads(llm: LLM) -> None:
         assert np.allclose(np.stack(result), expected, atol=1e-5)
 
 
+TWINS = [
+    ("embed", 6),
+    ("embed_sparse", 7),
+    ("embed_tokens", 8),
+    ("embed_chunks", 9),
+    ("encode", 7),
+    ("classify", 4),
+    ("token_classify", 6),
+    ("score", 8),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), TWINS)
+def test_an_async_twin_has_the_options_of_its_method_but_progress(llm: LLM, name: str, options: int) -> None:
+    method, twin = getattr(LLM, name), getattr(LLM, f"{name}_async")
+    ours = inspect.signature(method)
+    known = dict(ours.parameters)
+    assert known.pop("use_tqdm").default is True
+    assert list(inspect.signature(twin).parameters.values()) == list(known.values())
+    assert sum(parameter.default is not inspect.Parameter.empty for parameter in known.values()) == options
+    assert ours.return_annotation == inspect.signature(twin).return_annotation
+    assert not str(ours.return_annotation).startswith(("Call", "Described"))
+    assert (twin.__qualname__, twin.__module__) == (f"LLM.{name}_async", method.__module__)
+    assert inspect.iscoroutinefunction(twin)
+    assert f"`{name}` for coroutines" in (twin.__doc__ or "")
+    texts = ("a", "b") if name == "score" else ("a",)
+    with pytest.raises(TypeError, match=rf"LLM\.{name}\(\) got an unexpected keyword argument 'promt_name'"):
+        getattr(llm, name)(*texts, promt_name="query")
+    for wrong in ("promt_name", "use_tqdm"):
+        with pytest.raises(TypeError, match=rf"LLM\.{name}_async\(\) got an unexpected keyword argument '{wrong}'"):
+            asyncio.run(getattr(llm, f"{name}_async")(*texts, **{wrong: "query"}))
+
+
 def test_threads_may_share_several_models(llm: LLM) -> None:
     texts = [f"question {n} " + "word " * (n % 9) for n in range(60)]
     with LLM(pooler_config={"pooling_type": "CLS"}) as other:
@@ -339,7 +373,7 @@ def test_options_that_cannot_be_honoured_are_named(options: dict[str, Any], word
 
 
 def test_importing_poolhouse_draws_in_neither_torch_nor_transformers() -> None:
-    code = "import sys, poolhouse; assert not {'torch', 'transformers', 'fastapi'} & set(sys.modules), 'heavy'"
+    code = "import sys, poolhouse; assert not {'torch', 'transformers', 'starlette'} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -15,7 +15,7 @@ from poolhouse.engine.request import Answer
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.llm import llm
 from poolhouse.packing.tokens import Tokens
-from poolhouse.plans.sparse import Options, dot, plan
+from poolhouse.plans.sparse import SparseOptions, dot, plan
 from poolhouse.tasks import SparseHead
 from poolhouse.testing import FakeEngine
 from tests.models.tiny import IDS, LAYERS, TEXTS, WORDS, save, tokenizer
@@ -29,7 +29,7 @@ def sparse(head: SparseHead, array: Any, ids: Any, max_tokens: int = 512, **opti
     engine = FakeEngine(tasks=(head.task,), sparse=head, max_tokens=max_tokens)
     # A fake engine knows words of texts that it has read, and these ids are of none.
     engine.token_strings = lambda ids: [f"token {token}" for token in ids]  # type: ignore[method-assign]
-    made = plan(engine, [Prompt("a text")], Options(**options))
+    made = plan(engine, [Prompt("a text")], SparseOptions(**options))
     (request,) = made.requests
     assert request.task == head.task
     answer = Answer(np.array(array, dtype=np.float32), Tokens(np.array(ids)))
@@ -103,13 +103,13 @@ def test_the_largest_entries_are_kept_of_equal_ones_the_first(options: Any, expe
 )
 def test_options_that_mean_nothing_are_refused(options: Any, parameter: str) -> None:
     with pytest.raises(InvalidRequest, match=parameter) as raised:
-        plan(FakeEngine(sparse=BY_ENTRY), [Prompt("a")], Options(**options))
+        plan(FakeEngine(sparse=BY_ENTRY), [Prompt("a")], SparseOptions(**options))
     assert raised.value.parameter == parameter
 
 
 def test_a_model_without_such_a_head_says_what_it_has() -> None:
     with pytest.raises(UnsupportedTask, match=r"no sparse vectors.*Supported tasks: \['embed', 'token_embed'\]"):
-        plan(FakeEngine(), [Prompt("a")], Options())
+        plan(FakeEngine(), [Prompt("a")], SparseOptions())
     with LLM() as llm:
         assert llm.engine.facts.sparse is None
         for method in (llm.embed_sparse, llm.embed_sparse_array):
@@ -126,7 +126,7 @@ def test_a_product_is_that_of_the_entries_that_both_have() -> None:
 
 
 def test_a_plan_carries_what_a_request_says() -> None:
-    options = Options(PoolingParams(truncate_prompt_tokens=7), "query", "query")
+    options = SparseOptions(PoolingParams(truncate_prompt_tokens=7), "query", "query")
     (request,) = plan(FakeEngine(sparse=BY_ENTRY), [Prompt("a")], options).requests
     assert (request.prompt_name, request.input_type, request.params.truncate_prompt_tokens) == ("query", "query", 7)
 
@@ -142,7 +142,7 @@ def splade(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_a_corpus_is_one_matrix_in_compressed_rows(splade: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     # Windows of two texts.
-    monkeypatch.setattr(llm, "_MOST_NUMBERS", 2 * 99)
+    monkeypatch.setattr(llm, "_MAX_NUMBERS", 2 * 99)
     matrix, dense = splade.embed_sparse_array(TEXTS), splade.embed_array(TEXTS)
     assert matrix.shape == dense.shape == (len(TEXTS), 99)
     assert (matrix.indptr.dtype, matrix.indices.dtype, matrix.values.dtype) == (np.int64, np.int32, np.float32)
@@ -158,7 +158,7 @@ def test_a_corpus_is_one_matrix_in_compressed_rows(splade: LLM, monkeypatch: pyt
 
 
 def test_a_corpus_is_read_a_window_at_a_time(splade: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm, "_MOST_NUMBERS", 2 * 99)
+    monkeypatch.setattr(llm, "_MAX_NUMBERS", 2 * 99)
     sizes: list[int] = []
     submit = splade.engine.submit
     monkeypatch.setattr(splade.engine, "submit", lambda requests: (sizes.append(len(requests)), submit(requests))[1])
@@ -169,7 +169,7 @@ def test_a_corpus_is_read_a_window_at_a_time(splade: LLM, monkeypatch: pytest.Mo
 
 
 def test_the_first_failure_is_raised_and_the_rest_cancelled(splade: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm, "_MOST_NUMBERS", 99)
+    monkeypatch.setattr(llm, "_MAX_NUMBERS", 99)
     with pytest.raises(InvalidRequest, match="tokens"):
         splade.embed_sparse([TEXTS[0], "w1 " * 600, TEXTS[1]])
     assert len(splade.embed_sparse(TEXTS)) == len(TEXTS)

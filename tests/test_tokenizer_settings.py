@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from poolhouse import LLM, PoolingParams
 from poolhouse.server.app import create_app

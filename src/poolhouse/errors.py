@@ -1,13 +1,13 @@
-"""What can go wrong, and whose turn it is to act.
+"""Errors: what can go wrong, by who can mend it.
 
 PoolhouseError
-├── InvalidRequest          the caller's words; one request fails, others go on (HTTP 400)
+├── InvalidRequest          a request of the caller; it fails alone, others continue (HTTP 400)
 │   ├── InputTooLong        more tokens than the model or the caller allows
-│   ├── NoStep              process rewards of a prompt without a step
-│   ├── UnsupportedTask     the model cannot do this task; says what it can do
+│   ├── NoStep              process rewards of a prompt without a step tag
+│   ├── UnsupportedTask     the model does not have this task; names those it has
 │   ├── UnsupportedDimensions  a Matryoshka size that the model does not offer
 │   └── UnknownModel        a model name that is not served here (HTTP 404)
-├── ConfigError             an option of the engine that cannot be honoured
+├── ConfigError             an option that cannot be applied
 ├── CheckpointError         files that are missing, corrupt or not understood
 └── EngineError             the engine could not answer
     ├── NonFiniteResult     NaN or infinity in one answer
@@ -25,9 +25,9 @@ class PoolhouseError(Exception):
 
 
 class InvalidRequest(PoolhouseError, ValueError):
-    """A request that cannot be answered as it was asked.
+    """A request that cannot be answered.
 
-    `parameter` names the field to change, `value` is what it held.
+    parameter: the field to change. value: what it held.
     """
 
     def __init__(self, message: str, parameter: str | None = None, value: object = None) -> None:
@@ -41,7 +41,7 @@ class InputTooLong(InvalidRequest):
 
 
 class NoStep(InvalidRequest):
-    """A prompt without the token whose rows were asked for, or of special tokens where those are left out."""
+    """A prompt without a token that the answer has rows for: no step tag, or special tokens only."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class UnsupportedTask(InvalidRequest):
 
 
 class UnsupportedDimensions(InvalidRequest):
-    """An output size that this model does not offer."""
+    """An output size (Matryoshka) that this model does not offer."""
 
 
 class UnknownModel(InvalidRequest):
@@ -66,7 +66,7 @@ class UnknownModel(InvalidRequest):
 
 
 class ConfigError(PoolhouseError, ValueError):
-    """An option, or a combination of options, that cannot be honoured."""
+    """An option, or a combination of options, that cannot be applied."""
 
 
 class CheckpointError(PoolhouseError):
@@ -86,13 +86,13 @@ class EngineClosed(EngineError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'x'?"` for the known name nearest to `name`, else nothing."""
+    """`" Did you mean 'x'?"` for the known name nearest to `name`; "" where none is near."""
     near = nearest(name, known)
     return "" if near is None else f" Did you mean '{near}'?"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` is nearly, in whatever case and with - or _; None where it is near none."""
+    """The known name nearest to `name`, whatever its case and with - or _; None where none is near."""
     by_key = {_key(one): one for one in known}
     # No known name is longer; comparing a caller's megabytes would take seconds.
     near = difflib.get_close_matches(_key(name[:100]), list(by_key), n=1)

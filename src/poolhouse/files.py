@@ -1,4 +1,4 @@
-"""Files of a model folder, each JSON file read once, with errors that name them; and files written whole."""
+"""Files: those of a model folder, each JSON file read once, with errors that name them; and files written whole."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What callers get back.
+"""Outputs: what the methods of LLM return.
 
-Vectors stay numpy arrays until a caller asks for tensors or lists, so nothing is copied through Python floats.
+Vectors stay numpy arrays until a caller wants tensors or lists, so nothing is copied through Python floats.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ class PoolingOutput:
 
     @cached_property
     def data(self) -> torch.Tensor:
-        """The same numbers as a tensor that shares their memory."""
+        """The same numbers as a tensor with the same memory."""
         import torch
 
         return torch.from_numpy(self.array)
@@ -62,7 +62,7 @@ class EmbeddingOutput:
 class ClassificationOutput:
     """The answer of `LLM.classify`.
 
-    array: [labels], probabilities, or logits where asked. label: the name of the largest; None where it has none.
+    array: [labels], probabilities, or logits where requested. label: the name of the largest; None where it has none.
     """
 
     array: Array
@@ -83,10 +83,10 @@ class ClassificationOutput:
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A stretch of a text and its label.
+    """A part of a text and its label.
 
     label: without its B- or I-, except for single tokens (strategy "none"). score: the mean probability of its parts.
-    start, end: its first character, and the one after its last. text: what stands there.
+    start, end: its first character, and the one after its last. text: the part itself.
     """
 
     label: str
@@ -100,7 +100,7 @@ class Entity:
 class TokenClassificationOutput(PoolingOutput):
     """The answer of `LLM.token_classify`.
 
-    array: [tokens, labels]. entities: what its rows say about the text, in order.
+    array: [tokens, labels]. entities: of the text, in order.
     """
 
     entities: tuple[Entity, ...] = ()
@@ -149,25 +149,25 @@ class SparseVector:
 
     @cached_property
     def tokens(self) -> list[str]:
-        """The vocabulary entries of ids; "" for one that the tokenizer does not have.
+        """The vocabulary entries of ids; "" for an id that the tokenizer does not have.
 
         Raises:
-            InvalidRequest: the ids are those of features, which have no names.
+            InvalidRequest: the ids are features, which have no names.
         """
         if self.names is None:
             raise InvalidRequest("The entries of this model are features without names, not tokens.", "tokens")
         return self.names(self.indices)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickled without the tokenizer that knows the names, but with the names."""
+    def __getstate__(self) -> dict[str, object]:
+        """The state for pickle: the names, without the tokenizer that they come from."""
         return {**self.__dict__, "names": None} | ({} if self.names is None else {"tokens": self.tokens})
 
     def as_dict(self) -> dict[int, float]:
-        """{id: weight}, as Milvus takes it."""
+        """{id: weight}, for Milvus."""
         return dict(zip(self.indices, self.values, strict=True))
 
     def as_tokens(self) -> dict[str, float]:
-        """{token: weight}, as OpenSearch's and Elasticsearch's rank features take it; entries without a name are left out."""
+        """{token: weight}, for rank features of OpenSearch and Elasticsearch; entries without a name are left out."""
         return {token: weight for token, weight in zip(self.tokens, self.values, strict=True) if token}
 
     def __len__(self) -> int:
@@ -216,11 +216,11 @@ OutputT = TypeVar("OutputT")
 
 @dataclass(frozen=True, eq=False)
 class RequestOutput(Generic[OutputT]):
-    """One prompt's answer, and what was done to the prompt.
+    """The answer to one prompt, and how the prompt was read.
 
     truncated, original_tokens: whether the prompt was cut, and how many tokens it had before.
     original_tokens is an estimate by characters when original_is_estimate is set (prompts far over the limit).
-    chunks: into how many pieces an over-long prompt was split (overflow="chunk").
+    chunks: into how many pieces a prompt over the limit was split (overflow="chunk").
     """
 
     request_id: str
@@ -244,7 +244,7 @@ class RequestOutput(Generic[OutputT]):
 
 @dataclass(frozen=True, slots=True)
 class LateChunk:
-    """A part of a text. token_range, char_range: its first one and the one after its last; None where no text is in it."""
+    """A part of a text. token_range, char_range: the first and the one after the last; None for a part without text."""
 
     token_range: tuple[int, int]
     char_range: tuple[int, int] | None
@@ -252,7 +252,7 @@ class LateChunk:
 
 @dataclass(frozen=True, slots=True)
 class LateChunkingMetadata:
-    """Which part of a text each row of an answer stands for, where `late_chunking_params` asked for chunks.
+    """The part of a text that each row of an answer is of, where `late_chunking_params` requests chunks.
 
     input_tokens: of the whole text, special ones included.
     """
@@ -265,7 +265,7 @@ class LateChunkingMetadata:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PoolingRequestOutput(RequestOutput[PoolingOutput]):
-    """A prompt's answer from `LLM.encode`. late_chunking: what its rows stand for, where chunks were asked for."""
+    """A prompt's answer from `LLM.encode`. late_chunking: the parts that its rows are of, where chunks were requested."""
 
     late_chunking: LateChunkingMetadata | None = None
 

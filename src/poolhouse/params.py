@@ -1,10 +1,10 @@
-"""What callers may ask of a pooler: per request (`PoolingParams`) and per model (`PoolerConfig`)."""
+"""Params: options of a request (`PoolingParams`, `LoRARequest`) and of a model's pooler (`PoolerConfig`)."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ class LateChunkingParams:
 
 @dataclass(frozen=True, slots=True)
 class PoolingParams:
-    """What one request asks of the pooler; `None` leaves it to the model.
+    """Options of one request; `None` leaves a choice to the model.
 
     dimensions: length of the vector, for Matryoshka models.
     use_activation: normalise embeddings, or turn logits into probabilities.
@@ -46,10 +46,10 @@ class PoolingParams:
     truncation_side: "right" drops the end of the prompt, "left" its beginning; None is the tokenizer's own, mostly "right".
     overflow: what to do with a longer prompt that is not cut: refuse it, cut it, or split it and average the pieces.
     step_tag_id, returned_token_ids: rows and columns kept of token_classify with STEP pooling.
-    max_tokens_per_query, max_tokens_per_doc: content tokens that each side of a pair is cut to before they are joined.
-    task: what vLLM's callers say again beside the method; it must agree.
+    max_tokens_per_query, max_tokens_per_doc: content tokens to which each text of a pair is cut before they are joined.
+    task: vLLM's callers repeat the task of the method here; it must be the same.
     late_chunking_params: of token_embed, a row per chunk instead of one per token.
-    normalize, softmax, activation: former words for use_activation. extra_kwargs: vLLM's place of max_tokens_per_*.
+    normalize, softmax, activation: former names of use_activation. extra_kwargs: vLLM's place of max_tokens_per_*.
     """
 
     dimensions: int | None = None
@@ -66,19 +66,19 @@ class PoolingParams:
     normalize: InitVar[bool | None] = None
     softmax: InitVar[bool | None] = None
     activation: InitVar[bool | None] = None
-    extra_kwargs: InitVar[Mapping[str, Any] | None] = None
+    extra_kwargs: InitVar[Mapping[str, int | None] | None] = None
 
     def __post_init__(
         self,
         normalize: bool | None,
         softmax: bool | None,
         activation: bool | None,
-        extra_kwargs: Mapping[str, Any] | None,
+        extra_kwargs: Mapping[str, int | None] | None,
     ) -> None:
-        _take_sides(self, extra_kwargs or {})
-        _take_former_words(self, normalize=normalize, softmax=softmax, activation=activation)
+        _take_pair_limits(self, extra_kwargs or {})
+        _take_former_names(self, normalize=normalize, softmax=softmax, activation=activation)
         _check_integer("dimensions", self.dimensions)
-        for name in _SIDES:
+        for name in _PAIR_LIMITS:
             limit = getattr(self, name)
             _check_integer(name, limit)
             if limit is not None and limit < 1:
@@ -116,7 +116,7 @@ class PoolingParams:
             )
 
     def for_pooler(self) -> PoolingParams:
-        """Only what a pooling pipeline reads, so that equal poolings compare equal."""
+        """The options that a pooling pipeline reads; requests with equal ones are pooled together."""
         limits = (self.truncate_prompt_tokens, self.max_tokens_per_query, self.max_tokens_per_doc, self.overflow)
         if limits == (None, None, None, None) and (self.truncation_side, self.task, self.late_chunking_params) == (
             None,
@@ -134,9 +134,9 @@ class PoolingParams:
         further: tuple[Task, ...] = (),
         widths: Mapping[Task, int] | None = None,
     ) -> None:
-        """Refuse what neither `task` nor a further one can honour, or the model does not offer.
+        """Refuse options that neither `task` nor a further task has, and sizes that the model does not offer.
 
-        widths: of each task's vectors, where they may differ.
+        widths: of each task's vectors, where they differ.
 
         Raises:
             InvalidRequest, UnsupportedDimensions: naming the field.
@@ -157,15 +157,15 @@ class PoolingParams:
                     matryoshka.check(self.dimensions, model_name, (widths or {}).get(one))
 
     def for_task(self, task: Task) -> PoolingParams:
-        """Only what this task knows, of what was asked of several."""
+        """The options of this task, of those of a request for several tasks."""
         known = _params_of(task)
-        foreign: dict[str, Any] = {
+        others: dict[str, Any] = {
             name: None for name in _ALL_PARAMS if name not in known and getattr(self, name) is not None
         }
-        return replace(self, **foreign) if foreign else self
+        return replace(self, **others) if others else self
 
 
-_SIDES = ("max_tokens_per_query", "max_tokens_per_doc")
+_PAIR_LIMITS = ("max_tokens_per_query", "max_tokens_per_doc")
 _ALL_PARAMS = ("use_activation", "dimensions", "step_tag_id", "returned_token_ids", "late_chunking_params")
 _TASK_PARAMS: dict[Task, tuple[str, ...]] = {
     "embed": ("use_activation", "dimensions"),
@@ -181,16 +181,16 @@ def _params_of(task: Task) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Matryoshka:
-    """Which output sizes a model offers: none, any up to its width, or a list."""
+    """The output sizes of a model: its width only, any up to it, or a list."""
 
     width: int
     supported: bool = False
     dimensions: tuple[int, ...] = ()
 
     def check(self, dimensions: int, model_name: str, own: int | None = None) -> None:
-        """Raise UnsupportedDimensions unless the model offers vectors of this length; whole ones it always does.
+        """Raise UnsupportedDimensions for a length that the model does not offer; it always offers whole vectors.
 
-        own: the length of whole vectors of a task; None: of the model's first one.
+        own: the length of a task's whole vectors; None: of the model's first task.
         """
         if dimensions == (self.width if own is None else own):
             return
@@ -223,7 +223,8 @@ class PoolerConfig:
     logit_mean, logit_sigma: logits are shifted and divided by these before the activation.
     step_tag_id, returned_token_ids: rows (by token id) and columns that STEP pooling keeps.
     task: what /pooling answers where a body names none; all tasks of the model stay served.
-    normalize, softmax, activation, logit_bias, logit_scale: former words.
+    normalize, softmax, activation: former names of use_activation. logit_bias, logit_scale: of logit_mean and of the
+    inverse of logit_sigma.
     """
 
     pooling_type: str | None = None
@@ -252,7 +253,7 @@ class PoolerConfig:
         logit_bias: float | None,
         logit_scale: float | None,
     ) -> None:
-        _take_former_words(self, normalize=normalize, softmax=softmax, activation=activation)
+        _take_former_names(self, normalize=normalize, softmax=softmax, activation=activation)
         self._check_types(logit_bias=logit_bias, logit_scale=logit_scale)
         if logit_bias is not None:
             _warn_former("logit_bias", "logit_mean")
@@ -267,23 +268,23 @@ class PoolerConfig:
                 raise ConfigError(
                     "pooler_config: give pooling_type, or seq_pooling_type and tok_pooling_type, not both."
                 )
-            word = self.pooling_type.upper()
-            target = "tok_pooling_type" if word in ("ALL", "STEP") else "seq_pooling_type"
-            object.__setattr__(self, target, word)
+            name = self.pooling_type.upper()
+            target = "tok_pooling_type" if name in ("ALL", "STEP") else "seq_pooling_type"
+            object.__setattr__(self, target, name)
         if self.seq_pooling_type is not None:
-            object.__setattr__(self, "seq_pooling_type", _pooling_words(self.seq_pooling_type))
+            object.__setattr__(self, "seq_pooling_type", _pooling_names(self.seq_pooling_type))
         if self.tok_pooling_type is not None:
-            word = self.tok_pooling_type.upper()
-            if word not in ("ALL", "STEP"):
-                raise ConfigError(f"pooler_config: tok_pooling_type is ALL or STEP, got {word!r}.")
-            object.__setattr__(self, "tok_pooling_type", word)
+            name = self.tok_pooling_type.upper()
+            if name not in ("ALL", "STEP"):
+                raise ConfigError(f"pooler_config: tok_pooling_type is ALL or STEP, got {name!r}.")
+            object.__setattr__(self, "tok_pooling_type", name)
         if self.logit_sigma == 0:
             raise ConfigError("pooler_config: logit_sigma must not be 0.")
         if self.max_embed_len is not None and (type(self.max_embed_len) is not int or self.max_embed_len < 1):
             raise ConfigError(f"pooler_config: max_embed_len must be at least 1, got {self.max_embed_len!r}.")
 
     def _check_types(self, **further: object) -> None:
-        """Raise ConfigError for a value of the wrong kind, and settle the ids. further: former words."""
+        """Raise ConfigError for a value of the wrong kind, and settle the ids. further: former names."""
         for names, kinds, wanted in _KINDS:
             for name in names:
                 value = further.get(name) if name in further else getattr(self, name)
@@ -296,23 +297,23 @@ class PoolerConfig:
                 raise ConfigError(f"pooler_config: {error}.") from None
 
     @classmethod
-    def parse(cls, given: PoolerConfig | Mapping[str, Any] | None) -> PoolerConfig:
+    def parse(cls, value: PoolerConfig | Mapping[str, Any] | None) -> PoolerConfig:
         """A config from what users write: a PoolerConfig, a mapping, or nothing.
 
         Raises:
             ConfigError: an unknown field; the message names the nearest known one.
         """
-        if given is None:
+        if value is None:
             return cls()
-        if isinstance(given, cls):
-            return given
-        if not isinstance(given, Mapping):
-            raise ConfigError(f"pooler_config must be a PoolerConfig or a mapping, got {type(given).__name__}.")
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"pooler_config must be a PoolerConfig or a mapping, got {type(value).__name__}.")
         known = [field.name for field in fields(cls)]
-        for name in given:
+        for name in value:
             if name not in known and name not in _FORMER_FIELDS:
                 raise ConfigError(f"pooler_config has no field '{name}'.{did_you_mean(name, known)} Fields: {known}.")
-        return cls(**given)
+        return cls(**value)
 
 
 # Fields of PoolerConfig that are checked where they are read first, before anything is made of them.
@@ -323,54 +324,55 @@ _KINDS: tuple[tuple[tuple[str, ...], tuple[type, ...], str], ...] = (
     (("enable_chunked_processing",), (bool,), "true or false"),
 )
 _FORMER_FIELDS = ("normalize", "softmax", "activation", "logit_bias", "logit_scale")
-# The pooling words of vLLM and of sentence-transformers, under one spelling each: the keys of pooling's REDUCTIONS.
+# The poolings of vLLM and of sentence-transformers, under one name each: the keys of pooling's REDUCTIONS.
 _SEQUENCE_POOLINGS = ("CLS", "LAST", "MEAN", "MAX", "WEIGHTEDMEAN", "MEAN_SQRT_LEN")
 
 
-def _pooling_words(text: str) -> str:
-    words = [word.strip().upper() for word in text.split("+")]
-    for word in words:
-        if word not in _SEQUENCE_POOLINGS:
+def _pooling_names(text: str) -> str:
+    names = [name.strip().upper() for name in text.split("+")]
+    for name in names:
+        if name not in _SEQUENCE_POOLINGS:
             raise ConfigError(
-                f"pooler_config: unknown pooling type {word!r}.{did_you_mean(word, _SEQUENCE_POOLINGS)} "
+                f"pooler_config: unknown pooling type {name!r}.{did_you_mean(name, _SEQUENCE_POOLINGS)} "
                 f"Pooling types: {list(_SEQUENCE_POOLINGS)}, joined by '+' to concatenate, and ALL or STEP for tokens."
             )
-    return "+".join(words)
+    return "+".join(names)
 
 
-def _take_sides(params: PoolingParams, extra: Mapping[str, Any]) -> None:
-    """Let vLLM's extra_kwargs limit the sides of a pair.
+def _take_pair_limits(params: PoolingParams, extra: Mapping[str, int | None]) -> None:
+    """Take the limits of a pair's texts from vLLM's extra_kwargs.
 
     Raises:
-        InvalidRequest: anything else in it.
+        InvalidRequest: another key in it.
     """
     for name, limit in extra.items():
-        if name not in _SIDES:
+        if name not in _PAIR_LIMITS:
             raise InvalidRequest(
-                f"extra_kwargs has no '{name}'.{did_you_mean(name, _SIDES)} It takes {list(_SIDES)}.", "extra_kwargs"
+                f"extra_kwargs has no '{name}'.{did_you_mean(name, _PAIR_LIMITS)} It takes {list(_PAIR_LIMITS)}.",
+                "extra_kwargs",
             )
         object.__setattr__(params, name, limit or None)
 
 
-def _take_former_words(params: object, **words: bool | None) -> None:
-    """Let vLLM's former words set use_activation, with a warning for each."""
-    for word, value in words.items():
+def _take_former_names(params: object, **names: bool | None) -> None:
+    """Let vLLM's former names set use_activation, with a warning for each."""
+    for name, value in names.items():
         if value is not None:
-            _warn_former(word, "use_activation")
+            _warn_former(name, "use_activation")
             object.__setattr__(params, "use_activation", value)
 
 
-def _warn_former(word: str, today: str) -> None:
-    warnings.warn(f"`{word}` was renamed; use `{today}` instead.", DeprecationWarning, stacklevel=5)
+def _warn_former(name: str, current: str) -> None:
+    warnings.warn(f"`{name}` was renamed; use `{current}` instead.", DeprecationWarning, stacklevel=5)
 
 
-def _ids(given: object) -> tuple[int, ...]:
-    """Token ids as a tuple; raises InvalidRequest for anything else."""
-    if not isinstance(given, list | tuple) or not all(type(value) is int for value in given):
+def _ids(ids: object) -> tuple[int, ...]:
+    """Token ids as a tuple; raises InvalidRequest for another value."""
+    if not isinstance(ids, list | tuple) or not all(type(value) is int for value in ids):
         raise InvalidRequest(
-            f"returned_token_ids must be a list of integers or null, got {given!r}", "returned_token_ids", given
+            f"returned_token_ids must be a list of integers or null, got {ids!r}", "returned_token_ids", ids
         )
-    return tuple(given)
+    return tuple(ids)
 
 
 def _check_integer(name: str, value: object) -> None:
@@ -382,7 +384,7 @@ def _check_integer(name: str, value: object) -> None:
 class LoRARequest:
     """An adapter for a request, with the fields of vLLM's class of the same name.
 
-    lora_path: a PEFT folder or hub id, loaded the first time. lora_int_id means nothing here: names tell adapters apart.
+    lora_path: a PEFT folder or hub id, loaded at the first request. lora_int_id: has no effect; adapters differ by name.
     """
 
     lora_name: str
@@ -390,51 +392,70 @@ class LoRARequest:
     lora_path: str = ""
 
     @classmethod
-    def parse(cls, given: Any) -> LoRARequest:
-        """A request from what callers write: a name, a LoRARequest, or vLLM's.
+    def parse(cls, value: object) -> LoRARequest:
+        """A request from a name, a LoRARequest, or vLLM's.
 
         Raises:
             InvalidRequest: none of these.
         """
-        if isinstance(given, cls):
-            return given
-        if isinstance(given, str):
-            return cls(given)
-        name = getattr(given, "lora_name", None)
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        name = getattr(value, "lora_name", None)
         if not isinstance(name, str):
             raise InvalidRequest(
-                f"lora_request must be the name of an adapter or a LoRARequest, got {type(given).__name__}.",
+                f"lora_request must be the name of an adapter or a LoRARequest, got {type(value).__name__}.",
                 "lora_request",
             )
-        return cls(name, lora_path=str(getattr(given, "lora_path", "") or getattr(given, "path", "") or ""))
+        return cls(name, lora_path=str(getattr(value, "lora_path", "") or getattr(value, "path", "") or ""))
 
 
-def parse_lora_modules(given: Any) -> dict[str, str]:
-    """Adapters as name -> folder or hub id, from a mapping, "name=path" words, or vLLM's JSON objects.
+def parse_lora_requests(adapters: object, prompts: int) -> list[LoRARequest | None]:
+    """One entry per prompt. adapters: nothing, one adapter for all prompts, or one for each; unchecked.
 
     Raises:
-        ValueError: in words for the user.
+        InvalidRequest: a list of another length, or an entry that is no adapter.
     """
-    if isinstance(given, Mapping):
-        return _checked(given.items())
-    if isinstance(given, str):
-        text = given.strip()
+    if not isinstance(adapters, Sequence) or isinstance(adapters, str):
+        return [None if adapters is None else LoRARequest.parse(adapters)] * prompts
+    if len(adapters) != prompts:
+        raise InvalidRequest(
+            f"lora_request has {len(adapters)} entries for {prompts} prompts; give one, or one per prompt.",
+            "lora_request",
+        )
+    return [None if entry is None else LoRARequest.parse(entry) for entry in adapters]
+
+
+def parse_lora_modules(value: object) -> dict[str, str]:
+    """Adapters as name -> folder or hub id, from a mapping, texts "name=path", or vLLM's JSON objects.
+
+    Raises:
+        ValueError: another form, or a name without a path, or twice.
+    """
+    if isinstance(value, Mapping):
+        return _modules(value.items())
+    modules: Any = value
+    if isinstance(value, str):
+        text = value.strip()
         if text.startswith("["):
-            given = json.loads(text)
+            modules = json.loads(text)
         else:
-            given = json.loads(f"[{text}]") if text.startswith("{") else text.replace(",", " ").split()
-    pairs = []
-    for module in given:
+            modules = json.loads(f"[{text}]") if text.startswith("{") else text.replace(",", " ").split()
+    pairs: list[tuple[object, object]] = []
+    for module in modules:
         if isinstance(module, str) and "=" in module:
-            pairs.append(tuple(module.split("=", 1)))
+            name, _, path = module.partition("=")
+            pairs.append((name, path))
         elif isinstance(module, Mapping) and {"name", "path"} <= set(module):
             pairs.append((module["name"], module["path"]))
         else:
             raise ValueError(f"lora_modules: {module!r} is neither 'name=path' nor an object with name and path")
-    return _checked(pairs)
+    return _modules(pairs)
 
 
-def _checked(pairs: Any) -> dict[str, str]:
+def _modules(pairs: Iterable[tuple[object, object]]) -> dict[str, str]:
+    """Paths by name, each name once."""
     modules: dict[str, str] = {}
     for name, path in pairs:
         if not name or not path:
@@ -443,18 +464,3 @@ def _checked(pairs: Any) -> dict[str, str]:
             raise ValueError(f"lora_modules names {name!r} twice")
         modules[str(name)] = str(path)
     return modules
-
-
-def parse_lora_requests(given: Any, prompts: int) -> list[LoRARequest | None]:
-    """One entry per prompt from what callers give: nothing, one for all, or a list.
-
-    Raises:
-        InvalidRequest: a list of another length, or an entry that is no adapter.
-    """
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        return [None if given is None else LoRARequest.parse(given)] * prompts
-    if len(given) != prompts:
-        raise InvalidRequest(
-            f"lora_request has {len(given)} entries for {prompts} prompts; give one, or one per prompt.", "lora_request"
-        )
-    return [None if entry is None else LoRARequest.parse(entry) for entry in given]

@@ -1,15 +1,15 @@
-"""Plugins: code of others that turns its own data into prompts and the answers into its own output.
+"""Plugins: installed code that turns its own data into prompts, and the answers into its own output.
 
-A package offers one by an entry point of a group in GROUPS; the entry point is the plugin's class, or a function that
-returns the class or its dotted name.
+A package offers a plugin by an entry point of a group in GROUPS: the plugin's class, or a function that returns the class
+or its dotted name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, TypeGuard
 
 from poolhouse.errors import ConfigError, InvalidRequest
 from poolhouse.outputs import PoolingRequestOutput
@@ -19,31 +19,37 @@ from poolhouse.tasks import Task
 GROUPS = ("poolhouse.io_processor_plugins", "vllm.io_processor_plugins")
 
 
-class Plugin(Protocol):
-    """What a plugin must have; it is made as `Class(settings, tokenizer)`.
+class PluginPrompt(TypedDict):
+    """A prompt for a plugin, which checks the data itself."""
 
-    It may also have `merge_pooling_params(params) -> PoolingParams`, and an attribute `task`: which of the model's tasks
-    its prompts run, the first where it says nothing.
+    data: object
+
+
+class Plugin(Protocol):
+    """The methods of a plugin, which is created as `Class(settings, tokenizer)`.
+
+    It may also have `merge_pooling_params(params) -> PoolingParams`, and an attribute `task`: the task of its prompts;
+    the default is the model's first task.
     """
 
     def parse_data(self, data: Any) -> Any:
-        """The caller's data, checked; raises ValueError or TypeError for what it does not understand."""
+        """The caller's data, checked; raises ValueError or TypeError for invalid data."""
         ...
 
     def pre_process(self, prompt: Any, request_id: str | None = None) -> Any:
-        """One prompt or a list of them, in any form that `LLM.encode` takes."""
+        """One prompt or many, in any form that `LLM.encode` takes."""
         ...
 
     def post_process(self, model_output: Sequence[PoolingRequestOutput], request_id: str | None = None) -> Any:
-        """What the caller gets, made of the answers in the order of the prompts."""
+        """The output for the caller, from the answers in the order of the prompts."""
         ...
 
 
-def load_plugin(name: str, settings: Any, tokenizer: Any) -> Plugin:
+def load_plugin(name: str, settings: object, tokenizer: object) -> Plugin:
     """The installed plugin of that name.
 
     Raises:
-        ConfigError: none, or one that cannot be made.
+        ConfigError: it is not installed, or cannot be loaded.
     """
     found = {entry.name: entry for group in reversed(GROUPS) for entry in entry_points(group=group)}
     if name not in found:
@@ -52,20 +58,20 @@ def load_plugin(name: str, settings: Any, tokenizer: Any) -> Plugin:
             f"Installed plugins: {sorted(found)}."
         )
     try:
-        made: Plugin = _class(found[name].load())(settings, tokenizer)
+        plugin = _class(found[name].load())(settings, tokenizer)
     except Exception as error:
         raise ConfigError(f"The IO Processor plugin '{name}' cannot be loaded: {error}") from error
-    missing = [method for method in ("parse_data", "pre_process", "post_process") if not hasattr(made, method)]
+    missing = [method for method in ("parse_data", "pre_process", "post_process") if not hasattr(plugin, method)]
     if missing:
         raise ConfigError(f"The IO Processor plugin '{name}' lacks {missing}.")
-    return made
+    return plugin
 
 
-def prompts_of(plugin: Plugin, prompts: Any) -> Any:
-    """The prompts that a plugin makes of `{"data": ...}`.
+def prompts_of(plugin: Plugin, prompts: object) -> Any:
+    """The plugin's prompts for `{"data": ...}`, in any form that `LLM.encode` takes.
 
     Raises:
-        InvalidRequest: prompts of another form, or data that the plugin does not understand.
+        InvalidRequest: prompts of another form, or data that the plugin refuses.
     """
     if not is_data(prompts):
         raise InvalidRequest('pooling_task="plugin" takes one prompt of the form {"data": ...}.', "prompts")
@@ -83,17 +89,19 @@ def params_of(plugin: Plugin, params: PoolingParams | None) -> PoolingParams:
 
 
 def task_of(plugin: Plugin, tasks: tuple[Task, ...]) -> str:
-    """The task of the model that a plugin's prompts run."""
+    """The task of a plugin's prompts."""
     return str(getattr(plugin, "task", tasks[0]))
 
 
-def is_data(prompts: Any) -> bool:
+def is_data(prompts: object) -> TypeGuard[PluginPrompt]:
+    """Whether prompts are data for a plugin: `{"data": ...}`."""
     return isinstance(prompts, dict) and "data" in prompts
 
 
-def _class(loaded: Any) -> Any:
-    made = loaded if isinstance(loaded, type) else loaded()
-    if not isinstance(made, str):
-        return made
-    module, _, name = made.rpartition(".")
-    return getattr(import_module(module), name)
+def _class(entry: Any) -> Callable[[object, object], Plugin]:
+    """The class of an entry point: itself, or what it returns, or the class of that dotted name."""
+    found: Any = entry if isinstance(entry, type) else entry()
+    if isinstance(found, str):
+        module, _, name = found.rpartition(".")
+        found = getattr(import_module(module), name)
+    return found  # type: ignore[no-any-return]

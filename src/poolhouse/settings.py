@@ -57,7 +57,7 @@ class Settings(BaseModel):
     variant: str | None = option(
         "Model",
         None,
-        "Which of several weights of a folder: fp16 for model.fp16.safetensors; none: those without a word.",
+        "Which of several weights of a folder: fp16 for model.fp16.safetensors; none: those without a label.",
     )
     dtype: str = option("Model", "auto", "auto, float32 (fp32, float), float16 (fp16, half) or bfloat16 (bf16).")
     device: str = option("Model", "auto", "auto (CUDA where there is one), cpu, cuda, cuda:N or mps.")
@@ -84,7 +84,7 @@ class Settings(BaseModel):
     score_compat: Literal["vllm", "files"] = option(
         "Pooling",
         "vllm",
-        "Where sentence-transformers' files state another activation or similarity than vLLM: whose word.",
+        "Where sentence-transformers' files state another activation or similarity than vLLM: which one counts.",
     )
     int8_calibration: str | None = option(
         "Pooling", None, "File of `poolhouse calibrate`: the ranges of int8 and uint8 vectors."
@@ -127,9 +127,9 @@ class Settings(BaseModel):
 
     @field_validator("variant")
     @classmethod
-    def _variant_is_a_word(cls, value: str | None) -> str | None:
+    def _variant_is_a_label(cls, value: str | None) -> str | None:
         if value is not None and (not value or any(sign in value for sign in "./\\*?[]")):
-            raise ValueError("a variant is the word in the files' names, such as fp16 in model.fp16.safetensors")
+            raise ValueError("a variant is the label in the files' names, such as fp16 in model.fp16.safetensors")
         return value
 
     @field_validator("dtype", mode="before")
@@ -253,7 +253,7 @@ class ServerSettings(BaseModel):
     ssl_keyfile_password: SecretStr | None = option("Security", None, "Password of the private key.")
     ssl_ca_certs: str | None = option("Security", None, "Authorities whose client certificates are taken.")
     ssl_cert_reqs: int = option("Security", 0, "Client certificates: 0 none, 1 optional, 2 required.", ge=0, le=2)
-    ssl_ciphers: str | None = option("Security", None, "Ciphers of TLS, in OpenSSL's words.")
+    ssl_ciphers: str | None = option("Security", None, "Ciphers of TLS, by OpenSSL's names.")
     enable_ssl_refresh: bool = option("Security", False, "Take renewed certificate files without a restart.")
     allowed_origins: tuple[str, ...] = option("Security", (), "Origins (CORS) that browsers may call from; * is any.")
     allowed_methods: tuple[str, ...] = option("Security", ("*",), "Methods that CORS allows.")
@@ -313,7 +313,7 @@ class ServerSettings(BaseModel):
 
     @classmethod
     def parse(cls, **options: object) -> ServerSettings:
-        """Server settings from keyword options; raises ConfigError in plain words."""
+        """Server settings from keyword options; raises ConfigError as `Settings.parse` does."""
         return _validated(cls, with_our_names(options))
 
 

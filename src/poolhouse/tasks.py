@@ -1,4 +1,4 @@
-"""The pooling tasks, and which methods and routes each one opens."""
+"""Tasks: the names of the pooling tasks, former names, and the sparse reading of an answer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Task = Literal["embed", "token_embed", "classify", "token_classify", "plugin"]
 
 TASKS: tuple[Task, ...] = get_args(Task)
 
-# Tasks whose answer has a row per token; the others answer with one row per prompt.
+# Tasks with a row per token in the answer; the others have one row per prompt.
 TOKEN_TASKS: frozenset[Task] = frozenset({"token_embed", "token_classify"})
 
 
 @dataclass(frozen=True, slots=True)
 class SparseHead:
-    """How a sparse vector is read off the answer of a task.
+    """How the answer of a task becomes a sparse vector.
 
-    unit: what is weighed: "token", a row weighs the token behind it (BGE-M3); "vocabulary", a feature is a vocabulary
-    entry (SPLADE); "feature", features have no names (sparse autoencoders).
+    unit: what has a weight: "token", each row is the weight of its token (BGE-M3); "vocabulary", each feature is a
+    vocabulary entry (SPLADE); "feature", features have no names (sparse autoencoders).
     width: how many ids there are.
-    ends: ids without a row where a prompt begins with the first and ends with the second.
+    ends: ids without a row, where a prompt begins with the first and ends with the second.
     left_out: ids that never get an entry: special tokens.
     """
 
@@ -34,38 +34,39 @@ class SparseHead:
     left_out: frozenset[int] = frozenset()
 
 
-def parse_task(word: str, supported: tuple[Task, ...], beside: tuple[str, ...] = ()) -> Task:
-    """The task that a caller means by `word`; vLLM's former words `score` and `encode` warn.
+def parse_task(name: str, supported: tuple[Task, ...], beside: tuple[str, ...] = ()) -> Task:
+    """The task of that name; vLLM's former names `score` and `encode` warn.
 
-    beside: further words that the caller may say in its place, for the message.
+    beside: further names that are accepted in its place, for the message.
 
     Raises:
         InvalidRequest: no such task.
-        UnsupportedTask: the task exists but the model lacks it; the message names what it has.
+        UnsupportedTask: the model lacks this task; the message names those it has.
     """
-    word = _today(word, supported)
-    task = next((task for task in TASKS if task == word), None)
+    name = _current_name(name, supported)
+    task = next((task for task in TASKS if task == name), None)
     if task is None:
         known = [*TASKS, *beside]
-        raise InvalidRequest(f"Unknown task: '{word}'. Tasks: {known}.{did_you_mean(word, known)}", "task", word)
+        raise InvalidRequest(f"Unknown task: '{name}'. Tasks: {known}.{did_you_mean(name, known)}", "task", name)
     if task not in supported:
         if task == "plugin":
             raise UnsupportedTask(
                 "No IOProcessor plugin installed. Install one and name it by io_processor_plugin; see docs/offline.md.",
                 "task",
-                word,
+                name,
             )
-        raise UnsupportedTask(f"Unsupported task: '{task}' Supported tasks: {list(supported)}", "task", word)
+        raise UnsupportedTask(f"Unsupported task: '{task}' Supported tasks: {list(supported)}", "task", name)
     return task
 
 
-def _today(word: str, supported: tuple[Task, ...]) -> str:
-    """What a former word means: `score` classifies a pair, `encode` gives a row per token."""
-    if word == "score":
-        meant: Task = "classify"
-    elif word == "encode":
-        meant = "token_classify" if "token_embed" not in supported and "token_classify" in supported else "token_embed"
+def _current_name(name: str, supported: tuple[Task, ...]) -> str:
+    """The task of a former name: `score` classifies a pair, `encode` gives a row per token."""
+    if name == "score":
+        current: Task = "classify"
+    elif name == "encode":
+        of_labels = "token_embed" not in supported and "token_classify" in supported
+        current = "token_classify" if of_labels else "token_embed"
     else:
-        return word
-    warnings.warn(f"The task `{word}` was removed; use `{meant}` instead.", DeprecationWarning, stacklevel=5)
-    return meant
+        return name
+    warnings.warn(f"The task `{name}` was removed; use `{current}` instead.", DeprecationWarning, stacklevel=5)
+    return current

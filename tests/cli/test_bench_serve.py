@@ -87,7 +87,7 @@ def test_the_client_draws_no_heavy_library() -> None:
         "import sys; from poolhouse.cli.commands import app\n"
         "try: app(['bench', 'serve', '--base-url', 'http://127.0.0.1:9', '--num-requests', '1'])\n"
         "except SystemExit: pass\n"
-        "print(sorted({'torch', 'transformers', 'fastapi', 'httpx'} & set(sys.modules)))"
+        "print(sorted({'torch', 'transformers', 'starlette', 'httpx'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "1 failed, no connection" in done.stdout

@@ -58,7 +58,7 @@ class Hurt:
 def hurt_engine(engine: Engine, harm: Any, token: int = 101010 % 30000) -> Engine:
     model = engine.model
     return Engine(
-        Model(Hurt(model, token, harm), model.pipelines, model.facts),
+        Model(Hurt(model, token, harm), model.pipelines, model.facts, model.plan),
         engine.tokenizer,
         EngineOptions(max_batch_tokens=512),
     )
@@ -211,7 +211,7 @@ def test_a_cancelled_prompt_in_pieces_takes_its_pieces_out_of_the_queue(engine: 
         return hurt(batch)
 
     hurt = Hurt(engine.model, 7777, harm)
-    model = Model(watched, engine.model.pipelines, engine.model.facts)
+    model = Model(watched, engine.model.pipelines, engine.model.facts, engine.model.plan)
     with Engine(model, engine.tokenizer, EngineOptions(max_batch_tokens=512, overflow="chunk")) as slow:
         (first,) = slow.submit([ids(101, 7777, 102)])
         assert entered.wait(60)

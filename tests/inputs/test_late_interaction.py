@@ -9,10 +9,9 @@ import pytest
 
 from poolhouse.engine.intake import split
 from poolhouse.errors import CheckpointError, InvalidRequest
-from poolhouse.inputs.late_interaction import LateInteractionTokens
+from poolhouse.inputs.late_interaction import Expansion, LateInteraction, LateInteractionTokens, TextRules
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt, Role
-from poolhouse.inputs.rules import Expansion, LateInteraction, TextRules
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.packing.tokens import Tokens
 from tests.models.colbert_layouts import write_tokenizer

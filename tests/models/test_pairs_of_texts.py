@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fastapi.testclient import TestClient
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from starlette.testclient import TestClient
 
 from poolhouse import LLM, InvalidRequest, PoolingParams
 from poolhouse.server.app import create_app

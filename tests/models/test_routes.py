@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fastapi.testclient import TestClient
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling, StaticEmbedding
+from starlette.testclient import TestClient
 
 from poolhouse import LLM, CheckpointError, InvalidRequest, PoolingParams
 from poolhouse.server.app import create_app

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from model2vec import StaticModel
 from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from starlette.testclient import TestClient
 
 from poolhouse import LLM, CheckpointError, ConfigError, InputTooLong, InvalidRequest, PoolingParams
 from poolhouse.server.app import create_app

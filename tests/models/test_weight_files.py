@@ -124,7 +124,7 @@ def test_transformers_writes_the_names_that_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["", "../other", "fp16.safetensors", "*"])
 def test_a_variant_is_a_word(word: str) -> None:
-    with pytest.raises(ConfigError, match="variant: a variant is the word in the files' names"):
+    with pytest.raises(ConfigError, match="variant: a variant is the label in the files' names"):
         LLM("somewhere", variant=word)
 
 

@@ -410,7 +410,7 @@ def test_values_of_the_wrong_kind_are_errors_that_name_the_file(tmp_path: Path) 
                 refused = ""
                 try:
                     files = read_sentence_transformers(Folder(described))
-                    read_steps(files.heads if files is not None else ())
+                    read_steps(files.heads)
                 except CheckpointError as error:
                     refused = str(error)
                 assert not refused or key in refused or str(path.parent) in refused, (kind, key, value)

@@ -21,13 +21,15 @@ from torch import Tensor
 from poolhouse import LLM
 from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.files import Folder
-from poolhouse.models.files.sentence_transformers import read_sentence_transformers
+from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 from poolhouse.models.pipelines import embed_pipelines
 from poolhouse.packing.segments import Segments
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.pooling.reductions import REDUCTIONS
 from poolhouse.pooling.rows import Rows
 from poolhouse.pooling.steps import Reduce
+
+NO_FILES = SentenceTransformersFiles(Folder(Path()), described=False)
 
 LENGTHS = (3, 5, 1, 7, 5)
 WORDS = [
@@ -86,7 +88,7 @@ def test_sums_are_taken_in_float32() -> None:
 
 
 def test_cut_then_normalise() -> None:
-    pipeline = embed_pipelines(8, PoolerConfig(), None, "MEAN")["embed"]
+    pipeline = embed_pipelines(8, PoolerConfig(), NO_FILES, "MEAN")["embed"]
     whole, cut = pipeline(rows(), PoolingParams()).values, pipeline(rows(), PoolingParams(dimensions=3)).values
     assert torch.allclose(cut, torch.nn.functional.normalize(whole[:, :3], dim=-1), atol=1e-6)
     raw = pipeline(rows(), PoolingParams(use_activation=False)).values
@@ -98,7 +100,7 @@ def test_the_user_wins_over_files_and_files_over_the_default(tmp_path: Path) -> 
     make(tmp_path, [Pooling(32, "max")])
     files = read_sentence_transformers(Folder(tmp_path))
     words = {
-        "default": embed_pipelines(32, PoolerConfig(), None, "CLS")["embed"].description,
+        "default": embed_pipelines(32, PoolerConfig(), NO_FILES, "CLS")["embed"].description,
         "files": embed_pipelines(32, PoolerConfig(), files, "CLS")["embed"].description,
         "user": embed_pipelines(32, PoolerConfig(pooling_type="LAST"), files, "CLS")["embed"].description,
         "user too": embed_pipelines(32, PoolerConfig(use_activation=True), files, "CLS")["embed"].description,
@@ -145,7 +147,6 @@ def test_old_and_new_type_names_are_understood(generation: str, tmp_path: Path) 
         json.dumps({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False})
     )
     files = read_sentence_transformers(Folder(tmp_path))
-    assert files is not None
     assert (files.pooling, files.normalize) == (("MEAN",), True)
 
 
@@ -220,7 +221,7 @@ def test_pooler_configs_that_make_no_sense_are_named() -> None:
         with pytest.raises(ConfigError, match=words):
             PoolerConfig.parse(given)
     with pytest.raises(ConfigError, match="STEP pooling belongs to token_classify"):
-        embed_pipelines(8, PoolerConfig(pooling_type="STEP"), None, "CLS")
+        embed_pipelines(8, PoolerConfig(pooling_type="STEP"), NO_FILES, "CLS")
 
 
 def build(kind: str, *given: Any) -> Any:

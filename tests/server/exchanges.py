@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 import poolhouse
 from poolhouse.server.app import create_app

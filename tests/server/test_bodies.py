@@ -13,9 +13,9 @@ from typing import Any
 
 import brotli
 import pytest
-from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
 from poolhouse.server.app import create_app
 from poolhouse.server.wire.body import _with_whole_surrogates

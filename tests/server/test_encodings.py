@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from poolhouse.server.app import create_app
 from poolhouse.server.wire.encoding import Encoding, encode, value, vector
@@ -267,7 +267,7 @@ def test_a_header_of_many_matrices_gives_their_rows(client: TestClient) -> None:
 
 
 def test_more_lengths_than_a_header_holds_are_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poolhouse.server.wire.encoding._MOST_HEADER_BYTES", 200)
+    monkeypatch.setattr("poolhouse.server.wire.encoding._MAX_HEADER_BYTES", 200)
     body = {"input": TEXTS * 20, "task": "token_embed", "encoding_format": "bytes"}
     reply = client.post("/pooling", json=body)
     assert (reply.status_code, reply.json()["param"]) == (400, "encoding_format")

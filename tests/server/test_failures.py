@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
+from starlette.types import ASGIApp
 
 from poolhouse.errors import EngineError, NonFiniteResult
 from poolhouse.server.app import create_app
@@ -198,7 +198,7 @@ def test_a_body_that_grows_too_large_is_not_read_to_its_end(http: TestClient) ->
         pytest.fail("The whole body was read.")
 
     headers = {"content-type": "application/json"}
-    app: FastAPI = http.app  # type: ignore[assignment]
+    app: ASGIApp = http.app
     source = pieces()
 
     async def receive() -> dict[str, Any]:
@@ -262,7 +262,7 @@ def test_the_first_bad_prompt_is_named_and_the_others_leave(engine: FakeEngine, 
     assert reply.json() == both("input[1]: The limit is 2 tokens, got 3.", "BadRequestError", 400, "input_tokens")
 
 
-async def call(app: FastAPI, receive: Any, headers: dict[str, str]) -> list[dict[str, Any]]:
+async def call(app: ASGIApp, receive: Any, headers: dict[str, str]) -> list[dict[str, Any]]:
     """POST /v1/embeddings as the socket's side of ASGI; what the application sent."""
     sent: list[dict[str, Any]] = []
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from tests.server.exchanges import DIALECTS, FOLDER, ask, client, differences, read
 from tests.server.shapes import SHAPES, misfits

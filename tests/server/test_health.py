@@ -6,18 +6,18 @@ import signal
 
 import httpx
 import pytest
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from poolhouse.server.app import create_app
 from poolhouse.server.security import OPEN_PATHS
-from poolhouse.server.wire.probes import _SPELLINGS
+from poolhouse.server.wire.probes import SPELLINGS
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
 from tests.server.running import Running
 from tests.server.sockets import Client, wait_until
 
-READY = [path for path, meant in _SPELLINGS.items() if meant != "/health/live"]
-LIVE = [path for path, meant in _SPELLINGS.items() if meant == "/health/live"]
+READY = [path for path, meant in SPELLINGS.items() if meant != "/health/live"]
+LIVE = [path for path, meant in SPELLINGS.items() if meant == "/health/live"]
 # Loads once the first line is read from standard input, and answers once the second is.
 HELD_TWICE = """sys.stdin.readline()
     engines = [FakeEngine('held')]
@@ -84,14 +84,14 @@ def test_a_dead_engine_is_not_ready_by_any_name(root_path: str) -> None:
     with TestClient(create_app([engine], settings)) as client:
         for alive in (True, False):
             engine.alive = alive
-            for path in _SPELLINGS:
+            for path in SPELLINGS:
                 for address in (path, f"{path}/", f"/{root_path.strip('/')}{path}" if root_path else path):
                     reply = client.get(address, follow_redirects=False)
                     assert reply.status_code == (200 if alive or path in LIVE else 503), address
 
 
 def test_no_other_path_is_open_by_being_like_one_of_these() -> None:
-    assert {_SPELLINGS[path] for path in _SPELLINGS} <= OPEN_PATHS
+    assert {SPELLINGS[path] for path in SPELLINGS} <= OPEN_PATHS
     closed = [
         "/health/x",
         "/healthy",

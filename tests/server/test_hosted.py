@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from fastapi.testclient import TestClient
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
 import poolhouse

@@ -10,7 +10,7 @@ import msgpack
 import numpy as np
 import openai
 import pytest
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from poolhouse import LLM, PoolerConfig, PoolingParams
 from poolhouse.server.app import create_app

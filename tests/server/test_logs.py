@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from poolhouse.server.app import create_app
 from poolhouse.server.telemetry.logs import JsonLines, RequestLog, TextLines

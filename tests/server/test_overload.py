@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from poolhouse.server.app import create_app
 from poolhouse.server.engines import Admission

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from poolhouse.outputs import PoolingRequestOutput
 from poolhouse.server.app import create_app

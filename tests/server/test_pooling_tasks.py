@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from poolhouse import LLM, LateChunkingParams, PoolingParams
 from poolhouse.server.app import create_app

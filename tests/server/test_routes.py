@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
-from poolhouse.server import dialects, openapi
 from poolhouse.server.app import create_app
+from poolhouse.server.dialects import DIALECTS
+from poolhouse.server.routing import Dispatch
 from poolhouse.testing import FakeEngine
 from tests.server.documented import checked
 
@@ -21,15 +21,11 @@ ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "server.md"
 
 
-def routes_of(routes: Iterable[Any]) -> Iterator[tuple[str, str]]:
-    """Method and path of each, hidden ones too."""
-    for route in routes:
-        if hasattr(route, "original_router"):
-            yield from routes_of(route.original_router.routes)
-        else:
-            # What answers GET answers HEAD.
-            path = getattr(route, "path_format", route.path)
-            yield from ((method, path) for method in route.methods - {"HEAD"})
+def routes_of(app: Any) -> Iterator[tuple[str, str]]:
+    """Method and path of each route of a server, hidden ones too."""
+    while not isinstance(app, Dispatch):
+        app = app.app
+    yield from ((endpoint.route.method, endpoint.openapi_path) for endpoint in app.endpoints)
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
@@ -43,10 +39,7 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
 
 
 def test_the_table_names_every_route_once() -> None:
-    app: Any = create_app([FakeEngine()])
-    while not isinstance(app, FastAPI):
-        app = app.app
-    served = sorted(routes_of(app.routes))
+    served = sorted(routes_of(create_app([FakeEngine()])))
     named = sorted(
         (method, path)
         for methods, paths, _, _ in rows()
@@ -72,10 +65,7 @@ def test_the_dialect_of_contributing_works(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "plain_dialect.py").write_text(section.split("```python\n", 1)[1].split("```", 1)[0], encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     plain = importlib.import_module("plain_dialect")
-    monkeypatch.setattr(dialects, "_DIALECTS", (*dialects._DIALECTS, plain))
-    known = dialects.contracts()
-    monkeypatch.setattr(openapi, "contracts", lambda: {**known, **plain.CONTRACTS})
-    with TestClient(create_app([FakeEngine(max_tokens=3)])) as http:
+    with TestClient(create_app([FakeEngine(max_tokens=3)], dialects=(*DIALECTS, plain.DIALECT))) as http:
         checked(http)
         reply = http.post("/plain", json={"texts": ["a", "b c"]}).json()
         assert [len(item["vector"]) for item in reply["data"]] == [8, 8]

@@ -98,7 +98,7 @@ TELLING = """
 @pytest.mark.parametrize(
     ("load", "words"),
     [
-        (DYING, "poolhouse: The engine of mortal died; its last words are in the log."),
+        (DYING, "poolhouse: The engine of mortal died; the log says why."),
         (TELLING, "poolhouse: The device is gone."),
     ],
     ids=["looked at", "told"],

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from poolhouse import LLM
 from poolhouse.server.app import create_app

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from fastapi.testclient import TestClient
 from pydantic import SecretStr
+from starlette.testclient import TestClient
 
 import poolhouse
 from poolhouse import LLM

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 from poolhouse import LLM
 from poolhouse.engine.request import Request

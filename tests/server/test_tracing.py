@@ -16,11 +16,11 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi.testclient import TestClient
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from starlette.testclient import TestClient
 
 from poolhouse import LLM
 from poolhouse.engine.interface import PoolingEngine
@@ -265,12 +265,11 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_an_address_nothing_that_sends_is_imported() -> None:
     code = """
 import sys
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 from poolhouse.server.process.run import create_app
 from poolhouse.testing import FakeEngine
 with TestClient(create_app([FakeEngine()])) as http:
     assert http.post("/v1/embeddings", json={"input": "x"}).status_code == 200
-# FastAPI imports the interfaces by itself.
 print([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))])
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

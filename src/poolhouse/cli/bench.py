@@ -33,7 +33,7 @@ def name_comparison(arguments: Sequence[str]) -> list[str]:
     """Arguments behind `bench` with `compare` put before them, where they name neither command nor ask for help.
 
     Raises:
-        ConfigError: a first word that is nearly a command and no model of this machine.
+        ConfigError: a first argument that is nearly a command, and no path of this machine.
     """
     first = arguments[0] if arguments else ""
     if first in (*_COMMANDS, "--help"):

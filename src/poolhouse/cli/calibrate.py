@@ -49,13 +49,13 @@ def calibrate(
         inputs = texts.opened(source, input_format, column, stack)
         part = stack.enter_context(whole_file(output))
         from poolhouse.llm import LLM
-        from poolhouse.llm.requests import Asked
+        from poolhouse.llm.requests import CallOptions
 
         llm = stack.enter_context(LLM(model, **options))
         task: Task = "embed" if "embed" in llm.engine.facts.tasks else "token_embed"
-        asked = Asked(PoolingParams(dimensions=dimensions), prompt_name)
+        call_options = CallOptions(PoolingParams(dimensions=dimensions), prompt_name)
         progress = stack.enter_context(texts.progress_bar(inputs.total))
-        for group, answers in texts.answered(llm, inputs.without_blanks(), task, asked):
+        for group, answers in texts.answered(llm, inputs.without_blanks(), task, call_options):
             vectors = np.vstack([answer.array for answer in answers])
             found = Calibration.of(vectors)
             calibration = found if calibration is None else calibration.joined(found)

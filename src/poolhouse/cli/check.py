@@ -164,8 +164,7 @@ def _facts(llm: LLM) -> dict[str, Any]:
     if template is not None:
         told["score_template"] = template.name
         told["a_pair_becomes"] = template.render("QUERY", "DOCUMENT").replace(SEAM, "")
-    if llm.model.plan is not None:
-        told["decision"] = llm.model.plan.described()
+    told["decision"] = llm.model.plan.described()
     told["tasks"] = {task: pipeline.description for task, pipeline in llm.model.pipelines.items()}
     told["notes"] = list(facts.notes)
     return told

@@ -29,7 +29,7 @@ from poolhouse.vectors.token_pooling import check_factor, pooled
 
 if TYPE_CHECKING:
     from poolhouse.llm import LLM
-    from poolhouse.llm.requests import Asked
+    from poolhouse.llm.requests import CallOptions
 
 # Texts, their vectors, and which were cut.
 Write = Callable[[Sequence[str], Codes, Sequence[bool]], None]
@@ -121,15 +121,15 @@ def embed(
         else:
             run = partial(_write_vectors, write=stack.enter_context(_writer(output, form)))
         from poolhouse.llm import LLM
-        from poolhouse.llm.requests import Asked
+        from poolhouse.llm.requests import CallOptions
 
         llm = stack.enter_context(LLM(model, **options))
         if not tokens and "embed" not in llm.engine.facts.tasks and "token_embed" in llm.engine.facts.tasks:
             raise ConfigError(
                 "This model gives a vector per token, not one per text: use --tokens, with --output FILE.npz."
             )
-        asked = Asked(PoolingParams(dimensions=dimensions), prompt_name, input_type=input_type)
-        if not run(llm, inputs, asked=asked, precision=wanted):
+        call_options = CallOptions(PoolingParams(dimensions=dimensions), prompt_name, input_type=input_type)
+        if not run(llm, inputs, call_options=call_options, precision=wanted):
             raise files.nothing_in(source)
 
 
@@ -161,7 +161,7 @@ def _check_are_texts(texts: Sequence[str], source: str, model: str | None) -> No
     if source != "-":
         raise ConfigError(f"Texts come as arguments or from --input {source}, not both.")
     for text in texts:
-        to_embed = "To embed the word itself, pass it on standard input."
+        to_embed = "To embed the text itself, pass it on standard input."
         # For a text that cannot be a path these are false.
         if os.path.isdir(text):  # noqa: PTH112
             raise ConfigError(f"{text} is a folder. A model is named by --model {text}. {to_embed}")
@@ -171,11 +171,11 @@ def _check_are_texts(texts: Sequence[str], source: str, model: str | None) -> No
             raise ConfigError(f"{text} may be a model of the hub, which is named by --model {text}. {to_embed}")
 
 
-def _write_vectors(llm: LLM, inputs: files.Texts, asked: Asked, precision: Precision, write: Write) -> int:
+def _write_vectors(llm: LLM, inputs: files.Texts, call_options: CallOptions, precision: Precision, write: Write) -> int:
     """A vector for each text; returns how many."""
     count = 0
     with files.progress_bar(inputs.total) as progress:
-        for texts, answers in files.answered(llm, inputs, "embed", asked):
+        for texts, answers in files.answered(llm, inputs, "embed", call_options):
             rows = quantize(np.stack([answer.array for answer in answers]), precision, llm.engine.facts.calibration)
             write(texts, rows, [answer.tokens.truncated for answer in answers])
             count += len(texts)
@@ -186,17 +186,17 @@ def _write_vectors(llm: LLM, inputs: files.Texts, asked: Asked, precision: Preci
 def _write_tokens(
     llm: LLM,
     inputs: files.Texts,
-    asked: Asked,
+    call_options: CallOptions,
     precision: Precision,
     write: token_embeddings.Write,
     factor: float | None,
 ) -> int:
     """The vectors of each text's tokens; returns how many texts. factor: about so many vectors become one."""
     if factor is not None:
-        check_factor(factor, role_of(asked.input_type))
+        check_factor(factor, role_of(call_options.input_type))
     count = 0
     with files.progress_bar(inputs.total) as progress:
-        for texts, answers in files.answered(llm, inputs, "token_embed", asked, _TOKENS_AT_ONCE):
+        for texts, answers in files.answered(llm, inputs, "token_embed", call_options, _TOKENS_AT_ONCE):
             matrices = [answer.array if factor is None else pooled(answer.array, factor) for answer in answers]
             write(TokenEmbeddings.of(matrices, precision, llm.engine.facts.calibration))
             count += len(texts)

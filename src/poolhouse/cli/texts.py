@@ -7,7 +7,6 @@ import csv
 import itertools
 import sys
 import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     from poolhouse.engine.request import Answer
     from poolhouse.llm import LLM
-    from poolhouse.llm.requests import Asked
+    from poolhouse.llm.requests import CallOptions
 
 # Texts that are in memory at once.
 _AT_ONCE = 4096
@@ -83,19 +82,21 @@ class Texts:
 
 
 def answered(
-    llm: LLM, texts: Texts, task: Task, asked: Asked, group_size: int | None = None
+    llm: LLM, texts: Texts, task: Task, options: CallOptions, group_size: int | None = None
 ) -> Iterator[tuple[list[str], list[Answer]]]:
     """Groups of texts with their answers, in order; the engine works one group ahead.
 
     Raises:
         PoolhouseError: of the first text that could not be answered, naming its line or row.
     """
+    from poolhouse.llm.calls import read_ahead
     from poolhouse.llm.requests import requests_of
 
-    waiting: deque[tuple[Sequence[int], list[str], Sequence[Future[Answer]]]] = deque()
+    def submit(group: tuple[Sequence[int], list[str]]) -> list[Future[Answer]]:
+        _, own = group
+        return llm.engine.submit(requests_of(llm.engine, own, task, options))
 
-    def oldest() -> tuple[list[str], list[Answer]]:
-        numbers, group, futures = waiting[0]
+    for (numbers, group), futures in read_ahead(texts.groups(group_size or _AT_ONCE), submit):
         answers = []
         for number, future in zip(numbers, futures, strict=True):
             try:
@@ -106,20 +107,7 @@ def answered(
                 elif getattr(error, "parameter", None) not in _OF_ALL:
                     error.args = (f"{texts.unit} {number} of {texts.where}: {_for_commands(error, llm)}",)
                 raise
-        waiting.popleft()
-        return group, answers
-
-    try:
-        for numbers, group in texts.groups(group_size or _AT_ONCE):
-            waiting.append((numbers, group, llm.engine.submit(requests_of(llm.engine, group, task, asked))))
-            if len(waiting) > 1:
-                yield oldest()
-        while waiting:
-            yield oldest()
-    finally:
-        for _, _, futures in waiting:
-            for future in futures:
-                future.cancel()
+        yield group, answers
 
 
 def progress_bar(total: int | None) -> tqdm:

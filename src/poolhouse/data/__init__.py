@@ -1,4 +1,4 @@
-"""Texts that ship with the package: a small corpus, questions about it, and ragged or short texts made of it."""
+"""Data: a small corpus in the package, questions about it, and texts of varied or given length from it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def queries_with_answers() -> list[tuple[str, int]]:
 
 
 def ragged_texts(count: int, seed: int = 0) -> list[str]:
-    """Texts of real sentences whose lengths are spread as in documents: from 3 words to some hundreds, 70 on average."""
+    """Texts of real sentences with lengths as in documents: from 3 words to some hundreds, 70 on average."""
     source = random.Random(seed)  # noqa: S311 - repeatable, not secret
     sentences = [sentence.strip() for passage in passages() for sentence in passage.replace("; ", ". ").split(". ")]
     texts = []
@@ -40,13 +40,13 @@ def ragged_texts(count: int, seed: int = 0) -> list[str]:
     return texts
 
 
-def short_texts(count: int, fewest: int, most: int, seed: int = 0) -> list[str]:
-    """Pieces of the corpus of so many words, lengths drawn evenly; hardly any two are alike."""
+def short_texts(count: int, min_words: int, max_words: int, seed: int = 0) -> list[str]:
+    """Pieces of the corpus of min_words to max_words, lengths drawn evenly; hardly any two are equal."""
     source = random.Random(seed)  # noqa: S311 - repeatable, not secret
     words = " ".join(passages()).split()
     texts = []
     for _ in range(count):
-        start, size = source.randrange(len(words)), source.randint(fewest, most)
+        start, size = source.randrange(len(words)), source.randint(min_words, max_words)
         texts.append(" ".join(words[(start + step) % len(words)] for step in range(size)))
     return texts
 

@@ -89,9 +89,7 @@ def open_engine(settings: Settings) -> Engine:
         ),
     )
     model = _preferring(pooler.task, model)
-    plan = model.plan
-    assert plan is not None
-    files, tokenizer_folder = plan.files, plan.tokenizer
+    files, tokenizer_folder = model.plan.files, model.plan.tokenizer
     if settings.tokenizer is not None:
         named = locate(
             settings.tokenizer,
@@ -102,7 +100,7 @@ def open_engine(settings: Settings) -> Engine:
         tokenizer_folder = Folder(named)
     tokenizer = Tokenizer.from_folder(
         tokenizer_folder,
-        lower_case=files is not None and files.do_lower_case,
+        lower_case=files.do_lower_case,
         trust_remote_code=settings.trust_remote_code,
         vocabulary_size=model.facts.sizes.vocabulary_size,
         model_types=model.facts.sizes.token_types,
@@ -111,7 +109,7 @@ def open_engine(settings: Settings) -> Engine:
     given = _given_template(settings.chat_template)
     model, static_tokenizer = _static(model, settings)
     plugin = settings.io_processor_plugin or model.facts.plugin
-    default_params = _default_params(pooler, None if files is None else files.truncate_dim, model.facts.width)
+    default_params = _default_params(pooler, files.truncate_dim, model.facts.width)
     if calibration is not None:
         _check_calibration(calibration, model, default_params.dimensions)
     on_cpu = model.facts.device.type == "cpu"

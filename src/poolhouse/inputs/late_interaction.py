@@ -1,17 +1,57 @@
-"""Late interaction: tokens of queries and documents with marker, cut, expansion, and skipped tokens."""
+"""Late interaction: the rules by which a model reads queries and documents, and tokens by these rules.
+
+Source: Khattab and Zaharia 2020, ColBERT (arXiv 2004.12832), and its successors' files.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from poolhouse.errors import CheckpointError
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Role
-from poolhouse.inputs.rules import Expansion, LateInteraction, TextRules
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.packing.tokens import Flags, Ids, Offsets, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """How queries, or documents, are read.
+
+    marker: a token inserted after the first one; "" for none.
+    length: longer texts are cut to so many tokens, the marker and special ones included; None: the model's limit.
+    skipped: tokens that are read but get no vector (punctuation). only: ids of the tokens that get one; () for all.
+    """
+
+    marker: str = ""
+    length: int | None = None
+    skipped: tuple[str, ...] = ()
+    only: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """Query expansion: queries are filled up with mask tokens, which get vectors too.
+
+    length: tokens to fill up to. attended: whether other tokens attend to them; they attend to the text in any case.
+    tokens: names of the mask token; the first that the tokenizer has is taken.
+    """
+
+    length: int
+    attended: bool
+    tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LateInteraction:
+    """Query and document rules of a model. mean: a score is the mean over query vectors instead of their sum."""
+
+    query: TextRules
+    document: TextRules
+    expansion: Expansion | None = None
+    mean: bool = False
 
 
 class LateInteractionTokens:

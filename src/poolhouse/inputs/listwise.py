@@ -26,6 +26,14 @@ _SYSTEM = (
 
 
 @dataclass(frozen=True, slots=True)
+class ListwiseTokens:
+    """Tokens whose vectors a listwise reranker compares: one after each document, one after the query."""
+
+    document_token: str
+    query_token: str
+
+
+@dataclass(frozen=True, slots=True)
 class ListwisePrompt:
     """One prompt and how many documents it holds. cut: tokens that its texts lost."""
 

@@ -1,22 +1,31 @@
-"""Is a tokenizer.json by itself what AutoTokenizer would give? Told from the files, without transformers.
+"""Plain tokenizers: whether tokenizer.json alone is what transformers' AutoTokenizer would build, decided without it.
 
-transformers 5 takes from tokenizer.json little more than the vocabulary, the added tokens and mostly the post-processor;
-the class that the files name builds the rest by tokenizer_config.json. Here stands what the commonest classes build. Where
-tokenizer.json is the same, it is read alone, which spares the import of transformers. Whatever is not known here, be it a
-class, a key or a token, is left to AutoTokenizer.
+Of tokenizer.json, transformers 5 takes the vocabulary, the added tokens and mostly the post-processor. The class that the
+files name builds the rest from tokenizer_config.json. The commonest of these classes are described below:
+
+    class name (config.json, tokenizer_config.json)  ->  the parts that this class builds
+                                                              == the parts of tokenizer.json?
+    added tokens of all files                        ==  the added tokens of tokenizer.json?
+
+Where both are equal, tokenizer.json is read alone, which spares the import of transformers. A class, a key or a token that
+is unknown here is left to AutoTokenizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.decoders import Decoder
+from tokenizers.normalizers import Normalizer
+from tokenizers.pre_tokenizers import PreTokenizer
+from tokenizers.processors import PostProcessor
 
-from poolhouse.files import Folder
+from poolhouse.files import Folder, JsonObject
 
-# What transformers registers for a model type; taken where the files name no class.
+# The class that transformers registers for a model type; used where the files name none.
 REGISTERED = {
     "bert": "BertTokenizer",
     "distilbert": "BertTokenizer",
@@ -28,10 +37,10 @@ REGISTERED = {
     "roberta": "RobertaTokenizer",
     "xlm-roberta": "XLMRobertaTokenizer",
 }
-# Model types whose files are known to name wrong classes: the registered one is taken whatever they name.
+# Model types whose files are known to name wrong classes: the registered one is always used.
 ENFORCED = frozenset({"modernbert", "qwen2"})
 
-# Keys of tokenizer_config.json that change no token id in any class below, or that are read elsewhere.
+# Keys of tokenizer_config.json that change no token id in the classes below, or are read elsewhere.
 WITHOUT_EFFECT = frozenset(
     (
         *("_commit_hash", "add_bos_token", "add_eos_token", "backend", "chat_template", "clean_up_tokenization_spaces"),
@@ -42,60 +51,71 @@ WITHOUT_EFFECT = frozenset(
         *("truncation_strategy", "use_default_system_prompt", "use_fast"),
     )
 )
-# Keys that some class below reads.
+# Keys that a class below reads.
 READ = frozenset(("add_prefix_space", "do_lower_case", "strip_accents", "tokenize_chinese_chars", "trim_offsets"))
 _TOKEN_LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
-@dataclass(frozen=True, slots=True)
-class _Built:
-    """What a class builds around the vocabulary.
-
-    kind: of the model. model: its attributes. post_processor: None where the one of tokenizer.json is kept.
-    """
-
-    kind: str
-    model: Mapping[str, Any]
-    pre_tokenizer: Any
-    decoder: Any
-    normalizer: Any = None
-    post_processor: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Class:
-    """A class of transformers. defaults: of its settings and special tokens."""
-
-    defaults: Mapping[str, Any]
-    build: Callable[[Mapping[str, Any], Callable[[str], tuple[str, int]]], _Built]
-    plain_tokens: bool = False
-
-
-def is_as_written(native: Tokenizer, folder: Folder, settings: Mapping[str, Any]) -> bool:
-    """Whether AutoTokenizer would certainly give `native`, the tokenizer.json of a folder, as it is.
+def equals_auto_tokenizer(native: Tokenizer, folder: Folder, settings: JsonObject) -> bool:
+    """Whether AutoTokenizer would certainly build `native`, the tokenizer.json of a folder, as it is.
 
     settings: tokenizer_config.json.
     """
     name = _class_name(folder.json("config.json", needed=False), settings)
     if name is None or not all(_is_known(key) for key in settings):
         return False
-    built = CLASSES.get(name)
+    described = CLASSES.get(name)
     try:
-        tokens = _tokens(folder, settings)
-        if tokens is None or not _same_tokens(native, folder, settings, tokens, built):
+        tokens = _token_entries(folder, settings)
+        if tokens is None or not _same_tokens(native, folder, settings, tokens, described):
             return False
-        return built is None or _same_parts(native, built, {**built.defaults, **settings, **_contents(tokens)})
+        if described is None:
+            return True
+        return _same_parts(native, described, {**described.defaults, **settings, **_contents(tokens)})
     except (TypeError, ValueError):
-        return False  # values of a kind that transformers would not take either
+        return False  # values of a type that transformers would not take either
 
 
-def special_tokens(folder: Folder, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The named special tokens of a folder's files."""
-    return _contents(_tokens(folder, settings) or {})
+def named_tokens(folder: Folder, settings: JsonObject) -> JsonObject:
+    """The content of each special token that has a name, such as bos_token, in the files of a folder."""
+    return _contents(_token_entries(folder, settings) or {})
 
 
-def _class_name(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
-    """The class that AutoTokenizer would choose; None where that is not certain."""
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The parts that a class builds around the vocabulary.
+
+    model: its type. attributes: of the model. character_map: the normalizer is the one of tokenizer.json, a character map
+    of sentencepiece, or none. post_processor: None where the one of tokenizer.json is kept.
+    """
+
+    model: str
+    attributes: JsonObject
+    pre_tokenizer: PreTokenizer
+    decoder: Decoder
+    normalizer: Normalizer | None = None
+    character_map: bool = False
+    post_processor: PostProcessor | None = None
+
+
+# The content of a named token, and its id.
+_TokenOf = Callable[[str], tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenizerClass:
+    """A class of transformers. defaults: of its settings and special tokens.
+
+    plain_tokens: special tokens have no options, such as stripping white space.
+    """
+
+    defaults: JsonObject
+    build: Callable[[JsonObject, _TokenOf], _Parts]
+    plain_tokens: bool = False
+
+
+def _class_name(config: JsonObject, settings: JsonObject) -> str | None:
+    """The class that AutoTokenizer would use; None where that is not certain."""
     if "auto_map" in settings or "model_name" in config:
         return None
     model_type = config.get("model_type")
@@ -119,8 +139,8 @@ def _is_token(key: str) -> bool:
     return key.endswith("_token") and not key.startswith("add_")
 
 
-def _tokens(folder: Folder, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Special tokens by name, as the files have them; None where they have more than tokens."""
+def _token_entries(folder: Folder, settings: JsonObject) -> JsonObject | None:
+    """Special tokens by name, as the files write them; None where special_tokens_map.json has more than tokens."""
     tokens = {key: value for key, value in settings.items() if _is_token(key) or key in _TOKEN_LISTS}
     if "added_tokens_decoder" in settings:
         return tokens
@@ -132,21 +152,23 @@ def _tokens(folder: Folder, settings: Mapping[str, Any]) -> dict[str, Any] | Non
 
 
 def _listed(value: Any) -> list[Any]:
+    """The tokens of a list, or of a dict by name."""
     return list(value.values() if isinstance(value, dict) else value or ())
 
 
 def _content(token: Any) -> Any:
+    """The text of a token that is written as a text or as an object."""
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _contents(tokens: Mapping[str, Any]) -> dict[str, Any]:
+def _contents(tokens: JsonObject) -> JsonObject:
     return {key: _content(value) for key, value in tokens.items() if key not in _TOKEN_LISTS}
 
 
 def _same_tokens(
-    native: Tokenizer, folder: Folder, settings: Mapping[str, Any], tokens: Mapping[str, Any], built: _Class | None
+    native: Tokenizer, folder: Folder, settings: JsonObject, tokens: JsonObject, described: _TokenizerClass | None
 ) -> bool:
-    """Whether the other files add no token to those of tokenizer.json, and give none other properties or ids."""
+    """Whether the other files add no token to those of tokenizer.json, and change no options or ids of one."""
     known: dict[int, AddedToken] = native.get_added_tokens_decoder()
     if "added_tokens_decoder" in settings:
         stated = settings["added_tokens_decoder"].items()
@@ -156,21 +178,21 @@ def _same_tokens(
     added = folder.json("added_tokens.json", needed=False).items()
     if any(token not in by_content or native.token_to_id(token) != number for token, number in added):
         return False
-    # A dict in tokenizer_config.json needs a mark of its type.
+    # An object in tokenizer_config.json is a token only with this type.
     stated_tokens = [token for key, token in settings.items() if _is_token(key)]
     if any(isinstance(token, dict) and token.get("__type") != "AddedToken" for token in stated_tokens):
         return False
-    named = {**({} if built is None else built.defaults), **tokens}
+    named = {**({} if described is None else described.defaults), **tokens}
     wanted = [_content(value) for key, value in named.items() if _is_token(key) and value is not None]
     if any(token not in by_content or not by_content[token].special for token in wanted):
         return False
     if any(_content(token) not in by_content for key in _TOKEN_LISTS for token in _listed(tokens.get(key))):
         return False
-    if built is None:
+    if described is None:
         return True
-    if built.plain_tokens and any(by_content[token] != AddedToken(token, special=True) for token in wanted):
+    if described.plain_tokens and any(by_content[token] != AddedToken(token, special=True) for token in wanted):
         return False
-    # Tokens that the model's vocabulary lacks are added anew, in their order.
+    # Tokens that the vocabulary of the model lacks get new ids, in their order.
     following = native.get_vocab_size(with_added_tokens=False)
     for number, token in sorted(known.items(), key=lambda item: item[0]):
         expected = native.model.token_to_id(token.content)
@@ -181,27 +203,27 @@ def _same_tokens(
     return True
 
 
-def _same_parts(native: Tokenizer, built: _Class, settings: Mapping[str, Any]) -> bool:
+def _same_parts(native: Tokenizer, described: _TokenizerClass, settings: JsonObject) -> bool:
     """Whether a class builds the parts that tokenizer.json has."""
 
-    def with_id(key: str) -> tuple[str, int]:
-        number = native.token_to_id(settings[key])
-        if number is None:
+    def token_of(key: str) -> tuple[str, int]:
+        token = native.token_to_id(settings[key])
+        if token is None:
             raise ValueError(f"no token {settings[key]!r}")
-        return settings[key], number
+        return settings[key], token
 
-    parts = built.build(settings, with_id)
-    if type(native.model).__name__ != parts.kind:
+    parts = described.build(settings, token_of)
+    if type(native.model).__name__ != parts.model:
         return False
-    if parts.kind == "Unigram":
-        # Its attributes show in what it is written as alone.
+    if parts.model == "Unigram":
+        # Its attributes are seen only in its serialised form.
         state = native.model.__getstate__()
         if not (state.startswith(b'{"type":"Unigram","unk_id":3,') and state.endswith(b',"byte_fallback":false}')):
             return False
-    # A model may have "" where the class gives None: both mean that nothing is put there.
-    if any((getattr(native.model, name, None) or "") != (value or "") for name, value in parts.model.items()):
+    # A model may have "" where the class has None; both mean that nothing is put there.
+    if any((getattr(native.model, name, None) or "") != (value or "") for name, value in parts.attributes.items()):
         return False
-    if parts.normalizer is _CHARACTER_MAP:
+    if parts.character_map:
         if native.normalizer is not None and b'"type":"Precompiled"' not in native.normalizer.__getstate__():
             return False
     elif _state(native.normalizer) != _state(parts.normalizer):
@@ -214,25 +236,24 @@ def _same_parts(native: Tokenizer, built: _Class, settings: Mapping[str, Any]) -
 
 
 def _state(part: Any) -> bytes | str | None:
-    """What a part is, without what has no effect in it."""
-    if part is None or (type(part).__name__ == "ByteLevel" and isinstance(part, decoders.Decoder)):
-        return None if part is None else "ByteLevel"
+    """The serialised form of a part, without options that have no effect in it."""
+    if part is None:
+        return None
+    if type(part).__name__ == "ByteLevel" and isinstance(part, Decoder):
+        return "ByteLevel"
     state: bytes = part.__getstate__()
-    if isinstance(part, pre_tokenizers.PreTokenizer):
+    if isinstance(part, PreTokenizer):
         state = state.replace(b',"trim_offsets":false', b"").replace(b',"trim_offsets":true', b"")
     return state
 
 
-# The normalizer of sentencepiece's own, taken from tokenizer.json, or none.
-_CHARACTER_MAP = object()
-
-_QWEN2_WORDS = (
+_QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
-def _wordpiece(settings: Mapping[str, Any], post_processor: Any) -> _Built:
-    return _Built(
+def _wordpiece(settings: JsonObject, post_processor: PostProcessor) -> _Parts:
+    return _Parts(
         "WordPiece",
         {"unk_token": settings["unk_token"], "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
         pre_tokenizers.BertPreTokenizer(),
@@ -243,24 +264,24 @@ def _wordpiece(settings: Mapping[str, Any], post_processor: Any) -> _Built:
             strip_accents=settings["strip_accents"],
             lowercase=settings["do_lower_case"],
         ),
-        post_processor,
+        post_processor=post_processor,
     )
 
 
-def _bert(settings: Mapping[str, Any], with_id: Callable[[str], tuple[str, int]]) -> _Built:
+def _bert(settings: JsonObject, token_of: _TokenOf) -> _Parts:
     cls, sep = settings["cls_token"], settings["sep_token"]
     return _wordpiece(
         settings,
         processors.TemplateProcessing(
             single=f"{cls}:0 $A:0 {sep}:0",
             pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-            special_tokens=[with_id("cls_token"), with_id("sep_token")],
+            special_tokens=[token_of("cls_token"), token_of("sep_token")],
         ),
     )
 
 
-def _mpnet(settings: Mapping[str, Any], with_id: Callable[[str], tuple[str, int]]) -> _Built:
-    ends = with_id("sep_token"), with_id("cls_token")
+def _mpnet(settings: JsonObject, token_of: _TokenOf) -> _Parts:
+    ends = token_of("sep_token"), token_of("cls_token")
     return _wordpiece(settings, processors.RobertaProcessing(*ends, trim_offsets=True, add_prefix_space=False))
 
 
@@ -275,46 +296,46 @@ _BPE = {
 }
 
 
-def _roberta(settings: Mapping[str, Any], with_id: Callable[[str], tuple[str, int]]) -> _Built:
+def _roberta(settings: JsonObject, token_of: _TokenOf) -> _Parts:
     space = settings["add_prefix_space"]
-    return _Built(
+    return _Parts(
         "BPE",
         _BPE,
         pre_tokenizers.ByteLevel(add_prefix_space=space),
         decoders.ByteLevel(),
         post_processor=processors.RobertaProcessing(
-            with_id("sep_token"), with_id("cls_token"), settings["trim_offsets"], space
+            token_of("sep_token"), token_of("cls_token"), settings["trim_offsets"], space
         ),
     )
 
 
-def _xlm_roberta(settings: Mapping[str, Any], with_id: Callable[[str], tuple[str, int]]) -> _Built:
+def _xlm_roberta(settings: JsonObject, token_of: _TokenOf) -> _Parts:
     bos, eos = settings["bos_token"], settings["eos_token"]
     scheme = "always" if settings["add_prefix_space"] else "never"
-    return _Built(
+    return _Parts(
         "Unigram",
         {},
         pre_tokenizers.Sequence(
             [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)]
         ),
         decoders.Metaspace(replacement="▁", prepend_scheme=scheme),
-        _CHARACTER_MAP,
-        processors.TemplateProcessing(
+        character_map=True,
+        post_processor=processors.TemplateProcessing(
             single=[bos, "$A", eos],
             pair=[bos, "$A", eos, eos, "$B", eos],
-            special_tokens=[with_id("bos_token"), with_id("eos_token")],
+            special_tokens=[token_of("bos_token"), token_of("eos_token")],
         ),
     )
 
 
-def _qwen2(settings: Mapping[str, Any], _: Callable[[str], tuple[str, int]]) -> _Built:
+def _qwen2(settings: JsonObject, _: _TokenOf) -> _Parts:
     space = bool(settings["add_prefix_space"])
-    return _Built(
+    return _Parts(
         "BPE",
         _BPE,
         pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(_QWEN2_WORDS), behavior="isolated", invert=False),
+                pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated", invert=False),
                 pre_tokenizers.ByteLevel(add_prefix_space=space, use_regex=False),
             ]
         ),
@@ -343,12 +364,12 @@ _ROBERTA_TOKENS = {
     "mask_token": "<mask>",
 }
 _END_OF_TEXT = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
-CLASSES: dict[str, _Class | None] = {
-    "BertTokenizer": _Class(_BERT_DEFAULTS, _bert),
-    "DistilBertTokenizer": _Class(_BERT_DEFAULTS, _bert),
-    "MPNetTokenizer": _Class({**_BERT_DEFAULTS, **_ROBERTA_TOKENS, "unk_token": "[UNK]"}, _mpnet),
-    "Qwen2Tokenizer": _Class({"add_prefix_space": None, **_END_OF_TEXT}, _qwen2, plain_tokens=True),
-    "RobertaTokenizer": _Class({"add_prefix_space": False, "trim_offsets": True, **_ROBERTA_TOKENS}, _roberta),
+CLASSES: dict[str, _TokenizerClass | None] = {
+    "BertTokenizer": _TokenizerClass(_BERT_DEFAULTS, _bert),
+    "DistilBertTokenizer": _TokenizerClass(_BERT_DEFAULTS, _bert),
+    "MPNetTokenizer": _TokenizerClass({**_BERT_DEFAULTS, **_ROBERTA_TOKENS, "unk_token": "[UNK]"}, _mpnet),
+    "Qwen2Tokenizer": _TokenizerClass({"add_prefix_space": None, **_END_OF_TEXT}, _qwen2, plain_tokens=True),
+    "RobertaTokenizer": _TokenizerClass({"add_prefix_space": False, "trim_offsets": True, **_ROBERTA_TOKENS}, _roberta),
     "TokenizersBackend": None,
-    "XLMRobertaTokenizer": _Class({"add_prefix_space": True, **_ROBERTA_TOKENS}, _xlm_roberta),
+    "XLMRobertaTokenizer": _TokenizerClass({"add_prefix_space": True, **_ROBERTA_TOKENS}, _xlm_roberta),
 }

@@ -1,4 +1,4 @@
-"""The files of a tokenizer, of every generation, read as transformers' AutoTokenizer reads them."""
+"""Tokenizer files: the tokenizer of a folder, of whatever version, as transformers' AutoTokenizer reads it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tokenizers
 from tokenizers import normalizers
 
 from poolhouse.errors import CheckpointError
-from poolhouse.files import Folder
+from poolhouse.files import Folder, JsonObject
 from poolhouse.inputs.pairs import Template
-from poolhouse.inputs.plain_tokenizers import is_as_written, special_tokens
+from poolhouse.inputs.plain_tokenizers import equals_auto_tokenizer, named_tokens
 from poolhouse.inputs.python_tokenizers import PythonTokenizer
 
 _FILES = (
@@ -25,11 +25,11 @@ _FILES = (
 
 @dataclass(frozen=True, slots=True)
 class ReadTokenizer:
-    """A tokenizer, and what else its files say.
+    """A tokenizer, and further settings of its files.
 
-    truncation_side: which end of a text is dropped where nobody says. clean_up: whether its authors want spaces before
-    punctuation taken away from decoded texts. hides_types: whether its files say that its model takes no token types.
-    notes: what was found odd, a sentence each.
+    truncation_side: which end of a text is dropped unless the request says otherwise. clean_up: remove spaces before
+    punctuation from decoded texts. hides_types: the model takes no token types.
+    notes: what is unusual in the files, a sentence each.
     """
 
     native: tokenizers.Tokenizer | PythonTokenizer
@@ -40,9 +40,10 @@ class ReadTokenizer:
 
 
 def read_tokenizer(folder: Folder, trust_remote_code: bool = False) -> ReadTokenizer:
-    """The tokenizer in a folder, as AutoTokenizer gives it.
+    """The tokenizer of a folder, equal to that of AutoTokenizer.
 
-    It is read from tokenizer.json alone where that is certainly the same, since transformers takes a second to import.
+    It is read from tokenizer.json alone where that is certainly the same, since the import of transformers takes a second.
+    tokenizer.json is also used, with a note, where transformers fails to load it.
 
     Raises:
         CheckpointError: no tokenizer, or one that cannot be read.
@@ -64,7 +65,7 @@ def read_tokenizer(folder: Folder, trust_remote_code: bool = False) -> ReadToken
             ) from error
     native = _from_file(path)
     notes: tuple[str, ...] = ()
-    if isinstance(native, str) or not is_as_written(native, folder, settings):
+    if isinstance(native, str) or not equals_auto_tokenizer(native, folder, settings):
         try:
             read = _by_transformers(folder, trust_remote_code, settings, hides_types)
             if not _loses_words(native, read.native):
@@ -81,17 +82,17 @@ def read_tokenizer(folder: Folder, trust_remote_code: bool = False) -> ReadToken
     native.encode_special_tokens = settings.get("split_special_tokens") is True
     return ReadTokenizer(
         native,
-        _side(settings.get("truncation_side", truncation.get("direction")), folder),
+        _truncation_side(settings.get("truncation_side", truncation.get("direction")), folder),
         settings.get("clean_up_tokenization_spaces") is True,
         hides_types,
-        (*notes, *_contradictions(native, settings, special_tokens(folder, settings))),
+        (*notes, *_contradictions(native, settings, named_tokens(folder, settings))),
     )
 
 
 def _loses_words(native: tokenizers.Tokenizer | str, read: tokenizers.Tokenizer | PythonTokenizer) -> bool:
-    """Whether transformers made a BPE without merges of a vocabulary of whole words."""
-    words = isinstance(native, tokenizers.Tokenizer) and isinstance(native.model, tokenizers.models.WordLevel)
-    return words and isinstance(read.model, tokenizers.models.BPE)
+    """Whether transformers turned a vocabulary of whole words into a BPE without merges."""
+    of_words = isinstance(native, tokenizers.Tokenizer) and isinstance(native.model, tokenizers.models.WordLevel)
+    return of_words and isinstance(read.model, tokenizers.models.BPE)
 
 
 def _from_file(path: Path) -> tokenizers.Tokenizer | str:
@@ -99,13 +100,13 @@ def _from_file(path: Path) -> tokenizers.Tokenizer | str:
     try:
         with _panics_as_errors():
             return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - the library raises whatever it likes
+    except Exception as error:  # noqa: BLE001 - the library may raise any exception
         return str(error)
 
 
 @contextmanager
 def _panics_as_errors() -> Iterator[None]:
-    """A panic of the library's Rust code, which is no `Exception`, as one."""
+    """A panic of the library's Rust code is no `Exception`; here it becomes one."""
     try:
         yield
     except (Exception, KeyboardInterrupt, SystemExit):
@@ -114,25 +115,23 @@ def _panics_as_errors() -> Iterator[None]:
         raise RuntimeError(str(panic)) from panic
 
 
-def _side(word: Any, folder: Folder) -> Literal["left", "right"]:
-    """A side that files may leave out.
+def _truncation_side(side: object, folder: Folder) -> Literal["left", "right"]:
+    """The truncation side of the files, "right" where they name none.
 
     Raises:
-        CheckpointError: another word.
+        CheckpointError: neither "left" nor "right".
     """
-    if word in (None, "right"):
+    if side in (None, "right"):
         return "right"
-    if word != "left":
+    if side != "left":
         raise CheckpointError(
-            f"{folder / 'tokenizer_config.json'}: truncation_side must be 'left' or 'right', got {word!r}."
+            f"{folder / 'tokenizer_config.json'}: truncation_side must be 'left' or 'right', got {side!r}."
         )
     return "left"
 
 
-def _by_transformers(
-    folder: Folder, trust_remote_code: bool, settings: Mapping[str, Any], hides_types: bool
-) -> ReadTokenizer:
-    """What AutoTokenizer makes of the files."""
+def _by_transformers(folder: Folder, trust_remote_code: bool, settings: JsonObject, hides_types: bool) -> ReadTokenizer:
+    """The tokenizer that AutoTokenizer builds from the files."""
     from transformers import AutoTokenizer
 
     with _quiet(), _panics_as_errors():
@@ -147,16 +146,20 @@ def _by_transformers(
     elif folder.has("tokenizer.json"):
         notes = _contradictions(native, settings, {"bos_token": theirs.bos_token, "eos_token": theirs.eos_token})
     return ReadTokenizer(
-        native, _side(theirs.truncation_side, folder), theirs.clean_up_tokenization_spaces is True, hides_types, notes
+        native,
+        _truncation_side(theirs.truncation_side, folder),
+        theirs.clean_up_tokenization_spaces is True,
+        hides_types,
+        notes,
     )
 
 
 def _contradictions(
-    native: tokenizers.Tokenizer, settings: Mapping[str, Any], tokens: Mapping[str, str | None]
+    native: tokenizers.Tokenizer, settings: JsonObject, tokens: Mapping[str, object]
 ) -> tuple[str, ...]:
-    """Notes where tokenizer_config.json wants a token at an end of each text otherwise than tokenizer.json.
+    """Notes where tokenizer_config.json and tokenizer.json differ about a special token at an end of each text.
 
-    transformers 5 goes by the post-processor of tokenizer.json alone.
+    transformers 5 follows the post-processor of tokenizer.json.
     """
     template = Template.of(native, 1)
     notes = []
@@ -170,11 +173,11 @@ def _contradictions(
             continue
         found = native.token_to_id(token) in ends
         if wanted != found:
-            place = "start" if key == "add_bos_token" else "end"
+            end = "start" if key == "add_bos_token" else "end"
             does = "puts" if found else "puts no"
             notes.append(
                 f"tokenizer_config.json says {key}: {str(wanted).lower()}, but the post-processor of tokenizer.json "
-                f"{does} {token} at the {place} of a text. That is what is done, as in transformers 5; "
+                f"{does} {token} at the {end} of a text. That is what is done, as in transformers 5; "
                 "transformers 4 may have done as tokenizer_config.json says."
             )
     return tuple(notes)
@@ -182,7 +185,7 @@ def _contradictions(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No log of transformers: what matters is in our errors and notes."""
+    """No log of transformers; our errors and notes have what matters."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -193,7 +196,7 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _names_internlm2(settings: Mapping[str, Any]) -> bool:
+def _names_internlm2(settings: JsonObject) -> bool:
     return settings.get("tokenizer_class") in ("InternLM2Tokenizer", "InternLM2TokenizerFast")
 
 
@@ -202,8 +205,8 @@ def _internlm2(folder: Folder) -> tokenizers.Tokenizer:
     from sentencepiece import SentencePieceProcessor
     from transformers import TokenizersBackend
 
-    made = TokenizersBackend.from_pretrained(folder.path, local_files_only=True)
-    native = tokenizers.Tokenizer.from_str(made.backend_tokenizer.to_str())
+    backend = TokenizersBackend.from_pretrained(folder.path, local_files_only=True)
+    native = tokenizers.Tokenizer.from_str(backend.backend_tokenizer.to_str())
     pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).encode("a", out_type=str)
     if pieces[0].startswith("▁"):
         # transformers leaves out the space that sentencepiece may put before a text.

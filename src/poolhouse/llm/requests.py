@@ -1,33 +1,38 @@
-"""What a caller of LLM says, turned into requests of the engine."""
+"""Requests: what callers of LLM ask for, checked and turned into requests of the engine."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
-from poolhouse.inputs.prompts import PromptsInput, parse_prompts, parse_texts
-from poolhouse.inputs.templates.score import score_template
+from poolhouse.inputs.prompts import PromptsInput, TextsInput, parse_prompts, parse_texts
 from poolhouse.params import PoolingParams, parse_lora_requests
 from poolhouse.plans import scoring, sparse
+from poolhouse.plugins import Plugin, PluginPrompt, is_data, params_of, prompts_of, task_of
 from poolhouse.tasks import Task, parse_task
 
+
+class NamedAdapter(Protocol):
+    """An adapter for a request: `poolhouse.LoRARequest`, or vLLM's class of the same name."""
+
+    @property
+    def lora_name(self) -> str: ...
+
+
+# What callers may give: parameters for all prompts or for each, adapters likewise, and vLLM's dictionaries of options.
 Params = PoolingParams | Sequence[PoolingParams] | None
-Options = Mapping[str, Any] | None
-_NO_TASK = """`pooling_task` is required. Choose one of these, or use the method made for it:
-- embeddings: `LLM.embed(...)` or `pooling_task="embed"`
-- multi-vector retrieval: `pooling_task="token_embed"`
-- classification: `LLM.classify(...)` or `pooling_task="classify"`
-- rewards and token classification: `pooling_task="token_classify"`"""
+Adapters = str | NamedAdapter | Sequence[str | NamedAdapter | None] | None
+Variables = Mapping[str, object] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a call says beside its prompts.
+class CallOptions:
+    """The options that most methods of LLM share.
 
     params: one for all prompts, or one for each. tokenization: vLLM's `tokenization_kwargs`.
     lora: vLLM's `lora_request`. adapter_task: a task adapter that came with the checkpoint.
@@ -36,32 +41,15 @@ class Asked:
 
     params: Params = None
     prompt_name: str | None = None
-    tokenization: Options = None
-    lora: Any = None
+    tokenization: Variables = None
+    lora: Adapters = None
     adapter_task: str | None = None
     input_type: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Joining:
-    """How a call of `LLM.score` wants pairs joined, or compared; variables: vLLM's `chat_template_kwargs`."""
-
-    instruction: str | None = None
-    chat_template: str | None = None
-    variables: Options = None
-    mode: str | None = None
-    weights: Sequence[float] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Pruning:
-    """What a call of `LLM.embed_sparse` says; see `poolhouse.plans.sparse.Options`."""
-
-    top_k: int | None = None
-    threshold: float | None = None
-
-
-def requests_of(engine: Engine, prompts: PromptsInput, task: Task, asked: Asked, first: int = 0) -> list[Request]:
+def requests_of(
+    engine: Engine, prompts: PromptsInput, task: Task, options: CallOptions, first: int = 0
+) -> list[Request]:
     """A request per prompt, in order. first: the number of the first one, for messages.
 
     Raises:
@@ -69,33 +57,30 @@ def requests_of(engine: Engine, prompts: PromptsInput, task: Task, asked: Asked,
     """
     if task not in engine.facts.tasks:
         raise UnsupportedTask(f"{_cannot(task, engine.facts.tasks)} Supported tasks: {list(engine.facts.tasks)}")
-    params = asked.params
-    _check_types(params, asked.prompt_name)
-    _check_tasks(params, task, engine)
+    _check_types(options.params, options.prompt_name)
+    _check_tasks(options.params, task, engine)
     parsed = parse_prompts(prompts, first=first)
-    adapters = _adapters(engine, asked, len(parsed))
-    made = Tokenization.parse(asked.tokenization)
-    if params is None or isinstance(params, PoolingParams):
-        one = made.params(params)
-        return [
-            made.applied(Request(prompt, task, one, asked.prompt_name, adapter=adapter, input_type=asked.input_type))
-            for prompt, adapter in zip(parsed, adapters, strict=True)
-        ]
+    adapters = _adapters(engine, options, len(parsed))
+    tokenization = Tokenization.parse(options.tokenization)
+    if options.params is None or isinstance(options.params, PoolingParams):
+        params = [tokenization.params(options.params)] * len(parsed)
+    else:
+        params = [tokenization.params(own) for own in options.params]
     if len(params) != len(parsed):
         raise InvalidRequest(
             f"pooling_params has {len(params)} entries for {len(parsed)} prompts; give one, or one per prompt.",
             "pooling_params",
         )
     return [
-        made.applied(
-            Request(prompt, task, made.params(own), asked.prompt_name, adapter=adapter, input_type=asked.input_type)
+        tokenization.applied(
+            Request(prompt, task, own, options.prompt_name, adapter=adapter, input_type=options.input_type)
         )
         for prompt, own, adapter in zip(parsed, params, adapters, strict=True)
     ]
 
 
 def _cannot(task: Task, tasks: Sequence[Task]) -> str:
-    """What is said to a caller of a method whose task the model lacks: vLLM's words where they help."""
+    """The error for a task that the model lacks: vLLM's wording where it helps."""
     if task == "embed" and "token_embed" in tasks:
         return "This model gives a vector per token, not one per text: use embed_tokens, and score to compare texts."
     if task == "embed":
@@ -109,85 +94,129 @@ def _cannot(task: Task, tasks: Sequence[Task]) -> str:
 
 
 def score_plan(
-    engine: Engine, data_1: Any, data_2: Any, asked: Asked, joining: Joining
+    engine: Engine,
+    data_1: TextsInput,
+    data_2: TextsInput,
+    options: CallOptions,
+    score_options: scoring.ScoreOptions,
 ) -> tuple[scoring.ScorePlan, Callable[[int], str]]:
     """Requests and composition of `LLM.score`, and where the caller gave the text of a request.
 
     Raises:
         InvalidRequest, UnsupportedTask: see `poolhouse.plans.scoring.plan`.
     """
-    _check_types(asked.params, None)
-    if isinstance(asked.params, Sequence):
-        raise InvalidRequest("score takes one PoolingParams for all pairs.", "pooling_params")
-    made = Tokenization.parse(asked.tokenization)
-    if not made.add_special_tokens:
+    tokenization = Tokenization.parse(options.tokenization)
+    params = tokenization.params(_one_for_all(options, "score takes one PoolingParams for all pairs."))
+    if not tokenization.add_special_tokens:
         raise InvalidRequest("add_special_tokens=False means nothing to pairs.", "add_special_tokens")
-    (adapter,) = _adapters(engine, asked, 1)
+    (adapter,) = _adapters(engine, options, 1)
     queries, documents = parse_texts(data_1, "data_1"), parse_texts(data_2, "data_2")
-    template = None if joining.chat_template is None else score_template(joining.chat_template)
-    params = made.params(asked.params)
-    weights = None if joining.weights is None else tuple(joining.weights)
-    said = scoring.Asked(params, joining.instruction, template, joining.variables or {}, joining.mode, weights)
-    plan = scoring.plan(engine, queries, documents, said)
-    requests = [made.applied(replace(request, adapter=adapter)) for request in plan.requests]
-    lead = len(requests) - len(documents)
+    plan = scoring.plan(engine, queries, documents, replace(score_options, params=params))
+    requests = [tokenization.applied(replace(request, adapter=adapter)) for request in plan.requests]
+    first_document = len(requests) - len(documents)
 
-    def place(index: int) -> str:
+    def path(index: int) -> str:
         """Requests of documents come last; a list of documents may share one."""
-        if lead < 0:
+        if first_document < 0:
             return "data_2"
-        return f"data_1[{index}]" if index < lead else f"data_2[{index - lead}]"
+        return f"data_1[{index}]" if index < first_document else f"data_2[{index - first_document}]"
 
-    return replace(plan, requests=requests), place
+    return replace(plan, requests=requests), path
 
 
-def sparse_plan(engine: Engine, prompts: PromptsInput, asked: Asked, pruning: Pruning) -> sparse.SparsePlan:
+def sparse_plan(
+    engine: Engine, prompts: PromptsInput, options: CallOptions, sparse_options: sparse.SparseOptions
+) -> sparse.SparsePlan:
     """Requests of `LLM.embed_sparse`, and what becomes of their answers.
 
     Raises:
         InvalidRequest, UnsupportedTask: see `poolhouse.plans.sparse.plan`.
     """
-    _check_types(asked.params, asked.prompt_name)
-    if isinstance(asked.params, Sequence):
-        raise InvalidRequest("embed_sparse takes one PoolingParams for all prompts.", "pooling_params")
-    made = Tokenization.parse(asked.tokenization)
+    tokenization = Tokenization.parse(options.tokenization)
+    params = tokenization.params(_one_for_all(options, "embed_sparse takes one PoolingParams for all prompts."))
     parsed = parse_prompts(prompts)
-    options = sparse.Options(
-        made.params(asked.params), asked.prompt_name, asked.input_type, pruning.top_k, pruning.threshold
+    sparse_options = replace(
+        sparse_options, params=params, prompt_name=options.prompt_name, input_type=options.input_type
     )
-    plan = sparse.plan(engine, parsed, options)
-    adapters = _adapters(engine, asked, len(parsed))
+    plan = sparse.plan(engine, parsed, sparse_options)
+    adapters = _adapters(engine, options, len(parsed))
     requests = [
-        made.applied(replace(request, adapter=adapter))
+        tokenization.applied(replace(request, adapter=adapter))
         for request, adapter in zip(plan.requests, adapters, strict=True)
     ]
     return replace(plan, requests=requests)
 
 
-def required_task(word: str | None, params: Params, engine: Engine) -> Task:
-    """The task that `LLM.encode` was told, by itself or within its parameters.
+def plugin_of(engine: Engine, prompts: object, pooling_task: str | None) -> Plugin | None:
+    """The plugin, where the call is meant for it.
 
     Raises:
-        InvalidRequest: none was; the message lists them.
+        InvalidRequest: a plugin's data in a call for another task. UnsupportedTask: no plugin.
     """
-    if word is None and isinstance(params, PoolingParams):
-        word = params.task
-    if word is None:
+    if pooling_task == "plugin":
+        if engine.facts.plugin is None:
+            parse_task("plugin", engine.facts.tasks)
+        return engine.facts.plugin
+    if is_data(prompts):
+        raise InvalidRequest('Prompts of the form {"data": ...} are for pooling_task="plugin".', "pooling_task")
+    return None
+
+
+def plugin_requests(
+    engine: Engine, plugin: Plugin, data: PromptsInput | PluginPrompt, options: CallOptions
+) -> list[Request]:
+    """Requests for the prompts that a plugin builds from the caller's data.
+
+    Raises:
+        InvalidRequest: data that the plugin does not understand, or several parameters.
+    """
+    params = options.params
+    if params is not None and not isinstance(params, PoolingParams):
+        raise InvalidRequest("pooling_params: a plugin takes one PoolingParams for all its prompts.", "pooling_params")
+    task = parse_task(task_of(plugin, engine.facts.tasks), engine.facts.tasks)
+    merged = params_of(plugin, params)
+    return requests_of(engine, prompts_of(plugin, data), task, replace(options, params=merged))
+
+
+_NO_TASK = """`pooling_task` is required. Choose one of these, or use the method made for it:
+- embeddings: `LLM.embed(...)` or `pooling_task="embed"`
+- multi-vector retrieval: `pooling_task="token_embed"`
+- classification: `LLM.classify(...)` or `pooling_task="classify"`
+- rewards and token classification: `pooling_task="token_classify"`"""
+
+
+def required_task(name: str | None, params: Params, engine: Engine) -> Task:
+    """The task of a call of `LLM.encode`, by its `pooling_task` or by its parameters.
+
+    Raises:
+        InvalidRequest: neither names one; the message lists them.
+    """
+    if name is None and isinstance(params, PoolingParams):
+        name = params.task
+    if name is None:
         raise InvalidRequest(_NO_TASK, "pooling_task")
-    return parse_task(word, engine.facts.tasks)
+    return parse_task(name, engine.facts.tasks)
 
 
-def _adapters(engine: Engine, asked: Asked, prompts: int) -> list[str | None]:
+def _one_for_all(options: CallOptions, error: str) -> PoolingParams | None:
+    """The parameters of a call that takes the same for all prompts."""
+    _check_types(options.params, options.prompt_name)
+    if isinstance(options.params, Sequence):
+        raise InvalidRequest(error, "pooling_params")
+    return options.params
+
+
+def _adapters(engine: Engine, options: CallOptions, prompts: int) -> list[str | None]:
     """The adapter's name for each prompt; an adapter that a request brings is loaded once.
 
     Raises:
         InvalidRequest: two ways to choose one, or a model that takes none.
     """
-    if asked.lora is None:
-        return [asked.adapter_task] * prompts
-    if asked.adapter_task is not None:
+    if options.lora is None:
+        return [options.adapter_task] * prompts
+    if options.adapter_task is not None:
         raise InvalidRequest("lora_request and task both choose an adapter; give one of them.", "task")
-    requests = parse_lora_requests(asked.lora, prompts)
+    requests = parse_lora_requests(options.lora, prompts)
     for request in {request for request in requests if request and request.lora_path}:
         adapters = engine.model.adapters
         if adapters is None:
@@ -199,9 +228,9 @@ def _adapters(engine: Engine, asked: Asked, prompts: int) -> list[str | None]:
 def _check_tasks(params: Params, task: Task, engine: Engine) -> None:
     """Raise InvalidRequest for parameters that name another task than the call."""
     several = params if isinstance(params, Sequence) else (params,)
-    for word in {one.task for one in several if one is not None and one.task is not None}:
-        if parse_task(word, engine.facts.tasks) != task:
-            raise InvalidRequest(f"You cannot overwrite task='{word}' of pooling_params with '{task}'.", "task", word)
+    for name in {one.task for one in several if one is not None and one.task is not None}:
+        if parse_task(name, engine.facts.tasks) != task:
+            raise InvalidRequest(f"You cannot overwrite task='{name}' of pooling_params with '{task}'.", "task", name)
 
 
 def _check_types(params: object, prompt_name: object) -> None:
@@ -222,14 +251,14 @@ _KNOWN = (
     *("truncate_prompt_tokens", "truncation", "truncation_side"),
 )
 # Nothing is padded or decoded here, so these change no number.
-_MEANINGLESS = ("needs_detokenization", "pad_prompt_tokens", "padding")
+_WITHOUT_EFFECT = ("needs_detokenization", "pad_prompt_tokens", "padding")
 _CUTS = (True, "longest_first")
 _DOES_NOT_CUT = (None, False, "do_not_truncate")
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenization:
-    """How to make tokens; None leaves it to the parameters or the model.
+    """How to tokenize; None leaves it to the parameters or the model.
 
     keep, side: see `PoolingParams`. max_tokens: refuse longer prompts.
     """
@@ -263,7 +292,7 @@ class Tokenization:
         )
 
     def params(self, params: PoolingParams | None) -> PoolingParams:
-        """The caller's parameters, cut as was asked here."""
+        """The caller's parameters with these limits."""
         params = params or PoolingParams()
         if self.keep is None and self.side is None:
             return params
@@ -274,7 +303,7 @@ class Tokenization:
         )
 
     def applied(self, request: Request) -> Request:
-        """The request with everything else that was asked here."""
+        """The request with the other options."""
         if (self.max_tokens, self.lower_case, self.add_special_tokens) == (None, None, True):
             return request
         return replace(
@@ -287,16 +316,16 @@ class Tokenization:
 
 def _check(options: Mapping[str, Any]) -> None:
     for name in options:
-        if name not in _KNOWN and name not in _MEANINGLESS:
+        if name not in _KNOWN and name not in _WITHOUT_EFFECT:
             raise InvalidRequest(
                 f"tokenization_kwargs has no option '{name}'.{did_you_mean(name, _KNOWN)} Options: {list(_KNOWN)}.",
                 name,
             )
-    ignored = [name for name in _MEANINGLESS if name in options]
+    ignored = [name for name in _WITHOUT_EFFECT if name in options]
     if ignored:
         warnings.warn(
             f"tokenization_kwargs: {', '.join(ignored)} mean nothing here and are ignored; prompts are never padded.",
-            stacklevel=5,
+            stacklevel=6,
         )
     for name in ("add_special_tokens", "do_lower_case"):
         if not isinstance(options.get(name, True), bool):

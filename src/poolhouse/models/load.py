@@ -14,7 +14,7 @@ from poolhouse.models.files.model_card import matryoshka_of
 from poolhouse.models.files.module_steps import LayerMean
 from poolhouse.models.files.routes import Routes
 from poolhouse.models.heads.heads import LoadedHead
-from poolhouse.models.heads.rerankers import listwise_vectors, token_head
+from poolhouse.models.heads.rerankers import listwise_pipelines, token_head
 from poolhouse.models.load_native import load_native
 from poolhouse.models.model import Facts, Model, Served, Sizes
 from poolhouse.models.native.static import StaticFiles, StaticVectors, Table, read_table
@@ -46,23 +46,22 @@ def load(folder: Path | Folder, options: LoadOptions) -> Model:
 
 
 def build(plan: LoadPlan) -> Model:
-    """The model of a plan: its tensors are read, its backbone and its pipelines made.
+    """The model of a plan: reads its tensors, builds its backbone and its pipelines.
 
     Raises:
         CheckpointError: tensors that are missing, corrupt or do not fit. ConfigError: an option that does not fit them.
     """
     options, files, config, reranker = plan.options, plan.files, plan.config, plan.reranker
-    checkpoint = None if plan.static is not None else Checkpoint(plan.weights, options.variant)
+    checkpoint = Checkpoint(plan.weights, options.variant)
     served = _served(plan, checkpoint)
-    if files is not None and files.layers is not None:
+    if files.layers is not None:
         _mix_layers(served, files.layers)
     pipelines = _pipelines(plan, served, checkpoint)
     width = next(iter(pipelines.values())).width
     labels, about_labels = labels_of(plan, served)
-    stated = config if files is None or not files.matryoshka else {"matryoshka_dimensions": files.matryoshka, **config}
+    stated = {"matryoshka_dimensions": files.matryoshka, **config} if files.matryoshka else config
     matryoshka, about_sizes = matryoshka_of(stated, options.matryoshka_dimensions, width, plan.folder.path)
     similarity, about_scores = _similarity(plan, pipelines)
-    described = None if plan.plain_texts else files
     return Model(
         backbone=served.backbone,
         pipelines=_on_device(pipelines, plan),
@@ -79,15 +78,15 @@ def build(plan: LoadPlan) -> Model:
             matryoshka=matryoshka,
             prompts={
                 **({} if served.adapters is None else served.adapters.prompts),
-                **({} if described is None else described.prompts),
+                **({} if plan.plain_texts else files.prompts),
             },
-            default_prompt_name=None if described is None else described.default_prompt_name,
+            default_prompt_name=None if plan.plain_texts else files.default_prompt_name,
             labels=labels,
             plugin=config.get("io_processor_plugin"),
             score_template=reranker.template,
             listwise=reranker.listwise,
             late_interaction=None if plan.late is None or plan.plain_texts else plan.late.rules,
-            add_special_tokens=plan.static is None and (files is None or files.add_special_tokens),
+            add_special_tokens=plan.static is None and files.add_special_tokens,
             takes_nothing=plan.static is not None,
             similarity=similarity,
             notes=(
@@ -97,21 +96,20 @@ def build(plan: LoadPlan) -> Model:
                 *about_sizes,
                 *about_scores,
                 *about_activation(plan, served),
-                *(() if files is None else files.notes),
+                *files.notes,
             ),
         ),
+        plan=plan,
         adapters=served.adapters,
         routes=_routes(plan, width),
         by_route=_by_route(plan, served, width),
-        plan=plan,
     )
 
 
-def _served(plan: LoadPlan, checkpoint: Checkpoint | None) -> Served:
+def _served(plan: LoadPlan, checkpoint: Checkpoint) -> Served:
     """The backbone and head, by whoever serves them."""
     if plan.static is not None:
         return _table(plan, plan.static)
-    assert checkpoint is not None
     if plan.native is not None:
         return load_native(plan, plan.native, checkpoint)
     return _by_transformers(plan, checkpoint)
@@ -166,13 +164,13 @@ def _mix_layers(served: Served, layers: LayerMean) -> None:
     served.backbone.mix_layers(layers.start, layers.shares())
 
 
-def _pipelines(plan: LoadPlan, served: Served, checkpoint: Checkpoint | None) -> dict[Task, Pipeline]:
+def _pipelines(plan: LoadPlan, served: Served, checkpoint: Checkpoint) -> dict[Task, Pipeline]:
     """What the model answers, by task, the first one first."""
-    if plan.late is not None and checkpoint is not None:
+    if plan.late is not None:
         heads = plan.late.read(checkpoint.tensors, plan.config, plan.weights)
         return late_interaction_pipelines(heads, served.sizes.hidden_size, plan.late.unit, plan.options.pooler)
-    if plan.reranker.listwise is not None and checkpoint is not None:
-        return listwise_vectors(plan.reranker, checkpoint.tensors)
+    if plan.reranker.listwise is not None:
+        return listwise_pipelines(plan.reranker, checkpoint.tensors)
     return pipelines_of(plan, served)
 
 
@@ -183,16 +181,16 @@ def _on_device(pipelines: Mapping[Task, Pipeline], plan: LoadPlan) -> dict[Task,
 def _longest(plan: LoadPlan, served: Served) -> int:
     """Tokens of the longest prompt."""
     if plan.static is not None:
-        return plan.static.longest(plan.options.max_tokens)
+        return plan.static.longest(plan.max_tokens)
     longest_side = None if plan.late is None else plan.late.longest_side
     return longest_prompt(
-        served.sizes.positions, plan.weights, plan.files, plan.options.max_tokens, longest_side, served.endless
+        served.sizes.positions, plan.weights, plan.files, plan.max_tokens, longest_side, served.endless
     )
 
 
 def _similarity(plan: LoadPlan, pipelines: Mapping[Task, Pipeline]) -> tuple[str, tuple[str, ...]]:
     """How scores compare vectors, and a note where the files state it otherwise."""
-    stated = None if plan.files is None else plan.files.similarity
+    stated = plan.files.similarity
     if stated not in SIMILARITIES or "embed" not in pipelines:
         return "cosine", ()
     if plan.options.score_compat == "files":
@@ -213,8 +211,6 @@ def _routes(plan: LoadPlan, width: int) -> Routes:
         CheckpointError: a table whose vectors are of another width.
     """
     files = plan.files
-    if files is None:
-        return Routes()
     if files.weights is not None:
         return replace(files.routes, static=files.weights.read())
     if files.looked_up is None:
@@ -232,8 +228,8 @@ def _by_route(plan: LoadPlan, served: Served, width: int) -> dict[str, dict[Task
     Raises:
         CheckpointError: routes of another kind of model, or vectors of another width.
     """
-    routes = {} if plan.files is None else plan.files.by_route
-    if plan.files is not None and routes and (plan.role != "embed" or plan.files.of_tokens):
+    routes = plan.files.by_route
+    if routes and (plan.role != "embed" or plan.files.of_tokens):
         alike = {(route.splade, route.heads, route.normalize) for route in routes.values()}
         if plan.role == "splade" and len(alike) == 1:
             return {}

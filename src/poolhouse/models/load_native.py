@@ -39,7 +39,7 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
     Raises:
         CheckpointError: tensors that are missing, not known, or do not fit.
     """
-    family, config, adapters = native.family, plan.config, plan.options.adapters
+    family, config, adapters = native.family, plan.config, plan.adapters
     others = () if plan.late is None else PROJECTIONS
     loaded = load_transformer(family, native.spec, config, checkpoint, plan.dtype, plan.device, adapters, others)
     head, notes = _head(plan, native, checkpoint, loaded)

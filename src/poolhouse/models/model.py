@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from poolhouse.inputs.rules import LateInteraction, ListwiseTokens
+from poolhouse.inputs.late_interaction import LateInteraction
+from poolhouse.inputs.listwise import ListwiseTokens
 from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.models.adapters.adapters import Adapters
 from poolhouse.models.backbone import Backbone
@@ -23,17 +24,17 @@ from poolhouse.tasks import SparseHead, Task
 class Model:
     """One loaded model, ready to run packs.
 
-    routes: the ways that texts go. by_route: the pipelines of each route, where they are not the same for all.
     plan: what was decided before it was built.
+    routes: the ways that texts go. by_route: the pipelines of each route, where they are not the same for all.
     """
 
     backbone: Backbone
     pipelines: Mapping[Task, Pipeline]
     facts: Facts
+    plan: LoadPlan
     adapters: Adapters | None = None
     routes: Routes = Routes()
     by_route: Mapping[str, Mapping[Task, Pipeline]] = field(default_factory=dict)
-    plan: LoadPlan | None = None
 
     def pipeline(self, task: Task, route: str | None) -> Pipeline:
         """What answers this task for texts that go this way."""
@@ -107,7 +108,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Served:
-    """A backbone with its tensors, from whoever serves it, and what pipelines and facts are made of.
+    """A backbone with its tensors, as native loading, transformers or a static table give it.
 
     pooling: the default where no file says. head: of a classifier or masked language model.
     endless: whether no table of positions ends, so that the user may ask for more than `sizes.positions`.

@@ -1,4 +1,7 @@
-"""Pipelines: what a loaded model answers, by task, and the names of its labels."""
+"""Pipelines: what a loaded model answers, by task, and the names of its labels.
+
+Per field the first that says something wins: the user's PoolerConfig, sentence-transformers' files, the model's default.
+"""
 
 from __future__ import annotations
 
@@ -49,10 +52,9 @@ def pipelines_of(plan: LoadPlan, served: Served) -> dict[Task, Pipeline]:
     """
     head, files, user, config = served.head, plan.files, plan.options.pooler, plan.config
     if plan.role in ("classify", "token_classify") and head is not None:
-        activation, literal = None if files is None else files.activation, plan.options.score_compat == "files"
-        return _classifier(head, config, activation, user, literal)
+        return classify_pipelines(head, config, files.activation, user, plan.options.score_compat == "files")
     if plan.role == "splade" and head is not None:
-        if files is None or files.splade is None:
+        if files.splade is None:
             return splade_pipelines(head.steps, head.labels, SpladePooling(), user)
         if files.heads:
             behind = ", ".join(step.description for step in read_steps(files.heads))
@@ -64,7 +66,7 @@ def pipelines_of(plan: LoadPlan, served: Served) -> dict[Task, Pipeline]:
         _check_no_pooling(plan)
         del pipelines["token_embed"]
     if head is not None:
-        pipelines |= _classifier(head, {}, None, user)
+        pipelines |= classify_pipelines(head, {}, None, user)
     needed = architecture(config) == "BgeM3EmbeddingModel"
     return pipelines | _bge_m3_pipelines(plan.weights, sizes.hidden_size, sizes.vocabulary_size, config, user, needed)
 
@@ -77,7 +79,7 @@ def _check_no_pooling(plan: LoadPlan) -> None:
     """
     if plan.options.pooler.seq_pooling_type is not None:
         raise ConfigError("pooler_config: this model makes one vector of each text itself; leave the pooling out.")
-    if plan.files is not None and plan.files.pooling is not None:
+    if plan.files.pooling is not None:
         raise CheckpointError(
             f"{plan.weights}: a Pooling of token vectors behind a model that makes one vector of each text."
         )
@@ -99,12 +101,12 @@ def about_activation(plan: LoadPlan, served: Served) -> tuple[str, ...]:
     literal = plan.options.score_compat == "files"
     if literal or served.head is None or plan.role not in ("classify", "token_classify"):
         return ()
-    from_files, labels = None if plan.files is None else plan.files.activation, served.head.labels
+    from_files, labels = plan.files.activation, served.head.labels
     used = classifier_activation(plan.config, labels, from_files)
     try:
         stated = stated_activation(plan.config, from_files)
     except CheckpointError as error:
-        # problem_type decides, and nobody runs it.
+        # problem_type decides, so that it is never run.
         return (f"Not used: {error}",)
     if stated is None or stated.name == used.name:
         return ()
@@ -116,28 +118,8 @@ def about_activation(plan: LoadPlan, served: Served) -> tuple[str, ...]:
     return (note,)
 
 
-def _classifier(
-    loaded: LoadedHead, config: Config, activation: str | None, user: PoolerConfig, literal: bool = False
-) -> dict[Task, Pipeline]:
-    head = loaded.head
-    return classify_pipelines(
-        loaded.steps,
-        loaded.labels,
-        user,
-        (stated_activation(config, activation) if literal else None)
-        or classifier_activation(config, loaded.labels, activation),
-        pooling=head.pooling,
-        fixed=head.fixed,
-        late=head.late,
-        use_activation=head.use_activation,
-        step_tag_id=head.step_tag_id,
-        tokens=head.tokens,
-        columns=loaded.columns,
-    )
-
-
 def embed_pipelines(
-    hidden_size: int, user: PoolerConfig, files: SentenceTransformersFiles | None, default_pooling: str
+    hidden_size: int, user: PoolerConfig, files: SentenceTransformersFiles, default_pooling: str
 ) -> dict[Task, Pipeline]:
     """`embed` (one vector per prompt) and `token_embed` (one per token, through the same heads).
 
@@ -149,64 +131,53 @@ def embed_pipelines(
     if user.tok_pooling_type == "STEP":
         raise ConfigError("pooler_config: STEP pooling belongs to token_classify, which this model does not offer.")
     reduce, from_files = _reduction(user, files, default_pooling)
-    heads = () if files is None else read_steps(files.heads)
+    heads = read_steps(files.heads)
     before = _before(files)
     use_activation = user.use_activation
     if use_activation is None:
-        use_activation = files.normalize if from_files and files is not None else True
+        use_activation = files.normalize if from_files else True
     tail = (Truncate(), Normalize(use_activation))
     hidden_size = _width(hidden_size, before)
     width = _width(hidden_size * len(reduce.names), heads)
     sparse = SparseHead("embed", "feature", width) if heads and isinstance(heads[-1], SparseEncoder) else None
     pipelines: dict[Task, Pipeline] = {"embed": Pipeline((*before, reduce, *heads, *tail), width, sparse)}
-    if len(reduce.names) == 1:
-        # Token vectors are normalised unless the user says otherwise, as in vLLM.
-        unit = True if user.use_activation is None else user.use_activation
-        pipelines["token_embed"] = Pipeline((*(before or (Every(),)), *heads, Truncate(), Normalize(unit)), width)
-    else:
-        # A head made for concatenated poolings does not fit single token vectors.
-        unit = True if user.use_activation is None else user.use_activation
-        pipelines["token_embed"] = Pipeline((*(before or (Every(),)), Truncate(), Normalize(unit)), hidden_size)
+    # A head for concatenated poolings does not fit single token vectors.
+    token_heads, token_width = (heads, width) if len(reduce.names) == 1 else ((), hidden_size)
+    # Token vectors are normalised unless the user says otherwise, as in vLLM.
+    token_tail = (Truncate(), Normalize(user.use_activation is not False))
+    pipelines["token_embed"] = Pipeline((*(before or (Every(),)), *token_heads, *token_tail), token_width)
     return pipelines
 
 
 def classify_pipelines(
-    steps: tuple[Step, ...],
-    labels: int,
-    user: PoolerConfig,
-    activation: Activation,
-    *,
-    pooling: str | None,
-    fixed: bool = False,
-    late: bool = False,
-    use_activation: bool = True,
-    step_tag_id: int | None = None,
-    tokens: bool = True,
-    columns: tuple[int, ...] | None = None,
+    loaded: LoadedHead, config: Config, activation: str | None, user: PoolerConfig, literal: bool = False
 ) -> dict[Task, Pipeline]:
     """`classify` (one row of labels per prompt) where the head pools, and `token_classify` (one per token).
 
-    steps: from a hidden state to logits. activation: from logits to probabilities.
-    pooling, fixed, late, use_activation, step_tag_id, tokens: see `poolhouse.models.heads.heads.Head`.
-    columns: the token that each label stands for; None numbers the labels.
+    activation: from logits to probabilities, as sentence-transformers' files state it. literal: it is taken as stated.
 
     Raises:
         ConfigError: a pooling that the model does not have.
     """
-    if user.use_activation is not None:
-        use_activation = user.use_activation
-    tail = Probabilities(activation, use_activation, user.logit_mean, user.logit_sigma)
+    head, steps = loaded.head, loaded.steps
+    stated = stated_activation(config, activation) if literal else None
+    tail = Probabilities(
+        stated or classifier_activation(config, loaded.labels, activation),
+        head.use_activation if user.use_activation is None else user.use_activation,
+        user.logit_mean,
+        user.logit_sigma,
+    )
     pipelines: dict[Task, Pipeline] = {}
-    if pooling is not None:
-        wanted = pooling if fixed or user.seq_pooling_type is None else user.seq_pooling_type
+    if head.pooling is not None:
+        wanted = head.pooling if head.fixed or user.seq_pooling_type is None else user.seq_pooling_type
         reduce = Reduce(tuple(wanted.split("+")))
         if len(reduce.names) > 1:
             raise ConfigError(f"pooler_config: {wanted} concatenates poolings, but the classifier was made for one.")
-        whole = (Every(), *steps, reduce) if late else (reduce, *steps)
-        pipelines["classify"] = Pipeline((*whole, tail), labels)
-    if tokens:
-        keep = _steps(user, step_tag_id, labels, columns)
-        pipelines["token_classify"] = Pipeline((Every(), *steps, *keep, tail), labels)
+        whole = (Every(), *steps, reduce) if head.late else (reduce, *steps)
+        pipelines["classify"] = Pipeline((*whole, tail), loaded.labels)
+    if head.tokens:
+        kept = _kept_steps(user, head.step_tag_id, loaded.labels, loaded.columns)
+        pipelines["token_classify"] = Pipeline((Every(), *steps, *kept, tail), loaded.labels)
     return pipelines
 
 
@@ -221,15 +192,15 @@ def splade_pipelines(
     """`embed`: a dense vector of vocabulary size per prompt; `token_embed`: one per token. Not normalised by default.
 
     steps: from a hidden state to logits, a Dense last; none where the rows are logits already.
-    count: how many weights a prompt keeps; None keeps all. unit: whether they are normalised if nobody says otherwise.
+    count: how many weights a prompt keeps; None keeps all. unit: whether they are normalised by default.
     """
     decoder = steps[-1] if steps else None
     assert decoder is None or isinstance(decoder, Dense)
     tail = (Truncate(), Normalize(unit if user.use_activation is None else user.use_activation))
     sparse = SparseHead("embed", "vocabulary", vocabulary)
-    weigh = (VocabularyWeights(decoder, pooling), *(() if count is None else (KeepLargest(count),)))
+    weights = (VocabularyWeights(decoder, pooling), *(() if count is None else (KeepLargest(count),)))
     return {
-        "embed": Pipeline((Every(), *steps[:-1], *weigh, *tail), vocabulary, sparse),
+        "embed": Pipeline((Every(), *steps[:-1], *weights, *tail), vocabulary, sparse),
         "token_embed": Pipeline((Every(), *steps, Saturate(pooling.logarithms), *tail), vocabulary),
     }
 
@@ -248,18 +219,18 @@ def late_interaction_pipelines(
     return {"token_embed": Pipeline((Kept(), Every(), *heads, Truncate(), Normalize(unit)), width)}
 
 
-def _before(files: SentenceTransformersFiles | None) -> tuple[Step, ...]:
+def _before(files: SentenceTransformersFiles) -> tuple[Step, ...]:
     """Steps of every token before pooling; () where hidden states are pooled as they are."""
-    if files is None or (not files.before and files.dropped is None):
+    if not files.before and files.dropped is None:
         return ()
     dropped = () if files.dropped is None else (WithoutToken(files.dropped),)
     return (*dropped, Every(), *read_steps(files.before))
 
 
-def _steps(
+def _kept_steps(
     user: PoolerConfig, step_tag_id: int | None, labels: int, columns: tuple[int, ...] | None
 ) -> tuple[StepTags, ...]:
-    """STEP pooling where the user or the model wants it.
+    """STEP pooling where the user or the model asks for it.
 
     Raises:
         ConfigError: STEP without saying which rows or columns, or columns that are not there.
@@ -276,16 +247,13 @@ def _steps(
     return (StepTags(tag, named, kept),)
 
 
-def _reduction(
-    user: PoolerConfig, files: SentenceTransformersFiles | None, default_pooling: str
-) -> tuple[Reduce, bool]:
+def _reduction(user: PoolerConfig, files: SentenceTransformersFiles, default_pooling: str) -> tuple[Reduce, bool]:
     """The reduction, and whether sentence-transformers' files describe the pooling."""
-    described = files is not None and (files.pooling is not None or files.pooled)
-    include_prompt = files.include_prompt if files is not None else True
+    described = files.pooling is not None or files.pooled
     if user.seq_pooling_type is not None:
-        return Reduce(tuple(user.seq_pooling_type.split("+")), include_prompt), described
-    if files is not None and files.pooling is not None:
-        return Reduce(files.pooling, include_prompt), True
+        return Reduce(tuple(user.seq_pooling_type.split("+")), files.include_prompt), described
+    if files.pooling is not None:
+        return Reduce(files.pooling, files.include_prompt), True
     return Reduce((default_pooling,)), described
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -62,23 +63,25 @@ class LoadPlan:
     """How a model is built; `poolhouse check` prints it.
 
     folder: with the model's description and prompts. weights: with config.json and tensors.
-    options: the user's; those that the files change are changed. files: what sentence-transformers' files say.
-    config: config.json with all changes. role: what the model is run as.
+    files: what sentence-transformers' files say. config: config.json with all changes. role: what the model is run as.
     native, static: who serves it; where both are None, transformers does, and `why` is the reason.
+    max_tokens: the longest prompt, by the user or by a reranker's files; None: by the model.
     default_pooling: where neither the user nor sentence-transformers' files say; None: by what transformers' model turns
     out to be. pooling_from: who says so.
     late: of late interaction. reranker: what is special about scoring. notes: a sentence each.
     """
 
+    options: LoadOptions
     folder: Folder
     weights: Folder
     tokenizer: Folder
-    options: LoadOptions
-    files: SentenceTransformersFiles | None
+    files: SentenceTransformersFiles
     config: JsonObject
     role: Role
     device: torch.device
     dtype: torch.dtype
+    max_tokens: int | None
+    adapters: AdapterOptions
     native: Native | None = None
     static: StaticFiles | None = None
     why: str = ""
@@ -95,44 +98,39 @@ class LoadPlan:
 
     def described(self) -> dict[str, str | list[str]]:
         """The decision by names for people; what does not apply is left out."""
-        options, files, native = self.options, self.files, self.native
-        runner = "transformers" if native is None else f"native family {native.family.model_types[0]}"
-        runner = runner if self.static is None else self.static.layout
+        files, reranker, head = self.files, self.reranker, None if self.native is None else self.native.head
+        late = "plain texts" if self.plain_texts else "rules of queries and documents"
         rows: dict[str, str | list[str] | None] = {
             "weights": str(self.weights),
             "tokenizer": str(self.tokenizer),
-            "runner": f"{runner} ({self.why})" if self.why else runner,
+            "runner": f"{self._runner()} ({self.why})" if self.why else self._runner(),
             "role": self.role,
-            "head": None,
+            "head": None if head is None else " > ".join(module.name for module in head.modules),
             "pooling": self._pooling() if self.role in ("embed", "masked_lm") and self.late is None else None,
-            "prompts": None if files is None else list(files.prompts),
-            "routes": None
-            if files is None
-            else [f"{task}: {way}" for task, way in files.routes.by_task.items() if way],
-            "late_interaction": None,
-            "score": None,
-            "score_template": None if self.reranker.template is None else self.reranker.template.name,
-            "requested_max_tokens": None if options.max_tokens is None else str(options.max_tokens),
+            "late_interaction": None if self.late is None else late,
+            "score": None if reranker.tokens is None else f"logits of the tokens {list(reranker.tokens.tokens)}",
+            "listwise": None if reranker.listwise is None else "all documents of a query in one prompt",
+            "score_template": None if reranker.template is None else reranker.template.name,
+            "limit": None if self.max_tokens is None else f"{self.max_tokens} tokens requested",
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
-            "adapters": [*map(str, options.adapters.base_merge), *options.adapters.modules],
-            "notes": [*self.reranker.notes, *self.notes, *(() if files is None else files.notes)],
+            "adapters": [*map(str, self.adapters.base_merge), *self.adapters.modules],
+            "prompts": list(files.prompts),
+            "routes": [f"{task}: {route}" for task, route in files.routes.by_task.items() if route],
+            "notes": [*reranker.notes, *self.notes, *files.notes],
         }
-        if native is not None and native.head is not None:
-            rows["head"] = " > ".join(module.name for module in native.head.modules)
-        if self.late is not None:
-            rows["late_interaction"] = "plain texts" if self.plain_texts else "rules of queries and documents"
-        if self.reranker.tokens is not None:
-            rows["score"] = f"logits of the tokens {list(self.reranker.tokens.tokens)}"
-        if self.reranker.listwise is not None:
-            rows["score"] = "listwise: all documents of a query in one prompt"
         return {name: value for name, value in rows.items() if value}
+
+    def _runner(self) -> str:
+        if self.static is not None:
+            return self.static.layout
+        return "transformers" if self.native is None else f"native family {self.native.family.model_types[0]}"
 
     def _pooling(self) -> str:
         files, user = self.files, self.options.pooler.seq_pooling_type
         if user is not None:
             return f"{user} (pooler_config)"
-        if files is not None and files.pooling is not None and self.pooling_from != "config.json":
+        if files.pooling is not None and self.pooling_from != "config.json":
             return f"{'+'.join(files.pooling)} (sentence-transformers' files)"
         if self.default_pooling is None:
             return "LAST of a decoder, CLS of an encoder (seen when the model is built)"
@@ -146,43 +144,41 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
         CheckpointError: files missing, corrupt or not understood. ConfigError: an option that cannot be honoured.
     """
     folders = _folders_of(Folder.of(folder), options.adapters.find)
-    files, weights = folders.files, folders.weights
-    adapters = replace(options.adapters, base_merge=folders.adapters)
-    options, device = replace(options, adapters=adapters), device_of(options.device)
+    files, weights, device = folders.files, folders.weights, device_of(options.device)
     static = read_static(folders.described, files)
     if static is not None:
         return _static(static, folders, options, device)
-    checkpoint = Checkpoint(weights)
+    adapters = replace(options.adapters, base_merge=(*options.adapters.base_merge, *folders.adapters))
     trained = trained_role(adapters.merged_folders) if options.convert == "auto" else None
     labels = {} if trained is None else trained_labels(adapters.merged_folders)
-    changes = {} if files is None else files.config_changes
-    config = overridden({**checkpoint.config, **changes, **labels}, options.overrides)
-    late = None
+    # A copy, which the user's function or transformers may change without changing what the folder has read.
+    config = overridden(deepcopy({**Checkpoint(weights).config, **files.config_changes, **labels}), options.overrides)
+    late, reranker = None, Reranker()
     if options.convert != "classify":
         late = read_late_interaction(folders.described, weights, config, files)
-    reranker = Reranker()
     if trained is None and late is None and options.convert != "embed" and not judges_steps(config, options.pooler):
         reranker = read_reranker(folders.described, weights, config, files, options.name)
-    longest = reranker.max_tokens if options.max_tokens is None else options.max_tokens
-    options = replace(options, dtype=reranker.dtype(options.dtype, device), max_tokens=longest)
     role = trained or ("embed" if late is not None else _role(config, files, reranker, options))
-    adapters = replace(adapters, classifier=role in ("classify", "token_classify"))
-    options = replace(options, adapters=adapters)
     native, why, notes = _native(config, role, options, reranker, late, weights)
-    stated = None if native is None else native.family.stated_pooling(config)
-    if files is not None and stated is not None:
+    family = None if native is None else native.family
+    if family is None and adapters.named:
+        raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
+    stated = None if family is None else family.stated_pooling(config)
+    if files.described and stated is not None:
         files = replace(files, pooling=(stated,))
-    default_pooling, pooling_from = _default_pooling(config, native, stated, folders.described)
+    default_pooling, pooling_from = _default_pooling(config, family, stated, folders.described)
     return LoadPlan(
+        options=options,
         folder=folders.described,
         weights=weights,
         tokenizer=folders.tokenizer,
-        options=options,
         files=files,
         config=config,
         role=role,
         device=device,
-        dtype=dtype_of(options.dtype, config, None if native is None else native.family, device),
+        dtype=dtype_of(reranker.dtype(options.dtype, device), config, family, device),
+        max_tokens=reranker.max_tokens if options.max_tokens is None else options.max_tokens,
+        adapters=replace(adapters, classifier=role in ("classify", "token_classify")),
         native=native,
         why=why,
         default_pooling=default_pooling,
@@ -204,7 +200,7 @@ class _Folders:
     described: Folder
     weights: Folder
     tokenizer: Folder
-    files: SentenceTransformersFiles | None
+    files: SentenceTransformersFiles
     adapters: tuple[Folder, ...] = ()
 
 
@@ -217,7 +213,7 @@ def _folders_of(folder: Folder, find: Callable[[str], Path]) -> _Folders:
         CheckpointError: an adapter whose base is not named or not there.
     """
     files = read_sentence_transformers(folder)
-    transformer = folder if files is None else files.transformer_folder
+    transformer = files.transformer_folder
     if not is_peft_folder(transformer):
         return _Folders(folder, transformer, transformer, files)
     base_folder = find(_near(base_of(transformer), transformer.path))
@@ -226,10 +222,10 @@ def _folders_of(folder: Folder, find: Callable[[str], Path]) -> _Folders:
     base = _folders_of(Folder.of(base_folder), find)
     own_tokenizer = transformer.has("tokenizer_config.json") or transformer.has("tokenizer.json")
     return _Folders(
-        described=base.described if files is None else folder,
+        described=folder if files.described else base.described,
         weights=base.weights,
         tokenizer=transformer if own_tokenizer else base.tokenizer,
-        files=base.files if files is None else files,
+        files=files if files.described else base.files,
         adapters=(*base.adapters, transformer),
     )
 
@@ -243,7 +239,7 @@ def _near(base: str, adapter: Path) -> str:
 def _static(static: StaticFiles, folders: _Folders, options: LoadOptions, device: torch.device) -> LoadPlan:
     """The plan of a model that is a table; see `poolhouse.models.native.static`."""
     folder, pooling = folders.described, options.pooler.seq_pooling_type
-    if options.convert == "classify" or options.adapters.named or options.overrides is not None:
+    if options.convert == "classify" or options.adapters.named or folders.adapters or options.overrides is not None:
         raise ConfigError(f"{folder} holds static embeddings: no classifier, no adapters, and no config to override.")
     if options.implementation == "transformers":
         raise ConfigError("model_impl='transformers': static embeddings are no model of transformers.")
@@ -254,30 +250,30 @@ def _static(static: StaticFiles, folders: _Folders, options: LoadOptions, device
             f"{pooling}."
         )
     return LoadPlan(
+        options=options,
         folder=folder,
         weights=static.files.transformer_folder,
         tokenizer=folders.tokenizer,
-        options=options,
         files=static.files,
         config={"architectures": ["StaticEmbedding"]},
         role="embed",
         device=device,
         dtype=dtype_of(options.dtype, {}, None, torch.device("cpu")),
+        max_tokens=options.max_tokens,
+        adapters=options.adapters,
         static=static,
         default_pooling="MEAN",
         pooling_from="static embeddings",
     )
 
 
-def _role(
-    config: JsonObject, files: SentenceTransformersFiles | None, reranker: Reranker, options: LoadOptions
-) -> Role:
+def _role(config: JsonObject, files: SentenceTransformersFiles, reranker: Reranker, options: LoadOptions) -> Role:
     """What the files make of the model, else its architecture's name."""
     if reranker.tokens is not None:
         return "classify"
-    if files is not None and files.splade is not None:
+    if files.splade is not None:
         return "splade"
-    return role_of(config, options.convert, files is not None and files.pooling is not None, options.pooler)
+    return role_of(config, options.convert, files.pooling is not None, options.pooler)
 
 
 def _native(
@@ -291,7 +287,7 @@ def _native(
     """The family that serves a checkpoint, or None and why transformers does; a note where a family refuses.
 
     Raises:
-        ConfigError, CheckpointError: the user wants what cannot be.
+        ConfigError: model_impl='native' without a family. CheckpointError: a config that is not understood.
     """
     model_type = str(config.get("model_type", ""))
     family, native, why = family_of(config), None, ""
@@ -309,8 +305,6 @@ def _native(
             if options.implementation == "native":
                 raise
             why, notes = str(reason), (f"Not served natively: {reason}",)
-    if native is None and options.adapters.named:
-        raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
     return native, why, notes
 
 
@@ -326,7 +320,7 @@ def _served_by(
     """How a family serves a checkpoint.
 
     Raises:
-        NotNative: it does not. CheckpointError: a config that nobody can understand.
+        NotNative: it does not. CheckpointError: a config that cannot be understood.
     """
     if late is not None and late.fills_unseen and not family.attends_to_part and options.colbert_compat == "reference":
         raise NotNative("queries are filled up with tokens that nobody attends to, which its attention cannot do.")
@@ -340,7 +334,7 @@ def _served_by(
 
 
 def _default_pooling(
-    config: JsonObject, native: Native | None, stated: str | None, folder: Folder
+    config: JsonObject, family: Family | None, stated: str | None, folder: Folder
 ) -> tuple[str | None, str]:
     """How an embedder pools where neither the user nor sentence-transformers' files say, and who says so.
 
@@ -349,7 +343,7 @@ def _default_pooling(
     by = {
         "config.json": stated,
         "its model card": published_pooling(folder.path),
-        "its family": None if native is None else native.family.pooling,
+        "its family": None if family is None else family.pooling,
         "its architecture": DEFAULT_POOLINGS.get(architecture(config)),
     }
     return next(((name, source) for source, name in by.items() if name is not None), (None, ""))

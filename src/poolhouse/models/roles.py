@@ -32,7 +32,7 @@ _GENERATORS = ("ForCausalLM", "ForConditionalGeneration", "ChatModel", "LMHeadMo
 
 
 def _two_layers(_: Config) -> Head:
-    """Qwen's reward of every token; logits unless somebody wants probabilities."""
+    """Qwen's reward of every token; logits by default."""
     return Head((HeadModule("score.0", "relu"), HeadModule("score.2")), pooling=None, use_activation=False)
 
 
@@ -42,7 +42,7 @@ def _of_steps(_: Config) -> Head:
 
 
 def _value(_: Config) -> Head:
-    """InternLM2's reward of every token; one label is a probability unless somebody wants logits, as in vLLM."""
+    """InternLM2's reward of every token; one label is a probability by default, as in vLLM."""
     return Head((HeadModule("v_head"),), pooling=None)
 
 
@@ -56,7 +56,7 @@ ARCHITECTURE_HEADS: Mapping[str, Callable[[Config], Head]] = {
 }
 # Embedders, served by transformers, that pool otherwise than others of their kind where no file says.
 DEFAULT_POOLINGS: Mapping[str, str] = {"EmbeddingGemma2Model": "MEAN"}
-# Classifiers, served by transformers, whose answers are logits unless somebody wants probabilities.
+# Classifiers, served by transformers, whose answers are logits by default.
 RAW_LOGITS = frozenset({"JambaForSequenceClassification"})
 
 
@@ -67,7 +67,7 @@ def role_of(config: Config, convert: Convert, described: bool, pooler: PoolerCon
     makes an embedder of any architecture. pooler: STEP pooling makes a process reward model of a generator.
 
     Raises:
-        ConfigError: a generator that the user does not want converted. CheckpointError: a head that nobody here reads.
+        ConfigError: a generator, and convert='none'. CheckpointError: a head that is not known here.
     """
     name = architecture(config)
     if convert != "embed" and any(part in name for part in _NOT_READ):

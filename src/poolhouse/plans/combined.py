@@ -36,7 +36,7 @@ MODES: Mapping[str, tuple[Part, ...]] = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Side:
+class ComparedText:
     """What is compared of one text; the parts that a mode leaves out are None."""
 
     dense: Array | None = None
@@ -48,18 +48,18 @@ class Side:
 class Combination:
     """What a mode compares, and how.
 
-    tasks: what to ask of each text. weights: of each part, summing to 1.
+    tasks: those to run for each text. weights: of each part, summing to 1.
     """
 
     engine: PoolingEngine
     tasks: tuple[Task, ...]
     weights: Mapping[Part, float]
 
-    def side(self, answer: Answer) -> Side:
+    def compared(self, answer: Answer) -> ComparedText:
         """What is compared of a text, read once however many pairs it is in."""
         arrays = {self.tasks[0]: answer.array, **answer.further}
         head = self.engine.facts.sparse
-        return Side(
+        return ComparedText(
             _unit(arrays["embed"]) if "dense" in self.weights else None,
             sparse.vector_of(self.engine, head, arrays[head.task], answer.tokens)
             if head is not None and "sparse" in self.weights
@@ -67,7 +67,7 @@ class Combination:
             arrays["token_embed"] if "colbert" in self.weights else None,
         )
 
-    def score(self, query: Side, document: Side) -> float:
+    def score(self, query: ComparedText, document: ComparedText) -> float:
         """The weighted mean of the parts' scores."""
         total = 0.0
         if query.dense is not None and document.dense is not None:
@@ -82,7 +82,7 @@ class Combination:
 def combination(engine: PoolingEngine, mode: str, weights: Sequence[float] | None) -> Combination:
     """How texts are compared in this mode of a score.
 
-    weights: of the dense, sparse and colbert scores; a part that weighs nothing is not asked for.
+    weights: of the dense, sparse and colbert scores; a part of weight 0 is not computed.
 
     Raises:
         InvalidRequest: no such mode, or weights that do not fit it. UnsupportedTask: a model that lacks a part.

@@ -1,7 +1,11 @@
 """Late chunking: the whole text is read in one pass, then each chunk is the mean of its tokens' vectors.
 
 So every chunk knows its context. Source: Günther et al. 2024, "Late Chunking"; texts over the model's limit are read in
-windows, the paper's "long late chunking".
+windows, the paper's "long late chunking":
+
+    tokens   [CLS] prefix | 1 1 1 2 2 3 3 3 3 4 4 | [SEP]   numbers: chunks
+    window   [CLS] prefix | 1 1 1 2 2 3 3 3 3     | [SEP]   embeds the chunks 1, 2 and 3
+    window   [CLS] prefix |     1 2 2 3 3 3 3 4 4 | [SEP]   embeds the chunk 4; what is before it is its context
 """
 
 from __future__ import annotations
@@ -10,7 +14,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -19,9 +22,12 @@ from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.offsets import white_space
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.outputs import EmbeddedChunk, LateChunk, LateChunkingMetadata
+from poolhouse.outputs import Array, EmbeddedChunk, LateChunk, LateChunkingMetadata
 from poolhouse.packing.tokens import Ids, Tokens
 from poolhouse.params import LateChunkingParams
+
+# The characters of a chunk: the first, and the one after the last.
+Span = Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class Chunking:
     """
 
     size: int | None = None
-    spans: Sequence[Sequence[tuple[int, int]]] | None = None
+    spans: Sequence[Sequence[Span]] | None = None
     separator: str | re.Pattern[str] | None = None
     overlap: int | None = None
 
@@ -81,7 +87,7 @@ def plan(engine: PoolingEngine, requests: Sequence[Request], chunking: Chunking)
     ]
 
     def finish(answers: Sequence[Answer]) -> list[Chunked]:
-        rows: Iterator[Any] = (row for answer in answers for row in answer.array)
+        rows: Iterator[Array] = (row for answer in answers for row in answer.array)
         return [Chunked(list(_chunks(cut, rows)), cut.tokens, len(cut.windows)) for cut in cuts]
 
     return ChunkPlan([window for cut in cuts for window in cut.windows], finish)
@@ -101,7 +107,7 @@ def fixed_chunks(params: LateChunkingParams, tokens: Tokens) -> LateChunkingMeta
     return LateChunkingMetadata(params.chunk_size, len(tokens), chunks)
 
 
-def _chunks(cut: _Cut, rows: Iterator[Any]) -> Iterator[EmbeddedChunk]:
+def _chunks(cut: _Cut, rows: Iterator[Array]) -> Iterator[EmbeddedChunk]:
     for (start, end), (first, last) in zip(cut.characters, cut.ranges, strict=True):
         yield EmbeddedChunk(next(rows), cut.text[start:end], start, end, last - first)
 
@@ -191,7 +197,7 @@ def _separated(text: str, separator: str | re.Pattern[str] | None) -> list[tuple
     return [(start, end) for start, end in spans if text[start:end].strip()]
 
 
-def _checked(span: Any, text: str, index: int) -> tuple[int, int]:
+def _checked(span: Span, text: str, index: int) -> tuple[int, int]:
     try:
         start, end = map(int, span)
     except (TypeError, ValueError):
@@ -206,8 +212,8 @@ def _checked(span: Any, text: str, index: int) -> tuple[int, int]:
 
 
 def _check(chunking: Chunking, texts: int) -> None:
-    given = (chunking.size, chunking.spans, chunking.separator)
-    if sum(way is not None for way in given) != 1:
+    ways = (chunking.size, chunking.spans, chunking.separator)
+    if sum(way is not None for way in ways) != 1:
         raise InvalidRequest("Give one of chunk_size, chunks and separator.", "chunk_size")
     if chunking.size is not None and chunking.size < 1:
         raise InvalidRequest(f"chunk_size must be at least 1, got {chunking.size}.", "chunk_size", chunking.size)

@@ -1,14 +1,21 @@
-"""Scores of pairs, composed of what one engine answers: who scores depends on what its model can do.
+"""Scores of pairs: requests to one engine, and how its answers become scores, by what its model can do.
 
-A plan says which requests to run and how their answers become scores; offline callers wait for the answers, the server
-awaits them.
+| model | how it scores |
+|---|---|
+| reads all documents of a query at once | its own vectors, compared by cosine (listwise) |
+| classifier with one label | reads both texts of a pair together (cross-encoder) |
+| `embed` | compares two vectors (bi-encoder) |
+| `token_embed` | MaxSim (late interaction) |
+| any, with a mode | the mean of dense, sparse and multi-vector scores (see `poolhouse.plans.combined`) |
+
+Offline callers wait for the answers of a plan, the server awaits them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -44,41 +51,41 @@ class ScorePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a caller says beside the texts.
+class ScoreOptions:
+    """The options of a score, beside the texts.
 
     instruction: what makes a document fit, for models that read one.
     template: joins the texts of a pair, instead of the model's own. variables: what the template sees beside them.
     mode: which answers of the model are compared, see `combined.MODES`; None leaves it to the model.
-    weights: of the dense, sparse and colbert scores in a mode that adds several; None weighs them alike.
+    weights: of the dense, sparse and colbert scores in a mode that adds several; None: all alike.
     """
 
     params: PoolingParams = PoolingParams()
     instruction: str | None = None
     template: ScoreTemplate | None = None
-    variables: Mapping[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, object] = field(default_factory=dict)
     mode: str | None = None
     weights: tuple[float, ...] | None = None
 
 
-def plan(engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], asked: Asked) -> ScorePlan:
+def plan(engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], options: ScoreOptions) -> ScorePlan:
     """Who scores these pairs, 1:1, 1:N or N:N, and how.
 
     Raises:
         InvalidRequest: lists that do not fit. UnsupportedTask: a model that cannot score, and why.
     """
     _check_lengths(queries, documents)
-    if asked.params.late_chunking_params is not None:
+    if options.params.late_chunking_params is not None:
         raise InvalidRequest("Scores are of whole texts; late chunking makes vectors.", "late_chunking_params")
-    if asked.mode is not None:
-        _refuse_templates(asked, "is asked to compare what it says of each text apart")
-        _refuse_instruction(asked)
-        return _combined(engine, queries, documents, asked, asked.mode)
-    if asked.weights is not None:
-        raise InvalidRequest("weights are for mode='weighted'.", "weights", asked.weights)
+    if options.mode is not None:
+        _refuse_templates(options, "is asked to compare what it says of each text apart")
+        _refuse_instruction(options)
+        return _combined(engine, queries, documents, options, options.mode)
+    if options.weights is not None:
+        raise InvalidRequest("weights are for mode='weighted'.", "weights", options.weights)
     if engine.facts.listwise is not None:
-        _refuse_templates(asked, "scores all documents in one prompt of its own")
-        return _listwise(engine, engine.facts.listwise, queries, documents, asked)
+        _refuse_templates(options, "scores all documents in one prompt of its own")
+        return _listwise(engine, engine.facts.listwise, queries, documents, options)
     if "classify" in engine.facts.tasks:
         if engine.facts.labels != 1:
             raise UnsupportedTask(
@@ -86,13 +93,13 @@ def plan(engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str]
                 "use classify for the probability of each.",
                 "model",
             )
-        return _cross_encoder(queries, documents, asked, _bound_template(engine, asked))
-    _refuse_templates(asked, "encodes query and document apart")
-    _refuse_instruction(asked)
+        return _cross_encoder(queries, documents, options, _bound_template(engine, options))
+    _refuse_templates(options, "encodes query and document apart")
+    _refuse_instruction(options)
     if "embed" in engine.facts.tasks:
-        return _bi_encoder(engine, queries, documents, asked)
+        return _bi_encoder(engine, queries, documents, options)
     if "token_embed" in engine.facts.tasks:
-        return _late_interaction(queries, documents, asked, engine.facts.mean_max_sim)
+        return _late_interaction(queries, documents, options, engine.facts.mean_max_sim)
     raise UnsupportedTask(
         f"This model does not support the Scoring API. Supported tasks: {list(engine.facts.tasks)}.", "model"
     )
@@ -109,68 +116,73 @@ def _check_lengths(queries: Sequence[str], documents: Sequence[str]) -> None:
         )
 
 
-def _bound_template(engine: PoolingEngine, asked: Asked) -> ScoreTemplate | None:
-    """What joins pairs, with the words of this request; None for the tokenizer."""
-    template = asked.template or engine.facts.score_template
+def _bound_template(engine: PoolingEngine, options: ScoreOptions) -> ScoreTemplate | None:
+    """What joins pairs, with the instruction and variables of this request; None for the tokenizer."""
+    template = options.template or engine.facts.score_template
     if template is not None:
-        return template.bind(asked.instruction, asked.variables)
-    if asked.variables:
+        return template.bind(options.instruction, options.variables)
+    if options.variables:
         raise InvalidRequest("chat_template_kwargs: this model has no score template.", "chat_template_kwargs")
-    _refuse_instruction(asked)
+    _refuse_instruction(options)
     return None
 
 
-def _refuse_templates(asked: Asked, why: str) -> None:
-    name = "chat_template" if asked.template is not None else "chat_template_kwargs"
-    if asked.template is not None or asked.variables:
+def _refuse_templates(options: ScoreOptions, why: str) -> None:
+    name = "chat_template" if options.template is not None else "chat_template_kwargs"
+    if options.template is not None or options.variables:
         raise InvalidRequest(f"{name} is for cross-encoders; this model {why}.", name)
 
 
-def _refuse_instruction(asked: Asked) -> None:
-    if asked.instruction:
+def _refuse_instruction(options: ScoreOptions) -> None:
+    if options.instruction:
         raise InvalidRequest("This model reads no instruction; put it into the query.", "instruction")
 
 
 def _cross_encoder(
-    queries: Sequence[str], documents: Sequence[str], asked: Asked, template: ScoreTemplate | None
+    queries: Sequence[str], documents: Sequence[str], options: ScoreOptions, template: ScoreTemplate | None
 ) -> ScorePlan:
     """The model reads both texts of a pair together."""
     pairs = zip(_stretched(queries, len(documents)), documents, strict=True)
     requests = [
-        Request(Prompt(query, pair=document, template=template), "classify", asked.params) for query, document in pairs
+        Request(Prompt(query, pair=document, template=template), "classify", options.params)
+        for query, document in pairs
     ]
     return ScorePlan(requests, lambda answers: [Score(float(answer.array[0]), (answer,)) for answer in answers])
 
 
 def _listwise(
-    engine: PoolingEngine, prompts: ListwisePrompts, queries: Sequence[str], documents: Sequence[str], asked: Asked
+    engine: PoolingEngine,
+    prompts: ListwisePrompts,
+    queries: Sequence[str],
+    documents: Sequence[str],
+    options: ScoreOptions,
 ) -> ScorePlan:
-    """The model reads all documents of a query in one prompt, or in several that are weighed against each other."""
-    limit = engine.limit(asked.params)
+    """The model reads all documents of a query in one prompt, or in several, whose scores are made comparable."""
+    limit = engine.limit(options.params)
     lists = [documents] if len(queries) == 1 else [[document] for document in documents]
-    groups = [prompts.pack(query, own, asked.instruction, limit) for query, own in zip(queries, lists, strict=True)]
+    groups = [prompts.pack(query, own, options.instruction, limit) for query, own in zip(queries, lists, strict=True)]
     # What is too long was cut, document by document, or refused: the prompts themselves are not to be cut.
-    params = replace(asked.params, truncate_prompt_tokens=None, max_tokens_per_query=None, max_tokens_per_doc=None)
-    requests = [Request(Prompt(block.prompt), "token_embed", params) for blocks in groups for block in blocks]
+    params = replace(options.params, truncate_prompt_tokens=None, max_tokens_per_query=None, max_tokens_per_doc=None)
+    requests = [Request(Prompt(packed.prompt), "token_embed", params) for group in groups for packed in group]
 
     def finish(answers: Sequence[Answer]) -> list[Score]:
         rest = iter(answers)
-        return [score for blocks in groups for score in _listwise_scores(blocks, [next(rest) for _ in blocks])]
+        return [score for group in groups for score in _listwise_scores(group, [next(rest) for _ in group])]
 
     return ScorePlan(requests, finish)
 
 
-def _listwise_scores(blocks: Sequence[ListwisePrompt], answers: Sequence[Answer]) -> list[Score]:
-    """Cosines of the documents' vectors with the query's, which stands last in each block.
+def _listwise_scores(group: Sequence[ListwisePrompt], answers: Sequence[Answer]) -> list[Score]:
+    """Cosines of the documents' vectors with the query's, which is the last row of each answer.
 
-    Of several blocks, the query's vectors are averaged, the more of a block the better its best document; as in
+    Of several prompts, the query's vectors are averaged, each by the score of its best document; as in
     jina-reranker-v3's own code.
     """
     bests = [float((1 + _cosines(answer.array[-1], answer.array[:-1]).max()) / 2) for answer in answers]
     query = np.average([answer.array[-1] for answer in answers], axis=0, weights=bests)
     scores: list[Score] = []
-    for block, answer in zip(blocks, answers, strict=True):
-        tokens = replace(answer.tokens, original_tokens=answer.tokens.original_tokens + block.cut)
+    for packed, answer in zip(group, answers, strict=True):
+        tokens = replace(answer.tokens, original_tokens=answer.tokens.original_tokens + packed.cut)
         scores.extend(
             Score(float(score), (replace(answer, tokens=tokens),)) for score in _cosines(query, answer.array[:-1])
         )
@@ -185,7 +197,7 @@ def _cosines(query: Array, documents: Array) -> Array:
 
 def _cosine(ours: Array, theirs: Array) -> Array:
     """[pairs]: the cosine of each row with its fellow, or of the one row with each."""
-    ours, theirs = (side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in (ours, theirs))
+    ours, theirs = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (ours, theirs))
     return _dot(ours, theirs)
 
 
@@ -214,31 +226,34 @@ _COMPARISONS: Mapping[str, Callable[[Array, Array], Array]] = {
 
 
 def _combined(
-    engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], asked: Asked, mode: str
+    engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], options: ScoreOptions, mode: str
 ) -> ScorePlan:
-    """Several answers of one pass over each text, compared as the mode says; sides are told apart by input type."""
+    """Several answers of one pass over each text, compared as the mode says; each text has its input type."""
     if engine.facts.listwise is not None:
         raise UnsupportedTask("mode is for models that read query and document apart; this one scores lists.", "mode")
-    combination = combined.combination(engine, mode, asked.weights)
+    combination = combined.combination(engine, mode, options.weights)
     task, *further = combination.tasks
-    params = asked.params
+    params = options.params
     if params.use_activation is None and engine.facts.sparse is not None and engine.facts.sparse.unit == "token":
         # Unit vectors and positive weights, whatever the model's owner says of activations.
         params = replace(params, use_activation=True)
     requests = [
-        replace(request, further=tuple(further)) for request in _sides(queries, documents, task, params, by_role=True)
+        replace(request, further=tuple(further))
+        for request in _requests(queries, documents, task, params, by_role=True)
     ]
 
     def finish(answers: Sequence[Answer]) -> list[Score]:
-        sides = [combination.side(answer) for answer in answers]
-        ours, theirs = _stretched(sides[: len(queries)], len(documents)), sides[len(queries) :]
+        texts = [combination.compared(answer) for answer in answers]
+        ours, theirs = _stretched(texts[: len(queries)], len(documents)), texts[len(queries) :]
         scores = [combination.score(query, document) for query, document in zip(ours, theirs, strict=True)]
         return _scores(np.array(scores), answers, len(queries))
 
     return ScorePlan(requests, finish)
 
 
-def _bi_encoder(engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], asked: Asked) -> ScorePlan:
+def _bi_encoder(
+    engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], options: ScoreOptions
+) -> ScorePlan:
     """The cosine of two vectors, or what else the model compares them by; a query of many documents is embedded once."""
     # A sparse encoder may look queries up and run documents.
     by_role = engine.facts.routed or (engine.facts.sparse is not None and engine.facts.sparse.unit == "vocabulary")
@@ -248,10 +263,10 @@ def _bi_encoder(engine: PoolingEngine, queries: Sequence[str], documents: Sequen
         vectors = np.stack([answer.array for answer in answers])
         return _scores(compare(vectors[: len(queries)], vectors[len(queries) :]), answers, len(queries))
 
-    return ScorePlan(_sides(queries, documents, "embed", asked.params, by_role), finish)
+    return ScorePlan(_requests(queries, documents, "embed", options.params, by_role), finish)
 
 
-def _late_interaction(queries: Sequence[str], documents: Sequence[str], asked: Asked, mean: bool) -> ScorePlan:
+def _late_interaction(queries: Sequence[str], documents: Sequence[str], options: ScoreOptions, mean: bool) -> ScorePlan:
     """MaxSim: each vector of the query finds its best vector of the document, and their products are added.
 
     mean: divide by the number of the query's vectors.
@@ -266,22 +281,22 @@ def _late_interaction(queries: Sequence[str], documents: Sequence[str], asked: A
             sums /= np.array(lengths, dtype=np.float32)
         return _scores(sums, answers, len(queries))
 
-    return ScorePlan(_sides(queries, documents, "token_embed", asked.params, by_role=True), finish)
+    return ScorePlan(_requests(queries, documents, "token_embed", options.params, by_role=True), finish)
 
 
-def _sides(
+def _requests(
     queries: Sequence[str], documents: Sequence[str], task: Task, params: PoolingParams, by_role: bool = False
 ) -> list[Request]:
-    """All queries, then all documents, each cut to its side's limit. by_role: the model is told which is which."""
-    ours, theirs = _side(params, params.max_tokens_per_query), _side(params, params.max_tokens_per_doc)
+    """All queries, then all documents, each with its own limit. by_role: requests say which they are."""
+    ours, theirs = _alone(params, params.max_tokens_per_query), _alone(params, params.max_tokens_per_doc)
     query_type, document_type = ("query", "document") if by_role else (None, None)
     requests = [Request(Prompt(query), task, ours, input_type=query_type) for query in queries]
     return requests + [Request(Prompt(document), task, theirs, input_type=document_type) for document in documents]
 
 
-def _side(params: PoolingParams, most: int | None) -> PoolingParams:
-    """A side that is a prompt of its own is the first, and only, side of its request."""
-    return replace(params, max_tokens_per_query=most, max_tokens_per_doc=None)
+def _alone(params: PoolingParams, max_tokens: int | None) -> PoolingParams:
+    """The parameters of a text that is a prompt of its own: the limit of the first text of a pair is its limit."""
+    return replace(params, max_tokens_per_query=max_tokens, max_tokens_per_doc=None)
 
 
 def _scores(scores: Array, answers: Sequence[Answer], queries: int) -> list[Score]:

@@ -1,7 +1,7 @@
-"""Sparse vectors: weights of the few vocabulary entries that a text has, read off what one engine answers.
+"""Sparse vectors: weights of the few vocabulary entries that a text has, read from the answers of one engine.
 
-A plan says which requests to run and how each answer becomes a vector. From BGE-M3 come weights of the text's own
-tokens, from SPLADE weights of any vocabulary entry.
+A plan holds the requests to run, and how each answer becomes a vector. BGE-M3 gives weights of the text's own tokens,
+SPLADE of any vocabulary entry.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from poolhouse.tasks import SparseHead
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What a caller says beside the texts.
+class SparseOptions:
+    """The options of sparse vectors, beside the texts.
 
     top_k: keep so many entries, the largest. threshold: leave out entries that weigh less.
     prompt_name, input_type: as in `Request`. Of `params` only those about length mean something here.
@@ -59,7 +59,7 @@ class SparsePlan:
         return [self.each(answer) for answer in answers]
 
 
-def plan(engine: PoolingEngine, prompts: Sequence[Prompt], options: Options) -> SparsePlan:
+def plan(engine: PoolingEngine, prompts: Sequence[Prompt], options: SparseOptions) -> SparsePlan:
     """What to run for the sparse vectors of these prompts, a request for each in order.
 
     Raises:
@@ -116,9 +116,9 @@ def _by_token(weights: Array, ids: Ids, head: SparseHead, piece: int) -> tuple[I
     """Each token id once, with its largest weight. weights: one per row. piece: tokens that are read at once."""
     ids = ids[_has_row(ids, head, piece)]
     kept = (weights > 0) & ~np.isin(ids, list(head.left_out))
-    distinct, places = np.unique(ids[kept], return_inverse=True)
+    distinct, positions = np.unique(ids[kept], return_inverse=True)
     largest = np.zeros(len(distinct), dtype=np.float32)
-    np.maximum.at(largest, places, weights[kept])
+    np.maximum.at(largest, positions, weights[kept])
     return distinct, largest
 
 
@@ -134,7 +134,7 @@ def _has_row(ids: Ids, head: SparseHead, piece: int) -> np.ndarray[tuple[int], n
     return has_row
 
 
-def _pruned(vector: SparseVector, options: Options) -> SparseVector:
+def _pruned(vector: SparseVector, options: SparseOptions) -> SparseVector:
     """The vector with its largest entries only; of equal ones those of smaller ids."""
     if options.threshold is not None:
         vector = _kept(vector, np.flatnonzero(np.abs(vector.weights) >= options.threshold))
@@ -144,11 +144,11 @@ def _pruned(vector: SparseVector, options: Options) -> SparseVector:
     return vector
 
 
-def _kept(vector: SparseVector, places: Ids) -> SparseVector:
-    return replace(vector, ids=vector.ids[places], weights=vector.weights[places])
+def _kept(vector: SparseVector, entries: Ids) -> SparseVector:
+    return replace(vector, ids=vector.ids[entries], weights=vector.weights[entries])
 
 
-def _check(options: Options) -> None:
+def _check(options: SparseOptions) -> None:
     top_k, threshold = options.top_k, options.threshold
     if top_k is not None and (type(top_k) is not int or top_k < 1):
         raise InvalidRequest(f"top_k must be an integer from 1, got {top_k!r}.", "top_k", top_k)

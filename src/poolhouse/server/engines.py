@@ -1,36 +1,27 @@
-"""Serving: the engines of one server, and how a route gets answers from them."""
+"""Engines: those of one server by name, adapters among them, and how many prompts may wait for each."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeVar
-
-from fastapi import Request as HttpRequest
-from pydantic import BaseModel
 
 from poolhouse.engine.interface import PoolingEngine, WarmUpLevel
 from poolhouse.engine.observing import Observer
 from poolhouse.engine.request import Answer, Request
-from poolhouse.engine.waiting import all_results, with_path
-from poolhouse.errors import EngineError, InputTooLong, InvalidRequest, UnknownModel
-from poolhouse.server.telemetry import tracing
-from poolhouse.server.telemetry.metrics import Metrics, route_of
-from poolhouse.server.wire.body import read_json
-from poolhouse.server.wire.errors import Disconnected, Overloaded, Refused
+from poolhouse.errors import EngineError, InvalidRequest, UnknownModel
+from poolhouse.server.telemetry.metrics import Metrics
+from poolhouse.server.wire.errors import Overloaded
 from poolhouse.settings import ServerSettings
 
-FieldsT = TypeVar("FieldsT", bound=BaseModel)
-_SECONDS_UNWATCHED = 0.05
-# Names of models in one message, and characters of a name that none has.
-_MOST_NAMES, _LONGEST_NAME = 20, 200
+# Names of models in one message, and characters of an unknown name.
+_MAX_NAMES, _MAX_NAME = 20, 200
 
 
-class Serving:
+class Engines:
     """Engines by the names that requests may use; the first is the default."""
 
     def __init__(self, engines: Sequence[PoolingEngine], settings: ServerSettings, metrics: Metrics) -> None:
@@ -39,12 +30,12 @@ class Serving:
             for name in (engine.facts.name, *engine.facts.aliases):
                 # Of engines that share a name, the first has it.
                 names.setdefault(name, engine)
-        self.engines: Mapping[str, PoolingEngine] = names
+        self.by_name: Mapping[str, PoolingEngine] = names
         self._unlisted = {name: engine for engine in reversed(engines) for name in engine.facts.unlisted_names}
         self.settings = settings
         self.metrics = metrics
         self.started = int(time.time())
-        self._inboxes = {engine.facts.name: Inbox(engine) for engine in names.values()}
+        self._singles = {engine.facts.name: SingleRequests(engine) for engine in names.values()}
         self._admissions = {engine.facts.name: Admission(settings.max_queued_prompts) for engine in names.values()}
 
     @property
@@ -55,21 +46,21 @@ class Serving:
     @property
     def only(self) -> bool:
         """Whether one model is served, without adapters; its names do not count."""
-        return len(self._inboxes) == 1
+        return len(self._admissions) == 1
 
     @property
     def names(self) -> str:
         """The names that requests may use, for messages; the first of many."""
-        names = list(self.engines)
-        more = len(names) - _MOST_NAMES
-        return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+        names = list(self.by_name)
+        more = len(names) - _MAX_NAMES
+        return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
     @property
-    def tasks_in_words(self) -> str:
-        """Which model has which tasks, for messages; nothing where one model is served."""
-        several = {engine.facts.name: engine.facts.tasks for engine in list(self.engines.values())[:_MOST_NAMES]}
-        told = "; ".join(f"`{name}`: {', '.join(tasks)}" for name, tasks in several.items())
-        return f"Served models and their tasks: {told}." if len(several) > 1 else ""
+    def tasks_by_model(self) -> str:
+        """The tasks of each model, for messages; empty where one model is served."""
+        several = {engine.facts.name: engine.facts.tasks for engine in list(self.by_name.values())[:_MAX_NAMES]}
+        listed = "; ".join(f"`{name}`: {', '.join(tasks)}" for name, tasks in several.items())
+        return f"Served models and their tasks: {listed}." if len(several) > 1 else ""
 
     def waiting(self, engine: PoolingEngine) -> int:
         """Prompts of one engine that wait or run."""
@@ -82,150 +73,57 @@ class Serving:
             UnknownModel: no such name.
         """
         if model is None or model == "":
-            return next(iter(self.engines.values()))
-        if model in self._unlisted and model not in self.engines:
+            return next(iter(self.by_name.values()))
+        if model in self._unlisted and model not in self.by_name:
             return self._unlisted[model]
-        if model not in self.engines:
+        if model not in self.by_name:
             raise UnknownModel(f"{unknown(model)} Served models: {self.names}.", None)
-        return self.engines[model]
+        return self.by_name[model]
 
-    def lone_or_named(self, model: str | None) -> PoolingEngine:
-        """As `engine`, but a lone model answers whatever it is called, as peers do that know one model alone.
-
-        Raises:
-            UnknownModel: one of several is asked for, by a name that none has.
-        """
-        return self.engine(None if self.only and model not in self.engines else model)
-
-    async def read(self, http: HttpRequest, fields: type[FieldsT]) -> FieldsT:
-        """The body of a request.
+    def single_or_named(self, model: str | None) -> PoolingEngine:
+        """As `engine`, but a single model answers to every name, as in servers that have one model only.
 
         Raises:
-            Refused, ValidationError: it is none, or not of these fields.
+            UnknownModel: there are several models, and none of that name.
         """
-        return self.parse(await read_json(http, self.settings), fields)
-
-    def parse(self, body: dict[str, Any], fields: type[FieldsT]) -> FieldsT:
-        """A body that was read already; see `read`."""
-        started = time.perf_counter()
-        parsed = fields.model_validate(body)
-        self.metrics.parse_seconds.observe(time.perf_counter() - started)
-        return parsed
+        return self.engine(None if self.only and model not in self.by_name else model)
 
     def check_items(self, items: int, parameter: str) -> None:
         """Raise InvalidRequest for more inputs than one request may hold."""
-        most = self.settings.max_client_batch_size
-        if items > most:
+        max_items = self.settings.max_client_batch_size
+        if items > max_items:
             raise InvalidRequest(
-                f"{parameter} has {items} entries; one request may hold {most} (--max-client-batch-size).",
+                f"{parameter} has {items} entries; one request may hold {max_items} (--max-client-batch-size).",
                 parameter,
                 items,
             )
 
-    def check_list(self, given: object, parameter: str) -> None:
-        """As `check_items`, of what was not read yet: reading millions of inputs would stop the server for seconds."""
-        if isinstance(given, list) and given and not isinstance(given[0], int):
-            self.check_items(len(given), parameter)
+    def check_list(self, value: object, parameter: str) -> None:
+        """As `check_items`, before the inputs are parsed: parsing millions would stop the event loop for seconds."""
+        if isinstance(value, list) and value and not isinstance(value[0], int):
+            self.check_items(len(value), parameter)
 
-    async def answers(
-        self,
-        http: HttpRequest,
-        engine: PoolingEngine,
-        requests: Sequence[Request],
-        place: Callable[[int], str] = "input[{}]".format,
-    ) -> list[Answer]:
-        """Answers in order; a client that hangs up takes its prompts out of the queue.
-
-        place: where in the body the prompt of a request stands, for messages.
+    def accept(self, engine: PoolingEngine, requests: Sequence[Request]) -> None:
+        """Submit requests to an engine of these; `release` them when they are answered.
 
         Raises:
-            Overloaded: the queue is full. Refused: too long a wait. Disconnected: the client is gone. Otherwise the error
-            of the first prompt that has one.
+            Overloaded: the queue is full.
         """
-        # Failures too are counted and logged by their model.
-        http.scope["state"]["model"] = engine.facts.name
-        admission = self._admissions[engine.facts.name]
-        admission.enter(len(requests))
-        submitted = time.perf_counter()
-        try:
-            if len(requests) == 1:
-                self._inboxes[engine.facts.name].put(requests[0])
-            else:
-                submit(engine, requests)
-            futures = [request.future for request in requests]
-            try:
-                answers = await self._answered(http, futures)
-            except InvalidRequest as error:
-                raise _located(error, futures, place) from None
-        finally:
-            admission.leave(len(requests))
-        self._count(http, engine, requests, answers)
-        tracing.note(http.scope["state"], submitted, answers)
-        return answers
+        name = engine.facts.name
+        self._admissions[name].enter(len(requests))
+        if len(requests) == 1:
+            self._singles[name].put(requests[0])
+        else:
+            submit(engine, requests)
 
-    async def _answered(self, http: HttpRequest, futures: Sequence[Future[Answer]]) -> list[Answer]:
-        loop = asyncio.get_running_loop()
-        answering = all_results(futures)
-        watches: list[asyncio.Task[None]] = []
-        # Most answers are there before it is worth to look whether somebody still waits for them.
-        later = loop.call_later(
-            _SECONDS_UNWATCHED, lambda: watches.append(loop.create_task(self._watch(http, answering)))
-        )
-        try:
-            return await answering
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
-        finally:
-            later.cancel()
-            for watch in watches:
-                watch.cancel()
-
-    async def _watch(self, http: HttpRequest, answering: asyncio.Future[list[Answer]]) -> None:
-        """Give up on answers when the client is gone, or the time is over."""
-        seconds = self.settings.request_timeout_seconds
-        error: Exception = Disconnected()
-        try:
-            async with asyncio.timeout(seconds - _SECONDS_UNWATCHED):
-                # After the body, the next thing that a client can send is that it is gone.
-                await http.receive()
-        except TimeoutError:
-            error = Refused(f"There was no answer within {seconds:g} seconds (--request-timeout-seconds).", 504)
-        if not answering.done():
-            answering.set_exception(error)
-
-    def _count(
-        self, http: HttpRequest, engine: PoolingEngine, requests: Sequence[Request], answers: Sequence[Answer]
-    ) -> None:
-        tokens = sum(len(answer.tokens) for answer in answers)
-        truncated = sum(answer.tokens.truncated for answer in answers)
-        task = requests[0].task if requests else "none"
-        self.metrics.answered(route_of(http.scope), engine.facts.name, task, len(answers), tokens, truncated)
-        state = http.scope["state"]
-        # Some routes ask several times for one request.
-        state["items"] = state.get("items", 0) + len(answers)
-        state["tokens"] = state.get("tokens", 0) + tokens
-        if truncated:
-            state["truncated"] = state.get("truncated", 0) + truncated
-        state["answers"] = answers
+    def release(self, engine: PoolingEngine, requests: Sequence[Request]) -> None:
+        """These accepted requests are answered, or no client waits for them any more."""
+        self._admissions[engine.facts.name].leave(len(requests))
 
 
 def unknown(model: str) -> str:
-    """What is said of a name that no model has, as much of it as a name may be."""
-    return f"The model `{model[:_LONGEST_NAME]}` does not exist."
-
-
-def _located(error: InvalidRequest, futures: Sequence[Future[Answer]], place: Callable[[int], str]) -> InvalidRequest:
-    """The error with the place of its prompt, where there are several and not all are refused alike."""
-    if len(futures) < 2 or (_words(futures[0]) == _words(futures[-1]) and not isinstance(error, InputTooLong)):
-        return error
-    return with_path(error, futures, place)
-
-
-def _words(future: Future[Answer]) -> str | None:
-    failed = future.done() and not future.cancelled() and future.exception() is not None
-    return str(future.exception()) if failed else None
+    """The message for an unknown name; a long name is cut."""
+    return f"The model `{model[:_MAX_NAME]}` does not exist."
 
 
 def with_adapters(engines: Sequence[PoolingEngine]) -> list[PoolingEngine]:
@@ -238,7 +136,7 @@ def with_adapters(engines: Sequence[PoolingEngine]) -> list[PoolingEngine]:
 class AdaptedEngine:
     """An engine whose requests go through one adapter, unless they name another.
 
-    What concerns the engine as a whole (being watched, warmed up, closed) is done to the engine beneath by itself.
+    The engine beneath is observed, warmed up and closed by itself, so these methods do nothing here.
     """
 
     def __init__(self, engine: PoolingEngine, adapter: str) -> None:
@@ -277,19 +175,19 @@ class AdaptedEngine:
     def close(self, drain_seconds: float = 30.0) -> None: ...
 
 
-# Of the rate at which prompts are answered, which tells how long the queue is in seconds.
+# The rate of answers is a mean that forgets half of the past in so many seconds.
 _HALF_LIFE_SECONDS = 10.0
-_LONGEST_RETRY_SECONDS = 60.0
+_MAX_RETRY_SECONDS = 60.0
 
 
 class Admission:
     """Counts the prompts that were accepted and not yet answered; belongs to one event loop.
 
-    most: prompts at once. A request of any size is taken while nothing waits.
+    max_waiting: prompts at once. While nothing waits, a request of any size is accepted.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_waiting: int) -> None:
+        self.max_waiting = max_waiting
         self.waiting = 0
         self._rate = 0.0
         self._seen = time.monotonic()
@@ -300,9 +198,9 @@ class Admission:
         Raises:
             Overloaded: too many wait already.
         """
-        if self.waiting and self.waiting + prompts > self.most:
+        if self.waiting and self.waiting + prompts > self.max_waiting:
             raise Overloaded(
-                f"The server is overloaded: {self.waiting} prompts wait, and {self.most} may. Come again later.",
+                f"The server is overloaded: {self.waiting} prompts wait, and {self.max_waiting} may. Come again later.",
                 self._retry_after(prompts),
             )
         self.waiting += prompts
@@ -318,14 +216,14 @@ class Admission:
 
     def _retry_after(self, prompts: int) -> float:
         """Seconds until there should be room, at the rate of the last while."""
-        too_many = self.waiting + prompts - self.most
-        return min(too_many / self._rate if self._rate else 1.0, _LONGEST_RETRY_SECONDS)
+        too_many = self.waiting + prompts - self.max_waiting
+        return min(too_many / self._rate if self._rate else 1.0, _MAX_RETRY_SECONDS)
 
 
-class Inbox:
-    """Requests of one prompt, submitted in one call per turn of the event loop.
+class SingleRequests:
+    """Collects requests of one prompt, and submits them in one call per turn of the event loop.
 
-    A tokenizer call for many short texts costs little more than one for a single text, and so does waking the engine.
+    Tokenising many short texts in one call, and waking the engine once, costs little more than doing it for one text.
     """
 
     def __init__(self, engine: PoolingEngine) -> None:
@@ -344,7 +242,7 @@ class Inbox:
 
 
 def submit(engine: PoolingEngine, requests: Sequence[Request]) -> None:
-    """Start work on requests; whatever goes wrong, their futures tell."""
-    # A signal would not be raised here: it is the tokenizer's, and the futures say so.
+    """Submit requests; their futures carry every error."""
+    # The tokenizer's own exceptions, not a signal: the futures carry them.
     with suppress(KeyboardInterrupt, SystemExit):
         engine.submit(requests)

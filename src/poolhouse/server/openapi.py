@@ -1,8 +1,9 @@
-"""The OpenAPI document: what every route takes, from the models that read bodies, and answers, from the contracts of dialects."""
+"""OpenAPI: the document of all routes, from their rows: the models of bodies, the types of replies and errors."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
@@ -10,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Response
-from fastapi.routing import APIRoute
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import core_schema
+from starlette.responses import Response
 
 import poolhouse
-from poolhouse.server.dialects import contracts
+from poolhouse.server.call import Call
+from poolhouse.server.routing import Dialect, Endpoint, Route, endpoints
 from poolhouse.server.security import OPEN_PATHS, api_keys
-from poolhouse.server.wire.contract import BothError, Contract, FlatError, NestedError, OurError, Refusal
+from poolhouse.server.wire.contract import BothError, Errors, FlatError, NestedError, OurError, Refusal
 from poolhouse.settings import ServerSettings
 
 Json = dict[str, Any]
@@ -29,55 +30,47 @@ _HEADERS = {
     "X-Poolhouse-Truncated": "How many inputs were cut, where any was.",
     "Retry-After": "Seconds after which to ask again.",
 }
-# Of refusals that come before any dialect is asked.
+# Of refusals before any dialect gets the request.
 _BEFORE = (401, 414, 431)
 _SCHEMES: Json = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
     "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
 }
-# All that paths hold.
+# The parameter of every path that has one.
 _MODEL = "The name of a served model; it may hold slashes."
-# How pydantic names types whose own name others have too.
-_SHARED_NAME = re.compile(r"poolhouse__server__dialects__(\w+?)__(\w+)")
+# How pydantic names a type where others have the same name: by its module.
+_QUALIFIED = re.compile(r"poolhouse__\w+")
 
 
-def router(dialects: Sequence[APIRouter], settings: ServerSettings) -> APIRouter:
+def dialect(dialects: Sequence[Dialect], settings: ServerSettings) -> Dialect:
     """/openapi.json of these dialects, and /docs, which draws it; the page needs nothing from elsewhere."""
-    routes = APIRouter()
     page = Path(__file__).with_name("docs.html").read_bytes()
     written: list[bytes] = []
 
-    @routes.get("/openapi.json", include_in_schema=False)
-    async def schema() -> Response:
+    async def schema(_: Call) -> Response:
         if not written:
             written.append(await asyncio.to_thread(lambda: orjson.dumps(document(dialects, settings))))
         return Response(written[0], media_type="application/json")
 
-    @routes.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
+    async def docs(_: Call) -> Response:
         return Response(page, media_type="text/html; charset=utf-8")
 
-    return routes
+    return Dialect(
+        "documents",
+        (Route("GET", "/openapi.json", schema, hidden=True), Route("GET", "/docs", docs, hidden=True)),
+    )
 
 
-def document(dialects: Iterable[APIRouter], settings: ServerSettings) -> Json:
-    """OpenAPI 3.1 of these routes, as a server with these settings answers them."""
-    routes = [
-        route
-        for dialect in dialects
-        for route in dialect.routes
-        if isinstance(route, APIRoute) and route.include_in_schema
-    ]
-    told = contracts()
+def document(dialects: Iterable[Dialect], settings: ServerSettings) -> Json:
+    """OpenAPI 3.1 of these dialects, on a server with these settings."""
+    documented = [one for one in endpoints(dialects) if one.documented]
     our_error = {"both": BothError, "flat": FlatError, "nested": NestedError}[settings.error_format]
-    types = _Types([(_bodies(route), told[route.path_format]) for route in routes], our_error)
+    types = _Types([one.route for one in documented], [_errors(one) for one in documented], our_error)
     keys = bool(api_keys(settings))
     paths: dict[str, Json] = {}
-    for route in routes:
-        operation = _operation(route, told[route.path_format], types, keys)
-        for method in sorted(route.methods or ()):
-            paths.setdefault(route.path_format, {})[method.lower()] = operation
+    for one in documented:
+        paths.setdefault(one.openapi_path, {})[one.route.method.lower()] = _operation(one, types, keys)
     secured: Json = {"security": [{name: []} for name in _SCHEMES]} if keys else {}
     return {
         "openapi": "3.1.0",
@@ -86,20 +79,26 @@ def document(dialects: Iterable[APIRouter], settings: ServerSettings) -> Json:
         "paths": paths,
         "components": {
             "schemas": types.definitions,
-            "headers": {name: _header(words) for name, words in _HEADERS.items()},
+            "headers": {name: _header(text) for name, text in _HEADERS.items()},
             "securitySchemes": _SCHEMES if keys else {},
         },
         **secured,
     }
 
 
+def _errors(endpoint: Endpoint) -> tuple[Errors, ...]:
+    own = endpoint.route.errors
+    return endpoint.dialect.errors if own is None else own
+
+
 class _Types:
     """The schemas of all bodies and replies, which share their definitions."""
 
-    def __init__(self, told: Sequence[tuple[Sequence[Any], Contract]], our_error: Any) -> None:
+    def __init__(self, routes: Sequence[Route], errors: Sequence[Sequence[Errors]], our_error: Any) -> None:
         self.our_error = our_error
-        bodies = [body for bodies, _ in told for body in bodies]
-        replies = [reply for _, contract in told for reply in _replies(contract)] + [our_error, Refusal]
+        bodies = [body for route in routes for body in _bodies(route)]
+        replies = [reply for route in routes for reply in route.replies]
+        replies += [one.body for several in errors for one in several if one.body is not None] + [our_error, Refusal]
         adapters: list[tuple[Any, JsonSchemaMode, TypeAdapter[Any]]] = [
             *((body, "validation", TypeAdapter(body)) for body in dict.fromkeys(bodies)),
             *(
@@ -150,88 +149,90 @@ def _or_null(schema: Json) -> Json:
 
 
 class _Exact(GenerateJsonSchema):
-    """Replies hold what is said of them and no more."""
+    """Replies have the fields of their type and no others."""
 
     def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> JsonSchemaValue:
         return {**super().typed_dict_schema(schema), "additionalProperties": False}
 
 
 def _in_short(schema: Json) -> Json:
-    """With short names for what pydantic names by its module, since several dialects have it: `TeiEmbedFields`."""
+    """With short names for types that pydantic names by their module: `TeiEmbedFields`, by the dialect alone."""
 
     def name(found: re.Match[str]) -> str:
-        dialect, kind = found[1].split("_")[0].capitalize(), found[2].split("__")[-1]
+        *modules, kind = found[0].split("__")
+        if "dialects" not in modules:
+            return kind
+        dialect = modules[modules.index("dialects") + 1].split("_")[0].capitalize()
         return kind if kind.startswith(dialect) else dialect + kind
 
-    short: Json = orjson.loads(_SHARED_NAME.sub(name, orjson.dumps(schema).decode()))
+    short: Json = orjson.loads(_QUALIFIED.sub(name, orjson.dumps(schema).decode()))
     return short
 
 
-def _bodies(route: APIRoute) -> tuple[Any, ...]:
+def _bodies(route: Route) -> tuple[type[BaseModel], ...]:
     """The models that may read a route's body."""
-    bodies: tuple[Any, ...] = (route.openapi_extra or {}).get("bodies", ())
-    return bodies
+    if route.body is None:
+        return ()
+    return route.body if isinstance(route.body, tuple) else (route.body,)
 
 
-def _replies(contract: Contract) -> list[Any]:
-    return [*contract.replies, *(errors.body for errors in contract.errors if errors.body is not None)]
-
-
-def _operation(route: APIRoute, contract: Contract, types: _Types, keys: bool) -> Json:
-    bodies = _bodies(route)
-    made: Json = {
-        "tags": route.tags,
-        "summary": route.name.replace("_", " ").capitalize(),
-        "description": route.description,
-        "operationId": route.unique_id,
-        "responses": _responses(contract, types, bool(bodies), keys and route.path not in OPEN_PATHS),
+def _operation(endpoint: Endpoint, types: _Types, keys: bool) -> Json:
+    route, bodies = endpoint.route, _bodies(endpoint.route)
+    name = route.answer.__name__
+    open_to_all = endpoint.path in OPEN_PATHS
+    operation: Json = {
+        "tags": [endpoint.dialect.tag],
+        "summary": name.replace("_", " ").capitalize(),
+        "description": inspect.getdoc(route.answer) or "",
+        "operationId": re.sub(r"\W", "_", f"{name}{endpoint.openapi_path}") + f"_{route.method.lower()}",
+        "responses": _responses(route, _errors(endpoint), types, keys and not open_to_all),
     }
     parameters = [
         {
-            "name": name,
+            "name": parameter,
             "in": "path",
             "required": True,
             "description": _MODEL,
             "schema": {"type": "string", "minLength": 1},
         }
-        for name in route.param_convertors
+        for parameter in endpoint.parameters
     ] + [
-        {"name": name, "in": "query", "description": words, "schema": {"type": "string"}}
-        for name, words in contract.query.items()
+        {"name": parameter, "in": "query", "description": text, "schema": {"type": "string"}}
+        for parameter, text in route.query.items()
     ]
     if parameters:
-        made["parameters"] = parameters
+        operation["parameters"] = parameters
     if bodies:
-        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": types.any_of(bodies)}}}
-    return made | ({"security": []} if keys and route.path in OPEN_PATHS else {})
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": types.any_of(bodies)}}}
+    return operation | ({"security": []} if keys and open_to_all else {})
 
 
-def _responses(contract: Contract, types: _Types, read: bool, guarded: bool) -> Json:
-    """Every status that a route answers with. read: whether it reads a body."""
+def _responses(route: Route, refusals: Sequence[Errors], types: _Types, guarded: bool) -> Json:
+    """The responses of a route by status."""
     shapes: dict[int, list[Any]] = {status: [Refusal] for status in _BEFORE if guarded or status != 401}
-    for errors in contract.errors:
+    for errors in refusals:
         for status in errors.statuses:
             shapes.setdefault(status, []).extend([] if errors.body is None else [errors.body])
     if 503 in shapes:
-        # While models load, no dialect is there to answer.
+        # While models load, no dialect answers.
         shapes[503].append(OurError)
-    headers = {name: _header(words) for name, words in contract.headers.items()}
-    content: Json = {medium: {} for medium in contract.media}
-    if contract.replies:
-        content = {"application/json": {"schema": types.any_of(contract.replies)}, **content}
-    made = {"200": _response(200, content, (["X-Poolhouse-Truncated"] if read else []), headers)}
+    headers = {name: _header(text) for name, text in route.headers.items()}
+    content: Json = {medium: {} for medium in route.media}
+    if route.replies:
+        content = {"application/json": {"schema": types.any_of(route.replies)}, **content}
+    responses = {"200": _response(200, content, ([] if route.body is None else ["X-Poolhouse-Truncated"]), headers)}
     for status, kinds in sorted(shapes.items()):
         content = {"application/json": {"schema": types.any_of(kinds)}} if kinds else {}
-        made[str(status)] = _response(status, content, ["Retry-After"] if status in (429, 503) else [])
-    return made
+        responses[str(status)] = _response(status, content, ["Retry-After"] if status in (429, 503) else [])
+    return responses
 
 
 def _response(status: int, content: Json, named: Sequence[str], headers: Mapping[str, Json] | None = None) -> Json:
     """One response; an empty body has no content. named: the shared headers that it may have beside the id."""
     shared = {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-Id", *named)}
-    made: Json = {"description": HTTPStatus(status).phrase, "headers": {**shared, **(headers or {})}}
-    return made | ({"content": content} if content else {})
+    response: Json = {"description": HTTPStatus(status).phrase, "headers": {**shared, **(headers or {})}}
+    return response | ({"content": content} if content else {})
 
 
-def _header(words: str) -> Json:
-    return {"description": words, "schema": {"type": "string"}}
+def _header(description: str) -> Json:
+    return {"description": description, "schema": {"type": "string"}}

@@ -1,66 +1,199 @@
-"""Dispatch: routes that read their own body are found by their path, and answered without FastAPI in between.
-
-FastAPI tries its routes one by one, and wraps each in what ours do not need; with the routes of every dialect that takes
-longer than all the rest of a request. It still knows them, for OpenAPI.
-"""
+"""Routing: dialects as rows of routes, the route of each request by its path, and the refusal where there is none."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from pydantic import BaseModel
+from starlette.datastructures import URL
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poolhouse.errors import did_you_mean
+from poolhouse.server.call import Call
+from poolhouse.server.engines import Engines
 from poolhouse.server.security import is_below, path_of, without
-from poolhouse.server.wire.errors import Answering, NoRoute, Shape, speak
-from poolhouse.server.wire.probes import probe
+from poolhouse.server.wire.body import read_json
+from poolhouse.server.wire.contract import Errors
+from poolhouse.server.wire.errors import NoRoute, Shape
+from poolhouse.server.wire.probes import SPELLINGS
+from poolhouse.settings import ServerSettings
+
+_PARAMETER = re.compile(r"\{(\w+)(?::path)?\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One row of a dialect: a method and a path, the function that answers, and what the OpenAPI document describes.
+
+    path: `{model:path}` in it stands for the name of a model, slashes included; see `Call.path_params`.
+    answer: gets the call, and the body where there is one. The document shows its name and its docstring.
+    body: the pydantic model of the body, which `answer` gets. A tuple of several, where the fields tell which one it is:
+    then `answer` gets the JSON object, and calls `Call.parse`. None: the route reads no body.
+    replies: the types of the JSON of a 200; none is an empty body. media: other content types of a 200.
+    headers: of a 200, with descriptions. query: parameters of the URL, with descriptions.
+    errors: of this route, where they are not those of its dialect.
+    others: further paths of the same route, which the document leaves out. hidden: the document leaves out `path` too.
+    read: makes the object of a body, which may be of another kind than JSON.
+    """
+
+    method: str
+    path: str
+    answer: Callable[..., Awaitable[Response]]
+    body: type[BaseModel] | tuple[type[BaseModel], ...] | None = None
+    replies: tuple[Any, ...] = ()
+    errors: tuple[Errors, ...] | None = None
+    media: tuple[str, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+    hidden: bool = False
+    read: Callable[[Request, ServerSettings], Awaitable[dict[str, object]]] = read_json
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """The routes of one API.
+
+    tag: their group in the OpenAPI document. shape: how errors look; None is the one that --error-format chooses.
+    errors: the types of these errors, for the document. prefix: before the path of every route.
+    owns: paths of this dialect alone: where no route takes a request there or beneath, the refusal has its shape.
+    """
+
+    tag: str
+    routes: tuple[Route, ...]
+    shape: Shape | None = None
+    errors: tuple[Errors, ...] = (Errors(),)
+    prefix: str = ""
+    owns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A route of a dialect at one of its paths; the log and the metrics name it by `path`."""
+
+    path: str
+    route: Route
+    dialect: Dialect
+    documented: bool
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names of the parameters in the path."""
+        return _PARAMETER.findall(self.path)
+
+    @property
+    def openapi_path(self) -> str:
+        """The path as OpenAPI writes it."""
+        return _PARAMETER.sub(r"{\1}", self.path)
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """What matches the whole path; any text stands for a parameter."""
+        parts = _PARAMETER.split(self.path)
+        texts = [f"(?P<{part}>.*)" if index % 2 else re.escape(part) for index, part in enumerate(parts)]
+        return re.compile("".join(texts))
+
+
+def endpoints(dialects: Iterable[Dialect]) -> list[Endpoint]:
+    """Every route at each of its paths."""
+    return [
+        Endpoint(dialect.prefix + path, route, dialect, documented=not route.hidden and index == 0)
+        for dialect in dialects
+        for route in dialect.routes
+        for index, path in enumerate((route.path, *route.others))
+    ]
+
 
 Fail = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class Dispatch:
-    """Calls the direct route of a request's path; everything else goes to the app beneath.
+    """Answers a request by the route of its path; what is no HTTP request goes to the app beneath.
 
-    fail: the response to what a route raised.
+    fail: the response to an exception of a route.
     """
 
-    def __init__(self, app: ASGIApp, routers: Iterable[APIRouter], fail: Fail) -> None:
+    def __init__(self, app: ASGIApp, dialects: Sequence[Dialect], engines: Engines, fail: Fail) -> None:
         self.app = app
+        self.engines = engines
         self.fail = fail
-        direct = [route for router in routers for route in router.routes if isinstance(route, DirectRoute)]
-        self.routes = {(method, route.path): route for route in direct for method in route.methods or ()}
+        self.shapes = {path: dialect.shape for dialect in dialects for path in dialect.owns}
+        self.endpoints = endpoints(dialects)
+        self.exact: dict[str, dict[str, Endpoint]] = {}
         # Those whose path holds the name of a model; they are few.
-        self.patterns = [route for route in direct if route.param_convertors]
+        self.patterns = [(one.pattern, one) for one in self.endpoints if one.parameters]
+        for one in self.endpoints:
+            if not one.parameters:
+                self.exact.setdefault(one.path, {}).setdefault(one.route.method, one)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = None
-        if scope["type"] == "http":
-            route = self.routes.get((scope["method"], path_of(scope))) or self._by_pattern(scope)
-        if route is None:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope["route"] = route
         http = Request(scope, receive, send)
         try:
-            response: Response = await route.endpoint(http)
+            response = await self._answer(http)
         except Exception as error:  # noqa: BLE001 - every failure has an answer
             response = await self.fail(http, error)
         await response(scope, receive, send)
 
-    def _by_pattern(self, scope: Scope) -> DirectRoute | None:
-        for route in self.patterns:
-            match, found = route.matches(scope)
-            if match is Match.FULL:
-                scope["path_params"] = found["path_params"]
-                return route
+    async def _answer(self, http: Request) -> Response:
+        scope = http.scope
+        path = path_of(scope)
+        endpoint = self.exact.get(path, {}).get(scope["method"]) or self._by_pattern(path, scope)
+        if endpoint is None:
+            return self._unrouted(http, path)
+        scope["route"] = endpoint
+        route, shape = endpoint.route, endpoint.dialect.shape
+        call = Call(self.engines, http)
+        if shape is not None:
+            call.speak(shape)
+        if route.body is None:
+            return await route.answer(call)
+        body = await route.read(http, self.engines.settings)
+        return await route.answer(call, body if isinstance(route.body, tuple) else call.parse(body, route.body))
+
+    def _by_pattern(self, path: str, scope: Scope) -> Endpoint | None:
+        for pattern, endpoint in self.patterns:
+            if endpoint.route.method == scope["method"] and (match := pattern.fullmatch(path)):
+                scope["path_params"] = match.groupdict()
+                return endpoint
         return None
+
+    def _unrouted(self, http: Request, path: str) -> Response:
+        """A redirect where slashes at the end are too many or missing, else the error that says what is possible."""
+        whole: str = http.scope["path"]
+        other = {**http.scope, "path": whole.rstrip("/") if whole.endswith("/") else f"{whole}/"}
+        if path != "/" and not self._at(path) and self._at(path_of(other)):
+            return RedirectResponse(URL(scope=other))
+        for start, shape in self.shapes.items():
+            if shape is not None and (path == start or path.startswith(f"{start.rstrip('/')}/")):
+                http.state.error_shape = shape
+        raise self._refusal(http, path)
+
+    def _at(self, path: str) -> dict[str, Endpoint]:
+        """The endpoints of a path, by method."""
+        found = {one.route.method: one for pattern, one in self.patterns if pattern.fullmatch(path)}
+        return {**found, **self.exact.get(path, {})}
+
+    def _refusal(self, http: Request, path: str) -> NoRoute:
+        taken, shown = self._at(path), path[:_MAX_PATH]
+        if not taken:
+            near = [name for name, methods in self.exact.items() if http.method in methods]
+            return NoRoute(f"Not Found: there is no route {shown}.{did_you_mean(shown, near)}")
+        http.scope["route"] = next(iter(taken.values()))
+        message = f"Method Not Allowed: {shown} takes {', '.join(sorted(taken))}, not {http.method[:_MAX_METHOD]}."
+        # What answers GET answers HEAD.
+        return NoRoute(message, sorted({*taken, "HEAD"} if "GET" in taken else taken))
+
+
+# Characters of a path and of a method in a message.
+_MAX_PATH, _MAX_METHOD = 100, 20
 
 
 class Heads:
@@ -77,20 +210,20 @@ class Heads:
         async def without_body(message: Message) -> None:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
-        asked = {**scope, "method": "GET"}
+        as_get = {**scope, "method": "GET"}
         try:
-            await self.app(asked, receive, without_body)
+            await self.app(as_get, receive, without_body)
         finally:
-            if "route" in asked:
+            if "route" in as_get:
                 # The log and the metrics, which stand outside, name it.
-                scope["route"] = asked["route"]
+                scope["route"] = as_get["route"]
 
 
 class Addressed:
-    """Tells everything beneath where it stands, and of every probe by one spelling.
+    """Sets the root path of a request, and the one spelling of a probe's path, for everything beneath.
 
-    Where it stands is the path prefix of an application around it, of the server, or of `root_path`, which a proxy may
-    strip or not.
+    The root path is the prefix of an application around this one, of the server, or `root_path`, which a proxy may strip
+    or not.
     """
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
@@ -100,7 +233,7 @@ class Addressed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path, root = scope["path"], self._root(scope)
-            spelling = probe(without(root, path))
+            spelling = SPELLINGS.get(without(root, path).rstrip("/"))
             if spelling is not None:
                 path = root + spelling if is_below(root, path) else spelling
             if path != scope["path"] or root != scope.get("root_path", ""):
@@ -108,66 +241,8 @@ class Addressed:
         await self.app(scope, receive, send)
 
     def _root(self, scope: Scope) -> str:
-        given: str = scope.get("root_path", "").rstrip("/")
-        # A proxy may strip its part, and leave that of the application around us.
-        mounted = given.removeprefix(scope.get("app_root_path", "").rstrip("/"))
-        candidates = [root for root in (given, mounted, self.root_path) if root]
+        outer: str = scope.get("root_path", "").rstrip("/")
+        # A proxy may strip its part, and leave that of the application around this one.
+        mounted = outer.removeprefix(scope.get("app_root_path", "").rstrip("/"))
+        candidates = [root for root in (outer, mounted, self.root_path) if root]
         return next((root for root in candidates if is_below(root, scope["path"])), (*candidates, "")[0])
-
-
-class DirectRoute(APIRoute):
-    """A route whose function takes the request and gives the response; OpenAPI knows it like any other."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        return self.endpoint
-
-
-def direct_router(tag: str, prefix: str = "") -> APIRouter:
-    """A router of such routes."""
-    return APIRouter(prefix=prefix, tags=[tag], route_class=DirectRoute)
-
-
-# Of a path and a method, so much is repeated.
-_LONGEST_PATH, _LONGEST_METHOD = 100, 20
-
-
-def install(app: FastAPI, routers: Iterable[APIRouter], answering: Answering, shapes: Mapping[str, Shape]) -> None:
-    """Answer what none of these routers takes. shapes: how errors look at each of these paths, and beneath it."""
-    known: dict[str, _Path] = {}
-    for router in routers:
-        for route in router.routes:
-            if isinstance(route, APIRoute):
-                path = known.setdefault(route.path_format, _Path(route.path_regex, set()))
-                path.methods.update(route.methods or ())
-
-    async def answer(http: Request, _: Exception) -> Response:
-        path = path_of(http.scope)
-        for start, shape in shapes.items():
-            if path == start or path.startswith(f"{start.rstrip('/')}/"):
-                speak(http, shape)
-        return await answering(http, _error(path, http.method, known))
-
-    app.add_exception_handler(HTTPException, answer)
-
-
-@dataclass(frozen=True, slots=True)
-class _Path:
-    """A path, and the methods that it takes. pattern: of its whole; a name of a model may stand within."""
-
-    pattern: re.Pattern[str]
-    methods: set[str]
-
-
-def _error(path: str, method: str, known: Mapping[str, _Path]) -> NoRoute:
-    taken = sorted(set[str]().union(*(one.methods for one in known.values() if one.pattern.match(path))))
-    shown = path[:_LONGEST_PATH]
-    if taken:
-        words = f"Method Not Allowed: {shown} takes {', '.join(taken)}, not {method[:_LONGEST_METHOD]}."
-        return NoRoute(words, _with_head(taken))
-    near = [name for name, one in known.items() if method in one.methods]
-    return NoRoute(f"Not Found: there is no route {shown}.{did_you_mean(shown, near)}")
-
-
-def _with_head(methods: Sequence[str]) -> list[str]:
-    """What answers GET answers HEAD."""
-    return sorted({*methods, "HEAD"} if "GET" in methods else methods)

@@ -8,7 +8,7 @@ import hmac
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -143,7 +143,18 @@ class HeaderLimits:
         await self.app(scope, receive, send)
 
 
-def tls_options(settings: ServerSettings) -> dict[str, Any]:
+class TlsOptions(TypedDict, total=False):
+    """TLS as `uvicorn.Config` takes it."""
+
+    ssl_certfile: str
+    ssl_keyfile: str | None
+    ssl_keyfile_password: str | None
+    ssl_cert_reqs: int
+    ssl_ca_certs: str | None
+    ssl_ciphers: str
+
+
+def tls_options(settings: ServerSettings) -> TlsOptions:
     """What uvicorn needs for TLS; nothing where no certificate is set.
 
     Raises:
@@ -160,15 +171,17 @@ def tls_options(settings: ServerSettings) -> dict[str, Any]:
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"{name}: there is no file {file}.")
     password = settings.ssl_keyfile_password
-    options = {
+    options: TlsOptions = {
         "ssl_certfile": settings.ssl_certfile,
         "ssl_keyfile": settings.ssl_keyfile,
         "ssl_keyfile_password": None if password is None else password.get_secret_value(),
         "ssl_cert_reqs": settings.ssl_cert_reqs,
         "ssl_ca_certs": settings.ssl_ca_certs,
     }
-    # uvicorn takes its own default where nothing is passed.
-    return options | ({} if settings.ssl_ciphers is None else {"ssl_ciphers": settings.ssl_ciphers})
+    if settings.ssl_ciphers is not None:
+        # Else uvicorn takes its own default.
+        options["ssl_ciphers"] = settings.ssl_ciphers
+    return options
 
 
 class CertificateFiles:

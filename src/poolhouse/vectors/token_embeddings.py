@@ -55,7 +55,7 @@ class TokenEmbeddings:
 
     @classmethod
     def joined(cls, blocks: Sequence[TokenEmbeddings]) -> TokenEmbeddings:
-        """At least one block, and what follows it, as one; all of one precision and calibration."""
+        """At least one block as one; all of one precision and calibration."""
         values = np.concatenate([block.values for block in blocks])
         offsets = row_offsets(np.concatenate([np.diff(block.offsets) for block in blocks]))
         return cls(values, offsets, blocks[0].precision, blocks[0].calibration)
@@ -97,7 +97,7 @@ class TokenEmbeddings:
 
     @staticmethod
     def load(path: str | Path) -> TokenEmbeddings:
-        """What `save` wrote.
+        """The embeddings that `save` wrote.
 
         Raises:
             ConfigError: no such file, or another kind of file.
@@ -112,20 +112,20 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 @contextlib.contextmanager
 def writer(path: str | Path, form: str | None = None) -> Iterator[Write]:
-    """Write a file block by block; it appears when all of them are written, and without any not at all (`whole_file`).
+    """Write a file block by block; it appears when all blocks are written, and not without a block (`whole_file`).
 
-    form: ".npz", ".safetensors" or ".arrow"; None goes by the path's ending.
+    form: ".npz", ".safetensors" or ".arrow"; None takes the ending of the path.
     An .arrow file takes no more memory than a block; the others hold all blocks until the end.
 
     Raises:
-        ConfigError: an ending that means no kind of file; pyarrow, which .arrow needs, is not installed.
+        ConfigError: an unknown ending; pyarrow, which .arrow needs, is not installed.
     """
     with whole_file(path) as part, _WRITERS[form or _form(Path(path))](part) as write:
         yield write
 
 
 def read(path: str | Path) -> TokenEmbeddings:
-    """What was written into a file.
+    """The embeddings in a file.
 
     Raises:
         ConfigError: no such file, or another kind of file.

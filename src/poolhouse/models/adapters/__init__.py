@@ -1,1 +1,1 @@
-"""Low-rank adapters: their files, their place in a model, one per request."""
+"""Low-rank adapters: their files, the weights that they change, one per request."""

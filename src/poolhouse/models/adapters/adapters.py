@@ -199,7 +199,7 @@ def _check_options(options: AdapterOptions, tasks: Sequence[str]) -> None:
 
 
 def _adapted(transformer: Transformer, slot: str, adapter: Adapter) -> AdaptedLinear | AdaptedTable:
-    """The adapted layer of a slot, put in place of the plain one the first time."""
+    """The adapted layer of a slot, which replaces the plain one the first time."""
     if slot in ("tokens", "types", "positions"):
         return transformer.adapted_tables.setdefault(slot, AdaptedTable())
     owner, attribute = _owner(transformer, slot, adapter)

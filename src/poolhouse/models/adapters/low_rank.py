@@ -1,4 +1,4 @@
-"""Adapter: low-rank changes as they were trained, and where they go in a model of ours."""
+"""Adapter: low-rank changes as they were trained, and which weights of a native model they change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Task adapters that come with a checkpoint: among its tensors (jina-embeddings-v3) or in folders (-v5).
+"""Task adapters: those that come with a checkpoint, among its tensors (jina-embeddings-v3) or in folders (-v5).
 
 jina-embeddings-v5 has a PEFT folder per task, `adapters/<task>`. jina-embeddings-v3 has torch's parametrizations:
 `X.parametrizations.weight.original` is the weight of X; `X.parametrizations.weight.0.lora_A` and `lora_B` hold one change

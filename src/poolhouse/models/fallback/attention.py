@@ -1,4 +1,4 @@
-"""The attention function that transformers' models call when they run on a pack.
+"""Attention: the function that transformers' models call when they run on a pack.
 
 It holds no state: the segments reach it as an extra keyword of `model(...)`, so several engines share it in peace.
 """
@@ -53,9 +53,9 @@ def packed_attention(
         raise PackingError("the model makes an attention mask of its own")
     if query.shape[0] != 1 or not query.shape[2] == key.shape[2] == segments.total:
         raise PackingError("attention does not run over the tokens of the pack")
-    for name, given in others.items():
+    for name, argument in others.items():
         # Sinks and position biases change the scores; a bias is as large as the pack squared.
-        if isinstance(given, Tensor) and name not in _HARMLESS:
+        if isinstance(argument, Tensor) and name not in _HARMLESS:
             raise PackingError(f"attention takes '{name}', which packs do not support")
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     mixed = attend(

@@ -36,7 +36,7 @@ class Packed:
 class Unpacked:
     """Runs texts of one shape together: no padding, so each is computed as if it were alone.
 
-    A mask is given only where not all tokens are attended to.
+    A mask is passed only where not all tokens are attended to.
     """
 
     reentrant = False

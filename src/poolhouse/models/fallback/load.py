@@ -33,6 +33,11 @@ AUTO_CLASSES: dict[Role, str] = {
     "token_classify": "AutoModelForTokenClassification",
     "splade": "AutoModelForMaskedLM",
 }
+# Text sides that stand alone, with the projection into the space that they share.
+_PROJECTED = "TextModelWithProjection"
+_OTHER_SIDES = ("vision", "visual", "image", "audio", "video")
+# Names in errors and notes; the rest is counted.
+_NAMED = 5
 
 
 def load_hugging_face(
@@ -132,7 +137,7 @@ def _build(
     encoder_only = role not in AUTO_CLASSES and _has_encoder(settings)
     model_class = _remote(code[auto_name], checkpoint, revision) if own_code else _auto_class(settings, auto_name)
     if model_class.__name__ == "AutoModelForTextEncoding":
-        # T5Gemma's encoder wants to hear that it is alone.
+        # T5Gemma's encoder must be told that it stands alone.
         settings.is_encoder_decoder = False
     try:
         whole, info = model_class.from_pretrained(
@@ -166,7 +171,7 @@ def _build(
 
 
 def _has_two_sides(model: Any) -> bool:
-    """Whether texts have a side of their own in the model, which makes one vector of each (CLIP and its kin)."""
+    """Whether texts have a side of their own in the model, which makes one vector of each (CLIP and models like it)."""
     return hasattr(model, "text_model") and (
         hasattr(model, "get_text_features") or type(model).__name__.endswith(_PROJECTED)
     )
@@ -188,11 +193,6 @@ def _of_texts(model: Any, folder: Folder, dtype: torch.dtype) -> Forward:
         # Trained on padding without a mask, so that every text is as long; the config's pad id is not the tokenizer's.
         padding = Padding(model.text_model.config.max_position_embeddings, _tokenizers_pad_id(folder))
     return Forward(model, dtype, text_features, "get_text_features", padding)
-
-
-# Text sides that stand alone, with the projection into the space that they share.
-_PROJECTED = "TextModelWithProjection"
-_OTHER_SIDES = ("vision", "visual", "image", "audio", "video")
 
 
 def _tokenizers_pad_id(folder: Folder) -> int:
@@ -285,7 +285,7 @@ def _width(forward: Forward, ids: list[int], device: torch.device) -> int:
     """The width of an answer, seen by asking for one.
 
     Raises:
-        CheckpointError: the model does not run on token ids alone (it wants pictures, sounds or a language).
+        CheckpointError: the model does not run on token ids alone (it needs pictures, sounds or a language).
     """
     try:
         return forward(torch.tensor([ids[:5]], device=device)).shape[-1]
@@ -336,7 +336,7 @@ def _token_types(model: nn.Module) -> int:
 
 
 def _max_tokens(model: nn.Module) -> int | None:
-    """Positions that a text may use: RoBERTa and its kin lose those up to the padding id's."""
+    """Positions that a text may use: RoBERTa and models like it lose those up to the padding id's."""
     for name, module in model.named_modules():
         table = getattr(module, "weight", None)
         if "position" in name and table is not None and getattr(module, "padding_idx", None) is not None:
@@ -376,10 +376,6 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-# Names in errors and notes; the rest is counted.
-_NAMED = 5
-
-
 def check_weights(
     whole: nn.Module, forward: Forward, info: Mapping[str, Any], ids: Sequence[int], folder: Folder
 ) -> list[str]:
@@ -415,7 +411,7 @@ def check_weights(
 def _matters(tensors: Sequence[Tensor], forward: Forward, ids: Sequence[int]) -> bool:
     """Whether hidden states depend on these tensors: they are spoilt for one short run.
 
-    They were made up by the initialisation (a pooler that a checkpoint lacks), so nothing is lost.
+    They are random numbers of the initialisation (a pooler that a checkpoint lacks), so nothing is lost.
     """
     suspects = [tensor for tensor in tensors if tensor.is_floating_point()]
     kept = [tensor.detach().clone() for tensor in suspects]
@@ -424,7 +420,7 @@ def _matters(tensors: Sequence[Tensor], forward: Forward, ids: Sequence[int]) ->
             tensor.fill_(torch.nan)
         try:
             answer = forward(torch.tensor([ids[:5]]))
-        except Exception:  # noqa: BLE001 - a model that cannot be asked gets no benefit of the doubt
+        except Exception:  # noqa: BLE001 - a model that does not run is not trusted
             return True
         finally:
             for tensor, before in zip(suspects, kept, strict=True):

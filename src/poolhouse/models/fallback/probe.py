@@ -90,7 +90,7 @@ def take_head(
     base_forward = Forward(base, forward.dtype, hidden_states)
     try:
         hidden = base_forward(text)[0].float()
-    except Exception:  # noqa: BLE001 - a base that cannot be asked for hidden states stays in its model
+    except Exception:  # noqa: BLE001 - a base that gives no hidden states stays in its model
         return None
     weight, bias = linear.weight.float(), None if linear.bias is None else linear.bias.float()
     expected = forward(text)[0].float()
@@ -147,7 +147,7 @@ def _try_packing(forward: Forward, texts: _Texts, pad_id: int | None) -> Verdict
 def _best_offset(forward: Forward, texts: _Texts, alone: Tensor, pad_id: int | None) -> tuple[float, int]:
     """The error of packed against alone, and the position offset that it was reached with.
 
-    RoBERTa and its kin count positions from pad_id + 1.
+    RoBERTa and models like it count positions from pad_id + 1.
     """
     _take_attention(forward.model, attention.PROBE)
     offsets = [0]
@@ -203,10 +203,10 @@ def _take_attention(model: Any, name: str) -> None:
         raise attention.PackingError("its attention cannot be replaced")
 
 
-def relative_error(got: Tensor, want: Tensor) -> float:
+def relative_error(got: Tensor, expected: Tensor) -> float:
     """The largest relative error of any row."""
-    got, want = got.float(), want.float()
-    return float(((got - want).norm(dim=-1) / want.norm(dim=-1).clamp_min(1e-12)).max())
+    got, expected = got.float(), expected.float()
+    return float(((got - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-12)).max())
 
 
 def _lone_linear(whole: nn.Module, base: nn.Module) -> nn.Linear | None:

@@ -1,1 +1,1 @@
-"""What the files of a checkpoint say."""
+"""Files of a checkpoint: what they say, each JSON file read once."""

@@ -28,11 +28,16 @@ class Checkpoint:
     def __init__(self, folder: Path | Folder, variant: str | None = None) -> None:
         self.folder = Folder.of(folder)
         self.variant = variant
-        if not self.folder.has("config.json"):
-            raise CheckpointError(f"{folder} has no config.json. A model folder holds config.json and weights.")
 
     @property
     def config(self) -> JsonObject:
+        """config.json.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if not self.folder.has("config.json"):
+            raise CheckpointError(f"{self.folder} has no config.json. A model folder holds config.json and weights.")
         return self.folder.json("config.json")
 
     @cached_property

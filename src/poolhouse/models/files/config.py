@@ -35,37 +35,40 @@ _DEFAULT_MAX_TOKENS = 2048
 def longest_prompt(
     by_config: int | None,
     folder: Folder,
-    files: SentenceTransformersFiles | None,
-    wanted: int | None,
+    files: SentenceTransformersFiles,
+    requested: int | None,
     longest_side: int | None = None,
     endless: bool = False,
 ) -> int:
     """The longest prompt: sentence-transformers' max_seq_length, else the lesser of config and tokenizer.
 
-    The user may ask for more than these, but not for more than by_config, unless the model is endless: it has no
-    positions, but counts distances. longest_side: of a late-interaction model, whose other files state the length of the
-    side that was read last. folder: of the weights, with the tokenizer that they were trained with.
+    The user may request more than these, but not more than by_config, unless the model is endless: it has no
+    positions, but counts distances. folder: of the weights, with the tokenizer that they were trained with.
+    longest_side: tokens of the longer of query and document of a late-interaction model, whose other files state the
+    length of the one that was read last.
 
     Raises:
-        ConfigError: the user wants more.
+        ConfigError: the user requests more.
     """
     limit = by_config
     by_tokenizer = folder.json("tokenizer_config.json", needed=False).get("model_max_length")
     # transformers writes 1e30 for "no limit".
     if isinstance(by_tokenizer, int | float) and 0 < by_tokenizer < 1e9:
         limit = min(limit or int(by_tokenizer), int(by_tokenizer))
-    if files is not None and files.max_seq_length is not None:
+    if files.max_seq_length is not None:
         limit = files.max_seq_length if by_config is None else min(files.max_seq_length, by_config)
     if longest_side is not None:
         limit = by_config or longest_side
     limit = limit or _DEFAULT_MAX_TOKENS
-    if wanted is None or wanted == -1:
+    if requested is None or requested == -1:
         return limit
-    if wanted < 1:
-        raise ConfigError(f"max_model_len must be at least 1, or -1 for the model's own limit, got {wanted}.")
-    if by_config is not None and wanted > by_config and not endless:
-        raise ConfigError(f"max_model_len={wanted} is more than the {by_config} positions that the model was made for.")
-    return wanted
+    if requested < 1:
+        raise ConfigError(f"max_model_len must be at least 1, or -1 for the model's own limit, got {requested}.")
+    if by_config is not None and requested > by_config and not endless:
+        raise ConfigError(
+            f"max_model_len={requested} is more than the {by_config} positions that the model was made for."
+        )
+    return requested
 
 
 def architecture(config: Config) -> str:

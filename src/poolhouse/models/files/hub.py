@@ -1,4 +1,4 @@
-"""The name of a model -> a folder on this machine, downloaded from the Hugging Face hub if need be."""
+"""Hub: the name of a model -> a folder on this machine, downloaded from the Hugging Face hub if need be."""
 
 from __future__ import annotations
 

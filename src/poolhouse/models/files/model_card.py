@@ -1,4 +1,4 @@
-"""What model cards state and files do not: vector lengths that models were trained for, and how to pool."""
+"""Model cards: what they state and files do not, the lengths that vectors may be cut to and how to pool."""
 
 from __future__ import annotations
 

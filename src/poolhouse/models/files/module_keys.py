@@ -1,4 +1,4 @@
-"""What each key of sentence-transformers' files does here: the one table of them, and the check against it.
+"""Module keys: what each key of sentence-transformers' files does here, in one table, and the check against it.
 
 A key of a new version of that library is not in the table, so a test fails until somebody decides about it.
 """
@@ -18,7 +18,7 @@ READ: Literal["read"] = "read"
 IGNORED: Literal["ignored"] = "ignored"
 Use = Literal["read", "ignored"] | tuple[object, ...]
 
-# The packages whose modules are known; a class of any other is somebody's own code, whatever it is called.
+# The packages whose modules are known; a class of any other is code of the repository's own, whatever it is called.
 PACKAGES = ("sentence_transformers.", "pylate.")
 
 _NAMES: Mapping[str, Use] = {"module_input_name": READ, "module_output_name": READ}

@@ -1,6 +1,6 @@
-"""Routes of a sentence-transformers Router: which modules a query goes through, and which a document.
+"""Routes: of a sentence-transformers Router, which modules a query goes through, and which a document.
 
-One side may be looked up instead of run: a vector per token id (StaticEmbedding), or a number per token id
+One route may be looked up instead of run: a vector per token id (StaticEmbedding), or a number per token id
 (inference-free SPLADE, Geng et al. 2024, arXiv 2411.04403).
 """
 
@@ -21,13 +21,54 @@ from poolhouse.outputs import Array
 from poolhouse.packing.tokens import Ids
 from poolhouse.params import PoolingParams
 
-# What a text may be without any word of the checkpoint; and what it never is.
+# What a text may be called where the checkpoint states no task, and inputs that are no texts.
 _TASKS = (None, "query", "document")
 _OTHER_MODALITIES = ("image", "audio", "video", "message")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Routes:
+    """Which way a text goes, by what it is.
+
+    by_task: the route of a query, of a document, of a text with another name, of one without any
+    (None); a task without a route stands with None. looked_up: the routes that go to `static`.
+    """
+
+    by_task: Mapping[str | None, str | None] = field(default_factory=dict)
+    static: LookedUp | None = None
+    looked_up: frozenset[str] = frozenset()
+
+    @property
+    def main(self) -> str | None:
+        """The route that stands for the model: the one of texts without a task."""
+        return self.by_task.get(None)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What a text may be called to go a way."""
+        return tuple(task for task, route in self.by_task.items() if task is not None and route is not None)
+
+    def of(self, tasks: Sequence[str | None], role: str | None) -> str | None:
+        """The name of the route of a text that is called one of `tasks`, or else is of this role; None without routes.
+
+        Raises:
+            InvalidRequest: the checkpoint has no route for it.
+        """
+        if not self.by_task:
+            return None
+        named = [task.lower() for task in tasks if task]
+        task = next((task for task in self.tasks if task.lower() in named), role)
+        route = self.by_task.get(task)
+        if route is None:
+            requested = "no input_type was given" if task is None else f"input_type is '{task}'"
+            raise InvalidRequest(
+                f"The model has no route for this text: {requested}, it has {list(self.tasks)}.", "input_type", task
+            )
+        return route
+
+
 class LookedUp(Protocol):
-    """A side that is looked up in a table instead of run."""
+    """A route that is looked up in a table instead of run."""
 
     @property
     def tokenizer_folder(self) -> Folder:
@@ -37,6 +78,34 @@ class LookedUp(Protocol):
     def vector(self, ids: Ids, params: PoolingParams) -> Array:
         """The answer to a text of these tokens."""
         ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StaticWeights:
+    """A weight per token id, and the folder of the tokenizer that makes the ids.
+
+    by_token: weights by vocabulary entry, of a checkpoint that stores them so, until `with_ids` has found their ids.
+    """
+
+    weights: Array
+    tokenizer_folder: Folder
+    by_token: Mapping[str, float] | None = None
+
+    def vector(self, ids: Ids, params: PoolingParams) -> Array:
+        """[vocabulary]: the weight of each token that occurs, once however often it does."""
+        present = np.zeros_like(self.weights)
+        present[ids] = self.weights[ids]
+        return present
+
+    def with_ids(self, width: int, id_of: Callable[[str], int | None]) -> StaticWeights:
+        """The same with `width` weights by id; tokens without an id get no weight, nor does the padding of a vocabulary."""
+        weights = np.zeros(width, dtype=np.float32)
+        weights[: len(self.weights)] = self.weights
+        for token, weight in (self.by_token or {}).items():
+            found = id_of(token)
+            if found is not None and found < width:
+                weights[found] = weight
+        return StaticWeights(weights, self.tokenizer_folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,75 +137,6 @@ class StoredWeights:
                 f"{self.folder}: a SparseStaticEmbedding needs a vector `weight`; there is {sorted(tensors)}."
             )
         return StaticWeights(tensors["weight"].float().numpy(), self.folder)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StaticWeights:
-    """A weight per token id, and the folder of the tokenizer that makes the ids.
-
-    by_token: weights by vocabulary entry, of a checkpoint that stores them so, until `with_ids` has found their ids.
-    """
-
-    weights: Array
-    tokenizer_folder: Folder
-    by_token: Mapping[str, float] | None = None
-
-    def vector(self, ids: Ids, params: PoolingParams) -> Array:
-        """[vocabulary]: the weight of each token that occurs, once however often it does."""
-        present = np.zeros_like(self.weights)
-        present[ids] = self.weights[ids]
-        return present
-
-    def with_ids(self, width: int, id_of: Callable[[str], int | None]) -> StaticWeights:
-        """The same with `width` weights by id; tokens without one weigh nothing, as the padding of a vocabulary."""
-        weights = np.zeros(width, dtype=np.float32)
-        weights[: len(self.weights)] = self.weights
-        for token, weight in (self.by_token or {}).items():
-            found = id_of(token)
-            if found is not None and found < width:
-                weights[found] = weight
-        return StaticWeights(weights, self.tokenizer_folder)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Routes:
-    """Which way a text goes, by what it is.
-
-    by_task: the route of a query, of a document, of a text that is called otherwise, of one of which nothing is said
-    (None); a task without a route stands with None. looked_up: the routes that go to `static`.
-    """
-
-    by_task: Mapping[str | None, str | None] = field(default_factory=dict)
-    static: LookedUp | None = None
-    looked_up: frozenset[str] = frozenset()
-
-    @property
-    def main(self) -> str | None:
-        """The route that stands for the model: the one of texts of which nothing is said."""
-        return self.by_task.get(None)
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """What a text may be called to go a way."""
-        return tuple(task for task, route in self.by_task.items() if task is not None and route is not None)
-
-    def of(self, tasks: Sequence[str | None], role: str | None) -> str | None:
-        """The name of the route of a text that is called one of `tasks`, or else is of this role; None without routes.
-
-        Raises:
-            InvalidRequest: the checkpoint has no route for it.
-        """
-        if not self.by_task:
-            return None
-        named = [task.lower() for task in tasks if task]
-        task = next((task for task in self.tasks if task.lower() in named), role)
-        route = self.by_task.get(task)
-        if route is None:
-            requested = "no input_type was given" if task is None else f"input_type is '{task}'"
-            raise InvalidRequest(
-                f"The model has no route for this text: {requested}, it has {list(self.tasks)}.", "input_type", task
-            )
-        return route
 
 
 @dataclass(frozen=True, slots=True, eq=False)

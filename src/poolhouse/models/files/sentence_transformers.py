@@ -1,4 +1,4 @@
-"""Reading the files of a sentence-transformers folder: modules.json and what it names.
+"""Sentence-transformers files: modules.json of a folder and what it names.
 
 Modules hand each other named vectors, `token_embeddings` and `sentence_embedding` mostly. What a module reads and writes
 is followed by these names, and the answer is what stands under `sentence_embedding` in the end. What each key of each
@@ -45,7 +45,7 @@ _CONFIG = "config_sentence_transformers.json"
 class SentenceTransformersFiles:
     """What the files of a folder say.
 
-    transformer_folder: where config.json and the weights lie. static: whether a table and a tokenizer lie there instead.
+    described: whether there are any: a modules.json. transformer_folder: where config.json and the weights lie. static: whether a table and a tokenizer lie there instead.
     pooling: names of REDUCTIONS, concatenated; None where no Pooling module stands.
     dropped: the id of a token that is taken out of every text (model2vec). before: steps of every token before pooling.
     heads: what comes after it, in order. normalize: whether a Normalize is last.
@@ -65,6 +65,7 @@ class SentenceTransformersFiles:
     """
 
     transformer_folder: Folder
+    described: bool = True
     static: bool = False
     pooling: tuple[str, ...] | None = None
     include_prompt: bool = True
@@ -96,14 +97,14 @@ class SentenceTransformersFiles:
     notes: tuple[str, ...] = ()
 
 
-def read_sentence_transformers(folder: Folder) -> SentenceTransformersFiles | None:
-    """The description in `folder`, or None where it has no modules.json.
+def read_sentence_transformers(folder: Folder) -> SentenceTransformersFiles:
+    """The description in `folder`; one that says nothing where it has no modules.json.
 
     Raises:
         CheckpointError: a file that is corrupt, missing, or says what Poolhouse does not serve.
     """
     if not folder.has("modules.json"):
-        return None
+        return SentenceTransformersFiles(folder, described=False)
     path, modules = folder.path / "modules.json", folder.any_json("modules.json")
     if not isinstance(modules, list) or not all(isinstance(module, dict) and "type" in module for module in modules):
         raise CheckpointError(f"{path} is not a list of modules.")

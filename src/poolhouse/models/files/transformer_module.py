@@ -1,4 +1,4 @@
-"""What sentence-transformers' files say of their module Transformer: what it reads of a text, and what it gives."""
+"""Transformer module: what sentence-transformers' files say that it reads of a text, and what it gives."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TransformerModule:
 def read_transformer(folder: Folder, kind: str, late_interaction: bool, known: bool = True) -> TransformerModule:
     """What the first file says that is there.
 
-    kind: the class of the module, of which some are former names. late_interaction: whether sides have lengths of their
+    kind: the class of the module, of which some are former names. late_interaction: whether queries and documents have lengths of their
     own, which are read elsewhere. known: whether the class is sentence-transformers' own, so that its keys are known.
 
     Raises:

@@ -41,7 +41,7 @@ class Head:
     pooling: a name of REDUCTIONS, or None for the row of every token (token classification, rewards).
     fixed: whether the pooling is the checkpoint's own, which the user's does not replace.
     late: logits are computed for every token and pooled then.
-    use_activation: whether answers are probabilities unless somebody says otherwise.
+    use_activation: whether answers are probabilities by default.
     step_tag_id: the token whose rows alone are answered (process rewards), or None for all.
     tokens: whether single tokens can be classified, which a head that is part of the backbone may not allow.
     """
@@ -64,7 +64,7 @@ class LoadedHead:
     """A head with its weights.
 
     labels: width of the logits. used: names of the tensors it took.
-    columns: the token that each logit stands for, where the head is made of rows of a vocabulary.
+    columns: the token that each logit stands for, where the head consists of rows of a vocabulary.
     """
 
     head: Head

@@ -1,4 +1,4 @@
-"""Late interaction as checkpoints describe it: the projection of token vectors, and the rules of both sides.
+"""Late interaction as checkpoints describe it: the projection of token vectors, and the rules of queries and documents.
 
 Sources: Stanford's ColBERT (`artifact.metadata`), PyLate and sentence-transformers' MultiVectorEncoder
 (`config_sentence_transformers.json` and the modules' configs).
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder, JsonObject, special_tokens
-from poolhouse.inputs.rules import Expansion, LateInteraction, TextRules
+from poolhouse.inputs.late_interaction import Expansion, LateInteraction, TextRules
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.files.config import architecture
 from poolhouse.models.files.module_steps import StoredStep, read_steps
@@ -82,7 +82,7 @@ class LateInteractionFiles:
 
 
 def read_late_interaction(
-    folder: Folder, weights: Folder, config: Config, files: SentenceTransformersFiles | None
+    folder: Folder, weights: Folder, config: Config, files: SentenceTransformersFiles
 ) -> LateInteractionFiles | None:
     """What the files in `folder` say of late interaction; None where the model has none.
 
@@ -91,7 +91,7 @@ def read_late_interaction(
     Raises:
         CheckpointError: no projection, or rules that are not understood.
     """
-    if files is not None and files.of_tokens:
+    if files.of_tokens:
         stated = folder.json("config_sentence_transformers.json", needed=False)
         mean = stated.get("similarity_fn_name") == "meanmaxsim"
         if stated.get("model_type") == "MultiVectorEncoder" and "query_prefix" not in stated:

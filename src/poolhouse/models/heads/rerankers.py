@@ -1,4 +1,4 @@
-"""Rerankers that are language models: which checkpoints they are, what their score is made of, and their prompts.
+"""Rerankers that are language models: which checkpoints are some, what their score is read from, and their prompts.
 
 A score is read from the logits of a few tokens ("yes" and "no") behind the prompt, so its weight is rows of the
 vocabulary matrix. Sources: the model cards named in `inputs/templates`, sentence-transformers' LogitScore, vLLM's
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.files import DEFAULT, Folder, JsonObject, chat_templates, special_tokens
-from poolhouse.inputs.rules import ListwiseTokens
+from poolhouse.inputs.listwise import ListwiseTokens
 from poolhouse.inputs.templates.score import ScoreTemplate, score_template
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.files.config import architecture
@@ -44,7 +44,7 @@ class TokenScore:
 
 @dataclass(frozen=True, slots=True)
 class Reranker:
-    """What is special about scoring with a checkpoint; nothing of it, for most.
+    """What is special about scoring with a checkpoint; for most, nothing is.
 
     template: what makes one prompt of a query and a document, where the tokenizer does not join them.
     listwise, listwise_ids: of a model that scores all documents of a query in one prompt, and its tokens' ids.
@@ -87,7 +87,7 @@ _EMBEDDERS = ("feature-extraction", "sentence-similarity")
 
 
 def read_reranker(
-    folder: Folder, weights: Folder, config: Config, files: SentenceTransformersFiles | None, name: str
+    folder: Folder, weights: Folder, config: Config, files: SentenceTransformersFiles, name: str
 ) -> Reranker:
     """What is special about scoring with the model in `folder`.
 
@@ -100,7 +100,7 @@ def read_reranker(
     names = _names(folder.path, name, config)
     if config.get("classifier_from_token") is not None or config.get("is_original_qwen3_reranker"):
         return _overridden(weights, config, _published(config, read_card(folder.path), names, sure=True)[0])
-    if files is not None and files.logit_score is not None:
+    if files.logit_score is not None:
         true, false = files.logit_score
         tokens = TokenScore((true,)) if false is None else TokenScore((false, true), difference=True)
         return replace(_stored(files, config), tokens=tokens)
@@ -110,11 +110,11 @@ def read_reranker(
         return Reranker(listwise=listwise, listwise_ids=ids)
     if architecture(config) == "LlamaBidirectionalForSequenceClassification":
         return _by_template("nemotron_rerank", "by its architecture")
-    if files is not None and files.pooling is None:
+    if files.described and files.pooling is None:
         return _stored(files, config)
     if config.get("use_sep_token") is False:
         return Reranker(template=score_template("concatenation"))
-    if files is None and architecture(config).endswith("ForCausalLM"):
+    if not files.described and architecture(config).endswith("ForCausalLM"):
         published, why = _published(config, read_card(folder.path), names, sure=False)
         if published is not None:
             ids = token_ids(weights, published.tokens)
@@ -152,8 +152,10 @@ def token_head(score: TokenScore, tensors: Mapping[str, Tensor], config: Config)
     return LoadedHead(Head((), pooling="LAST", fixed=True), steps, len(combine), used)
 
 
-def listwise_vectors(reranker: Reranker, tensors: Mapping[str, Tensor]) -> dict[Task, Pipeline]:
-    """What a listwise reranker answers: vectors through jina-reranker-v3's two matrices, with a ReLU between.
+def listwise_pipelines(reranker: Reranker, tensors: Mapping[str, Tensor]) -> dict[Task, Pipeline]:
+    """`token_embed` of a listwise reranker: vectors of the passages, in order, and of the query behind them.
+
+    They go through jina-reranker-v3's two matrices, with a ReLU between.
 
     Raises:
         CheckpointError: one is missing.
@@ -162,8 +164,9 @@ def listwise_vectors(reranker: Reranker, tensors: Mapping[str, Tensor]) -> dict[
         if name not in tensors:
             raise CheckpointError(f"The checkpoint lacks {name}, which JinaForRanking needs; it is never made up.")
     first, second = (tensors[f"projector.{index}.weight"].float() for index in (0, 2))
-    steps = (Dense(first, None, Activation("relu", torch.relu)), Dense(second))
-    return listwise_pipelines(steps, second.shape[0], reranker.listwise_ids)
+    projector = (Dense(first, None, Activation("relu", torch.relu)), Dense(second))
+    steps = (AtTokens(reranker.listwise_ids), Every(), *projector, Truncate(), Normalize(False))
+    return {"token_embed": Pipeline(steps, second.shape[0])}
 
 
 def _overridden(weights: Folder, config: Config, published: PublishedReranker | None) -> Reranker:
@@ -191,7 +194,7 @@ def _overridden(weights: Folder, config: Config, published: PublishedReranker | 
 
 
 def _by_template(name: str, why: str, tokens: TokenScore | None = None, notes: tuple[str, ...] = ()) -> Reranker:
-    """A reranker with a built-in template. notes: what is said before the note of it."""
+    """A reranker with a built-in template. notes: those that come before the note about it."""
     note = f"Pairs go through the template {name!r} {why}; chat_template sets another."
     return Reranker(tokens, score_template(name), notes=(*notes, note))
 
@@ -239,7 +242,7 @@ def _softcap(limit: float) -> Activation:
 
 # Of sentence-transformers' chat template options, those that are not for the template.
 _NOT_VARIABLES = ("chat_template", "restore_suffix", "padding", "truncation", "max_length", "return_tensors")
-# Those that would make another prompt of it than is made here.
+# Those with which the prompt would be another.
 _NOT_HONOURED = ("tools", "documents", "tokenize", "continue_final_message", "tokenizer_kwargs")
 # Signs in a template that contents are lists of parts; sentence-transformers looks for the same.
 _PARTS = ("content[0]", ".type", "'type'", '"type"', "item.type", "message.content[")
@@ -350,11 +353,3 @@ def _token_id(tokenizer: tokenizers.Tokenizer, text: str) -> int:
     near = sorted(token for token in tokenizer.get_vocab() if text.lower() == token.lstrip("Ġ▁").lower())
     also = f" It has {near}." if near else ""
     raise CheckpointError(f"{text!r} is not one token of this tokenizer: it makes {len(ids)}, or an unknown one.{also}")
-
-
-def listwise_pipelines(projector: tuple[Step, ...], width: int, tokens: tuple[int, ...]) -> dict[Task, Pipeline]:
-    """`token_embed` of a listwise reranker: projected vectors of the passages, in order, and of the query behind them.
-
-    tokens: ids of the tokens that stand for passages and query.
-    """
-    return {"token_embed": Pipeline((AtTokens(tokens), Every(), *projector, Truncate(), Normalize(False)), width)}

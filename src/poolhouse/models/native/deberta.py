@@ -19,7 +19,7 @@ from poolhouse.packing.batch import Batch
 from poolhouse.packing.segments import Segments
 
 Term = Literal["c2p", "p2c"]
-# Two [2 * longest - 1]: where a query, and where a key, finds a token that is -(longest - 1) ... longest - 1 places ahead.
+# Two [2 * longest - 1]: where a query, and where a key, finds a token that is -(longest - 1) ... longest - 1 tokens ahead.
 Buckets = tuple[Tensor, Tensor]
 
 
@@ -57,7 +57,7 @@ class Deberta:
         self.embedding_norm = _norm(weights / "embedding_norm", spec)
         relative = _relative(spec, deberta, weights)
         layers = range(len(spec.layers))
-        self.layers = [_Block(spec, deberta, weights / f"layers.{layer}", relative) for layer in layers]
+        self.layers = [_Layer(spec, deberta, weights / f"layers.{layer}", relative) for layer in layers]
         self.convolution = None if deberta.convolution is None else Convolution(spec, deberta.convolution, weights)
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -65,7 +65,7 @@ class Deberta:
         embedded = self._embed(batch)
         buckets = self._buckets(batch.segments)
         total = len(embedded)
-        # Rows that nobody looks at, so that products have one of few sizes.
+        # Rows that are not read, so that products have one of few sizes.
         filler = (0, 0, 0, self.layers[0].attention.qkv.padded_rows(total) - total)
         x = self.layers[0](F.pad(embedded, filler), batch.segments, buckets)
         if self.convolution is not None:
@@ -83,7 +83,7 @@ class Deberta:
         return self.embedding_norm(x if self.project is None else self.project(x))
 
     def _buckets(self, segments: Segments) -> Buckets:
-        """Rows of the relative table, which counts query place minus key place."""
+        """Rows of the relative table, which counts query position minus key position."""
         distance = torch.arange(1 - segments.longest, segments.longest, device=segments.device)
         span = self.deberta.span
         if self.deberta.max_distance is not None:
@@ -108,16 +108,16 @@ class Convolution:
         """before: what the first layer took. after: what it gave."""
         total = len(before)
         reach = torch.arange(self.taps, device=before.device) - self.taps // 2
-        places = batch.positions[:, None] + reach
+        neighbours = batch.positions[:, None] + reach
         lengths = batch.segments.lengths_tensor[batch.segments.owner]
-        inside = (places >= 0) & (places < lengths[:, None])
+        inside = (neighbours >= 0) & (neighbours < lengths[:, None])
         rows = torch.arange(total, device=before.device)[:, None] + reach
         # The row behind the last one is zero, as torch's padding is.
         seen = F.pad(before, (0, 0, 0, 1))[torch.where(inside, rows, total)]
         return self.norm(after + self.activation(self.linear(seen.flatten(1))))
 
 
-class _Block:
+class _Layer:
     """Attention and feed-forward, each added to what came in and normalised."""
 
     def __init__(self, spec: TransformerSpec, deberta: DebertaSpec, weights: Weights, relative: Tensor | None) -> None:

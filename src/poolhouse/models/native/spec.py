@@ -1,4 +1,4 @@
-"""What a checkpoint's tensors cannot tell: the meaning of their numbers."""
+"""Spec: what a checkpoint's tensors cannot say, the meaning of their numbers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Static embeddings: a table of vectors, one per token id, whose mean is the vector of a text; no model runs.
 
-Layouts: sentence-transformers' StaticEmbedding, model2vec's tensors in its place, and model2vec's own folder without a
+Layouts: sentence-transformers' StaticEmbedding, model2vec's tensors under its description, and model2vec's own folder without a
 modules.json, which drops unknown tokens and reads 512 tokens unless its config.json says otherwise.
 """
 
@@ -86,7 +86,7 @@ class StaticFiles:
         return requested
 
 
-def read_static(folder: Folder, files: SentenceTransformersFiles | None) -> StaticFiles | None:
+def read_static(folder: Folder, files: SentenceTransformersFiles) -> StaticFiles | None:
     """What the files in `folder` say of static embeddings; None where it holds none.
 
     files: what sentence-transformers' files there say.
@@ -95,7 +95,7 @@ def read_static(folder: Folder, files: SentenceTransformersFiles | None) -> Stat
         CheckpointError: files that are missing, or a length that is none.
     """
     config = folder.json("config.json", needed=False)
-    if files is not None and files.static:
+    if files.static:
         note = (
             "Texts are read as sentence-transformers does, by modules.json: unknown tokens count, and max_length does not. "
             "model2vec drops unknown tokens, and cuts at max_length."
@@ -103,7 +103,7 @@ def read_static(folder: Folder, files: SentenceTransformersFiles | None) -> Stat
         notes = (note,) if _is_model2vec(folder, config) else ()
         cut = (_tokenizer(files.transformer_folder).get("truncation") or {}).get("max_length")
         return StaticFiles(files, "table of StaticEmbedding", cut, notes)
-    if files is not None or not _is_model2vec(folder, config):
+    if files.described or not _is_model2vec(folder, config):
         return None
     described = SentenceTransformersFiles(
         folder, static=True, pooling=("MEAN",), normalize=bool(config.get("normalize")), dropped=_unknown(folder)
@@ -115,7 +115,7 @@ def read_static(folder: Folder, files: SentenceTransformersFiles | None) -> Stat
 
 
 def read_table(folder: Folder, dtype: torch.dtype = torch.float32) -> Table:
-    """The table in a folder, by token id: where the rows of several ids are one, or weighed, each id gets its own.
+    """The table in a folder, by token id: where the rows of several ids are one, or weighted, each id gets its own.
 
     Raises:
         CheckpointError: tensors that are missing or do not fit.

@@ -1,4 +1,4 @@
-"""The packed Transformer that every native family runs on.
+"""Transformer: the packed one that nearly every native family runs on.
 
 A block has six norm slots that a checkpoint fills or leaves, so pre-norm, post-norm and sandwich-norm are one code:
 
@@ -57,16 +57,16 @@ class Transformer:
         ropes = {rope: rope_table(rope, batch.positions, batch.segments, x.dtype) for rope in self.ropes}
         total = len(x)
         if missing := self._rows(total) - total:
-            # Rows that nobody looks at, so that products have one of few sizes.
+            # Rows that are not read, so that products have one of few sizes.
             x = F.pad(x, (0, 0, 0, missing))
             filler = (0, 0, 0, 0, 0, missing)
             ropes = {rope: (F.pad(cos, filler), F.pad(sin, filler)) for rope, (cos, sin) in ropes.items()}
         bias = self._bias(longest)
         mixed = None if self.shares is None else x * self.shares[0]
-        for place, layer in enumerate(self.layers, 1):
+        for number, layer in enumerate(self.layers, 1):
             x = layer(x, batch.segments, ropes, bias)
-            if mixed is not None and self.shares is not None and place < len(self.layers):
-                mixed = mixed.add_(x, alpha=self.shares[place])
+            if mixed is not None and self.shares is not None and number < len(self.layers):
+                mixed = mixed.add_(x, alpha=self.shares[number])
         if missing:
             x = x[:total]
             mixed = None if mixed is None else mixed[:total]
@@ -105,8 +105,8 @@ class Transformer:
         if self.positions is not None:
             uncounted = self.spec.uncounted
             positions = batch.positions if uncounted is None else batch.positions_without(uncounted)
-            indexes = positions + self.spec.position_offset
-            x = self._adapted("positions", x + F.embedding(indexes, self.positions), indexes, batch.segments)
+            rows = positions + self.spec.position_offset
+            x = self._adapted("positions", x + F.embedding(rows, self.positions), rows, batch.segments)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         return x if self.project is None else self.project(x, segments=batch.segments)

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors under our names, strict both ways."""
+"""Weights: a checkpoint's tensors under our names, strict both ways: no slot without a tensor, no tensor unknown."""
 
 from __future__ import annotations
 
@@ -145,12 +145,12 @@ def claim(
     used: set[str] = set()
     for slot, source in layout.names.items():
         # ALBERT has no layers of its own names: all share one set.
-        places = range(len(spec.layers)) if "*" in slot else (0,)
-        filled = dict.fromkeys(places, True)
+        layers = range(len(spec.layers)) if "*" in slot else (0,)
+        filled = dict.fromkeys(layers, True)
         for kind in ("weight", "bias"):
             shapes: set[torch.Size] = set()
             present: dict[int, bool] = {}
-            for layer in places:
+            for layer in layers:
                 wanted = _names(source, _prefix(layout, slot, prefix), layer, kind)
                 there = [name in names for name in wanted]
                 if any(there) and not all(there):

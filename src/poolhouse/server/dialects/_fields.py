@@ -1,33 +1,33 @@
-"""Fields that routes share, with vLLM's names and defaults."""
+"""Fields: those that routes share, with vLLM's names and defaults."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.prompts import Conversation, Prompt, parse_prompts
 from poolhouse.params import PoolingParams
-from poolhouse.server.engines import Serving
+from poolhouse.server.engines import Engines
 from poolhouse.server.wire.body import without_nulls
 from poolhouse.tasks import Task
 
 ItemT = TypeVar("ItemT")
-# A list whose first wrong item is the only one that is told: to tell of millions would stop the server for minutes.
+# A list of which only the first wrong item is reported: a report of millions would stop the server for minutes.
 Many = Annotated[list[ItemT], Field(fail_fast=True)]
 
-# vLLM's for use_activation.
-_FORMER_WORDS = ("normalize", "softmax", "activation")
-_TEXT = {"type": "string"}
-_IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
-_PAIR = {"type": "array", "items": _TEXT, "minItems": 2, "maxItems": 2}
-_PROMPT = {
+# vLLM's former names of use_activation.
+_FORMER_NAMES = ("normalize", "softmax", "activation")
+_TEXT: JsonDict = {"type": "string"}
+_IDS: JsonDict = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+_PAIR: JsonDict = {"type": "array", "items": _TEXT, "minItems": 2, "maxItems": 2}
+_PROMPT: JsonDict = {
     "type": "object",
     "anyOf": [
         {"properties": {"prompt": _TEXT}, "required": ["prompt"]},
@@ -36,24 +36,29 @@ _PROMPT = {
         {"properties": {"messages": {"type": "array", "minItems": 1}}, "required": ["messages"]},
     ],
 }
-INPUT_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        _TEXT,
-        _IDS,
-        _PROMPT,
-        {"type": "array", "items": {"anyOf": [_TEXT, _IDS, _PAIR, _PROMPT]}, "minItems": 1},
-    ]
-}
-_INPUT_OR_NULL: dict[str, Any] = {"anyOf": [*INPUT_SCHEMA["anyOf"], {"type": "null"}]}
+_INPUT_FORMS: list[JsonValue] = [
+    _TEXT,
+    _IDS,
+    _PROMPT,
+    {"type": "array", "items": {"anyOf": [_TEXT, _IDS, _PAIR, _PROMPT]}, "minItems": 1},
+]
+INPUT_SCHEMA: JsonDict = {"anyOf": _INPUT_FORMS}
+_INPUT_OR_NULL: JsonDict = {"anyOf": [*_INPUT_FORMS, {"type": "null"}]}
 
 
 class Nested(BaseModel):
-    """An object within a body: its nulls too are fields left out, as `read_json` has it of those outside."""
+    """An object within a body: its nulls too count as fields left out, as `read_json` does outside."""
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_left_out(cls, given: Any) -> Any:
-        return without_nulls(given) if isinstance(given, dict) else given
+    def _null_is_left_out(cls, value: object) -> object:
+        return without_nulls(value) if isinstance(value, dict) else value
+
+
+class Strict(BaseModel):
+    """A body whose values must have the types of its fields; unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
 
 
 class Lenient(BaseModel):
@@ -66,7 +71,7 @@ class Lenient(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _yes_is_no_number(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, bool) and info.field_name in _numbers(cls):
             raise PydanticCustomError("number_type", "Input should be a valid number")
         return value
@@ -98,18 +103,23 @@ class Common(Lenient):
     request_id: str | None = Field(None, max_length=256)
     priority: int = Field(0, ge=-(2**63), lt=2**63, description="Lower ones go first.")
     cache_salt: str | None = Field(None, min_length=1, max_length=1024, description="Without effect.")
-    mm_processor_kwargs: dict[str, Any] | None = Field(None, description="Refused: no model here takes media options.")
+    mm_processor_kwargs: dict[str, object] | None = Field(
+        None, description="Refused: no model here takes media options."
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _understand_former_words(cls, body: Any) -> Any:
-        given = [word for word in _FORMER_WORDS if isinstance(body, dict) and body.get(word) is not None]
-        for word in given:
+    def _understand_former_names(cls, body: object) -> object:
+        if not isinstance(body, dict):
+            return body
+        for name in _FORMER_NAMES:
+            if body.get(name) is None:
+                continue
             warnings.warn(
-                f"Parameter `{word}` was renamed; use `use_activation` instead.", DeprecationWarning, stacklevel=1
+                f"Parameter `{name}` was renamed; use `use_activation` instead.", DeprecationWarning, stacklevel=1
             )
             if body.get("use_activation") is None:
-                body = {**body, "use_activation": body[word]}
+                body = {**body, "use_activation": body[name]}
         return body
 
     def params(self, **more: Any) -> PoolingParams:
@@ -131,12 +141,12 @@ class Inputs(Common):
     """Prompts of one request: texts or token ids, or a conversation."""
 
     # Checked by parse_prompts: a schema union over thousands of texts would be slower than answering them.
-    input: Any = Field(
+    input: object = Field(
         None,
         description="A text, token ids, a prompt object, or a list of them and of pairs of texts.",
         json_schema_extra=_INPUT_OR_NULL,
     )
-    messages: list[Any] | None = Field(
+    messages: list[object] | None = Field(
         None, description="A conversation (or, for embeddings, a list of them) that the chat template renders."
     )
     add_special_tokens: bool | None = Field(None, description="Default: true; false for messages.")
@@ -145,10 +155,10 @@ class Inputs(Common):
     add_generation_prompt: bool = False
     continue_final_message: bool = False
     chat_template: str | None = Field(None, description="Refused unless --trust-request-chat-template.")
-    chat_template_kwargs: dict[str, Any] | None = None
-    media_io_kwargs: dict[str, Any] | None = Field(None, description="Refused: no model here takes media options.")
+    chat_template_kwargs: dict[str, object] | None = None
+    media_io_kwargs: dict[str, object] | None = Field(None, description="Refused: no model here takes media options.")
 
-    def prompts(self, serving: Serving) -> list[Prompt]:
+    def prompts(self, engines: Engines) -> list[Prompt]:
         """The prompts, one per text, list of ids, or conversation.
 
         Raises:
@@ -162,12 +172,12 @@ class Inputs(Common):
         if conversations is None and self.messages is not None:
             raise InvalidRequest("messages must hold messages, each with a role and content.", "messages")
         if conversations is None:
-            serving.check_list(self.input, "input")
+            engines.check_list(self.input, "input")
             prompts = parse_prompts(self.input, "input")
-            serving.check_items(len(prompts), "input")
+            engines.check_items(len(prompts), "input")
             return prompts
-        serving.check_items(len(conversations), "messages")
-        check_chat_template(serving, self.chat_template)
+        engines.check_items(len(conversations), "messages")
+        check_chat_template(engines, self.chat_template)
         special = bool(self.add_special_tokens)
         return [
             Prompt(
@@ -184,7 +194,7 @@ class Inputs(Common):
             for conversation in conversations
         ]
 
-    def requests(self, serving: Serving, task: Task, params: PoolingParams) -> list[Request]:
+    def requests(self, engines: Engines, task: Task, params: PoolingParams) -> list[Request]:
         """One engine request per prompt.
 
         Raises:
@@ -202,7 +212,7 @@ class Inputs(Common):
                 input_type=self.input_type,
                 priority=self.priority,
             )
-            for prompt in self.prompts(serving)
+            for prompt in self.prompts(engines)
         ]
 
 
@@ -213,26 +223,21 @@ def refuse_media_options(fields: BaseModel) -> None:
             raise InvalidRequest(f"{name} of a request is not allowed; this server's models read text.", name)
 
 
-def check_chat_template(serving: Serving, template: str | None) -> None:
-    """Raise InvalidRequest for a request's own template, where the server does not trust them."""
-    if template is not None and not serving.settings.trust_request_chat_template:
+def check_chat_template(engines: Engines, template: str | None) -> None:
+    """Raise InvalidRequest for a chat template in a request, unless the server trusts them."""
+    if template is not None and not engines.settings.trust_request_chat_template:
         raise InvalidRequest(
             "chat_template of a request is not allowed; the server must be started with --trust-request-chat-template.",
             "chat_template",
         )
 
 
-def _conversations(given: Any) -> list[Sequence[Any]] | None:
+def _conversations(value: object) -> list[list[object]] | None:
     """Conversations: of a list of messages one, of a list of such lists several, of anything else none."""
-    if not isinstance(given, list) or not given:
+    if not isinstance(value, list) or not value:
         return None
-    if all(isinstance(item, dict) and "role" in item for item in given):
-        return [given]
-    if all(isinstance(item, list) and item and isinstance(item[0], dict) for item in given):
-        return list(given)
+    if all(isinstance(item, dict) and "role" in item for item in value):
+        return [value]
+    if all(isinstance(item, list) and item and isinstance(item[0], dict) for item in value):
+        return list(value)
     return None
-
-
-def body_schema(*models: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI is told of a route that reads its body itself: the models that may read it."""
-    return {"bodies": models}

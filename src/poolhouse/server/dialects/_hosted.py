@@ -1,16 +1,13 @@
-"""What the dialects of hosted APIs (Cohere, Jina, Voyage) share: inputs of several forms in, vectors in several forms out."""
+"""Hosted APIs: the embed and rerank that Cohere, Jina, Voyage and others share, in their forms."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-from fastapi import Request
 from pydantic import ValidationError
 
-from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnknownModel, UnsupportedTask
@@ -18,37 +15,27 @@ from poolhouse.inputs.prompts import Prompt, parse_texts
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
 from poolhouse.plans import scoring
+from poolhouse.server.call import Call
 from poolhouse.server.dialects import _replies
-from poolhouse.server.dialects._pairs import Scored, Sides, score
-from poolhouse.server.engines import Serving
+from poolhouse.server.dialects._pairs import Pairs, Scored, score
 from poolhouse.server.wire import encoding
 from poolhouse.server.wire.errors import Failure
 from poolhouse.tasks import Task
 from poolhouse.vectors.precision import Precision
 
 # How hosted APIs name the numbers of a vector; base64 is of float32.
-Kind = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
-
-
-def as_bad_request(failure: Failure) -> Failure:
-    """The failure with the statuses of these APIs: an unknown model is a bad request too, and no 404."""
-    return replace(failure, status=400) if isinstance(failure.error, UnknownModel) else failure
-
-
-def with_their_statuses(failure: Failure) -> Failure:
-    """`as_bad_request`, and wrong fields are a 422, as FastAPI has it."""
-    return replace(failure, status=422) if isinstance(failure.error, ValidationError) else as_bad_request(failure)
-
-
-_SIDES: dict[str, Literal["left", "right"]] = {"START": "left", "END": "right"}
+EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
+# The fields of other media that a document may have, in place of a text.
+_MEDIA = ("image", "image_url", "image_base64", "pdf", "video", "audio")
+_TRUNCATION_SIDES: dict[str | None, Literal["left", "right"]] = {"START": "left", "END": "right"}
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """How vectors are wanted.
+class EmbedOptions:
+    """How texts are read and what vectors are made of them.
 
-    input_type: a query, a document, or the name of a prompt. truncate: which end a long text loses; None is the one that
-    the model's tokenizer cuts.
+    input_type: a query, a document, or the name of a prompt. truncate: the end that a long text loses; None is the one
+    that the model's tokenizer cuts, NONE refuses the text. max_tokens: those of a text; None is the model's limit.
     """
 
     input_type: str | None = None
@@ -61,133 +48,141 @@ class Wish:
     @property
     def params(self) -> PoolingParams:
         """How to cut and pool."""
-        most = -1 if self.max_tokens is None else self.max_tokens
+        refuse = self.truncate == "NONE"
+        limit = -1 if self.max_tokens is None else self.max_tokens
         return PoolingParams(
             dimensions=self.dimensions,
             use_activation=self.use_activation,
-            truncate_prompt_tokens=None if self.truncate == "NONE" else most,
-            truncation_side=_SIDES.get(self.truncate or ""),
-            overflow="error" if self.truncate == "NONE" else None,
+            truncate_prompt_tokens=None if refuse else limit,
+            truncation_side=_TRUNCATION_SIDES.get(self.truncate),
+            overflow="error" if refuse else None,
         )
 
 
 async def embed(
-    serving: Serving,
-    http: Request,
-    engine: PoolingEngine,
-    texts: Sequence[str],
-    wish: Wish,
-    *,
-    task: Task = "embed",
-    parameter: str = "input",
+    call: Call, texts: Sequence[str], options: EmbedOptions, *, task: Task = "embed", parameter: str = "input"
 ) -> list[Answer]:
-    """An answer per text; see `requests` and `Serving.answers` for what may be raised."""
-    asked = requests(serving, engine, texts, wish, task, parameter)
-    return await serving.answers(http, engine, asked, f"{parameter}[{{}}]".format)
+    """An answer per text; see `requests` and `Call.answers` for what may be raised.
+
+    parameter: the field of the texts, for messages.
+    """
+    return await call.answers(requests(call, texts, options, task, parameter), f"{parameter}[{{}}]".format)
 
 
 def requests(
-    serving: Serving, engine: PoolingEngine, texts: Sequence[str], wish: Wish, task: Task, parameter: str
+    call: Call, texts: Sequence[str], options: EmbedOptions, task: Task = "embed", parameter: str = "input"
 ) -> list[EngineRequest]:
     """A request per text.
 
     Raises:
         UnsupportedTask: the model has no vectors of that kind. InvalidRequest: no text, or too many.
     """
-    if task not in engine.facts.tasks:
+    facts = call.engine.facts
+    if task not in facts.tasks:
         raise UnsupportedTask(
-            f"The model `{engine.facts.name}` has no {task} vectors; its tasks: {list(engine.facts.tasks)}.", "model"
+            f"The model `{facts.name}` has no {task} vectors; its tasks: {list(facts.tasks)}.", "model"
         )
     if not texts:
         raise InvalidRequest(f"{parameter} must hold at least one text.", parameter)
-    serving.check_items(len(texts), parameter)
-    params = wish.params
+    call.engines.check_items(len(texts), parameter)
+    params = options.params
     return [
         EngineRequest(
             Prompt(text),
             task,
             params,
-            max_tokens=wish.max_tokens if wish.truncate == "NONE" else None,
-            input_type=wish.input_type,
-            priority=wish.priority,
+            max_tokens=options.max_tokens if options.truncate == "NONE" else None,
+            input_type=options.input_type,
+            priority=options.priority,
         )
         for text in texts
     ]
 
 
-def vectors(arrays: Sequence[Array], kind: Kind, engine: PoolingEngine, field: str) -> list[Any]:
-    """The vectors in that form, ready for JSON.
-
-    Raises:
-        InvalidRequest: vectors that the form cannot hold; naming `field`.
-    """
-    if kind == "base64":
-        return written(arrays, "float32", "base64", engine, field)
-    return written(arrays, "float32" if kind == "float" else kind, "float", engine, field)
-
-
-def written(
-    arrays: Sequence[Array], precision: Precision, form: Literal["float", "base64"], engine: PoolingEngine, field: str
-) -> list[Any]:
-    """The vectors in that precision, as numbers or as little-endian memory in base64; see `vectors`."""
-    how = encoding.Encoding(form, precision, "little", engine.facts.calibration)
-    return [encoding.value(array, form) for array in encoding.encode(arrays, how, field)]
-
-
 async def rerank(
-    serving: Serving,
-    http: Request,
-    engine: PoolingEngine,
+    call: Call,
     query: str,
     documents: Sequence[str],
     *,
+    parameter: str = "documents",
     truncate: bool = True,
     max_tokens_per_doc: int | None = None,
     use_activation: bool | None = None,
     priority: int = 0,
 ) -> Scored:
-    """A score per document; long ones are cut, unless `truncate` says no."""
+    """A score per document; long ones are cut, unless `truncate` says no.
+
+    parameter: the field of the documents, for messages.
+    """
     if not documents:
-        raise InvalidRequest("documents must hold at least one text.", "documents")
+        raise InvalidRequest(f"{parameter} must hold at least one text.", parameter)
+    facts = call.engine.facts
     if max_tokens_per_doc is not None:
-        max_tokens_per_doc = min(max_tokens_per_doc, engine.facts.max_tokens)
-    scores_labels = "classify" in engine.facts.tasks
+        max_tokens_per_doc = min(max_tokens_per_doc, facts.max_tokens)
     params = PoolingParams(
         # Cosines and MaxSim have no activation to leave out.
-        use_activation=use_activation if scores_labels else None,
+        use_activation=use_activation if "classify" in facts.tasks else None,
         truncate_prompt_tokens=-1 if truncate else None,
         overflow=None if truncate else "error",
         max_tokens_per_doc=max_tokens_per_doc,
     )
-    sides = Sides([query], documents, ("query", "documents"))
-    return await score(serving, http, engine, sides, scoring.Asked(params), priority=priority)
+    pairs = Pairs([query], documents, ("query", parameter))
+    return await score(call, pairs, scoring.ScoreOptions(params), priority=priority)
 
 
-def texts_of(given: Any, parameter: str) -> list[str]:
+def texts_of(value: object, parameter: str) -> list[str]:
     """Texts that stand bare, or as {text}, one or several.
 
     Raises:
         InvalidRequest: an item of another form, such as a picture.
     """
-    for index, item in enumerate(given if isinstance(given, list) else [given]):
-        for medium in ("image", "image_url", "image_base64", "pdf", "video", "audio"):
+    for index, item in enumerate(value if isinstance(value, list) else [value]):
+        for medium in _MEDIA:
             if isinstance(item, Mapping) and medium in item:
                 raise InvalidRequest(
                     f"{parameter}[{index}] is an {medium}; the models of this server read texts.", parameter
                 )
-    return parse_texts(given, parameter)
-
-
-def search_units(documents: int) -> int:
-    """Cohere's: one per hundred documents."""
-    return math.ceil(documents / 100)
+    return parse_texts(value, parameter)
 
 
 def arrays_of(answers: Sequence[Answer]) -> list[Array]:
+    """The vectors, or matrices, of answers."""
     return [answer.array for answer in answers]
 
 
-def warnings_of(answers: Sequence[Answer]) -> list[str]:
-    """What a caller should know of what was cut; no words where nothing was."""
-    cut = _replies.truncated_of(answers)
-    return [f"{cut} of {len(answers)} inputs were longer than the limit, and cut."] if cut else []
+def vectors(
+    call: Call, arrays: Sequence[Array], kind: EmbeddingType, field: str, *, in_base64: bool = False
+) -> list[encoding.Numbers | str]:
+    """The vectors in that form, ready for JSON; base64 is of little-endian memory.
+
+    field: the field that chose the form, for messages. in_base64: the memory of any kind.
+
+    Raises:
+        InvalidRequest: vectors that the form cannot hold.
+    """
+    precision: Precision
+    if kind == "base64":
+        precision, in_base64 = "float32", True
+    else:
+        precision = "float32" if kind == "float" else kind
+    form: encoding.EncodingFormat = "base64" if in_base64 else "float"
+    how = encoding.Encoding(form, precision, "little", call.engine.facts.calibration)
+    return [encoding.value(array, form) for array in encoding.encode(arrays, how, field)]
+
+
+def embedding_objects(
+    embeddings: Sequence[encoding.Numbers | str], answers: Sequence[Answer]
+) -> Iterator[dict[str, object]]:
+    """The items of a list of embeddings, with what was cut of each input; see `vectors`."""
+    for index, (embedding, answer) in enumerate(zip(embeddings, answers, strict=True)):
+        yield {"object": "embedding", "embedding": embedding, "index": index, **_replies.cut(answer)}
+
+
+def as_bad_request(failure: Failure) -> Failure:
+    """The failure with the statuses of these APIs: an unknown model is a bad request too, and no 404."""
+    return replace(failure, status=400) if isinstance(failure.error, UnknownModel) else failure
+
+
+def with_their_statuses(failure: Failure) -> Failure:
+    """`as_bad_request`, and wrong fields are a 422, as FastAPI has it."""
+    return replace(failure, status=422) if isinstance(failure.error, ValidationError) else as_bad_request(failure)

@@ -1,100 +1,92 @@
-"""Routes about the server itself."""
+"""Health: routes about the server itself: probes, load, metrics, served models."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Response
+from starlette.responses import Response
 from typing_extensions import TypedDict
 
 import poolhouse
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import UnknownModel
-from poolhouse.server.engines import Serving
-from poolhouse.server.wire.contract import Contract, Contracts, Errors
+from poolhouse.server.call import Call, as_json
+from poolhouse.server.engines import Engines
+from poolhouse.server.routing import Dialect, Route
+from poolhouse.server.wire.contract import Errors
 from poolhouse.server.wire.probes import report
 from poolhouse.tasks import Task
 
 
-def router(serving: Serving) -> APIRouter:
-    routes = APIRouter(tags=["server"])
-
-    async def health() -> Response:
-        """200 while every engine can answer, else 503."""
-        return answer(serving)
-
-    routes.add_api_route("/health", health, methods=["GET"])
-    routes.add_api_route("/ping", health, methods=["GET", "POST"], include_in_schema=False)
-
-    @routes.get("/health/live")
-    @routes.get("/v1/health/live", include_in_schema=False)
-    async def live() -> Response:
-        """200 as long as the process answers."""
-        return report(200, "live")
-
-    @routes.get("/health/ready")
-    @routes.get("/v1/health/ready", include_in_schema=False)
-    async def ready() -> Response:
-        """200 while every engine can answer, else 503."""
-        return report(200, "ready") if _ready(serving) else report(503, "failed")
-
-    @routes.get("/load")
-    async def load() -> dict[str, int]:
-        """How many prompts wait or run."""
-        return {"server_load": serving.load}
-
-    @routes.get("/version")
-    async def version() -> dict[str, str]:
-        """The version of Poolhouse."""
-        return {"version": poolhouse.__version__}
-
-    @routes.get("/metrics")
-    async def metrics() -> Response:
-        """Counters and histograms in Prometheus' text format."""
-        # Some milliseconds of work: requests need not wait for it.
-        text = await asyncio.to_thread(serving.metrics.text)
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    @routes.get("/v1/models")
-    async def models() -> dict[str, object]:
-        """The served models, with the tasks and the limit of each."""
-        return listed(serving)
-
-    @routes.get("/v1/models/{model:path}")
-    async def model(model: str) -> dict[str, object]:
-        """One of the served models, by any of its names."""
-        return found(serving, model)
-
-    return routes
+async def health(call: Call) -> Response:
+    """200 while every engine can answer, else 503."""
+    return answer(call.engines)
 
 
-def listed(serving: Serving) -> dict[str, object]:
+async def live(call: Call) -> Response:
+    """200 as long as the process answers."""
+    return report(200, "live")
+
+
+async def ready(call: Call) -> Response:
+    """200 while every engine can answer, else 503."""
+    return report(200, "ready") if _ready(call.engines) else report(503, "failed")
+
+
+async def load(call: Call) -> Response:
+    """How many prompts wait or run."""
+    return as_json({"server_load": call.engines.load})
+
+
+async def version(call: Call) -> Response:
+    """The version of Poolhouse."""
+    return as_json({"version": poolhouse.__version__})
+
+
+async def metrics(call: Call) -> Response:
+    """Counters and histograms in Prometheus' text format."""
+    # Some milliseconds of work: requests need not wait for it.
+    text = await asyncio.to_thread(call.engines.metrics.text)
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def models(call: Call) -> Response:
+    """The served models, with the tasks and the limit of each."""
+    return as_json(listed(call.engines))
+
+
+async def model(call: Call) -> Response:
+    """One of the served models, by any of its names."""
+    return as_json(found(call.engines, call.path_params["model"]))
+
+
+def listed(engines: Engines) -> dict[str, object]:
     """The served models and adapters, as OpenAI lists them."""
-    return {"object": "list", "data": [about(serving, name) for name in serving.engines]}
+    return {"object": "list", "data": [about(engines, name) for name in engines.by_name]}
 
 
-def found(serving: Serving, name: str) -> dict[str, object]:
+def found(engines: Engines, name: str) -> dict[str, object]:
     """The model of that name; all of them where a path ends before it.
 
     Raises:
         UnknownModel: there is none; its message names those there are.
     """
     if name == "":
-        return listed(serving)
+        return listed(engines)
     try:
-        return about(serving, name)
+        return about(engines, name)
     except UnknownModel as error:
         raise UnknownModel(str(error), "model", name) from None
 
 
-def about(serving: Serving, name: str) -> dict[str, object]:
-    """What is told of a served model, under any of its names."""
-    engine, settings = serving.engine(name), serving.settings
+def about(engines: Engines, name: str) -> dict[str, object]:
+    """The description of a served model, under any of its names."""
+    engine, settings = engines.engine(name), engines.settings
     return {
         "id": name,
         "object": "model",
-        "created": serving.started,
+        "created": engines.started,
         "owned_by": "poolhouse",
         "root": engine.facts.name,
         "parent": engine.facts.parent,
@@ -112,24 +104,24 @@ def about(serving: Serving, name: str) -> dict[str, object]:
     }
 
 
-def answer(serving: Serving) -> Response:
+def answer(engines: Engines) -> Response:
     """An empty 200 while every engine can answer, else an empty 503."""
-    return Response(status_code=200 if _ready(serving) else 503)
+    return Response(status_code=200 if _ready(engines) else 503)
 
 
 def _model_type(engine: PoolingEngine) -> str:
-    """Xinference's word, by which its clients choose what to ask."""
+    """Xinference's type of a model, by which its clients choose the route."""
     if "classify" in engine.facts.tasks and engine.facts.labels == 1:
         return "rerank"
     return "embedding" if {"embed", "token_embed"} & set(engine.facts.tasks) else "classifier"
 
 
-def _ready(serving: Serving) -> bool:
-    return all(engine.alive for engine in serving.engines.values())
+def _ready(engines: Engines) -> bool:
+    return all(engine.alive for engine in engines.by_name.values())
 
 
 class Probe(TypedDict):
-    """What a supervisor hears."""
+    """What a supervisor reads."""
 
     status: Literal["live", "ready", "loading", "failed"]
 
@@ -169,7 +161,7 @@ class Model(TypedDict):
     tasks: list[Task]
     prompts: list[str]
     limits: Limits
-    permission: list[Any]
+    permission: list[object]
 
 
 class Models(TypedDict):
@@ -179,13 +171,25 @@ class Models(TypedDict):
     data: list[Model]
 
 
-CONTRACTS: Contracts = {
-    "/health": Contract((), (Errors(None, (503,)),)),
-    "/health/live": Contract((Probe,), ()),
-    "/health/ready": Contract((Probe,), (Errors(Probe, (503,)),)),
-    "/load": Contract((Load,), ()),
-    "/version": Contract((Version,), ()),
-    "/metrics": Contract((), (), ("text/plain",)),
-    "/v1/models": Contract((Models,), ()),
-    "/v1/models/{model}": Contract((Model,), (Errors(statuses=(404,)),)),
-}
+DIALECT = Dialect(
+    "server",
+    (
+        Route("GET", "/health", health, errors=(Errors(None, (503,)),)),
+        Route("GET", "/ping", health, hidden=True),
+        Route("POST", "/ping", health, hidden=True),
+        Route("GET", "/health/live", live, replies=(Probe,), errors=(), others=("/v1/health/live",)),
+        Route(
+            "GET",
+            "/health/ready",
+            ready,
+            replies=(Probe,),
+            errors=(Errors(Probe, (503,)),),
+            others=("/v1/health/ready",),
+        ),
+        Route("GET", "/load", load, replies=(Load,), errors=()),
+        Route("GET", "/version", version, replies=(Version,), errors=()),
+        Route("GET", "/metrics", metrics, errors=(), media=("text/plain",)),
+        Route("GET", "/v1/models", models, replies=(Models,), errors=()),
+        Route("GET", "/v1/models/{model:path}", model, replies=(Model,), errors=(Errors(statuses=(404,)),)),
+    ),
+)

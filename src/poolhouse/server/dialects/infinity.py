@@ -1,4 +1,4 @@
-"""Infinity's routes under /infinity; `usage` counts tokens, where Infinity counts characters.
+"""Infinity: its routes under /infinity; `usage` counts tokens, where Infinity counts characters.
 
 Source: infinity 0.0.77.
 """
@@ -6,10 +6,11 @@ Source: infinity 0.0.77.
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request, Response
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AliasChoices, Field, StringConstraints, ValidationError
+from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from poolhouse.engine.interface import PoolingEngine
@@ -18,30 +19,34 @@ from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
+from poolhouse.server.call import Call, as_json
 from poolhouse.server.dialects import _hosted, _replies, health
-from poolhouse.server.dialects._fields import Many, body_schema
-from poolhouse.server.dialects._hosted import Wish
+from poolhouse.server.dialects._fields import Many, Strict
+from poolhouse.server.dialects._hosted import EmbedOptions
+from poolhouse.server.dialects._replies import TokenCounts
 from poolhouse.server.dialects.vllm.classify import label_names, ranked_labels
-from poolhouse.server.engines import Serving
-from poolhouse.server.routing import direct_router
-from poolhouse.server.wire.contract import Contract, Contracts, Cut, Errors, Matrix, Vector
+from poolhouse.server.engines import Engines
+from poolhouse.server.routing import Dialect, Route
+from poolhouse.server.wire import errors
+from poolhouse.server.wire.contract import Cut, Errors, Matrix, Vector
 from poolhouse.server.wire.encoding import dumps
-from poolhouse.server.wire.errors import Failure, as_json, problems, speak
+from poolhouse.server.wire.errors import Failure, WrongField, problems
+from poolhouse.tasks import Task
 
 # Infinity strips what it reads.
 _Text = Annotated[str, StringConstraints(strip_whitespace=True)]
 _Texts = Annotated[Many[_Text], Field(min_length=1)]
 # What Infinity calls a model that is not named.
 _NO_MODEL = "default/not-specified"
+Capability = Literal["embed", "classify", "rerank"]
 
 
-class _Fields(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
+class _Fields(Strict):
     model: str = _NO_MODEL
 
     @property
     def name(self) -> str | None:
+        """The model; None where the body names none."""
         return None if self.model == _NO_MODEL else self.model
 
 
@@ -77,123 +82,91 @@ class ClassifyFields(_Fields):
     raw_scores: bool = False
 
 
-def prefixed_router(serving: Serving) -> APIRouter:
-    """All of Infinity under /infinity."""
-    routes = direct_router("infinity", "/infinity")
-
-    @routes.get("/health")
-    async def alive(_: Request) -> Response:
-        """The time, while every engine can answer; else 503."""
-        status = health.answer(serving).status_code
-        return Response(dumps({"unix": time.time()}), status, media_type="application/json")
-
-    @routes.get("/models")
-    async def models(_: Request) -> Response:
-        """The served models and what they can do."""
-        data = [_model(serving, name, engine) for name, engine in serving.engines.items()]
-        return Response(dumps({"data": data, "object": "list"}), media_type="application/json")
-
-    @routes.post("/embeddings", openapi_extra=body_schema(EmbeddingFields))
-    async def embeddings(http: Request) -> Response:
-        """One vector per input, or one per token where the model has no other."""
-        speak(http, shape)
-        return await _embeddings(serving, http, await serving.read(http, EmbeddingFields))
-
-    @routes.post("/rerank", openapi_extra=body_schema(RerankFields))
-    async def rerank(http: Request) -> Response:
-        """Documents by how well they answer a query, best first."""
-        speak(http, shape)
-        return await _rerank(serving, http, await serving.read(http, RerankFields))
-
-    @routes.post("/classify", openapi_extra=body_schema(ClassifyFields))
-    async def classify(http: Request) -> Response:
-        """Every label of each input, likeliest first."""
-        speak(http, shape)
-        return await _classify(serving, http, await serving.read(http, ClassifyFields))
-
-    return routes
+async def alive(call: Call) -> Response:
+    """The time, while every engine can answer; else 503."""
+    status = health.answer(call.engines).status_code
+    return Response(dumps({"unix": time.time()}), status, media_type="application/json")
 
 
-async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) -> Response:
+async def models(call: Call) -> Response:
+    """The served models and what they can do."""
+    data = [_model(call.engines, name, engine) for name, engine in call.engines.by_name.items()]
+    return as_json({"data": data, "object": "list"})
+
+
+async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
+    """One vector per input, or one per token where the model has no other."""
     if fields.modality != "text":
         raise InvalidRequest(f"modality {fields.modality!r}: the models of this server read texts.", "modality")
-    engine = serving.engine(fields.name)
+    engine = call.use(fields.name)
     texts = [fields.input] if isinstance(fields.input, str) else fields.input
-    wish = Wish(dimensions=fields.dimensions or None)
-    task: Literal["embed", "token_embed"] = "embed" if "embed" in engine.facts.tasks else "token_embed"
-    answers = await _hosted.embed(serving, http, engine, texts, wish, task=task)
+    task: Task = "embed" if "embed" in engine.facts.tasks else "token_embed"
+    answers = await _hosted.embed(call, texts, EmbedOptions(dimensions=fields.dimensions or None), task=task)
 
     def render() -> bytes:
-        vectors = _hosted.vectors(_hosted.arrays_of(answers), fields.encoding_format, engine, "encoding_format")
-        data = [
-            {"object": "embedding", "embedding": vector, "index": index} | _replies.cut(answer)
-            for index, (vector, answer) in enumerate(zip(vectors, answers, strict=True))
-        ]
-        return dumps({"object": "list", "data": data, **_tail(http, engine, answers)})
+        arrays = _hosted.arrays_of(answers)
+        vectors = _hosted.vectors(call, arrays, fields.encoding_format, "encoding_format")
+        data = list(_hosted.embedding_objects(vectors, answers))
+        return dumps({"object": "list", "data": data, **_tail(call, answers)})
 
-    return await _replies.write(serving, render, answers)
+    return await call.write(render, answers)
 
 
-async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
-    engine = serving.engine(fields.name)
-    scored = await _hosted.rerank(
-        serving, http, engine, fields.query, fields.documents, use_activation=not fields.raw_scores
-    )
-    results = [
+async def rerank(call: Call, fields: RerankFields) -> Response:
+    """Documents by how well they answer a query, best first."""
+    call.use(fields.name)
+    scored = await _hosted.rerank(call, fields.query, fields.documents, use_activation=not fields.raw_scores)
+    results: list[Ranked] = [
         {
-            "relevance_score": scored.scores[place].score,
-            "index": place,
-            "document": fields.documents[place] if fields.return_documents else None,
+            "relevance_score": score,
+            "index": index,
+            "document": fields.documents[index] if fields.return_documents else None,
         }
-        for place in scored.ranked(fields.top_n)
+        for index, score in scored.best(fields.top_n)
     ]
-    body = {"object": "rerank", "results": results, **_tail(http, engine, scored.answers)}
-    return await _replies.write(serving, lambda: dumps(body), scored.answers)
+    body: RerankReply = {"object": "rerank", "results": results, **_tail(call, scored.answers)}
+    return await call.write(lambda: dumps(body), scored.answers)
 
 
-async def _classify(serving: Serving, http: Request, fields: ClassifyFields) -> Response:
-    engine = serving.engine(fields.name)
-    if "classify" not in engine.facts.tasks:
-        raise UnsupportedTask(
-            f"The model `{engine.facts.name}` has no labels; its tasks: {list(engine.facts.tasks)}.", "model"
-        )
-    serving.check_items(len(fields.input), "input")
+async def classify(call: Call, fields: ClassifyFields) -> Response:
+    """Every label of each input, likeliest first."""
+    facts = call.use(fields.name).facts
+    if "classify" not in facts.tasks:
+        raise UnsupportedTask(f"The model `{facts.name}` has no labels; its tasks: {list(facts.tasks)}.", "model")
+    call.engines.check_items(len(fields.input), "input")
     params = PoolingParams(use_activation=not fields.raw_scores, truncate_prompt_tokens=-1)
-    answers = await serving.answers(
-        http, engine, [EngineRequest(Prompt(text), "classify", params) for text in fields.input]
-    )
-    names = label_names(engine)
+    answers = await call.answers([EngineRequest(Prompt(text), "classify", params) for text in fields.input])
+    names = label_names(call.engine)
     data = [ranked_labels(answer, names) for answer in answers]
-    body = {"object": "classify", "data": data, **_tail(http, engine, answers)}
-    return await _replies.write(serving, lambda: dumps(body), answers)
+    body = {"object": "classify", "data": data, **_tail(call, answers)}
+    return await call.write(lambda: dumps(body), answers)
 
 
-def _tail(http: Request, engine: PoolingEngine, answers: list[Answer]) -> dict[str, Any]:
-    tokens = _replies.tokens_of(answers)
+def _tail(call: Call, answers: Sequence[Answer]) -> Tail:
     return {
-        "model": engine.facts.name,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        "id": _replies.reply_id("infinity", http, None),
+        "model": call.engine.facts.name,
+        "usage": _replies.token_counts(answers),
+        "id": call.reply_id("infinity"),
         "created": int(time.time()),
     }
 
 
-def _model(serving: Serving, name: str, engine: PoolingEngine) -> dict[str, Any]:
-    capabilities: list[str] = [task for task in engine.facts.tasks if task in ("embed", "classify")]
+def _model(engines: Engines, name: str, engine: PoolingEngine) -> Model:
+    capabilities: list[Capability] = [task for task in engine.facts.tasks if task in ("embed", "classify")]
     if engine.facts.labels in (0, 1):
         capabilities.append("rerank")
-    waiting = serving.waiting(engine)
+    waiting = engines.waiting(engine)
     return {
         "id": name,
         "stats": {
-            "queue_fraction": waiting / serving.settings.max_queued_prompts,
+            "queue_fraction": waiting / engines.settings.max_queued_prompts,
             "queue_absolute": waiting,
             "results_pending": waiting,
-            "batch_size": serving.settings.max_client_batch_size,
+            "batch_size": engines.settings.max_client_batch_size,
         },
         "object": "model",
         "owned_by": "infinity",
-        "created": serving.started,
+        "created": engines.started,
         "backend": "poolhouse",
         "capabilities": capabilities,
     }
@@ -203,9 +176,9 @@ def shape(failure: Failure) -> Response:
     """Infinity's error body: FastAPI's for wrong fields, OpenAI's for the rest, where an unknown model is a 400."""
     failure = _hosted.with_their_statuses(failure)
     if isinstance(failure.error, ValidationError):
-        return as_json(failure, {"detail": problems(failure.error)})
+        return errors.as_json(failure, {"detail": problems(failure.error)})
     error = {"message": failure.message, "type": None, "param": failure.parameter, "code": failure.status}
-    return as_json(failure, {"error": error})
+    return errors.as_json(failure, {"error": error})
 
 
 class Problem(TypedDict):
@@ -223,32 +196,17 @@ class Error(TypedDict):
     error: Problem
 
 
-class WrongField(TypedDict):
-    """A field of a body that is wrong, as FastAPI tells it."""
-
-    type: str
-    loc: list[str | int]
-    msg: str
-
-
 class WrongFields(TypedDict):
     """An error of a body whose fields are wrong."""
 
     detail: list[WrongField]
 
 
-class Usage(TypedDict):
-    """Tokens of the inputs."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
 class Tail(TypedDict):
     """What all replies end with."""
 
     model: str
-    usage: Usage
+    usage: TokenCounts
     id: str
     created: int
 
@@ -269,7 +227,7 @@ class EmbeddingReply(Tail):
 
 
 class Ranked(TypedDict):
-    """A document's place and score."""
+    """A document's index and score."""
 
     relevance_score: float
     index: int
@@ -315,7 +273,7 @@ class Model(TypedDict):
     owned_by: Literal["infinity"]
     created: int
     backend: str
-    capabilities: list[Literal["embed", "classify", "rerank"]]
+    capabilities: list[Capability]
 
 
 class ModelsReply(TypedDict):
@@ -331,11 +289,18 @@ class HealthReply(TypedDict):
     unix: float
 
 
-_ERRORS = (Errors(Error), Errors(WrongFields, (422,)))
-CONTRACTS: Contracts = {
-    "/infinity/health": Contract((HealthReply,), ()),
-    "/infinity/models": Contract((ModelsReply,), ()),
-    "/infinity/embeddings": Contract((EmbeddingReply,), _ERRORS),
-    "/infinity/rerank": Contract((RerankReply,), _ERRORS),
-    "/infinity/classify": Contract((ClassifyReply,), _ERRORS),
-}
+ERRORS = (Errors(Error), Errors(WrongFields, (422,)))
+DIALECT = Dialect(
+    "infinity",
+    (
+        Route("GET", "/health", alive, replies=(HealthReply,), errors=()),
+        Route("GET", "/models", models, replies=(ModelsReply,), errors=()),
+        Route("POST", "/embeddings", embeddings, EmbeddingFields, (EmbeddingReply,)),
+        Route("POST", "/rerank", rerank, RerankFields, (RerankReply,)),
+        Route("POST", "/classify", classify, ClassifyFields, (ClassifyReply,)),
+    ),
+    shape,
+    ERRORS,
+    prefix="/infinity",
+    owns=("/infinity",),
+)

@@ -1,16 +1,17 @@
-"""llama.cpp's /embedding and /reranking; /embeddings too where a body has `content` or `embd_normalize`.
+"""llama.cpp: /embedding and /reranking; /embeddings too where a body has `content` or `embd_normalize`.
 
-Source: the README of llama.cpp's server. A lone model answers whatever it is called, as there. Its other paths are
+Source: the README of llama.cpp's server. A single model answers whatever it is called, as there. Its other paths are
 OpenAI's and vLLM's. Scores are those of /rerank.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal, NotRequired
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from poolhouse.engine.request import Request as EngineRequest
@@ -18,16 +19,16 @@ from poolhouse.errors import EngineClosed, InputTooLong, InvalidRequest, Unsuppo
 from poolhouse.inputs.prompts import parse_prompts
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
+from poolhouse.server.call import Call
 from poolhouse.server.dialects import _hosted, _replies, openai
-from poolhouse.server.dialects._fields import INPUT_SCHEMA, Many, body_schema
+from poolhouse.server.dialects._fields import INPUT_SCHEMA, Many, Strict
+from poolhouse.server.dialects._replies import TokenCounts
 from poolhouse.server.dialects.openai import BYTES, METADATA, EmbeddingReply
 from poolhouse.server.dialects.tei.info import is_splade
-from poolhouse.server.engines import Serving
-from poolhouse.server.routing import direct_router
-from poolhouse.server.wire.body import read_json
-from poolhouse.server.wire.contract import Contract, Contracts, Errors, Matrix
+from poolhouse.server.routing import Dialect, Route
+from poolhouse.server.wire.contract import Errors, Matrix
 from poolhouse.server.wire.encoding import dumps
-from poolhouse.server.wire.errors import Failure, as_json, speak
+from poolhouse.server.wire.errors import Failure, as_json
 from poolhouse.tasks import Task
 
 # Fields by which a body at /embeddings is known to be llama.cpp's.
@@ -36,23 +37,19 @@ OWN_EMBEDDING_FIELDS = frozenset({"content", "embd_normalize"})
 _LARGEST = 32760
 
 
-class ContentFields(BaseModel):
+class ContentFields(Strict):
     """The body of POST /embedding."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
-
     model: str | None = None
-    content: Any = Field(None, description="A text, token ids, or a list of them.", json_schema_extra=INPUT_SCHEMA)
-    input: Any = Field(None, description="Another word for content.", json_schema_extra=INPUT_SCHEMA)
+    content: object = Field(None, description="A text, token ids, or a list of them.", json_schema_extra=INPUT_SCHEMA)
+    input: object = Field(None, description="Another name for content.", json_schema_extra=INPUT_SCHEMA)
     embd_normalize: int = Field(
         2, ge=-1, description="-1: none; 0: the largest number is 32760; else the p-norm is 1, and 2 is the usual one."
     )
 
 
-class RerankFields(BaseModel):
+class RerankFields(Strict):
     """The body of POST /reranking."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
     query: str
@@ -62,53 +59,23 @@ class RerankFields(BaseModel):
     return_text: bool = Field(False, description="With texts: whether results hold them.")
 
 
-def router(serving: Serving) -> APIRouter:
-    routes = direct_router("llama.cpp")
-
-    @routes.post("/embedding", openapi_extra=body_schema(ContentFields))
-    async def embedding(http: Request) -> Response:
-        """The vectors of each input: one, or one per token where the model has no other."""
-        speak(http, shape)
-        return await answer_embedding(serving, http, await serving.read(http, ContentFields))
-
-    @routes.post("/embeddings", openapi_extra=body_schema(ContentFields, openai.EmbeddingFields))
-    async def embeddings(http: Request) -> Response:
-        """As /embedding where the body has fields of llama.cpp's own, else as /v1/embeddings."""
-        body = await read_json(http, serving.settings)
-        if any(body.get(name) is not None for name in OWN_EMBEDDING_FIELDS):
-            speak(http, shape)
-            return await answer_embedding(serving, http, serving.parse(body, ContentFields))
-        return await openai.answer(serving, http, serving.parse(body, openai.EmbeddingFields))
-
-    @routes.post("/reranking", openapi_extra=body_schema(RerankFields))
-    @routes.post("/v1/reranking", include_in_schema=False)
-    async def reranking(http: Request) -> Response:
-        """Documents by how well they answer a query, best first."""
-        speak(http, shape)
-        return await _rerank(serving, http, await serving.read(http, RerankFields))
-
-    return routes
-
-
-async def answer_embedding(serving: Serving, http: Request, fields: ContentFields) -> Response:
-    """The reply to a body of /embedding."""
-    engine = serving.lone_or_named(fields.model)
+async def embedding(call: Call, fields: ContentFields) -> Response:
+    """The vectors of each input: one, or one per token where the model has no other."""
+    call.engine = engine = call.engines.single_or_named(fields.model)
     task: Task = "embed" if "embed" in engine.facts.tasks else "token_embed"
     if task not in engine.facts.tasks:
         raise UnsupportedTask(
             f"The model `{engine.facts.name}` has no vectors; its tasks: {list(engine.facts.tasks)}.", "model"
         )
-    name = "input" if fields.content is None else "content"
-    given = getattr(fields, name)
-    if given is None:
+    name, content = ("input", fields.input) if fields.content is None else ("content", fields.content)
+    if content is None:
         raise InvalidRequest("Give content (texts or token ids).", "content")
-    serving.check_list(given, name)
-    prompts = parse_prompts(given, name)
-    serving.check_items(len(prompts), name)
+    call.engines.check_list(content, name)
+    prompts = parse_prompts(content, name)
+    call.engines.check_items(len(prompts), name)
     params = PoolingParams(use_activation=None if is_splade(engine) else False, overflow="error")
-    answers = await serving.answers(
-        http, engine, [EngineRequest(prompt, task, params) for prompt in prompts], f"{name}[{{}}]".format
-    )
+    requests = [EngineRequest(prompt, task, params) for prompt in prompts]
+    answers = await call.answers(requests, f"{name}[{{}}]".format)
 
     def rows(array: Array) -> Array:
         return normalised(array, fields.embd_normalize)[None] if array.ndim == 1 else np.ascontiguousarray(array)
@@ -116,7 +83,37 @@ async def answer_embedding(serving: Serving, http: Request, fields: ContentField
     def render() -> bytes:
         return dumps([{"index": index, "embedding": rows(answer.array)} for index, answer in enumerate(answers)])
 
-    return await _replies.write(serving, render, answers)
+    return await call.write(render, answers)
+
+
+async def embeddings(call: Call, body: Mapping[str, object]) -> Response:
+    """As /embedding where the body has fields of llama.cpp's own, else as /v1/embeddings."""
+    if OWN_EMBEDDING_FIELDS & body.keys():
+        call.speak(shape)
+        return await embedding(call, call.parse(body, ContentFields))
+    return await openai.embeddings(call, call.parse(body, openai.EmbeddingFields))
+
+
+async def reranking(call: Call, fields: RerankFields) -> Response:
+    """Documents by how well they answer a query, best first."""
+    call.engine = engine = call.engines.single_or_named(fields.model)
+    name, documents = ("documents", fields.documents) if fields.texts is None else ("texts", fields.texts)
+    scored = await _hosted.rerank(call, fields.query, documents or [], parameter=name, truncate=False)
+    best = scored.best(fields.top_n)
+    body: RerankReply | list[Rank]
+    if fields.texts is None:
+        body = {
+            "model": engine.facts.name,
+            "object": "list",
+            "usage": _replies.token_counts(scored.answers),
+            "results": [{"index": index, "relevance_score": score} for index, score in best],
+        }
+    else:
+        body = [{"index": index, "score": score} for index, score in best]
+        if fields.return_text:
+            for ranked in body:
+                ranked["text"] = fields.texts[ranked["index"]]
+    return await call.write(lambda: dumps(body), scored.answers)
 
 
 def normalised(vector: Array, kind: int) -> Array:
@@ -132,29 +129,6 @@ def normalised(vector: Array, kind: int) -> Array:
     return vector * np.float32(1 / size)
 
 
-async def _rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
-    engine = serving.lone_or_named(fields.model)
-    name = "documents" if fields.texts is None else "texts"
-    documents = getattr(fields, name)
-    if not documents:
-        raise InvalidRequest(f"{name} must hold at least one text.", name)
-    scored = await _hosted.rerank(serving, http, engine, fields.query, documents, truncate=False)
-    best = [(place, scored.scores[place].score) for place in scored.ranked(fields.top_n)]
-    body: Any
-    if fields.texts is None:
-        tokens = _replies.tokens_of(scored.answers)
-        body = {
-            "model": engine.facts.name,
-            "object": "list",
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-            "results": [{"index": place, "relevance_score": score} for place, score in best],
-        }
-    else:
-        texts = {place: {"text": documents[place]} if fields.return_text else {} for place, _ in best}
-        body = [{"index": place, "score": score} | texts[place] for place, score in best]
-    return await _replies.write(serving, lambda: dumps(body), scored.answers)
-
-
 def shape(failure: Failure) -> Response:
     """llama.cpp's error body."""
     error = {"code": failure.status, "message": failure.message, "type": _kind(failure)}
@@ -162,7 +136,7 @@ def shape(failure: Failure) -> Response:
 
 
 def _kind(failure: Failure) -> str:
-    """llama.cpp's word for it."""
+    """llama.cpp's name for it."""
     match failure.error:
         case InputTooLong():
             return "exceed_context_size_error"
@@ -194,15 +168,8 @@ class Embedding(TypedDict):
     embedding: Matrix
 
 
-class Usage(TypedDict):
-    """Tokens of the texts."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
 class Ranked(TypedDict):
-    """A document's place and score."""
+    """A document's index and score."""
 
     index: int
     relevance_score: float
@@ -213,24 +180,51 @@ class RerankReply(TypedDict):
 
     model: str
     object: Literal["list"]
-    usage: Usage
+    usage: TokenCounts
     results: list[Ranked]
 
 
-class _Rank(TypedDict):
+class Rank(TypedDict):
+    """A text's index and score."""
+
     index: int
     score: float
+    text: NotRequired[str]
 
 
-class Rank(_Rank, total=False):
-    """A text's place and score."""
-
-    text: str
-
-
-_ERRORS = (Errors(Error),)
-CONTRACTS: Contracts = {
-    "/embedding": Contract((list[Embedding],), _ERRORS),
-    "/embeddings": Contract((list[Embedding], EmbeddingReply), (*_ERRORS, Errors()), BYTES, METADATA),
-    "/reranking": Contract((RerankReply, list[Rank]), _ERRORS),
-}
+ERRORS = (Errors(Error),)
+DIALECTS = (
+    Dialect(
+        "llama.cpp",
+        (
+            Route("POST", "/embedding", embedding, ContentFields, (list[Embedding],)),
+            Route(
+                "POST",
+                "/reranking",
+                reranking,
+                RerankFields,
+                (RerankReply, list[Rank]),
+                others=("/v1/reranking",),
+            ),
+        ),
+        shape,
+        ERRORS,
+        owns=("/embedding", "/reranking", "/v1/reranking"),
+    ),
+    # Errors before the body is known are in the server's own shape.
+    Dialect(
+        "llama.cpp",
+        (
+            Route(
+                "POST",
+                "/embeddings",
+                embeddings,
+                (ContentFields, openai.EmbeddingFields),
+                (list[Embedding], EmbeddingReply),
+                (*ERRORS, Errors()),
+                BYTES,
+                METADATA,
+            ),
+        ),
+    ),
+)

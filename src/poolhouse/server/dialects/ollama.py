@@ -1,6 +1,6 @@
-"""Ollama's embeddings, and what its clients ask besides: the models, what each is, the version.
+"""Ollama: embeddings, and what its clients ask besides: the models, what each is, the version.
 
-Source: Ollama's API, 0.12. Clients have names of Ollama's library, and add tags to ours: a lone model answers whatever it
+Source: Ollama's API, 0.12. Clients have names of Ollama's library, and add tags to ours: a single model answers whatever it
 is called, and `:latest` means nothing.
 """
 
@@ -9,54 +9,52 @@ from __future__ import annotations
 import hashlib
 import time
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from starlette.responses import Response
 from typing_extensions import TypedDict
 
 import poolhouse
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InputTooLong
+from poolhouse.server.call import Call, as_json
 from poolhouse.server.dialects import _hosted, _replies
-from poolhouse.server.dialects._fields import Many, body_schema
-from poolhouse.server.dialects._hosted import Wish
+from poolhouse.server.dialects._fields import Many, Strict
+from poolhouse.server.dialects._hosted import EmbedOptions
 from poolhouse.server.dialects.tei.info import is_splade
-from poolhouse.server.engines import Serving
-from poolhouse.server.routing import direct_router
-from poolhouse.server.wire.contract import Contract, Contracts, Errors, Matrix, Vector
+from poolhouse.server.engines import Engines
+from poolhouse.server.routing import Dialect, Route
+from poolhouse.server.wire import errors
+from poolhouse.server.wire.contract import Errors, Matrix, Vector
 from poolhouse.server.wire.encoding import dumps
-from poolhouse.server.wire.errors import Failure, as_json, speak
+from poolhouse.server.wire.errors import Failure
 
 _TAG = ":latest"
 _NEVER = "9999-12-31T23:59:59Z"
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-# Where /api/show stands for what Ollama reads from a GGUF file.
+# Stands in /api/show for the family that Ollama reads from a GGUF file.
 _FAMILY = "poolhouse"
 
 
-class Options(BaseModel):
+class Options(Strict):
     """Of Ollama's options for a model those that mean something here."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     num_ctx: int | None = Field(None, ge=1, description="At most so many tokens of a text are read.")
 
 
-class _Fields(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    model: str | None = Field(None, description="A served model; a lone one answers to any name.")
+class _Fields(Strict):
+    model: str | None = Field(None, description="A served model; a single one answers to any name.")
     options: Options = Options()
-    keep_alive: Any = Field(None, description="Without effect: models stay loaded.")
+    keep_alive: object = Field(None, description="Without effect: models stay loaded.")
 
 
 class EmbedFields(_Fields):
     """The body of POST /api/embed."""
 
-    input: str | Many[str] = []
+    input: str | Many[str] = Field([], description="A text, or several.")
     truncate: bool = Field(True, description="Cut texts over the limit instead of refusing them.")
     dimensions: int = Field(0, ge=0, description="For Matryoshka models; 0, or more than there are, leaves all.")
 
@@ -67,132 +65,128 @@ class EmbeddingsFields(_Fields):
     prompt: str = ""
 
 
-class ShowFields(BaseModel):
+class ShowFields(Strict):
     """The body of POST /api/show."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
-
     model: str | None = None
-    name: str | None = Field(None, description="A former word for model.")
+    name: str | None = Field(None, description="The former name of this field.")
 
 
-def router(serving: Serving) -> APIRouter:
-    routes = direct_router("ollama")
-
-    @routes.post("/api/embed", openapi_extra=body_schema(EmbedFields))
-    async def embed(http: Request) -> Response:
-        """One vector of unit length per text."""
-        speak(http, shape)
-        return await _embed(serving, http, await serving.read(http, EmbedFields))
-
-    @routes.post("/api/embeddings", openapi_extra=body_schema(EmbeddingsFields))
-    async def embeddings(http: Request) -> Response:
-        """The vector of one text, as the model has it."""
-        speak(http, shape)
-        return await _embeddings(serving, http, await serving.read(http, EmbeddingsFields))
-
-    @routes.get("/api/tags")
-    async def tags(_: Request) -> Response:
-        """The served models."""
-        return _json({"models": [_listed(serving, name) for name in serving.engines]})
-
-    @routes.get("/api/ps")
-    async def running(_: Request) -> Response:
-        """The models in memory: all that are served."""
-        loaded = {"expires_at": _NEVER, "size_vram": 0}
-        return _json(
-            {
-                "models": [
-                    _listed(serving, name) | loaded | {"context_length": engine.facts.max_tokens}
-                    for name, engine in serving.engines.items()
-                ]
-            }
-        )
-
-    @routes.post("/api/show", openapi_extra=body_schema(ShowFields))
-    async def show(http: Request) -> Response:
-        """What a model is."""
-        speak(http, shape)
-        fields = await serving.read(http, ShowFields)
-        return _json(_shown(serving, _engine(serving, fields.model or fields.name)))
-
-    @routes.get("/api/version")
-    async def version(_: Request) -> Response:
-        """The version of Poolhouse."""
-        return _json({"version": poolhouse.__version__})
-
-    return routes
-
-
-async def _embed(serving: Serving, http: Request, fields: EmbedFields) -> Response:
-    started = time.perf_counter_ns()
-    engine = _engine(serving, fields.model)
+async def embed(call: Call, fields: EmbedFields) -> Response:
+    """One vector of unit length per text."""
+    engine = _use(call, fields.model)
     texts = fields.input if isinstance(fields.input, list) else [fields.input] if fields.input else []
-    wish = Wish(
+    options = EmbedOptions(
         dimensions=_dimensions(engine, fields.dimensions),
         # SPLADE's weights are no directions, and stay as they are.
         use_activation=None if is_splade(engine) else True,
         truncate="END" if fields.truncate else "NONE",
-        max_tokens=_most_tokens(engine, fields.options),
+        max_tokens=_max_tokens(engine, fields.options),
     )
-    answers = await _hosted.embed(serving, http, engine, texts, wish) if texts else []
+    answers = await _hosted.embed(call, texts, options) if texts else []
 
     def render() -> bytes:
         return dumps(
             {
                 "model": engine.facts.name,
                 "embeddings": np.stack(_hosted.arrays_of(answers)) if answers else [],
-                "total_duration": time.perf_counter_ns() - started,
+                "total_duration": round((time.perf_counter() - call.started) * 1e9),
                 "load_duration": 0,
                 "prompt_eval_count": _replies.tokens_of(answers),
             }
         )
 
-    return await _replies.write(serving, render, answers)
+    return await call.write(render, answers)
 
 
-async def _embeddings(serving: Serving, http: Request, fields: EmbeddingsFields) -> Response:
-    engine = _engine(serving, fields.model)
-    wish = Wish(max_tokens=_most_tokens(engine, fields.options))
+async def embeddings(call: Call, fields: EmbeddingsFields) -> Response:
+    """The vector of one text, as the model has it."""
+    engine = _use(call, fields.model)
     answers: list[Answer] = []
     if fields.prompt:
-        answers = await _hosted.embed(serving, http, engine, [fields.prompt], wish, parameter="prompt")
-    vector: Any = answers[0].array if answers else []
-    return await _replies.write(serving, lambda: dumps({"embedding": vector}), answers)
+        options = EmbedOptions(max_tokens=_max_tokens(engine, fields.options))
+        answers = await _hosted.embed(call, [fields.prompt], options, parameter="prompt")
+    return await call.write(lambda: dumps({"embedding": answers[0].array if answers else []}), answers)
 
 
-def _engine(serving: Serving, model: str | None) -> PoolingEngine:
-    """The engine of a name that may have a tag."""
-    if model is not None and model not in serving.engines:
+async def tags(call: Call) -> Response:
+    """The served models."""
+    return as_json({"models": [_listed(call.engines, name) for name in call.engines.by_name]})
+
+
+async def running(call: Call) -> Response:
+    """The models in memory: all that are served."""
+    models: list[Running] = [
+        {
+            **_listed(call.engines, name),
+            "expires_at": _NEVER,
+            "size_vram": 0,
+            "context_length": engine.facts.max_tokens,
+        }
+        for name, engine in call.engines.by_name.items()
+    ]
+    return as_json({"models": models})
+
+
+async def show(call: Call, fields: ShowFields) -> Response:
+    """What a model is."""
+    engine = _use(call, fields.model or fields.name)
+    facts: dict[str, str | int] = {
+        "general.architecture": _FAMILY,
+        f"{_FAMILY}.context_length": engine.facts.max_tokens,
+    }
+    if engine.facts.width is not None:
+        facts[f"{_FAMILY}.embedding_length"] = engine.facts.width
+    body: ShowReply = {
+        "modelfile": "",
+        "parameters": "",
+        "template": "",
+        "details": _details(engine),
+        "model_info": facts,
+        "capabilities": ["embedding"] if "embed" in engine.facts.tasks else [],
+        "modified_at": _time(call.engines.started),
+    }
+    return as_json(body)
+
+
+async def version(_: Call) -> Response:
+    """The version of Poolhouse."""
+    return as_json({"version": poolhouse.__version__})
+
+
+def _use(call: Call, model: str | None) -> PoolingEngine:
+    """Choose the engine of a name that may have a tag."""
+    if model is not None and model not in call.engines.by_name:
         model = model.removesuffix(_TAG)
-    return serving.lone_or_named(model)
+    call.engine = call.engines.single_or_named(model)
+    return call.engine
 
 
-def _dimensions(engine: PoolingEngine, asked: int) -> int | None:
-    """What Ollama makes of `dimensions`: all there are, where more are asked for."""
+def _dimensions(engine: PoolingEngine, requested: int) -> int | None:
+    """What Ollama makes of `dimensions`: all there are, where more are requested."""
     width = engine.facts.width
-    return None if asked == 0 or (width is not None and asked >= width) else asked
+    return None if requested == 0 or (width is not None and requested >= width) else requested
 
 
-def _most_tokens(engine: PoolingEngine, options: Options) -> int | None:
+def _max_tokens(engine: PoolingEngine, options: Options) -> int | None:
     """The tokens to cut at; None where the model's own limit holds."""
     return options.num_ctx if options.num_ctx is not None and options.num_ctx < engine.facts.max_tokens else None
 
 
-def _listed(serving: Serving, name: str) -> dict[str, Any]:
+def _listed(engines: Engines, name: str) -> Listed:
     tagged = name if ":" in name.rpartition("/")[2] else f"{name}{_TAG}"
     return {
         "name": tagged,
         "model": tagged,
-        "modified_at": _time(serving.started),
+        "modified_at": _time(engines.started),
         "size": 0,
-        # Nobody here knows that of the files; clients tell models apart by it.
+        # The server does not know the files' digest; clients tell models apart by this one.
         "digest": hashlib.sha256(name.encode()).hexdigest(),
-        "details": _details(serving.engines[name]),
+        "details": _details(engines.by_name[name]),
     }
 
 
-def _details(engine: PoolingEngine) -> dict[str, Any]:
+def _details(engine: PoolingEngine) -> Details:
     return {
         "parent_model": engine.facts.parent or "",
         "format": "safetensors",
@@ -203,35 +197,16 @@ def _details(engine: PoolingEngine) -> dict[str, Any]:
     }
 
 
-def _shown(serving: Serving, engine: PoolingEngine) -> dict[str, Any]:
-    facts: dict[str, Any] = {"general.architecture": _FAMILY, f"{_FAMILY}.context_length": engine.facts.max_tokens}
-    if engine.facts.width is not None:
-        facts[f"{_FAMILY}.embedding_length"] = engine.facts.width
-    return {
-        "modelfile": "",
-        "parameters": "",
-        "template": "",
-        "details": _details(engine),
-        "model_info": facts,
-        "capabilities": ["embedding"] if "embed" in engine.facts.tasks else [],
-        "modified_at": _time(serving.started),
-    }
-
-
 def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
-def _json(body: Any) -> Response:
-    return Response(dumps(body), media_type="application/json")
-
-
 def shape(failure: Failure) -> Response:
-    """Ollama's error body; clients know the first words of too long an input."""
+    """Ollama's error body; clients know too long an input by its first words."""
     message = failure.message
     if isinstance(failure.error, InputTooLong):
         message = f"the input length exceeds the context length: {message}"
-    return as_json(failure, {"error": message})
+    return errors.as_json(failure, {"error": message})
 
 
 class Error(TypedDict):
@@ -316,12 +291,18 @@ class VersionReply(TypedDict):
     version: str
 
 
-_ERRORS = (Errors(Error),)
-CONTRACTS: Contracts = {
-    "/api/embed": Contract((EmbedReply,), _ERRORS),
-    "/api/embeddings": Contract((EmbeddingsReply,), _ERRORS),
-    "/api/tags": Contract((TagsReply,), ()),
-    "/api/ps": Contract((RunningReply,), ()),
-    "/api/show": Contract((ShowReply,), _ERRORS),
-    "/api/version": Contract((VersionReply,), ()),
-}
+ERRORS = (Errors(Error),)
+DIALECT = Dialect(
+    "ollama",
+    (
+        Route("POST", "/api/embed", embed, EmbedFields, (EmbedReply,)),
+        Route("POST", "/api/embeddings", embeddings, EmbeddingsFields, (EmbeddingsReply,)),
+        Route("GET", "/api/tags", tags, replies=(TagsReply,), errors=()),
+        Route("GET", "/api/ps", running, replies=(RunningReply,), errors=()),
+        Route("POST", "/api/show", show, ShowFields, (ShowReply,)),
+        Route("GET", "/api/version", version, replies=(VersionReply,), errors=()),
+    ),
+    shape,
+    ERRORS,
+    owns=("/api",),
+)

@@ -1,31 +1,80 @@
-"""OpenAI's embeddings, with the fields that vLLM added."""
+"""OpenAI: /v1/embeddings with the fields of vLLM and hosted APIs; what all routes with vectors share."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal, NotRequired
 
-from fastapi import APIRouter, Request, Response
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from poolhouse.engine.interface import PoolingEngine
-from poolhouse.engine.request import Answer
+from poolhouse.engine.request import Answer, shown
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import Array
-from poolhouse.plans.late_chunking import Chunking, plan
-from poolhouse.server.dialects import _vectors
-from poolhouse.server.dialects._fields import body_schema
-from poolhouse.server.dialects._vectors import VectorFields
-from poolhouse.server.engines import Serving
-from poolhouse.server.routing import direct_router
-from poolhouse.server.wire.contract import Contract, Contracts, Cut, Matrix, Vector
+from poolhouse.params import LateChunkingParams, PoolingParams
+from poolhouse.plans.late_chunking import Chunking, fixed_chunks, plan
+from poolhouse.server.call import Call
+from poolhouse.server.dialects import _replies
+from poolhouse.server.dialects._fields import Inputs, Nested
+from poolhouse.server.routing import Dialect, Route
+from poolhouse.server.wire import encoding
+from poolhouse.server.wire.contract import Cut, Matrix, Vector
 from poolhouse.tasks import Task, parse_task
+from poolhouse.vectors.precision import Precision
+
+# Between the inputs, which are sentences or paragraphs of one text.
+_JOINT = " "
+
+
+class LateChunkingFields(Nested):
+    """vLLM's fixed chunks of a text, special tokens included."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    chunk_size: int = Field(ge=1, lt=2**63, description="Tokens of a chunk.")
+
+
+class VectorFields(Inputs):
+    """Prompts, and the form of their vectors."""
+
+    encoding_format: encoding.EncodingFormat = Field(
+        "float", description="Numbers, base64, or a body of nothing but bytes, described in the header or not at all."
+    )
+    embed_dtype: Precision = Field(
+        "float32", description="Numbers of base64 and bytes; int8, uint8, binary and ubinary hold in JSON too."
+    )
+    endianness: encoding.Endianness = Field(
+        "native", description="Byte order of base64 and bytes; native is the server's."
+    )
+    dimensions: int | None = Field(None, description="Length of the vectors, for Matryoshka models.")
+    late_chunking_params: LateChunkingFields | None = Field(
+        None,
+        description="Of token_embed: a vector per chunk, the mean of its tokens after one pass over the whole text.",
+    )
+
+    def params(self, **more: Any) -> PoolingParams:
+        """How to cut and pool; more: fields that one route has beside the common ones."""
+        chunking = (
+            None if self.late_chunking_params is None else LateChunkingParams(self.late_chunking_params.chunk_size)
+        )
+        return super().params(dimensions=self.dimensions, late_chunking_params=chunking, **more)
+
+    def encoding_of(self, task: Task, engine: PoolingEngine) -> encoding.Encoding:
+        """How the arrays of that task are written.
+
+        Raises:
+            InvalidRequest: a precision that its answers cannot have.
+        """
+        return encoding.Encoding.of(
+            self.encoding_format, self.embed_dtype, self.endianness, task, engine.facts.tasks, engine.facts.calibration
+        )
 
 
 class EmbeddingFields(VectorFields):
@@ -43,8 +92,8 @@ class EmbeddingFields(VectorFields):
 
     @model_validator(mode="before")
     @classmethod
-    def _understand_other_apis(cls, body: Any) -> Any:
-        return in_our_words(body) if isinstance(body, dict) else body
+    def _accept_other_names(cls, body: object) -> object:
+        return with_our_names(body) if isinstance(body, dict) else body
 
     @model_validator(mode="after")
     def _refuse_two_adapters(self) -> EmbeddingFields:
@@ -58,53 +107,177 @@ class EmbeddingFields(VectorFields):
         return self.task not in (None, "embed", "token_embed")
 
     def pooling_task(self, engine: PoolingEngine) -> Task:
-        """A vector per input, or one per token or chunk: as the fields ask, else as the model answers first.
+        """A vector per input, or one per token or chunk: as the fields say, else the first task of the model.
 
         Raises:
             UnsupportedTask: it has neither.
         """
-        asked: Task = "token_embed" if self.late_chunking_params is not None else "embed"
+        task: Task = "token_embed" if self.late_chunking_params is not None else "embed"
         if self.task in ("embed", "token_embed"):
-            asked = parse_task(self.task, ("embed", "token_embed"))
+            task = parse_task(self.task, ("embed", "token_embed"))
         elif engine.facts.tasks[0] == "token_embed":
-            asked = "token_embed"
-        if asked not in engine.facts.tasks:
+            task = "token_embed"
+        if task not in engine.facts.tasks:
             raise UnsupportedTask("The model does not support Embeddings API", "model", engine.facts.name)
-        return asked
+        return task
 
     def apply_task(self, engine: PoolingEngine) -> None:
-        """Make of `task` an adapter where adapters were named at start, else what an input type means."""
+        """Take `task` for an adapter where adapters were named at start, else for an input type."""
         if self._names_a_use and engine.facts.adapters:
             self.adapter = self.task
         elif self._names_a_use and self.input_type is None:
             self.input_type = self.task
 
 
-def router(serving: Serving) -> APIRouter:
-    routes = direct_router("embeddings")
-
-    @routes.post("/v1/embeddings", openapi_extra=body_schema(EmbeddingFields))
-    async def embeddings(http: Request) -> Response:
-        """One vector per input."""
-        return await answer(serving, http, await serving.read(http, EmbeddingFields))
-
-    return routes
-
-
-async def answer(serving: Serving, http: Request, fields: EmbeddingFields) -> Response:
-    """The reply to a body of /v1/embeddings."""
-    engine = serving.engine(fields.model)
+async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
+    """One vector per input."""
+    engine = call.use(fields.model)
     task = fields.pooling_task(engine)
     fields.apply_task(engine)
-    requests = fields.requests(serving, task, fields.params())
-    names = _vectors.Names("embd", "embedding", "embedding")
-    if fields.late_chunking:
-        if task != "embed":
-            raise InvalidRequest("late_chunking gives a vector per input; it is for the task embed.", "late_chunking")
-        chunked = await read(serving, http, engine, requests)
-        how = fields.how(engine, "embed")
-        return await _vectors.write(serving, http, fields, engine, [chunked.whole], chunked.chunks, names, how)
-    return await _vectors.reply(serving, http, fields, engine, requests, names)
+    requests = fields.requests(call.engines, task, fields.params())
+    names = Names("embd", "embedding", "embedding")
+    if not fields.late_chunking:
+        return await reply(call, fields, requests, names)
+    if task != "embed":
+        raise InvalidRequest("late_chunking gives a vector per input; it is for the task embed.", "late_chunking")
+    chunked = await read(call, requests)
+    how = fields.encoding_of("embed", engine)
+    return await write(call, fields, [chunked.whole], chunked.chunks, names, how)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """How a route names its ids, its objects, and the field that holds an array."""
+
+    prefix: str
+    kind: str
+    key: str
+
+
+async def reply(call: Call, fields: VectorFields, requests: Sequence[EngineRequest], names: Names) -> Response:
+    """The answers to requests of one task, as a list of objects or as bytes alone."""
+    engine, task = call.engine, requests[0].task
+    how = fields.encoding_of(task, engine)
+    answers = await call.answers(requests)
+    arrays = [shown(answer.array, task, engine) for answer in answers]
+    chunking = requests[0].params.late_chunking_params
+    if chunking is None:
+        return await write(call, fields, answers, arrays, names, how)
+    chunks = [{"late_chunking": fixed_chunks(chunking, answer.tokens)} for answer in answers]
+    return await write(call, fields, answers, arrays, names, how, chunks)
+
+
+async def write(
+    call: Call,
+    fields: VectorFields,
+    answers: Sequence[Answer],
+    arrays: Sequence[Array],
+    names: Names,
+    how: encoding.Encoding,
+    more: Sequence[Mapping[str, object]] | None = None,
+) -> Response:
+    """Arrays as a list of objects or as bytes alone.
+
+    answers: what they were made of, one for each; where there are fewer, only their tokens are counted.
+    more: further fields of each object; None: what was cut of its input.
+    """
+    head = call.list_head(names.prefix, fields.request_id)
+    beside = _replies.cuts(answers, len(arrays)) if more is None else more
+
+    def render() -> bytes | Response:
+        encoded = encoding.encode(arrays, how)
+        if not how.in_json:
+            body, headers = encoding.octets(encoded, head, _replies.tokens_of(answers), how)
+            return Response(body, media_type="application/octet-stream", headers=headers)
+        items = [
+            {
+                "index": index,
+                "object": names.kind,
+                names.key: encoding.value(array, how.form),
+                **encoding.shape(array, how.form),
+                **further,
+            }
+            for index, (array, further) in enumerate(zip(encoded, beside, strict=True))
+        ]
+        return encoding.render(head, items, {"usage": _replies.usage(answers)})
+
+    return await call.write(render, answers)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """A text that was read as a whole.
+
+    chunks: the vector of each, in order. whole: the text's tokens, as an answer, for counting.
+    """
+
+    chunks: list[Array]
+    whole: Answer
+
+
+async def read(call: Call, requests: Sequence[EngineRequest]) -> Read:
+    """The vectors of texts that follow each other, each of which knows the texts around it.
+
+    requests: of the task embed, alike but for their texts.
+
+    Raises:
+        InvalidRequest: token ids, or a text without a token.
+    """
+    texts = [request.prompt.text for request in requests if request.prompt.text]
+    if len(texts) != len(requests):
+        raise InvalidRequest("late_chunking takes texts that are not empty.", "input")
+    ends = [end - len(_JOINT) for end in accumulate(len(text) + len(_JOINT) for text in texts)]
+    spans = [(end - len(text), end) for text, end in zip(texts, ends, strict=True)]
+    params = requests[0].params
+    if params.truncate_prompt_tokens == -1:
+        # What is longer than the model reads is read in windows; cut, the last chunks would have no token.
+        params = replace(params, truncate_prompt_tokens=None)
+    whole = replace(requests[0], prompt=Prompt(_JOINT.join(texts)), params=params)
+    try:
+        chunking = await asyncio.to_thread(plan, call.engine, [whole], Chunking(spans=[spans]))
+    except InvalidRequest as error:
+        raise type(error)(
+            str(error), "input" if error.parameter == "chunks" else error.parameter, error.value
+        ) from None
+    if not chunking.requests:
+        raise InvalidRequest("late_chunking takes texts that are more than white space.", "input")
+    windows = [replace(window, adapter=whole.adapter, priority=whole.priority) for window in chunking.requests]
+    answers = await call.answers(windows)
+    (chunked,) = chunking.finish(answers)
+    return Read([chunk.array for chunk in chunked.chunks], replace(answers[0], tokens=chunked.tokens))
+
+
+_RENAMED = {"output_dimension": "dimensions", "normalized": "use_activation"}
+# The precision of a vector: Jina's embedding_type, Voyage's output_dtype, NVIDIA's embedding_type.
+_PRECISIONS = ("embedding_type", "output_dtype")
+_CUTS: dict[object, dict[str, object]] = {
+    True: {"truncate_prompt_tokens": -1},
+    "END": {"truncate_prompt_tokens": -1, "truncation_side": "right"},
+    "START": {"truncate_prompt_tokens": -1, "truncation_side": "left"},
+    False: {},
+    "NONE": {},
+}
+
+
+def with_our_names(body: dict[str, object]) -> dict[str, object]:
+    """The body with our names for fields of other APIs; ours win where both are there, unknown values stay."""
+    renamed: dict[str, object] = {}
+    for theirs, ours in _RENAMED.items():
+        if body.get(theirs) is not None:
+            renamed[ours] = body[theirs]
+    for name in _PRECISIONS:
+        match body.get(name):
+            case "base64":
+                renamed["encoding_format"] = "base64"
+            case "float":
+                pass
+            case str() as precision:
+                renamed["embed_dtype"] = precision
+    for name in ("truncate", "truncation"):
+        cut = body.get(name)
+        if isinstance(cut, str | bool) and cut in _CUTS:
+            renamed |= _CUTS[cut]
+    return {**body, **{name: value for name, value in renamed.items() if body.get(name) is None}} if renamed else body
 
 
 class Usage(TypedDict):
@@ -118,7 +291,7 @@ class Usage(TypedDict):
 
 
 class List(TypedDict):
-    """What begins and ends a list of answers."""
+    """The fields of every list of answers, beside `data`."""
 
     id: str
     object: Literal["list"]
@@ -161,82 +334,7 @@ class EmbeddingReply(List):
 
 BYTES = ("application/octet-stream",)
 METADATA = {"metadata": "With encoding_format bytes: JSON that describes the arrays of the body."}
-CONTRACTS: Contracts = {"/v1/embeddings": Contract((EmbeddingReply,), media=BYTES, headers=METADATA)}
-# Between the inputs, which are sentences or paragraphs of one text.
-_JOINT = " "
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Read:
-    """A text that was read as a whole.
-
-    chunks: the vector of each, in order. whole: the text's tokens, as an answer, for counting.
-    """
-
-    chunks: list[Array]
-    whole: Answer
-
-
-async def read(serving: Serving, http: Request, engine: PoolingEngine, requests: Sequence[EngineRequest]) -> Read:
-    """The vectors of texts that follow each other, each of which knows the texts around it.
-
-    requests: of the task embed, alike but for their texts.
-
-    Raises:
-        InvalidRequest: token ids, or a text without a token.
-    """
-    texts = [request.prompt.text for request in requests if request.prompt.text]
-    if len(texts) != len(requests):
-        raise InvalidRequest("late_chunking takes texts that are not empty.", "input")
-    ends = [end - len(_JOINT) for end in accumulate(len(text) + len(_JOINT) for text in texts)]
-    spans = [(end - len(text), end) for text, end in zip(texts, ends, strict=True)]
-    params = requests[0].params
-    if params.truncate_prompt_tokens == -1:
-        # What is longer than the model reads is read in windows; cut, the last chunks would have no token.
-        params = replace(params, truncate_prompt_tokens=None)
-    whole = replace(requests[0], prompt=Prompt(_JOINT.join(texts)), params=params)
-    try:
-        made = await asyncio.to_thread(plan, engine, [whole], Chunking(spans=[spans]))
-    except InvalidRequest as error:
-        raise type(error)(
-            str(error), "input" if error.parameter == "chunks" else error.parameter, error.value
-        ) from None
-    if not made.requests:
-        raise InvalidRequest("late_chunking takes texts that are more than white space.", "input")
-    windows = [replace(window, adapter=whole.adapter, priority=whole.priority) for window in made.requests]
-    answers = await serving.answers(http, engine, windows)
-    (chunked,) = made.finish(answers)
-    return Read([chunk.array for chunk in chunked.chunks], replace(answers[0], tokens=chunked.tokens))
-
-
-_RENAMED = {"output_dimension": "dimensions", "normalized": "use_activation"}
-# Words for the numbers of a vector: Jina's embedding_type, Voyage's output_dtype, NVIDIA's embedding_type.
-_PRECISIONS = ("embedding_type", "output_dtype")
-_CUTS: dict[Any, dict[str, Any]] = {
-    True: {"truncate_prompt_tokens": -1},
-    "END": {"truncate_prompt_tokens": -1, "truncation_side": "right"},
-    "START": {"truncate_prompt_tokens": -1, "truncation_side": "left"},
-    False: {},
-    "NONE": {},
-}
-
-
-def in_our_words(body: dict[str, Any]) -> dict[str, Any]:
-    """The body with those fields replaced; ours win where both are given. What has no such word is left as it is."""
-    made: dict[str, Any] = {}
-    for theirs, ours in _RENAMED.items():
-        if body.get(theirs) is not None:
-            made[ours] = body[theirs]
-    for name in _PRECISIONS:
-        match body.get(name):
-            case "base64":
-                made["encoding_format"] = "base64"
-            case "float":
-                pass
-            case str() as precision:
-                made["embed_dtype"] = precision
-    for name in ("truncate", "truncation"):
-        cut = body.get(name)
-        if isinstance(cut, str | bool) and cut in _CUTS:
-            made |= _CUTS[cut]
-    return {**body, **{name: value for name, value in made.items() if body.get(name) is None}} if made else body
+DIALECT = Dialect(
+    "embeddings",
+    (Route("POST", "/v1/embeddings", embeddings, EmbeddingFields, (EmbeddingReply,), media=BYTES, headers=METADATA),),
+)

@@ -1,36 +1,40 @@
-"""Superlinked's inference engine (SIE): encode and score; the path names the model, which may hold slashes.
+"""SIE: encode and score of Superlinked's inference engine; the path names the model, in JSON or msgpack.
 
-JSON, or msgpack with numpy arrays where the body or the Accept header says so (its SDK speaks nothing else).
+Bodies and replies are msgpack with numpy arrays where Content-Type and Accept say so, as its SDK always does.
 Source: sie_server 0.10.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NotRequired
+from types import ModuleType
+from typing import Literal, NotRequired
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest, UnknownModel
 from poolhouse.outputs import Array, SparseVector
+from poolhouse.params import PoolingParams
 from poolhouse.plans import scoring, sparse
+from poolhouse.server.call import Call, FieldsT
 from poolhouse.server.dialects import _hosted, _replies
-from poolhouse.server.dialects._fields import Many, body_schema
-from poolhouse.server.dialects._hosted import Wish
-from poolhouse.server.dialects._pairs import Scored, Sides, score
-from poolhouse.server.engines import FieldsT, Serving
-from poolhouse.server.routing import direct_router
+from poolhouse.server.dialects._fields import Many, Strict
+from poolhouse.server.dialects._hosted import EmbedOptions
+from poolhouse.server.dialects._pairs import Pairs, Scored, score
+from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire.body import read_bytes, read_json
-from poolhouse.server.wire.contract import STATUSES, Contract, Contracts, Errors, Matrix, Vector
+from poolhouse.server.wire.contract import STATUSES, Errors, Matrix, Vector
 from poolhouse.server.wire.encoding import Numbers, dumps
-from poolhouse.server.wire.errors import Failure, Refused, as_json, speak
+from poolhouse.server.wire.errors import Failure, Refused, as_json
+from poolhouse.settings import ServerSettings
 from poolhouse.tasks import Task
 
 Output = Literal["dense", "sparse", "multivector"]
@@ -43,46 +47,40 @@ _MSGPACK = ("application/msgpack", "application/x-msgpack")
 _MEDIA = ("images", "audio", "video", "document")
 
 
-class Item(BaseModel):
+class Item(Strict):
     """A text, and what the reply calls it."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     id: str | None = None
     text: str | None = None
-    images: Any = Field(None, description="Refused, as other media: no model here reads them.")
-    audio: Any = None
-    video: Any = None
-    document: Any = None
+    images: object = Field(None, description="Refused, as other media: no model here reads them.")
+    audio: object = None
+    video: object = None
+    document: object = None
 
-    def words(self, place: str) -> str:
-        """The text.
+    def text_of(self, path: str) -> str:
+        """The text. path: where the item stands in the body.
 
         Raises:
             InvalidRequest: none, or media.
         """
         for name in _MEDIA:
             if getattr(self, name):
-                raise InvalidRequest(f"{place} has {name}; the models of this server read texts.", f"{place}.{name}")
+                raise InvalidRequest(f"{path} has {name}; the models of this server read texts.", f"{path}.{name}")
         if self.text is None:
-            raise InvalidRequest(f"{place} has no text.", f"{place}.text")
+            raise InvalidRequest(f"{path} has no text.", f"{path}.text")
         return self.text
 
 
-class EncodeOptions(BaseModel):
+class EncodeOptions(Strict):
     """Options of a model; those of others are left to them."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     is_query: bool = Field(False, description="Whether the texts are queries; else they are documents.")
     output_dtype: Dtype | None = None
     instruction: str | None = None
 
 
-class EncodeParams(BaseModel):
+class EncodeParams(Strict):
     """Which vectors are wanted, and how."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     output_types: Many[Output] | None = Field(None, description="Default: dense.")
     output_dtype: Dtype | None = Field(None, description="Default: float32. Of sparse vectors the first two alone.")
@@ -90,29 +88,23 @@ class EncodeParams(BaseModel):
     options: EncodeOptions | None = None
 
 
-class EncodeFields(BaseModel):
+class EncodeFields(Strict):
     """The body of POST /v1/encode/{model}."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     items: Many[Item] = Field(min_length=1)
     params: EncodeParams | None = None
 
 
-class ScoreOptions(BaseModel):
+class ScoreOptions(Strict):
     """Options of a model; those of others are left to them."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     score_mode: Literal["dense", "sparse", "colbert", "hybrid"] | None = None
     score_weights: Many[float] | None = Field(None, description="Of hybrid: of dense, sparse and colbert.")
     instruction: str | None = None
 
 
-class ScoreFields(BaseModel):
+class ScoreFields(Strict):
     """The body of POST /v1/score/{model}."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     query: Item
     items: Many[Item] = Field(min_length=1)
@@ -120,35 +112,105 @@ class ScoreFields(BaseModel):
     options: ScoreOptions | None = None
 
 
-def router(serving: Serving) -> APIRouter:
-    routes = direct_router("sie")
+async def encode(call: Call, body: Mapping[str, object]) -> Response:
+    """Dense, sparse and token vectors of each item, from one pass."""
+    fields = _parsed(call, body, EncodeFields)
+    write = _writer(call.http)
+    engine = call.use(call.path_params["model"])
+    params = fields.params or EncodeParams()
+    options = params.options or EncodeOptions()
+    if params.instruction or options.instruction:
+        raise InvalidRequest(
+            "instruction cannot be given here: the checkpoint's prompts hold, by options.is_query.",
+            "params.instruction",
+        )
+    texts = _texts_of(fields.items)
+    outputs: list[Output] = list(dict.fromkeys(params.output_types or ["dense"]))
+    sparse_plan = sparse.plan(engine, (), sparse.SparseOptions()) if "sparse" in outputs else None
+    tasks = {
+        output: _TASKS[output] if sparse_plan is None or output != "sparse" else sparse_plan.head.task
+        for output in outputs
+    }
+    first, *further = dict.fromkeys(tasks.values())
+    read_as = EmbedOptions("query" if options.is_query else "document")
+    requests = [
+        replace(request, further=tuple(further)) for request in _hosted.requests(call, texts, read_as, first, "items")
+    ]
+    answers = await call.answers(requests, "items[{}]".format)
+    dtype: Dtype = params.output_dtype or options.output_dtype or "float32"
 
-    @routes.post("/v1/encode/{model:path}", openapi_extra=body_schema(EncodeFields))
-    async def encode(http: Request) -> Response:
-        """Dense, sparse and token vectors of each item, from one pass."""
-        speak(http, shape)
-        return await _encode(serving, http, await _read(serving, http, EncodeFields))
+    def vectors(answer: Answer) -> dict[str, object]:
+        arrays = {first: answer.array, **answer.further}
+        by_output: dict[str, object] = {}
+        for output, task in tasks.items():
+            array = arrays[task]
+            if output == "dense":
+                by_output["dense"] = {"dims": len(array), "dtype": dtype, "values": quantized(array, dtype)}
+            elif output == "multivector":
+                size = {"token_dims": array.shape[1], "num_tokens": len(array)}
+                by_output["multivector"] = {**size, "dtype": dtype, "values": quantized(array, dtype)}
+            elif sparse_plan is not None:
+                vector = sparse_plan.each(replace(answer, array=array)).vector
+                by_output["sparse"] = _sparse(vector, engine, array, dtype)
+        return by_output
 
-    @routes.post("/v1/score/{model:path}", openapi_extra=body_schema(ScoreFields))
-    async def score_items(http: Request) -> Response:
-        """Items by how well they answer a query, best first."""
-        speak(http, shape)
-        return await _score(serving, http, await _read(serving, http, ScoreFields))
+    def render() -> Response:
+        items = [
+            {**({} if item.id is None else {"id": item.id}), **vectors(answer), **_replies.cut(answer)}
+            for item, answer in zip(fields.items, answers, strict=True)
+        ]
+        usage = {"input_tokens": _replies.tokens_of(answers)}
+        timing = _timing(answers, call.started)
+        return write({"model": engine.facts.name, "items": items, "timing": timing, "usage": usage})
 
-    return routes
+    return await call.write(render, answers)
 
 
-async def _read(serving: Serving, http: Request, fields: type[FieldsT]) -> FieldsT:
+async def score_items(call: Call, body: Mapping[str, object]) -> Response:
+    """Items by how well they answer a query, best first."""
+    fields = _parsed(call, body, ScoreFields)
+    write = _writer(call.http)
+    engine = call.use(call.path_params["model"])
+    options = fields.options or ScoreOptions()
+    mode = None if options.score_mode is None else _MODES[options.score_mode]
+    weights = None if options.score_weights is None else tuple(options.score_weights)
+    if mode == "weighted":
+        weights = weights or _HYBRID
+    elif weights is not None:
+        raise InvalidRequest("score_weights are for score_mode hybrid.", "options.score_weights")
+    documents = _texts_of(fields.items)
+    pairs = Pairs([fields.query.text_of("query")], documents, ("query", "items"))
+    instruction = fields.instruction or options.instruction or None
+    params = PoolingParams(truncate_prompt_tokens=-1)
+    scored = await score(call, pairs, scoring.ScoreOptions(params, instruction, mode=mode, weights=weights))
+    reply: ScoreReply = {
+        "model": engine.facts.name,
+        "query_id": fields.query.id,
+        "scores": _ranking(fields.items, scored),
+        "usage": {"input_tokens": _replies.tokens_of(scored.answers)},
+    }
+    return await call.write(lambda: write(reply), scored.answers)
+
+
+def _texts_of(items: Sequence[Item]) -> list[str]:
+    return [item.text_of(f"items[{index}]") for index, item in enumerate(items)]
+
+
+def _ranking(items: Sequence[Item], scored: Scored) -> list[ScoreEntry]:
+    """The items, best first; one without an id is called by its index."""
+    ranking: list[ScoreEntry] = []
+    for rank, (index, value) in enumerate(scored.best()):
+        name = items[index].id
+        ranking.append({"item_id": f"item-{index}" if name is None else name, "score": value, "rank": rank})
+    return ranking
+
+
+async def _read(http: Request, settings: ServerSettings) -> dict[str, object]:
     """The body, of JSON or msgpack."""
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    of_msgpack = kind in _MSGPACK
-    body = await (_unpacked(serving, http) if of_msgpack else read_json(http, serving.settings))
-    serving.check_list(body.get("items"), "items")
-    return serving.parse(body, fields)
-
-
-async def _unpacked(serving: Serving, http: Request) -> dict[str, Any]:
-    raw = await read_bytes(http, serving.settings)
+    if kind not in _MSGPACK:
+        return await read_json(http, settings)
+    raw = await read_bytes(http, settings)
     try:
         body = _msgpack(415).unpackb(raw, raw=False)
     except (ValueError, RecursionError) as error:
@@ -158,87 +220,9 @@ async def _unpacked(serving: Serving, http: Request) -> dict[str, Any]:
     return body
 
 
-async def _encode(serving: Serving, http: Request, fields: EncodeFields) -> Response:
-    started = time.perf_counter()
-    write = _writer(http)
-    engine = serving.engine(http.path_params["model"])
-    params = fields.params or EncodeParams()
-    options = params.options or EncodeOptions()
-    if params.instruction or options.instruction:
-        raise InvalidRequest(
-            "instruction cannot be given here: the checkpoint's prompts hold, by options.is_query.",
-            "params.instruction",
-        )
-    texts = [item.words(f"items[{index}]") for index, item in enumerate(fields.items)]
-    outputs: list[Output] = list(dict.fromkeys(params.output_types or ["dense"]))
-    weigh = sparse.plan(engine, (), sparse.Options()) if "sparse" in outputs else None
-    tasks = {output: _TASKS[output] if weigh is None or output != "sparse" else weigh.head.task for output in outputs}
-    first, *further = dict.fromkeys(tasks.values())
-    wish = Wish("query" if options.is_query else "document")
-    requests = [
-        replace(request, further=tuple(further))
-        for request in _hosted.requests(serving, engine, texts, wish, first, "items")
-    ]
-    answers = await serving.answers(http, engine, requests, "items[{}]".format)
-    dtype: Dtype = params.output_dtype or options.output_dtype or "float32"
-
-    def vectors(answer: Answer) -> dict[str, Any]:
-        arrays = {first: answer.array, **answer.further}
-        made: dict[str, Any] = {}
-        for output, task in tasks.items():
-            array = arrays[task]
-            if output == "dense":
-                made["dense"] = {"dims": len(array), "dtype": dtype, "values": quantized(array, dtype)}
-            elif output == "multivector":
-                size = {"token_dims": array.shape[1], "num_tokens": len(array)}
-                made["multivector"] = {**size, "dtype": dtype, "values": quantized(array, dtype)}
-            elif weigh is not None:
-                made["sparse"] = _sparse(weigh.each(replace(answer, array=array)).vector, engine, array, dtype)
-        return made
-
-    def render() -> Response:
-        items = [{} if item.id is None else {"id": item.id} for item in fields.items]
-        items = [item | vectors(answer) | _replies.cut(answer) for item, answer in zip(items, answers, strict=True)]
-        timing = _timing(answers, started)
-        usage = {"input_tokens": _replies.tokens_of(answers)}
-        return write({"model": engine.facts.name, "items": items, "timing": timing, "usage": usage})
-
-    return await _replies.write(serving, render, answers)
-
-
-async def _score(serving: Serving, http: Request, fields: ScoreFields) -> Response:
-    write = _writer(http)
-    engine = serving.engine(http.path_params["model"])
-    options = fields.options or ScoreOptions()
-    mode = None if options.score_mode is None else _MODES[options.score_mode]
-    weights = None if options.score_weights is None else tuple(options.score_weights)
-    if mode == "weighted":
-        weights = weights or _HYBRID
-    elif weights is not None:
-        raise InvalidRequest("score_weights are for score_mode hybrid.", "options.score_weights")
-    documents = [item.words(f"items[{index}]") for index, item in enumerate(fields.items)]
-    sides = Sides([fields.query.words("query")], documents, ("query", "items"))
-    asked = scoring.Asked(Wish().params, fields.instruction or options.instruction or None, mode=mode, weights=weights)
-    scored = await score(serving, http, engine, sides, asked)
-    body = {
-        "model": engine.facts.name,
-        "query_id": fields.query.id,
-        "scores": _ranking(fields.items, scored),
-        "usage": {"input_tokens": _replies.tokens_of(scored.answers)},
-    }
-    return await _replies.write(serving, lambda: write(body), scored.answers)
-
-
-def _ranking(items: Sequence[Item], scored: Scored) -> list[dict[str, Any]]:
-    """The items, best first; one without an id is called by its place."""
-    return [
-        {
-            "item_id": f"item-{place}" if items[place].id is None else items[place].id,
-            "score": scored.scores[place].score,
-            "rank": rank,
-        }
-        for rank, place in enumerate(scored.ranked())
-    ]
+def _parsed(call: Call, body: Mapping[str, object], fields: type[FieldsT]) -> FieldsT:
+    call.engines.check_list(body.get("items"), "items")
+    return call.parse(body, fields)
 
 
 def quantized(array: Array, dtype: Dtype) -> Numbers:
@@ -261,7 +245,7 @@ def quantized(array: Array, dtype: Dtype) -> Numbers:
     return np.round(array / np.where(largest == 0, 1, largest) * 127).astype(np.int8)
 
 
-def _sparse(vector: SparseVector, engine: PoolingEngine, array: Array, dtype: Dtype) -> dict[str, Any]:
+def _sparse(vector: SparseVector, engine: PoolingEngine, array: Array, dtype: Dtype) -> dict[str, object]:
     kept: Dtype = "float16" if dtype == "float16" else "float32"
     of_vocabulary = engine.facts.sparse is not None and engine.facts.sparse.unit != "token"
     return {
@@ -272,7 +256,7 @@ def _sparse(vector: SparseVector, engine: PoolingEngine, array: Array, dtype: Dt
     }
 
 
-def _timing(answers: Sequence[Answer], started: float) -> dict[str, float]:
+def _timing(answers: Sequence[Answer], started: float) -> Timing:
     """Milliseconds: of the whole, and the longest that an item took in each part."""
     timings = [answer.timing for answer in answers]
     return {
@@ -283,7 +267,7 @@ def _timing(answers: Sequence[Answer], started: float) -> dict[str, float]:
     }
 
 
-def _writer(http: Request) -> Callable[[Any], Response]:
+def _writer(http: Request) -> Callable[[object], Response]:
     """How the reply is written: JSON, unless the client asks for msgpack."""
     kind = next((kind for kind in _MSGPACK if kind in http.headers.get("accept", "").lower()), None)
     if kind is None:
@@ -292,7 +276,7 @@ def _writer(http: Request) -> Callable[[Any], Response]:
     return lambda body: Response(pack(body, default=_as_map), media_type=kind)
 
 
-def _msgpack(status: int) -> Any:
+def _msgpack(status: int) -> ModuleType:
     """The library that reads and writes msgpack.
 
     Raises:
@@ -301,12 +285,12 @@ def _msgpack(status: int) -> Any:
     try:
         import msgpack
     except ImportError:
-        words = "msgpack is not installed here (pip install 'poolhouse[msgpack]'); send and accept application/json."
-        raise Refused(words, status) from None
+        message = "msgpack is not installed here (pip install 'poolhouse[msgpack]'); send and accept application/json."
+        raise Refused(message, status) from None
     return msgpack
 
 
-def _as_map(value: Any) -> dict[bytes, Any]:
+def _as_map(value: object) -> dict[bytes, object]:
     """A numpy array as msgpack-numpy writes it."""
     array = np.ascontiguousarray(value)
     return {
@@ -325,7 +309,7 @@ def shape(failure: Failure) -> Response:
 
 
 def _code(failure: Failure) -> str:
-    """SIE's word for it."""
+    """SIE's name for it."""
     match failure.error:
         case UnknownModel():
             return "MODEL_NOT_FOUND"
@@ -380,7 +364,7 @@ class MultiVector(TypedDict):
 
 
 class Encoded(TypedDict):
-    """The vectors of an item, and what is said where it was cut."""
+    """The vectors of an item, and what was cut of it."""
 
     id: NotRequired[str]
     dense: NotRequired[Dense]
@@ -417,7 +401,7 @@ class EncodeReply(TypedDict):
 
 
 class ScoreEntry(TypedDict):
-    """An item's place, from 0, and score."""
+    """An item's rank, from 0, and score."""
 
     item_id: str
     score: float
@@ -433,8 +417,15 @@ class ScoreReply(TypedDict):
     usage: Usage
 
 
-_ERRORS = (Errors(Error, (*(status for status in STATUSES if status != 429), 406, 415)),)
-CONTRACTS: Contracts = {
-    "/v1/encode/{model}": Contract((EncodeReply,), _ERRORS, _MSGPACK),
-    "/v1/score/{model}": Contract((ScoreReply,), _ERRORS, _MSGPACK),
-}
+ERRORS = (Errors(Error, (*(status for status in STATUSES if status != 429), 406, 415)),)
+DIALECT = Dialect(
+    "sie",
+    (
+        Route("POST", "/v1/encode/{model:path}", encode, (EncodeFields,), (EncodeReply,), media=_MSGPACK, read=_read),
+        Route("POST", "/v1/score/{model:path}", score_items, (ScoreFields,), (ScoreReply,), media=_MSGPACK, read=_read),
+    ),
+    shape,
+    ERRORS,
+    # /v1/score itself is vLLM's.
+    owns=("/v1/encode", "/v1/score/"),
+)

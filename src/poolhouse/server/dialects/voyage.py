@@ -1,34 +1,33 @@
-"""Voyage's embeddings and rerank under /voyage; its rerank at /v1/rerank too, told by `top_k`.
+"""Voyage: embeddings and rerank under /voyage; its rerank at /v1/rerank too, recognised by its own fields.
 
 Source: Voyage's OpenAPI description.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired
+from collections.abc import Sequence
+from typing import Literal, NotRequired
 
-from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from poolhouse.engine.request import Answer
+from poolhouse.server.call import Call
 from poolhouse.server.dialects import _hosted, _replies
-from poolhouse.server.dialects._fields import Many, body_schema
-from poolhouse.server.dialects._hosted import Wish
-from poolhouse.server.engines import Serving
-from poolhouse.server.routing import direct_router
-from poolhouse.server.wire.contract import Contract, Contracts, Cut, Errors, Vector
+from poolhouse.server.dialects._fields import Many, Strict
+from poolhouse.server.dialects._hosted import EmbedOptions
+from poolhouse.server.routing import Dialect, Route
+from poolhouse.server.wire.contract import Cut, Errors, Vector
 from poolhouse.server.wire.encoding import dumps
-from poolhouse.server.wire.errors import Failure, as_json, speak
-from poolhouse.vectors.precision import Precision
+from poolhouse.server.wire.errors import Failure, as_json
 
 # Fields of Voyage's rerank that no other dialect at /v1/rerank has.
 OWN_RERANK_FIELDS = frozenset({"top_k", "truncation"})
 
 
-class EmbeddingFields(BaseModel):
+class EmbeddingFields(Strict):
     """The body of POST /voyage/v1/embeddings."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
     input: str | Many[str]
@@ -39,10 +38,8 @@ class EmbeddingFields(BaseModel):
     encoding_format: Literal["base64"] | None = None
 
 
-class RerankFields(BaseModel):
+class RerankFields(Strict):
     """The body of POST /voyage/v1/rerank."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
     query: str
@@ -52,57 +49,43 @@ class RerankFields(BaseModel):
     truncation: bool = True
 
 
-def prefixed_router(serving: Serving) -> APIRouter:
-    """All of Voyage under /voyage."""
-    routes = direct_router("voyage", "/voyage")
-
-    @routes.post("/v1/embeddings", openapi_extra=body_schema(EmbeddingFields))
-    async def embeddings(http: Request) -> Response:
-        """One vector per input."""
-        speak(http, shape)
-        return await _embeddings(serving, http, await serving.read(http, EmbeddingFields))
-
-    @routes.post("/v1/rerank", openapi_extra=body_schema(RerankFields))
-    async def rerank(http: Request) -> Response:
-        """Documents by how well they answer a query, best first, as `data`."""
-        speak(http, shape)
-        return await answer_rerank(serving, http, await serving.read(http, RerankFields))
-
-    return routes
-
-
-async def _embeddings(serving: Serving, http: Request, fields: EmbeddingFields) -> Response:
-    engine = serving.engine(fields.model)
+async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
+    """One vector per input."""
+    engine = call.use(fields.model)
     texts = [fields.input] if isinstance(fields.input, str) else fields.input
-    wish = Wish(fields.input_type, fields.output_dimension, truncate=None if fields.truncation else "NONE")
-    answers = await _hosted.embed(serving, http, engine, texts, wish)
+    truncate: Literal["NONE"] | None = None if fields.truncation else "NONE"
+    options = EmbedOptions(fields.input_type, fields.output_dimension, truncate=truncate)
+    answers = await _hosted.embed(call, texts, options)
 
     def render() -> bytes:
-        precision: Precision = "float32" if fields.output_dtype == "float" else fields.output_dtype
-        form = fields.encoding_format or "float"
-        vectors = _hosted.written(_hosted.arrays_of(answers), precision, form, engine, "output_dtype")
-        data = [
-            {"object": "embedding", "embedding": vector, "index": index} | _replies.cut(answer)
-            for index, (vector, answer) in enumerate(zip(vectors, answers, strict=True))
-        ]
-        usage = {"total_tokens": _replies.tokens_of(answers)}
-        return dumps({"object": "list", "data": data, "model": engine.facts.name, "usage": usage})
+        in_base64 = fields.encoding_format == "base64"
+        arrays = _hosted.arrays_of(answers)
+        vectors = _hosted.vectors(call, arrays, fields.output_dtype, "output_dtype", in_base64=in_base64)
+        data = list(_hosted.embedding_objects(vectors, answers))
+        return dumps({"object": "list", "data": data, "model": engine.facts.name, "usage": _usage(answers)})
 
-    return await _replies.write(serving, render, answers)
+    return await call.write(render, answers)
 
 
-async def answer_rerank(serving: Serving, http: Request, fields: RerankFields) -> Response:
-    """The reply to a body of Voyage's rerank."""
-    engine = serving.engine(fields.model)
-    scored = await _hosted.rerank(serving, http, engine, fields.query, fields.documents, truncate=fields.truncation)
-    data: list[dict[str, Any]] = [
-        {"relevance_score": scored.scores[place].score, "index": place}
-        | ({"document": fields.documents[place]} if fields.return_documents else {})
-        for place in scored.ranked(fields.top_k)
-    ]
-    usage = {"total_tokens": _replies.tokens_of(scored.answers)}
-    body = {"object": "list", "data": data, "model": engine.facts.name, "usage": usage}
-    return await _replies.write(serving, lambda: dumps(body), scored.answers)
+async def rerank(call: Call, fields: RerankFields) -> Response:
+    """Documents by how well they answer a query, best first, as `data`."""
+    engine = call.use(fields.model)
+    scored = await _hosted.rerank(call, fields.query, fields.documents, truncate=fields.truncation)
+    data: list[Ranked] = [{"relevance_score": score, "index": index} for index, score in scored.best(fields.top_k)]
+    if fields.return_documents:
+        for ranked in data:
+            ranked["document"] = fields.documents[ranked["index"]]
+    body: RerankReply = {
+        "object": "list",
+        "data": data,
+        "model": engine.facts.name,
+        "usage": _usage(scored.answers),
+    }
+    return await call.write(lambda: dumps(body), scored.answers)
+
+
+def _usage(answers: Sequence[Answer]) -> Usage:
+    return {"total_tokens": _replies.tokens_of(answers)}
 
 
 def shape(failure: Failure) -> Response:
@@ -140,7 +123,7 @@ class EmbeddingReply(TypedDict):
 
 
 class Ranked(TypedDict):
-    """A document's place and score."""
+    """A document's index and score."""
 
     relevance_score: float
     index: int
@@ -156,8 +139,15 @@ class RerankReply(TypedDict):
     usage: Usage
 
 
-ERRORS = Errors(Error)
-CONTRACTS: Contracts = {
-    "/voyage/v1/embeddings": Contract((EmbeddingReply,), (ERRORS,)),
-    "/voyage/v1/rerank": Contract((RerankReply,), (ERRORS,)),
-}
+ERRORS = (Errors(Error),)
+DIALECT = Dialect(
+    "voyage",
+    (
+        Route("POST", "/v1/embeddings", embeddings, EmbeddingFields, (EmbeddingReply,)),
+        Route("POST", "/v1/rerank", rerank, RerankFields, (RerankReply,)),
+    ),
+    shape,
+    ERRORS,
+    prefix="/voyage",
+    owns=("/voyage",),
+)

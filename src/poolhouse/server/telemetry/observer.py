@@ -75,8 +75,6 @@ class RequestObserver:
             seen.ended = time.perf_counter()
             for listener in self.listeners:
                 listener.ended(scope, seen)
-            # The connection keeps its last request, for as long as it stays open.
-            state.pop("answers", None)
 
 
 def _given_id(scope: Scope) -> str | None:

@@ -46,7 +46,7 @@ _MAX_MEMBERS = 16
 _ZSTD_WINDOW_BITS = 23
 
 
-async def read_json(request: Request, settings: ServerSettings) -> dict[str, Any]:
+async def read_json(request: Request, settings: ServerSettings) -> dict[str, object]:
     """The JSON object of a body, without its nulls: a field that is null is one left out.
 
     Raises:
@@ -77,7 +77,7 @@ async def read_json(request: Request, settings: ServerSettings) -> dict[str, Any
     return without_nulls(body)
 
 
-def without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
+def without_nulls(body: Mapping[str, object]) -> dict[str, object]:
     """The fields of a body that are not null; clients write null where the server shall decide."""
     return {name: value for name, value in body.items() if value is not None}
 

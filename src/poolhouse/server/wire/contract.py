@@ -1,14 +1,13 @@
-"""What OpenAPI is told of a route's replies; `server.openapi` reads it when somebody asks, no request does."""
+"""Contract: the types of errors and of parts of replies, for the OpenAPI document; no request reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-# What any route that reads a body may answer instead.
+# The statuses of errors that any route that reads a body may have.
 STATUSES = (400, 404, 408, 413, 415, 429, 500, 503, 504)
 
 Vector = list[float]
@@ -21,32 +20,14 @@ class OurError:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """How a dialect says no. body: the type of its JSON; None is an empty body."""
+    """Errors of a dialect, with these statuses. body: the type of their JSON; None is an empty body."""
 
     body: Any = OurError
     statuses: tuple[int, ...] = STATUSES
 
 
-@dataclass(frozen=True, slots=True)
-class Contract:
-    """What a route answers.
-
-    replies: the types that the JSON of a 200 may be of; none is an empty body. media: other content types of a 200.
-    errors: several where dialects share the path. headers: of a 200, with what they say. query: parameters of the URL.
-    """
-
-    replies: tuple[Any, ...]
-    errors: tuple[Errors, ...] = (Errors(),)
-    media: tuple[str, ...] = ()
-    headers: Mapping[str, str] = field(default_factory=dict)
-    query: Mapping[str, str] = field(default_factory=dict)
-
-
-Contracts = Mapping[str, Contract]
-
-
 class Cut(TypedDict):
-    """What is said of an input that was not taken as it came."""
+    """The fields of an input that was cut or split."""
 
     truncated: NotRequired[bool]
     original_tokens: NotRequired[int]

@@ -1,4 +1,4 @@
-"""Answers as bytes, without Python floats in between."""
+"""Encoding of answers: numpy arrays as JSON, base64 or bytes, without Python floats in between."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ EncodingFormat = Literal["float", "base64", "bytes", "bytes_only"]
 Endianness = Literal["native", "little", "big"]
 Numbers = npt.NDArray[Any]
 
-# Items written in one go; the interpreter may switch threads between two of these.
+# Items in one call of the writer; between two calls the interpreter may switch threads.
 _ITEMS_AT_ONCE = 16
 # Python's http.client refuses header lines over 64 KiB, httpx headers over 100 KiB in all.
-_MOST_HEADER_BYTES = 60_000
+_MAX_HEADER_BYTES = 60_000
 # More items need not be tried: each takes at least 75 bytes.
-_MOST_ITEMS = _MOST_HEADER_BYTES // 75
+_MAX_ITEMS = _MAX_HEADER_BYTES // 75
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Encoding:
 
 
 def encode(arrays: Sequence[Array], encoding: Encoding, field: str = "embed_dtype") -> list[Numbers]:
-    """The arrays in the precision and byte order asked for, C-contiguous, in the order given.
+    """The arrays in the precision and byte order of the encoding, C-contiguous, in their order.
 
     They are converted together: rows of equal width as one matrix, other arrays number by number.
     field: what asked for the precision, for messages.
@@ -97,11 +97,11 @@ def encode(arrays: Sequence[Array], encoding: Encoding, field: str = "embed_dtyp
         shapes = [array.shape for array in arrays]
     else:
         shapes = [(*array.shape[:-1], codes.shape[1]) for array in arrays]
-    places = itertools.pairwise(itertools.accumulate((array.size // width for array in arrays), initial=0))
-    return [codes[start:end].reshape(shape) for (start, end), shape in zip(places, shapes, strict=True)]
+    bounds = itertools.pairwise(itertools.accumulate((array.size // width for array in arrays), initial=0))
+    return [codes[start:end].reshape(shape) for (start, end), shape in zip(bounds, shapes, strict=True)]
 
 
-def render(head: Mapping[str, Any], items: Sequence[Mapping[str, Any]], tail: Mapping[str, Any]) -> bytes:
+def render(head: Mapping[str, object], items: Sequence[Mapping[str, object]], tail: Mapping[str, object]) -> bytes:
     """`{**head, "data": [items], **tail}` as JSON; numpy arrays become numbers straight from their memory."""
     pieces = [
         orjson.dumps(items[start : start + _ITEMS_AT_ONCE], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
@@ -110,28 +110,28 @@ def render(head: Mapping[str, Any], items: Sequence[Mapping[str, Any]], tail: Ma
     return b'%s,"data":[%s],%s' % (orjson.dumps(head)[:-1], b",".join(pieces), orjson.dumps(tail)[1:])
 
 
-def vector(array: Array, form: EncodingFormat) -> Any:
+def vector(array: Array, form: EncodingFormat) -> Numbers | str:
     """The array as it goes into JSON: numbers, or little-endian float32 in base64."""
     return value(encode([array], Encoding(form, endianness="little"))[0], form)
 
 
-def value(array: Numbers, form: EncodingFormat) -> Any:
+def value(array: Numbers, form: EncodingFormat) -> Numbers | str:
     """An encoded array as it goes into JSON: numbers, or its memory in base64."""
     return array if form == "float" else base64.b64encode(array.data).decode("ascii")
 
 
-def shape(array: Numbers, form: EncodingFormat) -> dict[str, Any]:
+def shape(array: Numbers, form: EncodingFormat) -> dict[str, list[int]]:
     """The shape of a matrix in base64, which the text alone would lose."""
     return {"shape": list(array.shape)} if form == "base64" and array.ndim > 1 else {}
 
 
-def dumps(value: Any) -> bytes:
+def dumps(value: object) -> bytes:
     """JSON, with numpy arrays as numbers straight from their memory."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def octets(
-    arrays: Sequence[Numbers], head: Mapping[str, Any], tokens: int, encoding: Encoding
+    arrays: Sequence[Numbers], head: Mapping[str, object], tokens: int, encoding: Encoding
 ) -> tuple[bytes, dict[str, str]]:
     """Encoded arrays end to end as a body, and its headers.
 
@@ -147,9 +147,9 @@ def octets(
         return body, {}
     about = {name: head[name] for name in ("id", "created", "model")}
     usage = {"usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
-    for data in (_each, _together) if len(arrays) <= _MOST_ITEMS else (_together,):
+    for data in (_each, _together) if len(arrays) <= _MAX_ITEMS else (_together,):
         metadata = json.dumps(about | data(arrays, encoding) | usage, separators=(",", ":"))
-        if len(metadata) <= _MOST_HEADER_BYTES:
+        if len(metadata) <= _MAX_HEADER_BYTES:
             return body, {"metadata": metadata}
     raise InvalidRequest(
         f"A header cannot describe {len(arrays)} arrays of different lengths; send fewer inputs, or ask for "
@@ -160,13 +160,13 @@ def octets(
 
 
 def _swapped(array: Numbers, encoding: Encoding) -> Numbers:
-    """The array in the byte order asked for; numbers of JSON have none."""
+    """The array in the byte order of the encoding; numbers of JSON have none."""
     if encoding.form == "float" or encoding.endianness in ("native", sys.byteorder):
         return array
     return array.byteswap()
 
 
-def _each(arrays: Sequence[Numbers], encoding: Encoding) -> dict[str, Any]:
+def _each(arrays: Sequence[Numbers], encoding: Encoding) -> dict[str, object]:
     ends = list(itertools.accumulate(array.nbytes for array in arrays))
     return {
         "data": [
@@ -183,7 +183,7 @@ def _each(arrays: Sequence[Numbers], encoding: Encoding) -> dict[str, Any]:
     }
 
 
-def _together(arrays: Sequence[Numbers], encoding: Encoding) -> dict[str, Any]:
+def _together(arrays: Sequence[Numbers], encoding: Encoding) -> dict[str, object]:
     first = arrays[0].shape
     about = {"count": len(arrays), "embed_dtype": encoding.precision, "endianness": encoding.endianness}
     if all(array.shape == first for array in arrays):

@@ -1,4 +1,4 @@
-"""Errors as the wire shows them: what went wrong is decided once, each dialect has a shape for it."""
+"""Errors on the wire: the status, message and type of each exception, told once, and the shapes of their bodies."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import Any
 
 import orjson
-from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from poolhouse.errors import (
     EngineClosed,
@@ -24,12 +25,12 @@ from poolhouse.errors import (
 
 log = logging.getLogger("poolhouse")
 
-# At most this many problems of a body are listed.
-_MOST_PROBLEMS = 10
+# Problems of one body in a message.
+_MAX_PROBLEMS = 10
 
 
 class Refused(Exception):
-    """A request that is turned away before it is one: too large, not JSON, one too many."""
+    """A request that is refused before the engine gets it: too large, not JSON, one too many."""
 
     def __init__(self, message: str, status: int = 400, parameter: str | None = None) -> None:
         super().__init__(message)
@@ -38,20 +39,20 @@ class Refused(Exception):
 
 
 class WrongContentType(Refused):
-    """A body that is not said to be JSON."""
+    """A body whose content type is not JSON."""
 
 
 class Unread(Refused):
-    """A body in an encoding that is not read here; `codings` are the content codings that are, where that is why."""
+    """A body in an encoding that the server cannot read. codings: the content codings that it can, where that is the reason."""
 
     def __init__(self, message: str, codings: Iterable[str] = ()) -> None:
         self.codings = ", ".join(codings)
-        ways = f" Send one of {self.codings}, or none (Content-Encoding)." if self.codings else ""
-        super().__init__(message + ways, 415)
+        advice = f" Send one of {self.codings}, or none (Content-Encoding)." if self.codings else ""
+        super().__init__(message + advice, 415)
 
 
 class Overloaded(Refused):
-    """The queue is full; `retry_after` seconds from now it may not be."""
+    """The queue is full; after `retry_after` seconds there should be room."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message, 429)
@@ -67,15 +68,15 @@ class NoRoute(Refused):
 
 
 class Disconnected(Exception):
-    """The client hung up; nobody waits for the answer."""
+    """The client closed the connection and waits no longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong.
+    """An error as replies show it.
 
-    kind: the word that vLLM has for it; dialects with words of their own go by `error` and status.
-    error: None where nobody expected it.
+    kind: vLLM's type of the error; dialects that have types of their own choose them by `error` and status.
+    error: the exception; None where it was unexpected.
     """
 
     status: int
@@ -90,17 +91,17 @@ Shape = Callable[[Failure], Response]
 
 
 def flat(failure: Failure) -> Response:
-    """vLLM's body of old."""
+    """The error body of older vLLM."""
     return as_json(failure, {"object": "error", **_fields(failure)})
 
 
 def nested(failure: Failure) -> Response:
-    """OpenAI's body, and that of newer vLLM."""
+    """The error body of OpenAI and of newer vLLM."""
     return as_json(failure, {"error": _fields(failure)})
 
 
 def both(failure: Failure) -> Response:
-    """The fields of one and of the other: clients of vLLM's old servers read the first, OpenAI's for npm only the second."""
+    """The fields of both: clients of older vLLM read the first, OpenAI's client for npm only the second."""
     fields = _fields(failure)
     return as_json(failure, {"object": "error", **fields, "error": fields})
 
@@ -113,28 +114,23 @@ def as_json(failure: Failure, body: object) -> Response:
     return Response(orjson.dumps(body), failure.status, dict(failure.headers), "application/json")
 
 
-def speak(http: Request, shape: Shape) -> None:
-    """From here on, errors of this request have that shape."""
-    http.state.error_shape = shape
-
-
 class Answering:
-    """The response to whatever a route raised, in the shape of its dialect; `default` where it chose none.
+    """The response to an exception of a route, in the shape of its dialect, else in the `default` one.
 
-    An unexpected error tells nothing of the inside. served: what is said of a task that a model lacks, where other
-    models may have it.
+    The response to an unexpected exception shows nothing of it. tasks: those of each model, added to the message about a
+    task that a model lacks; empty where there is one model.
     """
 
-    def __init__(self, default: Shape, served: str = "") -> None:
+    def __init__(self, default: Shape, tasks: str = "") -> None:
         self.default = default
-        self.served = served
+        self.tasks = tasks
 
     async def __call__(self, http: Request, error: Exception) -> Response:
         if isinstance(error, Disconnected):
             return Response(status_code=499)
         failure = failure_of(error)
-        if isinstance(error, UnsupportedTask) and error.parameter in (None, "model", "task") and self.served:
-            failure = replace(failure, message=f"{failure.message.removesuffix('.')}. {self.served}")
+        if isinstance(error, UnsupportedTask) and error.parameter in (None, "model", "task") and self.tasks:
+            failure = replace(failure, message=f"{failure.message.removesuffix('.')}. {self.tasks}")
         if failure.error is None:
             log.error("%s %s failed", http.method, http.url.path, exc_info=error)
         http.state.error_kind = failure.kind
@@ -142,14 +138,8 @@ class Answering:
         return shape(failure)
 
 
-def install(app: FastAPI, answering: Answering) -> None:
-    """Answer the errors of every route of this app."""
-    for kind in (Refused, ValidationError, InvalidRequest, EngineError, Disconnected, Exception):
-        app.add_exception_handler(kind, answering)
-
-
 def failure_of(error: Exception) -> Failure:
-    """What an exception of a route means to the caller."""
+    """The error that the caller gets for an exception of a route."""
     match error:
         case Overloaded():
             seconds = str(max(1, math.ceil(error.retry_after)))
@@ -189,19 +179,27 @@ _REFUSALS = {
 }
 
 
-def problems(error: ValidationError) -> list[dict[str, Any]]:
-    """The first problems of a body as FastAPI tells them: `type`, `loc`, which begins with "body", and `msg`."""
+class WrongField(TypedDict):
+    """A field of a body that is wrong, as FastAPI describes it; `loc` begins with "body"."""
+
+    type: str
+    loc: list[str | int]
+    msg: str
+
+
+def problems(error: ValidationError) -> list[WrongField]:
+    """The first problems of a body."""
     return [
         {"type": problem["type"], "loc": ["body", *problem["loc"]], "msg": problem["msg"]}
-        for problem in error.errors(include_url=False, include_context=False, include_input=False)[:_MOST_PROBLEMS]
+        for problem in error.errors(include_url=False, include_context=False, include_input=False)[:_MAX_PROBLEMS]
     ]
 
 
 def _schema(error: ValidationError) -> Failure:
-    told = problems(error)
-    places = [".".join(map(str, problem["loc"][1:])) for problem in told]
-    lines = [": ".join(filter(None, (place, problem["msg"]))) for place, problem in zip(places, told, strict=True)]
-    first = places[0]
+    listed = problems(error)
+    paths = [".".join(map(str, problem["loc"][1:])) for problem in listed]
+    lines = [": ".join(filter(None, (path, problem["msg"]))) for path, problem in zip(paths, listed, strict=True)]
+    first = paths[0]
     message = f"{error.error_count()} validation error(s): " + "; ".join(lines)
     return Failure(400, message, "Bad Request", f"body.{first}" if first else "body", {}, error)
 

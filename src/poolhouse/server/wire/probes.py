@@ -12,7 +12,8 @@ from poolhouse.server.wire.errors import Failure, Shape
 _PREFIXES = ("", "/v1", "/v2", "/cohere", "/infinity", "/jina", "/tei", "/voyage")
 # Paths that routes answer; those with a slash at the end, and other spellings, mean one of them.
 _OWN = ("/health", "/health/live", "/health/ready", "/ping", "/tei/health", "/tei/ping", "/infinity/health")
-_SPELLINGS = {
+# The path of a route for each path where clients ask for health; a slash at its end is left out.
+SPELLINGS = {
     **{
         f"{prefix}{path}": path
         for prefix in _PREFIXES
@@ -25,11 +26,6 @@ _SPELLINGS = {
 }
 # Seconds after which clients shall ask again.
 _RETRY_SECONDS = 5
-
-
-def probe(path: str) -> str | None:
-    """The path of ours that answers where health is asked for; None for all other paths."""
-    return _SPELLINGS.get(path) or (_SPELLINGS.get(path.rstrip("/")) if path.endswith("/") else None)
 
 
 def report(status: int, state: str) -> Response:

@@ -1,4 +1,4 @@
-"""Reading config.json: what several families need in the same words."""
+"""Reading config.json: what several families read under the same keys."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class NotNative(CheckpointError):
 
 
 def activation(config: Config, key: str, default: str) -> str:
-    """The activation word under `key`, checked to be one we have."""
-    word = config.get(key, default)
-    if word not in ACTIVATIONS:
-        raise NotNative(f"config.json: {key} is {word!r}, which is not among {sorted(ACTIVATIONS)}.")
-    return str(word)
+    """The name of the activation under `key`, checked to be one that we have."""
+    name = config.get(key, default)
+    if name not in ACTIVATIONS:
+        raise NotNative(f"config.json: {key} is {name!r}, which is not among {sorted(ACTIVATIONS)}.")
+    return str(name)
 
 
 def refuse(config: Config, allowed: Mapping[str, tuple[Any, ...]]) -> None:
@@ -40,14 +40,14 @@ def pooling(config: Config, key: str) -> str | None:
     """Our name of the pooling under `key`, None where there is no such key.
 
     Raises:
-        CheckpointError: a word that we do not have.
+        CheckpointError: one that we do not have.
     """
-    word = config.get(key)
-    if word is None:
+    name = config.get(key)
+    if name is None:
         return None
-    if word not in _POOLINGS:
-        raise CheckpointError(f"config.json: {key} is {word!r}, which is not among {sorted(_POOLINGS)}.")
-    return _POOLINGS[word]
+    if name not in _POOLINGS:
+        raise CheckpointError(f"config.json: {key} is {name!r}, which is not among {sorted(_POOLINGS)}.")
+    return _POOLINGS[name]
 
 
 def rope(config: Config, head_dim: int, theta: float, layer_type: str | None = None) -> RopeSpec:

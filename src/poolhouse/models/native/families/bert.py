@@ -1,4 +1,4 @@
-"""BERT and its kin, which differ in names and in where positions start."""
+"""BERT, RoBERTa and models like them, which differ in names and in where positions start."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def roberta_head(_: Config) -> Head:
 
 def vocabulary_head(config: Config) -> Head:
     """BERT's masked language model: a transform, then a product with the table of tokens."""
-    place, word = "cls.predictions", activation(config, "hidden_act", "gelu")
-    norms = (f"{place}.transform.LayerNorm", f"{place}.transform.layer_norm")
-    return to_vocabulary(config, f"{place}.transform.dense", word, norms, f"{place}.decoder", f"{place}.bias")
+    prefix, act = "cls.predictions", activation(config, "hidden_act", "gelu")
+    norms = (f"{prefix}.transform.LayerNorm", f"{prefix}.transform.layer_norm")
+    return to_vocabulary(config, f"{prefix}.transform.dense", act, norms, f"{prefix}.decoder", f"{prefix}.bias")
 
 
 def roberta_vocabulary_head(config: Config) -> Head:
@@ -97,11 +97,11 @@ def roberta_vocabulary_head(config: Config) -> Head:
 
 
 def to_vocabulary(
-    config: Config, dense: str, word: str, norms: tuple[str, ...], decoder: str, bias: str = "", eps: float = 1e-12
+    config: Config, dense: str, act: str, norms: tuple[str, ...], decoder: str, bias: str = "", eps: float = 1e-12
 ) -> Head:
     """A layer, its activation, a norm, and a decoder that is the table of tokens unless the config unties them."""
     modules = (
-        HeadModule(dense, word),
+        HeadModule(dense, act),
         HeadModule(norms[0], kind="norm", eps=config.get("layer_norm_eps", eps), also=norms[1:]),
         HeadModule(decoder, bias=bias, tied=config.get("tie_word_embeddings", True)),
     )

@@ -45,22 +45,22 @@ def deberta_spec(config: Config) -> DebertaSpec:
         max_distance=longest if buckets > 0 else None,
         shared=bool(config.get("share_att_key", False)),
         normalised="layer_norm"
-        in [word.strip() for word in str(config.get("norm_rel_ebd", "none")).lower().split("|")],
+        in [name.strip() for name in str(config.get("norm_rel_ebd", "none")).lower().split("|")],
         absolute=bool(config.get("position_biased_input", True)),
         convolution=activation(config, "conv_act", "tanh") if convolved else None,
     )
 
 
 def _terms(config: Config) -> frozenset[Term]:
-    """The products with relative positions: a list, or words between bars."""
-    words = config.get("pos_att_type") or []
-    if isinstance(words, str):
-        words = [word.strip() for word in words.lower().split("|")]
-    terms = frozenset(term for term in get_args(Term) if term in words)
+    """The products with relative positions: a list, or names between bars."""
+    names = config.get("pos_att_type") or []
+    if isinstance(names, str):
+        names = [name.strip() for name in names.lower().split("|")]
+    terms = frozenset(term for term in get_args(Term) if term in names)
     if terms and not config.get("relative_attention", False):
-        raise NotNative(f"config.json: pos_att_type is {words}, but relative_attention is not set.")
-    if set(words) - terms:
-        raise NotNative(f"config.json: pos_att_type is {words}; the native family handles only c2p and p2c.")
+        raise NotNative(f"config.json: pos_att_type is {names}, but relative_attention is not set.")
+    if set(names) - terms:
+        raise NotNative(f"config.json: pos_att_type is {names}; the native family handles only c2p and p2c.")
     return terms
 
 
@@ -89,8 +89,8 @@ _OPTIONAL = frozenset(
 
 
 def _sequence_head(config: Config) -> Head:
-    word = activation(config, "pooler_hidden_act", "gelu")
-    return Head((HeadModule("pooler.dense", word), HeadModule("classifier")))
+    name = activation(config, "pooler_hidden_act", "gelu")
+    return Head((HeadModule("pooler.dense", name), HeadModule("classifier")))
 
 
 def _vocabulary_head(config: Config) -> Head:

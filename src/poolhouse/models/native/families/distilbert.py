@@ -24,14 +24,14 @@ def _distilbert(config: Config) -> TransformerSpec:
 
 
 def _vocabulary_head(config: Config) -> Head:
-    word = activation(config, "activation", "gelu")
-    return to_vocabulary(config, "vocab_transform", word, ("vocab_layer_norm",), "vocab_projector")
+    act = activation(config, "activation", "gelu")
+    return to_vocabulary(config, "vocab_transform", act, ("vocab_layer_norm",), "vocab_projector")
 
 
 _LAYER = "transformer.layer.*."
 _NAMES: dict[str, Source] = {
     **{slot: theirs for slot, theirs in EMBEDDINGS.items() if slot != "types"},
-    "layers.*.attn.qkv": tuple(f"{_LAYER}attention.{name}_lin" for name in "qkv"),
+    "layers.*.attn.qkv": tuple(f"{_LAYER}attention.{act}_lin" for act in "qkv"),
     "layers.*.attn.out": f"{_LAYER}attention.out_lin",
     "layers.*.attn_post": f"{_LAYER}sa_layer_norm",
     "layers.*.ffn.up": f"{_LAYER}ffn.lin1",

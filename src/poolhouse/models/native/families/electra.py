@@ -15,8 +15,8 @@ def _electra(config: Config) -> TransformerSpec:
 
 
 def _vocabulary_head(config: Config) -> Head:
-    place = "generator_predictions"
-    return to_vocabulary(config, f"{place}.dense", "gelu", (f"{place}.LayerNorm",), "generator_lm_head")
+    prefix = "generator_predictions"
+    return to_vocabulary(config, f"{prefix}.dense", "gelu", (f"{prefix}.LayerNorm",), "generator_lm_head")
 
 
 ELECTRA = Family(

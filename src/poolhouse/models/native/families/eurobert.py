@@ -28,11 +28,11 @@ _POOLINGS = {"bos": "CLS", "mean": "MEAN", "late": "MEAN"}
 
 
 def _sequence_head(config: Config) -> Head:
-    word = config.get("classifier_pooling", "late")
-    if word not in _POOLINGS:
-        raise NotNative(f"config.json: classifier_pooling is {word!r}, which is not among {sorted(_POOLINGS)}.")
+    mode = config.get("classifier_pooling", "late")
+    if mode not in _POOLINGS:
+        raise NotNative(f"config.json: classifier_pooling is {mode!r}, which is not among {sorted(_POOLINGS)}.")
     modules = (HeadModule("dense", "gelu"), HeadModule("classifier"))
-    return Head(modules, _POOLINGS[word], fixed=True, late=word == "late")
+    return Head(modules, _POOLINGS[mode], fixed=True, late=mode == "late")
 
 
 def _vocabulary_head(config: Config) -> Head:

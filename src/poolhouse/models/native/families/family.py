@@ -37,7 +37,7 @@ def token_classifier_head(_: Config) -> Head:
 class Family:
     """One architecture: what its config means and how its tensors are called.
 
-    model_types: the `model_type` words of config.json that it serves.
+    model_types: values of `model_type` in config.json that it serves.
     spec: behaviour from a config.json. Defaults are those of transformers' config class, for files that omit a key.
     layouts: how its checkpoints name tensors; the one whose token table is present wins.
     pooling: the default where neither the user nor sentence-transformers files say (CLS, MEAN or LAST).

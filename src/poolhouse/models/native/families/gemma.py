@@ -37,8 +37,8 @@ _DEFAULTS_2 = {
 def _gemma(config: Config) -> TransformerSpec:
     config = {**_DEFAULTS, **config}
     # The first files say "gelu" and mean its approximation by tanh.
-    word = config.get("hidden_act", "gelu_pytorch_tanh")
-    config["hidden_activation"] = "gelu_pytorch_tanh" if word == "gelu" else word
+    name = config.get("hidden_act", "gelu_pytorch_tanh")
+    config["hidden_activation"] = "gelu_pytorch_tanh" if name == "gelu" else name
     return gemma(config, [None] * config["num_hidden_layers"])
 
 

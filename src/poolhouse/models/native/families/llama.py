@@ -35,7 +35,7 @@ HEADS = (
 
 
 def is_causal(config: Config) -> bool:
-    """False where a config lets tokens see both sides, in any of the words for it."""
+    """False where a config lets tokens see both sides, by any of the keys for it."""
     bidirectional = (
         config.get("is_causal") is False
         or config.get("use_bidirectional_attention") is True

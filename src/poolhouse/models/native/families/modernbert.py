@@ -60,16 +60,16 @@ _NAMES: dict[str, Source] = {
 
 
 def _head_modules(config: Config, last: HeadModule) -> tuple[HeadModule, ...]:
-    word = activation(config, "classifier_activation", "gelu")
+    name = activation(config, "classifier_activation", "gelu")
     norm = HeadModule("head.norm", kind="norm", eps=config.get("norm_eps", 1e-5))
-    return (HeadModule("head.dense", word), norm, last)
+    return (HeadModule("head.dense", name), norm, last)
 
 
 def _sequence_head(config: Config) -> Head:
-    word = str(config.get("classifier_pooling", "cls"))
-    if word not in ("cls", "mean"):
-        raise NotNative(f"config.json: classifier_pooling is {word!r}, which is neither cls nor mean.")
-    return Head(_head_modules(config, HeadModule("classifier")), word.upper(), fixed=True)
+    name = str(config.get("classifier_pooling", "cls"))
+    if name not in ("cls", "mean"):
+        raise NotNative(f"config.json: classifier_pooling is {name!r}, which is neither cls nor mean.")
+    return Head(_head_modules(config, HeadModule("classifier")), name.upper(), fixed=True)
 
 
 def _token_head(config: Config) -> Head:

@@ -32,12 +32,12 @@ def _native(config: Config) -> TransformerSpec:
     )
 
 
-# The hub's word for the feed-forward -> its activation, and whether it is gated.
+# The hub's name of the feed-forward -> its activation, and whether it is gated.
 _FEED_FORWARDS = {"swiglu": ("silu", True), "geglu": ("gelu", True), "gelu": ("gelu", False), "relu": ("relu", False)}
 
 
 def _hub(config: Config) -> TransformerSpec:
-    """The config of the hub's repositories, in GPT-2's words."""
+    """The config of the hub's repositories, under GPT-2's keys."""
     refuse(
         config,
         {
@@ -53,7 +53,7 @@ def _hub(config: Config) -> TransformerSpec:
             "num_shared_experts": (None, 0),
         },
     )
-    word, gated = _FEED_FORWARDS[config.get("activation_function", "swiglu")]
+    name, gated = _FEED_FORWARDS[config.get("activation_function", "swiglu")]
     heads = config["n_head"]
     head_dim = config["n_embd"] // heads
     dim, theta = int(head_dim * config.get("rotary_emb_fraction", 1.0)), float(config.get("rotary_emb_base", 1000))
@@ -65,7 +65,7 @@ def _hub(config: Config) -> TransformerSpec:
         heads=heads,
         head_dim=head_dim,
         layers=tuple(LayerSpec(rope=turns, experts=_experts(config, layer)) for layer in range(config["n_layer"])),
-        activation=word,
+        activation=name,
         gated=gated,
         norm_eps=config.get("layer_norm_epsilon", 1e-12),
     )

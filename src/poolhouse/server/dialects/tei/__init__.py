@@ -5,22 +5,46 @@ Source: text-embeddings-inference 1.9. Where ours can do more (pairs scored by a
 
 from __future__ import annotations
 
-from poolhouse.server.dialects.tei.errors import shape
-from poolhouse.server.dialects.tei.fields import EmbedFields, PredictFields, RerankFields, SimilarityFields, TokenFields
-from poolhouse.server.dialects.tei.routes import answer_rerank, by_model, prefixed_router, router
-from poolhouse.server.dialects.tei.tokens import TokenizeFields, answer_tokenize
+from poolhouse.server.dialects.tei.errors import ERRORS, shape
+from poolhouse.server.dialects.tei.fields import (
+    EmbedFields,
+    PredictFields,
+    RerankFields,
+    SimilarityFields,
+    TokenFields,
+    TokenizeFields,
+)
+from poolhouse.server.dialects.tei.routes import (
+    OWN,
+    PREFIXED,
+    EmbedReply,
+    EmbedSparseReply,
+    PredictReply,
+    RerankReply,
+    SimilarityReply,
+    by_model,
+    rerank,
+)
+from poolhouse.server.dialects.tei.tokens import TokenizeReply, tokenize
 
 __all__ = [
+    "ERRORS",
+    "OWN",
+    "PREFIXED",
     "EmbedFields",
+    "EmbedReply",
+    "EmbedSparseReply",
     "PredictFields",
+    "PredictReply",
     "RerankFields",
+    "RerankReply",
     "SimilarityFields",
+    "SimilarityReply",
     "TokenFields",
     "TokenizeFields",
-    "answer_rerank",
-    "answer_tokenize",
+    "TokenizeReply",
     "by_model",
-    "prefixed_router",
-    "router",
+    "rerank",
     "shape",
+    "tokenize",
 ]

@@ -1,13 +1,18 @@
-"""TEI's errors: its words and status for what went wrong, natively and on its route of OpenAI's."""
+"""TEI's errors: its status and type for what went wrong, on its own routes and on its route of OpenAI's."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
-from fastapi import Response
+from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, UnsupportedTask
+from poolhouse.server.wire.contract import STATUSES, Errors
 from poolhouse.server.wire.errors import Failure, Refused, WrongContentType, as_json
+
+Kind = Literal["Empty", "Overloaded", "Validation", "Backend", "Unhealthy"]
 
 
 class EmptyInput(Refused):
@@ -29,8 +34,8 @@ def openai_shape(failure: Failure) -> Response:
     return as_json(replace(failure, status=status), {"message": failure.message, "code": status, "type": kind})
 
 
-def _kind(failure: Failure) -> tuple[int, str]:
-    """TEI's status and word for it."""
+def _kind(failure: Failure) -> tuple[int, Kind]:
+    """TEI's status and type of an error."""
     match failure.error:
         case EmptyInput():
             return 400, "Empty"
@@ -49,3 +54,23 @@ def _kind(failure: Failure) -> tuple[int, str]:
         case EngineError():
             return 424, "Backend"
     return (422, "Validation") if failure.status == 400 else (failure.status, "Backend")
+
+
+class Error(TypedDict):
+    """An error in TEI's shape."""
+
+    error: str
+    error_type: Kind
+
+
+class OpenAIError(TypedDict):
+    """An error of TEI's OpenAI route."""
+
+    message: str
+    code: int
+    type: Kind
+
+
+_STATUSES = (*STATUSES, 422, 424)
+ERRORS = Errors(Error, _STATUSES)
+OPENAI_ERRORS = Errors(OpenAIError, _STATUSES)

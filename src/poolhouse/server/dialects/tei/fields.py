@@ -1,20 +1,25 @@
-"""Bodies of TEI's routes."""
+"""Fields: the bodies of TEI's routes."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.prompts import Prompt, parse_prompts
 from poolhouse.params import PoolingParams
 from poolhouse.server.dialects import openai
-from poolhouse.server.dialects._fields import INPUT_SCHEMA, Many, Nested
+from poolhouse.server.dialects._fields import INPUT_SCHEMA, Many, Nested, Strict
 from poolhouse.server.dialects.tei.errors import EmptyInput
 
-_SIDES: dict[str, Literal["left", "right"]] = {"right": "right", "Right": "right", "left": "left", "Left": "left"}
-_SAY_WHETHER_TO_CUT = ("truncate", "truncation", "truncate_prompt_tokens")
+_TRUNCATION_SIDES: dict[str, Literal["left", "right"]] = {
+    "right": "right",
+    "Right": "right",
+    "left": "left",
+    "Left": "left",
+}
+_TRUNCATION_FIELDS = ("truncate", "truncation", "truncate_prompt_tokens")
 
 
 class TeiFields(Nested):
@@ -34,7 +39,7 @@ class TeiFields(Nested):
         return PoolingParams(
             truncate_prompt_tokens=None if self.truncate is False else -1,
             overflow="error" if self.truncate is False else None,
-            truncation_side=_SIDES.get(self.truncation_direction or ""),
+            truncation_side=_TRUNCATION_SIDES.get(self.truncation_direction or ""),
         )
 
     def prompts(self) -> list[Prompt]:
@@ -45,7 +50,7 @@ class TeiFields(Nested):
 class TokenFields(TeiFields):
     """The body of POST /embed_all and /embed_sparse."""
 
-    inputs: Any = Field(description="A text, token ids, or a list of both.", json_schema_extra=INPUT_SCHEMA)
+    inputs: object = Field(description="A text, token ids, or a list of both.", json_schema_extra=INPUT_SCHEMA)
 
     def prompts(self) -> list[Prompt]:
         """One prompt per text or list of ids.
@@ -62,8 +67,8 @@ class OpenAIFields(openai.EmbeddingFields):
 
     @model_validator(mode="before")
     @classmethod
-    def _cut(cls, body: Any) -> Any:
-        if not isinstance(body, dict) or any(body.get(name) is not None for name in _SAY_WHETHER_TO_CUT):
+    def _cut(cls, body: object) -> object:
+        if not isinstance(body, dict) or any(body.get(name) is not None for name in _TRUNCATION_FIELDS):
             return body
         return {**body, "truncate_prompt_tokens": -1}
 
@@ -84,7 +89,7 @@ class EmbedFields(TokenFields):
 class PredictFields(TeiFields):
     """The body of POST /predict; a list of two texts is a pair."""
 
-    inputs: Any = Field(description='"a", ["a"], ["a", "b"] (a pair), or a list of such lists.')
+    inputs: object = Field(description='"a", ["a"], ["a", "b"] (a pair), or a list of such lists.')
     raw_scores: bool = False
 
     def texts(self) -> tuple[list[tuple[str, str | None]], bool]:
@@ -109,19 +114,15 @@ class PredictFields(TeiFields):
         return texts, single
 
 
-class Sentences(BaseModel):
+class Sentences(Strict):
     """What is compared."""
-
-    model_config = ConfigDict(strict=True)
 
     source_sentence: str
     sentences: Many[str]
 
 
-class SimilarityFields(BaseModel):
+class SimilarityFields(Strict):
     """The body of POST /similarity."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
     inputs: Sentences
@@ -137,14 +138,53 @@ class RerankFields(TeiFields):
     return_text: bool = False
 
 
-def _refuse_nothing(inputs: Any, name: str) -> None:
+class TokenizeFields(Strict):
+    """The body of POST /tokenize."""
+
+    model: str | None = Field(None, description="A served model; none takes the first.")
+    inputs: str | Many[str]
+    add_special_tokens: bool = True
+    prompt_name: str | None = Field(None, description="A prompt of the checkpoint, put before each text.")
+
+    def texts(self) -> list[str]:
+        """The texts.
+
+        Raises:
+            EmptyInput: none, or an empty one.
+        """
+        texts = [self.inputs] if isinstance(self.inputs, str) else self.inputs
+        if not texts or "" in texts:
+            raise EmptyInput("inputs")
+        return texts
+
+
+class DecodeFields(Strict):
+    """The body of POST /decode."""
+
+    model: str | None = Field(None, description="A served model; none takes the first.")
+    ids: Many[int] | Many[Many[int]] = Field(description="Token ids of a text, or of each of several.")
+    skip_special_tokens: bool = True
+
+    def lists(self) -> list[list[int]]:
+        """The ids of each text.
+
+        Raises:
+            EmptyInput: no ids.
+        """
+        if not self.ids:
+            raise EmptyInput("ids")
+        lists = [ids for ids in self.ids if isinstance(ids, list)]
+        return lists or [[token for token in self.ids if isinstance(token, int)]]
+
+
+def _refuse_nothing(inputs: object, name: str) -> None:
     if inputs in ("", []) or (isinstance(inputs, list) and "" in inputs):
         raise EmptyInput(name)
 
 
-def _pair(texts: Any, place: str) -> tuple[str, str | None]:
+def _pair(texts: object, path: str) -> tuple[str, str | None]:
     if isinstance(texts, str):
         return texts, None
     if not isinstance(texts, list) or len(texts) not in (1, 2) or not all(isinstance(text, str) for text in texts):
-        raise InvalidRequest(f"{place} must be a text, or a list of one or two texts.", place)
+        raise InvalidRequest(f"{path} must be a text, or a list of one or two texts.", path)
     return texts[0], texts[1] if len(texts) == 2 else None

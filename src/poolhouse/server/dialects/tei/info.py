@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Literal
+
+from typing_extensions import TypedDict
 
 import poolhouse
 from poolhouse.engine.interface import PoolingEngine
@@ -12,32 +14,58 @@ from poolhouse.engine.request import Answer
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.server.dialects import _replies
 from poolhouse.server.dialects.vllm.classify import label_names
-from poolhouse.server.engines import Serving
+from poolhouse.settings import ServerSettings
+from poolhouse.tasks import Task
 
-# Pooling words of TEI that differ from ours.
+# TEI's names of pooling methods, where they differ from ours.
 _POOLING = {"last": "last_token"}
 
+ModelType = Literal["embedding", "classifier", "reranker"]
 
-def info(serving: Serving, engine: PoolingEngine) -> dict[str, Any]:
+
+class Info(TypedDict):
+    """The model and the server's limits."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    served_model_name: str
+    model_type: dict[ModelType, dict[str, object]]
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int | None
+    max_batch_requests: int | None
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int | None
+    version: str
+    sha: str | None
+    docker_label: str | None
+    tasks: list[Task]
+    max_body_bytes: int
+    request_timeout_seconds: float
+
+
+def info(engine: PoolingEngine, settings: ServerSettings) -> Info:
     """The body of /info: TEI's fields, then what else this server limits."""
-    about, settings = engine.facts, serving.settings
+    facts = engine.facts
     return {
-        "model_id": engine.facts.name,
+        "model_id": facts.name,
         "model_sha": None,
-        "model_dtype": about.dtype,
-        "served_model_name": engine.facts.name,
+        "model_dtype": facts.dtype,
+        "served_model_name": facts.name,
         "model_type": _model_type(engine),
         "max_concurrent_requests": settings.max_queued_prompts,
-        "max_input_length": engine.facts.max_tokens,
-        "max_batch_tokens": about.max_batch_tokens,
+        "max_input_length": facts.max_tokens,
+        "max_batch_tokens": facts.max_batch_tokens,
         "max_batch_requests": None,
         "max_client_batch_size": settings.max_client_batch_size,
         "auto_truncate": True,
-        "tokenization_workers": about.tokenizer_threads,
+        "tokenization_workers": facts.tokenizer_threads,
         "version": poolhouse.__version__,
         "sha": None,
         "docker_label": None,
-        "tasks": list(engine.facts.tasks),
+        "tasks": list(facts.tasks),
         "max_body_bytes": settings.max_body_bytes,
         "request_timeout_seconds": settings.request_timeout_seconds,
     }
@@ -48,8 +76,20 @@ def is_splade(engine: PoolingEngine) -> bool:
     return engine.facts.sparse is not None and engine.facts.sparse.unit == "vocabulary"
 
 
+COST = {
+    "x-compute-type": "The device.",
+    "x-compute-characters": "Characters of the inputs.",
+    "x-compute-tokens": "Tokens of the inputs.",
+    "x-compute-time": "Milliseconds in all, as x-total-time.",
+    "x-total-time": "Milliseconds in all.",
+    "x-tokenization-time": "Milliseconds, the mean of the inputs.",
+    "x-queue-time": "Milliseconds, the mean of the inputs.",
+    "x-inference-time": "Milliseconds, the mean of the inputs.",
+}
+
+
 def headers(engine: PoolingEngine, answers: Sequence[Answer], characters: int, started: float) -> dict[str, str]:
-    """What a request took, in whole milliseconds; of several inputs the mean, as in TEI.
+    """What a request took, in the headers of `COST`; of several inputs the mean, as in TEI.
 
     characters: of all inputs. started: the reading of the clock `time.perf_counter` when work began.
     """
@@ -76,12 +116,12 @@ def characters(prompts: Iterable[Prompt]) -> int:
     )
 
 
-def _model_type(engine: PoolingEngine) -> dict[str, Any]:
+def _model_type(engine: PoolingEngine) -> dict[ModelType, dict[str, object]]:
     if "classify" in engine.facts.tasks:
         names = label_names(engine)
-        labels = {
-            "id2label": {str(place): name for place, name in enumerate(names)},
-            "label2id": {name: place for place, name in enumerate(names)},
+        labels: dict[str, object] = {
+            "id2label": {str(index): name for index, name in enumerate(names)},
+            "label2id": {name: index for index, name in enumerate(names)},
         }
         return {"reranker" if engine.facts.labels == 1 else "classifier": labels}
     pooling = engine.facts.pooling or "none"

@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Final, Literal, NotRequired
 
 import orjson
-from fastapi import APIRouter, Request, Response
 from pydantic import Field, StrictInt, model_validator
+from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer, pooling_outputs, shown
@@ -21,18 +22,19 @@ from poolhouse.outputs import Array, SparseVector
 from poolhouse.params import PoolingParams
 from poolhouse.plans import sparse
 from poolhouse.plugins import Plugin, params_of, prompts_of, task_of
-from poolhouse.server.dialects import _replies, _vectors
-from poolhouse.server.dialects._fields import Many, body_schema
-from poolhouse.server.dialects._vectors import VectorFields
-from poolhouse.server.engines import Serving
-from poolhouse.server.routing import direct_router
+from poolhouse.server.call import Call
+from poolhouse.server.dialects import _replies
+from poolhouse.server.dialects._fields import Many
+from poolhouse.server.dialects.openai import BYTES, METADATA, LateChunking, List, Names, VectorFields, reply, write
+from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire import encoding
+from poolhouse.server.wire.contract import Cut, Matrix, Vector
 from poolhouse.tasks import Task, parse_task
 from poolhouse.vectors.token_pooling import check_factor, pooled
 
 # The task of /pooling that is none of the engine's.
 SPARSE: Final = "sparse"
-Word = Task | Literal["sparse"]
+TaskOrSparse = Task | Literal["sparse"]
 _IN_JSON = ("float", "base64")
 
 
@@ -59,7 +61,7 @@ class PoolingFields(VectorFields):
     returned_token_ids: Many[StrictInt] | None = Field(
         None, description="Process rewards: the columns that are wanted."
     )
-    data: Any = Field(None, description='The data of a plugin, with the task "plugin".')
+    data: object = Field(None, description='The data of a plugin, with the task "plugin".')
 
     @model_validator(mode="after")
     def _data_is_for_the_plugin(self) -> PoolingFields:
@@ -75,20 +77,9 @@ class PoolingFields(VectorFields):
                 raise InvalidRequest(f"{name} belongs to the task 'sparse'.", name, getattr(self, name))
 
 
-def router(serving: Serving) -> APIRouter:
-    routes = direct_router("pooling")
-
-    @routes.post("/pooling", openapi_extra=body_schema(PoolingFields))
-    async def pooling(http: Request) -> Response:
-        """One row, or one row per token, for each input."""
-        return await answer(serving, http, await serving.read(http, PoolingFields))
-
-    return routes
-
-
-async def answer(serving: Serving, http: Request, fields: PoolingFields) -> Response:
-    """The reply to a body of /pooling."""
-    engine = serving.engine(fields.model)
+async def pooling(call: Call, fields: PoolingFields) -> Response:
+    """One row, or one row per token, for each input."""
+    engine = call.use(fields.model)
     if fields.task is not None and fields.tasks is not None:
         raise InvalidRequest("Give task or tasks, not both.", "tasks")
     params = fields.params(
@@ -98,28 +89,28 @@ async def answer(serving: Serving, http: Request, fields: PoolingFields) -> Resp
     if fields.token_pooling_factor is not None:
         _check_token_pooling(fields, engine)
     if fields.task == "plugin":
-        return await answer_plugin(serving, http, engine, fields.data, params, fields.request_id, fields.priority)
+        return await _of_plugin(call, fields, params)
     if fields.task == SPARSE:
-        return await _reply_of_sparse(serving, http, fields, engine, params)
+        return await _of_sparse(call, fields, params)
     if fields.tasks is not None:
-        return await _reply_of_several(serving, http, fields, engine, params)
+        return await _of_several(call, fields, params)
     fields.refuse_pruning()
     task = engine.facts.tasks[0] if fields.task is None else parse_task(fields.task, engine.facts.tasks, (SPARSE,))
-    requests = fields.requests(serving, task, params)
-    names = _vectors.Names("pooling", "pooling", "data")
+    requests = fields.requests(call.engines, task, params)
+    names = Names("pooling", "pooling", "data")
     if fields.token_pooling_factor is None:
-        return await _vectors.reply(serving, http, fields, engine, requests, names)
-    how = fields.how(engine, task)
-    answers = await serving.answers(http, engine, requests)
+        return await reply(call, fields, requests, names)
+    how = fields.encoding_of(task, engine)
+    answers = await call.answers(requests)
     arrays = await asyncio.to_thread(_clustered, answers, fields.token_pooling_factor)
-    return await _vectors.write(serving, http, fields, engine, answers, arrays, names, how)
+    return await write(call, fields, answers, arrays, names, how)
 
 
 def _check_token_pooling(fields: PoolingFields, engine: PoolingEngine) -> None:
     """Raise InvalidRequest where fewer token vectors are asked for, and token vectors alone are not."""
-    word = fields.task or engine.facts.tasks[0]
-    of_tokens = fields.tasks is None and word not in ("plugin", SPARSE)
-    if not of_tokens or parse_task(word, engine.facts.tasks) != "token_embed":
+    task = fields.task or engine.facts.tasks[0]
+    of_tokens = fields.tasks is None and task not in ("plugin", SPARSE)
+    if not of_tokens or parse_task(task, engine.facts.tasks) != "token_embed":
         raise InvalidRequest("token_pooling_factor belongs to the task 'token_embed' alone.", "token_pooling_factor")
     if fields.late_chunking_params is not None:
         raise InvalidRequest("Vectors are pooled by clusters or by chunks, not both.", "token_pooling_factor")
@@ -133,47 +124,44 @@ def _clustered(answers: Sequence[Answer], factor: float) -> list[Array]:
         raise InvalidRequest(str(error), "token_pooling_factor") from None
 
 
-async def _reply_of_sparse(
-    serving: Serving, http: Request, fields: PoolingFields, engine: PoolingEngine, params: PoolingParams
-) -> Response:
+async def _of_sparse(call: Call, fields: PoolingFields, params: PoolingParams) -> Response:
     """The sparse vector of each input: its entries, by rising id."""
     if fields.encoding_format not in _IN_JSON:
         raise InvalidRequest("Sparse vectors come as JSON.", "encoding_format", fields.encoding_format)
-    weigh = sparse.plan(engine, (), sparse.Options(params, top_k=fields.top_k, threshold=fields.threshold))
-    answers = await serving.answers(http, engine, fields.requests(serving, weigh.head.task, params))
-    head = _replies.head("pooling", http, fields.request_id, engine.facts.name)
+    plan = sparse.plan(call.engine, (), sparse.SparseOptions(params, top_k=fields.top_k, threshold=fields.threshold))
+    answers = await call.answers(fields.requests(call.engines, plan.head.task, params))
+    head = call.list_head("pooling", fields.request_id)
 
     def render() -> bytes:
         items = [
-            {"index": index, "object": "pooling", "data": entries(weigh.each(answer).vector)} | _replies.cut(answer)
+            {"index": index, "object": "pooling", "data": entries(plan.each(answer).vector)} | _replies.cut(answer)
             for index, answer in enumerate(answers)
         ]
         return encoding.render(head, items, {"usage": _replies.usage(answers)})
 
-    return await _replies.write(serving, render, answers)
+    return await call.write(render, answers)
 
 
-async def _reply_of_several(
-    serving: Serving, http: Request, fields: PoolingFields, engine: PoolingEngine, params: PoolingParams
-) -> Response:
+async def _of_several(call: Call, fields: PoolingFields, params: PoolingParams) -> Response:
     """The arrays, or sparse vector, of each input by task."""
+    engine = call.engine
     if fields.encoding_format not in _IN_JSON:
         raise InvalidRequest(
             "Several tasks come as float or base64; bytes hold one.", "encoding_format", fields.encoding_format
         )
-    words: list[Word] = [
-        SPARSE if word == SPARSE else parse_task(word, engine.facts.tasks, (SPARSE,)) for word in fields.tasks or ()
+    tasks: list[TaskOrSparse] = [
+        SPARSE if name == SPARSE else parse_task(name, engine.facts.tasks, (SPARSE,)) for name in fields.tasks or ()
     ]
-    weigh = None
-    if SPARSE in words:
-        weigh = sparse.plan(engine, (), sparse.Options(top_k=fields.top_k, threshold=fields.threshold))
+    plan = None
+    if SPARSE in tasks:
+        plan = sparse.plan(engine, (), sparse.SparseOptions(top_k=fields.top_k, threshold=fields.threshold))
     else:
         fields.refuse_pruning()
-    first, *further = _passes(words, weigh)
-    encodings = {task: fields.how(engine, task) for task in (first, *further) if task in words}
-    requests = fields.requests(serving, first, params)
-    answers = await serving.answers(http, engine, [replace(request, further=tuple(further)) for request in requests])
-    head = _replies.head("pooling", http, fields.request_id, engine.facts.name)
+    first, *further = _passes(tasks, plan)
+    encodings = {task: fields.encoding_of(task, engine) for task in (first, *further) if task in tasks}
+    requests = fields.requests(call.engines, first, params)
+    answers = await call.answers([replace(request, further=tuple(further)) for request in requests])
+    head = call.list_head("pooling", fields.request_id)
 
     def render() -> bytes:
         by_task = {
@@ -182,7 +170,7 @@ async def _reply_of_several(
         }
         items = []
         for index, answer in enumerate(answers):
-            data: dict[Word, Any] = {
+            data: dict[TaskOrSparse, object] = {
                 task: encoding.value(arrays[index], fields.encoding_format) for task, arrays in by_task.items()
             }
             shapes = {
@@ -190,17 +178,17 @@ async def _reply_of_several(
                 for task, arrays in by_task.items()
                 if encoding.shape(arrays[index], fields.encoding_format)
             }
-            if weigh is not None:
-                weighed = replace(answer, array=_array(answer, weigh.head.task, first))
-                data[SPARSE] = entries(weigh.each(weighed).vector)
+            if plan is not None:
+                sparse_answer = replace(answer, array=_array(answer, plan.head.task, first))
+                data[SPARSE] = entries(plan.each(sparse_answer).vector)
             item = {"index": index, "object": "pooling", "data": data} | ({"shapes": shapes} if shapes else {})
             items.append(item | _replies.cut(answer))
         return encoding.render(head, items, {"usage": _replies.usage(answers)})
 
-    return await _replies.write(serving, render, answers)
+    return await call.write(render, answers)
 
 
-def entries(vector: SparseVector) -> list[dict[str, Any]]:
+def entries(vector: SparseVector) -> list[dict[str, object]]:
     """The entries of a sparse vector as JSON has them; features without names have a null token."""
     tokens = [None] * len(vector) if vector.names is None else vector.tokens
     # The weights stay numpy's, which are written as short as float32 allows.
@@ -210,62 +198,106 @@ def entries(vector: SparseVector) -> list[dict[str, Any]]:
     ]
 
 
-def _passes(words: Sequence[Word], weigh: sparse.SparsePlan | None) -> list[Task]:
-    """The engine's tasks behind these words, each once: sparse vectors are read from the answer of another.
+def _passes(tasks: Sequence[TaskOrSparse], plan: sparse.SparsePlan | None) -> list[Task]:
+    """The engine's tasks to run, each once: sparse vectors are read from the answer of another task.
 
     Raises:
-        InvalidRequest: sparse vectors asked for twice; the engine refuses other repetitions.
+        InvalidRequest: sparse vectors requested twice; the engine refuses other repetitions.
     """
-    tasks: list[Task] = [word for word in words if word != SPARSE]
-    if weigh is None:
-        return tasks
-    if words.count(SPARSE) > 1:
+    own: list[Task] = [task for task in tasks if task != SPARSE]
+    if plan is None:
+        return own
+    if tasks.count(SPARSE) > 1:
         raise InvalidRequest(f"The task '{SPARSE}' is asked for twice; name each once.", "task", SPARSE)
-    return tasks if weigh.head.task in tasks else [*tasks, weigh.head.task]
+    return own if plan.head.task in own else [*own, plan.head.task]
 
 
 def _array(answer: Answer, task: Task, first: Task) -> Array:
     return answer.array if task == first else answer.further[task]
 
 
-async def answer_plugin(
-    serving: Serving,
-    http: Request,
-    engine: PoolingEngine,
-    data: Any,
-    params: PoolingParams,
-    request_id: str | None,
-    priority: int,
-) -> Response:
-    """What the plugin makes of the answers to the prompts that it made of `data`.
+async def _of_plugin(call: Call, fields: PoolingFields, params: PoolingParams) -> Response:
+    """What the plugin returns for the answers to the prompts that it wrote for `data`.
 
     Raises:
         UnsupportedTask: no plugin is installed. InvalidRequest: data that it does not understand. EngineError: output
             that is no JSON.
     """
-    plugin = engine.facts.plugin
+    engine, plugin = call.engine, call.engine.facts.plugin
     if plugin is None:
         parse_task("plugin", engine.facts.tasks)  # says how one is installed
         raise AssertionError
-    requests = await asyncio.to_thread(_requests, engine, plugin, data, params)
-    serving.check_items(len(requests), "data")
-    answers = await serving.answers(
-        http, engine, [replace(request, priority=priority) for request in requests], "data: prompt {}".format
+    requests = await asyncio.to_thread(_requests, engine, plugin, fields.data, params)
+    call.engines.check_items(len(requests), "data")
+    answers = await call.answers(
+        [replace(request, priority=fields.priority) for request in requests], "data: prompt {}".format
     )
     outputs = pooling_outputs(answers, task_of(plugin, engine.facts.tasks), engine)
-    made = await asyncio.to_thread(plugin.post_process, outputs)
-    body = {"request_id": _replies.reply_id("pooling", http, request_id), "created_at": int(time.time()), "data": made}
-    return await _replies.write(serving, lambda: _json(body), answers)
+    data = await asyncio.to_thread(plugin.post_process, outputs)
+    body = {"request_id": call.reply_id("pooling", fields.request_id), "created_at": int(time.time()), "data": data}
+    return await call.write(lambda: _json(body), answers)
 
 
-def _requests(engine: PoolingEngine, plugin: Plugin, data: Any, params: PoolingParams) -> list[EngineRequest]:
+def _requests(engine: PoolingEngine, plugin: Plugin, data: object, params: PoolingParams) -> list[EngineRequest]:
     task = parse_task(task_of(plugin, engine.facts.tasks), engine.facts.tasks)
     merged = params_of(plugin, params)
     return [EngineRequest(prompt, task, merged) for prompt in parse_prompts(prompts_of(plugin, {"data": data}), "data")]
 
 
-def _json(body: dict[str, Any]) -> bytes:
+def _json(body: dict[str, object]) -> bytes:
     try:
         return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
     except TypeError as error:
         raise EngineError(f"The plugin's output cannot be written as JSON: {error}") from error
+
+
+class Entry(TypedDict):
+    """An entry of a sparse vector; features without names have no token."""
+
+    token_id: int
+    token: str | None
+    weight: float
+
+
+Value = Vector | Matrix | list[Entry] | str
+
+
+class Pooled(Cut):
+    """The answer to an input: a row, a row per token, either in base64 with its shape, or the entries of a sparse vector."""
+
+    index: int
+    object: Literal["pooling"]
+    data: Value | dict[TaskOrSparse, Value]
+    shape: NotRequired[list[int]]
+    shapes: NotRequired[dict[TaskOrSparse, list[int]]]
+    late_chunking: NotRequired[LateChunking]
+
+
+class PoolingReply(List):
+    """The reply of /pooling; `data` of an item goes by task where `tasks` were asked for."""
+
+    data: list[Pooled]
+
+
+class PluginReply(TypedDict):
+    """The reply of /pooling to the task `plugin`."""
+
+    request_id: str
+    created_at: int
+    data: object
+
+
+DIALECT = Dialect(
+    "pooling",
+    (
+        Route(
+            "POST",
+            "/pooling",
+            pooling,
+            PoolingFields,
+            (PoolingReply, PluginReply),
+            media=BYTES,
+            headers=METADATA,
+        ),
+    ),
+)

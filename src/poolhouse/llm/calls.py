@@ -1,0 +1,330 @@
+"""Calls: what a method of LLM runs and what its answers become, described once, then run at once or awaited.
+
+A method describes its call; `blocking` makes the method that users call of the description, and `coroutine` its twin:
+
+    describe(prompts, options) -> Call(requests, finish)
+        blocking:   submit, wait for each answer in order, finish
+        coroutine:  submit, await all answers, finish
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeAlias, TypeVar
+
+from poolhouse.engine.request import Answer, Request, pooling, pooling_outputs, prompt_fields, token_fields
+from poolhouse.engine.waiting import gather, prompt_path, with_path
+from poolhouse.errors import EngineError, InvalidRequest, UnsupportedTask
+from poolhouse.inputs.prompts import role_of
+from poolhouse.outputs import (
+    ChunkedEmbeddingRequestOutput,
+    ClassificationOutput,
+    ClassificationRequestOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    PoolingRequestOutput,
+    ScoringOutput,
+    ScoringRequestOutput,
+    SparseRequestOutput,
+    TokenClassificationOutput,
+    TokenClassificationRequestOutput,
+)
+from poolhouse.plans.late_chunking import Chunked, fixed_chunks
+from poolhouse.plans.scoring import Score
+from poolhouse.plans.sparse import Sparse
+from poolhouse.plugins import Plugin, task_of
+from poolhouse.vectors.entities import Strategy, entities, probabilities
+from poolhouse.vectors.precision import parse_precision
+from poolhouse.vectors.token_embeddings import TokenEmbeddings
+from poolhouse.vectors.token_pooling import check_factor
+from poolhouse.vectors.token_pooling import pooled as pool_tokens
+
+if TYPE_CHECKING:
+    from poolhouse.engine.engine import Engine
+    from poolhouse.llm.llm import LLM
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Result = TypeVar("Result")
+
+# vLLM's `use_tqdm`: whether to draw progress, or a function with tqdm's parameters that does.
+Progress = bool | Callable[..., Any]
+
+# Progress is drawn only when there is enough to wait for.
+_MIN_PROMPTS_TO_DRAW = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call(Generic[Result]):
+    """What a method runs, and what its answers become.
+
+    finish: the result of all answers, which it gets one by one in the order of the requests.
+    label, progress: the name of the progress bar, and whether or how it is drawn; coroutines draw none.
+    window: how many requests are submitted at once where the answers of all would not fit into memory; None: all.
+    path: where the caller gave the prompt of a request, for messages.
+    """
+
+    requests: list[Request]
+    finish: Callable[[Iterable[Answer]], Result]
+    label: str
+    progress: Progress
+    window: int | None = None
+    path: Callable[[int], str] = prompt_path
+
+
+# A call that takes long to prepare or to finish (a plugin's code, whole texts to tokenize) is described by a function,
+# which coroutines run in a thread.
+Described: TypeAlias = Call[Result] | Callable[[], Call[Result]]
+
+
+def blocking(describe: Callable[Concatenate[LLM, P], Described[Result]]) -> Callable[Concatenate[LLM, P], Result]:
+    """The method that waits for the result of the described call: a decorator.
+
+    The first failure, in order, is raised, and what still waits is cancelled.
+    """
+
+    @wraps(describe)
+    def method(llm: LLM, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        described = describe(llm, *args, **kwargs)
+        call = described() if callable(described) else described
+        total = len(call.requests)
+        with closing(_answers(llm.engine, call)) as answers:
+            return call.finish(_drawn(answers, total, call.progress, call.label))
+
+    _present(method, describe, inspect.signature(describe))
+    return method
+
+
+def coroutine(
+    method: Callable[Concatenate[LLM, P], Result], cancels: str = "the prompts"
+) -> Callable[Concatenate[LLM, P], Coroutine[Any, Any, Result]]:
+    """The twin of a blocking method: `NAME_async`, without `use_tqdm`. cancels: what its docstring says of cancelling.
+
+    For type checkers it has `use_tqdm` too, since no type can leave a keyword out.
+    """
+    describe = inspect.unwrap(method)
+    signature = inspect.signature(describe)
+    signature = signature.replace(
+        parameters=[parameter for name, parameter in signature.parameters.items() if name != "use_tqdm"]
+    )
+
+    async def twin(llm: LLM, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        for name in kwargs:
+            if name not in signature.parameters:
+                raise TypeError(f"{twin.__qualname__}() got an unexpected keyword argument '{name}'")
+        described: Described[Result] = describe(llm, *args, **kwargs)
+        if not callable(described):
+            return described.finish(await gather(llm.engine.submit(described.requests), described.path))
+        call = await asyncio.to_thread(described)
+        answers = await gather(llm.engine.submit(call.requests), call.path)
+        return await asyncio.to_thread(call.finish, answers)
+
+    _present(twin, describe, signature, "_async")
+    twin.__doc__ = f"`{describe.__name__}` for coroutines; cancelling it takes {cancels} out of the queue."
+    return twin
+
+
+def _present(
+    function: Callable[..., object], describe: Callable[..., object], signature: inspect.Signature, ending: str = ""
+) -> None:
+    """Let `help` and `inspect` show a method under its own name, with the result in place of the description."""
+    result = str(signature.return_annotation).removeprefix("Described[").removesuffix("]")
+    hints = {name: hint for name, hint in describe.__annotations__.items() if name in signature.parameters}
+    function.__module__ = describe.__module__
+    function.__name__, function.__qualname__ = describe.__name__ + ending, describe.__qualname__ + ending
+    function.__annotations__ = {**hints, "return": result}
+    function.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
+
+
+def _answers(engine: Engine, call: Call[Any]) -> Generator[Answer, None, None]:
+    """The answers in order."""
+    first = 0
+    for _, futures in read_ahead(_windows(call), engine.submit):
+        yield from results_of(futures, call.path, first)
+        first += len(futures)
+
+
+def _windows(call: Call[Any]) -> Iterator[list[Request]]:
+    """The requests, so many at a time; they leave the call, since each of them keeps its answer."""
+    if call.window is None:
+        yield call.requests
+        return
+    rest = deque(call.requests)
+    call.requests.clear()
+    while rest:
+        yield [rest.popleft() for _ in range(min(call.window, len(rest)))]
+
+
+def read_ahead(
+    groups: Iterable[T], submit: Callable[[T], Sequence[Future[Answer]]]
+) -> Iterator[tuple[T, Sequence[Future[Answer]]]]:
+    """Groups of prompts in order, each with the futures of its answers: while one is read, the next is under way.
+
+    Leaving the loop, by an error or otherwise, cancels what still waits.
+    """
+    rest = iter(groups)
+    started: deque[tuple[T, Sequence[Future[Answer]]]] = deque()
+    process = os.getpid()
+    try:
+        while True:
+            started.extend((group, submit(group)) for group in itertools.islice(rest, 2 - len(started)))
+            if not started:
+                return
+            yield started[0]
+            if os.getpid() != process:
+                raise EngineError("This process was forked amid the answers, which the other one reads: ask here anew.")
+            started.popleft()
+    finally:
+        # Without names of this module: at the interpreter's end they are gone.
+        for _, futures in started:
+            for future in futures:
+                future.cancel()
+
+
+def results_of(futures: Sequence[Future[Answer]], path: Callable[[int], str], first: int = 0) -> Iterator[Answer]:
+    """The answers of these futures, waited for in order.
+
+    path, first: where the caller gave the prompt of a request, and how many requests were before these.
+
+    Raises:
+        PoolhouseError: the first failure; of a wrong prompt, with its path.
+    """
+    try:
+        for future in futures:
+            yield future.result()
+    except InvalidRequest as error:
+        raise with_path(error, futures, lambda index: path(first + index)) from None
+
+
+def _drawn(answers: Iterable[Answer], total: int, progress: Progress, label: str) -> Iterable[Answer]:
+    """The answers, drawn as progress where that is wanted and there is enough to wait for."""
+    if callable(progress):
+        drawn: Iterable[Answer] = progress(answers, total=total, desc=label)
+    elif not progress or total < _MIN_PROMPTS_TO_DRAW:
+        drawn = answers
+    else:
+        from tqdm import tqdm
+
+        drawn = tqdm(answers, total=total, desc=label, unit=" prompts", dynamic_ncols=True, disable=None)
+    return drawn
+
+
+# A request and its answer.
+Answered = tuple[Request, Answer]
+
+
+def pooled(engine: Engine) -> Callable[[str, Answered], PoolingRequestOutput]:
+    """The rows of any task, and what each stands for where they are those of chunks."""
+
+    def build(request_id: str, answered: Answered) -> PoolingRequestOutput:
+        request, answer = answered
+        output = pooling(request.task, engine)(request_id, answer)
+        chunking = request.params.late_chunking_params
+        return output if chunking is None else replace(output, late_chunking=fixed_chunks(chunking, answer.tokens))
+
+    return build
+
+
+def embedded(request_id: str, answered: Answered) -> EmbeddingRequestOutput:
+    """The vector of a prompt."""
+    _, answer = answered
+    return EmbeddingRequestOutput(request_id, EmbeddingOutput(answer.array), **prompt_fields(answer))
+
+
+def classified(engine: Engine) -> Callable[[str, Answered], ClassificationRequestOutput]:
+    """The probabilities of a prompt, and the name of the likeliest label."""
+    labels = engine.facts.label_names
+
+    def build(request_id: str, answered: Answered) -> ClassificationRequestOutput:
+        _, answer = answered
+        output = ClassificationOutput(answer.array, labels.get(int(answer.array.argmax())))
+        return ClassificationRequestOutput(request_id, output, **prompt_fields(answer))
+
+    return build
+
+
+def labelled(
+    engine: Engine, strategy: Strategy, ignored: Collection[str]
+) -> Callable[[str, Answered], TokenClassificationRequestOutput]:
+    """The labels of a prompt's tokens, and the entities that they make."""
+    pipeline = engine.model.pipelines["token_classify"]
+
+    def build(request_id: str, answered: Answered) -> TokenClassificationRequestOutput:
+        request, answer = answered
+        text, offsets, scores = request.prompt.text, answer.tokens.offsets, answer.array
+        if engine.facts.token_weights:
+            raise UnsupportedTask("This model weighs tokens, it does not label them; use embed_sparse or encode.")
+        if len(scores) != len(answer.tokens):
+            raise UnsupportedTask(
+                "Entities need a row per token, but this model pools steps (STEP); use encode instead."
+            )
+        assert text is not None
+        assert offsets is not None
+        if not pipeline.activates(request.params):
+            scores = probabilities(scores)
+        found = entities(text, scores, offsets, engine.facts.label_names, strategy, ignored)
+        output = TokenClassificationOutput(answer.array, tuple(found))
+        return TokenClassificationRequestOutput(request_id, output, **prompt_fields(answer))
+
+    return build
+
+
+def scored(request_id: str, score: Score) -> ScoringRequestOutput:
+    """A pair's score; its token ids are those of all prompts that were run for it."""
+    prompts = [prompt_fields(answer) for answer in score.answers]
+    return ScoringRequestOutput(
+        request_id,
+        ScoringOutput(score.score),
+        prompt_token_ids=[token for own in prompts for token in own["prompt_token_ids"]],
+        truncated=any(own["truncated"] for own in prompts),
+        original_tokens=sum(own["original_tokens"] for own in prompts),
+        original_is_estimate=any(own["original_is_estimate"] for own in prompts),
+    )
+
+
+def chunked(request_id: str, text: Chunked) -> ChunkedEmbeddingRequestOutput:
+    """A text's chunks and their vectors."""
+    return ChunkedEmbeddingRequestOutput(request_id, text.chunks, **token_fields(text.tokens, text.windows))
+
+
+def sparse_output(request_id: str, text: Sparse) -> SparseRequestOutput:
+    """A prompt's sparse vector."""
+    return SparseRequestOutput(request_id, text.vector, **token_fields(text.tokens, text.chunks))
+
+
+def packing(
+    engine: Engine, input_type: str | None, factor: float | None, precision: str
+) -> Callable[[Iterable[Answer]], TokenEmbeddings]:
+    """How answers become one packed matrix of token vectors; see `LLM.embed_tokens`.
+
+    Raises:
+        InvalidRequest: options that are unknown or cannot be honoured.
+    """
+    parsed = parse_precision(precision)
+    if factor is not None:
+        check_factor(factor, role_of(input_type))
+
+    def pack(answers: Iterable[Answer]) -> TokenEmbeddings:
+        matrices = [answer.array if factor is None else pool_tokens(answer.array, factor) for answer in answers]
+        return TokenEmbeddings.of(matrices, parsed, engine.facts.calibration)
+
+    return pack
+
+
+def from_plugin(engine: Engine, plugin: Plugin) -> Callable[[Iterable[Answer]], list[PoolingRequestOutput]]:
+    """One output, whose `outputs` is what the plugin makes of the answers and which has no id, as in vLLM."""
+
+    def finish(answers: Iterable[Answer]) -> list[PoolingRequestOutput]:
+        outputs = pooling_outputs(list(answers), task_of(plugin, engine.facts.tasks), engine)
+        return [PoolingRequestOutput("", plugin.post_process(outputs), [])]
+
+    return finish
