@@ -25,6 +25,7 @@ _MARKS = re.compile(r"(<!-- parity:begin -->\n).*(<!-- parity:end -->)", re.DOTA
 _SLOW = Path(__file__).parent / "slow.txt"
 _QUICK_SECONDS = 360.0
 _seconds: Counter[str] = Counter()
+_cases: Counter[str] = Counter()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,17 +47,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    _seconds[report.nodeid.partition("[")[0]] += report.duration
+    name = report.nodeid.partition("[")[0]
+    _seconds[name] += report.duration
+    _cases[name] += report.when == "setup"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.getoption("--write-slow"):
         slow, quick = [], _seconds.total()
-        # A test is a function with all its parameters.
-        for name, seconds in _seconds.most_common():
+        # Many quick cases of one function say more than one that takes as long.
+        for name in sorted(_seconds, key=lambda name: _seconds[name] / _cases[name], reverse=True):
             if quick > _QUICK_SECONDS:
                 slow.append(name)
-                quick -= seconds
+                quick -= _seconds[name]
         _SLOW.write_text("".join(f"{name}\n" for name in sorted(slow)), encoding="utf-8")
         terminalreporter.write_line(f"{len(slow)} slow tests; the others take {quick:.0f} of {_seconds.total():.0f} s.")
 
