@@ -37,7 +37,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def llm(folder: Path) -> Any:
-    # With one lane, the same texts make the same packs each time.
+    # With one worker, the same texts make the same packs each time.
     with LLM(str(folder), lanes=1) as llm:
         yield llm
 

@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Iterator[Engine]:
-    # With one lane, what comes after the first pack waits for it.
+    # With one worker, what comes after the first pack waits for it.
     with LLM(str(folder), lanes=1) as llm:
         yield llm.engine
 

@@ -1,4 +1,4 @@
-"""The engine: requests in, futures out; one device thread runs packed batches."""
+"""The engine: requests in, futures out; worker threads run packed batches."""
 
 from poolhouse.engine.process import let_threads_wait_shortly
 
