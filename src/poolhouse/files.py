@@ -1,4 +1,4 @@
-"""Files: a model folder whose JSON files are read once, its chat templates, and files that are written whole or not at all."""
+"""Files: a model folder whose JSON is read once, its chat templates, and files written whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain tokenizers: whether tokenizer.json alone is what transformers' AutoTokenizer would build, decided without it.
+"""Plain tokenizers: whether tokenizer.json by itself equals what AutoTokenizer builds, decided from files.
 
 Of tokenizer.json, transformers 5 takes the vocabulary, the added tokens and mostly the post-processor. The class that the
 files name builds the rest from tokenizer_config.json. The commonest of these classes are described below:

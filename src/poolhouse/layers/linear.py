@@ -1,4 +1,4 @@
-"""Linear: `x @ weight.T + bias`, on CPUs with the weight laid out once for the kernel that fits the number of rows.
+"""Linear: `x @ weight.T + bias`, on CPUs with the weight laid out once for the matrix kernels.
 
 torch's own linear layer gets the weight in its plain layout and lays it out for the matrix kernel again at every call.
 For a short query that takes up to twice as long as the product itself. `Linear.prepack` does it once:

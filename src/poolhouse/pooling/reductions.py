@@ -1,4 +1,4 @@
-"""Reductions: from a row per token to one per prompt, and the table of public pooling names. Sums are in float32."""
+"""Reductions: from a row per token to one per prompt, by the public pooling names; sums are in float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps: what a pipeline may be made of, each a callable `(rows, params) -> rows`, and the activations that some apply.
+"""Steps: the parts of a pipeline, each a callable `(rows, params) -> rows`, and their activations.
 
 Sums and heads are computed in float32.
 """

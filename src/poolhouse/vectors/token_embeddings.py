@@ -1,4 +1,4 @@
-"""TokenEmbeddings: the token vectors of many texts as one packed matrix, and as .npz, .safetensors and .arrow files."""
+"""TokenEmbeddings: the token vectors of many texts as one packed matrix, and files of them."""
 
 from __future__ import annotations
 

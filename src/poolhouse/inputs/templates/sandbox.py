@@ -1,4 +1,4 @@
-"""Sandbox: Jinja templates run within bounds of time and size, and read for the form of contents that they take.
+"""Sandbox: Jinja templates run within bounds of time and size, and how they read contents of messages.
 
 A template may come from anyone who sends a request. It sees what it would see in transformers, and it must not run for
 ever, fill the memory or reach Python's internals. jinja2's sandbox hides the internals. Time and memory are bounded by

@@ -1,4 +1,4 @@
-"""Attention inside each sequence of a pack: `attend` chooses the backend.
+"""Attention inside each sequence of a pack; `attend` chooses the backend.
 
 reference.py is the definition that all backends are compared with.
 """

@@ -1,4 +1,4 @@
-"""DeBERTa's disentangled attention: scores from content and from relative positions.
+"""Disentangled attention of DeBERTa: scores from content and from relative positions.
 
 score(i, j) = query_i . key_j + query_i . position_key(j - i) + key_j . position_query(i - j)
 

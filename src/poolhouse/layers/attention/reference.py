@@ -1,4 +1,4 @@
-"""The definition of attention over a pack, one sequence at a time; slow, for tests."""
+"""Reference: the definition of attention over a pack, one sequence at a time; slow, for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention by torch's own kernel: runs anywhere, neighbouring sequences of equal length in one call."""
+"""SDPA: attention by torch's own kernel, on any device; sequences of equal length in one call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention by torch's variable-length kernel: CUDA, half precision, one call for the whole pack."""
+"""Varlen: attention by torch's variable-length kernel: CUDA, half precision, one call for the whole pack."""
 
 from __future__ import annotations
 
