@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poolhouse.errors import did_you_mean
-from poolhouse.server.call import Call
+from poolhouse.server.call import Call, JsonObject
 from poolhouse.server.engines import Engines
 from poolhouse.server.security import is_below, path_of, without
 from poolhouse.server.wire.body import read_json
