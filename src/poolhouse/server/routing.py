@@ -52,7 +52,7 @@ class Route:
     query: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     hidden: bool = False
-    read: Callable[[Request, ServerSettings], Awaitable[dict[str, object]]] = read_json
+    read: Callable[[Request, ServerSettings], Awaitable[JsonObject]] = read_json
 
 
 @dataclass(frozen=True, slots=True)
