@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poolhouse.errors import did_you_mean
-from poolhouse.server.call import Call
+from poolhouse.server.call import Call, JsonObject
 from poolhouse.server.engines import Engines
 from poolhouse.server.security import is_below, path_of, without
 from poolhouse.server.wire.body import read_json
@@ -52,7 +52,7 @@ class Route:
     query: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     hidden: bool = False
-    read: Callable[[Request, ServerSettings], Awaitable[dict[str, object]]] = read_json
+    read: Callable[[Request, ServerSettings], Awaitable[JsonObject]] = read_json
 
 
 @dataclass(frozen=True, slots=True)
