@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from poolhouse.engine.health import Faults, Pending
+from poolhouse.engine.health import Faults
 from poolhouse.engine.interface import EngineFacts, WarmUpLevel
 from poolhouse.engine.observing import BatchRun, Guarded, Observer
-from poolhouse.engine.request import Answer, Request, Timing, fail, start
+from poolhouse.engine.request import Answer, Pending, Request, Timing, fail, start
 from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest
 from poolhouse.inputs.conversations import Conversations
 from poolhouse.inputs.limits import Limit

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from poolhouse.models.native import families
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 from poolhouse.params import PoolingParams
-from poolhouse.pooling import reductions, steps
-from poolhouse.pooling.rows import Rows
+from poolhouse.pooling import steps
+from poolhouse.pooling.rows import REDUCTIONS, Rows
 from tests.docs.pages import Block, blocks
 from tests.models.parity import load, packed, reference, save, worst
 from tests.models.test_encoders import ROWS
@@ -36,7 +36,7 @@ def test_the_family_serves_a_tiny_checkpoint(tmp_path: Path, monkeypatch: pytest
 def test_the_pooling_type_is_the_minimum_of_each_feature(monkeypatch: pytest.MonkeyPatch) -> None:
     module: dict[str, object] = {}
     exec(block_with("def smallest(").text, module)
-    monkeypatch.setitem(reductions.REDUCTIONS, "MIN", module["smallest"])  # type: ignore[arg-type]
+    monkeypatch.setitem(REDUCTIONS, "MIN", module["smallest"])  # type: ignore[arg-type]
     lengths = (3, 1, 4)
     rows = Rows(torch.randn(sum(lengths), 8), Segments(lengths), torch.arange(sum(lengths)))
     pooled = steps.Reduce(("MIN",))(rows, PoolingParams()).values

@@ -26,7 +26,7 @@ from poolhouse.engine.waiting import gather
 from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest, NonFiniteResult, UnsupportedTask
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.models.model import Model
-from poolhouse.packing.batch import Batch
+from poolhouse.packing.pack import Batch
 from poolhouse.params import PoolingParams
 from poolhouse.settings import Settings
 

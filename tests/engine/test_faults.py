@@ -17,7 +17,7 @@ from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import EngineError
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.packing.batch import Batch
+from poolhouse.packing.pack import Batch
 
 BROKEN = 7
 

@@ -16,7 +16,7 @@ from poolhouse import LLM, EngineError, InvalidRequest, NonFiniteResult, Pooling
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.packing.batch import Batch
+from poolhouse.packing.pack import Batch
 from poolhouse.pooling.pipeline import Pipeline
 from poolhouse.tasks import Task
 from tests.models.adapters import save_adapter

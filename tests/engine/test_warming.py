@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poolhouse import LLM, EngineError
 from poolhouse.engine.engine import Engine
-from poolhouse.packing.batch import Batch
+from poolhouse.packing.pack import Batch
 from tests.checkpoints import save_checkpoint
 
 

@@ -20,7 +20,7 @@ from poolhouse.engine.queue import CallerQueue, WaitingRequest
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.scheduler import Scheduler
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.packing.batch import Batch
+from poolhouse.packing.pack import Batch
 from poolhouse.packing.tokens import Tokens
 from poolhouse.params import PoolingParams
 from tests.checkpoints import save_checkpoint

@@ -6,7 +6,7 @@ import torch
 
 from poolhouse.layers.adapted import AdaptedLinear, LowRank
 from poolhouse.layers.linear import Linear
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 
 
 def test_neighbours_with_one_adapter_share_their_rows() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from poolhouse.layers.attention import attend, reference, sdpa, varlen
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 
 # Ragged; neighbours of equal length twice, so that one call takes several; a single token; longer than the windows.
 LENGTHS = (5, 5, 1, 17, 17, 17, 2, 33)

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
 
 from poolhouse.layers.attention import disentangled
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 
 LENGTHS = (3, 5, 5, 5, 1, 8, 8)
 HEADS, HEAD_DIM, SCALE = 2, 4, 0.3

@@ -18,7 +18,7 @@ from poolhouse.models.files.checkpoint import Checkpoint
 from poolhouse.models.load_native import Loaded, load_transformer
 from poolhouse.models.native.families import family_of, spec_of
 from poolhouse.models.native.transformer import Transformer
-from poolhouse.packing.batch import Batch
+from poolhouse.packing.pack import Batch
 from poolhouse.packing.tokens import Tokens
 
 # Ragged, two of equal length, one of a single token; longer than the windows and original lengths in the tests.

@@ -17,7 +17,7 @@ from poolhouse.models.adapters.adapters import AdapterOptions
 from poolhouse.models.files.checkpoint import Checkpoint
 from poolhouse.models.load_native import Loaded, load_transformer
 from poolhouse.models.native.families import family_of, spec_of
-from poolhouse.packing.batch import Batch
+from poolhouse.packing.pack import Batch
 from tests.models.adapters import save_adapter
 from tests.models.parity import LENGTHS, Parity, Record, packed, reference, save, texts, worst
 from tests.models.test_decoders import ROWS as DECODERS

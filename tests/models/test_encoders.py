@@ -151,7 +151,7 @@ def test_gtes_ntk_scaling_follows_the_hubs_formula(tmp_path: Path) -> None:
     )
     (rope,) = load(tmp_path).transformer.ropes
     from poolhouse.layers.positions import rope_table
-    from poolhouse.packing.segments import Segments
+    from poolhouse.packing.pack import Segments
 
     cos, _ = rope_table(rope, torch.tensor([7]), Segments([1]), torch.float32)
     # Base times the factor, then every frequency divided by factor ** (2 / dim).

@@ -19,7 +19,7 @@ from poolhouse.errors import CheckpointError
 from poolhouse.models.fallback.load import Packed, load_hugging_face
 from poolhouse.models.files.checkpoint import Checkpoint
 from poolhouse.models.model import Served
-from poolhouse.packing.batch import Batch
+from poolhouse.packing.pack import Batch
 from poolhouse.packing.tokens import Tokens
 from tests.models.parity import LENGTHS, Parity, Record, change_config, change_tensors, save, texts, worst
 

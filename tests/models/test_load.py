@@ -104,7 +104,7 @@ def test_an_unknown_activation_is_refused_by_name(tiny: Path) -> None:
 
 
 def test_native_and_transformers_agree(tiny: Path) -> None:
-    from poolhouse.packing.batch import Batch
+    from poolhouse.packing.pack import Batch
     from poolhouse.packing.tokens import Tokens
 
     ids = torch.randint(5, 99, (17,)).numpy()

@@ -16,7 +16,7 @@ from torch import Tensor
 from poolhouse import LLM
 from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest
 from poolhouse.models.files.hub import embedded_model
-from poolhouse.packing.batch import Batch
+from poolhouse.packing.pack import Batch
 from poolhouse.packing.tokens import Tokens
 from tests.models.adapters import save_adapter
 from tests.models.parity import LENGTHS, Parity, Record, change_config, packed, reference, save, worst

@@ -23,10 +23,9 @@ from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.files import Folder
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 from poolhouse.models.pipelines import embed_pipelines
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 from poolhouse.params import PoolerConfig, PoolingParams
-from poolhouse.pooling.reductions import REDUCTIONS
-from poolhouse.pooling.rows import Rows
+from poolhouse.pooling.rows import REDUCTIONS, Rows
 from poolhouse.pooling.steps import Reduce
 
 NO_FILES = SentenceTransformersFiles(Folder(Path()), described=False)

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import torch
 
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import Rows
 from poolhouse.pooling.splade import SpladePooling, VocabularyWeights

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from poolhouse import LLM
 from poolhouse.engine.engine import Engine
-from poolhouse.packing.batch import Batch
+from poolhouse.packing.pack import Batch
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.pipeline import Pipeline
 from poolhouse.pooling.rows import Rows

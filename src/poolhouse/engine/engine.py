@@ -26,13 +26,13 @@ from typing import Any, NoReturn
 import numpy as np
 
 from poolhouse.engine import process
-from poolhouse.engine.health import Faults, Pending
+from poolhouse.engine.health import Faults
 from poolhouse.engine.intake import Intake
 from poolhouse.engine.interface import WarmUpLevel
 from poolhouse.engine.observing import Guarded, Observer
 from poolhouse.engine.options import EngineOptions, engine_facts
 from poolhouse.engine.queue import CallerQueue, TokenizerCall, TokenizerQueue
-from poolhouse.engine.request import Answer, Request, fail
+from poolhouse.engine.request import Answer, Pending, Request, fail
 from poolhouse.engine.runner import Runner
 from poolhouse.engine.scheduler import Scheduler
 from poolhouse.engine.workers import Workers

@@ -1,13 +1,11 @@
-"""Health: what ended an engine for good and who is told of it, and how many requests have no answer yet."""
+"""Health: what ended an engine for good, and who is told of it."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable
 
-from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import EngineError
 
 log = logging.getLogger("poolhouse")
@@ -47,28 +45,3 @@ def _call(callback: Callable[[EngineError], None], error: EngineError | None) ->
         callback(error)
     except Exception as failure:
         log.exception("A callback for the engine's end failed: %s", failure)
-
-
-class Pending:
-    """Counts requests from their acceptance until their futures are done, whichever way."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._changed = threading.Condition()
-
-    def add(self, requests: Sequence[Request]) -> None:
-        with self._changed:
-            self.count += len(requests)
-        for request in requests:
-            request.future.add_done_callback(self._one_done)
-
-    def wait(self, seconds: float) -> None:
-        """Wait until there are none, for at most so long."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.count == 0, seconds)
-
-    def _one_done(self, _: Future[Answer]) -> None:
-        with self._changed:
-            self.count -= 1
-            if self.count == 0:
-                self._changed.notify_all()

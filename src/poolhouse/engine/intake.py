@@ -190,6 +190,7 @@ class Checks:
     def __init__(self, model: Model, options: EngineOptions) -> None:
         self.model = model
         self.options = options
+        self.tasks = model.tasks
         self.widths = {task: pipeline.width for task, pipeline in model.pipelines.items()}
 
     def prepared(self, request: Request) -> Prepared:
@@ -257,10 +258,11 @@ class Checks:
         Raises:
             InvalidRequest: one that does not exist, that the model lacks, or that is named twice.
         """
-        parse_task(request.task, self.model.tasks)
+        if request.task not in self.tasks:
+            parse_task(request.task, self.tasks)  # says what the model has
         if not request.further:
             return (request.task,)
-        tasks = (request.task, *(parse_task(task, self.model.tasks) for task in request.further))
+        tasks = (request.task, *(parse_task(task, self.tasks) for task in request.further))
         for index, task in enumerate(tasks):
             if task in tasks[:index]:
                 raise InvalidRequest(f"The task '{task}' is asked for twice; name each once.", "task", task)
@@ -306,8 +308,10 @@ class Checks:
         if request.prompt_name is not None:
             return request.prompt_name
         input_type = request.input_type or self._role(request)
+        if not input_type:
+            return None
         others = (*self._task_adapters, *self.model.routes.tasks)
-        return prompt_of(input_type, self.model.facts.prompts, others) if input_type else None
+        return prompt_of(input_type, self.model.facts.prompts, others)
 
     @property
     def _task_adapters(self) -> tuple[str, ...]:
@@ -330,6 +334,8 @@ class Checks:
         Raises:
             InvalidRequest: the model has no way for it.
         """
+        if not self.model.routes.by_task:
+            return None
         names = (request.input_type, request.prompt_name)
         return self.model.routes.of(names, role_of(request.input_type) or role_of(request.prompt_name))
 
@@ -348,7 +354,7 @@ class Checks:
     def _adapter(self, request: Request, prompt_name: str | None) -> tuple[str | None, str | None]:
         """The names of the request's adapter, if any, and of its prompt."""
         adapters = self.model.adapters
-        if adapters is not None:
+        if adapters is not None and (adapters.names or request.adapter):
             name = self._task_adapter(request) if request.adapter is None else request.adapter
             return adapters.choose(name, prompt_name, self.model.facts.prompts)
         if request.adapter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from threading import Condition
 from typing import TYPE_CHECKING, TypedDict
 
 from poolhouse.inputs.prompts import Prompt
@@ -141,3 +142,28 @@ def token_fields(tokens: Tokens, chunks: int) -> PromptFields:
         "original_is_estimate": tokens.original_is_estimate,
         "chunks": chunks,
     }
+
+
+class Pending:
+    """Counts requests from their acceptance until their futures are done, whichever way."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._changed = Condition()
+
+    def add(self, requests: Sequence[Request]) -> None:
+        with self._changed:
+            self.count += len(requests)
+        for request in requests:
+            request.future.add_done_callback(self._one_done)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until there are none, for at most so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.count == 0, seconds)
+
+    def _one_done(self, _: Future[Answer]) -> None:
+        with self._changed:
+            self.count -= 1
+            if self.count == 0:
+                self._changed.notify_all()

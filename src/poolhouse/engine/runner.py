@@ -19,8 +19,7 @@ from poolhouse.engine.request import Answer, Timing, fail, start
 from poolhouse.errors import EngineError, NonFiniteResult, NoStep, PoolhouseError
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
-from poolhouse.packing.batch import Batch
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Batch, Segments
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.pipeline import Pipeline
 from poolhouse.pooling.rows import Rows
@@ -110,8 +109,9 @@ class Runner:
             return None
 
     def _pool(self, group: Group, rows: Rows) -> Rows:
-        pipeline = self.model.pipeline(group.task, group.route)
-        pooled = (pipeline.of_spans(group.task) if group.of_spans else pipeline)(rows, group.params)
+        model, task, route = self.model, group.task, group.route
+        pipeline = model.pipelines[task] if route is None else model.pipeline(task, route)
+        pooled = (pipeline.of_spans(task) if group.of_spans else pipeline)(rows, group.params)
         values = pooled.values.to("cpu", non_blocking=self.asynchronous)
         segments = pooled.segments
         if group.of_spans:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from poolhouse.layers.feed_forward import ACTIVATIONS
 from poolhouse.layers.linear import Product
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poolhouse.layers.linear import Product, fusable
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 
 
 def _relu_squared(x: Tensor) -> Tensor:

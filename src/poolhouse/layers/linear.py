@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 
 # Operators are called by overload (`.default`, `.binary`): a failed overload match prints its tensors, 10 ms a call.
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 
 
 @dataclass(frozen=True, slots=True)

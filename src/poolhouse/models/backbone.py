@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from poolhouse.packing.batch import Batch
+from poolhouse.packing.pack import Batch
 
 
 class Backbone(Protocol):

@@ -27,7 +27,7 @@ from poolhouse.models.native.spec import TransformerSpec
 from poolhouse.models.native.weights import Weights, claim, find_layout, unclaimed
 from poolhouse.models.plan import LoadPlan, Native
 from poolhouse.models.roles import judges_steps
-from poolhouse.packing.batch import Batch
+from poolhouse.packing.pack import Batch
 from poolhouse.packing.tokens import Tokens
 
 _NO_ADAPTERS = AdapterOptions()

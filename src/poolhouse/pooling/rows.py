@@ -1,13 +1,15 @@
-"""Rows: vectors of several prompts, end to end."""
+"""Rows: vectors of several prompts, end to end, and the reductions to one per prompt by their public names."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,3 +63,68 @@ class Rows:
             return starts
         skip = self.skip.to(self.segments.device)
         return starts + torch.where(self.segments.lengths_tensor > skip, skip, 0)
+
+
+Reduction = Callable[[Rows], Tensor]
+
+
+def cls(rows: Rows) -> Tensor:
+    """The first row of each prompt."""
+    return rows.values[rows.first].float()
+
+
+def last(rows: Rows) -> Tensor:
+    """The last row of each prompt."""
+    return rows.values[rows.segments.last_tensor].float()
+
+
+def mean(rows: Rows) -> Tensor:
+    """The mean of each prompt's rows."""
+    total, lengths = _sum(rows)
+    return total / lengths
+
+
+def mean_sqrt_len(rows: Rows) -> Tensor:
+    """The sum divided by the root of the length, as in sentence-transformers."""
+    total, lengths = _sum(rows)
+    return total / lengths.sqrt()
+
+
+def largest(rows: Rows) -> Tensor:
+    """The maximum of each feature."""
+    values, _, lengths = rows.pooled()
+    return torch.segment_reduce(values, "max", lengths=lengths)
+
+
+def weighted_mean(rows: Rows) -> Tensor:
+    """The mean weighted by position, 1 for the first token (SGPT, Muennighoff 2022)."""
+    values, positions, lengths = rows.pooled()
+    weights = (positions + 1).float()[:, None]
+    return _sums(values * weights, lengths) / _sums(weights, lengths).clamp(min=1e-9)
+
+
+# Sums are in float32. The public names, upper case as in vLLM; several joined by "+" are concatenated.
+REDUCTIONS: dict[str, Reduction] = {
+    "CLS": cls,
+    "LAST": last,
+    "MEAN": mean,
+    "MAX": largest,
+    "WEIGHTEDMEAN": weighted_mean,
+    "MEAN_SQRT_LEN": mean_sqrt_len,
+}
+
+
+def _sum(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Sum of each prompt's rows, and their number, never 0: [prompts, features] and [prompts, 1]."""
+    if len(rows.segments) == 1 and rows.skip is None:
+        lengths = rows.segments.lengths_tensor[:, None].clamp(min=1)
+        return rows.values.sum(0, keepdim=True, dtype=torch.float32), lengths.float()
+    values, _, lengths = rows.pooled()
+    return _sums(values, lengths), lengths[:, None].clamp(min=1).float()
+
+
+def _sums(values: Tensor, lengths: Tensor) -> Tensor:
+    """The sum of each run of rows: an embedding bag over the rows themselves is the quickest sum that torch has."""
+    return F.embedding_bag(
+        torch.arange(len(values), device=values.device), values, lengths.cumsum(0) - lengths, mode="sum"
+    )

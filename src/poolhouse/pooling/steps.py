@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from poolhouse.errors import CheckpointError, InvalidRequest
 from poolhouse.params import PoolingParams
-from poolhouse.pooling.reductions import REDUCTIONS
-from poolhouse.pooling.rows import Rows
+from poolhouse.pooling.rows import REDUCTIONS, Rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)

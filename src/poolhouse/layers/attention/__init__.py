@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from poolhouse.layers.attention import sdpa, varlen
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 
 
 def attend(
@@ -34,9 +34,10 @@ def attend(
     softcap: scores are squeezed to (-softcap, softcap) by tanh before the bias and the mask.
     Returns [total, heads, head_dim].
     """
-    limited = segments.attended is not None and (causal or window is not None)
-    if varlen.can_run(query, bias, softcap, limited):
-        return varlen.attend(query, key, value, segments, scale=scale, causal=causal, window=window)
+    if query.is_cuda:
+        limited = segments.attended is not None and (causal or window is not None)
+        if varlen.can_run(query, bias, softcap, limited):
+            return varlen.attend(query, key, value, segments, scale=scale, causal=causal, window=window)
     return sdpa.attend(
         query, key, value, segments, scale=scale, causal=causal, window=window, bias=bias, softcap=softcap
     )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 
 # Scores of one call, about: long sequences of equal length are split, so that their tables of scores stay in caches.
 _SCORES_PER_CALL = {"cpu": 2**22, "cuda": 2**27}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 
 
 def attend(

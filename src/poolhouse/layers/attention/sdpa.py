@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poolhouse.layers.attention.reference import masked_softmax, visible_mask
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 
 
 def attend(

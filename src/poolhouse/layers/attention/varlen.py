@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 
 
 def can_run(query: Tensor, bias: Tensor | None, softcap: float | None, limited: bool = False) -> bool:

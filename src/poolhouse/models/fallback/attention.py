@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from poolhouse.layers.attention import attend
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Segments
 
 # Names in transformers' attention interface: for running, and for the probe at load, which also watches the masks.
 RUN = "poolhouse"

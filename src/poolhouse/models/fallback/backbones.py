@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poolhouse.packing.batch import Batch
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Batch, Segments
 
 
 class Packed:

@@ -18,9 +18,8 @@ from poolhouse.models.fallback import attention
 from poolhouse.models.fallback.backbones import Forward, hidden_states
 from poolhouse.models.heads.heads import Head, LoadedHead
 from poolhouse.models.roles import Role
-from poolhouse.packing.segments import Segments
-from poolhouse.pooling.reductions import REDUCTIONS
-from poolhouse.pooling.rows import Rows
+from poolhouse.packing.pack import Segments
+from poolhouse.pooling.rows import REDUCTIONS, Rows
 from poolhouse.pooling.steps import Dense
 
 # Tokens of the two probe texts; the second leaves the window below.

@@ -15,8 +15,7 @@ from poolhouse.layers.linear import Linear
 from poolhouse.layers.norm import LayerNorm
 from poolhouse.models.native.spec import TransformerSpec
 from poolhouse.models.native.weights import Weights
-from poolhouse.packing.batch import Batch
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Batch, Segments
 
 Term = Literal["c2p", "p2c"]
 # Two [2 * longest - 1]: where a query, and where a key, finds a token that is -(longest - 1) ... longest - 1 tokens ahead.

@@ -18,8 +18,7 @@ from poolhouse.files import Folder, JsonObject
 from poolhouse.models.files.module_steps import module_tensors, tensor_names
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles
 from poolhouse.outputs import Array
-from poolhouse.packing.batch import Batch
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Batch, Segments
 from poolhouse.packing.tokens import Ids
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.pipeline import Pipeline

@@ -21,8 +21,7 @@ from poolhouse.layers.norm import LayerNorm, Norm, RMSNorm
 from poolhouse.layers.positions import RopeSpec, alibi_bias, relative_bias, rope_table, rotate
 from poolhouse.models.native.spec import LayerSpec, TransformerSpec
 from poolhouse.models.native.weights import Weights
-from poolhouse.packing.batch import Batch
-from poolhouse.packing.segments import Segments
+from poolhouse.packing.pack import Batch, Segments
 
 Ropes = dict[RopeSpec, tuple[Tensor, Tensor]]
 
