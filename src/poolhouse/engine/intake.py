@@ -354,7 +354,7 @@ class Checks:
     def _adapter(self, request: Request, prompt_name: str | None) -> tuple[str | None, str | None]:
         """The names of the request's adapter, if any, and of its prompt."""
         adapters = self.model.adapters
-        if adapters is not None and (adapters.names or request.adapter):
+        if adapters is not None and (request.adapter or adapters.sources or adapters.merged):
             name = self._task_adapter(request) if request.adapter is None else request.adapter
             return adapters.choose(name, prompt_name, self.model.facts.prompts)
         if request.adapter:

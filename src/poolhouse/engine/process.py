@@ -123,8 +123,6 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 _LARGEST_MMAP_THRESHOLD = 32 * 1024 * 1024  # glibc refuses more
-# Between two times that freed memory is returned while batches run.
-_RELEASE_SECONDS = 1.0
 
 
 def keep_freed_memory() -> None:
@@ -145,20 +143,6 @@ def release_freed_memory() -> None:
     """Return what is freed and kept to the kernel, where little work is to come; it takes some milliseconds."""
     if (trim := _of_glibc("malloc_trim")) is not None:
         trim(0)
-
-
-class FreedMemory:
-    """Freed memory between what is in use; packs of ever other sizes leave ever more of it."""
-
-    def __init__(self) -> None:
-        self._trim = _of_glibc("malloc_trim")
-        self._next = time.monotonic() + _RELEASE_SECONDS
-
-    def release(self) -> None:
-        """Return it to the kernel, where that was not done lately: it takes a few milliseconds."""
-        if self._trim is not None and (now := time.monotonic()) >= self._next:
-            self._next = now + _RELEASE_SECONDS
-            self._trim(0)
 
 
 def _of_glibc(name: str) -> Callable[..., object] | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from poolhouse.engine.health import Faults
-from poolhouse.engine.process import FreedMemory
+from poolhouse.engine.process import release_freed_memory
 from poolhouse.engine.queue import WaitingRequest
 from poolhouse.engine.request import fail
 from poolhouse.engine.runner import Launched, Runner
@@ -24,6 +24,9 @@ from poolhouse.errors import ConfigError, EngineError
 from poolhouse.models.model import Model
 
 log = logging.getLogger("poolhouse")
+
+# Between two times that freed memory is returned while batches run: it takes a few milliseconds.
+_RELEASE_SECONDS = 1.0
 
 
 class Workers:
@@ -39,7 +42,7 @@ class Workers:
         if scheduler.workers > 1:
             numbers.append(None)
         self._running = dict.fromkeys(numbers, 0)
-        self._freed = FreedMemory()
+        self._next_release = time.monotonic() + _RELEASE_SECONDS
         # Held by the worker that runs a batch; a fork takes them all.
         self._computing = {number: threading.RLock() for number in numbers}
         self._threads: list[threading.Thread] = []
@@ -135,7 +138,7 @@ class Workers:
                 # While nothing comes, the last callers' requests are not kept.
                 batch = None
                 if not runner.asynchronous:
-                    self._freed.release()
+                    self._release_memory()
         except BaseException as error:
             fatal = error if isinstance(error, EngineError) else EngineError(f"The engine failed: {error!r}")
             self._faults.die(fatal)
@@ -144,6 +147,16 @@ class Workers:
             for request in [*(flying.requests if flying else ()), *(batch or ()), *scheduler.drop_all()]:
                 fail(request.future, fatal)
             self._faults.notify()
+
+    def _release_memory(self) -> None:
+        """Return freed memory between what is in use, where that was not done lately.
+
+        Packs of ever other sizes leave ever more of it.
+        """
+        now = time.monotonic()
+        if now >= self._next_release:
+            self._next_release = now + _RELEASE_SECONDS
+            release_freed_memory()
 
 
 def worker_count(requested: int | None, model: Model) -> int:

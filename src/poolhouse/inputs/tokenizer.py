@@ -295,7 +295,8 @@ class Tokenizer:
 
     def _single_types(self, ids: Ids, special: bool) -> Ids | None:
         """Token types of a single text; None where all are 0, as in nearly all models."""
-        return self._template.types(len(ids) - self.special_tokens) if special else None
+        template = self._template
+        return template.types(len(ids) - self.special_tokens) if special and template.highest_type else None
 
     def _long_enough(
         self, prompt: Prompt, limit: Limit, part: Excerpt, encoding: _Encoding

@@ -56,6 +56,7 @@ class Adapters:
 
     task_names, default: of the adapters that came with the checkpoint.
     merged: the adapter that the weights already hold; requests may name it still.
+    sources: where each of the others came from, by name.
     """
 
     def __init__(self, backbone: Backbone, target: Target, options: AdapterOptions, tasks: TaskAdapters) -> None:
@@ -65,13 +66,13 @@ class Adapters:
             self.task_names = tuple(name for name in tasks.names if name == self.merged)
             self.default = next(iter(self.task_names), None)
         self._backbone, self._target, self._options = backbone, target, options
-        self._sources: dict[str, str] = {}
+        self.sources: dict[str, str] = {}
         self._adding = threading.Lock()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every name that requests may use."""
-        return tuple(dict.fromkeys([*([self.merged] if self.merged else []), *self._sources]))
+        return tuple(dict.fromkeys([*([self.merged] if self.merged else []), *self.sources]))
 
     @property
     def declared(self) -> tuple[str, ...]:
@@ -103,7 +104,7 @@ class Adapters:
             InvalidRequest: the name is taken, or adapters cannot be added to this model. CheckpointError: the files.
         """
         folder = self._options.find(source)
-        if self._sources.get(name) == str(folder):
+        if self.sources.get(name) == str(folder):
             return
         if not self._options.allowed:
             raise InvalidRequest("Adapters are switched off (enable_lora=False).", "lora_request", name)
@@ -111,8 +112,8 @@ class Adapters:
             raise InvalidRequest(
                 f"'{self.merged}' is merged into the weights; no adapter can be added.", "lora_request"
             )
-        if name in self._sources:
-            raise InvalidRequest(f"There is an adapter '{name}' from {self._sources[name]}.", "lora_request", name)
+        if name in self.sources:
+            raise InvalidRequest(f"There is an adapter '{name}' from {self.sources[name]}.", "lora_request", name)
         self.add(read_peft(folder, name, self._options.max_rank), str(folder))
 
     def add(self, adapter: Adapter, source: str) -> None:
@@ -139,7 +140,7 @@ class Adapters:
             for slot, change in changes.items():
                 layer = _adapted(transformer, slot, adapter)
                 layer.changes[adapter.name] = change.to(weights.device, weights.dtype)
-            self._sources[adapter.name] = source
+            self.sources[adapter.name] = source
 
 
 def merged_into(
