@@ -1,0 +1,171 @@
+"""Pack: a batch of prompts end to end, as tensors on one device, and the segments that say where each lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from poolhouse.packing.tokens import Tokens
+
+
+class AdapterRows(NamedTuple):
+    """Rows [start, end) of a pack that belong to the adapter of that name."""
+
+    adapter: str
+    start: int
+    end: int
+
+
+class Segments:
+    """Lengths of sequences that lie end to end, with everything derived from them computed once.
+
+    lengths: tokens of each sequence, none of them 0 before pooling.
+    starts, ends: where each sequence begins and stops, as plain integers.
+    attended: leading tokens of each sequence that its tokens attend to, at least one; None where all are.
+    adapters: the name of each sequence's adapter, None for a sequence without; None where all go without.
+    adapter_rows: the rows of adapters; neighbouring sequences with the same adapter share an entry.
+    The tensors live on `device`.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        attended: Sequence[int] | None = None,
+        adapters: Sequence[str | None] | None = None,
+    ) -> None:
+        self.lengths = tuple(lengths)
+        self.attended = None if attended is None else tuple(attended)
+        self.device = torch.device(device)
+        bounds = list(accumulate(self.lengths, initial=0))
+        self.starts = bounds[:-1]
+        self.ends = bounds[1:]
+        self.total = bounds[-1]
+        self.longest = max(self.lengths, default=0)
+        self.adapter_rows = () if adapters is None else self._rows_of(adapters)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @cached_property
+    def lengths_tensor(self) -> Tensor:
+        """[sequences], int64."""
+        return torch.tensor(self.lengths, dtype=torch.int64).to(self.device, non_blocking=True)
+
+    @cached_property
+    def starts_tensor(self) -> Tensor:
+        """[sequences], int64."""
+        return torch.tensor(self.starts, dtype=torch.int64).to(self.device, non_blocking=True)
+
+    @cached_property
+    def last_tensor(self) -> Tensor:
+        """[sequences], int64: the row of each sequence's last token."""
+        return torch.tensor(self.ends, dtype=torch.int64).to(self.device, non_blocking=True) - 1
+
+    @cached_property
+    def cumulative(self) -> Tensor:
+        """[sequences + 1], int32: bounds as variable-length attention kernels want them."""
+        return torch.tensor([0, *self.ends], dtype=torch.int32).to(self.device, non_blocking=True)
+
+    @cached_property
+    def keys(self) -> tuple[Tensor, Tensor]:
+        """Rows that are attended to ([keys], int64), and their bounds as `cumulative` has those of all rows."""
+        attended = self.lengths if self.attended is None else self.attended
+        bounds = torch.tensor([0, *accumulate(attended)], dtype=torch.int32).to(self.device, non_blocking=True)
+        counts = torch.tensor(attended, dtype=torch.int64).to(self.device, non_blocking=True)
+        return (self.positions < counts[self.owner]).nonzero().flatten(), bounds
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """[total], int64: which sequence each row belongs to."""
+        index = torch.arange(len(self.lengths), device=self.device)
+        return torch.repeat_interleave(index, self.lengths_tensor, output_size=self.total)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[total], int64: the position of each row in its own sequence, from 0."""
+        return torch.arange(self.total, device=self.device) - self.starts_tensor[self.owner]
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int, int]]:
+        """Neighbouring sequences of one shape, together: (first row, how many, their length, tokens attended to)."""
+        runs: list[tuple[int, int, int, int]] = []
+        for start, length, keys in zip(self.starts, self.lengths, self.attended or self.lengths, strict=True):
+            if runs and runs[-1][2:] == (length, keys):
+                first, count, _, _ = runs[-1]
+                runs[-1] = (first, count + 1, length, keys)
+            else:
+                runs.append((start, 1, length, keys))
+        return runs
+
+    def _rows_of(self, adapters: Sequence[str | None]) -> tuple[AdapterRows, ...]:
+        rows: list[AdapterRows] = []
+        for name, start, end in zip(adapters, self.starts, self.ends, strict=True):
+            if name is None:
+                continue
+            if rows and rows[-1].adapter == name and rows[-1].end == start:
+                rows[-1] = AdapterRows(name, rows[-1].start, end)
+            else:
+                rows.append(AdapterRows(name, start, end))
+        return tuple(rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Packed token ids and what a backbone needs to know of each token.
+
+    ids: [total] int64. positions: [total] int64, from 0 in each sequence.
+    types: [total] int64 token types, or None where all are 0.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    segments: Segments
+    types: Tensor | None = None
+
+    @classmethod
+    def pack(
+        cls,
+        prompts: Sequence[Tokens],
+        device: torch.device | str = "cpu",
+        adapters: Sequence[str | None] | None = None,
+    ) -> Batch:
+        """Lay prompts end to end, in this order. adapters: see `Segments`."""
+        attended = None
+        if any(prompt.attended is not None for prompt in prompts):
+            attended = [len(prompt) if prompt.attended is None else prompt.attended for prompt in prompts]
+        segments = Segments([len(prompt) for prompt in prompts], device, attended, adapters)
+        ids = np.concatenate([prompt.ids for prompt in prompts])
+        positions = np.concatenate([np.arange(length) for length in segments.lengths])
+        types = None
+        if any(prompt.types is not None for prompt in prompts):
+            types = np.concatenate(
+                [np.zeros_like(prompt.ids) if prompt.types is None else prompt.types for prompt in prompts]
+            )
+        return cls(
+            ids=_to(ids, device),
+            positions=_to(positions, device),
+            segments=segments,
+            types=None if types is None else _to(types, device),
+        )
+
+    def positions_without(self, token: int) -> Tensor:
+        """[total], positions where a token is not counted: -1 for itself, for others the number of others before it."""
+        uncounted = self.ids == token
+        # On a GPU this test would make the host wait for the device.
+        if not uncounted.is_cuda and not uncounted.any():
+            return self.positions
+        before = uncounted.cumsum(0) - uncounted.long()
+        starts = torch.arange(len(before), device=before.device) - self.positions
+        return torch.where(uncounted, -1, self.positions - before + before[starts])
+
+
+def _to(array: np.ndarray[tuple[int], np.dtype[np.int64]], device: torch.device | str) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
