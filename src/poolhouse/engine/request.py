@@ -6,16 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import Array, PoolingOutput, PoolingRequestOutput
 from poolhouse.packing.tokens import Ids, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
-
-if TYPE_CHECKING:
-    from poolhouse.engine.interface import PoolingEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +93,26 @@ def fail(future: Future[Answer], error: BaseException) -> None:
         future.set_exception(error)
 
 
-def shown(array: Array, task: str, engine: PoolingEngine) -> Array:
-    """The array as callers see it: a number per token where `token_classify` weighs tokens, as vLLM has it."""
-    return array[:, 0] if task == "token_classify" and engine.facts.token_weights else array
+def shown(array: Array, task: str, token_weights: bool) -> Array:
+    """The array as callers see it: a number per token where `token_classify` weighs tokens, as vLLM has it.
+
+    token_weights: whether it does; see `EngineFacts`.
+    """
+    return array[:, 0] if task == "token_classify" and token_weights else array
 
 
-def pooling_outputs(answers: Sequence[Answer], task: str, engine: PoolingEngine) -> list[PoolingRequestOutput]:
+def pooling_outputs(answers: Sequence[Answer], task: str, token_weights: bool) -> list[PoolingRequestOutput]:
     """The answers of a task, numbered in order."""
-    build = pooling(task, engine)
+    build = pooling(task, token_weights)
     return [build(str(index), answer) for index, answer in enumerate(answers)]
 
 
-def pooling(task: str, engine: PoolingEngine) -> Callable[[str, Answer], PoolingRequestOutput]:
+def pooling(task: str, token_weights: bool) -> Callable[[str, Answer], PoolingRequestOutput]:
     """Answers of a task as `LLM.encode` gives them."""
 
     def build(request_id: str, answer: Answer) -> PoolingRequestOutput:
         return PoolingRequestOutput(
-            request_id, PoolingOutput(shown(answer.array, task, engine)), **prompt_fields(answer)
+            request_id, PoolingOutput(shown(answer.array, task, token_weights)), **prompt_fields(answer)
         )
 
     return build

@@ -20,8 +20,9 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 
+from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Answer, Request, pooling, pooling_outputs, prompt_fields, token_fields
 from poolhouse.engine.waiting import gather, prompt_path, with_path
 from poolhouse.errors import EngineError, InvalidRequest, UnsupportedTask
@@ -49,13 +50,20 @@ from poolhouse.vectors.token_embeddings import TokenEmbeddings
 from poolhouse.vectors.token_pooling import check_factor
 from poolhouse.vectors.token_pooling import pooled as pool_tokens
 
-if TYPE_CHECKING:
-    from poolhouse.engine.engine import Engine
-    from poolhouse.llm.llm import LLM
-
 P = ParamSpec("P")
 T = TypeVar("T")
 Result = TypeVar("Result")
+
+
+class HasEngine(Protocol):
+    """An LLM, whose methods are described."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+
+Owner = TypeVar("Owner", bound=HasEngine)
+
 
 # vLLM's `use_tqdm`: whether to draw progress, or a function with tqdm's parameters that does.
 Progress = bool | Callable[..., Any]
@@ -87,14 +95,16 @@ class Call(Generic[Result]):
 Described: TypeAlias = Call[Result] | Callable[[], Call[Result]]
 
 
-def blocking(describe: Callable[Concatenate[LLM, P], Described[Result]]) -> Callable[Concatenate[LLM, P], Result]:
+def blocking(
+    describe: Callable[Concatenate[Owner, P], Described[Result]],
+) -> Callable[Concatenate[Owner, P], Result]:
     """The method that waits for the result of the described call: a decorator.
 
     The first failure, in order, is raised, and what still waits is cancelled.
     """
 
     @wraps(describe)
-    def method(llm: LLM, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+    def method(llm: Owner, /, *args: P.args, **kwargs: P.kwargs) -> Result:
         described = describe(llm, *args, **kwargs)
         call = described() if callable(described) else described
         total = len(call.requests)
@@ -106,8 +116,8 @@ def blocking(describe: Callable[Concatenate[LLM, P], Described[Result]]) -> Call
 
 
 def coroutine(
-    method: Callable[Concatenate[LLM, P], Result], cancels: str = "the prompts"
-) -> Callable[Concatenate[LLM, P], Coroutine[Any, Any, Result]]:
+    method: Callable[Concatenate[Owner, P], Result], cancels: str = "the prompts"
+) -> Callable[Concatenate[Owner, P], Coroutine[Any, Any, Result]]:
     """The async version of a blocking method: `NAME_async`, without `use_tqdm`. cancels: what its docstring says of cancelling.
 
     For type checkers it has `use_tqdm` too, since no type can leave a keyword out.
@@ -118,7 +128,7 @@ def coroutine(
         parameters=[parameter for name, parameter in signature.parameters.items() if name != "use_tqdm"]
     )
 
-    async def method_async(llm: LLM, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+    async def method_async(llm: Owner, /, *args: P.args, **kwargs: P.kwargs) -> Result:
         for name in kwargs:
             if name not in signature.parameters:
                 raise TypeError(f"{method_async.__qualname__}() got an unexpected keyword argument '{name}'")
@@ -231,7 +241,7 @@ def pooled(engine: Engine) -> Callable[[str, Answered], PoolingRequestOutput]:
 
     def build(request_id: str, answered: Answered) -> PoolingRequestOutput:
         request, answer = answered
-        output = pooling(request.task, engine)(request_id, answer)
+        output = pooling(request.task, engine.facts.token_weights)(request_id, answer)
         chunking = request.params.late_chunking_params
         return output if chunking is None else replace(output, late_chunking=fixed_chunks(chunking, answer.tokens))
 
@@ -328,7 +338,7 @@ def from_plugin(engine: Engine, plugin: Plugin) -> Callable[[Iterable[Answer]], 
     """One output, whose `outputs` is what the plugin makes of the answers and which has no id, as in vLLM."""
 
     def finish(answers: Iterable[Answer]) -> list[PoolingRequestOutput]:
-        outputs = pooling_outputs(list(answers), task_of(plugin, engine.facts.tasks), engine)
+        outputs = pooling_outputs(list(answers), task_of(plugin, engine.facts.tasks), engine.facts.token_weights)
         return [PoolingRequestOutput("", plugin.post_process(outputs), [])]
 
     return finish

@@ -159,7 +159,7 @@ async def reply(call: Call, fields: VectorFields, requests: Sequence[EngineReque
     engine, task = call.engine, requests[0].task
     how = fields.encoding_of(task, engine)
     answers = await call.answers(requests)
-    arrays = [shown(answer.array, task, engine) for answer in answers]
+    arrays = [shown(answer.array, task, engine.facts.token_weights) for answer in answers]
     chunking = requests[0].params.late_chunking_params
     if chunking is None:
         return await write(call, fields, answers, arrays, names, how)

@@ -165,7 +165,9 @@ async def _of_several(call: Call, fields: PoolingFields, params: PoolingParams) 
 
     def render() -> bytes:
         by_task = {
-            task: encoding.encode([shown(_array(answer, task, first), task, engine) for answer in answers], how)
+            task: encoding.encode(
+                [shown(_array(answer, task, first), task, engine.facts.token_weights) for answer in answers], how
+            )
             for task, how in encodings.items()
         }
         items = []
@@ -232,7 +234,7 @@ async def _of_plugin(call: Call, fields: PoolingFields, params: PoolingParams) -
     answers = await call.answers(
         [replace(request, priority=fields.priority) for request in requests], "data: prompt {}".format
     )
-    outputs = pooling_outputs(answers, task_of(plugin, engine.facts.tasks), engine)
+    outputs = pooling_outputs(answers, task_of(plugin, engine.facts.tasks), engine.facts.token_weights)
     data = await asyncio.to_thread(plugin.post_process, outputs)
     body = {"request_id": call.reply_id("pooling", fields.request_id), "created_at": int(time.time()), "data": data}
     return await call.write(lambda: _json(body), answers)
