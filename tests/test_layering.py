@@ -24,7 +24,7 @@ LINES = [
     ["inputs", "pooling", "layers"],
     ["vectors"],
     # Single files without a common subject: these know each other.
-    ["errors", "tasks", "params", "outputs", "settings", "plugins", "files", "data"],
+    ["errors", "tasks", "params", "outputs", "settings", "plugins", "files", "data", "version"],
     ["packing"],
 ]
 WORDS = 8

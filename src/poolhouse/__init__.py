@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from poolhouse.version import VERSION
+
 if TYPE_CHECKING:
     from poolhouse.cli.serve import asgi
     from poolhouse.errors import (
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
     from poolhouse.params import LateChunkingParams, LoRARequest, PoolerConfig, PoolingParams
     from poolhouse.vectors.token_embeddings import TokenEmbeddings
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "LLM",

@@ -183,7 +183,7 @@ def main() -> None:
 
 
 def _poolhouse(model: str) -> Commands:
-    from poolhouse import LLM
+    from poolhouse.llm import LLM
 
     llm = LLM(None if model == "default" else model, overflow="truncate", dtype="float32")
     llm.embed(QUERY)

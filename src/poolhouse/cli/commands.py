@@ -10,11 +10,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-import poolhouse
 from poolhouse.cli import bench, calibrate, check, embed, serve
 from poolhouse.cli.options import Written, arranged, as_typed, join_dotted, on_the_line, spelled
 from poolhouse.errors import ConfigError, PoolhouseError
 from poolhouse.settings import MEANINGLESS
+from poolhouse.version import VERSION
 
 app = typer.Typer(
     name="poolhouse",
@@ -31,7 +31,7 @@ app.add_typer(bench.bench, name="bench")
 
 def _print_version(requested: bool) -> None:
     if requested:
-        print(f"poolhouse {poolhouse.__version__}")
+        print(f"poolhouse {VERSION}")
         raise typer.Exit
 
 

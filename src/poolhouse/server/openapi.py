@@ -16,12 +16,12 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaV
 from pydantic_core import core_schema
 from starlette.responses import Response
 
-import poolhouse
 from poolhouse.server.call import Call
 from poolhouse.server.routing import Dialect, Endpoint, Route, endpoints
 from poolhouse.server.security import OPEN_PATHS, api_keys
 from poolhouse.server.wire.contract import BothError, Errors, FlatError, NestedError, OurError, Refusal
 from poolhouse.settings import ServerSettings
+from poolhouse.version import VERSION
 
 Json = dict[str, Any]
 
@@ -74,7 +74,7 @@ def document(dialects: Iterable[Dialect], settings: ServerSettings) -> Json:
     secured: Json = {"security": [{name: []} for name in _SCHEMES]} if keys else {}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Poolhouse", "version": poolhouse.__version__},
+        "info": {"title": "Poolhouse", "version": VERSION},
         "servers": [{"url": settings.root_path or "/"}],
         "paths": paths,
         "components": {

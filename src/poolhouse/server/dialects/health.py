@@ -8,7 +8,6 @@ from typing import Literal
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-import poolhouse
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import UnknownModel
 from poolhouse.server.call import Call, as_json
@@ -17,6 +16,7 @@ from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire.contract import Errors
 from poolhouse.server.wire.probes import report
 from poolhouse.tasks import Task
+from poolhouse.version import VERSION
 
 
 async def health(call: Call) -> Response:
@@ -41,7 +41,7 @@ async def load(call: Call) -> Response:
 
 async def version(call: Call) -> Response:
     """The version of Poolhouse."""
-    return as_json({"version": poolhouse.__version__})
+    return as_json({"version": VERSION})
 
 
 async def metrics(call: Call) -> Response:

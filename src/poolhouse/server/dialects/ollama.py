@@ -16,7 +16,6 @@ from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-import poolhouse
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InputTooLong
@@ -31,6 +30,7 @@ from poolhouse.server.wire import errors
 from poolhouse.server.wire.contract import Errors, Matrix, Vector
 from poolhouse.server.wire.encoding import dumps
 from poolhouse.server.wire.errors import Failure
+from poolhouse.version import VERSION
 
 _TAG = ":latest"
 _NEVER = "9999-12-31T23:59:59Z"
@@ -151,7 +151,7 @@ async def show(call: Call, fields: ShowFields) -> Response:
 
 async def version(_: Call) -> Response:
     """The version of Poolhouse."""
-    return as_json({"version": poolhouse.__version__})
+    return as_json({"version": VERSION})
 
 
 def _use(call: Call, model: str | None) -> PoolingEngine:

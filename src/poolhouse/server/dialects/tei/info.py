@@ -8,7 +8,6 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-import poolhouse
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.inputs.prompts import Prompt
@@ -16,6 +15,7 @@ from poolhouse.server.dialects import _replies
 from poolhouse.server.dialects.vllm.classify import label_names
 from poolhouse.settings import ServerSettings
 from poolhouse.tasks import Task
+from poolhouse.version import VERSION
 
 # TEI's names of pooling methods, where they differ from ours.
 _POOLING = {"last": "last_token"}
@@ -62,7 +62,7 @@ def info(engine: PoolingEngine, settings: ServerSettings) -> Info:
         "max_client_batch_size": settings.max_client_batch_size,
         "auto_truncate": True,
         "tokenization_workers": facts.tokenizer_threads,
-        "version": poolhouse.__version__,
+        "version": VERSION,
         "sha": None,
         "docker_label": None,
         "tasks": list(facts.tasks),
