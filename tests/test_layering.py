@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -173,3 +176,12 @@ def test_heavy_libraries_stay_in_their_rooms(name: str) -> None:
     if "transformers" in libraries:
         # The tokenizer converts old files; everything else of transformers is the fallback's.
         assert name.startswith("poolhouse.models.fallback.") or name == "poolhouse.inputs.tokenizer_files"
+
+
+def test_one_request_runs_through_few_files() -> None:
+    script = SOURCE.parent.parent / "benchmarks" / "files_run.py"
+    output = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+    files = {what: int(count) for what, count in re.findall(r"^(\S.*): (\d+) files$", output, re.MULTILINE)}
+    assert set(files) == {"LLM.embed", "POST /v1/embeddings"}
+    assert files["LLM.embed"] <= 25
+    assert files["POST /v1/embeddings"] <= 37
