@@ -105,7 +105,7 @@ class Settings(BaseModel):
     lanes: int | None = option(
         "Prompts and packs",
         None,
-        "Packs run side by side on a CPU, sharing its cores; none: 2 where possible.",
+        "Workers that run batches side by side on a CPU, sharing its cores; none: 2 for native models on 2 or 3 cores, else 1.",
         ge=1,
         le=64,
     )
