@@ -12,8 +12,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from poolhouse.version import VERSION
-
 if TYPE_CHECKING:
     from poolhouse.cli.serve import asgi
     from poolhouse.errors import (
@@ -55,8 +53,7 @@ if TYPE_CHECKING:
     )
     from poolhouse.params import LateChunkingParams, LoRARequest, PoolerConfig, PoolingParams
     from poolhouse.vectors.token_embeddings import TokenEmbeddings
-
-__version__ = VERSION
+    from poolhouse.version import __version__
 
 __all__ = [
     "LLM",
@@ -108,6 +105,7 @@ _LATE = {
     "LLM": "llm",
     "PromptInput": "inputs.prompts",
     "PromptsInput": "inputs.prompts",
+    "__version__": "version",
     "asgi": "cli.serve",
 }
 

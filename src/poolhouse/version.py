@@ -1,3 +1,3 @@
 """Version: the number of this release, which stands nowhere else."""
 
-VERSION = "0.1.0"
+__version__ = "0.1.0"

@@ -14,7 +14,7 @@ from poolhouse.cli import bench, calibrate, check, embed, serve
 from poolhouse.cli.options import Written, arranged, as_typed, join_dotted, on_the_line, spelled
 from poolhouse.errors import ConfigError, PoolhouseError
 from poolhouse.settings import MEANINGLESS
-from poolhouse.version import VERSION
+from poolhouse.version import __version__
 
 app = typer.Typer(
     name="poolhouse",
@@ -31,7 +31,7 @@ app.add_typer(bench.bench, name="bench")
 
 def _print_version(requested: bool) -> None:
     if requested:
-        print(f"poolhouse {VERSION}")
+        print(f"poolhouse {__version__}")
         raise typer.Exit
 
 

@@ -21,7 +21,7 @@ from poolhouse.server.routing import Dialect, Endpoint, Route, endpoints
 from poolhouse.server.security import OPEN_PATHS, api_keys
 from poolhouse.server.wire.contract import BothError, Errors, FlatError, NestedError, OurError, Refusal
 from poolhouse.settings import ServerSettings
-from poolhouse.version import VERSION
+from poolhouse.version import __version__
 
 Json = dict[str, Any]
 
@@ -74,7 +74,7 @@ def document(dialects: Iterable[Dialect], settings: ServerSettings) -> Json:
     secured: Json = {"security": [{name: []} for name in _SCHEMES]} if keys else {}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Poolhouse", "version": VERSION},
+        "info": {"title": "Poolhouse", "version": __version__},
         "servers": [{"url": settings.root_path or "/"}],
         "paths": paths,
         "components": {

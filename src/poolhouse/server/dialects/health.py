@@ -16,7 +16,7 @@ from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire.contract import Errors
 from poolhouse.server.wire.probes import report
 from poolhouse.tasks import Task
-from poolhouse.version import VERSION
+from poolhouse.version import __version__
 
 
 async def health(call: Call) -> Response:
@@ -41,7 +41,7 @@ async def load(call: Call) -> Response:
 
 async def version(call: Call) -> Response:
     """The version of Poolhouse."""
-    return as_json({"version": VERSION})
+    return as_json({"version": __version__})
 
 
 async def metrics(call: Call) -> Response:

@@ -30,7 +30,7 @@ from poolhouse.server.wire import errors
 from poolhouse.server.wire.contract import Errors, Matrix, Vector
 from poolhouse.server.wire.encoding import dumps
 from poolhouse.server.wire.errors import Failure
-from poolhouse.version import VERSION
+from poolhouse.version import __version__
 
 _TAG = ":latest"
 _NEVER = "9999-12-31T23:59:59Z"
@@ -151,7 +151,7 @@ async def show(call: Call, fields: ShowFields) -> Response:
 
 async def version(_: Call) -> Response:
     """The version of Poolhouse."""
-    return as_json({"version": VERSION})
+    return as_json({"version": __version__})
 
 
 def _use(call: Call, model: str | None) -> PoolingEngine:

@@ -21,7 +21,7 @@ from poolhouse.server.security import is_probe
 from poolhouse.server.telemetry.metrics import route_of
 from poolhouse.server.telemetry.observer import Observation
 from poolhouse.settings import ServerSettings
-from poolhouse.version import VERSION
+from poolhouse.version import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -116,10 +116,10 @@ class Traces:
 
         service = {"service.name": os.environ.get("OTEL_SERVICE_NAME") or "poolhouse"}
         self._provider = TracerProvider(
-            resource=Resource.create({**service, "service.version": VERSION}), shutdown_on_exit=False
+            resource=Resource.create({**service, "service.version": __version__}), shutdown_on_exit=False
         )
         self._provider.add_span_processor(BatchSpanProcessor(to))
-        self._tracer = self._provider.get_tracer("poolhouse", VERSION)
+        self._tracer = self._provider.get_tracer("poolhouse", __version__)
         self._propagator = TraceContextTextMapPropagator()
 
     def started(self, scope: Scope) -> None:

@@ -15,7 +15,7 @@ from poolhouse.server.dialects import _replies
 from poolhouse.server.dialects.vllm.classify import label_names
 from poolhouse.settings import ServerSettings
 from poolhouse.tasks import Task
-from poolhouse.version import VERSION
+from poolhouse.version import __version__
 
 # TEI's names of pooling methods, where they differ from ours.
 _POOLING = {"last": "last_token"}
@@ -62,7 +62,7 @@ def info(engine: PoolingEngine, settings: ServerSettings) -> Info:
         "max_client_batch_size": settings.max_client_batch_size,
         "auto_truncate": True,
         "tokenization_workers": facts.tokenizer_threads,
-        "version": VERSION,
+        "version": __version__,
         "sha": None,
         "docker_label": None,
         "tasks": list(facts.tasks),
