@@ -33,7 +33,8 @@ class EngineFacts:
     max_tokens: the longest prompt. width: the length of a vector of `embed` before Matryoshka cuts, None where the model
     has none. pooling: what makes one vector of a text's rows ("mean"); None where no task does.
     prompts: prefixes by name. adapters: those beside the model, each a model of its own to those who ask by name.
-    sparse: how answers become sparse vectors; None for a model that has none.
+    sparse: how answers become sparse vectors; None for a model that has none. token_weights: whether `token_classify`
+    weighs tokens for sparse retrieval, as BGE-M3 does.
     similarity: how scores compare two vectors. mean_max_sim: a late-interaction score is a mean over the query's vectors,
     not a sum. routed: queries and documents go separate ways through the model.
     score_template: what joins pairs, where the tokenizer does not. listwise: makes the prompts of a model that scores all
@@ -67,10 +68,11 @@ class EngineFacts:
     max_batch_tokens: int | None = None
     tokenizer_threads: int | None = None
 
-    @property
-    def token_weights(self) -> bool:
-        """Whether `token_classify` weighs tokens for sparse retrieval, as BGE-M3 does."""
-        return self.sparse is not None and self.sparse.task == "token_classify"
+    token_weights: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        weighs = self.sparse is not None and self.sparse.task == "token_classify"
+        object.__setattr__(self, "token_weights", weighs)
 
 
 class PoolingEngine(Protocol):
