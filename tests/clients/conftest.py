@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Iterator
@@ -31,6 +32,21 @@ _BERT: dict[str, Any] = {
     "intermediate_size": 48,
     "max_position_embeddings": 512,
 }
+
+
+@pytest.fixture(autouse=True)
+def _event_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A loop for clients that ask for the current one from plain functions, as litellm does, and never close it."""
+    if request.node.get_closest_marker("asyncio") is not None:
+        yield
+        return
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
 
 
 @dataclass(frozen=True)
