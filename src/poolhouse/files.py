@@ -25,7 +25,7 @@ JsonObject: TypeAlias = dict[str, Any]
 
 
 class Folder:
-    """A folder of a model's files. Each of its JSON files is read once, when it is first needed.
+    """A folder of a model's files. Each of its JSON files is read once, when it is first needed, and kept.
 
     `folder / "1_Pooling"` is a folder within it, which shares what was read.
     """
@@ -59,32 +59,37 @@ class Folder:
         """Whether there is a file of this name."""
         return (self.path / name).is_file()
 
-    def json(self, name: str, needed: bool = True) -> JsonObject:
+    def json(self, name: str, needed: bool = True, keep: bool = True) -> JsonObject:
         """The JSON object in a file; an empty one where there is no file and none is needed.
+
+        keep: remember it; no for large files of which little is used, such as a vocabulary.
 
         Raises:
             CheckpointError: no JSON, or no object.
         """
         if not needed and self.path / name not in self._read and not self.has(name):
             return {}
-        value = self.any_json(name)
+        value = self.any_json(name, keep)
         if not isinstance(value, dict):
             raise CheckpointError(f"{self.path / name} holds no JSON object.")
         return value
 
-    def any_json(self, name: str) -> object:
-        """The JSON value in a file.
+    def any_json(self, name: str, keep: bool = True) -> object:
+        """The JSON value in a file. keep: see `json`.
 
         Raises:
             CheckpointError: no file, or no JSON.
         """
         path = self.path / name
-        if path not in self._read:
-            try:
-                self._read[path] = json.loads(path.read_text(encoding="utf-8"))
-            except (ValueError, OSError) as error:
-                raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-        return self._read[path]
+        if path in self._read:
+            return self._read[path]
+        try:
+            value: object = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+        if keep:
+            self._read[path] = value
+        return value
 
 
 # The name of the template that is used where a request names none.

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from poolhouse import LLM, PoolingParams
-from poolhouse.errors import CheckpointError, InputTooLong, InvalidRequest
+from poolhouse.errors import CheckpointError, ConfigError, InputTooLong, InvalidRequest
 from tests.models.parity import Parity, Record, change_tensors
 from tests.models.tiny_rerankers import DOCUMENTS, QUERIES, save, tokenizer
 
@@ -188,3 +188,8 @@ def test_a_missing_projector_is_named(folder: Path, tmp_path: Path) -> None:
     change_tensors(place, drop="projector.2.weight")
     with pytest.raises(CheckpointError, match=r"projector\.2\.weight"):
         LLM(str(place))
+
+
+def test_steps_are_refused_of_a_listwise_reranker(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="STEP pooling belongs to token_classify"):
+        LLM(str(folder), pooler_config={"tok_pooling_type": "STEP"})

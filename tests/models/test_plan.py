@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,16 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
         _OPENED[-1].append(str(arguments[0]))
 
 
-sys.addaudithook(_hear)
+@cache
+def _listen() -> None:
+    """From the first use on, since a hook cannot be taken away."""
+    sys.addaudithook(_hear)
 
 
 @contextmanager
 def opened() -> Iterator[list[str]]:
     """The names of files that Python opens meanwhile."""
+    _listen()
     _OPENED.append([])
     try:
         yield _OPENED[-1]

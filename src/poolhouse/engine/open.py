@@ -194,10 +194,10 @@ def _with_first_task(name: str | None, model: Model) -> Model:
 
 def _adapters(settings: Settings) -> AdapterOptions:
     find = partial(_adapter_folder, settings)
-    modules = {name: find(source) for name, source in (settings.lora_modules or {}).items()}
+    modules = {name: Folder(find(source)) for name, source in (settings.lora_modules or {}).items()}
     merge = settings.merge_adapter
     if merge is not None and merge not in modules and "/" in merge:
-        modules[merge] = find(merge)
+        modules[merge] = Folder(find(merge))
     return AdapterOptions(modules, merge, (), settings.max_lora_rank, settings.enable_lora, find)
 
 

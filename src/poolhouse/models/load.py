@@ -25,6 +25,7 @@ from poolhouse.models.pipelines import (
     labels_of,
     late_interaction_pipelines,
     pipelines_of,
+    refuse_steps,
 )
 from poolhouse.models.plan import LoadOptions, LoadPlan, decide
 from poolhouse.models.roles import RAW_LOGITS
@@ -170,6 +171,7 @@ def _pipelines(plan: LoadPlan, served: Served, checkpoint: Checkpoint) -> dict[T
         heads = plan.late.read(checkpoint.tensors, plan.config, plan.weights)
         return late_interaction_pipelines(heads, served.sizes.hidden_size, plan.late.unit, plan.options.pooler)
     if plan.reranker.listwise is not None:
+        refuse_steps(plan.options.pooler)
         return listwise_pipelines(plan.reranker, checkpoint.tensors)
     return pipelines_of(plan, served)
 
@@ -237,6 +239,8 @@ def _by_route(plan: LoadPlan, served: Served, width: int) -> dict[str, dict[Task
     pooling = plan.default_pooling or served.pooling
     found: dict[str, dict[Task, Pipeline]] = {}
     for name, route in routes.items():
+        if name == plan.files.routes.main and route.pooling == plan.files.pooling:
+            continue  # the model's own pipelines
         pipelines = embed_pipelines(served.sizes.hidden_size, plan.options.pooler, route, pooling)
         _check_width(pipelines["embed"].width, width)
         found[name] = _on_device(pipelines, plan)

@@ -67,8 +67,7 @@ def pipelines_of(plan: LoadPlan, served: Served) -> dict[Task, Pipeline]:
         del pipelines["token_embed"]
     if head is not None:
         pipelines |= classify_pipelines(head, {}, None, user)
-    needed = architecture(config) == "BgeM3EmbeddingModel"
-    return pipelines | _bge_m3_pipelines(plan.weights, sizes.hidden_size, sizes.vocabulary_size, config, user, needed)
+    return pipelines | _bge_m3_pipelines(plan.weights, sizes.hidden_size, sizes.vocabulary_size, config, user)
 
 
 def _check_no_pooling(plan: LoadPlan) -> None:
@@ -118,6 +117,12 @@ def about_activation(plan: LoadPlan, served: Served) -> tuple[str, ...]:
     return (note,)
 
 
+def refuse_steps(user: PoolerConfig) -> None:
+    """Raise ConfigError for STEP pooling, of a model without labels for tokens."""
+    if user.tok_pooling_type == "STEP":
+        raise ConfigError("pooler_config: STEP pooling belongs to token_classify, which this model does not offer.")
+
+
 def embed_pipelines(
     hidden_size: int, user: PoolerConfig, files: SentenceTransformersFiles, default_pooling: str
 ) -> dict[Task, Pipeline]:
@@ -128,8 +133,7 @@ def embed_pipelines(
     Raises:
         ConfigError: a pooling that these tasks do not have. CheckpointError: a head of another width than its input.
     """
-    if user.tok_pooling_type == "STEP":
-        raise ConfigError("pooler_config: STEP pooling belongs to token_classify, which this model does not offer.")
+    refuse_steps(user)
     reduce, from_files = _reduction(user, files, default_pooling)
     heads = read_steps(files.heads)
     before = _before(files)
@@ -288,18 +292,17 @@ def _bge_m3_pipelines(
     vocabulary_size: int,
     config: Config,
     user: PoolerConfig,
-    needed: bool,
 ) -> dict[Task, Pipeline]:
     """BGE-M3's `token_embed` (unit vectors, none for BOS) and `token_classify` (a weight per token, none for BOS and EOS).
 
     Source: Chen et al. 2024, BGE M3-Embedding (arXiv 2402.03216), and its authors' FlagEmbedding.
-    folder: where the two layers lie; without them nothing is answered. needed: whether that is an error.
+    folder: where the two layers lie; without them nothing is answered, but that its own architecture needs them.
 
     Raises:
         CheckpointError: one of the two is missing or does not fit.
     """
     present = [name for name in (_SPARSE, _MULTI_VECTOR) if folder.has(name)]
-    if not present and not needed:
+    if not present and architecture(config) != "BgeM3EmbeddingModel":
         return {}
     bos, eos = config.get("bos_token_id", 0), config.get("eos_token_id", 2)
     sparse, vectors = (_bge_m3_linear(folder.path / name, hidden_size) for name in (_SPARSE, _MULTI_VECTOR))

@@ -99,6 +99,7 @@ class LoadPlan:
     def described(self) -> dict[str, str | list[str]]:
         """The decision by names for people; what does not apply is left out."""
         files, reranker, head = self.files, self.reranker, None if self.native is None else self.native.head
+        pools = self.role in ("embed", "masked_lm") and self.late is None and reranker.listwise is None
         late = "plain texts" if self.plain_texts else "rules of queries and documents"
         rows: dict[str, str | list[str] | None] = {
             "weights": str(self.weights),
@@ -106,12 +107,12 @@ class LoadPlan:
             "runner": f"{self._runner()} ({self.why})" if self.why else self._runner(),
             "role": self.role,
             "head": None if head is None else " > ".join(module.name for module in head.modules),
-            "pooling": self._pooling() if self.role in ("embed", "masked_lm") and self.late is None else None,
+            "pooling": self._pooling() if pools else None,
             "late_interaction": None if self.late is None else late,
             "score": None if reranker.tokens is None else f"logits of the tokens {list(reranker.tokens.tokens)}",
             "listwise": None if reranker.listwise is None else "all documents of a query in one prompt",
             "score_template": None if reranker.template is None else reranker.template.name,
-            "limit": None if self.max_tokens is None else f"{self.max_tokens} tokens requested",
+            "limit": None if self.max_tokens in (None, -1) else f"{self.max_tokens} tokens",
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "adapters": [*map(str, self.adapters.base_merge), *self.adapters.modules],
@@ -130,7 +131,7 @@ class LoadPlan:
         files, user = self.files, self.options.pooler.seq_pooling_type
         if user is not None:
             return f"{user} (pooler_config)"
-        if files.pooling is not None and self.pooling_from != "config.json":
+        if files.described and files.pooling is not None and self.pooling_from != "config.json":
             return f"{'+'.join(files.pooling)} (sentence-transformers' files)"
         if files.pooled:
             return "by the model itself (sentence-transformers' files)"

@@ -40,20 +40,19 @@ def load_hugging_face(
     *,
     role: Role = "embed",
     trust_remote_code: bool = False,
-    revision: str | None = None,
     used: frozenset[str] = frozenset(),
 ) -> Served:
     """The model of `checkpoint` as transformers builds it.
 
     config: config.json with the user's changes. role: which head it has; that of a plain masked language model is
-    left aside. revision: of code that lies in another repository. used: names of tensors that others read.
+    left aside. used: names of tensors that others read.
 
     Raises:
         CheckpointError: an unknown type, code that is not trusted, weights that are missing or of another shape.
     """
     head, verdict = None, None
     with _quiet_transformers():
-        forward, notes = _build(checkpoint, config, dtype, role, trust_remote_code, revision, used)
+        forward, notes = _build(checkpoint, config, dtype, role, trust_remote_code, used)
         whole = forward.model.requires_grad_(False).to(device)
         pools_itself = role not in AUTO_CLASSES and _is_dual_encoder(whole)
         text_tower = _text_tower(whole)
@@ -109,7 +108,6 @@ def _build(
     dtype: torch.dtype,
     role: Role,
     trust_remote_code: bool,
-    revision: str | None,
     used: frozenset[str],
 ) -> tuple[Forward, tuple[str, ...]]:
     """The part of the model that answers with hidden states, logits or vectors, and what was odd about it.
@@ -125,9 +123,9 @@ def _build(
             "transformers' own was. Use trust_remote_code=True to run it."
         )
     checkpoint.check_weights()
-    settings = _config(checkpoint, config, trust_remote_code, revision)
+    settings = _config(checkpoint, config, trust_remote_code)
     encoder_only = role not in AUTO_CLASSES and _has_encoder(settings)
-    model_class = _remote(code[auto_name], checkpoint, revision) if own_code else _auto_class(settings, auto_name)
+    model_class = _remote(code[auto_name], checkpoint) if own_code else _auto_class(settings, auto_name)
     if model_class.__name__ == "AutoModelForTextEncoding":
         # T5Gemma's encoder must be told that it stands alone.
         settings.is_encoder_decoder = False
@@ -201,7 +199,7 @@ def _tokenizers_pad_id(folder: Folder) -> int:
     return int(found)
 
 
-def _config(checkpoint: Checkpoint, config: Config, trust_remote_code: bool, revision: str | None) -> Any:
+def _config(checkpoint: Checkpoint, config: Config, trust_remote_code: bool) -> Any:
     """transformers' config object, of its own class or of the repository's."""
     import transformers
 
@@ -209,7 +207,7 @@ def _config(checkpoint: Checkpoint, config: Config, trust_remote_code: bool, rev
     code = config.get("auto_map") or {}
     known = model_type in transformers.CONFIG_MAPPING
     if trust_remote_code and "AutoConfig" in code:
-        config_class = _remote(code["AutoConfig"], checkpoint, revision)
+        config_class = _remote(code["AutoConfig"], checkpoint)
     elif known:
         config_class = transformers.CONFIG_MAPPING[model_type]
     elif code and not trust_remote_code:
@@ -263,12 +261,12 @@ def _has_encoder(settings: Any) -> bool:
     return bool(getattr(settings, "is_encoder_decoder", False) or getattr(type(settings), "is_encoder_decoder", False))
 
 
-def _remote(reference: str, checkpoint: Checkpoint, revision: str | None) -> Any:
+def _remote(reference: str, checkpoint: Checkpoint) -> Any:
     """A class from Python files of the checkpoint, or of the repository that `reference` names."""
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     try:
-        return get_class_from_dynamic_module(reference, str(checkpoint.folder), code_revision=revision)
+        return get_class_from_dynamic_module(reference, str(checkpoint.folder))
     except Exception as error:
         raise CheckpointError(f"The code {reference!r} of {checkpoint.folder} cannot be used: {error}") from error
 

@@ -78,7 +78,7 @@ class TensorFiles(Mapping[str, Tensor]):
         return len(self._pickled) + len(self._file_of)
 
     def _shards(self, index: Path) -> list[Path]:
-        weight_map = self.folder.json(index.name).get("weight_map")
+        weight_map = self.folder.json(index.name, keep=False).get("weight_map")
         if not isinstance(weight_map, dict):
             raise CheckpointError(f"{index} has no weight_map.")
         shards = [self.folder.path / name for name in sorted(set(weight_map.values()))]

@@ -129,7 +129,7 @@ class StoredWeights:
             folder = next((folder for folder in (self.folder, self.router) if folder.has(stated)), None)
             if folder is None:
                 raise CheckpointError(f"{self.folder}: config.json names {stated}, which is not there.")
-            by_token = {str(token): float(weight) for token, weight in Folder(folder.path).json(stated).items()}
+            by_token = {str(token): float(weight) for token, weight in folder.json(stated, keep=False).items()}
             return StaticWeights(np.zeros(0, dtype=np.float32), self.folder, by_token)
         tensors = module_tensors(self.folder)
         if "weight" not in tensors or tensors["weight"].ndim != 1:

@@ -290,7 +290,6 @@ def _followed(folder: Folder, modules: Sequence[JsonObject], of_tokens: bool) ->
             followed.notes += check_keys(kind, config, own.path / "config.json")
         if kind in ("Transformer", "MLMTransformer", "CLIPModel"):
             transformer = read_transformer(own, kind, of_tokens, str(module["type"]).startswith(PACKAGES))
-            followed.notes += transformer.notes
             vectors = _Vectors(of_tokens=transformer.output == _TOKENS, layers=transformer.layers)
             followed.write(transformer.output, vectors, kind)
             if not str(module["type"]).startswith(PACKAGES):

@@ -41,7 +41,6 @@ class TransformerModule:
     do_lower_case: bool = False
     add_special_tokens: bool = True
     config_changes: JsonObject = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def read_transformer(folder: Folder, kind: str, late_interaction: bool, known: bool = True) -> TransformerModule:

@@ -105,7 +105,12 @@ def read_static(folder: Folder, files: SentenceTransformersFiles) -> StaticFiles
     if files.described or not _is_model2vec(folder, config):
         return None
     described = SentenceTransformersFiles(
-        folder, static=True, pooling=("MEAN",), normalize=bool(config.get("normalize")), dropped=_unknown(folder)
+        folder,
+        described=False,
+        static=True,
+        pooling=("MEAN",),
+        normalize=bool(config.get("normalize")),
+        dropped=_unknown(folder),
     )
     length = config.get("max_length", _MODEL2VEC_MAX_TOKENS)
     if length is not None and (type(length) is not int or length < 1):
@@ -164,5 +169,5 @@ def _unknown(folder: Folder) -> int | None:
 
 
 def _tokenizer(folder: Folder) -> JsonObject:
-    """tokenizer.json, of which little is kept, so that its vocabulary does not stay in memory."""
-    return Folder(folder.path).json("tokenizer.json")
+    """tokenizer.json, of which little is used."""
+    return folder.json("tokenizer.json", keep=False)

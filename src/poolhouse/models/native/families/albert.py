@@ -28,7 +28,7 @@ _SHARED = "encoder.albert_layer_groups.0.albert_layers.0."
 _NAMES: dict[str, Source] = {
     **EMBEDDINGS,
     "project": "encoder.embedding_hidden_mapping_in",
-    "layers.shared.attn.qkv": tuple(f"{_SHARED}attention.{act}" for act in ("query", "key", "value")),
+    "layers.shared.attn.qkv": tuple(f"{_SHARED}attention.{name}" for name in ("query", "key", "value")),
     "layers.shared.attn.out": f"{_SHARED}attention.dense",
     "layers.shared.attn_post": f"{_SHARED}attention.LayerNorm",
     "layers.shared.ffn.up": f"{_SHARED}ffn",

@@ -31,7 +31,7 @@ def _vocabulary_head(config: Config) -> Head:
 _LAYER = "transformer.layer.*."
 _NAMES: dict[str, Source] = {
     **{slot: theirs for slot, theirs in EMBEDDINGS.items() if slot != "types"},
-    "layers.*.attn.qkv": tuple(f"{_LAYER}attention.{act}_lin" for act in "qkv"),
+    "layers.*.attn.qkv": tuple(f"{_LAYER}attention.{name}_lin" for name in "qkv"),
     "layers.*.attn.out": f"{_LAYER}attention.out_lin",
     "layers.*.attn_post": f"{_LAYER}sa_layer_norm",
     "layers.*.ffn.up": f"{_LAYER}ffn.lin1",
