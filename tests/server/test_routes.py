@@ -1,19 +1,24 @@
-"""The table of docs/server.md names every route, and no other."""
+"""Routes: the table of docs/server.md names each, and what requests meet on the way to one."""
 
 from __future__ import annotations
 
 import importlib
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.testclient import TestClient
 
 from poolhouse.server.app import create_app
+from poolhouse.server.call import Call
 from poolhouse.server.dialects import DIALECTS
-from poolhouse.server.routing import Dispatch
+from poolhouse.server.routing import Dialect, Dispatch, Route
+from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
 from tests.server.documented import checked
 
@@ -74,3 +79,28 @@ def test_the_dialect_of_contributing_works(tmp_path: Path, monkeypatch: pytest.M
             refused = http.post("/plain", json=body)
             assert refused.status_code == 400
             assert words in refused.json()["wrong"]
+
+
+def test_a_path_that_holds_a_model_is_suggested_too() -> None:
+    with TestClient(create_app([FakeEngine()])) as http:
+        refused = http.post("/openai/deployments/m/embedding", json={})
+    assert refused.status_code == 404
+    assert "Did you mean '/openai/deployments/{deployment}/embeddings'?" in refused.text
+
+
+def test_the_time_of_a_request_begins_when_its_body_is_there() -> None:
+    moments: list[float] = []
+
+    async def read(http: Request, _: ServerSettings) -> dict[str, object]:
+        await http.body()
+        moments.append(time.perf_counter())
+        return {}
+
+    async def answer(call: Call, _: object) -> Response:
+        moments.append(call.started)
+        return Response()
+
+    dialect = Dialect("timed", (Route("POST", "/timed", answer, (), read=read),))
+    with TestClient(create_app([FakeEngine()], dialects=(dialect,))) as http:
+        assert http.post("/timed", json={}).status_code == 200
+    assert moments == sorted(moments)

@@ -25,7 +25,7 @@ from poolhouse.server.wire.errors import Disconnected, Refused, Shape
 from poolhouse.settings import ServerSettings
 
 FieldsT = TypeVar("FieldsT", bound=BaseModel)
-# A parsed body, without its nulls.
+# The JSON object, or map, of a body.
 JsonObject = Mapping[str, object]
 _SECONDS_UNWATCHED = 0.05
 # Replies of more numbers than this are written in a thread, so that the event loop goes on.
@@ -37,7 +37,7 @@ _LONG = 200_000
 class Call:
     """One request: the server's engines and the HTTP request; then the chosen engine, and its latest answers.
 
-    started: by `time.perf_counter`.
+    started: when the body was there, by `time.perf_counter`; replies count their time from here.
     """
 
     __slots__ = ("answered", "engine", "engines", "http", "started")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,8 +33,9 @@ class Route:
 
     path: `{model:path}` in it stands for the name of a model, slashes included; see `Call.path_params`.
     answer: gets the call, and the body where there is one. The document shows its name and its docstring.
-    body: the pydantic model of the body, which `answer` gets. A tuple of several, where the fields tell which one it is:
-    then `answer` gets the JSON object, and calls `Call.parse`. None: the route reads no body.
+    body: the pydantic model of the body, which `answer` gets. A tuple: `answer` gets the JSON object, and calls
+    `Call.parse` with one of them; for bodies whose fields tell which it is, or that are changed or checked before. None:
+    the route reads no body.
     replies: the types of the JSON of a 200; none is an empty body. media: other content types of a 200.
     headers: of a 200, with descriptions. query: parameters of the URL, with descriptions.
     errors: of this route; by default those of its dialect, and none where there is no body to refuse.
@@ -122,7 +124,7 @@ class Dispatch:
         self.app = app
         self.engines = engines
         self.fail = fail
-        self.shapes = {path: dialect.shape for dialect in dialects for path in dialect.owns}
+        self.shapes = {path: dialect.shape for dialect in dialects if dialect.shape for path in dialect.owns}
         self.endpoints = endpoints(dialects)
         self.exact: dict[str, dict[str, Endpoint]] = {}
         # Those whose path holds the name of a model; they are few.
@@ -156,7 +158,9 @@ class Dispatch:
         if route.body is None:
             return await route.answer(call)
         body = await route.read(http, self.engines.settings)
-        return await route.answer(call, body if isinstance(route.body, tuple) else call.parse(body, route.body))
+        fields = body if isinstance(route.body, tuple) else call.parse(body, route.body)
+        call.started = time.perf_counter()
+        return await route.answer(call, fields)
 
     def _by_pattern(self, path: str, scope: Scope) -> Endpoint | None:
         for pattern, endpoint in self.patterns:
@@ -172,7 +176,7 @@ class Dispatch:
         if path != "/" and not self._at(path) and self._at(path_of(other)):
             return RedirectResponse(URL(scope=other))
         for start, shape in self.shapes.items():
-            if shape is not None and (path == start or path.startswith(f"{start.rstrip('/')}/")):
+            if path == start or path.startswith(f"{start.rstrip('/')}/"):
                 http.state.error_shape = shape
         raise self._refusal(http, path)
 
@@ -184,7 +188,7 @@ class Dispatch:
     def _refusal(self, http: Request, path: str) -> NoRoute:
         taken, shown = self._at(path), path[:_MAX_PATH]
         if not taken:
-            near = [name for name, methods in self.exact.items() if http.method in methods]
+            near = [one.openapi_path for one in self.endpoints if one.route.method == http.method]
             return NoRoute(f"Not Found: there is no route {shown}.{did_you_mean(shown, near)}")
         http.scope["route"] = next(iter(taken.values()))
         message = f"Method Not Allowed: {shown} takes {', '.join(sorted(taken))}, not {http.method[:_MAX_METHOD]}."

@@ -177,8 +177,7 @@ async def models(call: Call) -> Response:
 async def model(call: Call) -> Response:
     """One of the served models."""
     name = call.path_params["model"]
-    health.found(call.engines, name)
-    return as_json(_model(name, call.use(name)))
+    return as_json(_model(name, health.named(call.engines, name)))
 
 
 def rerank_meta(version: int, scored: Scored) -> Meta:

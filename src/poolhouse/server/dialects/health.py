@@ -74,8 +74,18 @@ def found(engines: Engines, name: str) -> dict[str, object]:
     """
     if name == "":
         return listed(engines)
+    named(engines, name)
+    return about(engines, name)
+
+
+def named(engines: Engines, name: str) -> PoolingEngine:
+    """The engine of a name in a path.
+
+    Raises:
+        UnknownModel: there is none; its message names those there are.
+    """
     try:
-        return about(engines, name)
+        return engines.engine(name)
     except UnknownModel as error:
         raise UnknownModel(str(error), "model", name) from None
 

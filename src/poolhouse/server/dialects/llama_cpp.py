@@ -6,7 +6,6 @@ OpenAI's and vLLM's. Scores are those of /rerank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, NotRequired
 
 import numpy as np
@@ -19,7 +18,7 @@ from poolhouse.errors import EngineClosed, InputTooLong, InvalidRequest, Unsuppo
 from poolhouse.inputs.prompts import parse_prompts
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
-from poolhouse.server.call import Call
+from poolhouse.server.call import Call, JsonObject
 from poolhouse.server.dialects import _hosted, _replies, openai
 from poolhouse.server.dialects._fields import INPUT_SCHEMA, Many, Strict
 from poolhouse.server.dialects._replies import TokenCounts
@@ -86,7 +85,7 @@ async def embedding(call: Call, fields: ContentFields) -> Response:
     return await call.write(render, answers)
 
 
-async def embeddings(call: Call, body: Mapping[str, object]) -> Response:
+async def embeddings(call: Call, body: JsonObject) -> Response:
     """As /embedding where the body has fields of llama.cpp's own, else as /v1/embeddings."""
     if OWN_EMBEDDING_FIELDS & body.keys():
         call.speak(shape)

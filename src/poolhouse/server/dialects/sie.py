@@ -7,7 +7,7 @@ Source: sie_server 0.10.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Literal, NotRequired
@@ -24,14 +24,14 @@ from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidReq
 from poolhouse.outputs import Array, SparseVector
 from poolhouse.params import PoolingParams
 from poolhouse.plans import scoring, sparse
-from poolhouse.server.call import Call, FieldsT
+from poolhouse.server.call import Call, FieldsT, JsonObject
 from poolhouse.server.dialects import _hosted, _replies
 from poolhouse.server.dialects._fields import Many, Strict
 from poolhouse.server.dialects._hosted import EmbedOptions
 from poolhouse.server.dialects._pairs import Pairs, Scored, score
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire.body import read_bytes, read_json
-from poolhouse.server.wire.contract import STATUSES, Errors, Matrix, Vector
+from poolhouse.server.wire.contract import STATUSES, Cut, Errors, Matrix, Vector
 from poolhouse.server.wire.encoding import Numbers, dumps
 from poolhouse.server.wire.errors import Failure, Refused, as_json
 from poolhouse.settings import ServerSettings
@@ -112,7 +112,7 @@ class ScoreFields(Strict):
     options: ScoreOptions | None = None
 
 
-async def encode(call: Call, body: Mapping[str, object]) -> Response:
+async def encode(call: Call, body: JsonObject) -> Response:
     """Dense, sparse and token vectors of each item, from one pass."""
     fields = _parsed(call, body, EncodeFields)
     write = _writer(call.http)
@@ -166,7 +166,7 @@ async def encode(call: Call, body: Mapping[str, object]) -> Response:
     return await call.write(render, answers)
 
 
-async def score_items(call: Call, body: Mapping[str, object]) -> Response:
+async def score_items(call: Call, body: JsonObject) -> Response:
     """Items by how well they answer a query, best first."""
     fields = _parsed(call, body, ScoreFields)
     write = _writer(call.http)
@@ -220,7 +220,7 @@ async def _read(http: Request, settings: ServerSettings) -> dict[str, object]:
     return body
 
 
-def _parsed(call: Call, body: Mapping[str, object], fields: type[FieldsT]) -> FieldsT:
+def _parsed(call: Call, body: JsonObject, fields: type[FieldsT]) -> FieldsT:
     call.engines.check_list(body.get("items"), "items")
     return call.parse(body, fields)
 
@@ -363,17 +363,13 @@ class MultiVector(TypedDict):
     values: Matrix
 
 
-class Encoded(TypedDict):
+class Encoded(Cut):
     """The vectors of an item, and what was cut of it."""
 
     id: NotRequired[str]
     dense: NotRequired[Dense]
     sparse: NotRequired[Sparse]
     multivector: NotRequired[MultiVector]
-    truncated: NotRequired[bool]
-    original_tokens: NotRequired[int]
-    original_is_estimate: NotRequired[bool]
-    chunks: NotRequired[int]
 
 
 class Timing(TypedDict):
@@ -417,7 +413,7 @@ class ScoreReply(TypedDict):
     usage: Usage
 
 
-ERRORS = (Errors(Error, (*(status for status in STATUSES if status != 429), 406, 415)),)
+ERRORS = (Errors(Error, (*(status for status in STATUSES if status != 429), 406)),)
 DIALECT = Dialect(
     "sie",
     (

@@ -164,9 +164,8 @@ async def rerank(call: Call, fields: RerankFields) -> Response:
 async def embeddings(call: Call, fields: OpenAIFields) -> Response:
     """OpenAI's embeddings with TEI's errors and headers."""
     fields.refuse_nothing()
-    if fields.model not in call.engines.by_name and call.engines.only:
-        # TEI serves one model, by whatever name it is called.
-        fields.model = None
+    # TEI serves one model, by whatever name it is called.
+    fields.model = call.engines.single_or_named(fields.model).facts.name
     response = await openai.embeddings(call, fields)
     read = characters(fields.prompts(call.engines))
     response.headers.update(headers(call.engine, call.answered, read, call.started))
