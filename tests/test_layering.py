@@ -40,6 +40,7 @@ INSIDE = {
         ["plan"],
         ["adapters"],
         ["roles"],
+        ["vision"],
         ["native"],
         ["heads"],
         ["files", "backbone"],
@@ -126,6 +127,8 @@ def test_no_circle_of_modules() -> None:
 # Entries of registries: each is found by its kind, not by the number of its readers.
 REGISTRIES = (
     "poolhouse.models.native.families.",
+    "poolhouse.models.vision.kinds.",
+    "poolhouse.models.vision.towers.",
     "poolhouse.server.dialects.",
     "poolhouse.layers.attention.",
     "poolhouse.layers.kernels.",

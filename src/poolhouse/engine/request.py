@@ -10,7 +10,7 @@ from typing import TypedDict
 
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import Array, PoolingOutput, PoolingRequestOutput
-from poolhouse.packing.tokens import Ids, Tokens
+from poolhouse.packing.tokens import Ids, Picture, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
 
@@ -54,6 +54,7 @@ class Request:
     lower_case: None leaves it to the model. max_tokens: refuse longer prompts than this.
     offsets: whether the answer's tokens say where in the text they stand.
     spans: [spans, 2], token ranges to embed instead of the whole, each by the mean of its tokens (late chunking).
+    pictures: those of its prompt, once they are loaded: of `content` and `pair_content`, or of `images`, in order.
     further: tasks that are answered from the same pass. priority: lower ones go first.
     """
 
@@ -70,6 +71,7 @@ class Request:
     input_type: str | None = None
     further: tuple[Task, ...] = ()
     priority: int = 0
+    pictures: tuple[Picture, ...] = ()
     future: Future[Answer] = field(default_factory=Future)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from poolhouse.errors import InvalidRequest, did_you_mean
+from poolhouse.inputs.content import Content, Image
 from poolhouse.packing.tokens import Ids
 
 if TYPE_CHECKING:
@@ -101,6 +102,10 @@ class Prompt:
     pair: a second text, which the tokenizer joins to the first (a document to a query).
     template: joins the pair instead, bound to the request's instruction and variables.
     conversation: what `text` is rendered from, now or later; it takes no prefix.
+    content: texts and pictures, from which the model's own prompt is written; stands for `text`, which is None then.
+    images: the pictures of `text`, which has a placeholder for each, in order. content and images never stand together.
+    pair_content: the second of a pair with pictures, whose first is `content`.
+    processor_options: the request's own settings of the picture processor (vLLM's mm_processor_kwargs).
     """
 
     text: str | None
@@ -109,6 +114,10 @@ class Prompt:
     pair: str | None = None
     template: ScoreTemplate | None = None
     conversation: Conversation | None = None
+    content: Content | None = None
+    images: tuple[Image, ...] = ()
+    pair_content: Content | None = None
+    processor_options: Mapping[str, object] = field(default_factory=dict)
 
 
 def parse_prompts(prompts: object, parameter: str = "prompts", first: int = 0) -> list[Prompt]:

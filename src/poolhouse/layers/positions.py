@@ -18,6 +18,8 @@ class RopeSpec:
 
     dim: how many leading features of each head are rotated. theta: base of the wavelengths.
     The other fields belong to one scaling each; lengths are in tokens.
+    sections: how many frequencies belong to each axis of positions (time, down, across); () for plain positions.
+    interleaved: the axes take turns (Qwen3-VL) instead of lying one after another (Qwen2-VL).
     Source: the `rope_parameters` (older: `rope_scaling`) entry of config.json.
     """
 
@@ -36,12 +38,14 @@ class RopeSpec:
     mscale_all_dim: float | None = None
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    sections: tuple[int, ...] = ()
+    interleaved: bool = False
 
 
 def rope_table(rope: RopeSpec, positions: Tensor, segments: Segments, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines for each position: two [total, 1, dim], each half repeated.
 
-    positions: [total]. Dynamic and longrope scalings look at the length of each sequence, never at other sequences.
+    positions: [total], or [3, total] of three axes, which texts alone have no need of. Dynamic and longrope scalings look at the length of each sequence, never at other sequences.
     """
     if rope.scaling in ("dynamic", "longrope") and segments.longest > rope.original_length:
         by_length = {length: _frequencies(rope, length) for length in set(segments.lengths)}
@@ -50,9 +54,24 @@ def rope_table(rope: RopeSpec, positions: Tensor, segments: Segments, dtype: tor
         frequencies = frequencies[segments.owner]
     else:
         frequencies, scale = _frequencies(rope, segments.longest)
-    angles = positions[:, None].float() * frequencies.to(positions.device)
+    frequencies = frequencies.to(positions.device)
+    if positions.ndim == 2:
+        axes = torch.tensor(_axes(rope), device=positions.device)
+        angles = positions.float()[axes].T * frequencies
+    else:
+        angles = positions[:, None].float() * frequencies
     angles = torch.cat((angles, angles), -1)[:, None]
     return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
+
+
+def _axes(rope: RopeSpec) -> list[int]:
+    """The axis of positions that each frequency turns by: 0 time, 1 down, 2 across."""
+    if not rope.interleaved:
+        return [axis for axis, count in enumerate(rope.sections) for _ in range(count)]
+    axes = [0] * (rope.dim // 2)
+    for axis in (1, 2):
+        axes[axis : 3 * rope.sections[axis] : 3] = [axis] * len(axes[axis : 3 * rope.sections[axis] : 3])
+    return axes
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

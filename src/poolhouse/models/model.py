@@ -9,6 +9,7 @@ import torch
 
 from poolhouse.inputs.late_interaction import LateInteraction
 from poolhouse.inputs.listwise import ListwiseTokens
+from poolhouse.inputs.pictures import PictureReader
 from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.models.adapters.adapters import Adapters
 from poolhouse.models.backbone import Backbone
@@ -63,6 +64,7 @@ class Facts:
     score_template: what makes one prompt of a pair, of rerankers. listwise: for models that score all documents of a
     query together.
     late_interaction: how queries and documents are read, of models that compare token by token.
+    pictures: how it reads pictures and writes prompts around them, of models that do.
     add_special_tokens: whether texts get special tokens unless their caller says no. takes_nothing: whether a text
     without tokens has an answer. similarity: how vectors are compared in scores.
     notes: what was assumed, left out or found odd while loading, a sentence each.
@@ -85,6 +87,7 @@ class Facts:
     score_template: ScoreTemplate | None = None
     listwise: ListwiseTokens | None = None
     late_interaction: LateInteraction | None = None
+    pictures: PictureReader | None = None
     add_special_tokens: bool = True
     takes_nothing: bool = False
     similarity: str = "cosine"

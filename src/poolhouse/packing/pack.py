@@ -1,4 +1,4 @@
-"""Pack: a batch of prompts end to end, as tensors on one device, and the segments that say where each lies."""
+"""Pack: a batch of prompts end to end, as tensors on one device; segments say where each lies, pictures what it shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poolhouse.packing.tokens import Tokens
+from poolhouse.packing.tokens import Picture, Tokens
 
 
 class AdapterRows(NamedTuple):
@@ -118,17 +118,74 @@ class Segments:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PackedPictures:
+    """The pictures of a pack, each once, however many prompts show it.
+
+    pictures: in the order in which a tower gives their rows. pixels: of all, one after another, as they came.
+    filled: [rows] int64, the rows of the pack that take a row of the tower, ascending.
+    source: [rows] int64, which of the tower's rows each takes; None where that is their order.
+    axes: [3, total] int64 positions in time, down and across; None where positions are plain.
+    """
+
+    pictures: tuple[Picture, ...]
+    pixels: Tensor
+    filled: Tensor
+    source: Tensor | None = None
+    axes: Tensor | None = None
+
+    @classmethod
+    def of(cls, prompts: Sequence[Tokens], device: torch.device | str) -> PackedPictures | None:
+        """Those of prompts that lie end to end; None where none shows a picture."""
+        if all(prompt.pictures is None for prompt in prompts):
+            return None
+        first_rows: dict[int, int] = {}
+        distinct: list[Picture] = []
+        source: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+        rows = 0
+        for prompt in prompts:
+            for picture in () if prompt.pictures is None else prompt.pictures.pictures:
+                if id(picture) not in first_rows:
+                    first_rows[id(picture)] = rows
+                    distinct.append(picture)
+                    rows += picture.rows
+                begin = first_rows[id(picture)]
+                source.append(np.arange(begin, begin + picture.rows))
+        filled = np.concatenate(
+            [np.zeros(len(prompt), bool) if (own := prompt.pictures) is None else own.filled for prompt in prompts]
+        ).nonzero()[0]
+        taken = np.concatenate(source)
+        axes = None
+        if any(prompt.pictures is not None and prompt.pictures.axes is not None for prompt in prompts):
+            axes = np.concatenate([_axes_of(prompt) for prompt in prompts], axis=1)
+        pixels = np.concatenate([picture.pixels for picture in distinct])
+        return cls(
+            pictures=tuple(distinct),
+            pixels=torch.from_numpy(pixels).to(device, non_blocking=True),
+            filled=_to(filled, device),
+            source=None if len(taken) == rows else _to(taken, device),
+            axes=None if axes is None else _to(axes, device),
+        )
+
+
+def _axes_of(prompt: Tokens) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    if prompt.pictures is not None and prompt.pictures.axes is not None:
+        return prompt.pictures.axes
+    return np.broadcast_to(np.arange(len(prompt)), (3, len(prompt)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Packed token ids and what a backbone needs to know of each token.
 
     ids: [total] int64. positions: [total] int64, from 0 in each sequence.
-    types: [total] int64 token types, or None where all are 0.
+    types: [total] int64 token types, or None where all are 0. pictures: those of all prompts; None for texts alone.
     """
 
     ids: Tensor
     positions: Tensor
     segments: Segments
     types: Tensor | None = None
+    pictures: PackedPictures | None = None
 
     @classmethod
     def pack(
@@ -154,6 +211,7 @@ class Batch:
             positions=_to(positions, device),
             segments=segments,
             types=None if types is None else _to(types, device),
+            pictures=PackedPictures.of(prompts, device),
         )
 
     def positions_without(self, token: int) -> Tensor:
@@ -167,5 +225,5 @@ class Batch:
         return torch.where(uncounted, -1, self.positions - before + before[starts])
 
 
-def _to(array: np.ndarray[tuple[int], np.dtype[np.int64]], device: torch.device | str) -> Tensor:
+def _to(array: np.ndarray[tuple[int, ...], np.dtype[np.int64]], device: torch.device | str) -> Tensor:
     return torch.from_numpy(array).to(device, non_blocking=True)

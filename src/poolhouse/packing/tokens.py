@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,54 @@ class Offsets:
         return Offsets(self.bounds[kept], self.words[kept], self.special[kept])
 
 
+# What a processor gives of a picture: levels of 0 to 255, or floats.
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """One picture as a model's processor gives it, and what stands for it in a prompt.
+
+    pixels: [patches, features of a patch] for towers that read patches, else [tiles, channels, height, width].
+    grid: rows and columns of its patches, before the tower merges any; None for tiles of one size.
+    ids: [tokens], what its one placeholder becomes, marks around it included.
+    filled: [tokens], which of these are replaced by the tower's rows, in order; there are as many rows.
+    extent: rows and columns of merged patches, which positions of three axes count; None for plain positions.
+    more: what the tower of a transformers model reads beside pixels, by the name of its argument; arrays whose first
+    dimension goes over pictures or tiles.
+    """
+
+    pixels: Pixels
+    ids: Ids
+    filled: Flags
+    grid: tuple[int, int] | None = None
+    extent: tuple[int, int] | None = None
+    more: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows that the tower gives."""
+        return int(np.count_nonzero(self.filled))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its pixels."""
+        return self.pixels.nbytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pictures:
+    """The pictures of one prompt, in its order.
+
+    filled: [tokens] of the prompt, which are replaced by the towers' rows. axes: [3, tokens], the positions of each
+    token in time, down and across (M-RoPE); None where positions are plain.
+    """
+
+    pictures: tuple[Picture, ...]
+    filled: Flags
+    axes: Ids | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
     """Token ids of one prompt, and how much of it was cut.
@@ -40,6 +89,7 @@ class Tokens:
     offsets: where the tokens stand in the text, where the request asked for it.
     attended: how many leading tokens are attended to; the rest only looks on (mask tokens behind a query). None: all.
     kept: [tokens], whether a token gets a row of its own in token tasks; None: all do.
+    pictures: those that the prompt shows; None for text alone.
     """
 
     ids: Ids
@@ -50,6 +100,7 @@ class Tokens:
     offsets: Offsets | None = None
     attended: int | None = None
     kept: Flags | None = None
+    pictures: Pictures | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

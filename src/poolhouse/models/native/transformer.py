@@ -12,16 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poolhouse.errors import CheckpointError
+from poolhouse.errors import CheckpointError, EngineError
 from poolhouse.layers.adapted import AdaptedTable
 from poolhouse.layers.attention import attend
 from poolhouse.layers.feed_forward import Experts, FeedForward
 from poolhouse.layers.linear import Linear, Product
 from poolhouse.layers.norm import LayerNorm, Norm, RMSNorm
 from poolhouse.layers.positions import RopeSpec, alibi_bias, relative_bias, rope_table, rotate
+from poolhouse.models.backbone import PictureRows, Tower
 from poolhouse.models.native.spec import LayerSpec, TransformerSpec
 from poolhouse.models.native.weights import Weights
-from poolhouse.packing.pack import Batch, Segments
+from poolhouse.packing.pack import Batch, PackedPictures, Segments
 
 Ropes = dict[RopeSpec, tuple[Tensor, Tensor]]
 
@@ -39,21 +40,25 @@ class Transformer:
         self.relative = _table(weights / "relative")
         self.embedding_norm = _norm(weights / "embedding_norm", spec)
         self.project: Product | None = _linear(weights / "project") if weights / "project" else None
-        self.layers = _blocks(spec, weights)
+        self.layers = blocks(spec, weights)
         self.final_norm = _norm(weights / "final_norm", spec)
         self.output = _linear(weights / "output") if weights / "output" else None
         self.ropes = {layer.rope for layer in spec.layers if layer.rope}
         self._rows = self.layers[0].attention.qkv.padded_rows
         # The share of each hidden state in the answer, the embeddings' first; None for the last alone.
         self.shares: tuple[float, ...] | None = None
+        # What makes rows of pictures, of models that read them.
+        self.tower: Tower | None = None
         # Filled by `Adapters`, where a model has some.
         self.adapted_tables: dict[str, AdaptedTable] = {}
 
     def __call__(self, batch: Batch) -> Tensor:
         """[total, hidden], in the type of the weights; hidden is the width of `output` where there is one."""
         x = self._embed(batch)
+        shown = None if batch.pictures is None else self._shown(x, batch.pictures)
         longest = batch.segments.longest
-        ropes = {rope: rope_table(rope, batch.positions, batch.segments, x.dtype) for rope in self.ropes}
+        positions = batch.positions if batch.pictures is None or batch.pictures.axes is None else batch.pictures.axes
+        ropes = {rope: rope_table(rope, positions, batch.segments, x.dtype) for rope in self.ropes}
         total = len(x)
         if missing := self._rows(total) - total:
             # Rows that are not read, so that products have one of few sizes.
@@ -64,6 +69,8 @@ class Transformer:
         mixed = None if self.shares is None else x * self.shares[0]
         for number, layer in enumerate(self.layers, 1):
             x = layer(x, batch.segments, ropes, bias)
+            if batch.pictures is not None and shown is not None and number <= len(shown.deep):
+                x = x.index_add(0, batch.pictures.filled, _taken(shown.deep[number - 1], batch.pictures))
             if mixed is not None and self.shares is not None and number < len(self.layers):
                 mixed = mixed.add_(x, alpha=self.shares[number])
         if missing:
@@ -90,6 +97,14 @@ class Transformer:
                 f"The files take {len(weights)} hidden states from number {first} on, but the model has {count}."
             )
         self.shares = (*[0.0] * start, *weights, *[0.0] * (count - start - len(weights)))
+
+    def _shown(self, x: Tensor, pictures: PackedPictures) -> PictureRows:
+        """Rows of pictures, which take their places in x, a tensor of our own."""
+        if self.tower is None:
+            raise EngineError("This model reads no pictures.")
+        shown = self.tower(pictures)
+        x[pictures.filled] = _taken(shown.rows, pictures).to(x.dtype)
+        return shown
 
     def _embed(self, batch: Batch) -> Tensor:
         x = self._adapted("tokens", F.embedding(batch.ids, self.tokens), batch.ids, batch.segments)
@@ -186,6 +201,11 @@ class Attention:
         return mixed.flatten(1)
 
 
+def _taken(rows: Tensor, pictures: PackedPictures) -> Tensor:
+    """The row of the tower that each place of the pack takes."""
+    return rows if pictures.source is None else rows[pictures.source]
+
+
 def _add(
     x: Tensor, layer: Product | FeedForward | Experts, inner: Tensor, norm: Norm | None, segments: Segments
 ) -> Tensor:
@@ -195,7 +215,7 @@ def _add(
     return x + norm(layer(inner, segments=segments))
 
 
-def _blocks(spec: TransformerSpec, weights: Weights) -> list[Block]:
+def blocks(spec: TransformerSpec, weights: Weights) -> list[Block]:
     """A block per layer; layers without weights of their own share (ALBERT)."""
     if weights / "layers.shared":
         shared = Block(spec, spec.layers[0], weights / "layers.shared")

@@ -50,16 +50,19 @@ class Layout:
     optional: slots that a checkpoint may lack. Every other slot must be there, in every layer.
     varying: slots that some layers may lack (ModernBERT has no first norm in layer 0).
     outside: slots whose names never carry the prefix of the others (a projection beside the model).
+    anchor: the slot whose tensor shows that a checkpoint has this layout, and which prefix.
     """
 
     names: Mapping[str, Source]
     optional: frozenset[str] = frozenset()
     varying: frozenset[str] = frozenset()
     outside: frozenset[str] = frozenset()
+    anchor: str = "tokens"
 
     @property
     def token_table(self) -> str:
-        source = self.names["tokens"]
+        """Their module of the anchor."""
+        source = self.names[self.anchor]
         assert isinstance(source, str)
         return source
 

@@ -1,0 +1,69 @@
+"""Pictures of prompts: how a model's prompts are written around them, and tokens with pictures in place.
+
+Content ──PicturePrompts──► text with a placeholder per picture ──tokenizer──► ids ──placed──► Tokens with Pictures
+sources ──media────────────► PIL pictures ──PictureProcessor─────────────────► Picture ─┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from poolhouse.inputs.content import Content
+from poolhouse.inputs.prompts import Role
+from poolhouse.packing.tokens import Picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+
+class PictureProcessor(Protocol):
+    """Makes what a tower reads of decoded pictures; safe from several threads."""
+
+    def __call__(self, image: PILImage, options: Mapping[str, object]) -> Picture:
+        """The picture of one image. options: the request's `mm_processor_kwargs` over the files' settings.
+
+        Raises:
+            InvalidRequest: a picture that the model cannot read (its sides), or an unknown option.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A prompt as text, with one placeholder per picture.
+
+    text: what may be cut behind its last picture. tail: what stays, whatever is cut (a suffix, the end of a turn).
+    add_special_tokens: whether the tokenizer adds its own.
+    """
+
+    text: str
+    tail: str = ""
+    add_special_tokens: bool = True
+
+
+class PicturePrompts(Protocol):
+    """How one family writes its prompts, by its own code."""
+
+    def __call__(self, content: Content, role: Role | None, instruction: str | None) -> Written:
+        """The prompt of a text, pictures or both; pictures stand as `PictureReader.placeholder`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PictureReader:
+    """How one model reads pictures.
+
+    placeholder: the text of one picture in prompts. token: the id in it that becomes the picture's ids; a prompt has as many as
+    pictures. axes: whether positions have three axes. max_pictures: of one prompt; None for no limit of the model's.
+    alone: a prompt is a text or one picture, never both (CLIP).
+    """
+
+    processor: PictureProcessor
+    prompts: PicturePrompts
+    placeholder: str
+    token: int
+    axes: bool = False
+    max_pictures: int | None = None
+    alone: bool = False
