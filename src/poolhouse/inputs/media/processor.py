@@ -71,9 +71,9 @@ class BackEnd:
     @cached_property
     def _processor(self) -> Any:
         with _IMPORT:
-            from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+            from transformers.models.auto import image_processing_auto as auto
 
-            for model_type, names in IMAGE_PROCESSOR_MAPPING_NAMES.items():
+            for model_type, names in auto.IMAGE_PROCESSOR_MAPPING_NAMES.items():  # type: ignore[attr-defined]
                 if self.kind in names.values():
                     module = import_module(f"transformers.models.{model_type.replace('-', '_')}")
                     return getattr(module, names["pil"]).from_dict(self.settings)
