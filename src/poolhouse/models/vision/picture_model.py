@@ -8,10 +8,11 @@ from typing import Literal
 
 from poolhouse.files import Folder
 from poolhouse.inputs.pictures import PictureReader
-from poolhouse.models.backbone import Tower
+from poolhouse.models.backbone import Backbone, Tower
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.native.families.family import Family
 from poolhouse.models.native.spec import TransformerSpec
+from poolhouse.models.native.transformer import Transformer
 from poolhouse.models.native.weights import Layout, Weights
 
 
@@ -41,6 +42,8 @@ class PictureModel:
     tensors and its other files. reader: how it reads pictures and writes prompts, from config.json and its folder.
     answers: "late" for token vectors that are compared one by one, "dense" for one vector, "score" for a reranker.
     text, tower: its native halves; None where transformers runs it. text_config: the part that the text family reads.
+    join: makes the backbone of both halves where prompts are texts or pictures, never both, and each gets one vector
+    (CLIP); None where the tower's rows stand among the text model's tokens.
     projections: modules from a hidden state to a token's vector, under one of these names (weight, and bias if there).
     pooling: of "dense", where no file says it. notes: what is assumed, printed at load.
     """
@@ -52,6 +55,7 @@ class PictureModel:
     text: Family | None = None
     text_config: Callable[[Config], Config] = lambda config: config
     tower: TowerFamily | None = None
+    join: Callable[[Config, Folder, Transformer, Tower], Backbone] | None = None
     projections: tuple[str, ...] = ()
     pooling: str | None = None
     notes: tuple[str, ...] = ()
