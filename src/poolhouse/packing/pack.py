@@ -170,6 +170,10 @@ class PackedPictures:
             prompts=shown,
         )
 
+    def taken(self, rows: Tensor) -> Tensor:
+        """The row of the tower that each place of the pack takes."""
+        return rows if self.source is None else rows[self.source]
+
 
 def _axes_of(prompt: Tokens) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     if prompt.pictures is not None and prompt.pictures.axes is not None:
