@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder
+from poolhouse.inputs.tokenizer_files import padding_of
 from poolhouse.models.fallback import attention
 from poolhouse.models.fallback.backbones import Forward, Packed, Padding, Unpacked, hidden_states, logits, text_features
 from poolhouse.models.fallback.probe import Verdict, may_pack, reads_ahead, take_head

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,6 +37,7 @@ from poolhouse.models.native.transformer import blocks, linear_of, norm_of
 from poolhouse.models.native.weights import Layout, Source, Weights
 from poolhouse.models.vision.picture_model import TowerFamily
 from poolhouse.packing.pack import PackedPictures, Segments
+from poolhouse.packing.tokens import Picture
 
 
 class QwenTower:
@@ -169,6 +171,18 @@ def _square(table: Tensor) -> Tensor:
     return table.float().view(1, side, side, -1).permute(0, 3, 1, 2)
 
 
+def blank(config: Config) -> Picture:
+    """A picture of one cell."""
+    side = config["spatial_merge_size"]
+    return Picture(
+        pixels=np.zeros((side * side, 3 * config["patch_size"] ** 2), np.float32),
+        ids=np.zeros(1, np.int64),
+        filled=np.ones(1, np.bool_),
+        grid=(side, side),
+        extent=(1, 1),
+    )
+
+
 def _part(defaults: Mapping[str, object]) -> Callable[[Config], Config]:
     """The tower's part of config.json over the defaults of transformers' class."""
     return lambda config: {**defaults, **config.get("vision_config", {})}
@@ -211,6 +225,7 @@ QWEN2_VL_TOWER = TowerFamily(
             "embed_dim": 1280,
             "hidden_act": "quick_gelu",
             "num_heads": 16,
+            "patch_size": 14,
             "spatial_merge_size": 2,
         }
     ),
@@ -222,6 +237,7 @@ QWEN2_VL_TOWER = TowerFamily(
         ),
     ),
     QwenTower,
+    blank,
 )
 QWEN2_5_VL_TOWER = TowerFamily(
     _part(
@@ -230,6 +246,7 @@ QWEN2_5_VL_TOWER = TowerFamily(
             "hidden_size": 3584,
             "hidden_act": "silu",
             "num_heads": 16,
+            "patch_size": 14,
             "spatial_merge_size": 2,
             "window_size": 112,
             "fullatt_block_indexes": (7, 15, 23, 31),
@@ -248,6 +265,7 @@ QWEN2_5_VL_TOWER = TowerFamily(
         ),
     ),
     QwenTower,
+    blank,
 )
 QWEN3_VL_TOWER = TowerFamily(
     _part(
@@ -256,6 +274,7 @@ QWEN3_VL_TOWER = TowerFamily(
             "hidden_size": 1152,
             "hidden_act": "gelu_pytorch_tanh",
             "num_heads": 16,
+            "patch_size": 16,
             "spatial_merge_size": 2,
             "deepstack_visual_indexes": (8, 16, 24),
         }
@@ -281,4 +300,5 @@ QWEN3_VL_TOWER = TowerFamily(
         ),
     ),
     QwenTower,
+    blank,
 )
