@@ -147,7 +147,6 @@ _TEXT = Family(
             }
         ),
     ),
-    aside=ASIDE,
 )
 _TOWER = TowerFamily(
     _vision,
@@ -167,4 +166,6 @@ _TOWER = TowerFamily(
     _tower,
     blank,
 )
-CLIP = PictureModel("CLIP", _matches, _reader, "dense", _TEXT, _text, _TOWER, _joined)
+CLIP = PictureModel(
+    "CLIP", _matches, _reader, "dense", text=_TEXT, text_config=_text, tower=_TOWER, join=_joined, aside=ASIDE
+)

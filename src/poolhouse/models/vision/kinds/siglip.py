@@ -98,7 +98,6 @@ _TEXT = Family(
             }
         ),
     ),
-    aside=ASIDE,
 )
 _HEAD = "vision_model.head"
 _TOWER = TowerFamily(
@@ -123,7 +122,9 @@ _TOWER = TowerFamily(
     _tower,
     blank,
 )
-_SIGLIP = PictureModel("SigLIP", _matches, _reader, "dense", _TEXT, _text, _TOWER, _joined)
+_SIGLIP = PictureModel(
+    "SigLIP", _matches, _reader, "dense", text=_TEXT, text_config=_text, tower=_TOWER, join=_joined, aside=ASIDE
+)
 _NAFLEX = replace(
     _SIGLIP,
     name="SigLIP 2 (NaFlex)",
