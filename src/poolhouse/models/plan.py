@@ -200,6 +200,8 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     role = trained or ("embed" if late is not None else _role(config, files, reranker, options))
     native, why, notes = _native(config, role, options, reranker, late, weights, pictures)
     family = None if native is None else native.family
+    if native is None and pictures is not None and pictures.join is not None:
+        pictures = None  # transformers' way runs the text half alone
     if family is None and adapters.named:
         raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
     stated = None if family is None else family.stated_pooling(config)

@@ -9,10 +9,11 @@ from typing import Literal
 from poolhouse.files import Folder
 from poolhouse.inputs.late_interaction import LateInteraction, TextRules
 from poolhouse.inputs.pictures import PictureReader
-from poolhouse.models.backbone import Tower
+from poolhouse.models.backbone import Backbone, Tower
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.native.families.family import Family
 from poolhouse.models.native.spec import TransformerSpec
+from poolhouse.models.native.transformer import Transformer
 from poolhouse.models.native.weights import Layout, Weights
 from poolhouse.packing.tokens import Picture
 
@@ -60,6 +61,8 @@ class PictureModel:
     processor's files.
     answers: "late" for token vectors that are compared one by one, "dense" for one vector, "score" for a reranker.
     text, tower: its native halves; None where transformers runs it. text_config: the part that the text family reads.
+    join: makes the backbone of both halves, with the tokenizer's folder, where prompts are texts or pictures, never both,
+    and each gets one vector (CLIP); None where the tower's rows stand among the text model's tokens.
     projections: modules from a hidden state to a token's vector, the first that is there (weight, and bias if there);
     () where vectors are hidden states. width: features of these vectors as config.json states them, to be checked.
     rules: lengths of queries and documents of "late", from the processor's folder.
@@ -75,6 +78,7 @@ class PictureModel:
     text: Family | None = None
     text_config: Callable[[Config], Config] = own_part
     tower: TowerFamily | None = None
+    join: Callable[[Config, Folder, Transformer, Tower], Backbone] | None = None
     projections: tuple[str, ...] = ()
     width: Callable[[Config], int | None] = _unstated
     dims: Callable[[Config], int | None] = _unstated

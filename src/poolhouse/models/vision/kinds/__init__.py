@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from poolhouse.files import Folder
 from poolhouse.models.files.checkpoint import Config
+from poolhouse.models.vision.kinds.clip import CLIP
 from poolhouse.models.vision.kinds.colqwen3 import COLQWEN3
+from poolhouse.models.vision.kinds.siglip import SIGLIP
 from poolhouse.models.vision.picture_model import PictureModel
 
 # The first that matches serves a checkpoint, so those that are found by tensors or by name stand before plainer ones.
-KINDS: tuple[PictureModel, ...] = (*COLQWEN3,)
+KINDS: tuple[PictureModel, ...] = (*COLQWEN3, CLIP, *SIGLIP)
 
 
 def picture_model_of(config: Config, folder: Folder) -> PictureModel | None:
