@@ -1,10 +1,15 @@
-"""PictureModel: one kind of checkpoint that reads pictures and what its files do not say; TowerFamily: its vision tower."""
+"""PictureModel: one kind of checkpoint that reads pictures and what its files do not say.
+
+It is served by a native text family and a TowerFamily, or Hosted by transformers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
 
 from poolhouse.files import Folder
 from poolhouse.inputs.pictures import PictureReader
@@ -13,6 +18,7 @@ from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.native.families.family import Family
 from poolhouse.models.native.spec import TransformerSpec
 from poolhouse.models.native.weights import Layout, Weights
+from poolhouse.packing.pack import PackedPictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +40,31 @@ class TowerFamily:
 
 
 @dataclass(frozen=True, slots=True)
+class Hosted:
+    """How transformers runs a model that reads pictures.
+
+    rows: what its model without a head makes of the pictures of a pack, whose pixels are in the model's dtype; [rows,
+    features], in their order. config: of that model, from config.json. aside: regular expressions of tensors that are
+    not used. causal: whether tokens see earlier ones only, where config.json decides otherwise than transformers.
+    probe: options of the processor that keep pictures small, for the probe at load.
+    """
+
+    rows: Callable[[Any, PackedPictures], Tensor]
+    config: Callable[[Config], Config] = lambda config: config
+    aside: tuple[str, ...] = ()
+    causal: Callable[[Config], bool] | None = None
+    probe: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class PictureModel:
     """One row of the table of models that read pictures.
 
     name: for people ("ColQwen3 of TomoroAI"). matches: whether a checkpoint is one, by its config.json, the names of its
     tensors and its other files. reader: how it reads pictures and writes prompts, from config.json and its folder.
     answers: "late" for token vectors that are compared one by one, "dense" for one vector, "score" for a reranker.
-    text, tower: its native halves; None where transformers runs it. text_config: the part that the text family reads.
+    text, tower: its native halves; None where transformers runs it, as `hosted` says. text_config: the part that the
+    text family reads.
     projections: modules from a hidden state to a token's vector, under one of these names (weight, and bias if there).
     pooling: of "dense", where no file says it. notes: what is assumed, printed at load.
     """
@@ -52,6 +76,7 @@ class PictureModel:
     text: Family | None = None
     text_config: Callable[[Config], Config] = lambda config: config
     tower: TowerFamily | None = None
+    hosted: Hosted | None = None
     projections: tuple[str, ...] = ()
     pooling: str | None = None
     notes: tuple[str, ...] = ()
