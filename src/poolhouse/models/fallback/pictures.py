@@ -108,7 +108,7 @@ def _build(
     claimed, left = _claimed(empty.state_dict(), checkpoint)
     merged = tuple(_merged(claimed, folder, row.projections) for folder in adapters)
     others = [re.compile(rf"{re.escape(name)}\.(weight|bias)") for name in row.projections]
-    known = [*map(re.compile, (*_ASIDE, *hosted.aside)), *others]
+    known = [*map(re.compile, (*_ASIDE, *row.aside)), *others]
     unknown = [
         name for name in left if not any(form.fullmatch(text) for form in known for text in (name, _lasting(name)))
     ]

@@ -1,0 +1,1 @@
+"""Towers: native vision Transformers that make rows of pictures, one file per kin."""
