@@ -1,1 +1,1 @@
-"""Towers: native vision Transformers that make rows of pictures, one file per kin."""
+"""Towers: native vision towers, one file for each kind; they make rows of the pictures of a pack."""
