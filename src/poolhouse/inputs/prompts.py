@@ -119,7 +119,6 @@ class Conversation:
     chat_template: the text of another template, or the name of one of the model's.
     variables: further variables of the template (vLLM's chat_template_kwargs), such as `tools` and `documents`.
     add_special_tokens: whether the tokenizer adds its own around the rendered text.
-    images: the pictures of the messages, in order.
     """
 
     messages: object
@@ -128,7 +127,6 @@ class Conversation:
     chat_template: str | None = None
     variables: Mapping[str, object] = field(default_factory=dict)
     add_special_tokens: bool = False
-    images: tuple[Image, ...] = ()
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -193,13 +191,6 @@ def images_of(prompt: Prompt) -> tuple[Image, ...]:
     return (
         prompt.content.images if prompt.pair_content is None else (*prompt.content.images, *prompt.pair_content.images)
     )
-
-
-def images_of(prompt: Prompt) -> tuple[Image, ...]:
-    """The pictures that a prompt shows, in the order in which those of its request stand."""
-    if prompt.content is not None:
-        return prompt.content.images + (() if prompt.pair_content is None else prompt.pair_content.images)
-    return prompt.images if prompt.conversation is None else prompt.conversation.images
 
 
 def parse_prompts(prompts: object, parameter: str = "prompts", first: int = 0) -> list[Prompt]:
