@@ -28,7 +28,9 @@ SPECIAL = (
 )
 # Answers of rerankers, one token each.
 WORDS = ("yes", "no", "True", "False")
-PAD, START, END, IMAGE = (256 + SPECIAL.index(f"<|{name}|>") for name in ("endoftext", "vision_start", "vision_end", "image_pad"))
+PAD, START, END, IMAGE = (
+    256 + SPECIAL.index(f"<|{name}|>") for name in ("endoftext", "vision_start", "vision_end", "image_pad")
+)
 SLOT = "<|vision_start|><|image_pad|><|vision_end|>"
 SETTINGS = {
     "image_processor_type": "Qwen2VLImageProcessor",
@@ -147,7 +149,9 @@ class QwenVL:
     modules: dict[str, nn.Linear]
 
     @classmethod
-    def make(cls, kind: str, *, tied: bool = False, settings: Mapping[str, Any] | None = None, **modules: nn.Linear) -> QwenVL:
+    def make(
+        cls, kind: str, *, tied: bool = False, settings: Mapping[str, Any] | None = None, **modules: nn.Linear
+    ) -> QwenVL:
         model = getattr(transformers, f"{KINDS[kind][0]}ForConditionalGeneration")(config(kind, tied))
         tiny = cls(kind, randomised(model), {**SETTINGS, **(settings or {})}, modules)
         for seed, module in enumerate(modules.values()):
@@ -220,7 +224,10 @@ def as_flat(written: dict[str, Any]) -> dict[str, Any]:
     text = dict(written.pop("text_config"))
     rope = text.pop("rope_parameters")
     text.pop("model_type")
-    text |= {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}
+    text |= {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+    }
     return text | written
 
 
