@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -42,9 +41,10 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
     family, config = native.family, plan.config
     others = frozenset[str]() if plan.late is None else plan.late.used(checkpoint.tensors)
     known = () if plan.pictures is None else plan.pictures.aside
+    known += (*map(re.escape, others), *(rf"{name}\.(weight|bias)" for name in plan.adapters.projections))
     loaded = load_transformer(
         *(family, native.spec, native.config, checkpoint, plan.dtype, plan.device, plan.adapters),
-        *((*map(re.escape, others), *known), native.tower),
+        *(known, native.tower),
     )
     head, notes = _head(plan, native, checkpoint, loaded)
     used = others if head is None else others | head.used
@@ -67,6 +67,7 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
         head=head,
         adapters=loaded.adapters,
         endless=loaded.endless,
+        merged=loaded.merged,
         notes=tuple(notes),
     )
 
@@ -116,6 +117,7 @@ def load_transformer(
         wanted = [layout.token_table + ".weight" for layout in family.layouts]
         raise CheckpointError(f"{checkpoint.folder} has no token table. Looked for {wanted}, with any prefix.")
     layout, prefix = found
+    family = replace(family, aside=(*family.aside, *known))
     claimed = claim(layout, prefix, spec, tensors, dtype, device)
     left, shown = claimed.left, dict[str, Tensor]()
     aside: list[str] = []
@@ -123,7 +125,7 @@ def load_transformer(
         seen, own_prefix = _claimed_tower(tower, tensors, checkpoint, dtype, device)
         shown = seen.tensors
         aside, left = unclaimed(sorted({*left} & {*seen.left}), own_prefix, tower.family.aside)
-    others, unknown = unclaimed(left, prefix, (*family.aside, *known))
+    others, unknown = unclaimed(left, prefix, family.aside)
     aside += others
     if unknown:
         raise CheckpointError(
@@ -213,7 +215,8 @@ def _head(
     plan: LoadPlan, native: Native, checkpoint: Checkpoint, loaded: Loaded
 ) -> tuple[LoadedHead | None, list[str]]:
     """The head of a native model, and a note where a masked language model lacks its own."""
-    config, score, name = plan.config, plan.reranker.tokens, architecture(plan.config)
+    # Of a model that reads pictures the part about texts may say what the whole does not.
+    config, score, name = {**native.config, **plan.config}, plan.reranker.tokens, architecture(plan.config)
     if score is not None or judges_steps(config, plan.options.pooler):
         tensors = with_heads(VOCABULARY, checkpoint.tensors, loaded.prefix, loaded.merged)
         if score is None:

@@ -29,7 +29,8 @@ class AdapterOptions:
     merge: the adapter to merge: a name of `modules`, or a task of the checkpoint. base_merge: folders of
     adapters that belong to the model itself. allowed: whether adapters may be used at all.
     find: the folder of an adapter that a request brings, from a path or a hub id.
-    classifier: whether the model has a head, which adapters chosen per request leave as it is.
+    classifier: whether the model has a head, which adapters chosen per request leave as it is. projections: modules
+    that make the vectors of tokens, which adapters chosen per request may change by low rank.
     """
 
     modules: Mapping[str, Path | Folder] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class AdapterOptions:
     allowed: bool = True
     find: Callable[[str], Path] = Path
     classifier: bool = False
+    projections: tuple[str, ...] = ()
 
     @property
     def named(self) -> bool:
@@ -130,7 +132,10 @@ class Adapters:
         """
         changes = self._target.assign(adapter)
         heads = self._target.heads(adapter)
-        if heads and (self._options.classifier or adapter.classifies):
+        replaced = any(
+            name.rpartition(".")[0].rpartition(".")[2] in self._options.projections for name in adapter.saved
+        )
+        if heads and (self._options.classifier or adapter.classifies or replaced):
             raise CheckpointError(
                 f"{adapter.source} has a head of its own ({', '.join(heads[:3])}), and heads cannot be chosen per "
                 f"request. Merge it: merge_adapter={adapter.name!r}, or name its folder as the model."
