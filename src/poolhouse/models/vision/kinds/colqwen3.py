@@ -22,6 +22,7 @@ from poolhouse.models.native.families.qwen import QWEN3_VL_TEXT
 from poolhouse.models.native.weights import Layout
 from poolhouse.models.vision.kinds._qwen import AUGMENTED, END, PICTURE, processor_settings, qwen_reader
 from poolhouse.models.vision.picture_model import PictureModel, own_part
+from poolhouse.models.vision.towers.qwen_vl import QWEN3_VL_TOWER
 
 _DESCRIBE = f"<|im_start|>user\n{PICTURE}Describe the image."
 _HEAD = r"(\w+\.)*lm_head\.weight"
@@ -106,6 +107,7 @@ _TOMORO = PictureModel(
     _tomoro,
     "late",
     text=QWEN3_VL_TEXT,
+    tower=QWEN3_VL_TOWER,
     projections=("embedding_proj_layer", "custom_text_proj"),
     width=lambda config: config.get("embed_dim"),
     aside=(_HEAD,),
@@ -144,6 +146,7 @@ _NEMOTRON = PictureModel(
     "late",
     text=_NEMOTRON_TEXT,
     text_config=lambda config: {**own_part(config), "is_causal": False},
+    tower=QWEN3_VL_TOWER,
     rules=_nemotron_rules,
     aside=(_HEAD,),
     notes=("Tokens see both sides, and the final norm is left out, as in its own code.",),
