@@ -65,7 +65,7 @@ def pipelines_of(plan: LoadPlan, served: Served) -> dict[Task, Pipeline]:
     sizes = served.sizes
     pipelines = embed_pipelines(sizes.hidden_size, user, files, plan.default_pooling or served.pooling)
     if plan.pictures is not None and plan.pictures.of_pictures:
-        marks = OfPictures(*(int(config[f"vision_{mark}_token_id"]) for mark in ("start", "end")))
+        marks = OfPictures(config.get("vision_start_token_id", 151652), config.get("vision_end_token_id", 151653))
         embed = pipelines["embed"]
         pipelines["embed"] = replace(embed, steps=(marks, *embed.steps))
     if served.pools_itself:

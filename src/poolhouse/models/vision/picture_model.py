@@ -68,7 +68,7 @@ class PictureModel:
     pooling: of one vector, where no file says it. of_pictures: whether that of a prompt with pictures is made of their
     rows alone, marks included. tokens: those whose logits make a score, no and yes; where there are none, the text half
     has a head. max_tokens: of a pair, in its own code. aside: regular expressions of tensors that neither half has a use for.
-    notes: what is assumed, printed at load.
+    refused: why models of this kind are not served. notes: what is assumed, printed at load.
     """
 
     name: str
@@ -88,4 +88,5 @@ class PictureModel:
     tokens: tuple[str, str] | None = None
     max_tokens: int | None = None
     aside: tuple[str, ...] = ()
+    refused: str = ""
     notes: tuple[str, ...] = ()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder
 from poolhouse.models.files.checkpoint import Config
+from poolhouse.models.vision.kinds.colqwen2 import COLQWEN2
 from poolhouse.models.vision.kinds.colqwen3 import COLQWEN3
+from poolhouse.models.vision.kinds.jina_v4 import JINA_V4
+from poolhouse.models.vision.kinds.rerankers import RERANKERS
 from poolhouse.models.vision.picture_model import PictureModel
 
 # The first that matches serves a checkpoint, so those that are found by tensors or by name stand before plainer ones.
-KINDS: tuple[PictureModel, ...] = (*COLQWEN3,)
+KINDS: tuple[PictureModel, ...] = (*RERANKERS, *COLQWEN3, *COLQWEN2, *JINA_V4)
 
 
 def picture_model_of(
@@ -24,7 +28,10 @@ def picture_model_of(
         CheckpointError: tensors that are needed to tell and cannot be read, or a model that is not served.
     """
     fitting = (kind for kind in KINDS if (rerankers or kind.answers != "score") and kind.matches(config, folder))
-    return next((kind for kind in fitting if not kind.named or _is_named(kind, config, names())), None)
+    found = next((kind for kind in fitting if not kind.named or _is_named(kind, config, names())), None)
+    if found is not None and found.refused:
+        raise CheckpointError(f"{folder} is {found.name}, which is not served: {found.refused}.")
+    return found
 
 
 def _is_named(kind: PictureModel, config: Config, names: Iterable[str]) -> bool:
