@@ -45,6 +45,15 @@ class Written:
     images: tuple[Image, ...] | None = None
 
 
+def plain_prompts(placeholder: str) -> PicturePrompts:
+    """The prompts that vLLM 0.32 writes of content: pictures in front of all texts, with nothing between them."""
+
+    def prompts(content: Content, role: Role | None, instruction: str | None) -> Written:
+        return Written(placeholder * len(content.images) + content.text)
+
+    return prompts
+
+
 class PicturePrompts(Protocol):
     """How one family writes its prompts, by its own code."""
 
