@@ -1,6 +1,6 @@
 """A library beside us, in an environment of its own: reads pages and texts with colpali-engine. Imports nothing of ours.
 
-    PYTHON -P picture_peers.py MODEL
+PYTHON -P picture_peers.py MODEL
 """
 
 from __future__ import annotations
