@@ -182,7 +182,7 @@ def _of_texts(model: Any, folder: Folder, dtype: torch.dtype) -> Forward:
     padding = None
     if model.config.model_type.startswith("siglip"):
         # Trained on padding without a mask, so that every text is as long; the config's pad id is not the tokenizer's.
-        padding = Padding(model.text_model.config.max_position_embeddings, padding_of(folder)[0])
+        padding = Padding(model.text_model.config.max_position_embeddings, *padding_of(folder))
     return Forward(model, dtype, text_features, "get_text_features", padding)
 
 
