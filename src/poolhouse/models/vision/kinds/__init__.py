@@ -5,10 +5,12 @@ from __future__ import annotations
 from poolhouse.files import Folder
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.vision.kinds.colqwen3 import COLQWEN3
+from poolhouse.models.vision.kinds.paligemma import PALIGEMMA
+from poolhouse.models.vision.kinds.tiled import TILED
 from poolhouse.models.vision.picture_model import PictureModel
 
 # The first that matches serves a checkpoint, so those that are found by tensors or by name stand before plainer ones.
-KINDS: tuple[PictureModel, ...] = (*COLQWEN3,)
+KINDS: tuple[PictureModel, ...] = (*COLQWEN3, *PALIGEMMA, *TILED)
 
 
 def picture_model_of(config: Config, folder: Folder) -> PictureModel | None:
