@@ -42,12 +42,6 @@ class Content:
         return tuple(part for part in self.parts if isinstance(part, Image))
 
 
-def from_base64(text: str, path: str) -> Image:
-    """A picture of APIs that take bare base64 beside URLs and data URIs."""
-    bare = not text[:5].lower().startswith(("http:", "https", "data:", "file:"))
-    return Image(f"data:;base64,{text}" if bare else text, path)
-
-
 # A query, a document or a prompt: most are texts, and stay texts.
 TextOrContent = str | Content
 

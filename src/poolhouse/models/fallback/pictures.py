@@ -105,7 +105,9 @@ def _build(
     settings = config_of(checkpoint, hosted.config(config), trust_remote_code=False)
     with torch.device("meta"):
         empty = auto_class(settings, "AutoModel").from_config(settings)
-    claimed, left = _claimed(empty.state_dict(), checkpoint)
+    unused = [re.compile(form) for form in row.aside]
+    wanted = {name: tensor for name, tensor in empty.state_dict().items() if not _fits(unused, name)}
+    claimed, left = _claimed(wanted, checkpoint)
     merged = tuple(_merged(claimed, folder, row.projections) for folder in adapters)
     others = [re.compile(rf"{re.escape(name)}\.(weight|bias)") for name in row.projections]
     known = [*map(re.compile, (*_ASIDE, *row.aside)), *others]
@@ -120,9 +122,10 @@ def _build(
     model, info = type(empty).from_pretrained(
         None, config=settings, state_dict=claimed, dtype=dtype, output_loading_info=True
     )
-    if info["missing_keys"]:
-        raise CheckpointError(f"{checkpoint.folder} lacks {short(sorted(info['missing_keys']))}; nothing is made up.")
-    aside = [name for name in left if not any(form.fullmatch(_lasting(name)) for form in others)]
+    made_up = sorted(name for name in info["missing_keys"] if not _fits(unused, name))
+    if made_up:
+        raise CheckpointError(f"{checkpoint.folder} lacks {short(made_up)}, which is never made up.")
+    aside = [name for name in left if not _fits(others, _lasting(name))]
     notes = (f"Tensors left out: {short(aside)}.",) if aside else ()
     return model.eval(), (*notes, *merged)
 
@@ -166,6 +169,10 @@ def _claimed(wanted: Mapping[str, Tensor], checkpoint: Checkpoint) -> tuple[dict
 def _lasting(name: str) -> str:
     """A tensor's name without the words that come and go."""
     return ".".join(word for word in name.split(".") if word not in _PASSING)
+
+
+def _fits(forms: Sequence[re.Pattern[str]], name: str) -> bool:
+    return any(form.fullmatch(name) for form in forms)
 
 
 def _merged(claimed: dict[str, Tensor], folder: Folder, projections: Sequence[str]) -> str:
