@@ -302,7 +302,7 @@ def forget_modules(folder: Path) -> None:
     [
         (BERT, drop_projection, "no projection, which HF_ColBERT needs; it is never made up. Looked for linear.weight"),
         (BERT, widen_projection, "takes 33 features, but 32 come in"),
-        (BERT, shorten_projection, r"linear.weight is \[8, 32\], but artifact.metadata says dim 16"),
+        (BERT, shorten_projection, r"linear.weight is \[8, 32\], but its files state vectors of 16"),
         (BERT, forget_marker, r"marked by the token '\[unused9\]', which its tokenizer does not have"),
         (BERT, measure_otherwise, "similarity 'l2' is not supported"),
         (BERT, spoil_metadata, "artifact.metadata cannot be read as JSON"),

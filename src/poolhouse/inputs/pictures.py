@@ -43,6 +43,15 @@ class Written:
     add_special_tokens: bool = True
 
 
+def plain_prompts(placeholder: str) -> PicturePrompts:
+    """The prompts that vLLM 0.32 writes of content: pictures in front of all texts, with nothing between them."""
+
+    def prompts(content: Content, role: Role | None, instruction: str | None) -> Written:
+        return Written(placeholder * len(content.images) + content.text)
+
+    return prompts
+
+
 class PicturePrompts(Protocol):
     """How one family writes its prompts, by its own code."""
 

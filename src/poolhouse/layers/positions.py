@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -74,12 +74,23 @@ def _axes(rope: RopeSpec) -> list[int]:
     return axes
 
 
+def axial_table(rope: RopeSpec, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of places in a plane, in float32: two [total, 1, dim], as `rope_table` has those of positions.
+
+    places: [total, 2], row and column; half of the frequencies turn by each.
+    """
+    frequencies, _ = _frequencies(replace(rope, dim=rope.dim // 2), 0)
+    angles = (places[..., None].float() * frequencies.to(places.device)).flatten(1)
+    angles = torch.cat((angles, angles), -1)[:, None]
+    return angles.cos(), angles.sin()
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the leading features of each head; x: [total, heads, head_dim]."""
+    """Rotate the leading features of each head, in the type of cos and sin; x: [total, heads, head_dim]."""
     dim = cos.shape[-1]
     rotated = x if x.shape[-1] == dim else x[..., :dim]
     first, second = rotated.chunk(2, -1)
-    rotated = rotated * cos + torch.cat((-second, first), -1) * sin
+    rotated = (rotated * cos + torch.cat((-second, first), -1) * sin).to(x.dtype)
     return rotated if x.shape[-1] == dim else torch.cat((rotated, x[..., dim:]), -1)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder
+from poolhouse.inputs.pictures import PictureReader, plain_prompts
 from poolhouse.models.files.checkpoint import Checkpoint
 from poolhouse.models.files.config import architecture, longest_prompt
 from poolhouse.models.files.model_card import matryoshka_of
@@ -90,8 +91,10 @@ def build(plan: LoadPlan) -> Model:
             add_special_tokens=plan.static is None and files.add_special_tokens,
             takes_nothing=plan.static is not None,
             similarity=similarity,
+            pictures=_reader(plan),
             notes=(
                 *reranker.notes,
+                *plan.picture_notes,
                 *served.notes,
                 *about_labels,
                 *about_sizes,
@@ -188,6 +191,14 @@ def _longest(plan: LoadPlan, served: Served) -> int:
     return longest_prompt(
         served.sizes.positions, plan.weights, plan.files, plan.max_tokens, longest_side, served.endless
     )
+
+
+def _reader(plan: LoadPlan) -> PictureReader | None:
+    """How the model reads pictures, if it does."""
+    if plan.pictures is None:
+        return None
+    reader = plan.pictures.reader(plan.config, plan.picture_folder)
+    return replace(reader, prompts=plain_prompts(reader.placeholder)) if plan.plain_texts else reader
 
 
 def _similarity(plan: LoadPlan, pipelines: Mapping[Task, Pipeline]) -> tuple[str, tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,20 +15,20 @@ from poolhouse.errors import CheckpointError
 from poolhouse.models.adapters.adapters import AdapterOptions, Adapters, adapters_of, merged_into, with_heads
 from poolhouse.models.adapters.low_rank import Adapter, Target, tails
 from poolhouse.models.adapters.task_adapters import plain, read_task_adapters
-from poolhouse.models.backbone import Backbone
+from poolhouse.models.backbone import Backbone, Tower
 from poolhouse.models.files.checkpoint import Checkpoint, Config
 from poolhouse.models.files.config import architecture
 from poolhouse.models.heads.heads import VOCABULARY, LoadedHead, check_head, read_head, step_head
-from poolhouse.models.heads.late_interaction import PROJECTIONS
 from poolhouse.models.heads.rerankers import token_head
 from poolhouse.models.model import Served, Sizes
 from poolhouse.models.native.families import Family
 from poolhouse.models.native.spec import TransformerSpec
-from poolhouse.models.native.weights import Weights, claim, find_layout, unclaimed
-from poolhouse.models.plan import LoadPlan, Native
+from poolhouse.models.native.transformer import Transformer
+from poolhouse.models.native.weights import Claimed, Weights, claim, find_layout, unclaimed
+from poolhouse.models.plan import LoadPlan, Native, NativeTower
 from poolhouse.models.roles import judges_steps
 from poolhouse.packing.pack import Batch
-from poolhouse.packing.tokens import Tokens
+from poolhouse.packing.tokens import Pictures, Tokens
 
 _NO_ADAPTERS = AdapterOptions()
 
@@ -39,13 +39,15 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
     Raises:
         CheckpointError: tensors that are missing, not known, or do not fit.
     """
-    family, config, adapters = native.family, plan.config, plan.adapters
-    others = () if plan.late is None else PROJECTIONS
-    loaded = load_transformer(family, native.spec, config, checkpoint, plan.dtype, plan.device, adapters, others)
+    family, config = native.family, plan.config
+    others = frozenset[str]() if plan.late is None else plan.late.used(checkpoint.tensors)
+    known = () if plan.pictures is None else plan.pictures.aside
+    loaded = load_transformer(
+        *(family, native.spec, native.config, checkpoint, plan.dtype, plan.device, plan.adapters),
+        *((*map(re.escape, others), *known), native.tower),
+    )
     head, notes = _head(plan, native, checkpoint, loaded)
-    used = frozenset() if head is None else head.used
-    if plan.late is not None:
-        used |= plan.late.used(checkpoint.tensors)
+    used = others if head is None else others | head.used
     left = tuple(name for name in loaded.aside if used.isdisjoint(tails(name)))
     notes += [f"Tensors left out: {_short(left)}."] if left else []
     if config.get("is_causal") is False and any("CausalLM" in name for name in config.get("architectures") or ()):
@@ -53,7 +55,7 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
             "config.json says is_causal: false, so tokens see both sides, as in transformers, although the model is "
             "named after a decoder. hf_overrides={'is_causal': True} makes it one."
         )
-    merged = [str(folder) for folder in adapters.base_merge] + [adapters.merge or ""]
+    merged = [str(folder) for folder in plan.adapters.base_merge] + [plan.adapters.merge or ""]
     notes += [f"Merged into the weights: the adapter {name}." for name in merged if name]
     if loaded.adapters.names:
         notes.append(f"Adapters: {_short(loaded.adapters.names)}.")
@@ -97,11 +99,13 @@ def load_transformer(
     dtype: torch.dtype,
     device: torch.device,
     options: AdapterOptions = _NO_ADAPTERS,
-    others: tuple[str, ...] = (),
+    known: tuple[str, ...] = (),
+    tower: NativeTower | None = None,
 ) -> Loaded:
-    """The backbone of a checkpoint, placed and laid out for its device.
+    """The backbone of a checkpoint, with its tower if it reads pictures, placed and laid out for its device.
 
-    others: names of tensors that others than the family and its heads read.
+    config: the part that the family reads. known: regular expressions of tensors that neither the family nor its heads
+    read.
 
     Raises:
         CheckpointError: names that nobody claims, slots without tensors, shapes that do not fit.
@@ -113,7 +117,14 @@ def load_transformer(
         raise CheckpointError(f"{checkpoint.folder} has no token table. Looked for {wanted}, with any prefix.")
     layout, prefix = found
     claimed = claim(layout, prefix, spec, tensors, dtype, device)
-    aside, unknown = unclaimed(claimed.left, prefix, (*family.aside, *map(re.escape, others)))
+    left, shown = claimed.left, dict[str, Tensor]()
+    aside: list[str] = []
+    if tower is not None:
+        seen, own_prefix = _claimed_tower(tower, tensors, checkpoint, dtype, device)
+        shown = seen.tensors
+        aside, left = unclaimed(sorted({*left} & {*seen.left}), own_prefix, tower.family.aside)
+    others, unknown = unclaimed(left, prefix, (*family.aside, *known))
+    aside += others
     if unknown:
         raise CheckpointError(
             f"{checkpoint.folder} has {len(unknown)} tensors that the {config.get('model_type')} family does not know: "
@@ -126,6 +137,9 @@ def load_transformer(
     aside += [name for adapter in merged for name in adapter.saved]
     build = partial(family.backbone, config, spec)
     transformer, hidden_size = _fitting(build, Weights(claimed.tensors), device)
+    if tower is not None:
+        assert isinstance(transformer, Transformer)
+        transformer.tower = _fitting_tower(tower, Weights(shown), transformer, device)
     positions = family.max_tokens(config)
     table = claimed.tensors.get("positions.weight")
     _check_positions(table, spec.position_offset, positions)
@@ -134,7 +148,7 @@ def load_transformer(
         sizes=Sizes(
             hidden_size=hidden_size,
             vocabulary_size=len(claimed.tensors["tokens.weight"]),
-            parameters=sum(tensor.numel() for tensor in claimed.tensors.values()),
+            parameters=sum(tensor.numel() for tensor in (*claimed.tensors.values(), *shown.values())),
             positions=positions,
             token_types=len(claimed.tensors.get("types.weight", ())),
         ),
@@ -160,6 +174,31 @@ def _fitting(build: Callable[[Weights], Backbone], weights: Weights, device: tor
     except (RuntimeError, IndexError) as error:
         raise CheckpointError(f"The checkpoint's tensors do not fit together: {error}") from error
     return backbone, hidden.shape[-1]
+
+
+def _claimed_tower(
+    tower: NativeTower, tensors: Mapping[str, Tensor], checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+) -> tuple[Claimed, str]:
+    """The tensors of a tower, and the prefix of their names."""
+    found = find_layout(tower.family.layouts, tensors)
+    if found is None:
+        wanted = [layout.token_table + ".weight" for layout in tower.family.layouts]
+        raise CheckpointError(f"{checkpoint.folder} has no vision tower. Looked for {wanted}, with any prefix.")
+    layout, prefix = found
+    return claim(layout, prefix, tower.spec, tensors, dtype, device), prefix
+
+
+def _fitting_tower(tower: NativeTower, weights: Weights, transformer: Transformer, device: torch.device) -> Tower:
+    """The tower, tried on a blank picture in a prompt of its own, as `_fitting` tries the text half."""
+    picture = tower.family.sample(tower.config)
+    shown = Pictures((picture,), picture.filled)
+    try:
+        transformer.tower = tower.family.build(tower.config, tower.spec, weights)
+        with torch.inference_mode():
+            transformer(Batch.pack([Tokens(np.zeros(len(picture.ids), np.int64), pictures=shown)], device))
+    except (RuntimeError, IndexError) as error:
+        raise CheckpointError(f"The tensors of the checkpoint's vision tower do not fit together: {error}") from error
+    return transformer.tower
 
 
 def _check_positions(table: Tensor | None, offset: int, positions: int | None) -> None:

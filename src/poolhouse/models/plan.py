@@ -26,6 +26,8 @@ from poolhouse.models.native.families._config import NotNative
 from poolhouse.models.native.spec import TransformerSpec
 from poolhouse.models.native.static import StaticFiles, read_static
 from poolhouse.models.roles import DEFAULT_POOLINGS, Convert, Role, head_of, judges_steps, role_of
+from poolhouse.models.vision.kinds import picture_model_of
+from poolhouse.models.vision.picture_model import PictureModel, TowerFamily
 from poolhouse.params import PoolerConfig
 
 
@@ -50,12 +52,27 @@ class LoadOptions:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class NativeTower:
+    """A tower of ours, the part of config.json that describes it, and what that means."""
+
+    family: TowerFamily
+    config: Config
+    spec: TransformerSpec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Native:
-    """A family of ours that serves a checkpoint. head: of a classifier or masked language model, by its own tensors."""
+    """A family of ours that serves a checkpoint.
+
+    config: the part of config.json that the family reads. head: of a classifier or masked language model, by its own
+    tensors. tower: of a model that reads pictures.
+    """
 
     family: Family
     spec: TransformerSpec
+    config: Config
     head: Head | None = None
+    tower: NativeTower | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +85,8 @@ class LoadPlan:
     max_tokens: the longest prompt, by the user or by a reranker's files; None: by the model.
     default_pooling: where neither the user nor sentence-transformers' files say; None: by what transformers' model turns
     out to be. pooling_from: who says so.
-    late: of late interaction. reranker: what is special about scoring. notes: a sentence each.
+    late: of late interaction. reranker: what is special about scoring. pictures: the kind of a model that reads them.
+    notes: a sentence each.
     """
 
     options: LoadOptions
@@ -89,7 +107,22 @@ class LoadPlan:
     pooling_from: str = ""
     late: LateInteractionFiles | None = None
     reranker: Reranker = field(default_factory=Reranker)
+    pictures: PictureModel | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def picture_notes(self) -> tuple[str, ...]:
+        """What is assumed of prompts with pictures."""
+        if self.pictures is None:
+            return ()
+        if self.plain_texts:
+            return (f"Read as {self.pictures.name}, with vLLM's plain prompts (colbert_compat='vllm').",)
+        return (f"Read as {self.pictures.name}.", *self.pictures.notes)
+
+    @property
+    def picture_folder(self) -> Folder:
+        """Where the settings of the picture processor lie."""
+        return picture_folder(self.tokenizer, self.weights, self.folder)
 
     @property
     def plain_texts(self) -> bool:
@@ -106,6 +139,7 @@ class LoadPlan:
             "tokenizer": str(self.tokenizer),
             "runner": f"{self._runner()} ({self.why})" if self.why else self._runner(),
             "role": self.role,
+            "pictures": None if self.pictures is None else self.pictures.name,
             "head": None if head is None else " > ".join(module.name for module in head.modules),
             "pooling": self._pooling() if pools else None,
             "late_interaction": None if self.late is None else late,
@@ -118,7 +152,7 @@ class LoadPlan:
             "adapters": [*map(str, self.adapters.base_merge), *self.adapters.modules],
             "prompts": list(files.prompts),
             "routes": [f"{task}: {route}" for task, route in files.routes.by_task.items() if route],
-            "notes": [*reranker.notes, *self.notes, *files.notes],
+            "notes": [*reranker.notes, *self.picture_notes, *self.notes, *files.notes],
         }
         return {name: value for name, value in rows.items() if value}
 
@@ -156,20 +190,25 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     labels = {} if trained is None else trained_labels(adapters.merged_folders)
     # A copy, which the user's function or transformers may change without changing what the folder has read.
     config = overridden(deepcopy({**Checkpoint(weights).config, **files.config_changes, **labels}), options.overrides)
+    pictures = picture_model_of(config, weights)
     late, reranker = None, Reranker()
     if options.convert != "classify":
-        late = read_late_interaction(folders.described, weights, config, files)
+        late = _late_pictures(pictures, config, picture_folder(folders.tokenizer, weights, folders.described))
+        late = late or read_late_interaction(folders.described, weights, config, files)
     if trained is None and late is None and options.convert != "embed" and not judges_steps(config, options.pooler):
         reranker = read_reranker(folders.described, weights, config, files, options.name)
     role = trained or ("embed" if late is not None else _role(config, files, reranker, options))
-    native, why, notes = _native(config, role, options, reranker, late, weights)
+    native, why, notes = _native(config, role, options, reranker, late, weights, pictures)
     family = None if native is None else native.family
     if family is None and adapters.named:
         raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
     stated = None if family is None else family.stated_pooling(config)
     if files.described and stated is not None:
         files = replace(files, pooling=(stated,))
-    default_pooling, pooling_from = _default_pooling(config, family, stated, folders.described)
+    if pictures is not None and (dims := pictures.dims(config)) is not None:
+        files = replace(files, truncate_dim=files.truncate_dim or dims)
+        config = {"is_matryoshka": True, **config}
+    default_pooling, pooling_from = _default_pooling(config, family, stated, folders.described, pictures)
     return LoadPlan(
         options=options,
         folder=folders.described,
@@ -188,7 +227,26 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
         pooling_from=pooling_from,
         late=late,
         reranker=reranker,
+        pictures=pictures,
         notes=notes,
+    )
+
+
+def picture_folder(*folders: Folder) -> Folder:
+    """The first with settings of a picture processor; the first of all where none has some."""
+    named = ("processor_config.json", "preprocessor_config.json")
+    return next((folder for folder in folders if any(map(folder.has, named))), folders[0])
+
+
+def _late_pictures(pictures: PictureModel | None, config: Config, folder: Folder) -> LateInteractionFiles | None:
+    """What a kind of model says of its token vectors. folder: of its processor's files."""
+    if pictures is None or pictures.answers != "late":
+        return None
+    return LateInteractionFiles(
+        pictures.rules(folder),
+        heads=None if pictures.projections else (),
+        dimensions=pictures.width(config),
+        projections=pictures.projections,
     )
 
 
@@ -286,6 +344,7 @@ def _native(
     reranker: Reranker,
     late: LateInteractionFiles | None,
     weights: Folder,
+    pictures: PictureModel | None,
 ) -> tuple[Native | None, str, tuple[str, ...]]:
     """The family that serves a checkpoint, or None and why transformers does; a note where a family refuses.
 
@@ -293,8 +352,8 @@ def _native(
         ConfigError: model_impl='native' without a family. CheckpointError: a config that is not understood.
     """
     model_type = str(config.get("model_type", ""))
-    family, native, why = family_of(config), None, ""
-    notes: tuple[str, ...] = ()
+    family = family_of(config) if pictures is None else pictures.text
+    native, why, notes = None, "", tuple[str, ...]()
     if family is None:
         why = f"no native family serves model_type {model_type!r}"
         if options.implementation == "native":
@@ -303,7 +362,7 @@ def _native(
         why = "model_impl='transformers'"
     else:
         try:
-            native = _served_by(family, config, role, options, reranker, late, weights)
+            native = _served_by(family, config, role, options, reranker, late, weights, pictures)
         except NotNative as reason:
             if options.implementation == "native":
                 raise
@@ -319,6 +378,7 @@ def _served_by(
     reranker: Reranker,
     late: LateInteractionFiles | None,
     weights: Folder,
+    pictures: PictureModel | None,
 ) -> Native:
     """How a family serves a checkpoint.
 
@@ -327,17 +387,25 @@ def _served_by(
     """
     if late is not None and late.fills_unseen and not family.attends_to_part and options.colbert_compat == "reference":
         raise NotNative("queries are filled up with tokens that nobody attends to, which its attention cannot do.")
-    spec = spec_of(family, config, weights)
+    own, tower = config if pictures is None else pictures.text_config(config), None
+    if pictures is not None and pictures.tower is not None:
+        tower = _tower(pictures.tower, config, weights)
+    spec = spec_of(family, own, weights)
     if judges_steps(config, options.pooler) or reranker.tokens is not None:
-        return Native(family, spec)
+        return Native(family, spec, own, tower=tower)
     head = head_of(family, config, role)
     if head is None and role == "splade":
         raise NotNative(f"the native family of {architecture(config)} has no head to its vocabulary.")
-    return Native(family, spec, head)
+    return Native(family, spec, own, head, tower)
+
+
+def _tower(family: TowerFamily, config: Config, weights: Folder) -> NativeTower:
+    own = family.config(config)
+    return NativeTower(family, own, spec_of(family, own, weights))
 
 
 def _default_pooling(
-    config: JsonObject, family: Family | None, stated: str | None, folder: Folder
+    config: JsonObject, family: Family | None, stated: str | None, folder: Folder, pictures: PictureModel | None
 ) -> tuple[str | None, str]:
     """How an embedder pools where neither the user nor sentence-transformers' files say, and who says so.
 
@@ -345,6 +413,7 @@ def _default_pooling(
     """
     by = {
         "config.json": stated,
+        "its kind of model": None if pictures is None else pictures.pooling,
         "its model card": published_pooling(folder.path),
         "its family": None if family is None else family.pooling,
         "its architecture": DEFAULT_POOLINGS.get(architecture(config)),

@@ -25,7 +25,9 @@ from poolhouse.pooling.steps import Dense, Step
 ARCHITECTURES = ("HF_ColBERT", "ColBERTModernBertModel", "ColBERTJinaRobertaModel", "ColBERTLfm2Model", "ColBERTModel")
 
 # Names of the projection where it lies among the model's tensors.
-PROJECTIONS = ("linear.weight", "colbert_linear.weight")
+PROJECTIONS = ("linear", "colbert_linear")
+# What training and savers put in front of it.
+_WRAPPERS = ("", "model.", "base_model.model.", "base_model.model.model.", "vlm.")
 
 _PUNCTUATION = tuple(string.punctuation)
 
@@ -35,13 +37,15 @@ class LateInteractionFiles:
     """What files say of late interaction.
 
     heads: from a hidden state to the vector of a token; None where the projection lies among the model's own tensors.
-    unit: whether vectors have unit length. dimensions: length of a vector as artifact.metadata states it.
+    unit: whether vectors have unit length. dimensions: length of a projected vector as files state it.
+    projections: names that the projection may have among the model's own tensors.
     """
 
     rules: LateInteraction
     heads: tuple[Step | StoredStep, ...] | None = None
     unit: bool = True
     dimensions: int | None = None
+    projections: tuple[str, ...] = PROJECTIONS
 
     def read(self, tensors: Mapping[str, Tensor], config: Config, folder: Folder) -> tuple[Step, ...]:
         """The steps from a hidden state to the vector of a token. tensors: of the checkpoint in `folder`.
@@ -51,23 +55,29 @@ class LateInteractionFiles:
         """
         if self.heads is not None:
             return read_steps(self.heads)
-        name = _projection(tensors)
+        name = self._projection(tensors)
         if name is None:
             raise CheckpointError(
                 f"{folder} has no projection, which {architecture(config)} needs; it is never made up. "
-                f"Looked for {' and '.join(PROJECTIONS)} among its tensors, and for modules.json with a Dense module."
+                f"Looked for {' and '.join(f'{module}.weight' for module in self.projections)} among its tensors, and for "
+                "modules.json with a Dense module."
             )
-        weight = tensors[name].float()
+        weight, bias = tensors[f"{name}.weight"].float(), tensors.get(f"{name}.bias")
         if weight.ndim != 2 or self.dimensions not in (None, weight.shape[0]):
             raise CheckpointError(
-                f"{folder}: {name} is {list(weight.shape)}, but artifact.metadata says dim {self.dimensions}."
+                f"{folder}: {name}.weight is {list(weight.shape)}, but its files state vectors of {self.dimensions}."
             )
-        return (Dense(weight),)
+        return (Dense(weight, None if bias is None else bias.float()),)
 
     def used(self, tensors: Mapping[str, Tensor]) -> frozenset[str]:
-        """The name of the projection where it lies among the model's tensors."""
-        name = None if self.heads is not None else _projection(tensors)
-        return frozenset() if name is None else frozenset({name})
+        """The names of the projection's tensors where they lie among the model's."""
+        name = None if self.heads is not None else self._projection(tensors)
+        return frozenset(part for part in (f"{name}.weight", f"{name}.bias") if part in tensors)
+
+    def _projection(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """The name of the projection among the model's tensors."""
+        names = (f"{wrapper}{module}" for wrapper in _WRAPPERS for module in self.projections)
+        return next((name for name in names if f"{name}.weight" in tensors), None)
 
     @property
     def fills_unseen(self) -> bool:
@@ -193,7 +203,3 @@ def _mask_tokens(folder: Folder) -> tuple[str, ...]:
     # Classes of tokenizers have mask tokens that their files need not name.
     names = (tokens.get("mask_token"), "[MASK]", "<mask>", tokens.get("eos_token"))
     return tuple(token for token in names if token)
-
-
-def _projection(tensors: Mapping[str, Tensor]) -> str | None:
-    return next((name for name in PROJECTIONS if name in tensors), None)

@@ -38,11 +38,11 @@ class Transformer:
         self.positions = _table(weights / "positions")
         self.types = _table(weights / "types")
         self.relative = _table(weights / "relative")
-        self.embedding_norm = _norm(weights / "embedding_norm", spec)
-        self.project: Product | None = _linear(weights / "project") if weights / "project" else None
+        self.embedding_norm = norm_of(weights / "embedding_norm", spec)
+        self.project: Product | None = linear_of(weights / "project") if weights / "project" else None
         self.layers = blocks(spec, weights)
-        self.final_norm = _norm(weights / "final_norm", spec)
-        self.output = _linear(weights / "output") if weights / "output" else None
+        self.final_norm = norm_of(weights / "final_norm", spec)
+        self.output = linear_of(weights / "output") if weights / "output" else None
         self.ropes = {layer.rope for layer in spec.layers if layer.rope}
         self._rows = self.layers[0].attention.qkv.padded_rows
         # The share of each hidden state in the answer, the embeddings' first; None for the last alone.
@@ -145,12 +145,12 @@ class Block:
     def __init__(self, spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> None:
         self.attention = Attention(spec, layer, weights / "attn")
         self.feed_forward = _feed_forward(spec, layer, weights / "ffn")
-        self.attn_in = _norm(weights / "attn_in", spec)
-        self.attn_out = _norm(weights / "attn_out", spec)
-        self.attn_post = _norm(weights / "attn_post", spec)
-        self.ffn_in = _norm(weights / "ffn_in", spec)
-        self.ffn_out = _norm(weights / "ffn_out", spec)
-        self.ffn_post = _norm(weights / "ffn_post", spec)
+        self.attn_in = norm_of(weights / "attn_in", spec)
+        self.attn_out = norm_of(weights / "attn_out", spec)
+        self.attn_post = norm_of(weights / "attn_post", spec)
+        self.ffn_in = norm_of(weights / "ffn_in", spec)
+        self.ffn_out = norm_of(weights / "ffn_out", spec)
+        self.ffn_post = norm_of(weights / "ffn_post", spec)
 
     def __call__(self, x: Tensor, segments: Segments, ropes: Ropes, bias: Tensor | None) -> Tensor:
         mixed = self.attention.mix(x if self.attn_in is None else self.attn_in(x), segments, ropes, bias)
@@ -166,9 +166,9 @@ class Attention:
 
     def __init__(self, spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> None:
         self.spec, self.layer = spec, layer
-        self.qkv: Product = _linear(weights / "qkv")
-        self.out: Product = _linear(weights / "out")
-        self.q_norm, self.k_norm = _norm(weights / "q_norm", spec), _norm(weights / "k_norm", spec)
+        self.qkv: Product = linear_of(weights / "qkv")
+        self.out: Product = linear_of(weights / "out")
+        self.q_norm, self.k_norm = norm_of(weights / "q_norm", spec), norm_of(weights / "k_norm", spec)
         query = spec.heads * spec.head_dim
         rest = self.qkv.out_features - query
         self.sizes = (query, rest // 2, rest // 2)
@@ -225,7 +225,7 @@ def blocks(spec: TransformerSpec, weights: Weights) -> list[Block]:
 
 def _feed_forward(spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> FeedForward | Experts:
     if not layer.experts:
-        return FeedForward(_linear(weights / "up"), _linear(weights / "down"), spec.activation, spec.gated)
+        return FeedForward(linear_of(weights / "up"), linear_of(weights / "down"), spec.activation, spec.gated)
     router = weights / "router"
     # Both matrices of all experts lie below each other: [experts * intermediate, hidden].
     ups, downs = ((weights / name).weight.chunk(len(router.weight)) for name in ("expert_up", "expert_down"))
@@ -233,10 +233,10 @@ def _feed_forward(spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> 
         FeedForward(_prepacked(up), _prepacked(down.T.contiguous()), spec.activation, spec.gated)
         for up, down in zip(ups, downs, strict=True)
     ]
-    return Experts(_linear(router), experts, (weights / "experts").bias, layer.experts)
+    return Experts(linear_of(router), experts, (weights / "experts").bias, layer.experts)
 
 
-def _linear(weights: Weights) -> Linear:
+def linear_of(weights: Weights) -> Linear:
     return _prepacked(weights.weight, weights.bias)
 
 
@@ -250,7 +250,7 @@ def _table(weights: Weights) -> Tensor | None:
     return weights.weight if weights else None
 
 
-def _norm(weights: Weights, spec: TransformerSpec) -> Norm | None:
+def norm_of(weights: Weights, spec: TransformerSpec) -> Norm | None:
     """A norm where the checkpoint has one, else nothing."""
     if not weights:
         return None

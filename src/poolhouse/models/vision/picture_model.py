@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from poolhouse.files import Folder
+from poolhouse.inputs.late_interaction import LateInteraction, TextRules
 from poolhouse.inputs.pictures import PictureReader
 from poolhouse.models.backbone import Tower
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.native.families.family import Family
 from poolhouse.models.native.spec import TransformerSpec
 from poolhouse.models.native.weights import Layout, Weights
+from poolhouse.packing.tokens import Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class TowerFamily:
     spec: the behaviour of its blocks, from that part.
     layouts: how checkpoints name its tensors; the one whose `anchor` slot is present wins.
     build: the tower, of that part, its spec and its tensors.
+    sample: a blank picture of the smallest size, from that part; the tower is tried on it at load.
     aside: regular expressions of tensors of it that are not used.
     """
 
@@ -30,19 +33,39 @@ class TowerFamily:
     spec: Callable[[Config], TransformerSpec]
     layouts: tuple[Layout, ...]
     build: Callable[[Config, TransformerSpec, Weights], Tower]
+    sample: Callable[[Config], Picture]
     aside: tuple[str, ...] = ()
+
+
+def own_part(config: Config) -> Config:
+    """The part of config.json that describes the text half; all of it in older files."""
+    found = config.get("text_config")
+    return found if isinstance(found, dict) else config
+
+
+def _unstated(_: Config) -> int | None:
+    return None
+
+
+def _no_rules(_: Folder) -> LateInteraction:
+    return LateInteraction(TextRules(), TextRules())
 
 
 @dataclass(frozen=True, slots=True)
 class PictureModel:
     """One row of the table of models that read pictures.
 
-    name: for people ("ColQwen3 of TomoroAI"). matches: whether a checkpoint is one, by its config.json, the names of its
-    tensors and its other files. reader: how it reads pictures and writes prompts, from config.json and its folder.
+    name: for people ("ColQwen3 of TomoroAI"). matches: whether a checkpoint is one, by its config.json and, through
+    `tensor_names`, its tensors. reader: how it reads pictures and writes prompts, from config.json and the folder of its
+    processor's files.
     answers: "late" for token vectors that are compared one by one, "dense" for one vector, "score" for a reranker.
     text, tower: its native halves; None where transformers runs it. text_config: the part that the text family reads.
-    projections: modules from a hidden state to a token's vector, under one of these names (weight, and bias if there).
-    pooling: of "dense", where no file says it. notes: what is assumed, printed at load.
+    projections: modules from a hidden state to a token's vector, the first that is there (weight, and bias if there);
+    () where vectors are hidden states. width: features of these vectors as config.json states them, to be checked.
+    rules: lengths of queries and documents of "late", from the processor's folder.
+    dims: how many of them answers have unless the request says otherwise, of models that were trained to be cut.
+    pooling: of "dense", where no file says it. aside: regular expressions of tensors that neither half has a use for.
+    notes: what is assumed, printed at load.
     """
 
     name: str
@@ -50,8 +73,12 @@ class PictureModel:
     reader: Callable[[Config, Folder], PictureReader]
     answers: Literal["late", "dense", "score"]
     text: Family | None = None
-    text_config: Callable[[Config], Config] = lambda config: config
+    text_config: Callable[[Config], Config] = own_part
     tower: TowerFamily | None = None
     projections: tuple[str, ...] = ()
+    width: Callable[[Config], int | None] = _unstated
+    dims: Callable[[Config], int | None] = _unstated
+    rules: Callable[[Folder], LateInteraction] = _no_rules
     pooling: str | None = None
+    aside: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder
 from poolhouse.models.files.checkpoint import Config
@@ -40,7 +43,14 @@ def family_of(config: Config) -> Family | None:
     return next((family for family in FAMILIES if model_type in family.model_types), None)
 
 
-def spec_of(family: Family, config: Config, folder: Folder) -> TransformerSpec:
+class Described(Protocol):
+    """A family, or one of towers."""
+
+    @property
+    def spec(self) -> Callable[[Config], TransformerSpec]: ...
+
+
+def spec_of(family: Described, config: Config, folder: Folder) -> TransformerSpec:
     """What a config means to its family. folder: where it lies, for messages.
 
     Raises:

@@ -68,8 +68,14 @@ def rope(config: Config, head_dim: int, theta: float, layer_type: str | None = N
         config.get("original_max_position_embeddings") or found.get("original_max_position_embeddings") or longest
     )
     factor = float(found.get("factor") or (longest / original if original else 1.0))
-    if kind in ("default", "linear"):
-        return RopeSpec(dim, base, kind, factor)
+    if kind in ("default", "mrope"):
+        # Positions of three axes, of models that read pictures; "mrope" is the older name of their plain angles.
+        return RopeSpec(
+            dim, base, sections=tuple(found.get("mrope_section") or ()),
+            interleaved=bool(found.get("mrope_interleaved")),
+        )  # fmt: skip
+    if kind == "linear":
+        return RopeSpec(dim, base, "linear", factor)
     if kind == "dynamic":
         return RopeSpec(dim, base, "dynamic", factor, original_length=longest)
     if kind == "llama3":

@@ -70,12 +70,14 @@ def windows(config: Config, sliding: Callable[[int], bool]) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in types]
 
 
-def decoder(config: Config, windows: list[int | None], head_dim: int | None = None) -> TransformerSpec:
-    """What Llama's descendants share. windows: the config's sliding window of each layer, or None."""
+def decoder(
+    config: Config, windows: list[int | None], head_dim: int | None = None, theta: float = 10000.0
+) -> TransformerSpec:
+    """What Llama's descendants share. windows: the config's sliding window of each layer, or None. theta: the default."""
     refuse(config, {"quantization_config": (None,)})
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or head_dim or config["hidden_size"] // heads
-    turns = rope(config, head_dim, 10000.0)
+    turns = rope(config, head_dim, theta)
     if turns.dim != head_dim:
         raise NotNative("config.json: partial_rotary_factor is set; the native family turns whole heads.")
     causal = is_causal(config)

@@ -1,11 +1,14 @@
-"""Qwen2, with biases on query, key and value, Qwen3, with norms on query and key, and Voyage's embedder of Qwen3."""
+"""Qwen2, with biases on query, key and value, Qwen3, with norms on query and key, Voyage's Qwen3, and Qwen-VL's text halves."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from poolhouse.models.files.checkpoint import Config
+from poolhouse.models.native.families._config import NotNative
 from poolhouse.models.native.families.family import Family
 from poolhouse.models.native.families.llama import HEADS, NAMES, QK_NORMS, decoder, windows
-from poolhouse.models.native.spec import TransformerSpec
+from poolhouse.models.native.spec import LayerSpec, TransformerSpec
 from poolhouse.models.native.weights import Layout
 
 _DEFAULTS = {
@@ -15,6 +18,13 @@ _DEFAULTS = {
     "max_position_embeddings": 32768,
     "sliding_window": 4096,
     "max_window_layers": 28,
+}
+_QWEN2_VL_DEFAULTS = {
+    "hidden_size": 8192,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 80,
+    "max_window_layers": 80,
+    "rms_norm_eps": 1e-5,
 }
 
 
@@ -30,6 +40,31 @@ def _qwen3(config: Config) -> TransformerSpec:
 
 def _voyage(config: Config) -> TransformerSpec:
     return _qwen3({**config, "is_causal": False})
+
+
+def _qwen2_vl(config: Config) -> TransformerSpec:
+    config = {**_DEFAULTS, **_QWEN2_VL_DEFAULTS, **config}
+    return _with_axes(decoder(config, _windows(config), theta=1e6), (16, 24, 24), interleaved=False)
+
+
+def _qwen3_vl(config: Config) -> TransformerSpec:
+    config = {**_DEFAULTS, **config}
+    spec = decoder(config, [None] * config["num_hidden_layers"], head_dim=128, theta=5e5)
+    return _with_axes(spec, (24, 20, 20), interleaved=True)
+
+
+def _with_axes(spec: TransformerSpec, sections: tuple[int, ...], interleaved: bool) -> TransformerSpec:
+    """The spec with positions of three axes. sections: where the config has none."""
+    layers: list[LayerSpec] = []
+    for layer in spec.layers:
+        assert layer.rope is not None
+        turns = replace(layer.rope, sections=layer.rope.sections or sections, interleaved=interleaved)
+        if len(turns.sections) != 3 or sum(turns.sections) != turns.dim // 2:
+            raise NotNative(
+                f"config.json: mrope_section {list(turns.sections)} must share out {turns.dim // 2} frequencies."
+            )
+        layers.append(replace(layer, rope=turns))
+    return replace(spec, layers=tuple(layers))
 
 
 def _windows(config: Config) -> list[int | None]:
@@ -63,4 +98,13 @@ QWEN3_VOYAGE = Family(
     pooling="MEAN",
     aside=HEADS,
     max_tokens=_max_tokens,
+)
+# The text halves of Qwen2-VL and Qwen2.5-VL, and of Qwen3-VL: rows of `poolhouse.models.vision.kinds` name them.
+QWEN2_VL_TEXT = replace(QWEN2, model_types=("qwen2_vl_text", "qwen2_5_vl_text"), spec=_qwen2_vl)
+QWEN3_VL_TEXT = replace(
+    QWEN3,
+    model_types=("qwen3_vl_text",),
+    spec=_qwen3_vl,
+    aside=HEADS,
+    max_tokens=lambda config: int(config.get("max_position_embeddings", 128000)),
 )

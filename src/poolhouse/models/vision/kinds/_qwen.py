@@ -1,0 +1,35 @@
+"""Qwen-VL's kin: what their readers share, the placeholder of a picture and the settings of its processor."""
+
+from __future__ import annotations
+
+from poolhouse.files import Folder, JsonObject
+from poolhouse.inputs.media.processor import QwenPictures, image_settings
+from poolhouse.inputs.pictures import PicturePrompts, PictureReader
+from poolhouse.models.files.checkpoint import Config
+
+PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+# Queries end in ten of these, whose rows are compared as well (query augmentation).
+END = "<|endoftext|>"
+AUGMENTED = END * 10
+
+
+def processor_settings(folder: Folder) -> JsonObject:
+    """What a checkpoint's processor says of prompts and lengths, by either file."""
+    names = ("preprocessor_config.json", "processor_config.json")
+    return {key: value for name in names for key, value in folder.json(name, needed=False).items()}
+
+
+def qwen_reader(
+    config: Config, folder: Folder, prompts: PicturePrompts, max_tokens: int | None = None, **limits: int
+) -> PictureReader:
+    """A reader with the processor of Qwen-VL.
+
+    max_tokens: of one picture, over what its files say. limits: `min_pixels`, `max_pixels`, likewise.
+    """
+    settings, token = image_settings(folder), config.get("image_token_id", 151655)
+    if max_tokens is not None:
+        vision = config.get("vision_config") or {}
+        patch = settings.get("patch_size") or vision.get("patch_size") or 16
+        merge = settings.get("merge_size") or vision.get("spatial_merge_size") or 2
+        limits["max_pixels"] = max_tokens * (patch * merge) ** 2
+    return PictureReader(QwenPictures(settings, token, **limits), prompts, PICTURE, token, axes=True)

@@ -1,0 +1,1 @@
+"""Towers: native vision towers, one file for each kind; they make rows of the pictures of a pack."""
