@@ -18,9 +18,9 @@ from poolhouse.engine.interface import EngineFacts, WarmUpLevel
 from poolhouse.engine.observing import BatchRun, Guarded, Observer
 from poolhouse.engine.request import Answer, Pending, Request, Timing, fail, start
 from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest
+from poolhouse.inputs.content import Image
 from poolhouse.inputs.conversations import Conversations
 from poolhouse.inputs.limits import Limit
-from poolhouse.inputs.content import Image
 from poolhouse.inputs.prompts import Prompt, check_ids, images_of
 from poolhouse.outputs import Array
 from poolhouse.packing.tokens import Ids, Offsets, Picture, Pictures, Tokens
@@ -235,7 +235,9 @@ class FakeEngine:
             raise InvalidRequest(f"The model has no prompt named '{request.prompt_name}'.", "prompt_name")
         images = images_of(prompt)
         if images and not self.facts.pictures:
-            raise InvalidRequest(f"{images[0].path}: this model reads no pictures.", images[0].path)
+            raise InvalidRequest(
+                f"MultiModalParam is not supported for {self.facts.name}: it reads text.", images[0].path
+            )
         if prompt.text is None and prompt.conversation is not None:
             prompt = self.conversations.rendered(prompt.conversation)
         prefix = self.facts.prompts.get(request.prompt_name or "", "")

@@ -34,7 +34,11 @@ _PART: JsonDict = {
     "anyOf": [
         _TEXT,
         {"type": "object", "properties": {"type": {"const": "text"}, "text": _TEXT}, "required": ["text"]},
-        {"type": "object", "properties": {"type": {"const": "image_url"}, "image_url": _URL}, "required": ["image_url"]},
+        {
+            "type": "object",
+            "properties": {"type": {"const": "image_url"}, "image_url": _URL},
+            "required": ["image_url"],
+        },
     ]
 }
 CONTENT_SCHEMA: JsonDict = {"anyOf": [_TEXT, {"type": "array", "items": _PART, "minItems": 1}]}
@@ -261,8 +265,13 @@ def processor_options(options: Mapping[str, object] | None) -> Mapping[str, obje
 
 
 def with_options(prompt: Prompt, options: Mapping[str, object]) -> Prompt:
-    """A prompt whose pictures are read with these options of the processor."""
-    return replace(prompt, processor_options=options) if options and images_of(prompt) else prompt
+    """A prompt whose pictures are read with these options of the processor, and with its own over them.
+
+    Raises:
+        InvalidRequest: options of its own that are not for requests.
+    """
+    own = processor_options(prompt.processor_options)
+    return replace(prompt, processor_options={**options, **own}) if options and images_of(prompt) else prompt
 
 
 def refuse_media_io(options: Mapping[str, object] | None) -> None:

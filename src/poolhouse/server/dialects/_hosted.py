@@ -61,7 +61,12 @@ class EmbedOptions:
 
 
 async def embed(
-    call: Call, contents: Sequence[TextOrContent], options: EmbedOptions, *, task: Task = "embed", parameter: str = "input"
+    call: Call,
+    contents: Sequence[TextOrContent],
+    options: EmbedOptions,
+    *,
+    task: Task = "embed",
+    parameter: str = "input",
 ) -> list[Answer]:
     """An answer per item; see `requests` and `Call.answers` for what may be raised.
 

@@ -193,7 +193,9 @@ def rerank_meta(version: int, scored: Scored) -> Meta:
 def _billed(answers: Sequence[Answer]) -> BilledUnits:
     """Tokens of texts, and of pictures where there are any."""
     tokens, of_pictures = _replies.tokens_of(answers), _replies.picture_tokens_of(answers)
-    return {"input_tokens": tokens - of_pictures, "image_tokens": of_pictures} if of_pictures else {"input_tokens": tokens}
+    return (
+        {"input_tokens": tokens - of_pictures, "image_tokens": of_pictures} if of_pictures else {"input_tokens": tokens}
+    )
 
 
 def _meta(version: int, units: BilledUnits, answers: Sequence[Answer]) -> Meta:

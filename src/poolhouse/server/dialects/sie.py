@@ -144,7 +144,8 @@ async def encode(call: Call, body: JsonObject) -> Response:
     first, *further = dict.fromkeys(tasks.values())
     read_as = EmbedOptions("query" if options.is_query else "document")
     requests = [
-        replace(request, further=tuple(further)) for request in _hosted.requests(call, contents, read_as, first, "items")
+        replace(request, further=tuple(further))
+        for request in _hosted.requests(call, contents, read_as, first, "items")
     ]
     answers = await call.answers(requests, "items[{}]".format)
     dtype: Dtype = params.output_dtype or options.output_dtype or "float32"

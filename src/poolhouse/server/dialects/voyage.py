@@ -94,9 +94,7 @@ async def multimodal_embeddings(call: Call, fields: MultimodalFields) -> Respons
 
 
 def _options(fields: EmbeddingFields | MultimodalFields) -> EmbedOptions:
-    return EmbedOptions(
-        fields.input_type, fields.output_dimension, truncate=None if fields.truncation else "NONE"
-    )
+    return EmbedOptions(fields.input_type, fields.output_dimension, truncate=None if fields.truncation else "NONE")
 
 
 async def _write(

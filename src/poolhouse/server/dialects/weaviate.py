@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import InvalidRequest
+from poolhouse.inputs.content import TextOrContent
 from poolhouse.server.call import Call, as_json
 from poolhouse.server.dialects import _hosted, health
 from poolhouse.server.dialects._fields import Many, Strict
@@ -51,7 +52,7 @@ class VectorFields(Strict):
 class VectorizeFields(Strict):
     """The body of POST /vectorize."""
 
-    texts: Many[str] = []
+    texts: Many[str] = Field([])
     images: Many[str] = Field([], description="Pictures in base64.")
 
 
@@ -77,7 +78,7 @@ async def vectorize(call: Call, fields: VectorizeFields) -> Response:
     """The vectors of texts, and those of pictures."""
     _use_first(call, lambda engine: "embed" in engine.facts.tasks and (engine.facts.pictures or not fields.images))
     texts = len(fields.texts)
-    contents = [*fields.texts, *_hosted.pictures(fields.images, "images")]
+    contents: list[TextOrContent] = [*fields.texts, *_hosted.pictures(fields.images, "images")]
     requests = _hosted.requests(call, contents, EmbedOptions(), parameter="texts")
 
     def location(index: int) -> str:

@@ -114,7 +114,9 @@ class ScoreFields(PairFields):
 class RerankFields(PairFields):
     """The body of POST /rerank."""
 
-    query: object = Field(description="A text, {text}, or {content: [text and image_url parts]}.", json_schema_extra=_SIDE)
+    query: object = Field(
+        description="A text, {text}, or {content: [text and image_url parts]}.", json_schema_extra=_SIDE
+    )
     documents: object = Field(description=_TEXTS, json_schema_extra=_SIDES)
     top_n: int = Field(0, ge=0, description="How many of the best to give; 0 gives all.")
     return_documents: bool = Field(True, description="Whether results hold their documents.")
@@ -194,9 +196,7 @@ def _echoes(given: object, documents: Sequence[TextOrContent]) -> list[RankedDoc
     ]
 
 
-def _result(
-    index: int, documents: Sequence[RankedDocument] | None, scored: Scored
-) -> dict[str, object]:
+def _result(index: int, documents: Sequence[RankedDocument] | None, scored: Scored) -> dict[str, object]:
     result: dict[str, object] = {"index": index}
     if documents is not None:
         result["document"] = documents[index]

@@ -12,7 +12,14 @@ from poolhouse.errors import InvalidRequest, UnknownModel
 from poolhouse.inputs.prompts import Conversation, Prompt, images_of
 from poolhouse.server.call import Call, JsonObject
 from poolhouse.server.dialects import tei
-from poolhouse.server.dialects._fields import Lenient, Many, Strict, check_chat_template, processor_options, refuse_media_io
+from poolhouse.server.dialects._fields import (
+    Lenient,
+    Many,
+    Strict,
+    check_chat_template,
+    processor_options,
+    refuse_media_io,
+)
 from poolhouse.server.engines import Engines, unknown
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire.contract import Errors
