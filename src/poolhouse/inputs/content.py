@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -84,11 +84,9 @@ def parse_image(source: object, path: str) -> Image:
     Raises:
         InvalidRequest: several pictures, or nothing that could be one.
     """
-    if isinstance(source, os.PathLike):
-        source = os.fspath(source)
     if isinstance(source, list | tuple) or (isinstance(source, np.ndarray) and source.ndim > _CHANNELS_LAST):
         raise InvalidRequest(f"{path} holds several pictures or frames; give each a part of its own.", path)
-    if isinstance(source, str | bytes | bytearray | np.ndarray) or is_picture(source):
+    if isinstance(source, str | bytes | bytearray | memoryview | Path | np.ndarray) or is_picture(source):
         return Image(source, path)
     shown = "null" if source is None else type(source).__name__
     raise InvalidRequest(
