@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Image:
     """A picture as a caller gives it.
 
-    source: a URL, a data URI or a path (text), bytes, an array [height, width, channels] or a PIL picture.
+    source: a URL, a data URI or a path (text), bytes, an array [height, width, channels] or a PIL picture. A `Path` is of
+    code in this process, and opened without questions.
     path: where it stands in the request, for errors ("messages[0].content[1]").
     """
 
@@ -31,3 +32,9 @@ class Content:
     @property
     def images(self) -> tuple[Image, ...]:
         return tuple(part for part in self.parts if isinstance(part, Image))
+
+
+def from_base64(text: str, path: str) -> Image:
+    """A picture of APIs that take bare base64 beside URLs and data URIs."""
+    bare = not text[:5].lower().startswith(("http:", "https", "data:", "file:"))
+    return Image(f"data:;base64,{text}" if bare else text, path)

@@ -84,6 +84,7 @@ class Conversation:
     chat_template: the text of another template, or the name of one of the model's.
     variables: further variables of the template (vLLM's chat_template_kwargs), such as `tools` and `documents`.
     add_special_tokens: whether the tokenizer adds its own around the rendered text.
+    images: the pictures of the messages, in order.
     """
 
     messages: object
@@ -92,6 +93,7 @@ class Conversation:
     chat_template: str | None = None
     variables: Mapping[str, object] = field(default_factory=dict)
     add_special_tokens: bool = False
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,6 +120,13 @@ class Prompt:
     images: tuple[Image, ...] = ()
     pair_content: Content | None = None
     processor_options: Mapping[str, object] = field(default_factory=dict)
+
+
+def images_of(prompt: Prompt) -> tuple[Image, ...]:
+    """The pictures that a prompt shows, in the order in which those of its request stand."""
+    if prompt.content is not None:
+        return prompt.content.images + (() if prompt.pair_content is None else prompt.pair_content.images)
+    return prompt.images if prompt.conversation is None else prompt.conversation.images
 
 
 def parse_prompts(prompts: object, parameter: str = "prompts", first: int = 0) -> list[Prompt]:
