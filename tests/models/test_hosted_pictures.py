@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -28,6 +29,7 @@ from tests.models.hosted import (
     picture,
     prompt,
     randomised,
+    tokenizer,
     worst,
 )
 
@@ -219,3 +221,49 @@ def test_a_missing_tensor_is_never_made_up(tmp_path: Path) -> None:
     tiny.save(tmp_path)
     with pytest.raises(CheckpointError, match=r"lacks 1 tensors that the model needs: connector\.modality"):
         loaded(tmp_path)
+
+
+def processor(tiny: Hosted) -> Any:
+    """transformers' own, of the kind."""
+    settings = {name: value for name, value in tiny.settings.items() if name != "image_processor_type"}
+    name = str(tiny.settings["image_processor_type"])
+    images, tokens = getattr(transformers, f"{name}Pil")(**settings), tokenizer()
+    if name == "SiglipImageProcessor":
+        images.image_seq_length = 16
+        kind = "ColPali" if tiny.config["model_type"] == "colpali" else "PaliGemma"
+        return getattr(transformers, f"{kind}Processor")(images, tokens)
+    kind, rows = ("ColModernVBert", 4) if "vlm_config" in tiny.config else ("Idefics3", 4)
+    return getattr(transformers, f"{kind}Processor")(images, tokens, image_seq_len=rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [
+        ("ColPali of transformers", None),
+        ("ColPali of colpali-engine", "<image><bos>Describe the image."),
+        ("ColIdefics3", "<|im_start|>User:<image>Describe the image.<end_of_utterance>\nAssistant:"),
+        ("ColModernVBERT of transformers", None),
+        (
+            "ColModernVBERT of colpali-engine",
+            "<|begin_of_text|>User:<image>Describe the image.<end_of_utterance>\nAssistant:",
+        ),
+    ],
+)
+def test_prompts_are_those_of_the_processor(kind: str, shown: str | None, tmp_path: Path) -> None:
+    tiny = KINDS[kind][0]()
+    tiny.save(tmp_path)
+    reader, theirs = loaded(tmp_path).facts.pictures, processor(tiny)
+    assert reader is not None
+    for image in (picture(40, 30), picture(9, 60), picture(12, 12)):
+        if shown is None:
+            wanted = theirs.process_images([image])
+        else:
+            wanted = theirs(text=[shown], images=[image], return_tensors="np")
+        own = prompt(reader, image)
+        assert own.ids.tolist() == wanted["input_ids"][0].tolist()
+        assert own.pictures is not None
+        pixels = own.pictures.pictures[0].pixels
+        np.testing.assert_array_equal(pixels, np.asarray(wanted["pixel_values"]).reshape(pixels.shape))
+    if shown is None:
+        query = theirs.process_queries(["what is packed?"])["input_ids"][0].tolist()
+        assert prompt(reader, "what is packed?", role="query").ids.tolist() == query
