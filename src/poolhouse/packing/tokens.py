@@ -86,10 +86,6 @@ class Pictures:
         """Rows that the tower runs over."""
         return sum(picture.patches for picture in self.pictures)
 
-    def without_pixels(self) -> Pictures:
-        """Which tokens are pictures' and where, for answers: they live longer than pixels should."""
-        return Pictures((), self.filled, self.axes)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
