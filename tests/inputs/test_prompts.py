@@ -126,7 +126,10 @@ def test_ids(given: Any, ids: list[list[int]]) -> None:
         ({}, "needs 'prompt'"),
         ({"prompt": 3}, "needs 'prompt'"),
         ({"prompt_token_ids": "12"}, r"prompts\.prompt_token_ids is str"),
-        ({"prompt": "x", "multi_modal_data": {"image": 1}}, "'multi_modal_data' is not supported"),
+        (
+            {"prompt": "x", "multi_modal_data": {"image": 1}},
+            r"prompts\.multi_modal_data\.image is int; a picture is a URL",
+        ),
         (np.ones((2, 2)), r"must be a flat list of integers, got float64\[2\]"),
     ],
 )

@@ -264,19 +264,27 @@ def rows_of(group: Group, batch: Batch, hidden: Tensor) -> Rows:
             for index, request in zip(group.indexes, group.requests, strict=True)
             if request.spans is not None
         ]
-        return _slices(np.concatenate(spans).tolist(), batch, hidden, None, None)
+        bounds = np.concatenate(spans).tolist()
+        owners = [request.adapter for request in group.requests for _ in request.spans]  # type: ignore[union-attr]
+        return _slices(bounds, batch, hidden, owners)
     skip, kept = _skip(group.requests), _kept(group.requests, batch)
     if len(group.indexes) == len(batch.segments):
         return Rows(hidden, batch.segments, batch.ids, skip, kept)
-    return _slices([(starts[index], ends[index]) for index in group.indexes], batch, hidden, skip, kept)
+    bounds = [(starts[index], ends[index]) for index in group.indexes]
+    return _slices(bounds, batch, hidden, [request.adapter for request in group.requests], skip, kept)
 
 
 def _slices(
-    bounds: Sequence[Sequence[int]], batch: Batch, hidden: Tensor, skip: Tensor | None, kept: Tensor | None
+    bounds: Sequence[Sequence[int]],
+    batch: Batch,
+    hidden: Tensor,
+    adapters: Sequence[str | None],
+    skip: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Rows:
     return Rows(
         torch.cat([hidden[start:end] for start, end in bounds]),
-        Segments([end - start for start, end in bounds], batch.segments.device),
+        Segments([end - start for start, end in bounds], batch.segments.device, adapters=adapters),
         torch.cat([batch.ids[start:end] for start, end in bounds]),
         skip,
         kept,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 from poolhouse.errors import InvalidRequest
 from poolhouse.files import DEFAULT, Folder, chat_templates, special_tokens
-from poolhouse.inputs.prompts import Conversation, Prompt, text_parts
+from poolhouse.inputs.content import Content, Image, parse_content
+from poolhouse.inputs.prompts import Conversation, Prompt
 
 if TYPE_CHECKING:
     from poolhouse.inputs.templates.sandbox import Contents
@@ -36,15 +37,22 @@ class Conversations:
     templates: by name. special_tokens: bos_token and its like, which templates may write.
     content_format: how contents are passed to templates: as texts ("string"), lists of parts ("openai"), or as each
     template reads them ("auto").
+    placeholder: the text of a picture in prompts, of models that read pictures. A template that reads parts writes it
+    itself; in texts the placeholders of a message's pictures come first, a line each, as in vLLM.
     """
 
     templates: Mapping[str, str] = field(default_factory=dict)
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     content_format: ContentFormat = "auto"
+    placeholder: str = ""
 
     @classmethod
     def of(
-        cls, folder: Path | Folder, chat_template: str | None = None, content_format: ContentFormat = "auto"
+        cls,
+        folder: Path | Folder,
+        chat_template: str | None = None,
+        content_format: ContentFormat = "auto",
+        placeholder: str = "",
     ) -> Conversations:
         """The templates of a tokenizer's folder. chat_template: the text of one to use instead.
 
@@ -53,7 +61,7 @@ class Conversations:
         """
         folder = Folder.of(folder)
         templates = chat_templates(folder) if chat_template is None else {DEFAULT: chat_template}
-        return cls(templates, special_tokens(folder), content_format)
+        return cls(templates, special_tokens(folder), content_format, placeholder)
 
     def prompt(
         self,
@@ -67,7 +75,8 @@ class Conversations:
     ) -> Prompt:
         """The prompt of one conversation.
 
-        messages: mappings with `role` and `content`: a text, or a list of text parts. Other fields go to the template.
+        messages: mappings with `role` and `content`: a text, or a list of parts, texts and pictures. Other fields go
+            to the template.
         For the other arguments see `Conversation`.
 
         Raises:
@@ -94,13 +103,14 @@ class Conversations:
             reads = sandbox.contents_of(template, name)
         else:
             reads = sandbox.Contents(parts=self.content_format == "openai", wrapped=True)
-        messages = _messages(conversation.messages, reads)
+        messages, images = _messages(conversation.messages, reads, self.placeholder)
         if conversation.continue_final_message:
             _mark_end(messages[-1])
         variables = {"tools": None, "documents": None, **self.special_tokens, **variables}
         variables |= {"messages": messages, "add_generation_prompt": conversation.add_generation_prompt}
         text = sandbox.render(template, variables, name)
-        return Prompt(_up_to_mark(text) if conversation.continue_final_message else text, conversation=conversation)
+        text = _up_to_mark(text) if conversation.continue_final_message else text
+        return Prompt(text, conversation=conversation, images=images)
 
     def _template(self, chosen: str | None, variables: Mapping[str, object]) -> tuple[str, str]:
         """The name of the template, for messages, and its text."""
@@ -133,11 +143,16 @@ def _checked_variables(conversation: Conversation) -> dict[str, object]:
     return _plain(conversation.variables, "chat_template_kwargs")
 
 
-def _messages(messages: object, reads: Contents) -> list[dict[str, object]]:
-    """Copies of the messages, with contents in the form that the template reads."""
+# The content of a message as a template reads it.
+_Read = str | list[dict[str, str]]
+
+
+def _messages(messages: object, reads: Contents, placeholder: str) -> tuple[list[dict[str, object]], tuple[Image, ...]]:
+    """Copies of the messages, with contents in the form that the template reads, and their pictures."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise InvalidRequest("messages must be a list of at least one message.", "messages")
     copies = []
+    images: list[Image] = []
     for index, message in enumerate(messages):
         path = f"messages[{index}]"
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
@@ -147,19 +162,21 @@ def _messages(messages: object, reads: Contents) -> list[dict[str, object]]:
         copy = _plain(others, path)
         content = message.get("content")
         if content is not None:
-            copy["content"] = _content(content, f"{path}.content", reads)
+            parsed = parse_content(content, f"{path}.content")
+            images.extend(parsed.images)
+            copy["content"] = _content(content, parsed, reads, placeholder)
         copies.append(copy)
-    return copies
+    return copies, tuple(images)
 
 
-def _content(content: object, path: str, reads: Contents) -> str | list[dict[str, str]]:
-    """A content as the template reads it."""
+def _content(content: object, parsed: Content, reads: Contents, placeholder: str) -> _Read:
+    """A content as the template reads it. parsed: its parts."""
     if isinstance(content, str) and not (reads.parts and reads.wrapped):
         return str(content)
-    if not isinstance(content, str | list | tuple):
-        raise InvalidRequest(f"{path} must be a text or a list of text parts.", path)
-    texts = [content] if isinstance(content, str) else text_parts(content, path)
-    return [{"type": "text", "text": text} for text in texts] if reads.parts else "\n".join(texts)
+    if reads.parts:
+        return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parsed.parts]
+    texts = [part for part in parsed.parts if isinstance(part, str)]
+    return "\n".join([placeholder] * len(parsed.images) + texts)
 
 
 def _mark_end(message: dict[str, object]) -> None:
@@ -167,10 +184,10 @@ def _mark_end(message: dict[str, object]) -> None:
     content = message.get("content")
     if isinstance(content, str):
         message["content"] = content + _END
-    elif isinstance(content, list) and content:
+    elif isinstance(content, list) and content and content[-1]["type"] == "text":
         content[-1]["text"] += _END
     else:
-        raise InvalidRequest("continue_final_message: the last message has no text to continue.", "messages")
+        raise InvalidRequest("continue_final_message: the last message ends with no text to continue.", "messages")
 
 
 def _up_to_mark(text: str) -> str:

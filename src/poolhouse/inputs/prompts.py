@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from poolhouse.errors import InvalidRequest, did_you_mean
-from poolhouse.inputs.content import Content, Image
+from poolhouse.inputs.content import Content, Image, PictureInput, TextOrContent, is_picture, parse_content, parse_image
 from poolhouse.packing.tokens import Ids
 
 if TYPE_CHECKING:
@@ -21,10 +21,17 @@ TokenIds = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
 class TextPrompt(TypedDict, total=False):
-    """A text in the form of vLLM. text_pair: a second text, which is read together with the first."""
+    """A text in the form of vLLM. text_pair: a second text, which is read together with the first.
+
+    multi_modal_data: the pictures of its placeholders, `{"image": one or a list}`. mm_processor_kwargs: settings of the
+    picture processor. multi_modal_uuids: accepted, and changes nothing.
+    """
 
     prompt: Required[str]
     text_pair: str | None
+    multi_modal_data: Mapping[str, object] | None
+    mm_processor_kwargs: Mapping[str, object] | None
+    multi_modal_uuids: Mapping[str, object] | None
     cache_salt: str | None
 
 
@@ -40,6 +47,9 @@ class TokensPrompt(TypedDict, total=False):
     """Token ids, special tokens included."""
 
     prompt_token_ids: Required[TokenIds]
+    multi_modal_data: Mapping[str, object] | None
+    mm_processor_kwargs: Mapping[str, object] | None
+    multi_modal_uuids: Mapping[str, object] | None
     cache_salt: str | None
 
 
@@ -51,13 +61,43 @@ class MessagesPrompt(TypedDict, total=False):
     continue_final_message: bool | None
     add_special_tokens: bool | None
     chat_template_kwargs: Mapping[str, object] | None
+    mm_processor_kwargs: Mapping[str, object] | None
 
 
-# One prompt: a text, a pair of texts, token ids, or a dict. See `parse_prompts`.
-PromptInput = str | tuple[str, str] | TokenIds | TextPrompt | PairPrompt | TokensPrompt | MessagesPrompt
+class ContentInput(TypedDict, total=False):
+    """A prompt, or a query or document of a score, as a text or as parts; see `poolhouse.inputs.content`.
+
+    mm_processor_kwargs: settings of the picture processor.
+    """
+
+    content: Required[str | Sequence[str | Mapping[str, object] | PictureInput]]
+    mm_processor_kwargs: Mapping[str, object] | None
+
+
+# One prompt: a text, a pair of texts, token ids, a picture, or a dict. See `parse_prompts`.
+PromptInput = (
+    str
+    | tuple[str, str]
+    | TokenIds
+    | TextPrompt
+    | PairPrompt
+    | TokensPrompt
+    | MessagesPrompt
+    | ContentInput
+    | PictureInput
+)
 # One prompt or many, as `LLM` takes them. Integers are the token ids of one bare prompt; as a second list type beside
 # `Iterable` they would keep mypy from inferring lists of mixed forms.
-PromptsInput = str | TextPrompt | PairPrompt | TokensPrompt | MessagesPrompt | Iterable[PromptInput | int]
+PromptsInput = (
+    str
+    | TextPrompt
+    | PairPrompt
+    | TokensPrompt
+    | MessagesPrompt
+    | ContentInput
+    | PictureInput
+    | Iterable[PromptInput | int]
+)
 
 
 class TextInput(TypedDict):
@@ -66,14 +106,9 @@ class TextInput(TypedDict):
     text: str
 
 
-class ContentInput(TypedDict):
-    """A query or a document of a score as a text or text parts, as in OpenAI's messages."""
-
-    content: str | Sequence[str | Mapping[str, str]]
-
-
-# The queries, or the documents, of a score: one text or many. See `parse_texts`.
-TextsInput = str | TextInput | TextPrompt | ContentInput | Iterable[str | TextInput | TextPrompt | ContentInput]
+# A query or a document of a score; one or many of them. See `parse_sides`.
+SideInput = str | TextInput | TextPrompt | ContentInput | PictureInput
+TextsInput = SideInput | Iterable[SideInput]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,10 +128,25 @@ class Conversation:
     variables: Mapping[str, object] = field(default_factory=dict)
     add_special_tokens: bool = False
 
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The pictures of its messages, in order; none where a message is wrong."""
+        if not isinstance(self.messages, list | tuple):
+            return ()
+        contents = (message.get("content") for message in self.messages if isinstance(message, Mapping))
+        found: list[Image] = []
+        try:
+            for index, content in enumerate(contents):
+                if content is not None and not isinstance(content, str):
+                    found.extend(parse_content(content, f"messages[{index}].content").images)
+        except InvalidRequest:
+            return ()
+        return tuple(found)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """A text or two, token ids of the caller, or a conversation: exactly one of the three.
+    """A text or two, token ids of the caller, a conversation, or texts and pictures: exactly one of these.
 
     ids: [tokens] int64, special tokens included. prefix: a named prompt, put before the text.
     pair: a second text, which the tokenizer joins to the first (a document to a query).
@@ -105,6 +155,7 @@ class Prompt:
     content: texts and pictures, from which the model's own prompt is written; stands for `text`, which is None then.
     images: the pictures of `text`, which has a placeholder for each, in order. content and images never stand together.
     pair_content: the second of a pair with pictures, whose first is `content`.
+    instruction: what the model's own prompt is written with (what makes a document fit), where it reads one.
     processor_options: the request's own settings of the picture processor (vLLM's mm_processor_kwargs).
     """
 
@@ -117,21 +168,44 @@ class Prompt:
     content: Content | None = None
     images: tuple[Image, ...] = ()
     pair_content: Content | None = None
+    instruction: str | None = None
     processor_options: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, content: TextOrContent) -> Prompt:
+        """The prompt of one text, or of texts and pictures."""
+        return cls(content) if isinstance(content, str) else cls(None, content=content)
+
+
+def images_of(prompt: Prompt) -> tuple[Image, ...]:
+    """The pictures of a prompt, in the order of `Request.pictures`: the caller's.
+
+    Of messages that are wrong there are none; rendering says what is wrong.
+    """
+    if prompt.images:
+        return prompt.images
+    if prompt.conversation is not None:
+        return prompt.conversation.images if prompt.text is None else ()
+    if prompt.content is None:
+        return ()
+    return (
+        prompt.content.images if prompt.pair_content is None else (*prompt.content.images, *prompt.pair_content.images)
+    )
 
 
 def parse_prompts(prompts: object, parameter: str = "prompts", first: int = 0) -> list[Prompt]:
     """A Prompt for each prompt of the caller, in order.
 
     prompts: `PromptsInput`, unchecked: a text, `{"prompt": text}`, a pair `{"text": text, "text_pair": text}`,
-    `{"prompt_token_ids": ids}`, `{"messages": [...]}`, a list of ids, or many of these and of pairs (text, text): a list,
-    an array, a column, or another iterable. A list of two texts is two prompts.
+    `{"prompt_token_ids": ids}`, `{"messages": [...]}`, `{"content": [parts]}`, a picture, a list of ids, or many of these
+    and of pairs (text, text): a list, an array, a column, or another iterable. A list of two texts is two prompts.
+    `{"prompt": text, "multi_modal_data": {"image": one or a list}}` is a text with a placeholder per picture.
     parameter: the caller's name of this argument, for messages. first: the index of its first prompt.
 
     Raises:
         InvalidRequest: naming the path of the wrong value, and what is accepted there.
     """
-    if isinstance(prompts, str | Mapping) or _is_ids(prompts):
+    if isinstance(prompts, str | Mapping) or _is_ids(prompts) or is_picture(prompts):
         return [_parse(prompts, parameter)]
     many = each(prompts, parameter)
     if not isinstance(many, list | tuple):
@@ -190,38 +264,21 @@ def each(items: object, parameter: str, wanted: str | None = None) -> Iterable[o
     return items
 
 
-def parse_texts(texts: object, parameter: str) -> list[str]:
-    """The queries, or the documents, of a score, in order.
+def parse_texts(texts: object, parameter: str) -> list[TextOrContent]:
+    """The queries, or the documents, of a score, in order; what holds no picture is a text.
 
-    texts: `TextsInput`, unchecked: a text, `{"text": text}`, `{"prompt": text}`, `{"content": [text parts]}`, or many of
-    these, as `each` reads them.
+    texts: `TextsInput`, unchecked: a text, `{"text": text}`, `{"prompt": text}`, `{"content": [parts]}`, a picture, or many
+    of these, as `each` reads them.
 
     Raises:
         InvalidRequest: naming the path of the wrong value, and what is accepted there.
     """
-    if isinstance(texts, str | Mapping):
+    if isinstance(texts, str | Mapping) or is_picture(texts):
         return [_text_of(texts, parameter)]
     return [
         item if type(item) is str else _text_of(item, f"{parameter}[{index}]")
         for index, item in enumerate(each(texts, parameter, _TEXTS_WANTED))
     ]
-
-
-def text_parts(parts: Sequence[object], path: str) -> list[str]:
-    """The texts of a message's or a document's parts: texts themselves, or `{"type": "text", "text": text}`.
-
-    Raises:
-        InvalidRequest: naming the first part of another kind.
-    """
-    texts: list[str] = []
-    for index, part in enumerate(parts):
-        kind = (part.get("type") or "text") if isinstance(part, Mapping) else type(part).__name__
-        text = part.get("text") if isinstance(part, Mapping) and kind in _TEXT_PARTS else part
-        if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, Mapping) else kind
-            raise InvalidRequest(f"{path}[{index}] is {kind!r}; this model reads text parts only.", path)
-        texts.append(text)
-    return texts
 
 
 Role = Literal["query", "document"]
@@ -280,29 +337,38 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-# Keys of vLLM's prompts without an effect here: there is no prefix cache to salt.
+# Keys of vLLM's prompts without an effect here: there is no prefix cache to salt, and pictures are told by their bytes.
 _WITHOUT_EFFECT = ("cache_salt", "multi_modal_uuids", "prompt")
-_MEDIA = ("multi_modal_data", "mm_processor_kwargs", "prompt_embeds")
-# Types of text parts in OpenAI's chat API and in its responses API.
-_TEXT_PARTS = ("text", "input_text", "output_text")
-_TEXTS_WANTED = "a text, a dict with 'text' or 'content' (a list of text parts), or a list of them"
-_PROMPT_WANTED = "a text, a pair of texts, a list of token ids, or a dict with 'prompt' or 'prompt_token_ids'"
+_PROCESSOR = "mm_processor_kwargs"
+_TEXTS_WANTED = "a text, a picture, a dict with 'text' or 'content' (a list of parts), or a list of them"
+_PROMPT_WANTED = (
+    "a text, a pair of texts, a picture, a list of token ids, or a dict with 'prompt', 'content' or 'prompt_token_ids'"
+)
 
 
-def _text_of(item: object, path: str) -> str:
+def _text_of(item: object, path: str) -> TextOrContent:
     if isinstance(item, str):
         return str(item)
+    if is_picture(item):
+        return Content((parse_image(item, path),))
     if not isinstance(item, Mapping):
         raise _wrong(item, path, _TEXTS_WANTED)
     for key in ("text", "prompt"):
         if isinstance(item.get(key), str):
+            if item.get("multi_modal_data"):
+                raise InvalidRequest(
+                    f"{path}: the prompt of a score is the model's own; give its pictures as parts of 'content'.", path
+                )
             return str(item[key])
     parts = item.get("content")
-    if isinstance(parts, str):
-        return parts
-    if not isinstance(parts, list) or not parts:
+    if not isinstance(parts, str | list) or not (parts or isinstance(parts, str)):
         raise InvalidRequest(f"{path} must hold {_TEXTS_WANTED}.", path)
-    return "".join(text_parts(parts, f"{path}.content"))
+    return _text_or_content(parts, f"{path}.content")
+
+
+def _text_or_content(parts: object, path: str) -> TextOrContent:
+    content = parse_content(parts, path)
+    return content if content.images else content.text
 
 
 def _parse(prompt: object, path: str) -> Prompt:
@@ -311,6 +377,8 @@ def _parse(prompt: object, path: str) -> Prompt:
         return Prompt(str(prompt))
     if isinstance(prompt, Mapping):
         return _parse_mapping(prompt, path)
+    if is_picture(prompt):
+        return Prompt(None, content=Content((parse_image(prompt, path),)))
     if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], str):
         return _pair(prompt, path)
     if isinstance(prompt, list | tuple | np.ndarray):
@@ -331,36 +399,82 @@ def _parse_mapping(prompt: Mapping[str, object], path: str) -> Prompt:
     prompt = {key: value for key, value in prompt.items() if value is not None}
     if "messages" in prompt:
         return _parse_conversation(prompt, path)
-    known = ("prompt", "prompt_token_ids", "messages", "text", "text_pair", "cache_salt")
+    known = ("prompt", "prompt_token_ids", "messages", "content", "text", "text_pair", "multi_modal_data", _PROCESSOR)
     for key, value in prompt.items():
-        if key in _MEDIA and value:
-            raise InvalidRequest(f"{path}: '{key}' is not supported by this model, which reads text.", f"{path}.{key}")
-        if key not in (*known, *_WITHOUT_EFFECT, *_MEDIA):
+        if key == "prompt_embeds" and value:
+            raise InvalidRequest(f"{path}: '{key}' is not supported; give a text or token ids.", f"{path}.{key}")
+        if key not in (*known, *_WITHOUT_EFFECT, "prompt_embeds"):
             raise InvalidRequest(
                 f"{path} has an unknown key '{key}'.{did_you_mean(str(key), known)} Keys: {list(known)}.", path
             )
+    options = _processor_options(prompt, path)
+    images = _images(prompt.get("multi_modal_data", {}), f"{path}.multi_modal_data")
+    parsed = _parse_text(prompt, path, bool(images))
+    if options and not (images or parsed.content):
+        raise InvalidRequest(f"{path} has '{_PROCESSOR}' and no picture.", f"{path}.{_PROCESSOR}")
+    return replace(parsed, images=images, processor_options=options) if images or options else parsed
+
+
+def _parse_text(prompt: Mapping[str, object], path: str, pictures: bool) -> Prompt:
+    """The text, ids or content of a prompt. pictures: whether it has some beside them."""
+    present = [key for key in ("prompt_token_ids", "content", "text", "prompt") if key in prompt]
+    # vLLM's prompts may hold their ids beside their text.
+    if ("content" in present and len(present) > 1) or present == ["text", "prompt"]:
+        raise InvalidRequest(f"{path} has {' and '.join(map(repr, present[::-1]))}; give one of them.", path)
+    pair = prompt.get("text_pair")
+    if pair is not None and (pictures or present[:1] in (["prompt_token_ids"], ["content"])):
+        what = "token ids" if "prompt_token_ids" in present else "pictures"
+        hint = "a pair is of texts" if what == "token ids" else "score reads pairs with pictures"
+        raise InvalidRequest(f"{path} has 'text_pair' beside {what}; {hint}.", path)
+    if "content" in prompt:
+        if pictures:
+            raise InvalidRequest(f"{path} has 'content' and 'multi_modal_data'; give pictures as parts of one.", path)
+        return Prompt.of(_text_or_content(prompt["content"], f"{path}.content"))
     if "prompt_token_ids" in prompt:
-        if prompt.get("text_pair") is not None:
-            raise InvalidRequest(f"{path} has 'text_pair' beside token ids; a pair is of texts.", path)
         ids = prompt["prompt_token_ids"]
         if not isinstance(ids, list | tuple | np.ndarray):
             raise _wrong(ids, f"{path}.prompt_token_ids")
         return Prompt(None, _ids(ids, f"{path}.prompt_token_ids"))
-    if "text" in prompt and "prompt" in prompt:
-        raise InvalidRequest(f"{path} has 'prompt' and 'text'; give one of them.", path)
-    text, pair = prompt.get("text", prompt.get("prompt")), prompt.get("text_pair")
+    text = prompt.get("text", prompt.get("prompt"))
     if not isinstance(text, str):
         raise InvalidRequest(
-            f"{path} needs 'prompt' or 'text' (a text), 'prompt_token_ids' (a list of integers) or 'messages'.", path
+            f"{path} needs 'prompt' or 'text' (a text), 'content' (a list of parts), 'prompt_token_ids' (a list of "
+            "integers) or 'messages'.",
+            path,
         )
     if not isinstance(pair, str | None):
         raise _wrong(pair, f"{path}.text_pair", "a text")
     return Prompt(text, pair=pair)
 
 
+def _processor_options(prompt: Mapping[str, object], path: str) -> Mapping[str, object]:
+    options = prompt.get(_PROCESSOR, {})
+    if not isinstance(options, Mapping):
+        raise _wrong(options, f"{path}.{_PROCESSOR}", "a dict of settings of the picture processor")
+    return options
+
+
+def _images(data: object, path: str) -> tuple[Image, ...]:
+    """The pictures of vLLM's `multi_modal_data`."""
+    if not isinstance(data, Mapping):
+        raise _wrong(data, path, "a dict with 'image', one picture or a list of them")
+    for medium, value in data.items():
+        if medium != "image" and value is not None:
+            raise InvalidRequest(f"{path} has {medium!r}; pictures are read, under 'image'.", path)
+    given = data.get("image")
+    if isinstance(given, Mapping):
+        raise InvalidRequest(f"{path}.image holds vectors of pictures; give the pictures themselves.", path)
+    several = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+    one = not isinstance(given, list | tuple)
+    return tuple(
+        parse_image(source, f"{path}.image" if one else f"{path}.image[{index}]")
+        for index, source in enumerate(several)
+    )
+
+
 def _parse_conversation(prompt: Mapping[str, object], path: str) -> Prompt:
     switches = ("add_generation_prompt", "continue_final_message", "add_special_tokens")
-    known = ("messages", *switches, "chat_template_kwargs")
+    known = ("messages", *switches, "chat_template_kwargs", _PROCESSOR)
     for key, value in prompt.items():
         if key not in known:
             raise InvalidRequest(
@@ -382,6 +496,7 @@ def _parse_conversation(prompt: Mapping[str, object], path: str) -> Prompt:
             add_special_tokens=on[2],
             variables=variables,
         ),
+        processor_options=_processor_options(prompt, path),
     )
 
 
