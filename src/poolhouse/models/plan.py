@@ -228,7 +228,12 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
         config=config,
         role=role,
         device=device,
-        dtype=dtype_of(reranker.dtype(options.dtype, device), config, family, device),
+        # The halves of a model that reads pictures may state a type where the whole does not.
+        dtype=dtype_of(
+            reranker.dtype(options.dtype, device),
+            config if pictures is None else {**pictures.text_config(config), **config},
+            *(family, device),
+        ),
         max_tokens=reranker.max_tokens if options.max_tokens is None else options.max_tokens,
         adapters=replace(
             adapters,
