@@ -218,16 +218,16 @@ WRITTEN: dict[str, tuple[str, str, str, str]] = {
         f"<|im_start|>user\n{SLOT}{SLOT}Describe the image. what it says<|im_end|>{END}",
     ),
     "colpali-engine": (
-        f"who?{END * 10}",
-        f"who?{END * 10}",
+        f" who? {END * 10}",
+        f" who? {END * 10}",
         f"<|im_start|>user\n{SLOT}Describe the image.<|im_end|>{END}",
-        f"<|im_start|>user\n{SLOT}{SLOT}Describe the image. what it says<|im_end|>{END}",
+        f"<|im_start|>user\n{SLOT}{SLOT}Describe the image.  what it says <|im_end|>{END}",
     ),
     "ops": (
-        f"Query: who?{END * 10}",
-        f"Query: who?{END * 10}",
+        f"Query:  who? {END * 10}",
+        f"Query:  who? {END * 10}",
         f"<|im_start|>user\n{SLOT}Describe the image.<|im_end|><|im_start|>assistant\n{END}",
-        f"<|im_start|>user\n{SLOT}{SLOT}Describe the image. what it says<|im_end|><|im_start|>assistant\n{END}",
+        f"<|im_start|>user\n{SLOT}{SLOT}Describe the image.  what it says <|im_end|><|im_start|>assistant\n{END}",
     ),
     "nemotron": (
         "<|im_start|>user\nQuery: query:  who? <|im_end|>\n<|im_start|>assistant\n",
