@@ -129,6 +129,10 @@ _QWEN2 = ("Qwen2VLForConditionalGeneration", "Qwen2VLModel")
 _QWEN2_5 = ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLModel")
 _QWEN3 = ("Qwen3VLForConditionalGeneration", "Qwen3VLModel")
 
+_AS_GIVEN = (
+    "No embedder is known by this checkpoint's names: texts are read as they are, pictures before them, unless "
+    "sentence-transformers' files name a chat template."
+)
 _PLAIN_QWEN2 = PictureModel(
     "Qwen2-VL",
     _of(*_QWEN2),
@@ -138,10 +142,7 @@ _PLAIN_QWEN2 = PictureModel(
     tower=QWEN2_VL_TOWER,
     pooling="LAST",
     aside=(r"(\w+\.)*lm_head\.weight",),
-    notes=(
-        "No embedder is known by this checkpoint's names: prompts are texts as they are, pictures before them, unless "
-        "sentence-transformers' files name the chat template.",
-    ),
+    notes=(_AS_GIVEN,),
 )
 _PLAIN_QWEN2_5 = replace(_PLAIN_QWEN2, name="Qwen2.5-VL", matches=_of(*_QWEN2_5), tower=QWEN2_5_VL_TOWER)
 _PLAIN_QWEN3 = replace(_PLAIN_QWEN2, name="Qwen3-VL", matches=_of(*_QWEN3), text=QWEN3_VL_TEXT, tower=QWEN3_VL_TOWER)
