@@ -108,7 +108,8 @@ def _templated(config: Config, folder: Folder) -> PicturePrompts:
     conversations = Conversations({DEFAULT: stored.text}, special_tokens(folder), form, PICTURE)
 
     def prompts(content: Content, role: Role | None, instruction: str | None) -> Written:
-        parts = [part if isinstance(part, str) else {"type": "image", "image": part.source} for part in content.parts]
+        # The template looks at no picture.
+        parts = [part if isinstance(part, str) else {"type": "image", "image": b""} for part in content.parts]
         messages: list[object] = [{"role": "user", "content": parts}]
         if instruction:
             messages.insert(0, {"role": "system", "content": instruction})
