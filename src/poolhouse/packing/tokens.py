@@ -64,6 +64,11 @@ class Picture:
         return self.pixels.nbytes + sum(array.nbytes for array in self.more.values())
 
     @property
+    def shape(self) -> Picture:
+        """The picture without what a tower reads of it."""
+        return replace(self, pixels=np.empty((0,), np.uint8), more={})
+
+    @property
     def patches(self) -> int:
         """Rows that the tower runs over; of tiles, which say no patches, those that it gives."""
         return self.rows if self.grid is None else self.grid[0] * self.grid[1]
@@ -121,5 +126,8 @@ class Tokens:
 
     @property
     def answered(self) -> Tokens:
-        """The tokens as an answer keeps them, which outlives the pixels of pictures."""
-        return self if self.pictures is None else replace(self, pictures=Pictures((), self.pictures.filled))
+        """The tokens as an answer keeps them, which lets the memory of pictures go."""
+        if self.pictures is None:
+            return self
+        shapes = tuple(picture.shape for picture in self.pictures.pictures)
+        return replace(self, pictures=replace(self.pictures, pictures=shapes, axes=None))
