@@ -159,7 +159,6 @@ class Media:
                 if (showing := self._turns.next()) is None:
                     return
                 if showing.request.future.done():
-                    start(showing.request.future)
                     continue
                 self._begun.add(showing)
                 showing.reserved = self._room.reserve(len(showing.images))
@@ -291,6 +290,7 @@ class Media:
         """The request has its answer or error, or was cancelled: forget it, and stop what only it waits for."""
         idle: list[_Job] = []
         with self._lock:
+            waited = showing in self._open
             self._open.discard(showing)
             if showing in self._begun:
                 self._begun.discard(showing)
@@ -303,6 +303,8 @@ class Media:
             self._room.release(showing.held)
             showing.held = ()
             showing.pictures.clear()
+        if waited and showing.request.future.cancelled():
+            start(showing.request.future)
         for job in idle:
             if job.fetched is not None:
                 job.fetched.cancel()

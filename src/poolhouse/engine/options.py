@@ -71,6 +71,7 @@ def engine_facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plu
         similarity=facts.similarity,
         mean_max_sim=rules is not None and rules.mean,
         routed=bool(model.routes.by_task),
+        pictures=facts.pictures is not None,
         score_template=options.score_template,
         listwise=None if listwise is None else ListwisePrompts(tokenizer, listwise),
         plugin=plugin,

@@ -9,12 +9,14 @@ from pathlib import Path
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder
 from poolhouse.inputs.pictures import PictureReader, plain_prompts
+from poolhouse.models.adapters.adapters import with_heads
 from poolhouse.models.files.checkpoint import Checkpoint
 from poolhouse.models.files.config import architecture, longest_prompt
 from poolhouse.models.files.model_card import matryoshka_of
 from poolhouse.models.files.module_steps import LayerMean
 from poolhouse.models.files.routes import Routes
-from poolhouse.models.heads.heads import LoadedHead
+from poolhouse.models.heads.heads import Head, HeadModule, LoadedHead
+from poolhouse.models.heads.late_interaction import LateInteractionFiles
 from poolhouse.models.heads.rerankers import listwise_pipelines, token_head
 from poolhouse.models.load_native import load_native
 from poolhouse.models.model import Facts, Model, Served, Sizes
@@ -30,8 +32,10 @@ from poolhouse.models.pipelines import (
 )
 from poolhouse.models.plan import LoadOptions, LoadPlan, decide
 from poolhouse.models.roles import RAW_LOGITS
+from poolhouse.models.vision.picture_model import PictureModel
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.pipeline import Pipeline
+from poolhouse.pooling.steps import AdaptedDense, Dense, Step
 from poolhouse.tasks import Task
 
 # How sentence-transformers compares two vectors; `poolhouse.plans.scoring` computes them.
@@ -55,7 +59,8 @@ def build(plan: LoadPlan) -> Model:
     """
     options, files, config, reranker = plan.options, plan.files, plan.config, plan.reranker
     checkpoint = Checkpoint(plan.weights, options.variant)
-    served = _served(plan, checkpoint)
+    reader = _reader(plan)
+    served = _served(plan, checkpoint, reader)
     if files.layers is not None:
         _mix_layers(served, files.layers)
     pipelines = _pipelines(plan, served, checkpoint)
@@ -91,7 +96,7 @@ def build(plan: LoadPlan) -> Model:
             add_special_tokens=plan.static is None and files.add_special_tokens,
             takes_nothing=plan.static is not None,
             similarity=similarity,
-            pictures=_reader(plan),
+            pictures=reader,
             notes=(
                 *reranker.notes,
                 *plan.picture_notes,
@@ -110,12 +115,14 @@ def build(plan: LoadPlan) -> Model:
     )
 
 
-def _served(plan: LoadPlan, checkpoint: Checkpoint) -> Served:
+def _served(plan: LoadPlan, checkpoint: Checkpoint, reader: PictureReader | None) -> Served:
     """The backbone and head, by whoever serves them."""
     if plan.static is not None:
         return _table(plan, plan.static)
     if plan.native is not None:
         return load_native(plan, plan.native, checkpoint)
+    if plan.pictures is not None and reader is not None:
+        return _hosted(plan, plan.pictures, checkpoint, reader)
     return _by_transformers(plan, checkpoint)
 
 
@@ -154,6 +161,17 @@ def _by_transformers(plan: LoadPlan, checkpoint: Checkpoint) -> Served:
     return replace(served, head=head, notes=(*plan.notes, *served.notes))
 
 
+def _hosted(plan: LoadPlan, row: PictureModel, checkpoint: Checkpoint, reader: PictureReader) -> Served:
+    """A model that reads pictures, run by transformers."""
+    if row.hosted is None:
+        raise CheckpointError(f"{plan.folder}: {row.name} is served natively alone; {plan.why}.")
+    from poolhouse.models.fallback.pictures import load_hosted
+
+    folders = plan.adapters.merged_folders
+    served = load_hosted(row, row.hosted, reader, checkpoint, plan.config, plan.dtype, plan.device, folders)
+    return replace(served, notes=(*plan.notes, *served.notes))
+
+
 def _mix_layers(served: Served, layers: LayerMean) -> None:
     """Let the backbone give a mean of several hidden states instead of its last.
 
@@ -171,12 +189,28 @@ def _mix_layers(served: Served, layers: LayerMean) -> None:
 def _pipelines(plan: LoadPlan, served: Served, checkpoint: Checkpoint) -> dict[Task, Pipeline]:
     """What the model answers, by task, the first one first."""
     if plan.late is not None:
-        heads = plan.late.read(checkpoint.tensors, plan.config, plan.weights)
-        return late_interaction_pipelines(heads, served.sizes.hidden_size, plan.late.unit, plan.options.pooler)
+        heads = _projection(plan, plan.late, served, checkpoint)
+        late = late_interaction_pipelines(heads, served.sizes.hidden_size, plan.late.unit, plan.options.pooler)
+        return late if plan.late.rules is not None else {**pipelines_of(plan, served), **late}
     if plan.reranker.listwise is not None:
         refuse_steps(plan.options.pooler)
         return listwise_pipelines(plan.reranker, checkpoint.tensors)
     return pipelines_of(plan, served)
+
+
+def _projection(plan: LoadPlan, late: LateInteractionFiles, served: Served, checkpoint: Checkpoint) -> tuple[Step, ...]:
+    """The steps from a hidden state to the vector of a token, as adapters have changed them.
+
+    Raises:
+        CheckpointError: a projection that is missing or of another width than stated.
+    """
+    name = late.projection(checkpoint.tensors)
+    names = late.projections if name is None else (name,)
+    head = Head(tuple(HeadModule(name, also=(name.rpartition(".")[2],)) for name in names))
+    steps = late.read(with_heads(head, checkpoint.tensors, "", served.merged), plan.config, plan.weights)
+    if late.heads is not None or served.adapters is None or not isinstance(dense := steps[-1], Dense):
+        return steps
+    return (*steps[:-1], AdaptedDense(dense.weight, dense.bias, changes=served.adapters.of_head(names[0])))
 
 
 def _on_device(pipelines: Mapping[Task, Pipeline], plan: LoadPlan) -> dict[Task, Pipeline]:

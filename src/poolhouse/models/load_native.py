@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -44,12 +44,13 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
     family, config = native.family, plan.config
     others = frozenset[str]() if plan.late is None else plan.late.used(checkpoint.tensors)
     known = () if plan.pictures is None else plan.pictures.aside
+    known += (*map(re.escape, others), *(rf"{name}\.(weight|bias)" for name in plan.adapters.projections))
     join = None
     if plan.pictures is not None and plan.pictures.join is not None:
         join = partial(plan.pictures.join, config, plan.tokenizer)
     loaded = load_transformer(
         *(family, native.spec, native.config, checkpoint, plan.dtype, plan.device, plan.adapters),
-        *((*map(re.escape, others), *known), native.tower, join),
+        *(known, native.tower, join),
     )
     head, notes = _head(plan, native, checkpoint, loaded)
     used = others if head is None else others | head.used
@@ -73,6 +74,7 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
         adapters=loaded.adapters,
         endless=loaded.endless,
         pools_itself=join is not None,
+        merged=loaded.merged,
         notes=tuple(notes),
     )
 
@@ -123,6 +125,7 @@ def load_transformer(
         wanted = [layout.token_table + ".weight" for layout in family.layouts]
         raise CheckpointError(f"{checkpoint.folder} has no token table. Looked for {wanted}, with any prefix.")
     layout, prefix = found
+    family = replace(family, aside=(*family.aside, *known))
     claimed = claim(layout, prefix, spec, tensors, dtype, device)
     left, shown = claimed.left, dict[str, Tensor]()
     aside: list[str] = []
@@ -130,7 +133,7 @@ def load_transformer(
         seen, own_prefix = _claimed_tower(tower, tensors, checkpoint, dtype, device)
         shown = seen.tensors
         aside, left = unclaimed(sorted({*left} & {*seen.left}), own_prefix, tower.family.aside)
-    others, unknown = unclaimed(left, prefix, (*family.aside, *known))
+    others, unknown = unclaimed(left, prefix, family.aside)
     aside += others
     if unknown:
         raise CheckpointError(
@@ -228,7 +231,8 @@ def _head(
     plan: LoadPlan, native: Native, checkpoint: Checkpoint, loaded: Loaded
 ) -> tuple[LoadedHead | None, list[str]]:
     """The head of a native model, and a note where a masked language model lacks its own."""
-    config, score, name = plan.config, plan.reranker.tokens, architecture(plan.config)
+    # Of a model that reads pictures the part about texts may say what the whole does not.
+    config, score, name = {**native.config, **plan.config}, plan.reranker.tokens, architecture(plan.config)
     if score is not None or judges_steps(config, plan.options.pooler):
         tensors = with_heads(VOCABULARY, checkpoint.tensors, loaded.prefix, loaded.merged)
         if score is None:

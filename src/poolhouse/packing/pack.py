@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -173,6 +173,17 @@ class PackedPictures:
     def taken(self, rows: Tensor) -> Tensor:
         """The row of the tower that each place of the pack takes."""
         return rows if self.source is None else rows[self.source]
+
+    def each(self) -> Iterator[PackedPictures]:
+        """Every picture by itself, for towers that take one at a time; it fills nothing."""
+        lengths = [len(picture.pixels) for picture in self.pictures]
+        for picture, pixels in zip(self.pictures, self.pixels.split(lengths), strict=True):
+            yield PackedPictures((picture,), pixels, self.filled[:0])
+
+    def more(self, name: str) -> Tensor:
+        """What pictures hold under that name beside pixels, one after another."""
+        held = np.concatenate([picture.more[name] for picture in self.pictures])
+        return torch.from_numpy(held).to(self.pixels.device, non_blocking=True)
 
 
 def _axes_of(prompt: Tokens) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:

@@ -68,6 +68,11 @@ class Picture:
         """The picture without what a tower reads of it."""
         return replace(self, pixels=np.empty((0,), np.uint8), more={})
 
+    @property
+    def patches(self) -> int:
+        """Rows that the tower runs over; of tiles, which say no patches, those that it gives."""
+        return self.rows if self.grid is None else self.grid[0] * self.grid[1]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pictures:
@@ -80,6 +85,11 @@ class Pictures:
     pictures: tuple[Picture, ...]
     filled: Flags
     axes: Ids | None = None
+
+    @property
+    def patches(self) -> int:
+        """Rows that the tower runs over."""
+        return sum(picture.patches for picture in self.pictures)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,412 @@
+"""Models of transformers with pictures against the classes themselves, a prompt at a time: packed as alone, any layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL.Image import Image as PILImage
+from torch import Tensor, nn
+
+from poolhouse.errors import CheckpointError
+from poolhouse.packing.tokens import Tokens
+from tests.models.hosted import (
+    ID,
+    LLAMA,
+    SIGLIP,
+    SQUARES,
+    TILES,
+    VOCABULARY,
+    Hosted,
+    answers,
+    hidden_states,
+    loaded,
+    picture,
+    prompt,
+    randomised,
+    tokenizer,
+    worst,
+)
+
+# A picture between texts, several of different sides in one prompt, one that two prompts show.
+SHARED = picture(20, 14)
+PROMPTS: tuple[tuple[str | PILImage, ...], ...] = (
+    ("what is packed?",),
+    (picture(40, 30),),
+    ("short",),
+    (SHARED, picture(18, 50), "with a text"),
+    (SHARED,),
+)
+
+
+def paligemma(layout: str) -> Hosted:
+    text = {
+        "model_type": "gemma",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "intermediate_size": 48,
+        "vocab_size": VOCABULARY,
+        "pad_token_id": ID["<pad>"],
+    }
+    config = transformers.PaliGemmaConfig(
+        text_config=text,
+        vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **SIGLIP},
+        projection_dim=32,
+        image_token_index=ID["<image>"],
+    )
+    model = randomised(transformers.AutoModel.from_config(config))
+    projection = randomised(nn.Linear(32, 12))
+    if layout == "transformers":
+        whole = {"vlm_config": config.to_dict(), "embedding_dim": 12, "model_type": "colpali"}
+        return Hosted(
+            model,
+            {"embedding_proj_layer": projection},
+            {"architectures": ["ColPaliForRetrieval"], **whole},
+            SQUARES,
+            lambda name: "vlm." + name,
+        )
+    older = layout == "older names"
+
+    def renamed(name: str) -> str:
+        if older:
+            name = name.replace("language_model.", "language_model.model.")
+            name = name.replace("vision_tower.", "vision_tower.vision_model.")
+        return "model." + name
+
+    table = model.get_input_embeddings().weight
+    dense = layout == "BiPali"
+    return Hosted(
+        model,
+        {} if dense else {"custom_text_proj": projection},
+        {**config.to_dict(), "architectures": ["BiPali" if dense else "ColPali"]},
+        SQUARES,
+        renamed,
+        {"model.language_model.lm_head.weight": table} if older else {},
+    )
+
+
+def idefics3(architecture: str) -> Hosted:
+    config = transformers.Idefics3Config(
+        text_config={"model_type": "llama", **LLAMA},
+        vision_config=SIGLIP,
+        scale_factor=2,
+        image_token_id=ID["<image>"],
+        pad_token_id=ID["<pad>"],
+    )
+    return Hosted(
+        randomised(transformers.AutoModel.from_config(config)),
+        {"linear": randomised(nn.Linear(32, 12))} if architecture.startswith("Col") else {},
+        {**config.to_dict(), "architectures": [architecture]},
+        TILES,
+        lambda name: "model." + name,
+    )
+
+
+def modernvbert(layout: str) -> Hosted:
+    text = {
+        "model_type": "modernbert",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "local_attention": 8,
+        "max_position_embeddings": 512,
+        "pad_token_id": ID["<pad>"],
+    }
+    config = transformers.ModernVBertConfig(
+        text_config=text,
+        vision_config={"model_type": "siglip_vision_model", **SIGLIP, "patch_size": 2},
+        pixel_shuffle_factor=4,
+        image_token_id=ID["<image>"],
+    )
+    model, projection = randomised(transformers.AutoModel.from_config(config)), randomised(nn.Linear(32, 12))
+    if layout == "transformers":
+        whole = {"vlm_config": config.to_dict(), "embedding_dim": 12, "model_type": "colmodernvbert"}
+        return Hosted(
+            model,
+            {"embedding_proj_layer": projection},
+            {"architectures": ["ColModernVBertForRetrieval"], **whole},
+            TILES,
+            lambda name: "vlm." + name,
+        )
+
+    def renamed(name: str) -> str:
+        wrapped = layout == "like an adapter" and name.startswith("text_model.")
+        return ("base_model.model.model." if wrapped else "model.") + name
+
+    dense = layout == "BiModernVBert"
+    place = "base_model.model.custom_text_proj" if layout == "like an adapter" else "custom_text_proj"
+    return Hosted(
+        model,
+        {} if dense else {place: projection},
+        {**config.to_dict(), "architectures": ["BiModernVBert" if dense else "ColModernVBert"]},
+        TILES,
+        renamed,
+    )
+
+
+def gemma() -> Hosted:
+    text = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "intermediate_size": 48,
+        "hidden_size_per_layer_input": 8,
+        "embedding_dim": 24,
+        "sliding_window": 6,
+        "sliding_window_pattern": 2,
+        "max_position_embeddings": 512,
+        "pad_token_id": ID["<pad>"],
+    }
+    vision = {
+        "model_type": "gemma4_vision",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "intermediate_size": 48,
+        "patch_size": 2,
+        "pooling_kernel_size": 3,
+        "position_embedding_size": 256,
+        "standardize": True,
+    }
+    config = transformers.EmbeddingGemma2Config(
+        text_config=transformers.EmbeddingGemma2TextConfig(**text),
+        vision_config=vision,
+        boi_token_id=ID["<|image>"],
+        eoi_token_id=ID["<image|>"],
+        image_token_id=ID["<|image|>"],
+        video_token_id=VOCABULARY,
+        audio_token_id=VOCABULARY,
+    )
+    settings = {
+        "image_processor_type": "Gemma4ImageProcessor",
+        "patch_size": 2,
+        "max_soft_tokens": 70,
+        "pooling_kernel_size": 3,
+    }
+    model = randomised(transformers.AutoModel.from_config(config))
+    for name, buffer in model.named_buffers():
+        if name.endswith(("std_bias", "std_scale")):
+            nn.init.normal_(buffer, 1.0, 0.2)
+    whole = {**config.to_dict(), "architectures": ["EmbeddingGemma2Model"]}
+    return Hosted(model, {}, whole, settings, lambda name: name)
+
+
+def colqwen3_5(contract: str) -> Hosted:
+    text = {
+        "model_type": "qwen3_5_text",
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 48,
+        "vocab_size": VOCABULARY,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": [1, 1, 0],
+            "mrope_interleaved": True,
+            "partial_rotary_factor": 0.25,
+        },
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "out_hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 4,
+        "num_position_embeddings": 64,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    config = transformers.Qwen3_5Config(
+        text_config=text, vision_config=vision, image_token_id=ID["<|image_pad|>"], video_token_id=ID["<|video_pad|>"]
+    )
+    model = randomised(transformers.AutoModel.from_config(config))
+    settings = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": 4,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": 128, "longest_edge": 1024},
+    }
+    whole = {
+        **config.to_dict(),
+        "architectures": ["ColQwen3_5"],
+        "dim": 12,
+        "retrieval_attention_contract": contract,
+    }
+    return Hosted(model, {"custom_text_proj": randomised(nn.Linear(32, 12))}, whole, settings, lambda name: name)
+
+
+def of_squares(model: Any, tokens: Tokens) -> dict[str, Tensor]:
+    return {"pixel_values": torch.cat([torch.from_numpy(one.pixels) for one in shown(tokens)])}
+
+
+def of_tiles(model: Any, tokens: Tokens) -> dict[str, Tensor]:
+    return {"pixel_values": torch.cat([torch.from_numpy(one.pixels) for one in shown(tokens)])[None]}
+
+
+def of_soft_tokens(model: Any, tokens: Tokens) -> dict[str, Tensor]:
+    """Filled up to one length, as transformers does."""
+    most = 9 * 70
+    pixels, positions = [], []
+    for one in shown(tokens):
+        empty = most - len(one.pixels)
+        pixels.append(np.pad(one.pixels, ((0, empty), (0, 0))))
+        positions.append(np.pad(one.more["image_position_ids"], ((0, empty), (0, 0)), constant_values=-1))
+    return {
+        "pixel_values": torch.from_numpy(np.stack(pixels)),
+        "image_position_ids": torch.from_numpy(np.stack(positions)),
+    }
+
+
+def of_grids(model: Any, tokens: Tokens) -> dict[str, Tensor]:
+    """With explicit positions, and every patch's frame twice."""
+    grids = torch.tensor([(1, *one.grid) for one in shown(tokens)])
+    pixels = torch.cat([torch.from_numpy(one.pixels).view(len(one.pixels), 3, 1, 16) for one in shown(tokens)])
+    ids = torch.from_numpy(tokens.ids)[None]
+    kinds = torch.from_numpy(tokens.pictures.filled)[None].int()
+    positions, _ = model.get_rope_index(ids, kinds, grids)
+    return {
+        "pixel_values": pixels.expand(-1, -1, 2, -1).reshape(len(pixels), -1),
+        "image_grid_thw": grids,
+        "position_ids": positions,
+    }
+
+
+def of_shapes(model: Any, tokens: Tokens) -> dict[str, Tensor]:
+    return {
+        "pixel_values": torch.cat([torch.from_numpy(one.pixels) for one in shown(tokens)]),
+        "image_sizes": torch.from_numpy(np.concatenate([one.more["image_sizes"] for one in shown(tokens)])),
+    }
+
+
+def shown(tokens: Tokens) -> tuple[Any, ...]:
+    return () if tokens.pictures is None else tokens.pictures.pictures
+
+
+Reading = Callable[[Any, Tokens], dict[str, Tensor]]
+KINDS: dict[str, tuple[Callable[[], Hosted], Reading]] = {
+    "ColPali of transformers": (lambda: paligemma("transformers"), of_squares),
+    "ColPali of colpali-engine": (lambda: paligemma("engine"), of_squares),
+    "ColPali with older names": (lambda: paligemma("older names"), of_squares),
+    "BiPali": (lambda: paligemma("BiPali"), of_squares),
+    "ColIdefics3": (lambda: idefics3("ColIdefics3"), of_tiles),
+    "BiIdefics3": (lambda: idefics3("BiIdefics3"), of_tiles),
+    "ColModernVBERT of transformers": (lambda: modernvbert("transformers"), of_tiles),
+    "ColModernVBERT of colpali-engine": (lambda: modernvbert("engine"), of_tiles),
+    "ColModernVBERT that looks like an adapter": (lambda: modernvbert("like an adapter"), of_tiles),
+    "BiModernVBERT": (lambda: modernvbert("BiModernVBert"), of_tiles),
+    "EmbeddingGemma 2": (gemma, of_soft_tokens),
+    "ColQwen3.5, causal": (lambda: colqwen3_5("causal"), of_grids),
+}
+
+
+def reference(tiny: Hosted, reading: Reading, tokens: Tokens) -> Tensor:
+    """Hidden states of one prompt, by the class itself with its own attention."""
+    with torch.no_grad():
+        more = reading(tiny.model, tokens) if shown(tokens) else {}
+        found: Tensor = tiny.model(input_ids=torch.from_numpy(tokens.ids)[None], **more).last_hidden_state[0]
+        return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_prompts_with_pictures_equal_the_class_alone(kind: str, tmp_path: Path) -> None:
+    make, reading = KINDS[kind]
+    tiny = make()
+    tiny.save(tmp_path)
+    model = loaded(tmp_path)
+    assert model.facts.served_by.startswith("transformers, packed"), model.facts.served_by
+    assert model.facts.pictures is not None
+    prompts = [prompt(model.facts.pictures, *parts) for parts in PROMPTS]
+    expected = [reference(tiny, reading, one) for one in prompts]
+    assert worst(hidden_states(model, prompts), expected) < 1e-4
+    for one, hidden in zip(prompts, expected, strict=True):
+        assert worst(hidden_states(model, [one]), [hidden]) < 1e-4
+    pooled = {"MEAN": lambda rows: rows.mean(0, keepdim=True), "LAST": lambda rows: rows[-1:]}
+    reduce = pooled.get(model.plan.default_pooling or "", lambda rows: rows)
+    assert worst(answers(model, prompts), [tiny.projected(reduce(hidden)) for hidden in expected]) < 1e-4
+
+
+def test_a_tensor_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    tiny = idefics3("ColIdefics3")
+    tiny.more = {"model.text_model.layers.0.mlp.extra.weight": torch.ones(2)}
+    tiny.save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"1 tensors that transformers' Idefics3Model does not have: .*extra"):
+        loaded(tmp_path)
+
+
+def test_a_missing_tensor_is_never_made_up(tmp_path: Path) -> None:
+    tiny = idefics3("ColIdefics3")
+    tiny.renamed = lambda name: "model." + name.replace("connector.modality", "connector.another")
+    tiny.save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"lacks 1 tensors that the model needs: connector\.modality"):
+        loaded(tmp_path)
+
+
+def processor(tiny: Hosted) -> Any:
+    """transformers' own, of the kind."""
+    settings = {name: value for name, value in tiny.settings.items() if name != "image_processor_type"}
+    name = str(tiny.settings["image_processor_type"])
+    images, tokens = getattr(transformers, f"{name}Pil")(**settings), tokenizer()
+    if name == "SiglipImageProcessor":
+        images.image_seq_length = 16
+        kind = "ColPali" if tiny.config["model_type"] == "colpali" else "PaliGemma"
+        return getattr(transformers, f"{kind}Processor")(images, tokens)
+    kind, rows = ("ColModernVBert", 4) if "vlm_config" in tiny.config else ("Idefics3", 4)
+    return getattr(transformers, f"{kind}Processor")(images, tokens, image_seq_len=rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [
+        ("ColPali of transformers", None),
+        ("ColPali of colpali-engine", "<image><bos>Describe the image."),
+        ("ColIdefics3", "<|im_start|>User:<image>Describe the image.<end_of_utterance>\nAssistant:"),
+        ("ColModernVBERT of transformers", None),
+        (
+            "ColModernVBERT of colpali-engine",
+            "<|begin_of_text|>User:<image>Describe the image.<end_of_utterance>\nAssistant:",
+        ),
+    ],
+)
+def test_prompts_are_those_of_the_processor(kind: str, shown: str | None, tmp_path: Path) -> None:
+    tiny = KINDS[kind][0]()
+    tiny.save(tmp_path)
+    reader, theirs = loaded(tmp_path).facts.pictures, processor(tiny)
+    assert reader is not None
+    for image in (picture(40, 30), picture(9, 60), picture(12, 12)):
+        if shown is None:
+            wanted = theirs.process_images([image])
+        else:
+            wanted = theirs(text=[shown], images=[image], return_tensors="np")
+        own = prompt(reader, image)
+        assert own.ids.tolist() == wanted["input_ids"][0].tolist()
+        assert own.pictures is not None
+        pixels = own.pictures.pictures[0].pixels
+        np.testing.assert_array_equal(pixels, np.asarray(wanted["pixel_values"]).reshape(pixels.shape))
+    if shown is None:
+        query = theirs.process_queries(["what is packed?"])["input_ids"][0].tolist()
+        assert prompt(reader, "what is packed?", role="query").ids.tolist() == query
