@@ -19,6 +19,7 @@ from poolhouse.models.vision.kinds.paligemma import PALIGEMMA
 from poolhouse.models.vision.kinds.rerankers import RERANKERS
 from poolhouse.models.vision.kinds.siglip import SIGLIP
 from poolhouse.models.vision.kinds.tiled import TILED
+from poolhouse.models.vision.kinds.vision_only import VISION_ONLY
 from poolhouse.models.vision.picture_model import PictureModel
 
 # The first that matches serves a checkpoint, so those that are found by tensors or by name stand before plainer ones.
@@ -35,6 +36,7 @@ KINDS: tuple[PictureModel, ...] = (
     *LLAVA,
     CLIP,
     *SIGLIP,
+    *VISION_ONLY,
 )
 
 
