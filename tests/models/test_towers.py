@@ -90,6 +90,7 @@ def tower_of(
     assert unclaimed(claimed.left, prefix, kind.family.aside) == ([], ["lm_head.weight"])
     tower = kind.family.build(part, spec, Weights(claimed.tensors))
     assert isinstance(tower, QwenTower)
+    assert len(run(tower, [kind.family.sample(part)])[0]) == 1
     return tower
 
 

@@ -18,7 +18,8 @@ P = ParamSpec("P")
 class BatchRun:
     """One batch that was run.
 
-    tokens, budget: how many it held, and how many it may hold; a single long prompt may exceed the budget.
+    tokens, budget: how many it held, patches of pictures included, and how many it may hold; a single long prompt may
+    exceed the budget. pictures: how many it showed, each counted once.
     waits: (seconds, sequences): how long requests waited for it, those together that arrived together.
     forward_seconds, pooling_seconds: the backbone's and the pipelines' time on the device.
     """
@@ -29,6 +30,7 @@ class BatchRun:
     waits: tuple[tuple[float, int], ...]
     forward_seconds: float
     pooling_seconds: float
+    pictures: int = 0
 
 
 class Observer(Protocol):

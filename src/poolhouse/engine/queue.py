@@ -78,7 +78,7 @@ class FairQueue:
             self._sum_of_tags += caller.tag
             heappush(self._callers, (caller.tag, next(self._ages), caller))
         caller.add(request)
-        self.tokens += request.length
+        self.tokens += request.cost
 
     def take(self, budget: int) -> list[WaitingRequest]:
         """The next batch, sorted by length; empty where all that was found is cancelled."""
@@ -93,15 +93,15 @@ class FairQueue:
             self._drop(request)
         for request in batch:
             self._remove(request)
-            request.queue.tag += request.length
-            self.virtual_time += request.length / callers
+            request.queue.tag += request.cost
+            self.virtual_time += request.cost / callers
         for age, caller in found.callers:
             if caller:
                 heappush(self._callers, (caller.tag, age, caller))
                 self._sum_of_tags += caller.tag
         if self._callers:
             self.virtual_time = max(self.virtual_time, self._sum_of_tags / len(self._callers))
-        batch.sort(key=length_of)
+        batch.sort(key=cost_of)
         return batch
 
     def _of_the_only_caller(self) -> _Found:
@@ -143,8 +143,8 @@ class FairQueue:
             else:
                 candidates.add(request)
                 first = first or request
-                tokens += request.length
-                tag += request.length
+                tokens += request.cost
+                tag += request.cost
             heappush(turns, (tag, age, caller))
         return _Found(callers, candidates, first, cancelled)
 
@@ -155,7 +155,7 @@ class FairQueue:
 
     def _remove(self, request: WaitingRequest) -> None:
         request.queue.remove(request)
-        self.tokens -= request.length
+        self.tokens -= request.cost
 
 
 class _Found(NamedTuple):
@@ -220,6 +220,7 @@ class WaitingRequest:
 
     further: tasks answered from the same pass, with the parameters of each. spans: see `Request`.
     is_chunk: whether it is a piece of a longer prompt. route: see `Routes`. queue: that of its caller.
+    length: its tokens. cost: what it counts in a budget, its tokens and the patches that the tower runs over.
     """
 
     tokens: Tokens
@@ -234,17 +235,23 @@ class WaitingRequest:
     arrival: Arrival = Arrival()
     queue: CallerQueue = field(default_factory=CallerQueue)
     length: int = field(init=False)
+    cost: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.length = len(self.tokens)
+        self.length = self.cost = len(self.tokens)
+        if self.tokens.pictures is not None:
+            self.cost += self.tokens.pictures.patches
 
 
-def length_of(request: WaitingRequest) -> int:
-    return request.length
+def cost_of(request: WaitingRequest) -> int:
+    return request.cost
 
 
 class ByLength:
-    """Waiting requests by their length, oldest first within one; adding and removing cost the same however many wait."""
+    """Waiting requests by their length, oldest first within one; adding and removing cost the same however many wait.
+
+    Of prompts with pictures the cost stands for the length.
+    """
 
     __slots__ = ("_by_length", "_lengths")
 
@@ -253,18 +260,18 @@ class ByLength:
         self._by_length: dict[int, OrderedDict[WaitingRequest, None]] = {}
 
     def add(self, request: WaitingRequest) -> None:
-        same = self._by_length.get(request.length)
+        same = self._by_length.get(request.cost)
         if same is None:
-            insort(self._lengths, request.length)
-            same = self._by_length[request.length] = OrderedDict()
+            insort(self._lengths, request.cost)
+            same = self._by_length[request.cost] = OrderedDict()
         same[request] = None
 
     def remove(self, request: WaitingRequest) -> None:
-        same = self._by_length[request.length]
+        same = self._by_length[request.cost]
         del same[request]
         if not same:
-            del self._by_length[request.length]
-            del self._lengths[bisect_left(self._lengths, request.length)]
+            del self._by_length[request.cost]
+            del self._lengths[bisect_left(self._lengths, request.cost)]
 
     def nearest(self, first: WaitingRequest, budget: int) -> tuple[list[WaitingRequest], list[WaitingRequest]]:
         """A batch of at most `budget` tokens: `first` and those nearest to it in length; and cancelled ones met on the way.
@@ -272,13 +279,13 @@ class ByLength:
         Of two lengths equally near, the longer goes first. A first one of more than `budget` tokens goes alone.
         """
         lengths, batch, cancelled = self._lengths, [first], list[WaitingRequest]()
-        high = bisect_left(lengths, first.length)
-        low, room = high - 1, budget - first.length
+        high = bisect_left(lengths, first.cost)
+        low, room = high - 1, budget - first.cost
         while True:
             longer = high < len(lengths) and lengths[high] <= room
             shorter = low >= 0 and lengths[low] <= room
             if longer and shorter:
-                longer = lengths[high] - first.length <= first.length - lengths[low]
+                longer = lengths[high] - first.cost <= first.cost - lengths[low]
             if longer:
                 length, high = lengths[high], high + 1
             elif shorter:

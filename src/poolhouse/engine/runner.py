@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from poolhouse.engine.observing import BatchRun, Observer, waits
-from poolhouse.engine.queue import Arrival, WaitingRequest
+from poolhouse.engine.queue import Arrival, WaitingRequest, cost_of
 from poolhouse.engine.request import Answer, Timing, fail, start
 from poolhouse.errors import EngineError, NonFiniteResult, NoStep, PoolhouseError
 from poolhouse.models.model import Model
@@ -39,13 +39,14 @@ class FatalDeviceError(EngineError):
 class Launched:
     """A batch whose work is under way on the device.
 
-    pooled: each group's rows on the host. done: when the device is. started: by `time.perf_counter`.
+    pooled: each group's rows on the host. done: when the device is. pictures: how many it showed. started: by `time.perf_counter`.
     stopwatch: before the backbone, after it, and after the pipelines, where somebody observes.
     """
 
     requests: list[WaitingRequest]
     pooled: list[tuple[Group, Rows]]
     done: torch.cuda.Event | None
+    pictures: int = 0
     started: float = 0.0
     stopwatch: Stopwatch | None = None
 
@@ -103,7 +104,8 @@ class Runner:
             if self.asynchronous:
                 done = torch.cuda.Event()
                 done.record()
-            return Launched(requests, pooled, done, started, stopwatch)
+            shown = 0 if batch.pictures is None else len(batch.pictures.pictures)
+            return Launched(requests, pooled, done, shown, started, stopwatch)
         except Exception as error:  # noqa: BLE001 - whatever it is, callers must get it
             self._retry(requests, error)
             return None
@@ -129,14 +131,17 @@ class Runner:
                 timing = timings.get(request.arrival)
                 if timing is None:
                     timing = timings[request.arrival] = request.arrival.timing(launched.started, finished)
+                tokens = request.tokens
+                if tokens.pictures is not None:
+                    tokens = replace(tokens, pictures=tokens.pictures.without_pixels())
                 if not request.further:
-                    request.future.set_result(Answer(array, request.tokens, timing=timing))
+                    request.future.set_result(Answer(array, tokens, timing=timing))
                     continue
                 arrays = parts.setdefault(request, {})
                 arrays[group.task] = array
                 if len(arrays) == 1 + len(request.further):
                     first = arrays.pop(request.task)
-                    request.future.set_result(Answer(first, request.tokens, further=arrays, timing=timing))
+                    request.future.set_result(Answer(first, tokens, further=arrays, timing=timing))
 
     def _arrays(self, group: Group, rows: Rows) -> Iterator[Array | PoolhouseError]:
         """The answer of each request to the group's task, or what is wrong with it."""
@@ -169,11 +174,12 @@ class Runner:
         self.observer.ran(
             BatchRun(
                 len(requests),
-                sum(request.length for request in requests),
+                sum(map(cost_of, requests)),
                 self.budget,
                 waits((request.arrival for request in requests), launched.started),
                 forward_seconds,
                 pooling_seconds,
+                launched.pictures,
             )
         )
 
@@ -258,19 +264,27 @@ def rows_of(group: Group, batch: Batch, hidden: Tensor) -> Rows:
             for index, request in zip(group.indexes, group.requests, strict=True)
             if request.spans is not None
         ]
-        return _slices(np.concatenate(spans).tolist(), batch, hidden, None, None)
+        bounds = np.concatenate(spans).tolist()
+        owners = [request.adapter for request in group.requests for _ in request.spans]  # type: ignore[union-attr]
+        return _slices(bounds, batch, hidden, owners)
     skip, kept = _skip(group.requests), _kept(group.requests, batch)
     if len(group.indexes) == len(batch.segments):
         return Rows(hidden, batch.segments, batch.ids, skip, kept)
-    return _slices([(starts[index], ends[index]) for index in group.indexes], batch, hidden, skip, kept)
+    bounds = [(starts[index], ends[index]) for index in group.indexes]
+    return _slices(bounds, batch, hidden, [request.adapter for request in group.requests], skip, kept)
 
 
 def _slices(
-    bounds: Sequence[Sequence[int]], batch: Batch, hidden: Tensor, skip: Tensor | None, kept: Tensor | None
+    bounds: Sequence[Sequence[int]],
+    batch: Batch,
+    hidden: Tensor,
+    adapters: Sequence[str | None],
+    skip: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Rows:
     return Rows(
         torch.cat([hidden[start:end] for start, end in bounds]),
-        Segments([end - start for start, end in bounds], batch.segments.device),
+        Segments([end - start for start, end in bounds], batch.segments.device, adapters=adapters),
         torch.cat([batch.ids[start:end] for start, end in bounds]),
         skip,
         kept,

@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from poolhouse.engine.queue import FairQueue, WaitingRequest, length_of
+from poolhouse.engine.queue import FairQueue, WaitingRequest, cost_of
 
 # Tokens that are not worth a second worker, when all are idle.
 _SMALLEST_SHARE = 128
@@ -36,7 +36,7 @@ _PAUSE_SHARE = 0.25
 
 
 class Scheduler:
-    """Waiting requests, and the next batch of at most `budget` tokens (one longer request goes alone).
+    """Waiting requests, and the next batch of at most `budget` tokens and patches of pictures (one larger request goes alone).
 
     workers: how many batches may run at a time. Methods name a worker by its number, and the all-core worker by None.
     """
@@ -93,7 +93,7 @@ class Scheduler:
                     elif block and (pause := self._pause(me)) != 0:
                         me.changed.wait(pause)
                     elif batch := self._take(self._share()):
-                        me.tokens, me.since = sum(map(length_of, batch)), time.perf_counter()
+                        me.tokens, me.since = sum(map(cost_of, batch)), time.perf_counter()
                         return batch
             finally:
                 me.idle = False

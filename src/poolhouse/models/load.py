@@ -9,12 +9,14 @@ from pathlib import Path
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder
 from poolhouse.inputs.pictures import PictureReader, plain_prompts
+from poolhouse.models.adapters.adapters import with_heads
 from poolhouse.models.files.checkpoint import Checkpoint
 from poolhouse.models.files.config import architecture, longest_prompt
 from poolhouse.models.files.model_card import matryoshka_of
 from poolhouse.models.files.module_steps import LayerMean
 from poolhouse.models.files.routes import Routes
-from poolhouse.models.heads.heads import LoadedHead
+from poolhouse.models.heads.heads import Head, HeadModule, LoadedHead
+from poolhouse.models.heads.late_interaction import LateInteractionFiles
 from poolhouse.models.heads.rerankers import listwise_pipelines, token_head
 from poolhouse.models.load_native import load_native
 from poolhouse.models.model import Facts, Model, Served, Sizes
@@ -33,6 +35,7 @@ from poolhouse.models.roles import RAW_LOGITS
 from poolhouse.models.vision.picture_model import PictureModel
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.pipeline import Pipeline
+from poolhouse.pooling.steps import AdaptedDense, Dense, Step
 from poolhouse.tasks import Task
 
 # How sentence-transformers compares two vectors; `poolhouse.plans.scoring` computes them.
@@ -186,12 +189,28 @@ def _mix_layers(served: Served, layers: LayerMean) -> None:
 def _pipelines(plan: LoadPlan, served: Served, checkpoint: Checkpoint) -> dict[Task, Pipeline]:
     """What the model answers, by task, the first one first."""
     if plan.late is not None:
-        heads = plan.late.read(checkpoint.tensors, plan.config, plan.weights)
-        return late_interaction_pipelines(heads, served.sizes.hidden_size, plan.late.unit, plan.options.pooler)
+        heads = _projection(plan, plan.late, served, checkpoint)
+        late = late_interaction_pipelines(heads, served.sizes.hidden_size, plan.late.unit, plan.options.pooler)
+        return late if plan.late.rules is not None else {**pipelines_of(plan, served), **late}
     if plan.reranker.listwise is not None:
         refuse_steps(plan.options.pooler)
         return listwise_pipelines(plan.reranker, checkpoint.tensors)
     return pipelines_of(plan, served)
+
+
+def _projection(plan: LoadPlan, late: LateInteractionFiles, served: Served, checkpoint: Checkpoint) -> tuple[Step, ...]:
+    """The steps from a hidden state to the vector of a token, as adapters have changed them.
+
+    Raises:
+        CheckpointError: a projection that is missing or of another width than stated.
+    """
+    name = late.projection(checkpoint.tensors)
+    names = late.projections if name is None else (name,)
+    head = Head(tuple(HeadModule(name, also=(name.rpartition(".")[2],)) for name in names))
+    steps = late.read(with_heads(head, checkpoint.tensors, "", served.merged), plan.config, plan.weights)
+    if late.heads is not None or served.adapters is None or not isinstance(dense := steps[-1], Dense):
+        return steps
+    return (*steps[:-1], AdaptedDense(dense.weight, dense.bias, changes=served.adapters.of_head(names[0])))
 
 
 def _on_device(pipelines: Mapping[Task, Pipeline], plan: LoadPlan) -> dict[Task, Pipeline]:

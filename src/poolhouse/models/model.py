@@ -12,6 +12,7 @@ from poolhouse.inputs.listwise import ListwiseTokens
 from poolhouse.inputs.pictures import PictureReader
 from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.models.adapters.adapters import Adapters
+from poolhouse.models.adapters.low_rank import Adapter
 from poolhouse.models.backbone import Backbone
 from poolhouse.models.files.routes import Routes
 from poolhouse.models.heads.heads import LoadedHead
@@ -115,7 +116,7 @@ class Served:
 
     pooling: the default where no file says. head: of a classifier or masked language model.
     endless: whether no table of positions ends, so that the user may ask for more than `sizes.positions`.
-    pools_itself: whether the rows of a text are all the same, its vector.
+    pools_itself: whether the rows of a text are all the same, its vector. merged: adapters that the weights hold.
     """
 
     backbone: Backbone
@@ -126,4 +127,5 @@ class Served:
     adapters: Adapters | None = None
     endless: bool = False
     pools_itself: bool = False
+    merged: tuple[Adapter, ...] = ()
     notes: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ Per field the first that says something wins: the user's PoolerConfig, sentence-
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from poolhouse.pooling.steps import (
     Kept,
     Norm,
     Normalize,
+    OfPictures,
     Probabilities,
     Reduce,
     Step,
@@ -62,6 +64,10 @@ def pipelines_of(plan: LoadPlan, served: Served) -> dict[Task, Pipeline]:
         return splade_pipelines(head.steps, head.labels, files.splade, user, files.max_active_dims, files.normalize)
     sizes = served.sizes
     pipelines = embed_pipelines(sizes.hidden_size, user, files, plan.default_pooling or served.pooling)
+    if plan.pictures is not None and plan.pictures.of_pictures:
+        marks = OfPictures(config.get("vision_start_token_id", 151652), config.get("vision_end_token_id", 151653))
+        embed = pipelines["embed"]
+        pipelines["embed"] = replace(embed, steps=(marks, *embed.steps))
     if served.pools_itself:
         _check_no_pooling(plan)
         del pipelines["token_embed"]
@@ -168,7 +174,7 @@ def classify_pipelines(
     tail = Probabilities(
         stated or classifier_activation(config, loaded.labels, activation),
         head.use_activation if user.use_activation is None else user.use_activation,
-        user.logit_mean,
+        head.mean if user.logit_mean is None else user.logit_mean,
         user.logit_sigma,
     )
     pipelines: dict[Task, Pipeline] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,11 +17,11 @@ from poolhouse.models.adapters.adapters import AdapterOptions
 from poolhouse.models.adapters.peft import base_of, is_peft_folder, trained_labels, trained_role
 from poolhouse.models.files.checkpoint import Checkpoint, Config
 from poolhouse.models.files.config import Overrides, architecture, overridden
-from poolhouse.models.files.model_card import published_pooling
+from poolhouse.models.files.model_card import published_pooling, read_card
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 from poolhouse.models.heads.heads import Head
 from poolhouse.models.heads.late_interaction import LateInteractionFiles, read_late_interaction
-from poolhouse.models.heads.rerankers import Reranker, read_reranker
+from poolhouse.models.heads.rerankers import Reranker, TokenScore, names_of, read_reranker, token_ids
 from poolhouse.models.native.families import Family, family_of, spec_of
 from poolhouse.models.native.families._config import NotNative
 from poolhouse.models.native.spec import TransformerSpec
@@ -132,7 +133,8 @@ class LoadPlan:
     def described(self) -> dict[str, str | list[str]]:
         """The decision by names for people; what does not apply is left out."""
         files, reranker, head = self.files, self.reranker, None if self.native is None else self.native.head
-        pools = self.role in ("embed", "masked_lm") and self.late is None and reranker.listwise is None
+        late_only = self.late is not None and self.late.rules is not None
+        pools = self.role in ("embed", "masked_lm") and not late_only and reranker.listwise is None
         late = "plain texts" if self.plain_texts else "rules of queries and documents"
         rows: dict[str, str | list[str] | None] = {
             "weights": str(self.weights),
@@ -142,7 +144,7 @@ class LoadPlan:
             "pictures": None if self.pictures is None else self.pictures.name,
             "head": None if head is None else " > ".join(module.name for module in head.modules),
             "pooling": self._pooling() if pools else None,
-            "late_interaction": None if self.late is None else late,
+            "late_interaction": late if late_only else None,
             "score": None if reranker.tokens is None else f"logits of the tokens {list(reranker.tokens.tokens)}",
             "listwise": None if reranker.listwise is None else "all documents of a query in one prompt",
             "score_template": None if reranker.template is None else reranker.template.name,
@@ -190,16 +192,23 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     labels = {} if trained is None else trained_labels(adapters.merged_folders)
     # A copy, which the user's function or transformers may change without changing what the folder has read.
     config = overridden(deepcopy({**Checkpoint(weights).config, **files.config_changes, **labels}), options.overrides)
-    pictures = picture_model_of(config, weights)
+    pictures = picture_model_of(
+        config, weights, partial(_names, folders, options.name, config), rerankers=options.convert != "embed"
+    )
+    scored = None if pictures is None or pictures.answers != "score" else pictures
     late, reranker = None, Reranker()
-    if options.convert != "classify":
+    if options.convert != "classify" and scored is None:
         late = _late_pictures(pictures, config, picture_folder(folders.tokenizer, weights, folders.described))
         late = late or read_late_interaction(folders.described, weights, config, files)
-    if trained is None and late is None and options.convert != "embed" and not judges_steps(config, options.pooler):
+    if scored is not None:
+        reranker = _picture_reranker(scored, config, weights)
+    elif trained is None and late is None and options.convert != "embed" and not judges_steps(config, options.pooler):
         reranker = read_reranker(folders.described, weights, config, files, options.name)
-    role = trained or ("embed" if late is not None else _role(config, files, reranker, options))
+    role = trained or _role(config, files, reranker, late, scored, options)
     native, why, notes = _native(config, role, options, reranker, late, weights, pictures)
     family = None if native is None else native.family
+    if native is None and pictures is not None and pictures.join is not None:
+        pictures = None  # transformers' way runs the text half alone
     hosted = pictures is not None and pictures.hosted is not None
     if family is None and (adapters.modules or adapters.merge or (adapters.base_merge and not hosted)):
         raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
@@ -221,7 +230,11 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
         device=device,
         dtype=dtype_of(reranker.dtype(options.dtype, device), config, family, device),
         max_tokens=reranker.max_tokens if options.max_tokens is None else options.max_tokens,
-        adapters=replace(adapters, classifier=role in ("classify", "token_classify")),
+        adapters=replace(
+            adapters,
+            classifier=role in ("classify", "token_classify"),
+            projections=() if late is None or late.heads is not None else late.projections,
+        ),
         native=native,
         why=why,
         default_pooling=default_pooling,
@@ -241,14 +254,31 @@ def picture_folder(*folders: Folder) -> Folder:
 
 def _late_pictures(pictures: PictureModel | None, config: Config, folder: Folder) -> LateInteractionFiles | None:
     """What a kind of model says of its token vectors. folder: of its processor's files."""
-    if pictures is None or pictures.answers != "late":
+    if pictures is None or pictures.answers not in ("late", "both"):
         return None
     return LateInteractionFiles(
-        pictures.rules(folder),
+        pictures.rules(folder) if pictures.answers == "late" else None,
         heads=None if pictures.projections else (),
         dimensions=pictures.width(config),
         projections=pictures.projections,
     )
+
+
+def _picture_reranker(pictures: PictureModel, config: Config, weights: Folder) -> Reranker:
+    """What is special about scoring with a reranker that reads pictures; its prompts are written by its reader."""
+    assert pictures.text is not None
+    longest = pictures.text.max_tokens(pictures.text_config(config))
+    most = [tokens for tokens in (pictures.max_tokens, longest) if tokens is not None]
+    texts = config.get("classifier_from_token") or pictures.tokens
+    tokens = None if texts is None else TokenScore(token_ids(weights, tuple(texts)), difference=True)
+    return Reranker(tokens=tokens, max_tokens=min(most, default=None))
+
+
+def _names(folders: _Folders, name: str, config: Config) -> tuple[str, ...]:
+    """What a checkpoint, its adapters and the bases of their cards are called."""
+    own = (folders.described, *folders.adapters)
+    bases = (base for folder in own for base in read_card(folder.path).base_models)
+    return (*(called for folder in own for called in names_of(folder.path, name, config)), *bases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,9 +359,18 @@ def _static(static: StaticFiles, folders: _Folders, options: LoadOptions, device
     )
 
 
-def _role(config: JsonObject, files: SentenceTransformersFiles, reranker: Reranker, options: LoadOptions) -> Role:
+def _role(
+    config: JsonObject,
+    files: SentenceTransformersFiles,
+    reranker: Reranker,
+    late: LateInteractionFiles | None,
+    scored: PictureModel | None,
+    options: LoadOptions,
+) -> Role:
     """What the files make of the model, else its architecture's name."""
-    if reranker.tokens is not None:
+    if late is not None:
+        return "embed"
+    if reranker.tokens is not None or scored is not None:
         return "classify"
     if files.splade is not None:
         return "splade"

@@ -125,6 +125,7 @@ class PackedPictures:
     filled: [rows] int64, the rows of the pack that take a row of the tower, ascending.
     source: [rows] int64, which of the tower's rows each takes; None where that is their order.
     axes: [3, total] int64 positions in time, down and across; None where positions are plain.
+    prompts: the numbers of the prompts that show pictures.
     """
 
     pictures: tuple[Picture, ...]
@@ -132,11 +133,13 @@ class PackedPictures:
     filled: Tensor
     source: Tensor | None = None
     axes: Tensor | None = None
+    prompts: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, prompts: Sequence[Tokens], device: torch.device | str) -> PackedPictures | None:
         """Those of prompts that lie end to end; None where none shows a picture."""
-        if all(prompt.pictures is None for prompt in prompts):
+        shown = tuple(number for number, prompt in enumerate(prompts) if prompt.pictures is not None)
+        if not shown:
             return None
         first_rows: dict[int, int] = {}
         distinct: list[Picture] = []
@@ -164,7 +167,12 @@ class PackedPictures:
             filled=_to(filled, device),
             source=None if len(taken) == rows else _to(taken, device),
             axes=None if axes is None else _to(axes, device),
+            prompts=shown,
         )
+
+    def taken(self, rows: Tensor) -> Tensor:
+        """The row of the tower that each place of the pack takes."""
+        return rows if self.source is None else rows[self.source]
 
     def each(self) -> Iterator[PackedPictures]:
         """Every picture by itself, for towers that take one at a time; it fills nothing."""

@@ -63,6 +63,11 @@ class Picture:
         """Memory of its pixels."""
         return self.pixels.nbytes
 
+    @property
+    def patches(self) -> int:
+        """Rows that the tower runs over; of tiles, which say no patches, those that it gives."""
+        return self.rows if self.grid is None else self.grid[0] * self.grid[1]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pictures:
@@ -75,6 +80,15 @@ class Pictures:
     pictures: tuple[Picture, ...]
     filled: Flags
     axes: Ids | None = None
+
+    @property
+    def patches(self) -> int:
+        """Rows that the tower runs over."""
+        return sum(picture.patches for picture in self.pictures)
+
+    def without_pixels(self) -> Pictures:
+        """Which tokens are pictures' and where, for answers: they live longer than pixels should."""
+        return Pictures((), self.filled, self.axes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

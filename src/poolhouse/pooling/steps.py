@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poolhouse.errors import CheckpointError, InvalidRequest
+from poolhouse.layers.adapted import LowRank
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import REDUCTIONS, Rows
 
@@ -93,6 +94,28 @@ class WithoutToken(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class OfPictures(Step):
+    """Of prompts that show pictures the rows from each token `start` to its token `end`; of other prompts all rows."""
+
+    start: int
+    end: int
+    description = "rows of pictures, where there are any"
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        begins, ends = rows.ids == self.start, rows.ids == self.end
+        if not begins.any():
+            return rows
+        owner, first = rows.segments.owner, rows.segments.starts_tensor
+        steps = begins.long() - ends.long()
+        open_ = steps.cumsum(0)
+        open_ -= (open_ - steps)[first][owner]  # counted within each prompt
+        shows = torch.zeros(len(rows.segments), dtype=torch.bool, device=owner.device)
+        shows[owner[begins]] = True
+        # The token `end` still belongs to its picture.
+        return rows.select((open_ > 0) | ends | ~shows[owner])
+
+
+@dataclass(frozen=True, slots=True)
 class WithoutEnds(Step):
     """All rows but a first one of token `bos` and a last one of token `eos`; None keeps that end."""
 
@@ -142,6 +165,24 @@ class Dense(Step):
             out = self.activation.function(out)
         if self.residual is not None:
             out = out + (F.linear(rows.values, self.residual) if self.residual.numel() else rows.values)
+        return rows.with_values(out)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdaptedDense(Dense):
+    """A dense layer with another weight for the rows of adapters.
+
+    changes: of the weight, by the name of the adapter; adapters that are added later appear in it.
+    """
+
+    changes: Mapping[str, LowRank] = field(default_factory=dict)
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        out = F.linear(rows.values, self.weight, self.bias)
+        for name, start, end in rows.segments.adapter_rows:
+            change = self.changes.get(name)
+            if change is not None:
+                out[start:end].addmm_(F.linear(rows.values[start:end], change.down), change.up.T)
         return rows.with_values(out)
 
 

@@ -8,11 +8,12 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, did_you_mean
 from poolhouse.files import Folder
-from poolhouse.layers.adapted import AdaptedLinear, AdaptedTable
+from poolhouse.layers.adapted import AdaptedLinear, AdaptedTable, LowRank
 from poolhouse.models.adapters.low_rank import Adapter, Target, merge, tails
 from poolhouse.models.adapters.peft import read_peft
 from poolhouse.models.adapters.task_adapters import TaskAdapters
@@ -28,7 +29,8 @@ class AdapterOptions:
     merge: the adapter to merge: a name of `modules`, or a task of the checkpoint. base_merge: folders of
     adapters that belong to the model itself. allowed: whether adapters may be used at all.
     find: the folder of an adapter that a request brings, from a path or a hub id.
-    classifier: whether the model has a head, which adapters chosen per request leave as it is.
+    classifier: whether the model has a head, which adapters chosen per request leave as it is. projections: modules
+    that make the vectors of tokens, which adapters chosen per request may change by low rank.
     """
 
     modules: Mapping[str, Path | Folder] = field(default_factory=dict)
@@ -38,6 +40,7 @@ class AdapterOptions:
     allowed: bool = True
     find: Callable[[str], Path] = Path
     classifier: bool = False
+    projections: tuple[str, ...] = ()
 
     @property
     def named(self) -> bool:
@@ -67,6 +70,7 @@ class Adapters:
             self.default = next(iter(self.task_names), None)
         self._backbone, self._target, self._options = backbone, target, options
         self.sources: dict[str, str] = {}
+        self._heads: dict[str, dict[str, LowRank]] = {}
         self._adding = threading.Lock()
 
     @property
@@ -78,6 +82,10 @@ class Adapters:
     def declared(self) -> tuple[str, ...]:
         """The names that are no tasks of the checkpoint."""
         return tuple(name for name in self.names if name not in self.task_names)
+
+    def of_head(self, module: str) -> Mapping[str, LowRank]:
+        """What adapters change in a module behind the backbone, by adapter; those added later appear in it."""
+        return self._heads.setdefault(module.rpartition(".")[2], {})
 
     def choose(
         self, name: str | None, prompt_name: str | None, prompts: Container[str]
@@ -124,7 +132,10 @@ class Adapters:
         """
         changes = self._target.assign(adapter)
         heads = self._target.heads(adapter)
-        if heads and (self._options.classifier or adapter.classifies):
+        replaced = any(
+            name.rpartition(".")[0].rpartition(".")[2] in self._options.projections for name in adapter.saved
+        )
+        if heads and (self._options.classifier or adapter.classifies or replaced):
             raise CheckpointError(
                 f"{adapter.source} has a head of its own ({', '.join(heads[:3])}), and heads cannot be chosen per "
                 f"request. Merge it: merge_adapter={adapter.name!r}, or name its folder as the model."
@@ -140,6 +151,10 @@ class Adapters:
             for slot, change in changes.items():
                 layer = _adapted(transformer, slot, adapter)
                 layer.changes[adapter.name] = change.to(weights.device, weights.dtype)
+            for module in adapter.changes.keys() & set(heads):
+                # Heads are computed in float32.
+                of_head = self._heads.setdefault(module.rpartition(".")[2], {})
+                of_head[adapter.name] = adapter.changes[module].to(weights.device, torch.float32)
             self.sources[adapter.name] = source
 
 

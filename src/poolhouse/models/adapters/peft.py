@@ -82,16 +82,30 @@ def read_peft(folder: Path | Folder, name: str, max_rank: int | None = None) -> 
         CheckpointError: files missing or corrupt, or a kind of adapter that is not low-rank addition.
     """
     folder = Folder.of(folder)
-    if not is_peft_folder(folder):
-        raise CheckpointError(f"{folder} has no {CONFIG}. An adapter is a folder as the peft library saves it.")
+    return _adapter(folder, name, _tensors(_checked(folder)), max_rank)
+
+
+def read_tasks(folder: Folder, tasks: Sequence[str]) -> list[Adapter]:
+    """The adapters in a folder that holds one per task, `X.lora_A.<task>.weight` (jina-embeddings-v4).
+
+    Raises:
+        CheckpointError: as `read_peft`; a tensor of none of these tasks.
+    """
+    by_task: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
+    for name, tensor in _tensors(_checked(folder)).items():
+        module, _, task = name.removesuffix(".weight").rpartition(".")
+        if task not in by_task:
+            raise CheckpointError(f"{folder}: {name} is of none of the tasks {list(tasks)} that config.json names.")
+        by_task[task][f"{module}.weight"] = tensor
+    return [_adapter(folder, task, tensors) for task, tensors in by_task.items()]
+
+
+def _adapter(folder: Folder, name: str, tensors: Mapping[str, Tensor], max_rank: int | None = None) -> Adapter:
     config = folder.json(CONFIG)
-    for key, values in _NEUTRAL.items():
-        if key in config and config[key] not in values and config[key] != {} and config[key] != []:
-            raise CheckpointError(f"{folder / CONFIG}: {key} is {config[key]!r}; only {list(values)} can be computed.")
     pairs: dict[str, dict[str, Tensor]] = {}
     tables: set[str] = set()
     saved: dict[str, Tensor] = {}
-    for tensor_name, tensor in _tensors(folder).items():
+    for tensor_name, tensor in tensors.items():
         own = tensor_name.removeprefix("base_model.model.")
         found = _LOW_RANK.fullmatch(own)
         if found is None:
@@ -112,6 +126,21 @@ def read_peft(folder: Path | Folder, name: str, max_rank: int | None = None) -> 
         base=config.get("base_model_name_or_path"),
         classifies=config.get("task_type") in _ROLES,
     )
+
+
+def _checked(folder: Folder) -> Folder:
+    """The folder, if it says that it holds an adapter that can be computed.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    if not is_peft_folder(folder):
+        raise CheckpointError(f"{folder} has no {CONFIG}. An adapter is a folder as the peft library saves it.")
+    config = folder.json(CONFIG)
+    for key, values in _NEUTRAL.items():
+        if key in config and config[key] not in values and config[key] != {} and config[key] != []:
+            raise CheckpointError(f"{folder / CONFIG}: {key} is {config[key]!r}; only {list(values)} can be computed.")
+    return folder
 
 
 def _change(

@@ -1,6 +1,6 @@
-"""Task adapters: those that come with a checkpoint, among its tensors (jina-embeddings-v3) or in folders (-v5).
+"""Task adapters: those that come with a checkpoint, among its tensors (jina-embeddings-v3) or in folders (-v4, -v5).
 
-jina-embeddings-v5 has a PEFT folder per task, `adapters/<task>`. jina-embeddings-v3 has torch's parametrizations:
+jina-embeddings-v5 has a PEFT folder per task, `adapters/<task>`; -v4 has one for all of `task_names`, `adapters`. jina-embeddings-v3 has torch's parametrizations:
 `X.parametrizations.weight.original` is the weight of X; `X.parametrizations.weight.0.lora_A` and `lora_B` hold one change
 per task: [tasks, rank, in] and [tasks, out, rank] for linear layers, [tasks, ids, rank] and [tasks, rank, features] for
 tables.
@@ -18,7 +18,7 @@ from poolhouse.errors import CheckpointError, ConfigError, did_you_mean
 from poolhouse.files import Folder
 from poolhouse.layers.adapted import LowRank
 from poolhouse.models.adapters.low_rank import Adapter
-from poolhouse.models.adapters.peft import is_peft_folder, read_peft
+from poolhouse.models.adapters.peft import is_peft_folder, read_peft, read_tasks
 from poolhouse.models.files.checkpoint import Checkpoint, Config
 
 _ORIGINAL = ".parametrizations.weight.original"
@@ -48,6 +48,8 @@ def read_task_adapters(checkpoint: Checkpoint, config: Config, default: str | No
         CheckpointError: files that do not fit together. ConfigError: a default that the checkpoint does not have.
     """
     adapters = _parametrizations(checkpoint.tensors, config, checkpoint.folder)
+    if is_peft_folder(own := checkpoint.folder / "adapters"):
+        adapters += read_tasks(own, config.get("task_names") or ())
     for path in sorted((checkpoint.folder / "adapters").path.glob("*")):
         if is_peft_folder(folder := checkpoint.folder / f"adapters/{path.name}"):
             adapters.append(read_peft(folder, path.name))

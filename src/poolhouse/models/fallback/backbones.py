@@ -128,13 +128,15 @@ def text_features(answer: Any, ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """To which length texts are filled up, and with which token, for models that attend to it (SigLIP)."""
+    """To which length texts are filled up, with which token and where, for models that attend to it (SigLIP)."""
 
     length: int
     token: int
+    left: bool = False
 
     def __call__(self, ids: Tensor) -> Tensor:
-        return torch.nn.functional.pad(ids, (0, self.length - ids.shape[1]), value=self.token)
+        missing = self.length - ids.shape[1]
+        return torch.nn.functional.pad(ids, (missing, 0) if self.left else (0, missing), value=self.token)
 
 
 class Forward:

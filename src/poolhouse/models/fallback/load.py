@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder
+from poolhouse.inputs.tokenizer_files import padding_of
 from poolhouse.models.fallback import attention
 from poolhouse.models.fallback.backbones import Forward, Packed, Padding, Unpacked, hidden_states, logits, text_features
 from poolhouse.models.fallback.probe import Verdict, may_pack, reads_ahead, take_head
@@ -181,22 +182,8 @@ def _of_texts(model: Any, folder: Folder, dtype: torch.dtype) -> Forward:
     padding = None
     if model.config.model_type.startswith("siglip"):
         # Trained on padding without a mask, so that every text is as long; the config's pad id is not the tokenizer's.
-        padding = Padding(model.text_model.config.max_position_embeddings, _tokenizers_pad_id(folder))
+        padding = Padding(model.text_model.config.max_position_embeddings, *padding_of(folder))
     return Forward(model, dtype, text_features, "get_text_features", padding)
-
-
-def _tokenizers_pad_id(folder: Folder) -> int:
-    import transformers
-
-    try:
-        found = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True).pad_token_id
-    except Exception as error:
-        raise CheckpointError(
-            f"{folder}: its texts are filled up, but transformers cannot read the tokenizer: {error}"
-        ) from error
-    if found is None:
-        raise CheckpointError(f"{folder}: its texts are filled up, but the tokenizer names no padding token.")
-    return int(found)
 
 
 def config_of(checkpoint: Checkpoint, config: Config, trust_remote_code: bool) -> Any:

@@ -21,6 +21,10 @@ _MATRYOSHKA: dict[str, tuple[int, ...]] = {
     "snowflake-arctic-embed-m-v2.0": (256, 768),
     "snowflake-arctic-embed-l-v2.0": (256, 1024),
     "jina-colbert-v2": (64, 96, 128),
+    **dict.fromkeys(
+        (f"jina-embeddings-v4-vllm-{task}" for task in ("retrieval", "text-matching", "code")),
+        (128, 256, 512, 1024, 2048),
+    ),
     "voyage-4-nano": (256, 512, 1024, 2048),
     "llama-nemotron-embed-1b-v2": (384, 512, 768, 1024, 2048),
 }
@@ -52,7 +56,8 @@ def matryoshka_of(
     config: Config, switched_on: tuple[int, ...], width: int, folder: Path
 ) -> tuple[Matryoshka, tuple[str, ...]]:
     """Sizes by the user's switch, else by config.json, else by what the model card of a known repository states."""
-    stated = switched_on or config.get("matryoshka_dimensions") or ()
+    # jina-embeddings-v4 says it in its own words.
+    stated = switched_on or config.get("matryoshka_dimensions") or config.get("matryoshka_dims") or ()
     listed = tuple(stated) if isinstance(stated, list | tuple) else (stated,)
     for size in listed:
         if not isinstance(size, int) or not 1 <= size <= width:

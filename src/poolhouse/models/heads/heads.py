@@ -44,6 +44,7 @@ class Head:
     use_activation: whether answers are probabilities by default.
     step_tag_id: the token whose rows alone are answered (process rewards), or None for all.
     tokens: whether single tokens can be classified, which a head that is part of the backbone may not allow.
+    mean: what is taken from a logit, unless the user's `logit_mean` says otherwise.
     """
 
     modules: tuple[HeadModule, ...]
@@ -53,6 +54,7 @@ class Head:
     use_activation: bool = True
     step_tag_id: int | None = None
     tokens: bool = True
+    mean: float | None = None
 
 
 # What a language model goes on with.

@@ -36,12 +36,12 @@ _PUNCTUATION = tuple(string.punctuation)
 class LateInteractionFiles:
     """What files say of late interaction.
 
-    heads: from a hidden state to the vector of a token; None where the projection lies among the model's own tensors.
+    rules: None where texts are read alike for one vector and for many. heads: from a hidden state to the vector of a token; None where the projection lies among the model's own tensors.
     unit: whether vectors have unit length. dimensions: length of a projected vector as files state it.
     projections: names that the projection may have among the model's own tensors.
     """
 
-    rules: LateInteraction
+    rules: LateInteraction | None
     heads: tuple[Step | StoredStep, ...] | None = None
     unit: bool = True
     dimensions: int | None = None
@@ -55,7 +55,7 @@ class LateInteractionFiles:
         """
         if self.heads is not None:
             return read_steps(self.heads)
-        name = self._projection(tensors)
+        name = self.projection(tensors)
         if name is None:
             raise CheckpointError(
                 f"{folder} has no projection, which {architecture(config)} needs; it is never made up. "
@@ -71,10 +71,10 @@ class LateInteractionFiles:
 
     def used(self, tensors: Mapping[str, Tensor]) -> frozenset[str]:
         """The names of the projection's tensors where they lie among the model's."""
-        name = None if self.heads is not None else self._projection(tensors)
+        name = None if self.heads is not None else self.projection(tensors)
         return frozenset(part for part in (f"{name}.weight", f"{name}.bias") if part in tensors)
 
-    def _projection(self, tensors: Mapping[str, Tensor]) -> str | None:
+    def projection(self, tensors: Mapping[str, Tensor]) -> str | None:
         """The name of the projection among the model's tensors."""
         names = (f"{wrapper}{module}" for wrapper in _WRAPPERS for module in self.projections)
         return next((name for name in names if f"{name}.weight" in tensors), None)
@@ -82,11 +82,14 @@ class LateInteractionFiles:
     @property
     def fills_unseen(self) -> bool:
         """Whether queries are filled up with tokens that none attends to."""
-        return self.rules.expansion is not None and not self.rules.expansion.attended
+        expansion = None if self.rules is None else self.rules.expansion
+        return expansion is not None and not expansion.attended
 
     @property
     def longest_side(self) -> int | None:
         """Tokens of the longer side; None where one is limited by the model alone."""
+        if self.rules is None:
+            return None
         lengths = [side.length for side in (self.rules.query, self.rules.document) if side.length is not None]
         return max(lengths) if len(lengths) == 2 else None
 

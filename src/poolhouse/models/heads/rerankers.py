@@ -97,7 +97,7 @@ def read_reranker(
     Raises:
         ConfigError: overrides that do not fit together. CheckpointError: tokens or files that are missing.
     """
-    names = _names(folder.path, name, config)
+    names = names_of(folder.path, name, config)
     if config.get("classifier_from_token") is not None or config.get("is_original_qwen3_reranker"):
         return _overridden(weights, config, _published(config, read_card(folder.path), names, sure=True)[0])
     if files.logit_score is not None:
@@ -231,8 +231,8 @@ def _published(
     return series[0], f"because its card is tagged {tagged!r} and its model type is {series[0].model_type}"
 
 
-def _names(folder: Path, name: str, config: Config) -> tuple[str, ...]:
-    """What the checkpoint is called: by the user, on disk, in its config."""
+def names_of(folder: Path, name: str, config: Config) -> tuple[str, ...]:
+    """What a checkpoint is called: by the user, on disk, in its config."""
     return (name.rstrip("/").rsplit("/", 1)[-1], repository(folder), str(config.get("_name_or_path") or ""))
 
 

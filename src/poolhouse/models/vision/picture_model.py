@@ -14,10 +14,11 @@ from torch import Tensor
 from poolhouse.files import Folder
 from poolhouse.inputs.late_interaction import LateInteraction, TextRules
 from poolhouse.inputs.pictures import PictureReader
-from poolhouse.models.backbone import Tower
+from poolhouse.models.backbone import Backbone, Tower
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.native.families.family import Family
 from poolhouse.models.native.spec import TransformerSpec
+from poolhouse.models.native.transformer import Transformer
 from poolhouse.models.native.weights import Layout, Weights
 from poolhouse.packing.pack import PackedPictures
 from poolhouse.packing.tokens import Picture
@@ -80,29 +81,40 @@ class PictureModel:
     name: for people ("ColQwen3 of TomoroAI"). matches: whether a checkpoint is one, by its config.json and, through
     `tensor_names`, its tensors. reader: how it reads pictures and writes prompts, from config.json and the folder of its
     processor's files.
-    answers: "late" for token vectors that are compared one by one, "dense" for one vector, "score" for a reranker.
+    named: parts of names, one of which a checkpoint or a base of its card has to have, of kinds that files do not tell.
+    answers: "late" for token vectors that are compared one by one, "dense" for one vector, "both", "score" for a reranker.
     text, tower: its native halves; None where transformers runs it, as `hosted` says. text_config: the part that the
     text family reads.
+    join: makes the backbone of both halves, with the tokenizer's folder, where prompts are texts or pictures, never both,
+    and each gets one vector (CLIP); None where the tower's rows stand among the text model's tokens.
     projections: modules from a hidden state to a token's vector, the first that is there (weight, and bias if there);
     () where vectors are hidden states. width: features of these vectors as config.json states them, to be checked.
     rules: lengths of queries and documents of "late", from the processor's folder.
     dims: how many of them answers have unless the request says otherwise, of models that were trained to be cut.
-    pooling: of "dense", where no file says it. aside: regular expressions of tensors that nothing has a use for.
-    notes: what is assumed, printed at load.
+    pooling: of one vector, where no file says it. of_pictures: whether that of a prompt with pictures is made of their
+    rows alone, marks included. tokens: those whose logits make a score, no and yes; where there are none, the text half
+    has a head. max_tokens: of a pair, in its own code. aside: regular expressions of tensors that neither half has a use for.
+    refused: why models of this kind are not served. notes: what is assumed, printed at load.
     """
 
     name: str
     matches: Callable[[Config, Folder], bool]
     reader: Callable[[Config, Folder], PictureReader]
-    answers: Literal["late", "dense", "score"]
+    answers: Literal["late", "dense", "both", "score"]
+    named: tuple[str, ...] = ()
     text: Family | None = None
     text_config: Callable[[Config], Config] = own_part
     tower: TowerFamily | None = None
+    join: Callable[[Config, Folder, Transformer, Tower], Backbone] | None = None
     hosted: Hosted | None = None
     projections: tuple[str, ...] = ()
     width: Callable[[Config], int | None] = _unstated
     dims: Callable[[Config], int | None] = _unstated
     rules: Callable[[Folder], LateInteraction] = _no_rules
     pooling: str | None = None
+    of_pictures: bool = False
+    tokens: tuple[str, str] | None = None
+    max_tokens: int | None = None
     aside: tuple[str, ...] = ()
+    refused: str = ""
     notes: tuple[str, ...] = ()

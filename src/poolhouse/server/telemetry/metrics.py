@@ -77,6 +77,7 @@ class Metrics:
         self._gauge("requests_in_flight", "Requests being answered.").set_function(lambda: self.in_flight)
         self.prompts = self._counter("prompts", "Prompts answered, by their first task.", "route", "model", "task")
         self.tokens = self._counter("prompt_tokens", "Tokens of answered prompts.", "model")
+        self.pictures = self._counter("pictures", "Pictures that the model read.", "model")
         self._truncated = self._counter("truncated_prompts", "Prompts that were cut.", "model")
         self.parse_seconds = self._histogram("parse_seconds", "Checking the fields of a body.", _SHORT)
         self.serialize_seconds = self._histogram("serialize_seconds", "Writing answers as bytes.", _SHORT)
@@ -104,7 +105,7 @@ class Metrics:
         """The observer of the engine of that name; what it counts is there from now on, as 0."""
         for counter in (self.tokens, self._truncated, *self._unanswered.values()):
             counter.labels(model)
-        return EngineMetrics(self._of_engines, model)
+        return EngineMetrics(self._of_engines, self.pictures, model)
 
     def answered(self, route: str, model: str, task: str, prompts: int, tokens: int, truncated: int) -> None:
         """Count what one request was answered."""
@@ -152,7 +153,8 @@ class Metrics:
 class EngineMetrics:
     """Counts the work of an engine: an `Observer` of it."""
 
-    def __init__(self, histograms: Sequence[Histogram], model: str) -> None:
+    def __init__(self, histograms: Sequence[Histogram], pictures: Counter, model: str) -> None:
+        self.pictures = pictures.labels(model)
         series = [histogram.labels(model) for histogram in histograms]
         self.tokenize, self.queue, self.forward, self.pooling, self.tokens, self.sequences, self.fill = series
 
@@ -169,6 +171,8 @@ class EngineMetrics:
         self.tokens.observe(batch.tokens)
         self.sequences.observe(batch.sequences)
         self.fill.observe(batch.tokens / batch.budget)
+        if batch.pictures:
+            self.pictures.inc(batch.pictures)
 
 
 # vLLM numbers the engines of one model; there is one.

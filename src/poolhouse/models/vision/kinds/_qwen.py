@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from poolhouse.files import Folder, JsonObject
+from poolhouse.inputs.content import Content
 from poolhouse.inputs.media.processor import QwenPictures, image_settings
 from poolhouse.inputs.pictures import PicturePrompts, PictureReader
 from poolhouse.models.files.checkpoint import Config
 
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 # Queries end in ten of these, whose rows are compared as well (query augmentation).
+DESCRIBE = f"<|im_start|>user\n{PICTURE}Describe the image."
 END = "<|endoftext|>"
 AUGMENTED = END * 10
+
+
+def in_order(content: Content) -> str:
+    """Texts and pictures as the caller has them."""
+    return "".join(part if isinstance(part, str) else PICTURE for part in content.parts)
+
+
+def pictures_first(content: Content) -> str:
+    """Pictures, then texts."""
+    return PICTURE * len(content.images) + content.text
 
 
 def processor_settings(folder: Folder) -> JsonObject:
@@ -20,16 +32,22 @@ def processor_settings(folder: Folder) -> JsonObject:
 
 
 def qwen_reader(
-    config: Config, folder: Folder, prompts: PicturePrompts, max_tokens: int | None = None, **limits: int
+    config: Config,
+    folder: Folder,
+    prompts: PicturePrompts,
+    max_tokens: int | None = None,
+    min_tokens: int | None = None,
+    **limits: int,
 ) -> PictureReader:
     """A reader with the processor of Qwen-VL.
 
-    max_tokens: of one picture, over what its files say. limits: `min_pixels`, `max_pixels`, likewise.
+    max_tokens, min_tokens: of one picture, over what its files say. limits: `min_pixels`, `max_pixels`, likewise.
     """
     settings, token = image_settings(folder), config.get("image_token_id", 151655)
-    if max_tokens is not None:
-        vision = config.get("vision_config") or {}
-        patch = settings.get("patch_size") or vision.get("patch_size") or 16
-        merge = settings.get("merge_size") or vision.get("spatial_merge_size") or 2
-        limits["max_pixels"] = max_tokens * (patch * merge) ** 2
+    vision = config.get("vision_config") or {}
+    patch = settings.get("patch_size") or vision.get("patch_size") or 16
+    merge = settings.get("merge_size") or vision.get("spatial_merge_size") or 2
+    for name, tokens in (("max_pixels", max_tokens), ("min_pixels", min_tokens)):
+        if tokens is not None:
+            limits[name] = tokens * (patch * merge) ** 2
     return PictureReader(QwenPictures(settings, token, **limits), prompts, PICTURE, token, axes=True)

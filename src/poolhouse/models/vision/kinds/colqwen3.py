@@ -20,11 +20,10 @@ from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.native.families.llama import HEADS
 from poolhouse.models.native.families.qwen import QWEN3_VL_TEXT
 from poolhouse.models.native.weights import Layout
-from poolhouse.models.vision.kinds._qwen import AUGMENTED, END, PICTURE, processor_settings, qwen_reader
+from poolhouse.models.vision.kinds._qwen import AUGMENTED, DESCRIBE, END, PICTURE, processor_settings, qwen_reader
 from poolhouse.models.vision.picture_model import PictureModel, own_part
 from poolhouse.models.vision.towers.qwen_vl import QWEN3_VL_TOWER
 
-_DESCRIBE = f"<|im_start|>user\n{PICTURE}Describe the image."
 _HEAD = r"(\w+\.)*lm_head\.weight"
 # What Tomoro's loader allows a picture unless its caller says otherwise.
 _TOMORO_TOKENS = 1280
@@ -58,21 +57,21 @@ def _tomoro(config: Config, folder: Folder) -> PictureReader:
     prompts = partial(
         _described,
         query=settings.get("query_prefix") or "",
-        before=settings.get("visual_prompt_prefix") or _DESCRIBE,
+        before=settings.get("visual_prompt_prefix") or DESCRIBE,
         behind=settings.get("visual_prompt_suffix") or f"<|im_end|>{END}",
     )
     return qwen_reader(config, folder, prompts, settings.get("max_num_visual_tokens") or _TOMORO_TOKENS)
 
 
 def _engine(config: Config, folder: Folder) -> PictureReader:
-    prompts = partial(_described, query="", before=_DESCRIBE, behind=f"<|im_end|>{END}")
+    prompts = partial(_described, query="", before=DESCRIBE, behind=f"<|im_end|>{END}")
     return qwen_reader(config, folder, prompts, processor_settings(folder).get("max_num_visual_tokens"))
 
 
 def _ops(config: Config, folder: Folder) -> PictureReader:
     if config.get("mask_non_image_embeddings"):
         raise CheckpointError("config.json: mask_non_image_embeddings leaves texts without vectors; it is not served.")
-    prompts = partial(_described, query="Query: ", before=_DESCRIBE, behind=f"<|im_end|><|im_start|>assistant\n{END}")
+    prompts = partial(_described, query="Query: ", before=DESCRIBE, behind=f"<|im_end|><|im_start|>assistant\n{END}")
     return qwen_reader(config, folder, prompts, processor_settings(folder).get("max_num_visual_tokens"))
 
 

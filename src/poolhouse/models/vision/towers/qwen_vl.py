@@ -71,7 +71,7 @@ class QwenTower:
             raise CheckpointError("The checkpoint has more mergers than deepstack_visual_indexes of config.json names.")
         self.merge: int = config["spatial_merge_size"]
         # Cells on each side of a window, 0 for no windows; blocks that see all of a picture.
-        self.window: int = config.get("window_size", 0) // (self.merge * kernel.shape[-1])
+        self.window: int = config.get("window_size", 0) // (self.merge * config["patch_size"])
         self.whole = frozenset(config.get("fullatt_block_indexes", ()))
         self._rows = self.blocks[0].attention.qkv.padded_rows
 
@@ -171,18 +171,6 @@ def _square(table: Tensor) -> Tensor:
     return table.float().view(1, side, side, -1).permute(0, 3, 1, 2)
 
 
-def blank(config: Config) -> Picture:
-    """A picture of one cell."""
-    side = config["spatial_merge_size"]
-    return Picture(
-        pixels=np.zeros((side * side, 3 * config["patch_size"] ** 2), np.float32),
-        ids=np.zeros(1, np.int64),
-        filled=np.ones(1, np.bool_),
-        grid=(side, side),
-        extent=(1, 1),
-    )
-
-
 def _part(defaults: Mapping[str, object]) -> Callable[[Config], Config]:
     """The tower's part of config.json over the defaults of transformers' class."""
     return lambda config: {**defaults, **config.get("vision_config", {})}
@@ -205,6 +193,18 @@ def _blocks(config: Config, width: str, norm: NormKind = "layer", gated: bool = 
     )
 
 
+def blank(config: Config) -> Picture:
+    """A picture of one cell."""
+    merge, features = config["spatial_merge_size"], config["in_channels"] * config["patch_size"] ** 2
+    return Picture(
+        pixels=np.zeros((merge * merge, features), np.float32),
+        ids=np.zeros(1, np.int64),
+        filled=np.ones(1, np.bool_),
+        grid=(merge, merge),
+        extent=(1, 1),
+    )
+
+
 _NAMES: dict[str, Source] = {
     "patches": "patch_embed.proj",
     "layers.*.attn_in": "blocks.*.norm1",
@@ -218,42 +218,28 @@ _MERGER: dict[str, Source] = {
     "merger.down": "merger.mlp.2",
 }
 
+_SHARED = {"num_heads": 16, "in_channels": 3, "spatial_merge_size": 2}
+
 QWEN2_VL_TOWER = TowerFamily(
-    _part(
-        {
-            "depth": 32,
-            "embed_dim": 1280,
-            "hidden_act": "quick_gelu",
-            "num_heads": 16,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-        }
-    ),
-    partial(_blocks, width="embed_dim"),
-    (
+    config=_part(_SHARED | {"depth": 32, "embed_dim": 1280, "hidden_act": "quick_gelu", "patch_size": 14}),
+    spec=partial(_blocks, width="embed_dim"),
+    layouts=(
         Layout(
             _NAMES | _MERGER | {"layers.*.ffn.up": "blocks.*.mlp.fc1", "layers.*.ffn.down": "blocks.*.mlp.fc2"},
             anchor="patches",
         ),
     ),
-    QwenTower,
-    blank,
+    build=QwenTower,
+    sample=blank,
 )
 QWEN2_5_VL_TOWER = TowerFamily(
-    _part(
-        {
-            "depth": 32,
-            "hidden_size": 3584,
-            "hidden_act": "silu",
-            "num_heads": 16,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "window_size": 112,
-            "fullatt_block_indexes": (7, 15, 23, 31),
-        }
+    config=_part(
+        _SHARED
+        | {"depth": 32, "hidden_size": 3584, "hidden_act": "silu", "patch_size": 14}
+        | {"window_size": 112, "fullatt_block_indexes": (7, 15, 23, 31)}
     ),
-    partial(_blocks, width="hidden_size", norm="rms", gated=True),
-    (
+    spec=partial(_blocks, width="hidden_size", norm="rms", gated=True),
+    layouts=(
         Layout(
             _NAMES
             | _MERGER
@@ -264,23 +250,17 @@ QWEN2_5_VL_TOWER = TowerFamily(
             anchor="patches",
         ),
     ),
-    QwenTower,
-    blank,
+    build=QwenTower,
+    sample=blank,
 )
 QWEN3_VL_TOWER = TowerFamily(
-    _part(
-        {
-            "depth": 27,
-            "hidden_size": 1152,
-            "hidden_act": "gelu_pytorch_tanh",
-            "num_heads": 16,
-            "patch_size": 16,
-            "spatial_merge_size": 2,
-            "deepstack_visual_indexes": (8, 16, 24),
-        }
+    config=_part(
+        _SHARED
+        | {"depth": 27, "hidden_size": 1152, "hidden_act": "gelu_pytorch_tanh", "patch_size": 16}
+        | {"deepstack_visual_indexes": (8, 16, 24)}
     ),
-    partial(_blocks, width="hidden_size"),
-    (
+    spec=partial(_blocks, width="hidden_size"),
+    layouts=(
         Layout(
             _NAMES
             | {
@@ -299,6 +279,6 @@ QWEN3_VL_TOWER = TowerFamily(
             anchor="patches",
         ),
     ),
-    QwenTower,
-    blank,
+    build=QwenTower,
+    sample=blank,
 )

@@ -1,0 +1,127 @@
+"""ColQwen2 and ColQwen2.5, whole or as adapters, in two layouts, and BiQwen, the same models with one vector.
+
+Prompts are those that the published models were trained with. colpali-engine's classes have put no "Query: " in front since
+0.3.11; MTEB and transformers' processor do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from poolhouse.files import Folder
+from poolhouse.inputs.content import Content
+from poolhouse.inputs.media.processor import image_settings
+from poolhouse.inputs.pictures import PictureReader, Written
+from poolhouse.inputs.prompts import Role
+from poolhouse.models.files.checkpoint import Config
+from poolhouse.models.files.config import architecture
+from poolhouse.models.native.families.qwen import QWEN2_VL_TEXT, QWEN3_VL_TEXT
+from poolhouse.models.vision.kinds._qwen import AUGMENTED, DESCRIBE, END, PICTURE, processor_settings, qwen_reader
+from poolhouse.models.vision.picture_model import PictureModel, TowerFamily, own_part
+from poolhouse.models.vision.towers.qwen_vl import QWEN2_5_VL_TOWER, QWEN2_VL_TOWER, QWEN3_VL_TOWER
+
+# Of one picture, where no file says how many.
+_MOST_TOKENS = 768
+
+
+def _prompts(content: Content, role: Role | None, instruction: str | None, *, query: str, behind: str) -> Written:
+    """query, behind: around a text alone."""
+    if not content.images:
+        return Written(query + content.text, behind)
+    text = f" {content.text}" if content.text else ""
+    return Written(DESCRIBE.replace(PICTURE, PICTURE * len(content.images)) + text, f"<|im_end|>{END}")
+
+
+def _reader(config: Config, folder: Folder, query: str = "Query: ", behind: str = AUGMENTED) -> PictureReader:
+    settings, most = image_settings(folder), processor_settings(folder).get("max_num_visual_tokens")
+    if "max_pixels" not in settings and "size" not in settings:
+        most = most or _MOST_TOKENS
+    return qwen_reader(config, folder, partial(_prompts, query=query, behind=behind), most)
+
+
+def _named(*architectures: str) -> Callable[[Config, Folder], bool]:
+    return lambda config, _: architecture(config) in architectures
+
+
+_TEXTS_AS_QUERIES = (
+    "Documents that are texts alone are read as queries are, prefix and suffix included: the model's own code knows no "
+    "other prompt of a text."
+)
+_COLQWEN2 = PictureModel(
+    "ColQwen2",
+    _named("ColQwen2"),
+    _reader,
+    "late",
+    text=QWEN2_VL_TEXT,
+    tower=QWEN2_VL_TOWER,
+    projections=("custom_text_proj",),
+    aside=(r"(\w+\.)*lm_head\.weight",),
+    notes=('Texts are read with "Query: " in front, as the model was trained.', _TEXTS_AS_QUERIES),
+)
+_COLQWEN2_5 = replace(_COLQWEN2, name="ColQwen2.5", matches=_named("ColQwen2_5"), tower=QWEN2_5_VL_TOWER)
+
+
+def _inner(config: Config) -> Config:
+    """The Qwen-VL model within transformers' ColQwen2ForRetrieval."""
+    inner: Config = config.get("vlm_config") or {}
+    return inner
+
+
+def _of_transformers(model_type: str, tower: TowerFamily) -> PictureModel:
+    """transformers' layout of a ColQwen2, around a Qwen-VL model of this type."""
+
+    def matches(config: Config, _: Folder) -> bool:
+        inner = _inner(config).get("model_type", "qwen2_vl")
+        return architecture(config) == "ColQwen2ForRetrieval" and inner == model_type
+
+    return replace(
+        _COLQWEN2,
+        name="ColQwen2 of transformers",
+        matches=matches,
+        # Its processor ends texts with a line break.
+        reader=lambda config, folder: _reader(_inner(config), folder, behind=f"{AUGMENTED}\n"),
+        text_config=lambda config: own_part(_inner(config)),
+        tower=replace(tower, config=lambda config: tower.config(_inner(config))),
+        projections=("embedding_proj_layer",),
+        width=lambda config: config.get("embedding_dim", 128),
+    )
+
+
+_BIQWEN2 = replace(
+    _COLQWEN2,
+    name="BiQwen2",
+    matches=_named("BiQwen2"),
+    reader=partial(_reader, behind=END),
+    answers="dense",
+    projections=(),
+    pooling="LAST",
+)
+_BIQWEN2_5 = replace(_BIQWEN2, name="BiQwen2.5", matches=_named("BiQwen2_5"), tower=QWEN2_5_VL_TOWER)
+# Published as an adapter on the plain Qwen2.5-VL, so that its name alone tells.
+_NOMIC = replace(
+    _BIQWEN2_5,
+    name="nomic-embed-multimodal",
+    matches=_named("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLModel"),
+    named=("nomic-embed-multimodal",),
+)
+_BIQWEN3 = replace(
+    _BIQWEN2,
+    name="BiQwen3",
+    matches=_named("BiQwen3"),
+    reader=partial(_reader, query="", behind=END),
+    text=QWEN3_VL_TEXT,
+    tower=QWEN3_VL_TOWER,
+    notes=("Texts get no prefix, as colpali-engine's class has none.", _TEXTS_AS_QUERIES),
+)
+COLQWEN2 = (
+    _COLQWEN2,
+    _COLQWEN2_5,
+    _of_transformers("qwen2_vl", QWEN2_VL_TOWER),
+    _of_transformers("qwen2_5_vl", QWEN2_5_VL_TOWER),
+    _BIQWEN2,
+    _BIQWEN2_5,
+    _NOMIC,
+    _BIQWEN3,
+)
