@@ -31,6 +31,7 @@ SPECIAL = (
     *("<pad>", "<bos>", "<eos>", "<image>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>"),
     *("<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|endoftext|>", "<|vision_start|>", "<|image_pad|>"),
     *("<|vision_end|>", "<|video_pad|>", "<|image>", "<image|>", "<|image|>"),
+    *("<img>", "</img>", "<IMG_CONTEXT>"),
     *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     *(f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)),
 )
