@@ -15,6 +15,7 @@ from poolhouse.models.vision.kinds.embedders import EMBEDDERS
 from poolhouse.models.vision.kinds.gemma import GEMMA
 from poolhouse.models.vision.kinds.jina_v4 import JINA_V4
 from poolhouse.models.vision.kinds.llava import LLAVA
+from poolhouse.models.vision.kinds.nemotron import NEMOTRON
 from poolhouse.models.vision.kinds.paligemma import PALIGEMMA
 from poolhouse.models.vision.kinds.rerankers import RERANKERS
 from poolhouse.models.vision.kinds.siglip import SIGLIP
@@ -34,6 +35,7 @@ KINDS: tuple[PictureModel, ...] = (
     *GEMMA,
     *COLQWEN3_5,
     *LLAVA,
+    *NEMOTRON,
     CLIP,
     *SIGLIP,
     *VISION_ONLY,
