@@ -6,7 +6,8 @@ PoolhouseError
 │   ├── NoStep              process rewards of a prompt without a step tag
 │   ├── UnsupportedTask     the model does not have this task; names those it has
 │   ├── UnsupportedDimensions  a Matryoshka size that the model does not offer
-│   └── UnknownModel        a model name that is not served here (HTTP 404)
+│   ├── UnknownModel        a model name that is not served here (HTTP 404)
+│   └── FetchFailed         a picture that its URL does not give (HTTP 422)
 ├── ConfigError             an option that cannot be applied
 ├── CheckpointError         files that are missing, corrupt or not understood
 └── EngineError             the engine could not answer
@@ -63,6 +64,10 @@ class UnsupportedDimensions(InvalidRequest):
 
 class UnknownModel(InvalidRequest):
     """A model name that is not served here."""
+
+
+class FetchFailed(InvalidRequest):
+    """A picture that could not be fetched from its URL."""
 
 
 class ConfigError(PoolhouseError, ValueError):

@@ -33,7 +33,7 @@ def shown(content: Content) -> list[object]:
         ({"image_url": {"url": URL}, "type": None}, URL),
         ({"type": "image", "image": URL}, URL),
         ({"type": "image", "url": URL}, URL),
-        ({"image": Path("/page.png")}, "/page.png"),
+        ({"image": Path("/page.png")}, Path("/page.png")),
         ({"image": b"\x89PNG"}, b"\x89PNG"),
         ({"image": PICTURE}, PICTURE),
         ({"type": "image_pil", "image_pil": PICTURE}, PICTURE),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from poolhouse.errors import CheckpointError
+from poolhouse.inputs.content import Content
+from poolhouse.inputs.content import Image as Image_
+from poolhouse.inputs.pictures import Written
 from poolhouse.models.load import load
 from poolhouse.models.model import Model
 from poolhouse.models.plan import LoadOptions, decide
@@ -37,7 +41,7 @@ class Layout:
     """One layout of files. names: prefixes of the text half, the tower and the generator's head.
 
     projection: the name of the projection and its width; None for none. config: what config.json says besides.
-    own: whether the model's own code lets tokens see both sides and leaves the final norm out.
+    nemotron: whether the model's own code lets tokens see both sides and leaves the final norm out.
     """
 
     architecture: str
@@ -95,6 +99,8 @@ def made(layout: Layout, folder: Path, **config: Any) -> QwenVL:
         **layout.config,
         **config,
     )
+    # As many as the limit of pixels in preprocessor_config.json allows.
+    (folder / "processor_config.json").write_text(json.dumps({"max_num_visual_tokens": 16}))
     return tiny
 
 
@@ -102,14 +108,14 @@ def expected(tiny: QwenVL, layout: Layout, text: str, images: Sequence[Image.Ima
     """[tokens, width] by the formulas of the model's own code; text has a placeholder per picture."""
     model = tiny.model.model
     if layout.nemotron:
-        for block in model.language_model.layers:
-            block.self_attn.is_causal = False
-        norm, model.language_model.norm = model.language_model.norm, nn.Identity()
         inputs = tiny.inputs(text, images)
-        length = inputs["input_ids"].shape[1]
+        ids, grids = inputs["input_ids"], inputs.get("image_grid_thw")
+        # Tokens see both sides by a mask of the caller's, of four dimensions, which is taken as it is.
+        mask = torch.zeros(1, 1, ids.shape[1], ids.shape[1])
+        positions, _ = model.get_rope_index(ids, inputs["mm_token_type_ids"], grids)
+        norm, model.language_model.norm = model.language_model.norm, nn.Identity()
         with torch.inference_mode():
-            # A mask of the caller's, four-dimensional, is taken as it is.
-            state = model(**inputs, attention_mask=torch.zeros(1, 1, length, length)).last_hidden_state[0]
+            state = model(**inputs, position_ids=positions, attention_mask=mask).last_hidden_state[0]
         model.language_model.norm = norm
     else:
         state = tiny.hidden(text, images)
@@ -172,7 +178,7 @@ def test_vectors_are_those_of_its_own_code_packed_and_alone(name: str, tmp_path:
     layout, images = LAYOUTS[name], pictures()
     tiny = made(layout, tmp_path)
     model = load(tmp_path, LoadOptions("tiny"))
-    assert model.facts.served_by.startswith("native") and "packed" in model.facts.served_by
+    assert model.facts.served_by == f"native {layout.model_type}, packed"
     prompts = [tokens_of(model, text, [images[index] for index in shown]) for text, shown in PROMPTS]
     together = answers(model, prompts)
     for (text, shown), own, got in zip(PROMPTS, prompts, together, strict=True):
@@ -181,3 +187,129 @@ def test_vectors_are_those_of_its_own_code_packed_and_alone(name: str, tmp_path:
         assert np.abs(got.numpy() - wanted).max() < 1e-4 * np.abs(wanted).max()
         (alone,) = answers(model, [own])
         assert (alone - got).abs().max() < 1e-5
+
+
+ONE = Content((Image_(None, "picture"),))
+WITH_TEXT = Content((" what it says ", Image_(None, "picture"), Image_(None, "another")))
+TEXT = Content((" who? ",))
+# By the model's own code: a query, a text as a document, a picture, and a text with two pictures.
+WRITTEN: dict[str, tuple[str, str, str, str]] = {
+    "tomoro": (
+        f"find: who?{END * 10}",
+        f"find: who?{END * 10}",
+        f"<|im_start|>user\n{SLOT}Describe the image.<|im_end|>{END}",
+        f"<|im_start|>user\n{SLOT}{SLOT}Describe the image. what it says<|im_end|>{END}",
+    ),
+    "colpali-engine": (
+        f"who?{END * 10}",
+        f"who?{END * 10}",
+        f"<|im_start|>user\n{SLOT}Describe the image.<|im_end|>{END}",
+        f"<|im_start|>user\n{SLOT}{SLOT}Describe the image. what it says<|im_end|>{END}",
+    ),
+    "ops": (
+        f"Query: who?{END * 10}",
+        f"Query: who?{END * 10}",
+        f"<|im_start|>user\n{SLOT}Describe the image.<|im_end|><|im_start|>assistant\n{END}",
+        f"<|im_start|>user\n{SLOT}{SLOT}Describe the image. what it says<|im_end|><|im_start|>assistant\n{END}",
+    ),
+    "nemotron": (
+        "<|im_start|>user\nQuery: query:  who? <|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>user\npassage:  who? <|im_end|>\n<|im_start|>assistant\n",
+        f"<|im_start|>user\n{SLOT}passage: <|im_end|>\n<|im_start|>assistant\n",
+        f"<|im_start|>user\n{SLOT}{SLOT}passage:  what it says <|im_end|>\n<|im_start|>assistant\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(WRITTEN))
+def test_prompts_are_those_of_its_own_code(name: str, tmp_path: Path) -> None:
+    made(LAYOUTS[name], tmp_path)
+    change_json(tmp_path / "processor_config.json", query_prefix="query:" if name == "nemotron" else "find: ")
+    plan = decide(tmp_path, LoadOptions("tiny"))
+    assert plan.pictures is not None
+    prompts = plan.pictures.reader(plan.config, plan.picture_folder).prompts
+    asked = ((TEXT, "query"), (TEXT, "document"), (ONE, "document"), (WITH_TEXT, None))
+    written = [prompts(content, role, None) for content, role in asked]
+    assert [one.text + one.tail for one in written] == list(WRITTEN[name])
+    # The caller's text is all that may be cut.
+    assert written[0].text.rstrip().endswith("who?")
+
+
+def test_vllms_plain_prompts_are_an_option(tmp_path: Path) -> None:
+    made(LAYOUTS["tomoro"], tmp_path)
+    model = load(tmp_path, LoadOptions("tiny", colbert_compat="vllm"))
+    assert model.facts.late_interaction is None
+    assert model.facts.pictures is not None
+    written = model.facts.pictures.prompts(WITH_TEXT, "query", None)
+    assert written == Written(f"{SLOT}{SLOT} what it says ")
+    assert "Read as ColQwen3 of TomoroAI, with vLLM's plain prompts (colbert_compat='vllm')." in model.facts.notes
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [({}, 1280), ({"max_num_visual_tokens": 9}, 9)],
+)
+def test_tomoros_loader_limits_the_tokens_of_a_picture(settings: dict[str, int], tokens: int, tmp_path: Path) -> None:
+    made(LAYOUTS["tomoro"], tmp_path)
+    (tmp_path / "processor_config.json").write_text(json.dumps(settings))
+    reader = load(tmp_path, LoadOptions("tiny")).facts.pictures
+    assert reader is not None
+    picture = reader.processor(Image.new("RGB", (600, 600)), {})
+    side = math.isqrt(tokens)
+    assert picture.extent == (side, side)
+
+
+def test_vectors_of_ops_are_cut_to_dims_unless_a_request_says_otherwise(tmp_path: Path) -> None:
+    made(LAYOUTS["ops, cut"], tmp_path)
+    model = load(tmp_path, LoadOptions("tiny"))
+    assert (model.facts.width, model.plan.files.truncate_dim) == (HIDDEN, 12)
+    model.facts.matryoshka.check(5, "tiny")
+
+
+def test_the_plan_names_the_kind_and_what_is_assumed(tmp_path: Path) -> None:
+    made(LAYOUTS["nemotron"], tmp_path)
+    described = decide(tmp_path, LoadOptions("tiny")).described()
+    assert described["pictures"] == "Nemotron ColEmbed VL v2"
+    assert described["runner"] == "native family qwen3_vl_text"
+    assert any("the final norm is left out" in note for note in described["notes"])
+
+
+SPOILT: dict[str, tuple[dict[str, Tensor | None], dict[str, Any], str]] = {
+    "another width": ({}, {"embed_dim": 24}, r"embedding_proj_layer.weight is \[20, 32\], .* vectors of 24"),
+    "no projection": (
+        {"embedding_proj_layer.weight": None, "embedding_proj_layer.bias": None},
+        {},
+        "has no projection, which ColQwen3 needs",
+    ),
+    "no tower": ({"vlm.model.visual.": None}, {}, "has no vision tower. Looked for .*patch_embed.proj.weight"),
+    "half a tower": ({"vlm.model.visual.blocks.1.mlp.linear_fc1.bias": None}, {}, "linear_fc1.*in some layers"),
+    "a tensor too many": ({"vlm.model.visual.head.weight": torch.ones(2)}, {}, "1 tensors that .* does not know"),
+    "another grid": ({"vlm.model.visual.pos_embed.weight": torch.ones(63, 32)}, {}, "table of 63 positions"),
+    "another text width": (
+        {
+            "vlm.model.visual.merger.linear_fc2.weight": torch.ones(24, 128),
+            "vlm.model.visual.merger.linear_fc2.bias": torch.ones(24),
+        },
+        {},
+        "vision tower do not fit together",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SPOILT))
+def test_a_spoilt_checkpoint_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    changes, config, message = SPOILT[name]
+    made(LAYOUTS["tomoro"], tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for prefix, tensor in changes.items():
+        tensors = {own: held for own, held in tensors.items() if not own.startswith(prefix)}
+        if tensor is not None:
+            tensors[prefix] = tensor
+    save_file(tensors, tmp_path / "model.safetensors")
+    change_json(tmp_path / "config.json", **config)
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path, LoadOptions("tiny"))
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

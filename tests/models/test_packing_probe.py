@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 
 from poolhouse.models.fallback.backbones import Forward
-from poolhouse.models.fallback.load import _register_attention
+from poolhouse.models.fallback.load import register_attention
 from poolhouse.models.fallback.probe import Verdict, may_pack, reads_ahead
 
 OPTIONS = {
@@ -105,5 +105,5 @@ def made(family: type[transformers.BertModel]) -> Forward:
 
 
 def probe(forward: Forward) -> Verdict:
-    _register_attention()
+    register_attention()
     return may_pack(forward, PLAIN_IDS, 0, CPU)

@@ -1,4 +1,4 @@
-"""The text side of models of pictures or sounds and texts: vectors as transformers' own get_text_features gives them."""
+"""The text side of models of pictures or sounds and texts, through transformers: as its get_text_features gives it."""
 
 from __future__ import annotations
 
@@ -91,11 +91,16 @@ def expected(model: Any, folder: Path) -> np.ndarray:
     vectors: list[Tensor] = []
     with torch.inference_mode():
         for ids in token_ids(folder):
-            padding: list[int] = []
-            if type(model).__name__.startswith("Siglip"):
-                padding = [transformers.AutoTokenizer.from_pretrained(folder).pad_token_id] * (40 - len(ids))
-            vectors.append(model.get_text_features(input_ids=torch.tensor([ids + padding])).pooler_output[0])
+            filled = filled_up(ids, folder) if type(model).__name__.startswith("Siglip") else ids
+            vectors.append(model.get_text_features(input_ids=torch.tensor([filled])).pooler_output[0])
     return np.stack([(vector / vector.norm()).numpy() for vector in vectors])
+
+
+def filled_up(ids: list[int], folder: Path) -> list[int]:
+    """Token ids up to SigLIP's length, which its tokenizer fills on a side of its own."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    padding = [tokenizer.pad_token_id] * (40 - len(ids))
+    return padding + ids if tokenizer.padding_side == "left" else ids + padding
 
 
 def token_ids(folder: Path) -> list[list[int]]:
@@ -107,7 +112,7 @@ def token_ids(folder: Path) -> list[list[int]]:
 @pytest.mark.parametrize("row", ROWS)
 def test_texts_become_what_transformers_makes_of_them(row: str, tmp_path: Path) -> None:
     model = save(tmp_path, row)
-    with LLM(str(tmp_path)) as llm:
+    with LLM(str(tmp_path), model_impl="transformers") as llm:
         vectors = llm.embed_array(token_ids(tmp_path), use_tqdm=False)
         assert llm.engine.facts.tasks == ("embed",)
         # RoBERTa's positions begin behind the padding id.
@@ -137,23 +142,23 @@ def test_a_text_side_alone_keeps_its_projection(projected: bool, tmp_path: Path)
 
 def test_what_the_text_side_cannot_do_is_said(tmp_path: Path) -> None:
     save(tmp_path, "clip")
-    with LLM(str(tmp_path)) as llm:
+    with LLM(str(tmp_path), model_impl="transformers") as llm:
         assert any("only the text side is used" in note for note in llm.model.facts.notes)
         with pytest.raises(InvalidRequest, match="multi_modal_data"):
             llm.embed({"prompt": "", "multi_modal_data": {"image": object()}})
         with pytest.raises(InvalidRequest, match="maximum context length is 77"):
             llm.embed("sea " * 100, use_tqdm=False)
     with pytest.raises(ConfigError, match="makes one vector of each text itself"):
-        LLM(str(tmp_path), pooler_config={"pooling_type": "MEAN"})
+        LLM(str(tmp_path), model_impl="transformers", pooler_config={"pooling_type": "MEAN"})
     change_tensors(tmp_path, drop="text_model.encoder.layers.1.mlp.fc1.weight")
     with pytest.raises(CheckpointError, match=r"lacks 1 tensors, .*mlp.fc1.weight"):
-        LLM(str(tmp_path))
+        LLM(str(tmp_path), model_impl="transformers")
 
 
 def test_a_picture_side_that_lacks_tensors_is_not_needed(tmp_path: Path) -> None:
     model = save(tmp_path, "clip")
     change_tensors(tmp_path, drop="vision_model.encoder.layers.1.mlp.fc1.weight")
-    with LLM(str(tmp_path)) as llm:
+    with LLM(str(tmp_path), model_impl="transformers") as llm:
         found = llm.embed_array(TEXTS, use_tqdm=False)
     np.testing.assert_allclose(found, expected(model, tmp_path), atol=TOLERANCE)
     change_config(tmp_path, architectures=["CLIPVisionModelWithProjection"], model_type="clip_vision_model")

@@ -33,7 +33,7 @@ class _Colpali:
         import torch
         from colpali_engine.models import ColQwen3, ColQwen3Processor
         from safetensors.torch import load_file
-        from transformers import AutoTokenizer, Qwen2VLImageProcessorFast, Qwen3VLConfig, Qwen3VLVideoProcessor
+        from transformers import AutoTokenizer, Qwen2VLImageProcessor, Qwen3VLConfig, Qwen3VLVideoProcessor
 
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         config = json.loads((folder / "config.json").read_text())
@@ -46,7 +46,7 @@ class _Colpali:
         self.model.load_state_dict(tensors)
         settings = json.loads((folder / "preprocessor_config.json").read_text())
         self.processor = ColQwen3Processor(
-            image_processor=Qwen2VLImageProcessorFast(**settings),
+            image_processor=Qwen2VLImageProcessor(**settings),
             tokenizer=AutoTokenizer.from_pretrained(folder),
             video_processor=Qwen3VLVideoProcessor(),
         )

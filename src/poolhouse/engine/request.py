@@ -55,6 +55,7 @@ class Request:
     offsets: whether the answer's tokens say where in the text they stand.
     spans: [spans, 2], token ranges to embed instead of the whole, each by the mean of its tokens (late chunking).
     pictures: those of its prompt, once they are loaded: of `content` and `pair_content`, or of `images`, in order.
+    local_files: whether texts among its images may name any file, as those of callers in this process may.
     further: tasks that are answered from the same pass. priority: lower ones go first.
     """
 
@@ -72,6 +73,7 @@ class Request:
     further: tuple[Task, ...] = ()
     priority: int = 0
     pictures: tuple[Picture, ...] = ()
+    local_files: bool = False
     future: Future[Answer] = field(default_factory=Future)
 
 

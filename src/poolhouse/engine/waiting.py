@@ -64,10 +64,12 @@ def all_results(futures: Sequence[Future[Answer]]) -> asyncio.Future[list[Answer
 
 
 def with_path(error: InvalidRequest, futures: Sequence[Future[Answer]], path: Callable[[int], str]) -> InvalidRequest:
-    """The error with the path of the prompt that has it, where there are several."""
+    """The error with the path of the prompt that has it, where there are several and it does not say so itself."""
     for index, future in enumerate(futures if len(futures) > 1 else ()):
         if future.done() and not future.cancelled() and future.exception() is error:
-            return type(error)(f"{path(index)}: {error}", error.parameter, error.value)
+            where = path(index)
+            named = str(error).startswith(where)
+            return error if named else type(error)(f"{where}: {error}", error.parameter, error.value)
     return error
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +17,8 @@ from poolhouse.errors import InvalidRequest, did_you_mean
 class Image:
     """A picture as a caller gives it.
 
-    source: a URL, a data URI or a path (text), bytes, an array [height, width, channels] or a PIL picture.
+    source: a URL, a data URI or a path (text), bytes, an array [height, width, channels] or a PIL picture. A `Path` is of
+    code in this process, and opened without questions.
     path: where it stands in the request, for errors ("messages[0].content[1]").
     """
 
@@ -83,11 +84,9 @@ def parse_image(source: object, path: str) -> Image:
     Raises:
         InvalidRequest: several pictures, or nothing that could be one.
     """
-    if isinstance(source, os.PathLike):
-        source = os.fspath(source)
     if isinstance(source, list | tuple) or (isinstance(source, np.ndarray) and source.ndim > _CHANNELS_LAST):
         raise InvalidRequest(f"{path} holds several pictures or frames; give each a part of its own.", path)
-    if isinstance(source, str | bytes | bytearray | np.ndarray) or is_picture(source):
+    if isinstance(source, str | bytes | bytearray | memoryview | Path | np.ndarray) or is_picture(source):
         return Image(source, path)
     shown = "null" if source is None else type(source).__name__
     raise InvalidRequest(
@@ -95,6 +94,12 @@ def parse_image(source: object, path: str) -> Image:
         "[height, width, channels].",
         path,
     )
+
+
+def from_base64(text: str, path: str) -> Image:
+    """A picture of APIs that take bare base64 beside URLs and data URIs."""
+    bare = not text[:5].lower().startswith(("http:", "https", "data:", "file:"))
+    return Image(f"data:;base64,{text}" if bare else text, path)
 
 
 def is_picture(value: object) -> bool:
@@ -161,6 +166,6 @@ def _image(part: Mapping[str, object], kind: str, path: str) -> Image:
     if source is None:
         reuse = " A 'uuid' without its picture stands for nothing: pictures are not kept." if part.get("uuid") else ""
         raise InvalidRequest(f"{path} is {kind!r} and needs {' or '.join(map(repr, keys))}.{reuse}", path)
-    if key in ("image_base64", "base64") and isinstance(source, str) and not source.startswith("data:"):
-        source = f"data:;base64,{source}"
+    if key in ("image_base64", "base64") and isinstance(source, str):
+        return from_base64(source, path)
     return parse_image(source, path)

@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import normalizers
 
 from poolhouse.errors import CheckpointError
-from poolhouse.files import Folder, JsonObject
+from poolhouse.files import Folder, JsonObject, special_tokens
 from poolhouse.inputs.pairs import Template
 from poolhouse.inputs.plain_tokenizers import equals_auto_tokenizer, named_tokens
 from poolhouse.inputs.python_tokenizers import PythonTokenizer
@@ -87,6 +87,31 @@ def read_tokenizer(folder: Folder, trust_remote_code: bool = False) -> ReadToken
         hides_types,
         (*notes, *_contradictions(native, settings, named_tokens(folder, settings))),
     )
+
+
+def padding_of(folder: Folder) -> tuple[int, bool]:
+    """The id of the token that fills texts up, and whether it stands on their left; for models that attend to it.
+
+    Raises:
+        CheckpointError: a tokenizer without one, or one that cannot be read.
+    """
+    settings = folder.json("tokenizer_config.json", needed=False)
+    name, side = special_tokens(folder).get("pad_token"), settings.get("padding_side")
+    for number, token in (settings.get("added_tokens_decoder") or {}).items():
+        if side is not None and token.get("content") == name:
+            return int(number), side == "left"
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet(), _panics_as_errors():
+            theirs = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder}: its texts are filled up, but transformers cannot read the tokenizer: {error}"
+        ) from error
+    if theirs.pad_token_id is None:
+        raise CheckpointError(f"{folder}: its texts are filled up, but the tokenizer names no padding token.")
+    return int(theirs.pad_token_id), theirs.padding_side == "left"
 
 
 def _loses_words(native: tokenizers.Tokenizer | str, read: tokenizers.Tokenizer | PythonTokenizer) -> bool:

@@ -32,6 +32,7 @@ from poolhouse.models.pipelines import (
 )
 from poolhouse.models.plan import LoadOptions, LoadPlan, decide
 from poolhouse.models.roles import RAW_LOGITS
+from poolhouse.models.vision.picture_model import PictureModel
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.pipeline import Pipeline
 from poolhouse.pooling.steps import AdaptedDense, Dense, Step
@@ -58,7 +59,8 @@ def build(plan: LoadPlan) -> Model:
     """
     options, files, config, reranker = plan.options, plan.files, plan.config, plan.reranker
     checkpoint = Checkpoint(plan.weights, options.variant)
-    served = _served(plan, checkpoint)
+    reader = _reader(plan)
+    served = _served(plan, checkpoint, reader)
     if files.layers is not None:
         _mix_layers(served, files.layers)
     pipelines = _pipelines(plan, served, checkpoint)
@@ -94,7 +96,7 @@ def build(plan: LoadPlan) -> Model:
             add_special_tokens=plan.static is None and files.add_special_tokens,
             takes_nothing=plan.static is not None,
             similarity=similarity,
-            pictures=_reader(plan),
+            pictures=reader,
             notes=(
                 *reranker.notes,
                 *plan.picture_notes,
@@ -113,12 +115,14 @@ def build(plan: LoadPlan) -> Model:
     )
 
 
-def _served(plan: LoadPlan, checkpoint: Checkpoint) -> Served:
+def _served(plan: LoadPlan, checkpoint: Checkpoint, reader: PictureReader | None) -> Served:
     """The backbone and head, by whoever serves them."""
     if plan.static is not None:
         return _table(plan, plan.static)
     if plan.native is not None:
         return load_native(plan, plan.native, checkpoint)
+    if plan.pictures is not None and reader is not None:
+        return _hosted(plan, plan.pictures, checkpoint, reader)
     return _by_transformers(plan, checkpoint)
 
 
@@ -155,6 +159,17 @@ def _by_transformers(plan: LoadPlan, checkpoint: Checkpoint) -> Served:
     elif head is not None and architecture(plan.config) in RAW_LOGITS:
         head = replace(head, head=replace(head.head, use_activation=False))
     return replace(served, head=head, notes=(*plan.notes, *served.notes))
+
+
+def _hosted(plan: LoadPlan, row: PictureModel, checkpoint: Checkpoint, reader: PictureReader) -> Served:
+    """A model that reads pictures, run by transformers."""
+    if row.hosted is None:
+        raise CheckpointError(f"{plan.folder}: {row.name} is served natively alone; {plan.why}.")
+    from poolhouse.models.fallback.pictures import load_hosted
+
+    folders = plan.adapters.merged_folders
+    served = load_hosted(row, row.hosted, reader, checkpoint, plan.config, plan.dtype, plan.device, folders)
+    return replace(served, notes=(*plan.notes, *served.notes))
 
 
 def _mix_layers(served: Served, layers: LayerMean) -> None:

@@ -31,6 +31,8 @@ from poolhouse.packing.pack import Batch
 from poolhouse.packing.tokens import Pictures, Tokens
 
 _NO_ADAPTERS = AdapterOptions()
+# Makes one backbone of a text half and a tower; see `PictureModel`.
+Join = Callable[[Transformer, Tower], Backbone]
 
 
 def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Served:
@@ -43,9 +45,12 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
     others = frozenset[str]() if plan.late is None else plan.late.used(checkpoint.tensors)
     known = () if plan.pictures is None else plan.pictures.aside
     known += (*map(re.escape, others), *(rf"{name}\.(weight|bias)" for name in plan.adapters.projections))
+    join = None
+    if plan.pictures is not None and plan.pictures.join is not None:
+        join = partial(plan.pictures.join, config, plan.tokenizer)
     loaded = load_transformer(
         *(family, native.spec, native.config, checkpoint, plan.dtype, plan.device, plan.adapters),
-        *(known, native.tower),
+        *(known, native.tower, join),
     )
     head, notes = _head(plan, native, checkpoint, loaded)
     used = others if head is None else others | head.used
@@ -68,6 +73,7 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
         head=head,
         adapters=loaded.adapters,
         endless=loaded.endless,
+        pools_itself=join is not None,
         merged=loaded.merged,
         notes=tuple(notes),
     )
@@ -103,11 +109,12 @@ def load_transformer(
     options: AdapterOptions = _NO_ADAPTERS,
     known: tuple[str, ...] = (),
     tower: NativeTower | None = None,
+    join: Join | None = None,
 ) -> Loaded:
     """The backbone of a checkpoint, with its tower if it reads pictures, placed and laid out for its device.
 
     config: the part that the family reads. known: regular expressions of tensors that neither the family nor its heads
-    read.
+    read. join: see `PictureModel`.
 
     Raises:
         CheckpointError: names that nobody claims, slots without tensors, shapes that do not fit.
@@ -139,15 +146,16 @@ def load_transformer(
     merged = merged_into(claimed.tensors, target, options, tasks)
     aside += [name for adapter in merged for name in adapter.saved]
     build = partial(family.backbone, config, spec)
-    transformer, hidden_size = _fitting(build, Weights(claimed.tensors), device)
+    text, hidden_size = _fitting(build, Weights(claimed.tensors), device)
+    backbone = text
     if tower is not None:
-        assert isinstance(transformer, Transformer)
-        transformer.tower = _fitting_tower(tower, Weights(shown), transformer, device)
+        assert isinstance(text, Transformer)
+        backbone = _with_tower(tower, Weights(shown), text, join, device)
     positions = family.max_tokens(config)
     table = claimed.tensors.get("positions.weight")
     _check_positions(table, spec.position_offset, positions)
     return Loaded(
-        transformer=transformer,
+        transformer=backbone,
         sizes=Sizes(
             hidden_size=hidden_size,
             vocabulary_size=len(claimed.tensors["tokens.weight"]),
@@ -157,7 +165,7 @@ def load_transformer(
         ),
         aside=tuple(aside),
         table=claimed.tensors["tokens.weight"],
-        adapters=adapters_of(transformer, target, options, tasks),
+        adapters=adapters_of(text, target, options, tasks),
         prefix=prefix,
         token_table=f"{prefix}{layout.token_table}.weight",
         merged=merged,
@@ -191,17 +199,24 @@ def _claimed_tower(
     return claim(layout, prefix, tower.spec, tensors, dtype, device), prefix
 
 
-def _fitting_tower(tower: NativeTower, weights: Weights, transformer: Transformer, device: torch.device) -> Tower:
-    """The tower, tried on a blank picture in a prompt of its own, as `_fitting` tries the text half."""
+def _with_tower(
+    tower: NativeTower, weights: Weights, text: Transformer, join: Join | None, device: torch.device
+) -> Backbone:
+    """Both halves, tried on a blank picture in a prompt of its own beside a text, as `_fitting` tries the text half."""
     picture = tower.family.sample(tower.config)
-    shown = Pictures((picture,), picture.filled)
+    shown = Tokens(np.zeros(len(picture.ids), np.int64), pictures=Pictures((picture,), picture.filled))
+    backbone: Backbone = text
     try:
-        transformer.tower = tower.family.build(tower.config, tower.spec, weights)
+        built = tower.family.build(tower.config, tower.spec, weights)
+        if join is None:
+            text.tower = built
+        else:
+            backbone = join(text, built)
         with torch.inference_mode():
-            transformer(Batch.pack([Tokens(np.zeros(len(picture.ids), np.int64), pictures=shown)], device))
+            backbone(Batch.pack([shown, Tokens(np.zeros(2, np.int64))], device))
     except (RuntimeError, IndexError) as error:
         raise CheckpointError(f"The tensors of the checkpoint's vision tower do not fit together: {error}") from error
-    return transformer.tower
+    return backbone
 
 
 def _check_positions(table: Tensor | None, offset: int, positions: int | None) -> None:

@@ -207,7 +207,10 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     role = trained or _role(config, files, reranker, late, scored, options)
     native, why, notes = _native(config, role, options, reranker, late, weights, pictures)
     family = None if native is None else native.family
-    if family is None and adapters.named:
+    if native is None and pictures is not None and pictures.join is not None:
+        pictures = None  # transformers' way runs the text half alone
+    hosted = pictures is not None and pictures.hosted is not None
+    if family is None and (adapters.modules or adapters.merge or (adapters.base_merge and not hosted)):
         raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
     stated = None if family is None else family.stated_pooling(config)
     if files.described and stated is not None:
@@ -392,7 +395,8 @@ def _native(
     family = family_of(config) if pictures is None else pictures.text
     native, why, notes = None, "", tuple[str, ...]()
     if family is None:
-        why = f"no native family serves model_type {model_type!r}"
+        what = f"model_type {model_type!r}" if pictures is None else pictures.name
+        why = f"no native family serves {what}"
         if options.implementation == "native":
             raise ConfigError(f"model_impl='native': {why}.")
     elif options.implementation == "transformers":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -125,6 +125,7 @@ class PackedPictures:
     filled: [rows] int64, the rows of the pack that take a row of the tower, ascending.
     source: [rows] int64, which of the tower's rows each takes; None where that is their order.
     axes: [3, total] int64 positions in time, down and across; None where positions are plain.
+    prompts: the numbers of the prompts that show pictures.
     """
 
     pictures: tuple[Picture, ...]
@@ -132,11 +133,13 @@ class PackedPictures:
     filled: Tensor
     source: Tensor | None = None
     axes: Tensor | None = None
+    prompts: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, prompts: Sequence[Tokens], device: torch.device | str) -> PackedPictures | None:
         """Those of prompts that lie end to end; None where none shows a picture."""
-        if all(prompt.pictures is None for prompt in prompts):
+        shown = tuple(number for number, prompt in enumerate(prompts) if prompt.pictures is not None)
+        if not shown:
             return None
         first_rows: dict[int, int] = {}
         distinct: list[Picture] = []
@@ -164,7 +167,23 @@ class PackedPictures:
             filled=_to(filled, device),
             source=None if len(taken) == rows else _to(taken, device),
             axes=None if axes is None else _to(axes, device),
+            prompts=shown,
         )
+
+    def taken(self, rows: Tensor) -> Tensor:
+        """The row of the tower that each place of the pack takes."""
+        return rows if self.source is None else rows[self.source]
+
+    def each(self) -> Iterator[PackedPictures]:
+        """Every picture by itself, for towers that take one at a time; it fills nothing."""
+        lengths = [len(picture.pixels) for picture in self.pictures]
+        for picture, pixels in zip(self.pictures, self.pixels.split(lengths), strict=True):
+            yield PackedPictures((picture,), pixels, self.filled[:0])
+
+    def more(self, name: str) -> Tensor:
+        """What pictures hold under that name beside pixels, one after another."""
+        held = np.concatenate([picture.more[name] for picture in self.pictures])
+        return torch.from_numpy(held).to(self.pixels.device, non_blocking=True)
 
 
 def _axes_of(prompt: Tokens) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:

@@ -146,3 +146,46 @@ class QwenPictures:
             grid=(rows, columns),
             extent=(rows // merge, columns // merge),
         )
+
+
+class LonePictures:
+    """Pictures for towers that answer each with one vector (CLIP, SigLIP). A picture is one token, as in vLLM.
+
+    settings: of the checkpoint. kind: the image processor where they name none; see `BackEnd`. patch: rows and columns of
+    a patch. grid: rows and columns of patches that the tower has positions for; None for any, which is SigLIP 2's NaFlex.
+    """
+
+    def __init__(self, settings: Mapping[str, object], kind: str, patch: int, grid: tuple[int, int] | None) -> None:
+        named = settings.get("image_processor_type") or settings.get("feature_extractor_type") or kind
+        kind = str(named).removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+        self._back_end = BackEnd(kind, settings)
+        self._patch, self._grid = patch, grid
+
+    def __call__(self, image: PILImage, options: Mapping[str, object]) -> Picture:
+        values = self._back_end(image, options)
+        pixels = values["pixel_values"][0]
+        if "spatial_shapes" in values:
+            # Patches already, and empty ones behind them, up to a fixed number.
+            rows, columns = (int(count) for count in values["spatial_shapes"][0])
+            return lone_picture(pixels[: rows * columns], (rows, columns))
+        channels, height, width = pixels.shape
+        grid = height // self._patch, width // self._patch
+        if self._grid is not None and grid != self._grid:
+            wanted, found = (" x ".join(str(count * self._patch) for count in sides) for sides in (self._grid, grid))
+            raise InvalidRequest(
+                f"This model reads pictures of {wanted} pixels; its picture processor made one of {found}.",
+                "mm_processor_kwargs",
+            )
+        patches = pixels[:, : grid[0] * self._patch, : grid[1] * self._patch]
+        patches = patches.reshape(channels, grid[0], self._patch, grid[1], self._patch).transpose(1, 3, 0, 2, 4)
+        return lone_picture(patches.reshape(grid[0] * grid[1], -1), grid)
+
+
+def lone_picture(patches: npt.NDArray[Any], grid: tuple[int, int]) -> Picture:
+    """A picture that is a prompt by itself: one token, of an id that every vocabulary has."""
+    return Picture(
+        pixels=np.ascontiguousarray(patches, np.float32),
+        ids=np.zeros(1, np.int64),
+        filled=np.ones(1, np.bool_),
+        grid=grid,
+    )

@@ -1,16 +1,16 @@
-"""Backbones around a model of transformers: on a whole pack, or on texts of equal length at a time."""
+"""Backbones around a model of transformers: on a whole pack, or on prompts of equal length at a time."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from poolhouse.packing.pack import Batch, Segments
+from poolhouse.packing.pack import Batch, PackedPictures, Segments
 
 
 class Packed:
@@ -19,30 +19,35 @@ class Packed:
     # Modules of transformers may keep what they computed last, such as the frequencies of a rope that grows.
     reentrant = False
 
-    def __init__(self, forward: Forward, position_offset: int) -> None:
+    def __init__(self, forward: Forward, position_offset: int, shown: Shown | None = None) -> None:
         self.forward = forward
         self.position_offset = position_offset
+        self.shown = shown
 
     def __call__(self, batch: Batch) -> Tensor:
         """[total, hidden]."""
         types = None if batch.types is None else batch.types[None]
         # Models that count from behind the pad id do not count padding, which a text may write.
         positions = batch.positions_without(self.position_offset - 1) if self.position_offset else batch.positions
-        positions = (positions + self.position_offset)[None]
-        return self.forward(batch.ids[None], positions, types, batch.segments)[0]
+        if batch.pictures is not None and batch.pictures.axes is not None:
+            positions = batch.pictures.axes
+        positions = (positions + self.position_offset)[..., None, :]
+        read = batch.ids if self.shown is None else self.shown(batch)
+        return self.forward(read[None], positions, types, batch.segments)[0]
 
 
 class Unpacked:
-    """Runs texts of one shape together: no padding, so each is computed as if it were alone.
+    """Runs prompts of one shape together: no padding, so each is computed as if it were alone.
 
-    A mask is passed only where not all tokens are attended to.
+    A mask is passed only where not all tokens are attended to, and positions only where they have three axes.
     """
 
     reentrant = False
 
-    def __init__(self, forward: Forward, hidden_size: int) -> None:
+    def __init__(self, forward: Forward, hidden_size: int, shown: Shown | None = None) -> None:
         self.forward = forward
         self.hidden_size = hidden_size
+        self.shown = shown
 
     def __call__(self, batch: Batch) -> Tensor:
         """[total, hidden]."""
@@ -51,14 +56,56 @@ class Unpacked:
         shapes = zip(segments.lengths, segments.attended or segments.lengths, strict=True)
         for start, shape in zip(segments.starts, shapes, strict=True):
             starts_by_shape.setdefault(shape, []).append(start)
+        read = batch.ids if self.shown is None else self.shown(batch)
+        axes = None if batch.pictures is None else batch.pictures.axes
         hidden = torch.empty(batch.segments.total, self.hidden_size, dtype=self.forward.dtype, device=batch.ids.device)
         for (length, attended), starts in starts_by_shape.items():
             rows = torch.tensor(starts)[:, None] + torch.arange(length)
             rows = rows.to(batch.ids.device)
             types = None if batch.types is None else batch.types[rows]
             seen = None if attended == length else (torch.arange(length) < attended).expand(len(starts), -1)
-            hidden[rows] = self.forward(batch.ids[rows], types=types, seen=seen)
+            positions = None if axes is None else axes[:, rows]
+            hidden[rows] = self.forward(read[rows], positions, types=types, seen=seen)
         return hidden
+
+
+class Shown:
+    """What a model reads of a batch with pictures: the embeddings of its tokens, and pictures' rows in their places.
+
+    rows: what the model makes of the pictures of a pack; [rows, features], in their order. together: whether it may
+    take them at once.
+    """
+
+    def __init__(self, model: Any, rows: Callable[[Any, PackedPictures], Tensor], dtype: torch.dtype) -> None:
+        self.model = model
+        self.together = True
+        self._rows = rows
+        self.dtype = dtype
+        self._table = model.get_input_embeddings()
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """[total, features]."""
+        if batch.pictures is None:
+            return self.embed(batch.ids)
+        filled, source = batch.pictures.filled, batch.pictures.source
+        rows = self.rows(batch.pictures)
+        # The ids of pictures may lie outside the table.
+        embedded = self.embed(batch.ids.index_fill(0, filled, 0))
+        embedded[filled] = rows if source is None else rows[source]
+        return embedded
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor) -> Tensor:
+        """[tokens, features]."""
+        embedded: Tensor = self._table(ids)
+        return embedded.to(self.dtype)
+
+    @torch.no_grad()
+    def rows(self, pictures: PackedPictures) -> Tensor:
+        """[rows, features], of each distinct picture once."""
+        cast = replace(pictures, pixels=pictures.pixels.to(self.dtype))
+        parts = (cast,) if self.together else cast.each()
+        return torch.cat([self._rows(self.model, part).to(self.dtype) for part in parts])
 
 
 def hidden_states(answer: Any, ids: Tensor) -> Tensor:
@@ -81,13 +128,15 @@ def text_features(answer: Any, ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """To which length texts are filled up, and with which token, for models that attend to it (SigLIP)."""
+    """To which length texts are filled up, with which token and where, for models that attend to it (SigLIP)."""
 
     length: int
     token: int
+    left: bool = False
 
     def __call__(self, ids: Tensor) -> Tensor:
-        return torch.nn.functional.pad(ids, (0, self.length - ids.shape[1]), value=self.token)
+        missing = self.length - ids.shape[1]
+        return torch.nn.functional.pad(ids, (missing, 0) if self.left else (0, missing), value=self.token)
 
 
 class Forward:
@@ -120,8 +169,12 @@ class Forward:
         segments: Segments | None = None,
         seen: Tensor | None = None,
     ) -> Tensor:
-        """ids, positions, types: [rows, length] -> [rows, length, hidden]. seen: as ids, the tokens attended to."""
-        keywords: dict[str, Any] = {"input_ids": ids if self._padding is None else self._padding(ids)}
+        """ids, positions, types: [rows, length] -> [rows, length, hidden]. seen: as ids, the tokens attended to.
+
+        ids: those of tokens, or their embeddings [rows, length, features]. positions may have axes in front.
+        """
+        name = "inputs_embeds" if ids.is_floating_point() else "input_ids"
+        keywords: dict[str, Any] = {name: ids if self._padding is None else self._padding(ids)}
         if seen is not None:
             keywords["attention_mask"] = seen.long().to(ids.device)
         optional = {"position_ids": positions, "token_type_ids": types, "use_cache": False}
@@ -129,6 +182,6 @@ class Forward:
         if segments is not None:
             keywords["segments"] = segments
         hidden = self._read(self._call(**keywords), ids)
-        if not isinstance(hidden, Tensor) or hidden.shape[:2] != ids.shape:
+        if not isinstance(hidden, Tensor) or hidden.shape[:2] != ids.shape[:2]:
             raise ValueError("the model does not answer with one hidden state per token")
         return hidden.to(self.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder
+from poolhouse.inputs.tokenizer_files import padding_of
 from poolhouse.models.fallback import attention
 from poolhouse.models.fallback.backbones import Forward, Packed, Padding, Unpacked, hidden_states, logits, text_features
 from poolhouse.models.fallback.probe import Verdict, may_pack, reads_ahead, take_head
@@ -51,13 +52,13 @@ def load_hugging_face(
         CheckpointError: an unknown type, code that is not trusted, weights that are missing or of another shape.
     """
     head, verdict = None, None
-    with _quiet_transformers():
+    with quiet_transformers():
         forward, notes = _build(checkpoint, config, dtype, role, trust_remote_code, used)
         whole = forward.model.requires_grad_(False).to(device)
         pools_itself = role not in AUTO_CLASSES and _is_dual_encoder(whole)
         text_tower = _text_tower(whole)
         vocabulary_size = _vocabulary_size(text_tower)
-        ids = _plain_ids(text_tower.config, vocabulary_size)
+        ids = plain_ids(text_tower.config, vocabulary_size)
         width = _width(forward, ids, device)
         if pools_itself:
             verdict = Verdict(None, "unpacked: the model itself makes one vector of each text")
@@ -72,7 +73,7 @@ def load_hugging_face(
                 width = _width(forward, ids, device)
         causal = verdict is None and not reads_ahead(forward, ids, device)
         if verdict is None:
-            _register_attention()
+            register_attention()
             verdict = may_pack(forward, ids, _pad_id(whole.config), device)
     offset = verdict.position_offset
     return Served(
@@ -82,7 +83,7 @@ def load_hugging_face(
             hidden_size=width,
             vocabulary_size=vocabulary_size,
             parameters=sum(parameter.numel() for parameter in whole.parameters()),
-            positions=_max_tokens(text_tower),
+            positions=max_tokens(text_tower),
             token_types=0 if pools_itself else _token_types(whole),
         ),
         pooling="LAST" if causal else "CLS",
@@ -123,9 +124,9 @@ def _build(
             "transformers' own was. Use trust_remote_code=True to run it."
         )
     checkpoint.check_weights()
-    settings = _config(checkpoint, config, trust_remote_code)
+    settings = config_of(checkpoint, config, trust_remote_code)
     encoder_only = role not in AUTO_CLASSES and _has_encoder(settings)
-    model_class = _remote(code[auto_name], checkpoint) if own_code else _auto_class(settings, auto_name)
+    model_class = _remote(code[auto_name], checkpoint) if own_code else auto_class(settings, auto_name)
     if model_class.__name__ == "AutoModelForTextEncoding":
         # T5Gemma's encoder must be told that it stands alone.
         settings.is_encoder_decoder = False
@@ -149,12 +150,12 @@ def _build(
     if role not in AUTO_CLASSES and _is_dual_encoder(whole):
         forward = _of_texts(whole, checkpoint.folder, dtype)
         notes.append(f"Of {type(whole).__name__} only the text side is used; pictures and sounds are not read yet.")
-        ids = _plain_ids(_text_tower(whole).config, _vocabulary_size(_text_tower(whole)))
+        ids = plain_ids(_text_tower(whole).config, _vocabulary_size(_text_tower(whole)))
         return forward, (*notes, *check_weights(whole, forward, info, ids, checkpoint.folder))
     model = whole.get_encoder() if encoder_only else whole
     if model is not whole:
         notes.append("Of this encoder-decoder model only the encoder is used.")
-    ids = _plain_ids(settings, _vocabulary_size(model))
+    ids = plain_ids(settings, _vocabulary_size(model))
     forward = Forward(model, dtype, logits if role in AUTO_CLASSES else hidden_states)
     notes += check_weights(whole, forward, info, ids, checkpoint.folder)
     return forward, tuple(notes)
@@ -181,25 +182,11 @@ def _of_texts(model: Any, folder: Folder, dtype: torch.dtype) -> Forward:
     padding = None
     if model.config.model_type.startswith("siglip"):
         # Trained on padding without a mask, so that every text is as long; the config's pad id is not the tokenizer's.
-        padding = Padding(model.text_model.config.max_position_embeddings, _tokenizers_pad_id(folder))
+        padding = Padding(model.text_model.config.max_position_embeddings, *padding_of(folder))
     return Forward(model, dtype, text_features, "get_text_features", padding)
 
 
-def _tokenizers_pad_id(folder: Folder) -> int:
-    import transformers
-
-    try:
-        found = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True).pad_token_id
-    except Exception as error:
-        raise CheckpointError(
-            f"{folder}: its texts are filled up, but transformers cannot read the tokenizer: {error}"
-        ) from error
-    if found is None:
-        raise CheckpointError(f"{folder}: its texts are filled up, but the tokenizer names no padding token.")
-    return int(found)
-
-
-def _config(checkpoint: Checkpoint, config: Config, trust_remote_code: bool) -> Any:
+def config_of(checkpoint: Checkpoint, config: Config, trust_remote_code: bool) -> Any:
     """transformers' config object, of its own class or of the repository's."""
     import transformers
 
@@ -234,7 +221,7 @@ def _config(checkpoint: Checkpoint, config: Config, trust_remote_code: bool) -> 
     return settings
 
 
-def _auto_class(settings: Any, name: str) -> Any:
+def auto_class(settings: Any, name: str) -> Any:
     """transformers' class of that name, which builds the model; of its encoder alone, where it has a class for that (T5)."""
     import transformers
 
@@ -296,7 +283,7 @@ def _vocabulary_size(model: Any) -> int:
     return size
 
 
-def _plain_ids(config: Any, vocabulary_size: int) -> list[int]:
+def plain_ids(config: Any, vocabulary_size: int) -> list[int]:
     """Up to a thousand token ids that no config key gives a meaning (padding and pictures are treated apart)."""
     special: set[int] = set()
     for name, value in config.to_dict().items():
@@ -325,7 +312,7 @@ def _token_types(model: nn.Module) -> int:
     return 3 if any(name.endswith("seg_embed") for name, _ in model.named_parameters()) else 0
 
 
-def _max_tokens(model: nn.Module) -> int | None:
+def max_tokens(model: nn.Module) -> int | None:
     """Positions that a text may use: RoBERTa and models like it lose those up to the padding id's."""
     for name, module in model.named_modules():
         table = getattr(module, "weight", None)
@@ -340,7 +327,7 @@ def _max_tokens(model: nn.Module) -> int | None:
     return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
-def _register_attention() -> None:
+def register_attention() -> None:
     """Make our attention known to transformers; doing so again changes nothing."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -351,7 +338,7 @@ def _register_attention() -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and no log of transformers: what matters is in our errors and notes."""
     from transformers.utils import logging
 
@@ -383,18 +370,18 @@ def check_weights(
     shapes = {name: (tuple(theirs), tuple(ours)) for name, theirs, ours in info["mismatched_keys"] if name in names}
     if shapes:
         listed = [f"{name} {theirs} instead of {ours}" for name, (theirs, ours) in sorted(shapes.items())]
-        raise CheckpointError(f"{folder} has tensors of other shapes than its config asks for: {_short(listed)}.")
+        raise CheckpointError(f"{folder} has tensors of other shapes than its config asks for: {short(listed)}.")
     notes = []
     missing = sorted(names & set(info["missing_keys"]))
     if missing:
         if _matters([tensor for name, tensor in _tensors(whole) if name in missing], forward, ids):
             raise CheckpointError(
                 f"{folder} lacks {len(missing)} tensors, some of which {type(model).__name__} needs: "
-                f"{_short(missing)}. It holds others that nobody claimed: {_short(sorted(info['unexpected_keys'])) or 'none'}."
+                f"{short(missing)}. It holds others that nobody claimed: {short(sorted(info['unexpected_keys'])) or 'none'}."
             )
-        notes.append(f"Not in the checkpoint, and not needed: {_short(missing)}.")
+        notes.append(f"Not in the checkpoint, and not needed: {short(missing)}.")
     if info["unexpected_keys"]:
-        notes.append(f"Tensors left out: {_short(sorted(info['unexpected_keys']))}.")
+        notes.append(f"Tensors left out: {short(sorted(info['unexpected_keys']))}.")
     return notes
 
 
@@ -424,5 +411,5 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers(remove_duplicate=False)
 
 
-def _short(names: list[str]) -> str:
+def short(names: list[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

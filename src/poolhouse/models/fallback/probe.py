@@ -6,7 +6,7 @@ here: two short texts are computed packed and alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,19 +48,26 @@ class Verdict:
     why: str
 
 
-def may_pack(forward: Forward, ids: Sequence[int], pad_id: int | None, device: torch.device) -> Verdict:
+def may_pack(
+    forward: Forward,
+    ids: Sequence[int],
+    pad_id: int | None,
+    device: torch.device,
+    seen: ProbePictures | None = None,
+) -> Verdict:
     """Whether packed texts give the answers that they give alone; leaves the model's attention set accordingly.
 
-    ids: token ids that are safe to try.
+    ids: token ids that are safe to try. seen: what stands in the midst of the texts, of a model that reads pictures.
     """
     model = forward.model
     scaled = _ropes_by_length(model.config.to_dict())
     if scaled:
         return Verdict(None, f"unpacked: rope of type '{scaled}' depends on the longest text of a pack")
-    own_attention = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
+    own_attention = _attention_of(model)
+    texts = _Texts.draw(ids, device)
     with _narrow_windows(model):
-        verdict = _try_packing(forward, _Texts.draw(ids, device), pad_id)
-    model.set_attn_implementation(own_attention if verdict.position_offset is None else attention.RUN)
+        verdict = _try_packing(forward, texts if seen is None else texts.showing(seen), pad_id)
+    _set_attention(model, own_attention if verdict.position_offset is None else attention.RUN)
     return verdict
 
 
@@ -101,8 +108,20 @@ def take_head(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ProbePictures:
+    """Two pictures' rows [rows, features], and what makes embeddings of token ids."""
+
+    embed: Callable[[Tensor], Tensor]
+    first: Tensor
+    second: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Texts:
-    """Two probe texts, and another of the length of each that differs from it in every token."""
+    """Two probe texts, and another of the length of each that differs from it in every token.
+
+    [tokens] each, or embeddings [tokens, features].
+    """
 
     first: Tensor
     second: Tensor
@@ -115,6 +134,20 @@ class _Texts:
         known, cut = torch.tensor(ids), _LENGTHS[0]
         texts, others = (known[(indices + shift) % len(ids)].to(device) for shift in (0, 1))
         return cls(texts[:cut], texts[cut:], others[:cut], others[cut:])
+
+    def showing(self, seen: ProbePictures) -> _Texts:
+        """The same as embeddings, with rows of a picture between the first and the last; the others show the other one."""
+
+        def shown(text: Tensor, rows: Tensor) -> Tensor:
+            embedded = seen.embed(text)
+            some = rows[: len(text) - 2]
+            embedded[1 : 1 + len(some)] = some
+            return embedded
+
+        return _Texts(
+            *(shown(self.first, seen.first), shown(self.second, seen.second)),
+            *(shown(self.other_first, seen.second), shown(self.other_second, seen.first)),
+        )
 
 
 def _try_packing(forward: Forward, texts: _Texts, pad_id: int | None) -> Verdict:
@@ -197,9 +230,20 @@ def _packed(forward: Forward, texts: list[Tensor], offset: int) -> Tensor:
 
 
 def _take_attention(model: Any, name: str) -> None:
-    model.set_attn_implementation(name)
-    if model.config._attn_implementation != name:  # noqa: SLF001 - see may_pack
+    _set_attention(model, name)
+    if _attention_of(model) != name:
         raise attention.PackingError("its attention cannot be replaced")
+
+
+def _attention_of(model: Any) -> str:
+    """The name of the attention that runs over the tokens."""
+    name: str = model.config.get_text_config()._attn_implementation  # noqa: SLF001 - transformers has no public name for it
+    return name
+
+
+def _set_attention(model: Any, name: str) -> None:
+    """Set it; towers of pictures, whose lengths are not the pack's, keep theirs."""
+    model.set_attn_implementation({"text_config": name} if "text_config" in model.config.sub_configs else name)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

@@ -70,7 +70,7 @@ class Transformer:
         for number, layer in enumerate(self.layers, 1):
             x = layer(x, batch.segments, ropes, bias)
             if batch.pictures is not None and shown is not None and number <= len(shown.deep):
-                x = x.index_add(0, batch.pictures.filled, _taken(shown.deep[number - 1], batch.pictures))
+                x = x.index_add(0, batch.pictures.filled, batch.pictures.taken(shown.deep[number - 1]))
             if mixed is not None and self.shares is not None and number < len(self.layers):
                 mixed = mixed.add_(x, alpha=self.shares[number])
         if missing:
@@ -103,7 +103,7 @@ class Transformer:
         if self.tower is None:
             raise EngineError("This model reads no pictures.")
         shown = self.tower(pictures)
-        x[pictures.filled] = _taken(shown.rows, pictures).to(x.dtype)
+        x[pictures.filled] = pictures.taken(shown.rows).to(x.dtype)
         return shown
 
     def _embed(self, batch: Batch) -> Tensor:
@@ -199,11 +199,6 @@ class Attention:
             softcap=spec.softcap,
         )
         return mixed.flatten(1)
-
-
-def _taken(rows: Tensor, pictures: PackedPictures) -> Tensor:
-    """The row of the tower that each place of the pack takes."""
-    return rows if pictures.source is None else rows[pictures.source]
 
 
 def _add(

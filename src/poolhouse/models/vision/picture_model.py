@@ -1,19 +1,26 @@
-"""PictureModel: one kind of checkpoint that reads pictures and what its files do not say; TowerFamily: its vision tower."""
+"""PictureModel: one kind of checkpoint that reads pictures and what its files do not say.
+
+It is served by a native text family and a TowerFamily, or Hosted by transformers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
 
 from poolhouse.files import Folder
 from poolhouse.inputs.late_interaction import LateInteraction, TextRules
 from poolhouse.inputs.pictures import PictureReader
-from poolhouse.models.backbone import Tower
+from poolhouse.models.backbone import Backbone, Tower
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.native.families.family import Family
 from poolhouse.models.native.spec import TransformerSpec
+from poolhouse.models.native.transformer import Transformer
 from poolhouse.models.native.weights import Layout, Weights
+from poolhouse.packing.pack import PackedPictures
 from poolhouse.packing.tokens import Picture
 
 
@@ -52,6 +59,22 @@ def _no_rules(_: Folder) -> LateInteraction:
 
 
 @dataclass(frozen=True, slots=True)
+class Hosted:
+    """How transformers runs a model that reads pictures.
+
+    rows: what its model without a head makes of the pictures of a pack, whose pixels are in the model's dtype; [rows,
+    features], in their order. config: of that model, from config.json. causal: whether tokens see earlier ones only,
+    where config.json decides otherwise than transformers. probe: options of the processor that keep pictures small, for
+    the probe at load.
+    """
+
+    rows: Callable[[Any, PackedPictures], Tensor]
+    config: Callable[[Config], Config] = lambda config: config
+    causal: Callable[[Config], bool] | None = None
+    probe: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class PictureModel:
     """One row of the table of models that read pictures.
 
@@ -60,7 +83,10 @@ class PictureModel:
     processor's files.
     named: parts of names, one of which a checkpoint or a base of its card has to have, of kinds that files do not tell.
     answers: "late" for token vectors that are compared one by one, "dense" for one vector, "both", "score" for a reranker.
-    text, tower: its native halves; None where transformers runs it. text_config: the part that the text family reads.
+    text, tower: its native halves; None where transformers runs it, as `hosted` says. text_config: the part that the
+    text family reads.
+    join: makes the backbone of both halves, with the tokenizer's folder, where prompts are texts or pictures, never both,
+    and each gets one vector (CLIP); None where the tower's rows stand among the text model's tokens.
     projections: modules from a hidden state to a token's vector, the first that is there (weight, and bias if there);
     () where vectors are hidden states. width: features of these vectors as config.json states them, to be checked.
     rules: lengths of queries and documents of "late", from the processor's folder.
@@ -79,6 +105,8 @@ class PictureModel:
     text: Family | None = None
     text_config: Callable[[Config], Config] = own_part
     tower: TowerFamily | None = None
+    join: Callable[[Config, Folder, Transformer, Tower], Backbone] | None = None
+    hosted: Hosted | None = None
     projections: tuple[str, ...] = ()
     width: Callable[[Config], int | None] = _unstated
     dims: Callable[[Config], int | None] = _unstated

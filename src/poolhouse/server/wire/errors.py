@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from poolhouse.errors import (
     EngineClosed,
     EngineError,
+    FetchFailed,
     InvalidRequest,
     UnknownModel,
     UnsupportedDimensions,
@@ -162,6 +163,8 @@ def failure_of(error: Exception) -> Failure:
         case UnsupportedDimensions():
             # vLLM names no parameter for Matryoshka errors.
             return Failure(400, str(error), "BadRequestError", None, {}, error)
+        case FetchFailed():
+            return Failure(422, str(error), "UnprocessableEntityError", error.parameter, {}, error)
         case InvalidRequest():
             return Failure(400, str(error), "BadRequestError", error.parameter, {}, error)
         case EngineClosed():

@@ -7,14 +7,27 @@ from collections.abc import Callable, Iterable
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder
 from poolhouse.models.files.checkpoint import Config
+from poolhouse.models.vision.kinds.clip import CLIP
 from poolhouse.models.vision.kinds.colqwen2 import COLQWEN2
 from poolhouse.models.vision.kinds.colqwen3 import COLQWEN3
 from poolhouse.models.vision.kinds.jina_v4 import JINA_V4
+from poolhouse.models.vision.kinds.paligemma import PALIGEMMA
 from poolhouse.models.vision.kinds.rerankers import RERANKERS
+from poolhouse.models.vision.kinds.siglip import SIGLIP
+from poolhouse.models.vision.kinds.tiled import TILED
 from poolhouse.models.vision.picture_model import PictureModel
 
 # The first that matches serves a checkpoint, so those that are found by tensors or by name stand before plainer ones.
-KINDS: tuple[PictureModel, ...] = (*RERANKERS, *COLQWEN3, *COLQWEN2, *JINA_V4)
+KINDS: tuple[PictureModel, ...] = (
+    *RERANKERS,
+    *COLQWEN3,
+    *COLQWEN2,
+    *JINA_V4,
+    *PALIGEMMA,
+    *TILED,
+    CLIP,
+    *SIGLIP,
+)
 
 
 def picture_model_of(

@@ -1,0 +1,75 @@
+"""What kinds share that transformers runs: prompts that describe a picture, pictures of one size, tokens of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from poolhouse.files import Folder
+from poolhouse.inputs.content import Content
+from poolhouse.inputs.media.processor import BackEnd
+from poolhouse.inputs.pictures import PicturePrompts, Written
+from poolhouse.inputs.prompts import Role
+from poolhouse.inputs.tokenizer_files import read_tokenizer
+from poolhouse.models.files.checkpoint import Config
+from poolhouse.packing.tokens import Ids, Picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+TEXTS_AS_QUERIES = (
+    "Documents that are texts alone are read as queries are, and texts beside pictures behind 'Describe the image.': "
+    "its own code knows no other prompts."
+)
+
+
+def named(architecture: str, *model_types: str) -> Callable[[Config, Folder], bool]:
+    """Whether config.json names this class; of these model types, where several kinds share the name."""
+
+    def matches(config: Config, _: Folder) -> bool:
+        found = architecture in (config.get("architectures") or ())
+        return found and (not model_types or config.get("model_type") in model_types)
+
+    return matches
+
+
+def described(query: str, suffix: str, before: str, behind: str, specials: bool = True) -> PicturePrompts:
+    """Prompts that let pictures be described; of a text alone, what queries have.
+
+    query, suffix: around a text alone. before, behind: around the caller's text where there are pictures; the pictures
+    stand in `before`, as "{}". specials: whether the tokenizer adds special tokens of its own.
+    """
+
+    def prompts(content: Content, role: Role | None, instruction: str | None) -> Written:
+        text, count = content.text.strip(), len(content.images)
+        if not count:
+            return Written(query + text, suffix, specials)
+        shown = before.replace("{}", "<image>" * count)
+        return Written(shown + (f" {text}" if text else ""), behind, specials)
+
+    return prompts
+
+
+class FixedPictures:
+    """Pictures that are all resized to one square.
+
+    settings: of the checkpoint's processor. kind: of that processor. tokens: ids that a picture becomes. filled: the one
+    of them that its rows replace.
+    """
+
+    def __init__(self, settings: Mapping[str, object], kind: str, side: int, tokens: Ids, filled: int) -> None:
+        defaults = {} if "size" in settings else {"size": {"height": side, "width": side}}
+        self._back_end = BackEnd(kind, settings, **defaults)
+        self._tokens, self._filled = tokens, tokens == filled
+
+    def __call__(self, image: PILImage, options: Mapping[str, object]) -> Picture:
+        pixels = self._back_end(image, options)["pixel_values"].astype(np.float32, copy=False)
+        return Picture(pixels, self._tokens, self._filled)
+
+
+def tokens_of(folder: Folder) -> Callable[[str], Ids]:
+    """What makes tokens of a text by the tokenizer of a folder, without special tokens around it."""
+    native = read_tokenizer(folder).native
+    return lambda text: np.array(native.encode(text, add_special_tokens=False).ids, np.int64)
