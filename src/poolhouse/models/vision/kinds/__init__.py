@@ -10,6 +10,7 @@ from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.vision.kinds.clip import CLIP
 from poolhouse.models.vision.kinds.colqwen2 import COLQWEN2
 from poolhouse.models.vision.kinds.colqwen3 import COLQWEN3
+from poolhouse.models.vision.kinds.embedders import EMBEDDERS
 from poolhouse.models.vision.kinds.jina_v4 import JINA_V4
 from poolhouse.models.vision.kinds.paligemma import PALIGEMMA
 from poolhouse.models.vision.kinds.rerankers import RERANKERS
@@ -23,6 +24,7 @@ KINDS: tuple[PictureModel, ...] = (
     *COLQWEN3,
     *COLQWEN2,
     *JINA_V4,
+    *EMBEDDERS,
     *PALIGEMMA,
     *TILED,
     CLIP,
