@@ -21,6 +21,8 @@ _OUTPUTS = {
     "text-generation": ("logits", "causal_logits"),
     "any-to-any": ("logits", "causal_logits"),
 }
+# Models with a half for texts and one for pictures, each of which gives one vector of its input.
+_DUAL_ENCODERS = ("clip", "siglip", "siglip2")
 # Changes to config.json that change no answer.
 _NO_CHANGES = ("trust_remote_code", "use_cache", "attn_implementation", "torch_dtype", "dtype", "revision")
 
@@ -103,7 +105,7 @@ def _output(config: JsonObject, task: str, kind: str, folder: Folder, path: Path
         CheckpointError: an output of the model that is not served.
     """
     theirs, name = _OUTPUTS[task]
-    projects = kind == "CLIPModel" or folder.json("config.json", needed=False).get("model_type") == "clip"
+    projects = kind == "CLIPModel" or folder.json("config.json", needed=False).get("model_type") in _DUAL_ENCODERS
     if kind == "CLIPModel" and "modality_config" not in config:
         return "sentence_embedding", None
     modalities: JsonObject = config.get("modality_config") or {
@@ -125,6 +127,11 @@ def _output(config: JsonObject, task: str, kind: str, folder: Folder, path: Path
     method, output = params.get("method"), params.get("method_output_name")
     written = config.get("module_output_name") or name
     if projects and method == "get_text_features" and written == "sentence_embedding":
+        seen = modalities.get("image", {}).get("method", "get_image_features")
+        if seen != "get_image_features":
+            raise CheckpointError(
+                f"{path}: modality_config reads pictures by the method {seen!r}; 'get_image_features' is served."
+            )
         return written, None
     inner = isinstance(output, list) and len(output) == 2 and output[0] == "hidden_states" and type(output[1]) is int
     if inner and (method, task, written) == ("forward", "feature-extraction", name):

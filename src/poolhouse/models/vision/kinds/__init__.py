@@ -10,7 +10,10 @@ from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.vision.kinds.clip import CLIP
 from poolhouse.models.vision.kinds.colqwen2 import COLQWEN2
 from poolhouse.models.vision.kinds.colqwen3 import COLQWEN3
+from poolhouse.models.vision.kinds.colqwen3_5 import COLQWEN3_5
+from poolhouse.models.vision.kinds.gemma import GEMMA
 from poolhouse.models.vision.kinds.jina_v4 import JINA_V4
+from poolhouse.models.vision.kinds.llava import LLAVA
 from poolhouse.models.vision.kinds.paligemma import PALIGEMMA
 from poolhouse.models.vision.kinds.rerankers import RERANKERS
 from poolhouse.models.vision.kinds.siglip import SIGLIP
@@ -25,6 +28,9 @@ KINDS: tuple[PictureModel, ...] = (
     *JINA_V4,
     *PALIGEMMA,
     *TILED,
+    *GEMMA,
+    *COLQWEN3_5,
+    *LLAVA,
     CLIP,
     *SIGLIP,
 )

@@ -23,7 +23,7 @@ from poolhouse.models.vision.picture_model import PictureModel, TowerFamily, own
 from poolhouse.models.vision.towers.qwen_vl import QWEN2_5_VL_TOWER, QWEN2_VL_TOWER, QWEN3_VL_TOWER
 
 # Of one picture, where no file says how many.
-_MOST_TOKENS = 768
+_LEAST_TOKENS, _MOST_TOKENS = 4, 768
 
 
 def _prompts(content: Content, role: Role | None, instruction: str | None, *, query: str, behind: str) -> Written:
@@ -35,10 +35,10 @@ def _prompts(content: Content, role: Role | None, instruction: str | None, *, qu
 
 
 def _reader(config: Config, folder: Folder, query: str = "Query: ", behind: str = AUGMENTED) -> PictureReader:
-    settings, most = image_settings(folder), processor_settings(folder).get("max_num_visual_tokens")
+    settings, most, least = image_settings(folder), processor_settings(folder).get("max_num_visual_tokens"), None
     if "max_pixels" not in settings and "size" not in settings:
-        most = most or _MOST_TOKENS
-    return qwen_reader(config, folder, partial(_prompts, query=query, behind=behind), most)
+        most, least = most or _MOST_TOKENS, _LEAST_TOKENS
+    return qwen_reader(config, folder, partial(_prompts, query=query, behind=behind), most, least)
 
 
 def _named(*architectures: str) -> Callable[[Config, Folder], bool]:
