@@ -25,7 +25,7 @@ from poolhouse.models.adapters.adapters import unknown_adapter
 from poolhouse.models.files.routes import LookedUp
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
-from poolhouse.packing.tokens import Tokens
+from poolhouse.packing.tokens import Picture, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
 
@@ -345,8 +345,10 @@ class Checks:
         return () if self.model.adapters is None else self.model.adapters.task_names
 
     def _task_adapter(self, request: Request) -> str | None:
+        """The task adapter that an input type names: "code", and "code.query" too."""
         input_type = (request.input_type or "").lower()
-        return next((name for name in self._task_adapters if name.lower() == input_type), None)
+        names = (input_type, input_type.partition(".")[0])
+        return next((task for name in names for task in self._task_adapters if task.lower() == name), None)
 
     def _role(self, request: Request) -> Role | None:
         """What a text is to a late-interaction model: a document, unless the request says otherwise."""
@@ -406,7 +408,7 @@ class Checks:
             written = reader.prompts(content, role, instruction)
         if written.images is not None:
             loaded = dict(zip(map(id, images), pictures, strict=True))
-            pictures = tuple(loaded[id(image)] for image in written.images)
+            pictures = tuple(image if isinstance(image, Picture) else loaded[id(image)] for image in written.images)
         return WrittenPrompt(written, pictures)
 
     def _route(self, request: Request) -> str | None:
