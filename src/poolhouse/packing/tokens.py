@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,11 @@ class Picture:
         return self.pixels.nbytes + sum(array.nbytes for array in self.more.values())
 
     @property
+    def shape(self) -> Picture:
+        """The picture without what a tower reads of it."""
+        return replace(self, pixels=np.empty((0,), np.uint8), more={})
+
+    @property
     def patches(self) -> int:
         """Rows that the tower runs over; of tiles, which say no patches, those that it gives."""
         return self.rows if self.grid is None else self.grid[0] * self.grid[1]
@@ -118,3 +123,11 @@ class Tokens:
     @property
     def truncated(self) -> bool:
         return self.original_tokens > len(self.ids)
+
+    @property
+    def answered(self) -> Tokens:
+        """The tokens as an answer keeps them, which lets the memory of pictures go."""
+        if self.pictures is None:
+            return self
+        shapes = tuple(picture.shape for picture in self.pictures.pictures)
+        return replace(self, pictures=replace(self.pictures, pictures=shapes, axes=None))
