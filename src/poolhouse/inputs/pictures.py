@@ -51,6 +51,11 @@ class Written:
     add_special_tokens: bool = True
     images: tuple[Image | Picture, ...] | None = None
 
+    @property
+    def whole(self) -> str:
+        """All of its text."""
+        return self.text + self.tail
+
 
 def plain_prompts(placeholder: str) -> PicturePrompts:
     """The prompts that vLLM 0.32 writes of content: pictures in front of all texts, with nothing between them."""
