@@ -206,6 +206,26 @@ def test_vectors_are_those_of_its_own_code_packed_and_alone(name: str, tmp_path:
     assert packing < 1e-5
 
 
+def test_files_in_the_words_of_transformers_4_are_read(tmp_path: Path) -> None:
+    layout, images = LAYOUTS["ops"], pictures()
+    tiny = made(layout, tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text())["text_config"]
+    turns = text.pop("rope_parameters")
+    text |= {"rope_theta": turns.pop("rope_theta"), "rope_scaling": turns, "torch_dtype": "float32"}
+    change_json(tmp_path / "config.json", text_config=text)
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    size = settings.pop("size")
+    settings |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    (tmp_path / "processor_config.json").unlink()
+    model = load(tmp_path, LoadOptions("tiny"))
+    for image in images:
+        (got,) = answers(model, [tokens_of(model, DESCRIBED, [image])])
+        wanted = expected(tiny, layout, DESCRIBED, [image])
+        assert got.shape == wanted.shape
+        assert np.abs(got.numpy() - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
 def test_an_adapter_changes_the_text_half_and_the_projection(tmp_path: Path) -> None:
     layout, images = LAYOUTS["tomoro"], pictures()
     tiny = made(layout, tmp_path / "base")

@@ -50,6 +50,11 @@ class Written:
     images: tuple[Image | Picture, ...] | None = None
     tail_ids: tuple[int, ...] = ()
 
+    @property
+    def whole(self) -> str:
+        """All of its text."""
+        return self.text + self.tail
+
 
 def plain_prompts(placeholder: str) -> PicturePrompts:
     """The prompts that vLLM 0.32 writes of content: pictures in front of all texts, with nothing between them."""
