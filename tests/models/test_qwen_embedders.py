@@ -23,7 +23,7 @@ from poolhouse.models.model import Model
 from poolhouse.packing.tokens import Picture, Tokens
 from tests.models.parity import Parity, Record, worst
 from tests.models.qwen_vl import MIDDLE, NEW, OLD, SETTINGS, SLOT, QwenVL, pictures, tokenizer
-from tests.models.test_colqwen2 import answers, opened, shown_in, written
+from tests.models.test_colqwen2 import adapted, answers, opened, shown_in, written
 from tests.models.test_colqwen3 import tokens_of
 
 END = "<|endoftext|>"
@@ -236,6 +236,16 @@ def test_a_stored_prompt_is_the_instruction(name: str, tmp_path: Path) -> None:
                 options = {"prompt_name": "own", "input_type": case.role, "use_tqdm": False}
                 (got,) = llm.embed_array([{"content": parts}], **options)
             assert worst([torch.tensor(got)[None]], [expected(tiny, kind, case)]) < TOLERANCE
+
+
+def test_a_vlm2vec_is_found_by_the_name_of_its_adapter(tmp_path: Path) -> None:
+    kind = KINDS["VLM2Vec-V2"]
+    tiny = made(kind, tmp_path / "base")
+    folder = tmp_path / kind.folder
+    merged = adapted(tiny, tmp_path / "base", folder, OLD)
+    model = opened(folder)
+    got = answers(model, [read(model, kind, case) for case in kind.cases], "embed")
+    assert worst(got, [expected(merged, kind, case) for case in kind.cases]) < TOLERANCE
 
 
 BY_CARD = {
