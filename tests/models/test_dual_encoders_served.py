@@ -14,7 +14,7 @@ import transformers
 from sentence_transformers import SentenceTransformer
 from tokenizers.pre_tokenizers import ByteLevel
 
-from poolhouse import LLM, InvalidRequest
+from poolhouse import LLM, InvalidRequest, PoolingParams
 from poolhouse.errors import CheckpointError
 from tests.models.test_dual_encoders import CLIP_PICTURES, SIDE, SIZES, image, roughened
 
@@ -75,7 +75,7 @@ def test_sentence_transformers_files_give_the_same_vectors(layout: str, tmp_path
         assert "native clip" in llm.model.facts.served_by
         # Nothing normalises in these files, and so nothing does here.
         found = llm.embed_array([*TEXTS, *pictures], use_tqdm=False)
-        unit = llm.embed_array(pictures, use_tqdm=False, pooling_params={"use_activation": True})
+        unit = llm.embed_array(pictures, use_tqdm=False, pooling_params=PoolingParams(use_activation=True))
     np.testing.assert_allclose(found, wanted, atol=TOLERANCE * np.abs(wanted).max())
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1.0, atol=1e-5)
 
@@ -95,11 +95,11 @@ def test_prompts_in_every_form_and_their_tokens(tmp_path: Path) -> None:
         np.asarray(picture),
         {"prompt": "", "multi_modal_data": {"image": picture}},
         {"content": [{"type": "image_pil", "image_pil": picture}]},
-        {"content": [png(SIZES[0])]},
+        {"content": [{"type": "image", "image": png(SIZES[0])}]},
     ]
     with LLM(str(tmp_path)) as llm:
         answers = llm.embed([TEXTS[0], *forms, image(*SIZES[1])], use_tqdm=False)
-        raw = llm.embed_array([TEXTS[0], *forms], use_tqdm=False, pooling_params={"use_activation": False})
+        raw = llm.embed_array([TEXTS[0], *forms], use_tqdm=False, pooling_params=PoolingParams(use_activation=False))
     unit = [words[0], *[features[0]] * len(forms), features[1]]
     wanted = np.stack([vector / np.linalg.norm(vector) for vector in unit])
     np.testing.assert_allclose([answer.outputs.embedding for answer in answers], wanted, atol=TOLERANCE)
