@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,18 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from poolhouse import LLM, InvalidRequest, PoolingParams
 from poolhouse.errors import CheckpointError
-from tests.models.test_dual_encoders import CLIP_PICTURES, SIDE, SIZES, image, roughened
+from tests.inputs.test_tokenizer import train_sentencepiece
+from tests.models.test_dual_encoders import (
+    CLIP_PICTURES,
+    NAFLEX_PICTURES,
+    SIDE,
+    SIGLIP_PICTURES,
+    SIZES,
+    image,
+    roughened,
+)
 
-TEXTS = ["A photo of the sea", "bread", "a photo of a cat, by night"]
+TEXTS = ["A photo of the sea", "bread!", "a photo of a cat, by night"]
 TOLERANCE = 1e-5
 
 
@@ -42,6 +52,31 @@ def save_clip(folder: Path, former: bool = False) -> None:
         (folder / "processor_config.json").unlink()
         settings = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32, "resample": 3}
         (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+
+
+def save_siglip(folder: Path) -> None:
+    """A tiny SigLIP with its tokenizer of Python code, which lowers texts and leaves punctuation out."""
+    train_sentencepiece(folder / "spiece", 120, hard_vocab_limit=False, pad_id=-1, bos_id=-1, eos_id=1, unk_id=2)
+    tokenizer = transformers.SiglipTokenizer(str(folder / "spiece.model"))
+    texts = SIDE | {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    config = transformers.SiglipConfig(text_config=texts, vision_config=SIGLIP_PICTURES)
+    torch.manual_seed(3)
+    roughened(transformers.SiglipModel(config)).save_pretrained(folder)
+    pictures = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    transformers.SiglipProcessor(pictures, tokenizer).save_pretrained(folder)
+
+
+def save_siglip2(folder: Path) -> None:
+    """A tiny SigLIP 2 of any grid, with Gemma's kind of tokenizer, which lowers texts."""
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *map(chr, range(33, 127))]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = transformers.Siglip2Tokenizer(vocabulary, [], padding_side="right")
+    texts = SIDE | {"vocab_size": len(tokens), "max_position_embeddings": 64}
+    config = transformers.Siglip2Config(text_config=texts, vision_config=NAFLEX_PICTURES)
+    torch.manual_seed(4)
+    roughened(transformers.Siglip2Model(config)).save_pretrained(folder)
+    pictures = transformers.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=24)
+    transformers.Siglip2Processor(pictures, tokenizer).save_pretrained(folder)
 
 
 def png(size: tuple[int, int]) -> bytes:
@@ -107,6 +142,28 @@ def test_prompts_in_every_form_and_their_tokens(tmp_path: Path) -> None:
     # A picture is one token, as in vLLM.
     counts = [len(answer.prompt_token_ids) for answer in answers]
     assert counts == [own["input_ids"].shape[1], *[1] * len(forms), 1]
+
+
+@pytest.mark.parametrize("save", [save_siglip, save_siglip2])
+def test_siglips_own_processor_and_ours_read_alike(save: Callable[[Path], None], tmp_path: Path) -> None:
+    save(tmp_path)
+    model = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path, backend="pil")
+    own = {"max_num_patches": 24, "patch_size": 8} if save is save_siglip2 else {}
+    with torch.inference_mode():
+        words = processor(text=TEXTS, padding="max_length", max_length=64, return_tensors="pt")["input_ids"]
+        assert words.shape == (len(TEXTS), 64)
+        seen = [processor(images=image(*size), return_tensors="pt", **own) for size in SIZES]
+        features = [model.get_image_features(**one).pooler_output[0] for one in seen]
+        wanted = torch.cat([model.get_text_features(input_ids=words).pooler_output, torch.stack(features)])
+    with LLM(str(tmp_path)) as llm:
+        prompts = [*TEXTS, *(image(*size) for size in SIZES)]
+        found = llm.embed_array(prompts, use_tqdm=False, pooling_params=PoolingParams(use_activation=False))
+        counts = [len(answer.prompt_token_ids) for answer in llm.embed(prompts, use_tqdm=False)]
+    np.testing.assert_allclose(found, wanted.numpy(), atol=TOLERANCE * float(wanted.abs().max()))
+    # What fills texts up is not counted.
+    assert max(counts[: len(TEXTS)]) < 40
+    assert counts[len(TEXTS) :] == [1] * len(SIZES)
 
 
 def test_texts_and_pictures_are_compared_by_their_angle(tmp_path: Path) -> None:
