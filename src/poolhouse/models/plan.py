@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -27,9 +27,10 @@ from poolhouse.models.native.families._config import NotNative
 from poolhouse.models.native.spec import TransformerSpec
 from poolhouse.models.native.static import StaticFiles, read_static
 from poolhouse.models.roles import DEFAULT_POOLINGS, Convert, Role, head_of, judges_steps, role_of
-from poolhouse.models.vision.kinds import picture_model_of
-from poolhouse.models.vision.picture_model import PictureModel, TowerFamily
 from poolhouse.params import PoolerConfig
+
+if TYPE_CHECKING:
+    from poolhouse.models.vision.picture_model import PictureModel, TowerFamily
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +193,7 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     labels = {} if trained is None else trained_labels(adapters.merged_folders)
     # A copy, which the user's function or transformers may change without changing what the folder has read.
     config = overridden(deepcopy({**Checkpoint(weights).config, **files.config_changes, **labels}), options.overrides)
-    pictures = picture_model_of(
-        config, weights, partial(_names, folders, options.name, config), rerankers=options.convert != "embed"
-    )
+    pictures = None if family_of(config) is not None else _pictures(config, folders, options)
     scored = None if pictures is None or pictures.answers != "score" else pictures
     late, reranker = None, Reranker()
     if options.convert != "classify" and scored is None:
@@ -228,8 +227,15 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
         config=config,
         role=role,
         device=device,
-        dtype=dtype_of(reranker.dtype(options.dtype, device), config, family, device),
-        max_tokens=reranker.max_tokens if options.max_tokens is None else options.max_tokens,
+        # The halves of a model that reads pictures may state a type where the whole does not.
+        dtype=dtype_of(
+            reranker.dtype(options.dtype, device),
+            config if pictures is None else {**pictures.text_config(config), **config},
+            *(family, device),
+        ),
+        max_tokens=(reranker.max_tokens or _longest(pictures, config))
+        if options.max_tokens is None
+        else options.max_tokens,
         adapters=replace(
             adapters,
             classifier=role in ("classify", "token_classify"),
@@ -252,6 +258,14 @@ def picture_folder(*folders: Folder) -> Folder:
     return next((folder for folder in folders if any(map(folder.has, named))), folders[0])
 
 
+def _pictures(config: JsonObject, folders: _Folders, options: LoadOptions) -> PictureModel | None:
+    """The kind of a model that reads pictures. The table is imported here: models of a text family have no use for it."""
+    from poolhouse.models.vision.kinds import picture_model_of
+
+    names = partial(_names, folders, options.name, config)
+    return picture_model_of(config, folders.weights, names, rerankers=options.convert != "embed")
+
+
 def _late_pictures(pictures: PictureModel | None, config: Config, folder: Folder) -> LateInteractionFiles | None:
     """What a kind of model says of its token vectors. folder: of its processor's files."""
     if pictures is None or pictures.answers not in ("late", "both"):
@@ -266,18 +280,24 @@ def _late_pictures(pictures: PictureModel | None, config: Config, folder: Folder
 
 def _picture_reranker(pictures: PictureModel, config: Config, weights: Folder) -> Reranker:
     """What is special about scoring with a reranker that reads pictures; its prompts are written by its reader."""
-    assert pictures.text is not None
-    longest = pictures.text.max_tokens(pictures.text_config(config))
-    most = [tokens for tokens in (pictures.max_tokens, longest) if tokens is not None]
     texts = config.get("classifier_from_token") or pictures.tokens
     tokens = None if texts is None else TokenScore(token_ids(weights, tuple(texts)), difference=True)
-    return Reranker(tokens=tokens, max_tokens=min(most, default=None))
+    return Reranker(tokens=tokens, max_tokens=_longest(pictures, config))
+
+
+def _longest(pictures: PictureModel | None, config: Config) -> int | None:
+    """The longest prompt by the own code of a kind of model, but no longer than its positions; None where it says none."""
+    if pictures is None or pictures.text is None or pictures.max_tokens is None:
+        return None
+    positions = pictures.text.max_tokens(pictures.text_config(config))
+    return min(pictures.max_tokens, positions or pictures.max_tokens)
 
 
 def _names(folders: _Folders, name: str, config: Config) -> tuple[str, ...]:
-    """What a checkpoint, its adapters and the bases of their cards are called."""
+    """What a checkpoint and its adapters are called, by their cards too, and the bases that these name."""
     own = (folders.described, *folders.adapters)
-    bases = (base for folder in own for base in read_card(folder.path).base_models)
+    cards = [read_card(folder.path) for folder in own]
+    bases = (base for card in cards for base in (card.title, *card.base_models))
     return (*(called for folder in own for called in names_of(folder.path, name, config)), *bases)
 
 

@@ -11,9 +11,11 @@ from poolhouse.models.vision.kinds.clip import CLIP
 from poolhouse.models.vision.kinds.colqwen2 import COLQWEN2
 from poolhouse.models.vision.kinds.colqwen3 import COLQWEN3
 from poolhouse.models.vision.kinds.colqwen3_5 import COLQWEN3_5
+from poolhouse.models.vision.kinds.embedders import EMBEDDERS
 from poolhouse.models.vision.kinds.gemma import GEMMA
 from poolhouse.models.vision.kinds.jina_v4 import JINA_V4
 from poolhouse.models.vision.kinds.llava import LLAVA
+from poolhouse.models.vision.kinds.nemotron import NEMOTRON
 from poolhouse.models.vision.kinds.paligemma import PALIGEMMA
 from poolhouse.models.vision.kinds.rerankers import RERANKERS
 from poolhouse.models.vision.kinds.siglip import SIGLIP
@@ -27,11 +29,13 @@ KINDS: tuple[PictureModel, ...] = (
     *COLQWEN3,
     *COLQWEN2,
     *JINA_V4,
+    *EMBEDDERS,
     *PALIGEMMA,
     *TILED,
     *GEMMA,
     *COLQWEN3_5,
     *LLAVA,
+    *NEMOTRON,
     CLIP,
     *SIGLIP,
     *VISION_ONLY,
