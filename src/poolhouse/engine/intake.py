@@ -383,9 +383,14 @@ class Checks:
             return None
         if request.offsets or request.params.late_chunking_params is not None:
             raise InvalidRequest("Offsets are of plain texts; this model reads texts in a prompt of its own.", "prompt")
-        if prompt.text is not None and prompt.pair is None and literal:
+        if prompt.text is not None and prompt.pair is None and literal and not (reader.alone and images):
             return WrittenPrompt(Written(prompt.text), pictures)
-        content = prompt.content or Content((prompt.text or "",))
+        content = prompt.content or Content((prompt.text or "", *prompt.images))
+        if reader.alone and images and (content.text or len(images) > 1):
+            raise InvalidRequest(
+                "This model accepts text-only or image-only inputs, not both: a prompt is a text or one picture.",
+                "prompt",
+            )
         second = prompt.pair_content or (None if prompt.pair is None else Content((prompt.pair,)))
         instruction = prompt.instruction
         if instruction and not reader.instructs:
