@@ -25,7 +25,7 @@ from poolhouse.models.adapters.adapters import unknown_adapter
 from poolhouse.models.files.routes import LookedUp
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
-from poolhouse.packing.tokens import Tokens
+from poolhouse.packing.tokens import Picture, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
 
@@ -408,7 +408,7 @@ class Checks:
             written = reader.prompts(content, role, instruction)
         if written.images is not None:
             loaded = dict(zip(map(id, images), pictures, strict=True))
-            pictures = tuple(loaded[id(image)] for image in written.images)
+            pictures = tuple(image if isinstance(image, Picture) else loaded[id(image)] for image in written.images)
         return WrittenPrompt(written, pictures)
 
     def _route(self, request: Request) -> str | None:
