@@ -92,12 +92,12 @@ def described(folder: Path, layout: str) -> None:
     """
     if layout == "today":
         save_clip(folder / "plain")
-        SentenceTransformer(str(folder / "plain")).save(str(folder))
+        SentenceTransformer(str(folder / "plain"), prompts={"query": "find: "}).save(str(folder))
         return
     save_clip(folder / "0_CLIPModel", former=True)
     modules = [{"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}]
     (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "config_sentence_transformers.json").write_text(json.dumps({"__version__": {}}))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "find: "}}))
 
 
 @pytest.mark.parametrize("layout", ["2021", "today"])
@@ -110,8 +110,12 @@ def test_sentence_transformers_files_give_the_same_vectors(layout: str, tmp_path
         assert "native clip" in llm.model.facts.served_by
         # Nothing normalises in these files, and so nothing does here.
         found = llm.embed_array([*TEXTS, *pictures], use_tqdm=False)
+        led = llm.embed_array([*TEXTS, *pictures], use_tqdm=False, prompt_name="query")
         unit = llm.embed_array(pictures, use_tqdm=False, pooling_params=PoolingParams(use_activation=True))
     np.testing.assert_allclose(found, wanted, atol=TOLERANCE * np.abs(wanted).max())
+    # Prompts stand before texts alone.
+    wanted = np.concatenate([theirs.encode(TEXTS, prompt_name="query"), theirs.encode(pictures, prompt_name="query")])
+    np.testing.assert_allclose(led, wanted, atol=TOLERANCE * np.abs(wanted).max())
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1.0, atol=1e-5)
 
 
