@@ -403,7 +403,8 @@ class Checks:
             role = role_of(request.input_type) or role_of(prompt_name) or ("document" if images else None)
             if reader.instructs:
                 instruction = instruction or prompt.prefix or None
-            elif prompt.prefix and role_of(prompt_name) is None:
+            # Dual encoders write no prompts of their own, so all of the checkpoint's stand before texts.
+            elif prompt.prefix and (not images if reader.alone else role_of(prompt_name) is None):
                 content = Content((prompt.prefix, *content.parts))
             written = reader.prompts(content, role, instruction)
         if written.images is not None:
