@@ -443,3 +443,37 @@ def test_prompts_are_those_of_the_processor(kind: str, shown: str | None, tmp_pa
     if shown is None:
         query = theirs.process_queries(["what is packed?"])["input_ids"][0].tolist()
         assert prompt(reader, "what is packed?", role="query").ids.tolist() == query
+
+
+@pytest.mark.parametrize(
+    ("architecture", "why"),
+    [
+        ("Phi3VForCausalLM", r"Phi-3-V .*, which is not served: .*; VLM2Vec-V2, on Qwen2-VL, is served"),
+        ("ColQwen2_5Omni", r"ColQwen-Omni, which is not served: .* sound and video"),
+        ("ColGemma3", r"ColGemma3, which is not served: .* ColPali and ColQwen2\.5"),
+        ("llama_NemoRetrieverColEmbed", r"ColEmbed, which is not served: .* nvidia/nemotron-colembed-vl-4b-v2"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_name(architecture: str, why: str, tmp_path: Path) -> None:
+    tiny = idefics3("ColIdefics3")
+    tiny.config["architectures"] = [architecture]
+    tiny.save(tmp_path)
+    with pytest.raises(CheckpointError, match=why):
+        loaded(tmp_path)
+
+
+def test_texts_alone_are_read_of_a_model_that_is_not_served_with_pictures(tmp_path: Path) -> None:
+    config = transformers.LlavaConfig(
+        text_config={"model_type": "llama", **LLAMA},
+        vision_config={"model_type": "clip_vision_model", **SIGLIP, "projection_dim": 24},
+        image_token_index=ID["<image>"],
+    )
+    whole = {**config.to_dict(), "architectures": ["LlavaForConditionalGeneration"]}
+    tiny = Hosted(randomised(transformers.AutoModel.from_config(config)), {}, whole, {}, lambda name: name)
+    tiny.save(tmp_path)
+    model = loaded(tmp_path)
+    assert model.facts.pictures is None
+    assert "Texts alone are read: LlavaModel is not served with pictures." in model.facts.notes
+    texts = [Tokens(np.array(ids, np.int64)) for ids in ([5, 9, 7], [70, 4, 8, 31, 6])]
+    expected = [reference(tiny, of_squares, text) for text in texts]
+    assert worst(hidden_states(model, texts), expected) < 1e-4
