@@ -24,7 +24,7 @@ from poolhouse.inputs.content import Content, Image
 from poolhouse.inputs.media.fetch import FetchPolicy
 from poolhouse.inputs.media.images import ImageLimits
 from poolhouse.inputs.pictures import PictureReader, Written
-from poolhouse.inputs.prompts import Prompt
+from poolhouse.inputs.prompts import Conversation, Prompt
 from poolhouse.packing.tokens import Picture, Tokens
 from tests.inputs.sources import Answer as HttpAnswer
 from tests.inputs.sources import source, whole
@@ -476,3 +476,9 @@ def test_pictures_are_loaded_by_the_calling_thread_where_only_tokens_are_asked_f
         stage.media.loaded(showing("data:;base64,###"))
     text = Request(Prompt("a"), "embed")
     assert stage.media.loaded(text) is text
+
+
+def test_invalid_messages_are_left_to_intake(stage: Stage) -> None:
+    conversation = Conversation([{"role": "user", "content": [{"type": "video", "video": "x"}]}])
+    request = Request(Prompt(None, conversation=conversation), "embed")
+    assert stage.submit(request, showing(noise())) == [request]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from poolhouse.engine.queue import CallerQueue, WaitingRequest
 from poolhouse.engine.scheduler import Scheduler
-from poolhouse.packing.tokens import Tokens
+from poolhouse.packing.tokens import Picture, Pictures, Tokens
 from poolhouse.params import PoolingParams
 
 BUDGET = 2048
@@ -70,6 +70,27 @@ def test_a_request_longer_than_the_budget_goes_alone() -> None:
     scheduler.add(submission([50, 2]))
     assert lengths(scheduler.next()) == [50]
     assert lengths(scheduler.next()) == [2]
+
+
+def page(patches: int, queue: CallerQueue) -> WaitingRequest:
+    """A prompt that shows one picture, a quarter as many tokens as it has patches."""
+    count = patches // 4
+    picture = Picture(np.zeros((patches, 1), np.float32), np.zeros(count, np.int64), np.ones(count, bool), (patches, 1))
+    tokens = Tokens(picture.ids, pictures=Pictures((picture,), picture.filled))
+    return WaitingRequest(tokens, "embed", PoolingParams(), Future(), queue=queue)
+
+
+def test_the_patches_of_pictures_count_in_the_budget() -> None:
+    scheduler, queue = Scheduler(budget=2048), CallerQueue()
+    scheduler.add([page(patches, queue) for patches in (5040, 800, 800, 800, 400)] + submission([300], 0))
+    batches = [taken(scheduler) for _ in range(4)]
+    assert [[(item.length, item.cost) for item in batch] for batch in batches] == [
+        [(1260, 6300)],
+        [(300, 300), (200, 1000)],
+        [(200, 1000), (200, 1000)],
+        [(100, 500)],
+    ]
+    assert len(scheduler) == 0
 
 
 def test_one_that_does_not_fit_does_not_stop_those_that_do() -> None:

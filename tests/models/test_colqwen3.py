@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from poolhouse.models.model import Model
 from poolhouse.models.plan import LoadOptions, decide
 from poolhouse.packing.pack import Batch
 from poolhouse.packing.tokens import Pictures, Tokens
+from tests.models.parity import Parity, Record
 from tests.models.qwen_vl import IMAGE, QwenVL, pictures, prefixed, tokenizer
 
 HIDDEN = 32
@@ -41,7 +42,7 @@ class Layout:
     """One layout of files. names: prefixes of the text half, the tower and the generator's head.
 
     projection: the name of the projection and its width; None for none. config: what config.json says besides.
-    nemotron: whether the model's own code lets tokens see both sides and leaves the final norm out.
+    examples: models of the hub. nemotron: whether the model's own code lets tokens see both sides and leaves the final norm out.
     """
 
     architecture: str
@@ -50,6 +51,7 @@ class Layout:
     projection: tuple[str, int] | None
     config: dict[str, Any] = field(default_factory=dict)
     nemotron: bool = False
+    examples: str = ""
 
 
 TOMORO = partial(Layout, "ColQwen3", "colqwen3", config={"embed_dim": 20, "padding_side": "left"})
@@ -58,13 +60,18 @@ LAYOUTS = {
     "tomoro": TOMORO(
         names=("vlm.model.language_model.", "vlm.model.visual.", "vlm.lm_head.weight"),
         projection=("embedding_proj_layer", 20),
+        examples="TomoroAI/tomoro-colqwen3-embed-4b, TomoroAI/tomoro-colqwen3-embed-8b",
     ),
     "tomoro, tied": TOMORO(
         names=("vlm.model.language_model.", "vlm.model.visual.", None), projection=("embedding_proj_layer", 20)
     ),
     "tomoro, older": TOMORO(names=("language_model.", "visual.", None), projection=("custom_text_proj", 20)),
     "tomoro, oldest": TOMORO(names=("model.", "visual.", "lm_head.weight"), projection=("custom_text_proj", 20)),
-    "ops": OPS(names=("language_model.", "visual.", None), config={"dims": HIDDEN}),
+    "ops": OPS(
+        names=("language_model.", "visual.", None),
+        config={"dims": HIDDEN},
+        examples="OpenSearch-AI/Ops-Colqwen3-4B, OpenSearch-AI/Ops-Colqwen3-8B",
+    ),
     "ops, cut": OPS(names=("language_model.", "visual.", None), config={"dims": 12}),
     "ops, in front": OPS(
         names=("base_model.model.language_model.", "base_model.model.visual.", None),
@@ -78,6 +85,7 @@ LAYOUTS = {
         None,
         {"pooling": "colbert"},
         nemotron=True,
+        examples="nvidia/nemotron-colembed-vl-4b-v2, nvidia/nemotron-colembed-vl-8b-v2",
     ),
     "colpali-engine": Layout(
         "ColQwen3", "qwen3_vl", ("model.language_model.", "model.visual.", None), ("model.custom_text_proj", 20)
@@ -174,19 +182,65 @@ PROMPTS: list[tuple[str, tuple[int, ...]]] = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_vectors_are_those_of_its_own_code_packed_and_alone(name: str, tmp_path: Path) -> None:
+def test_vectors_are_those_of_its_own_code_packed_and_alone(name: str, tmp_path: Path, record_parity: Record) -> None:
     layout, images = LAYOUTS[name], pictures()
     tiny = made(layout, tmp_path)
     model = load(tmp_path, LoadOptions("tiny"))
-    assert model.facts.served_by == f"native {layout.model_type}, packed"
     prompts = [tokens_of(model, text, [images[index] for index in shown]) for text, shown in PROMPTS]
-    together = answers(model, prompts)
+    together, error, packing = answers(model, prompts), 0.0, 0.0
     for (text, shown), own, got in zip(PROMPTS, prompts, together, strict=True):
         wanted = expected(tiny, layout, text, [images[index] for index in shown])
         assert got.shape == wanted.shape
-        assert np.abs(got.numpy() - wanted).max() < 1e-4 * np.abs(wanted).max()
+        largest = np.abs(wanted).max()
+        error = max(error, float(np.abs(got.numpy() - wanted).max() / largest))
         (alone,) = answers(model, [own])
-        assert (alone - got).abs().max() < 1e-5
+        packing = max(packing, float((alone - got).abs().max() / largest))
+    reference = "Qwen3VLModel, both sides, no final norm" if layout.nemotron else "Qwen3VLModel and the projection"
+    record_parity(
+        Parity(
+            *(f"ColQwen3: {name}", model.facts.served_by, reference, error, packing, layout.architecture),
+            *(("token_embed",), layout.examples),
+        )
+    )
+    assert error < 1e-5
+    assert packing < 1e-5
+
+
+def test_an_adapter_changes_the_text_half_and_the_projection(tmp_path: Path) -> None:
+    layout, images = LAYOUTS["tomoro"], pictures()
+    tiny = made(layout, tmp_path / "base")
+    weights = dict(tiny.model.named_parameters())
+    changed = {
+        "vlm.model.language_model.layers.1.self_attn.q_proj": weights[
+            "model.language_model.layers.1.self_attn.q_proj.weight"
+        ],
+        "vlm.model.language_model.layers.2.mlp.up_proj": weights["model.language_model.layers.2.mlp.up_proj.weight"],
+        "embedding_proj_layer": tiny.modules["embedding_proj_layer"].weight,
+    }
+    low_rank: dict[str, Tensor] = {}
+    for module, weight in changed.items():
+        a, b = torch.randn(4, weight.shape[1]) * 0.2, torch.randn(weight.shape[0], 4) * 0.2
+        low_rank |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
+        with torch.no_grad():
+            weight.add_(2 * b @ a)
+    (tmp_path / "adapter").mkdir()
+    save_file(low_rank, tmp_path / "adapter" / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": str(tmp_path / "base")}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    model = load(tmp_path / "adapter", LoadOptions("tiny"))
+    (got,) = answers(model, [tokens_of(model, DESCRIBED, images[:1])])
+    wanted = expected(tiny, layout, DESCRIBED, images[:1])
+    assert np.abs(got.numpy() - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def test_options_change_what_files_say(tmp_path: Path) -> None:
+    layout, images = LAYOUTS["ops, cut"], pictures()
+    tiny = made(layout, tmp_path)
+    model = load(tmp_path, LoadOptions("tiny", dtype="bfloat16", overrides={"dims": 8}))
+    (got,) = answers(model, [tokens_of(model, DESCRIBED, images[:1])])
+    wanted = expected(tiny, replace(layout, config={"dims": 8}), DESCRIBED, images[:1])
+    assert got.shape == wanted.shape
+    assert np.abs(got.numpy() - wanted).max() < 6e-2 * np.abs(wanted).max()
 
 
 ONE = Content((Image_(None, "picture"),))
@@ -201,16 +255,16 @@ WRITTEN: dict[str, tuple[str, str, str, str]] = {
         f"<|im_start|>user\n{SLOT}{SLOT}Describe the image. what it says<|im_end|>{END}",
     ),
     "colpali-engine": (
-        f"who?{END * 10}",
-        f"who?{END * 10}",
+        f" who? {END * 10}",
+        f" who? {END * 10}",
         f"<|im_start|>user\n{SLOT}Describe the image.<|im_end|>{END}",
-        f"<|im_start|>user\n{SLOT}{SLOT}Describe the image. what it says<|im_end|>{END}",
+        f"<|im_start|>user\n{SLOT}{SLOT}Describe the image.  what it says <|im_end|>{END}",
     ),
     "ops": (
-        f"Query: who?{END * 10}",
-        f"Query: who?{END * 10}",
+        f"Query:  who? {END * 10}",
+        f"Query:  who? {END * 10}",
         f"<|im_start|>user\n{SLOT}Describe the image.<|im_end|><|im_start|>assistant\n{END}",
-        f"<|im_start|>user\n{SLOT}{SLOT}Describe the image. what it says<|im_end|><|im_start|>assistant\n{END}",
+        f"<|im_start|>user\n{SLOT}{SLOT}Describe the image.  what it says <|im_end|><|im_start|>assistant\n{END}",
     ),
     "nemotron": (
         "<|im_start|>user\nQuery: query:  who? <|im_end|>\n<|im_start|>assistant\n",

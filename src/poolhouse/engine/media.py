@@ -89,13 +89,11 @@ class Media:
 
         go_on: called with each once its pictures are there, in a thread of this stage; errors go to its future.
         """
-        if not any(images_of(request.prompt) for request in requests):
-            return requests
         submission = _Submission(queues, go_on)
         others: list[Request] = []
         for request in requests:
-            images = images_of(request.prompt)
-            if not images or request.pictures:
+            images = () if request.pictures else images_of(request.prompt)
+            if not images:
                 others.append(request)
                 continue
             try:
@@ -104,6 +102,8 @@ class Media:
                 fail(request.future, error)
                 continue
             submission.showings.append(_Showing(request, images, submission))
+        if not submission.showings:
+            return others
         with self._lock:
             refused = self._closed
             if not refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder
@@ -32,11 +33,13 @@ from poolhouse.models.pipelines import (
 )
 from poolhouse.models.plan import LoadOptions, LoadPlan, decide
 from poolhouse.models.roles import RAW_LOGITS
-from poolhouse.models.vision.picture_model import PictureModel
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.pipeline import Pipeline
 from poolhouse.pooling.steps import AdaptedDense, Dense, Step
 from poolhouse.tasks import Task
+
+if TYPE_CHECKING:
+    from poolhouse.models.vision.picture_model import PictureModel
 
 # How sentence-transformers compares two vectors; `poolhouse.plans.scoring` computes them.
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")

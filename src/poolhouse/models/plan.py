@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -27,9 +27,10 @@ from poolhouse.models.native.families._config import NotNative
 from poolhouse.models.native.spec import TransformerSpec
 from poolhouse.models.native.static import StaticFiles, read_static
 from poolhouse.models.roles import DEFAULT_POOLINGS, Convert, Role, head_of, judges_steps, role_of
-from poolhouse.models.vision.kinds import picture_model_of
-from poolhouse.models.vision.picture_model import PictureModel, TowerFamily
 from poolhouse.params import PoolerConfig
+
+if TYPE_CHECKING:
+    from poolhouse.models.vision.picture_model import PictureModel, TowerFamily
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +193,7 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     labels = {} if trained is None else trained_labels(adapters.merged_folders)
     # A copy, which the user's function or transformers may change without changing what the folder has read.
     config = overridden(deepcopy({**Checkpoint(weights).config, **files.config_changes, **labels}), options.overrides)
-    pictures = picture_model_of(
-        config, weights, partial(_names, folders, options.name, config), rerankers=options.convert != "embed"
-    )
+    pictures = None if family_of(config) is not None else _pictures(config, folders, options)
     scored = None if pictures is None or pictures.answers != "score" else pictures
     late, reranker = None, Reranker()
     if options.convert != "classify" and scored is None:
@@ -228,7 +227,12 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
         config=config,
         role=role,
         device=device,
-        dtype=dtype_of(reranker.dtype(options.dtype, device), config, family, device),
+        # The halves of a model that reads pictures may state a type where the whole does not.
+        dtype=dtype_of(
+            reranker.dtype(options.dtype, device),
+            config if pictures is None else {**pictures.text_config(config), **config},
+            *(family, device),
+        ),
         max_tokens=reranker.max_tokens if options.max_tokens is None else options.max_tokens,
         adapters=replace(
             adapters,
@@ -250,6 +254,14 @@ def picture_folder(*folders: Folder) -> Folder:
     """The first with settings of a picture processor; the first of all where none has some."""
     named = ("processor_config.json", "preprocessor_config.json")
     return next((folder for folder in folders if any(map(folder.has, named))), folders[0])
+
+
+def _pictures(config: JsonObject, folders: _Folders, options: LoadOptions) -> PictureModel | None:
+    """The kind of a model that reads pictures. The table is imported here: models of a text family have no use for it."""
+    from poolhouse.models.vision.kinds import picture_model_of
+
+    names = partial(_names, folders, options.name, config)
+    return picture_model_of(config, folders.weights, names, rerankers=options.convert != "embed")
 
 
 def _late_pictures(pictures: PictureModel | None, config: Config, folder: Folder) -> LateInteractionFiles | None:

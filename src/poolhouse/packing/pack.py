@@ -160,7 +160,8 @@ class PackedPictures:
         axes = None
         if any(prompt.pictures is not None and prompt.pictures.axes is not None for prompt in prompts):
             axes = np.concatenate([_axes_of(prompt) for prompt in prompts], axis=1)
-        pixels = np.concatenate([picture.pixels for picture in distinct])
+        # A large page goes alone, and is not copied.
+        pixels = distinct[0].pixels if len(distinct) == 1 else np.concatenate([picture.pixels for picture in distinct])
         return cls(
             pictures=tuple(distinct),
             pixels=torch.from_numpy(pixels).to(device, non_blocking=True),

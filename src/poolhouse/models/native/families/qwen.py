@@ -100,11 +100,13 @@ QWEN3_VOYAGE = Family(
     max_tokens=_max_tokens,
 )
 # The text halves of Qwen2-VL and Qwen2.5-VL, and of Qwen3-VL: rows of `poolhouse.models.vision.kinds` name them.
-QWEN2_VL_TEXT = replace(QWEN2, model_types=("qwen2_vl_text", "qwen2_5_vl_text"), spec=_qwen2_vl)
+# Pictures drive their states, and those of the towers, beyond float16's range.
+QWEN2_VL_TEXT = replace(QWEN2, model_types=("qwen2_vl_text", "qwen2_5_vl_text"), spec=_qwen2_vl, float16=False)
 QWEN3_VL_TEXT = replace(
     QWEN3,
     model_types=("qwen3_vl_text",),
     spec=_qwen3_vl,
     aside=HEADS,
+    float16=False,
     max_tokens=lambda config: int(config.get("max_position_embeddings", 128000)),
 )
