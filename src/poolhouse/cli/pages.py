@@ -65,7 +65,7 @@ def _files(path: Path) -> list[Path]:
         return []
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
-    if path.suffix.lower() not in ENDINGS or " " in path.name and not path.exists():
+    if path.suffix.lower() not in ENDINGS or (" " in path.name and not path.exists()):
         return []
     if not path.is_file():
         raise ConfigError(f"There is no file {path}.")
