@@ -11,6 +11,7 @@ from poolhouse.models.vision.kinds.clip import CLIP
 from poolhouse.models.vision.kinds.colqwen2 import COLQWEN2
 from poolhouse.models.vision.kinds.colqwen3 import COLQWEN3
 from poolhouse.models.vision.kinds.colqwen3_5 import COLQWEN3_5
+from poolhouse.models.vision.kinds.embedders import EMBEDDERS
 from poolhouse.models.vision.kinds.gemma import GEMMA
 from poolhouse.models.vision.kinds.jina_v4 import JINA_V4
 from poolhouse.models.vision.kinds.llava import LLAVA
@@ -28,6 +29,7 @@ KINDS: tuple[PictureModel, ...] = (
     *COLQWEN3,
     *COLQWEN2,
     *JINA_V4,
+    *EMBEDDERS,
     *PALIGEMMA,
     *TILED,
     *GEMMA,
