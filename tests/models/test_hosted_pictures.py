@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers
 from PIL.Image import Image as PILImage
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from poolhouse.errors import CheckpointError
@@ -477,3 +479,35 @@ def test_texts_alone_are_read_of_a_model_that_is_not_served_with_pictures(tmp_pa
     texts = [Tokens(np.array(ids, np.int64)) for ids in ([5, 9, 7], [70, 4, 8, 31, 6])]
     expected = [reference(tiny, of_squares, text) for text in texts]
     assert worst(hidden_states(model, texts), expected) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["ColPali of colpali-engine", "ColIdefics3"])
+def test_an_adapter_is_merged_into_its_base(kind: str, tmp_path: Path) -> None:
+    make, reading = KINDS[kind]
+    tiny = make()
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    folder.mkdir()
+    tiny.save(base)
+    text = "language_model" if "ColPali" in kind else "text_model"
+    (projection,) = tiny.modules
+    changed = {
+        f"model.{text}.model.layers.1.self_attn.q_proj": tiny.model.get_submodule(f"{text}.layers.1.self_attn.q_proj"),
+        f"model.{text}.model.layers.0.mlp.down_proj": tiny.model.get_submodule(f"{text}.layers.0.mlp.down_proj"),
+        projection: tiny.modules[projection],
+    }
+    torch.manual_seed(1)
+    tensors = {}
+    for name, module in changed.items():
+        a, b = torch.randn(4, module.in_features) * 0.2, torch.randn(module.out_features, 4) * 0.2
+        tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+        module.weight += b @ a * (8 / 4)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    model = loaded(folder)
+    assert f"Merged into the weights: the adapter {folder}." in model.facts.notes
+    assert model.facts.pictures is not None
+    prompts = [prompt(model.facts.pictures, *parts) for parts in PROMPTS[:3]]
+    expected = [tiny.projected(reference(tiny, reading, one)) for one in prompts]
+    assert worst(answers(model, prompts), expected) < 1e-4
