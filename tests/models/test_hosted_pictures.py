@@ -34,7 +34,9 @@ from tests.models.hosted import (
     tokenizer,
     worst,
 )
+from tests.models.parity import Parity, Record
 
+TOLERANCE = 1e-4
 # A picture between texts, several of different sides in one prompt, one that two prompts show.
 SHARED = picture(20, 14)
 PROMPTS: tuple[tuple[str | PILImage, ...], ...] = (
@@ -366,8 +368,19 @@ def reference(tiny: Hosted, reading: Reading, tokens: Tokens) -> Tensor:
         return found
 
 
+# Published models of each kind, where there are some.
+EXAMPLES = {
+    "ColPali of transformers": "vidore/colpali-v1.3-hf",
+    "ColPali of colpali-engine": "vidore/colpali-v1.3-merged",
+    "ColModernVBERT of transformers": "ModernVBERT/colmodernvbert-merged",
+    "EmbeddingGemma 2": "google/embeddinggemma-2",
+    "ColQwen3.5, bidirectional": "athrael-soju/colqwen3.5-4.5B-v3",
+    "E5-V": "royokong/e5-v",
+}
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_packed_prompts_with_pictures_equal_the_class_alone(kind: str, tmp_path: Path) -> None:
+def test_packed_prompts_with_pictures_equal_the_class_alone(kind: str, tmp_path: Path, record_parity: Record) -> None:
     make, reading = KINDS[kind]
     tiny = make()
     tiny.save(tmp_path)
@@ -377,12 +390,23 @@ def test_packed_prompts_with_pictures_equal_the_class_alone(kind: str, tmp_path:
     assert model.facts.pictures is not None
     prompts = [prompt(model.facts.pictures, *parts) for parts in PROMPTS_OF.get(kind, PROMPTS)]
     expected = [reference(tiny, reading, one) for one in prompts]
-    assert worst(hidden_states(model, prompts), expected) < 1e-4
-    for one, hidden in zip(prompts, expected, strict=True):
-        assert worst(hidden_states(model, [one]), [hidden]) < 1e-4
+    assert worst(hidden_states(model, prompts), expected) < TOLERANCE
     pooled = {"MEAN": lambda rows: rows.mean(0, keepdim=True), "LAST": lambda rows: rows[-1:]}
     reduce = pooled.get(model.plan.default_pooling or "", lambda rows: rows)
-    assert worst(answers(model, prompts), [tiny.projected(reduce(hidden)) for hidden in expected]) < 1e-4
+    got = answers(model, prompts)
+    parity = Parity(
+        f"texts and pictures: {kind}",
+        model.facts.served_by,
+        "transformers' class, a prompt at a time",
+        worst(got, [tiny.projected(reduce(hidden)) for hidden in expected]),
+        worst(got, [answers(model, [one])[0] for one in prompts]),
+        model.facts.architecture,
+        model.tasks,
+        EXAMPLES.get(kind, ""),
+    )
+    record_parity(parity)
+    assert parity.error < TOLERANCE
+    assert parity.packing_error < TOLERANCE
 
 
 def test_a_tensor_that_nobody_knows_is_refused(tmp_path: Path) -> None:
@@ -478,11 +502,11 @@ def test_texts_alone_are_read_of_a_model_that_is_not_served_with_pictures(tmp_pa
     assert "Texts alone are read: LlavaModel is not served with pictures." in model.facts.notes
     texts = [Tokens(np.array(ids, np.int64)) for ids in ([5, 9, 7], [70, 4, 8, 31, 6])]
     expected = [reference(tiny, of_squares, text) for text in texts]
-    assert worst(hidden_states(model, texts), expected) < 1e-4
+    assert worst(hidden_states(model, texts), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["ColPali of colpali-engine", "ColIdefics3"])
-def test_an_adapter_is_merged_into_its_base(kind: str, tmp_path: Path) -> None:
+def test_an_adapter_is_merged_into_its_base(kind: str, tmp_path: Path, record_parity: Record) -> None:
     make, reading = KINDS[kind]
     tiny = make()
     base, folder = tmp_path / "base", tmp_path / "adapter"
@@ -509,5 +533,17 @@ def test_an_adapter_is_merged_into_its_base(kind: str, tmp_path: Path) -> None:
     assert f"Merged into the weights: the adapter {folder}." in model.facts.notes
     assert model.facts.pictures is not None
     prompts = [prompt(model.facts.pictures, *parts) for parts in PROMPTS[:3]]
-    expected = [tiny.projected(reference(tiny, reading, one)) for one in prompts]
-    assert worst(answers(model, prompts), expected) < 1e-4
+    got = answers(model, prompts)
+    parity = Parity(
+        f"texts and pictures: {kind}, as an adapter",
+        model.facts.served_by,
+        "peft's formula, transformers' class, a prompt at a time",
+        worst(got, [tiny.projected(reference(tiny, reading, one)) for one in prompts]),
+        worst(got, [answers(model, [one])[0] for one in prompts]),
+        model.facts.architecture,
+        model.tasks,
+        "vidore/colpali-v1.3" if "ColPali" in kind else "vidore/colSmol-256M",
+    )
+    record_parity(parity)
+    assert parity.error < TOLERANCE
+    assert parity.packing_error < TOLERANCE
