@@ -236,7 +236,7 @@ class FakeEngine:
         images = images_of(prompt)
         if images and not self.facts.pictures:
             raise InvalidRequest(
-                f"MultiModalParam is not supported for {self.facts.name}: it reads text.", images[0].path
+                f"MultiModalParam is not supported for {self.facts.name}: this model reads texts.", images[0].path
             )
         if prompt.text is None and prompt.conversation is not None:
             prompt = self.conversations.rendered(prompt.conversation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import msgpack
 import pytest
 from starlette.testclient import TestClient
 
@@ -123,6 +124,14 @@ def test_a_picture_is_a_document_where_cohere_says_image(http: TestClient, pages
     assert [request.input_type for request in pages.received] == ["image"]
     pages.describe(prompts={"document": "d: "})
     assert http.post("/v1/embeddings", json={"input": "x", "input_type": "image"}).status_code == 200
+
+
+def test_sie_sends_the_bytes_of_pictures_in_msgpack(http: TestClient, pages: FakeEngine) -> None:
+    body = {"items": [{"id": "a", "images": [{"data": b"\x89PNG", "format": "png"}]}]}
+    reply = http.post("/v1/encode/pages", content=msgpack.packb(body), headers={"content-type": "application/msgpack"})
+    assert reply.status_code == 200, reply.text
+    (image,) = images_of(pages.received[0].prompt)
+    assert (image.source, image.path) == (b"\x89PNG", "items[0].images[0]")
 
 
 def test_pairs_of_a_reranker_keep_their_pictures(http: TestClient) -> None:

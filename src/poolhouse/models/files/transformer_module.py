@@ -21,10 +21,10 @@ _OUTPUTS = {
     "text-generation": ("logits", "causal_logits"),
     "any-to-any": ("logits", "causal_logits"),
 }
-# Models with a half for texts and one for pictures, each of which gives one vector of its input.
-_DUAL_ENCODERS = ("clip", "siglip", "siglip2")
 # Models that read pictures, whose prompts are written by their kinds (poolhouse.models.vision.kinds).
 _WRITTEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "embedding_gemma2", "llama_nemotron_vl")
+# Models with a half for texts and one for pictures, each of which gives one vector of its input.
+_DUAL_ENCODERS = ("clip", "siglip", "siglip2")
 # Changes to config.json that change no answer.
 _NO_CHANGES = ("trust_remote_code", "use_cache", "attn_implementation", "torch_dtype", "dtype", "revision")
 

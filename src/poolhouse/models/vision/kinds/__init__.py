@@ -21,6 +21,7 @@ from poolhouse.models.vision.kinds.refused import REFUSED
 from poolhouse.models.vision.kinds.rerankers import RERANKERS
 from poolhouse.models.vision.kinds.siglip import SIGLIP
 from poolhouse.models.vision.kinds.tiled import TILED
+from poolhouse.models.vision.kinds.vision_only import VISION_ONLY
 from poolhouse.models.vision.picture_model import PictureModel
 
 # The first that matches serves a checkpoint, so those that are found by tensors or by name stand before plainer ones.
@@ -39,6 +40,7 @@ KINDS: tuple[PictureModel, ...] = (
     *REFUSED,
     CLIP,
     *SIGLIP,
+    *VISION_ONLY,
 )
 
 
