@@ -154,6 +154,33 @@ def vectors(tiny: QwenVL, text: str, images: Sequence[Image.Image]) -> Tensor:
         return F.normalize(state, dim=-1)
 
 
+def compare(
+    record: Record,
+    name: str,
+    model: Model,
+    task: Task,
+    prompts: Sequence[Tokens],
+    expected: Sequence[Tensor],
+    reference: str,
+    examples: str,
+    adapters: Sequence[str | None] | None = None,
+) -> None:
+    """Answers of one pack against those expected and against each prompt alone, as a row of docs/models.md."""
+    got = answers(model, prompts, task, adapters)
+    names = [None] * len(prompts) if adapters is None else adapters
+    alone = [answers(model, [own], task, [adapter])[0] for own, adapter in zip(prompts, names, strict=True)]
+    error, packing = worst(got, list(expected)), worst(got, alone)
+    facts = model.facts
+    record(Parity(name, facts.served_by, reference, error, packing, facts.architecture, model.tasks, examples))
+    assert error < TOLERANCE
+    assert packing < TOLERANCE
+
+
+def prompts_of(model: Model, texts: Sequence[str]) -> list[Tokens]:
+    """The tokens of the prompts of CONTENTS."""
+    return [tokens_of(model, text, shown_in(parts)) for text, (_, parts) in zip(texts, CONTENTS, strict=True)]
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_vectors_are_those_of_transformers_packed_and_alone(name: str, tmp_path: Path, record_parity: Record) -> None:
     layout = LAYOUTS[name]
@@ -162,28 +189,23 @@ def test_vectors_are_those_of_transformers_packed_and_alone(name: str, tmp_path:
     assert model.tasks == (("token_embed",) if layout.projection else ("embed", "token_embed"))
     texts = [prompt(layout, parts) for _, parts in CONTENTS]
     assert [written(model, role, parts) for role, parts in CONTENTS] == texts
-    images = [shown_in(parts) for _, parts in CONTENTS]
-    tokens = [tokens_of(model, text, shown) for text, shown in zip(texts, images, strict=True)]
-    expected = [vectors(tiny, text, shown) for text, shown in zip(texts, images, strict=True)]
-    task: Task = "token_embed"
-    if layout.projection is None:
-        # One vector: the last token, which is <|endoftext|>.
-        task, expected = "embed", [rows[-1:] for rows in expected]
-    got = answers(model, tokens, task)
-    alone = [answers(model, [own], task)[0] for own in tokens]
-    parity = Parity(
-        f"{'late interaction' if layout.projection else 'one vector'}: {name}",
-        model.facts.served_by,
-        "transformers' Qwen-VL and a projection" if layout.projection else "transformers' Qwen-VL, its last token",
-        worst(got, expected),
-        worst(got, alone),
-        model.facts.architecture,
-        model.tasks,
-        layout.examples,
-    )
-    record_parity(parity)
-    assert parity.error < TOLERANCE
-    assert parity.packing_error < TOLERANCE
+    expected = [vectors(tiny, text, shown_in(parts)) for text, (_, parts) in zip(texts, CONTENTS, strict=True)]
+    tokens = prompts_of(model, texts)
+    if layout.projection:
+        reference = "transformers' Qwen-VL and a projection"
+        compare(
+            record_parity,
+            f"late interaction: {name}",
+            model,
+            "token_embed",
+            tokens,
+            expected,
+            reference,
+            layout.examples,
+        )
+    else:
+        reference, last = "transformers' Qwen-VL, its last token", [rows[-1:] for rows in expected]
+        compare(record_parity, f"one vector: {name}", model, "embed", tokens, last, reference, layout.examples)
 
 
 def test_transformers_own_class_agrees_where_it_is_given_positions(tmp_path: Path) -> None:
@@ -271,25 +293,14 @@ def test_adapters_are_merged_as_peft_merges_them(name: str, tmp_path: Path, reco
     merged = adapted(tiny, base, folder, names)
     model = opened(folder)
     texts = [prompt(layout, parts) for _, parts in CONTENTS]
-    images = [shown_in(parts) for _, parts in CONTENTS]
-    tokens = [tokens_of(model, text, shown) for text, shown in zip(texts, images, strict=True)]
-    expected = [vectors(merged, text, shown) for text, shown in zip(texts, images, strict=True)]
+    tokens = prompts_of(model, texts)
+    expected = [vectors(merged, text, shown_in(parts)) for text, (_, parts) in zip(texts, CONTENTS, strict=True)]
     assert worst([plain], [expected[1]]) > 0.1
-    got = answers(model, tokens, "token_embed")
-    alone = [answers(model, [own], "token_embed")[0] for own in tokens]
-    parity = Parity(
+    title, reference = (
         f"late interaction: {name}, as an adapter",
-        model.facts.served_by,
         "peft's merge, transformers' Qwen-VL and a projection",
-        worst(got, expected),
-        worst(got, alone),
-        model.facts.architecture,
-        model.tasks,
-        examples,
     )
-    record_parity(parity)
-    assert parity.error < TOLERANCE
-    assert parity.packing_error < TOLERANCE
+    compare(record_parity, title, model, "token_embed", tokens, expected, reference, examples)
     # An adapter that a request chooses changes the projection of its own rows alone.
     chosen = opened(base, adapters=AdapterOptions(modules={"own": folder}))
     mixed = answers(chosen, [tokens[1], tokens[0], tokens[1]], "token_embed", [None, "own", "own"])
@@ -315,21 +326,10 @@ def test_a_nomic_embedder_is_found_by_the_name_of_its_adapter(tmp_path: Path, re
     assert any("nomic-embed-multimodal" in note for note in model.facts.notes)
     texts = [prompt(layout, parts) for _, parts in CONTENTS]
     assert [written(model, role, parts) for role, parts in CONTENTS] == texts
-    images = [shown_in(parts) for _, parts in CONTENTS]
-    tokens = [tokens_of(model, text, shown) for text, shown in zip(texts, images, strict=True)]
-    expected = [vectors(merged, text, shown)[-1:] for text, shown in zip(texts, images, strict=True)]
-    got = answers(model, tokens, "embed")
-    alone = [answers(model, [own], "embed")[0] for own in tokens]
-    parity = Parity(
-        "one vector: nomic-embed-multimodal, an adapter on Qwen2.5-VL",
-        model.facts.served_by,
+    expected = [vectors(merged, text, shown_in(parts))[-1:] for text, (_, parts) in zip(texts, CONTENTS, strict=True)]
+    title, reference = (
+        "one vector: nomic-embed-multimodal, an adapter",
         "peft's merge, transformers' Qwen-VL, its last token",
-        worst(got, expected),
-        worst(got, alone),
-        model.facts.architecture,
-        model.tasks,
-        "nomic-ai/nomic-embed-multimodal-3b, -7b",
     )
-    record_parity(parity)
-    assert parity.error < TOLERANCE
-    assert parity.packing_error < TOLERANCE
+    examples = "nomic-ai/nomic-embed-multimodal-3b, -7b"
+    compare(record_parity, title, model, "embed", prompts_of(model, texts), expected, reference, examples)

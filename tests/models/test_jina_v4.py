@@ -18,14 +18,15 @@ from poolhouse.errors import CheckpointError
 from poolhouse.inputs.prompts import Role
 from poolhouse.models.model import Model
 from poolhouse.packing.tokens import Tokens
-from tests.models.parity import Parity, Record, worst
+from tests.models.parity import Record, worst
 from tests.models.qwen_vl import END, MIDDLE, OLD, SLOT, START, QwenVL
-from tests.models.test_colqwen2 import TOLERANCE, answers, opened, shown_in, written
+from tests.models.test_colqwen2 import TOLERANCE, answers, compare, opened, shown_in, written
 from tests.models.test_colqwen3 import tokens_of
 
 TASKS = ["retrieval", "text-matching", "code"]
 RANK, ALPHA = 4, 8
 PROJECTOR = "multi_vector_projector"
+REFERENCE = "transformers' Qwen2.5-VL with the changes added in, its own code's formulas"
 Changes = dict[str, tuple[Tensor, Tensor]]
 PROMPTS: list[tuple[Role | None, list[str | int], str]] = [
     ("query", ["what is shown?"], "Query: what is shown?"),
@@ -126,26 +127,10 @@ def test_one_and_many_vectors_by_task_in_one_pack(tmp_path: Path, record_parity:
         expected(tiny, changes[task], text, shown_in(parts))
         for task, (_, parts, text) in zip(chosen, PROMPTS, strict=True)
     ]
-    errors, packing = [], []
     for task, index in (("embed", 0), ("token_embed", 1)):
-        got = answers(model, tokens(model), task, chosen)
-        alone = [answers(model, [own], task, [name])[0] for own, name in zip(tokens(model), chosen, strict=True)]
-        errors.append(worst(got, [pair[index] for pair in pairs]))
-        packing.append(worst(got, alone))
-    record_parity(
-        Parity(
-            "jina-embeddings-v4, three tasks in a pack",
-            model.facts.served_by,
-            "transformers' Qwen2.5-VL with the changes added in, its own code's formulas",
-            max(errors),
-            max(packing),
-            model.facts.architecture,
-            model.tasks,
-            "jinaai/jina-embeddings-v4",
-        )
-    )
-    assert max(errors) < TOLERANCE
-    assert max(packing) < TOLERANCE
+        title, wanted = f"jina-embeddings-v4, {task} of three tasks in a pack", [pair[index] for pair in pairs]
+        examples = "jinaai/jina-embeddings-v4"
+        compare(record_parity, title, model, task, tokens(model), wanted, REFERENCE, examples, chosen)
     # Tasks differ, in the vector as in the vectors.
     for index in (0, 1):
         other = expected(tiny, changes["code"], PROMPTS[0][2], [])[index]
@@ -195,18 +180,6 @@ def test_a_repack_for_vllm_answers_with_one_vector(tmp_path: Path, record_parity
     assert model.tasks == ("embed", "token_embed")
     assert any("jina-embeddings-v4 for vLLM" in note for note in model.facts.notes)
     wanted = [expected(tiny, changes["retrieval"], text, shown_in(parts))[0] for _, parts, text in PROMPTS]
-    got = answers(model, tokens(model), "embed")
-    alone = [answers(model, [own], "embed")[0] for own in tokens(model)]
-    parity = Parity(
-        "jina-embeddings-v4 for vLLM, a task merged",
-        model.facts.served_by,
-        "transformers' Qwen2.5-VL with the changes added in, its own code's formulas",
-        worst(got, wanted),
-        worst(got, alone),
-        model.facts.architecture,
-        model.tasks,
-        "jinaai/jina-embeddings-v4-vllm-retrieval, -text-matching, -code",
-    )
-    record_parity(parity)
-    assert parity.error < TOLERANCE
-    assert parity.packing_error < TOLERANCE
+    examples = "jinaai/jina-embeddings-v4-vllm-retrieval, -text-matching, -code"
+    title = "jina-embeddings-v4 for vLLM, a task merged"
+    compare(record_parity, title, model, "embed", tokens(model), wanted, REFERENCE, examples)
