@@ -111,6 +111,36 @@ class Settings(BaseModel):
     )
     tokenizer_workers: int = option("Prompts and packs", 2, "Threads that tokenize.", ge=1, le=64)
 
+    allowed_media_domains: tuple[str, ...] = option(
+        "Pictures",
+        (),
+        "Hosts that pictures may be fetched from, inside ones too; none: any whose addresses are public.",
+    )
+    allowed_local_media_path: str | None = option(
+        "Pictures", None, "Folder whose pictures requests may name; none: no files, but for callers in this process."
+    )
+    limit_mm_per_prompt: dict[str, int] | None = option(
+        "Pictures", None, 'Pictures of one prompt, as JSON: {"image": 2}; none: as many as the model reads.'
+    )
+    mm_processor_kwargs: dict[str, Any] | None = option(
+        "Pictures", None, 'Settings of the picture processor, as JSON: {"max_pixels": 1003520}.'
+    )
+    max_image_bytes: int = option("Pictures", 20 * 1024 * 1024, "Largest file of a picture.", ge=1)
+    max_image_pixels: int = option("Pictures", 50_000_000, "Most pixels of a picture before it is resized.", ge=1)
+    max_image_ratio: float = option("Pictures", 200.0, "Longer side of a picture over the shorter, at most.", ge=1)
+    media_connect_seconds: float = option("Pictures", 5.0, "How long a picture's host may take to be reached.", gt=0)
+    media_seconds: float = option("Pictures", 20.0, "How long fetching a picture may take in all.", gt=0)
+    media_redirects: int = option("Pictures", 3, "Redirects of a picture's URL that are followed.", ge=0, le=20)
+    media_threads: int | None = option(
+        "Pictures", None, "Threads that decode and resize pictures; none: one per core, 8 at most.", ge=1, le=64
+    )
+    media_waiting_bytes: int = option(
+        "Pictures", 512 * 1024 * 1024, "Processed pictures that wait or run at once; others are begun later.", ge=1
+    )
+    media_cache_bytes: int = option(
+        "Pictures", 128 * 1024 * 1024, "Processed pictures that are kept for later requests.", ge=0
+    )
+
     enable_lora: bool = option("Adapters", True, "Whether requests may use adapters.")
     lora_modules: dict[str, str] | None = option(
         "Adapters", None, "Adapters that requests may name: name=path, several with commas."
@@ -120,7 +150,7 @@ class Settings(BaseModel):
         "Adapters", None, "Adapter to merge into the weights: a name, a task of the checkpoint, a folder."
     )
 
-    @field_validator("model", "tokenizer", mode="before")
+    @field_validator("model", "tokenizer", "allowed_local_media_path", mode="before")
     @classmethod
     def _path_as_text(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -175,7 +205,19 @@ class Settings(BaseModel):
     def _named_paths(cls, value: object) -> object:
         return None if value is None else parse_lora_modules(value)
 
-    @field_validator("matryoshka_dimensions", "served_model_name", mode="before")
+    @field_validator("limit_mm_per_prompt", mode="before")
+    @classmethod
+    def _counts(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        # vLLM's second form: {"image": {"count": 2, "width": 512}}, whose sizes are for its own profiling.
+        counts = {name: one.get("count") if isinstance(one, Mapping) else one for name, one in value.items()}
+        for name, count in counts.items():
+            if name not in ("image", "video", "audio") or type(count) is not int or count < 0:
+                raise ValueError('write {"image": N}; 0 takes no pictures')
+        return counts
+
+    @field_validator("allowed_media_domains", "matryoshka_dimensions", "served_model_name", mode="before")
     @classmethod
     def _several_in_one_text(cls, value: object) -> object:
         return split_values(value)
@@ -435,9 +477,8 @@ DONE_ANYWAY = frozenset({"enable_request_id_headers", "log_error_stack"})
 # compilation, parallel workers. They are accepted, with one warning, so that callers need not change.
 MEANINGLESS = frozenset(
     """
-    additional_config aggregate_engine_logging allowed_local_media_path allowed_media_domains api_server_count
-    async_scheduling attention_backend attention_config block_size calculate_kv_scales
-    code_revision compilation_config config_format cpu_offload_gb cudagraph_capture_sizes cudagraph_metrics
+    additional_config aggregate_engine_logging api_server_count async_scheduling attention_backend attention_config
+    block_size calculate_kv_scales code_revision compilation_config config_format cpu_offload_gb cudagraph_capture_sizes cudagraph_metrics
     data_parallel_address data_parallel_backend data_parallel_external_lb data_parallel_hybrid_lb data_parallel_rank
     data_parallel_rpc_port data_parallel_size data_parallel_size_local data_parallel_start_rank
     decode_context_parallel_size default_mm_loras disable_cascade_attn disable_custom_all_reduce disable_log_requests
@@ -447,10 +488,10 @@ MEANINGLESS = frozenset(
     enable_prompt_tokens_details enable_server_load_tracking enable_sleep_mode enable_tokenizer_info_endpoint
     enforce_eager exclude_tools_when_tool_choice_none fully_sharded_loras generation_config gpu_memory_utilization
     h11_max_header_count headless ignore_patterns interleave_mm_strings kernel_config kv_cache_dtype
-    kv_cache_memory_bytes kv_transfer_config language_model_only limit_mm_per_prompt load_format logits_processors
+    kv_cache_memory_bytes kv_transfer_config language_model_only load_format logits_processors
     long_prefill_token_threshold lora_dtype master_addr master_port max_cpu_loras max_log_len max_logprobs
     max_long_partial_prefills max_loras max_num_partial_prefills max_num_seqs max_parallel_loading_workers
-    max_seq_len_to_capture mm_encoder_tp_mode mm_processor_cache_gb mm_processor_cache_type mm_processor_kwargs
+    max_seq_len_to_capture mm_encoder_tp_mode mm_processor_cache_gb mm_processor_cache_type
     model_loader_extra_config nnodes node_rank num_gpu_blocks_override num_scheduler_steps observability_config
     optimization_level override_attention_dtype override_generation_config pipeline_parallel_size preemption_mode
     prefix_caching_hash_algo profiler_config ray_workers_use_nsight reasoning_parser response_role

@@ -18,11 +18,12 @@ from poolhouse.engine.interface import EngineFacts, WarmUpLevel
 from poolhouse.engine.observing import BatchRun, Guarded, Observer
 from poolhouse.engine.request import Answer, Pending, Request, Timing, fail, start
 from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest
+from poolhouse.inputs.content import Image
 from poolhouse.inputs.conversations import Conversations
 from poolhouse.inputs.limits import Limit
-from poolhouse.inputs.prompts import Prompt, check_ids
+from poolhouse.inputs.prompts import Prompt, check_ids, images_of
 from poolhouse.outputs import Array
-from poolhouse.packing.tokens import Offsets, Tokens
+from poolhouse.packing.tokens import Ids, Offsets, Picture, Pictures, Tokens
 from poolhouse.params import Matryoshka, PoolingParams
 from poolhouse.tasks import TOKEN_TASKS, SparseHead, Task, parse_task
 from poolhouse.vectors.precision import Calibration
@@ -35,7 +36,8 @@ class FakeEngine:
     delay_seconds: time that each request takes. failure: what every request fails with.
     conversations: what renders messages; one line per message, `role: content`, unless set.
     sparse: how its answers become sparse vectors. dimensions: the Matryoshka sizes it offers.
-    label_names: of `classify`, whose answers are as wide. `received` holds every request it was given.
+    label_names: of `classify`, whose answers are as wide. pictures: whether prompts may hold pictures, which are not
+    looked at: the same source is the same picture, of four tokens. `received` holds every request it was given.
     Clear `open` to let requests wait until it is set again; set `alive` to False to let the engine be dead, or call `die`
     to let it die of an error. `warmed_up` holds the levels that it was warmed up with.
     """
@@ -52,6 +54,7 @@ class FakeEngine:
         label_names: Mapping[int, str] | None = None,
         calibration: Calibration | None = None,
         sparse: SparseHead | None = None,
+        pictures: bool = False,
         delay_seconds: float = 0.0,
         failure: Exception | None = None,
     ) -> None:
@@ -65,6 +68,7 @@ class FakeEngine:
             pooling="mean",
             prompts=prompts or {},
             sparse=sparse,
+            pictures=pictures,
             calibration=calibration,
             max_batch_tokens=2048,
             tokenizer_threads=1,
@@ -229,10 +233,16 @@ class FakeEngine:
             return Tokens(prompt.ids, original_tokens=len(prompt.ids))
         if request.prompt_name and request.prompt_name not in self.facts.prompts:
             raise InvalidRequest(f"The model has no prompt named '{request.prompt_name}'.", "prompt_name")
+        images = images_of(prompt)
+        if images and not self.facts.pictures:
+            raise InvalidRequest(
+                f"MultiModalParam is not supported for {self.facts.name}: this model reads texts.", images[0].path
+            )
         if prompt.text is None and prompt.conversation is not None:
             prompt = self.conversations.rendered(prompt.conversation)
         prefix = self.facts.prompts.get(request.prompt_name or "", "")
-        text = prefix + (prompt.text or "") + ("" if prompt.pair is None else f" {prompt.pair}")
+        contents = [content.text for content in (prompt.content, prompt.pair_content) if content is not None]
+        text = prefix + (prompt.text or " ".join(contents)) + ("" if prompt.pair is None else f" {prompt.pair}")
         words = list(re.finditer(r"\S+", text)) or list(re.finditer("", ""))
         ids = np.array([zlib.crc32(word.group().encode()) for word in words], dtype=np.int64)
         self._words.update(zip(ids.tolist(), (word.group() for word in words), strict=True))
@@ -240,12 +250,29 @@ class FakeEngine:
         if request.offsets:
             bounds = np.maximum(np.array([word.span() for word in words], dtype=np.int64) - len(prefix), 0)
             offsets = Offsets(bounds, np.arange(len(ids)), np.zeros(len(ids), np.bool_))
+        if images:
+            ids, pictures = _with_pictures(images, ids)
+            return Tokens(ids, original_tokens=len(ids), pictures=pictures)
         return Tokens(ids, original_tokens=len(ids), offsets=offsets)
 
 
+_PICTURE_TOKENS = 4
 # A word's id is a checksum of 32 bits.
 _VOCABULARY_SIZE = 2**32
 _CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+
+
+def _with_pictures(images: Sequence[Image], ids: Ids) -> tuple[Ids, Pictures]:
+    """The ids of pictures before those of a text, and where they stand; see `FakeEngine`."""
+    shown = []
+    for image in images:
+        source = image.source if isinstance(image.source, str | bytes) else repr(image.source)
+        number = zlib.crc32(source.encode() if isinstance(source, str) else source)
+        tokens = np.full(_PICTURE_TOKENS, number, np.int64)
+        shown.append(Picture(np.zeros((_PICTURE_TOKENS, 1), np.float32), tokens, np.ones(_PICTURE_TOKENS, np.bool_)))
+    whole = np.concatenate([*(picture.ids for picture in shown), ids])
+    filled = np.arange(len(whole)) < _PICTURE_TOKENS * len(shown)
+    return whole, Pictures(tuple(shown), filled)
 
 
 def _vector(seed: int, width: int) -> Array:

@@ -263,5 +263,13 @@ def test_settings_say_what_does_not_fit() -> None:
         Settings.parse(tokenizer_workers=3, renderer_num_workers=3)
     assert Settings.parse(matryoshka_dimensions="64, 128").matryoshka_dimensions == (64, 128)
     assert Settings.parse(hf_token=True).hf_token is None
+    assert Settings.parse(limit_mm_per_prompt={"image": 2, "video": {"count": 0}}).limit_mm_per_prompt == {
+        "image": 2,
+        "video": 0,
+    }
+    for wrong in ({"images": 2}, {"image": "2"}, {"image": -1}):
+        with pytest.raises(ConfigError, match=r'limit_mm_per_prompt: write {"image": N}'):
+            Settings.parse(limit_mm_per_prompt=wrong)
+    assert Settings.parse(allowed_media_domains="a.test,b").allowed_media_domains == ("a.test", "b")
     with pytest.raises(ConfigError, match="port"):
         ServerSettings.parse(port=99999)

@@ -25,6 +25,7 @@ FIELDS = {**Settings.model_fields, **ServerSettings.model_fields}
 # Every option of `serve`, a command of its own, and a value that its field refuses, where it refuses any.
 NAMES = sorted({*FIELDS, *OUR_NAMES} - {"model"})
 REFUSED = {
+    "limit_mm_per_prompt": "[1]",
     "lora_modules": "x",
     "matryoshka_dimensions": "[",
     "quantization": "awq",

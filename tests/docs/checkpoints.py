@@ -10,9 +10,11 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+from poolhouse.bench.made_up import write_colqwen3
 from poolhouse.models.files.hub import embedded_model
 from tests import checkpoints
 from tests.docs.pages import blocks
@@ -77,6 +79,7 @@ def lay_out(folder: Path) -> None:
     tiny_rerankers.save(at / "Qwen3-Reranker-tiny", "Qwen3")
     tiny_rerankers.save(at / "Qwen3-Embedding-tiny", "Qwen3")
     tiny_rerankers.save(at / "prm", "Llama")
+    write_colqwen3(at / "colqwen3")
     e5 = folder / "intfloat" / "e5-small"
     e5.parent.mkdir()
     e5.symlink_to(embedded_model())
@@ -184,6 +187,7 @@ def _files(folder: Path) -> None:
     (folder / "texts.txt").write_text("The moon pulls the sea.\nBread needs yeast.\nThere are tides.\n")
     template = "{% for message in messages %}[CLS] {{ message.content }} [SEP]{% endfor %}"
     (folder / "template.jinja").write_text(template)
+    Image.new("RGB", (96, 64), "red").save(folder / "page.png")
     for block in blocks("docs/server.md"):
         if block.language == "yaml":
             (folder / "serve.yaml").write_text(block.text)

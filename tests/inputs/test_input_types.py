@@ -15,6 +15,7 @@ from poolhouse.inputs.prompts import prompt_of, role_of
         ("search_query", {"query": "q: "}, "query"),
         ("document", {"query": "q: ", "passage": "p: "}, "passage"),
         ("search_document", {"document": "", "passage": "p: "}, "document"),
+        ("image", {"document": "d: ", "query": "q: "}, "document"),
         ("passage", {"document": "d: ", "passage": "p: "}, "passage"),
         ("query", {"retrieval.query": "r: "}, "retrieval.query"),
         ("classification", {"Classification": "c: "}, "Classification"),

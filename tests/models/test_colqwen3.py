@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,43 @@ def test_vectors_are_those_of_its_own_code_packed_and_alone(name: str, tmp_path:
     assert packing < 1e-5
 
 
+def test_an_adapter_changes_the_text_half_and_the_projection(tmp_path: Path) -> None:
+    layout, images = LAYOUTS["tomoro"], pictures()
+    tiny = made(layout, tmp_path / "base")
+    weights = dict(tiny.model.named_parameters())
+    changed = {
+        "vlm.model.language_model.layers.1.self_attn.q_proj": weights[
+            "model.language_model.layers.1.self_attn.q_proj.weight"
+        ],
+        "vlm.model.language_model.layers.2.mlp.up_proj": weights["model.language_model.layers.2.mlp.up_proj.weight"],
+        "embedding_proj_layer": tiny.modules["embedding_proj_layer"].weight,
+    }
+    low_rank: dict[str, Tensor] = {}
+    for module, weight in changed.items():
+        a, b = torch.randn(4, weight.shape[1]) * 0.2, torch.randn(weight.shape[0], 4) * 0.2
+        low_rank |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
+        with torch.no_grad():
+            weight.add_(2 * b @ a)
+    (tmp_path / "adapter").mkdir()
+    save_file(low_rank, tmp_path / "adapter" / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": str(tmp_path / "base")}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    model = load(tmp_path / "adapter", LoadOptions("tiny"))
+    (got,) = answers(model, [tokens_of(model, DESCRIBED, images[:1])])
+    wanted = expected(tiny, layout, DESCRIBED, images[:1])
+    assert np.abs(got.numpy() - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def test_options_change_what_files_say(tmp_path: Path) -> None:
+    layout, images = LAYOUTS["ops, cut"], pictures()
+    tiny = made(layout, tmp_path)
+    model = load(tmp_path, LoadOptions("tiny", dtype="bfloat16", overrides={"dims": 8}))
+    (got,) = answers(model, [tokens_of(model, DESCRIBED, images[:1])])
+    wanted = expected(tiny, replace(layout, config={"dims": 8}), DESCRIBED, images[:1])
+    assert got.shape == wanted.shape
+    assert np.abs(got.numpy() - wanted).max() < 6e-2 * np.abs(wanted).max()
+
+
 ONE = Content((Image_(None, "picture"),))
 WITH_TEXT = Content((" what it says ", Image_(None, "picture"), Image_(None, "another")))
 TEXT = Content((" who? ",))
@@ -218,16 +255,16 @@ WRITTEN: dict[str, tuple[str, str, str, str]] = {
         f"<|im_start|>user\n{SLOT}{SLOT}Describe the image. what it says<|im_end|>{END}",
     ),
     "colpali-engine": (
-        f"who?{END * 10}",
-        f"who?{END * 10}",
+        f" who? {END * 10}",
+        f" who? {END * 10}",
         f"<|im_start|>user\n{SLOT}Describe the image.<|im_end|>{END}",
-        f"<|im_start|>user\n{SLOT}{SLOT}Describe the image. what it says<|im_end|>{END}",
+        f"<|im_start|>user\n{SLOT}{SLOT}Describe the image.  what it says <|im_end|>{END}",
     ),
     "ops": (
-        f"Query: who?{END * 10}",
-        f"Query: who?{END * 10}",
+        f"Query:  who? {END * 10}",
+        f"Query:  who? {END * 10}",
         f"<|im_start|>user\n{SLOT}Describe the image.<|im_end|><|im_start|>assistant\n{END}",
-        f"<|im_start|>user\n{SLOT}{SLOT}Describe the image. what it says<|im_end|><|im_start|>assistant\n{END}",
+        f"<|im_start|>user\n{SLOT}{SLOT}Describe the image.  what it says <|im_end|><|im_start|>assistant\n{END}",
     ),
     "nemotron": (
         "<|im_start|>user\nQuery: query:  who? <|im_end|>\n<|im_start|>assistant\n",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -28,6 +29,7 @@ from tests.models.hosted import (
     picture,
     prompt,
     randomised,
+    tokenizer,
     worst,
 )
 
@@ -40,6 +42,9 @@ PROMPTS: tuple[tuple[str | PILImage, ...], ...] = (
     (SHARED, picture(18, 50), "with a text"),
     (SHARED,),
 )
+
+
+PROMPTS_OF = {"E5-V": (*PROMPTS[:3], (SHARED,), (picture(18, 70),))}
 
 
 def paligemma(layout: str) -> Hosted:
@@ -152,12 +157,177 @@ def modernvbert(layout: str) -> Hosted:
     )
 
 
+def gemma() -> Hosted:
+    text = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "intermediate_size": 48,
+        "hidden_size_per_layer_input": 8,
+        "embedding_dim": 24,
+        "sliding_window": 6,
+        "sliding_window_pattern": 2,
+        "max_position_embeddings": 512,
+        "pad_token_id": ID["<pad>"],
+    }
+    vision = {
+        "model_type": "gemma4_vision",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "intermediate_size": 48,
+        "patch_size": 2,
+        "pooling_kernel_size": 3,
+        "position_embedding_size": 256,
+        "standardize": True,
+    }
+    config = transformers.EmbeddingGemma2Config(
+        text_config=transformers.EmbeddingGemma2TextConfig(**text),
+        vision_config=vision,
+        boi_token_id=ID["<|image>"],
+        eoi_token_id=ID["<image|>"],
+        image_token_id=ID["<|image|>"],
+        video_token_id=ID["<|video_pad|>"],
+        audio_token_id=ID["<|im_end|>"],
+    )
+    settings = {
+        "image_processor_type": "Gemma4ImageProcessor",
+        "patch_size": 2,
+        "max_soft_tokens": 70,
+        "pooling_kernel_size": 3,
+    }
+    model = randomised(transformers.AutoModel.from_config(config))
+    for name, buffer in model.named_buffers():
+        if name.endswith(("std_bias", "std_scale")):
+            nn.init.normal_(buffer, 1.0, 0.2)
+    whole = {**config.to_dict(), "architectures": ["EmbeddingGemma2Model"]}
+    return Hosted(model, {}, whole, settings, lambda name: name)
+
+
+def colqwen3_5(contract: str) -> Hosted:
+    text = {
+        "model_type": "qwen3_5_text",
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 48,
+        "vocab_size": VOCABULARY,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": [1, 1, 0],
+            "mrope_interleaved": True,
+            "partial_rotary_factor": 0.25,
+        },
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "out_hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 4,
+        "num_position_embeddings": 64,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    config = transformers.Qwen3_5Config(
+        text_config=text, vision_config=vision, image_token_id=ID["<|image_pad|>"], video_token_id=ID["<|video_pad|>"]
+    )
+    model = randomised(transformers.AutoModel.from_config(config))
+    settings = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": 4,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": 128, "longest_edge": 1024},
+    }
+    whole = {
+        **config.to_dict(),
+        "architectures": ["ColQwen3_5"],
+        "dim": 12,
+        "retrieval_attention_contract": contract,
+    }
+    return Hosted(model, {"custom_text_proj": randomised(nn.Linear(32, 12))}, whole, settings, lambda name: name)
+
+
+def e5_v() -> Hosted:
+    vision = {"model_type": "clip_vision_model", **SIGLIP, "num_hidden_layers": 3, "projection_dim": 24}
+    config = transformers.LlavaNextConfig(
+        text_config={"model_type": "llama", **LLAMA},
+        vision_config=vision,
+        image_token_index=ID["<image>"],
+        image_grid_pinpoints=[[16, 32], [32, 16], [32, 32], [16, 48]],
+    )
+    settings = {
+        "image_processor_type": "LlavaNextImageProcessor",
+        "size": {"shortest_edge": 16},
+        "crop_size": {"height": 16, "width": 16},
+    }
+    model = randomised(transformers.AutoModel.from_config(config))
+
+    def renamed(name: str) -> str:
+        name = name.replace("language_model.", "language_model.model.")
+        return name.replace("vision_tower.", "vision_tower.vision_model.")
+
+    head = {"language_model.lm_head.weight": model.get_input_embeddings().weight}
+    whole = {**config.to_dict(), "architectures": ["LlavaNextForConditionalGeneration"]}
+    return Hosted(model, {}, whole, settings, renamed, head)
+
+
 def of_squares(model: Any, tokens: Tokens) -> dict[str, Tensor]:
     return {"pixel_values": torch.cat([torch.from_numpy(one.pixels) for one in shown(tokens)])}
 
 
 def of_tiles(model: Any, tokens: Tokens) -> dict[str, Tensor]:
     return {"pixel_values": torch.cat([torch.from_numpy(one.pixels) for one in shown(tokens)])[None]}
+
+
+def of_soft_tokens(model: Any, tokens: Tokens) -> dict[str, Tensor]:
+    """Filled up to one length, as transformers does."""
+    most = 9 * 70
+    pixels, positions = [], []
+    for one in shown(tokens):
+        empty = most - len(one.pixels)
+        pixels.append(np.pad(one.pixels, ((0, empty), (0, 0))))
+        positions.append(np.pad(one.more["image_position_ids"], ((0, empty), (0, 0)), constant_values=-1))
+    return {
+        "pixel_values": torch.from_numpy(np.stack(pixels)),
+        "image_position_ids": torch.from_numpy(np.stack(positions)),
+    }
+
+
+def of_grids(model: Any, tokens: Tokens) -> dict[str, Tensor]:
+    """With explicit positions, and every patch's frame twice."""
+    grids = torch.tensor([(1, *one.grid) for one in shown(tokens)])
+    pixels = torch.cat([torch.from_numpy(one.pixels).view(len(one.pixels), 3, 1, 16) for one in shown(tokens)])
+    ids = torch.from_numpy(tokens.ids)[None]
+    kinds = torch.from_numpy(tokens.pictures.filled)[None].int()
+    positions, _ = model.get_rope_index(ids, kinds, grids)
+    return {
+        "pixel_values": pixels.expand(-1, -1, 2, -1).reshape(len(pixels), -1),
+        "image_grid_thw": grids,
+        "position_ids": positions,
+    }
+
+
+def of_shapes(model: Any, tokens: Tokens) -> dict[str, Tensor]:
+    return {
+        "pixel_values": torch.cat([torch.from_numpy(one.pixels) for one in shown(tokens)]),
+        "image_sizes": torch.from_numpy(np.concatenate([one.more["image_sizes"] for one in shown(tokens)])),
+    }
 
 
 def shown(tokens: Tokens) -> tuple[Any, ...]:
@@ -176,12 +346,19 @@ KINDS: dict[str, tuple[Callable[[], Hosted], Reading]] = {
     "ColModernVBERT of colpali-engine": (lambda: modernvbert("engine"), of_tiles),
     "ColModernVBERT that looks like an adapter": (lambda: modernvbert("like an adapter"), of_tiles),
     "BiModernVBERT": (lambda: modernvbert("BiModernVBert"), of_tiles),
+    "EmbeddingGemma 2": (gemma, of_soft_tokens),
+    "ColQwen3.5, causal": (lambda: colqwen3_5("causal"), of_grids),
+    "ColQwen3.5, bidirectional": (lambda: colqwen3_5("bidirectional"), of_grids),
+    "E5-V": (e5_v, of_shapes),
 }
 
 
 def reference(tiny: Hosted, reading: Reading, tokens: Tokens) -> Tensor:
-    """Hidden states of one prompt, by the class itself with its own attention."""
-    with torch.no_grad():
+    """Hidden states of one prompt, by the class itself with its own attention; without a mask where nothing is hidden."""
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        if tiny.config.get("retrieval_attention_contract") == "bidirectional":
+            patch.setattr("transformers.models.qwen3_5.modeling_qwen3_5.create_causal_mask", lambda **_: None)
+            tiny.model.set_attn_implementation({"text_config": "eager"})
         more = reading(tiny.model, tokens) if shown(tokens) else {}
         found: Tensor = tiny.model(input_ids=torch.from_numpy(tokens.ids)[None], **more).last_hidden_state[0]
         return found
@@ -193,9 +370,10 @@ def test_packed_prompts_with_pictures_equal_the_class_alone(kind: str, tmp_path:
     tiny = make()
     tiny.save(tmp_path)
     model = loaded(tmp_path)
-    assert model.facts.served_by.startswith("transformers, packed"), model.facts.served_by
+    way = "unpacked: packed and alone differ" if kind.startswith("ColQwen3.5") else "packed, positions from 0"
+    assert model.facts.served_by.startswith(f"transformers, {way}"), model.facts.served_by
     assert model.facts.pictures is not None
-    prompts = [prompt(model.facts.pictures, *parts) for parts in PROMPTS]
+    prompts = [prompt(model.facts.pictures, *parts) for parts in PROMPTS_OF.get(kind, PROMPTS)]
     expected = [reference(tiny, reading, one) for one in prompts]
     assert worst(hidden_states(model, prompts), expected) < 1e-4
     for one, hidden in zip(prompts, expected, strict=True):
@@ -219,3 +397,49 @@ def test_a_missing_tensor_is_never_made_up(tmp_path: Path) -> None:
     tiny.save(tmp_path)
     with pytest.raises(CheckpointError, match=r"lacks 1 tensors that the model needs: connector\.modality"):
         loaded(tmp_path)
+
+
+def processor(tiny: Hosted) -> Any:
+    """transformers' own, of the kind."""
+    settings = {name: value for name, value in tiny.settings.items() if name != "image_processor_type"}
+    name = str(tiny.settings["image_processor_type"])
+    images, tokens = getattr(transformers, f"{name}Pil")(**settings), tokenizer()
+    if name == "SiglipImageProcessor":
+        images.image_seq_length = 16
+        kind = "ColPali" if tiny.config["model_type"] == "colpali" else "PaliGemma"
+        return getattr(transformers, f"{kind}Processor")(images, tokens)
+    kind, rows = ("ColModernVBert", 4) if "vlm_config" in tiny.config else ("Idefics3", 4)
+    return getattr(transformers, f"{kind}Processor")(images, tokens, image_seq_len=rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [
+        ("ColPali of transformers", None),
+        ("ColPali of colpali-engine", "<image><bos>Describe the image."),
+        ("ColIdefics3", "<|im_start|>User:<image>Describe the image.<end_of_utterance>\nAssistant:"),
+        ("ColModernVBERT of transformers", None),
+        (
+            "ColModernVBERT of colpali-engine",
+            "<|begin_of_text|>User:<image>Describe the image.<end_of_utterance>\nAssistant:",
+        ),
+    ],
+)
+def test_prompts_are_those_of_the_processor(kind: str, shown: str | None, tmp_path: Path) -> None:
+    tiny = KINDS[kind][0]()
+    tiny.save(tmp_path)
+    reader, theirs = loaded(tmp_path).facts.pictures, processor(tiny)
+    assert reader is not None
+    for image in (picture(40, 30), picture(9, 60), picture(12, 12)):
+        if shown is None:
+            wanted = theirs.process_images([image])
+        else:
+            wanted = theirs(text=[shown], images=[image], return_tensors="np")
+        own = prompt(reader, image)
+        assert own.ids.tolist() == wanted["input_ids"][0].tolist()
+        assert own.pictures is not None
+        pixels = own.pictures.pictures[0].pixels
+        np.testing.assert_array_equal(pixels, np.asarray(wanted["pixel_values"]).reshape(pixels.shape))
+    if shown is None:
+        query = theirs.process_queries(["what is packed?"])["input_ids"][0].tolist()
+        assert prompt(reader, "what is packed?", role="query").ids.tolist() == query

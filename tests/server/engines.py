@@ -9,7 +9,7 @@ LABELS = {0: "calm", 1: "angry", 2: "glad"}
 
 
 def every_kind() -> list[FakeEngine]:
-    """An embedder with token weights beside its vectors, a classifier, labels of tokens, a reranker, and SPLADE."""
+    """An embedder with token weights beside its vectors, a classifier, labels of tokens, a reranker, SPLADE, and a reader of pictures."""
     embedder = FakeEngine(
         "embedder",
         tasks=("embed", "token_embed", "token_classify"),
@@ -22,4 +22,5 @@ def every_kind() -> list[FakeEngine]:
         FakeEngine("tagger", tasks=("token_classify",), label_names=LABELS, width=3),
         FakeEngine("reranker", tasks=("classify",), label_names={0: "fits"}),
         FakeEngine("splade", sparse=SparseHead("embed", "vocabulary", 8)),
+        FakeEngine("pages", pictures=True),
     ]

@@ -42,7 +42,7 @@ _ID = re.compile(r"^([a-z-]+)-[0-9a-f-]{16,36}$")
 
 @contextmanager
 def client() -> Iterator[TestClient]:
-    """A server of five models: vectors, a reranker, a classifier, SPLADE, and BGE-M3's three answers."""
+    """A server of six models: vectors, a reranker, a classifier, SPLADE, BGE-M3's three answers, and one for pictures."""
     engines = [
         FakeEngine("vectors", prompts={"query": "query: ", "document": "document: "}, dimensions=(4, 8), max_tokens=9),
         FakeEngine("reranker", tasks=("classify",), label_names={0: "LABEL_0"}),
@@ -53,6 +53,7 @@ def client() -> Iterator[TestClient]:
             tasks=("embed", "token_embed", "token_classify"),
             sparse=SparseHead("token_classify", "token", 2**32),
         ),
+        FakeEngine("pages", pictures=True),
     ]
     with TestClient(create_app(engines, ServerSettings(max_client_batch_size=4))) as http:
         checked(http)

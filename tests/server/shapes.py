@@ -23,6 +23,7 @@ _USAGE_OF_VLLM = {
     "truncated?": int,
 }
 _PAIR_USAGE = {"prompt_tokens": int, "total_tokens": int}
+_MULTIMODAL = dict.fromkeys(("text_tokens", "image_pixels", "video_pixels", "total_tokens"), int)
 _META = {"api_version": {"version": str}, "billed_units": dict, "warnings?": [str]}
 
 
@@ -84,6 +85,7 @@ _MODEL = {
     "permission": list,
     "model_type?": {"embedding", "rerank", "classifier"},
     "tasks?": [str],
+    "modalities?": [str],
     "prompts?": list,
     "limits?": dict,
 }
@@ -156,6 +158,12 @@ SHAPES: dict[str, dict[str, Shape]] = {
             "results": _ranked(document=_DOCUMENT),
             "meta?": _META,
         },
+        "rerank_of_pictures": {
+            "id": str,
+            "model": str,
+            "usage": _PAIR_USAGE,
+            "results": _ranked(document={"text": (str, None), "multi_modal": ([dict], None)}),
+        },
         "rerank_for_weaviate_too": {
             "id": str,
             "model": str,
@@ -198,6 +206,12 @@ SHAPES: dict[str, dict[str, Shape]] = {
         "error": {"message": str},
     },
     "cohere_v2": {
+        "embed_pictures": {
+            "id": str,
+            "embeddings": {"float": [_NUMBERS]},
+            "meta": {"api_version": {"version": str}, "billed_units": {"input_tokens": int, "image_tokens": int}},
+            "response_type": {"embeddings_by_type"},
+        },
         "embed_by_type": {
             "id": str,
             "embeddings": {
@@ -224,11 +238,19 @@ SHAPES: dict[str, dict[str, Shape]] = {
             "usage": _PAIR_USAGE,
             "results": _ranked(document={"text": str}),
         },
+        "rerank_of_pictures": {
+            "model": str,
+            "object": {"list"},
+            "usage": _PAIR_USAGE,
+            "results": _ranked(document={"text?": str, "image?": str}),
+        },
         "error": {"detail": str},
     },
     "voyage": {
         "embeddings": _listed(_embedding(_NUMBERS), {"total_tokens": int}),
         "embeddings_base64": _listed(_embedding(str), {"total_tokens": int}),
+        "multimodal": _listed(_embedding(_NUMBERS), _MULTIMODAL),
+        "multimodal_base64": _listed(_embedding(str), _MULTIMODAL),
         "rerank": _listed(_ranked()[0], {"total_tokens": int}),
         "rerank_with_documents": _listed(_ranked(document=str)[0], {"total_tokens": int}),
         "error": {"detail": str},
@@ -309,6 +331,7 @@ SHAPES: dict[str, dict[str, Shape]] = {
     },
     "weaviate": {
         "vector": {"text": str, "vector": _NUMBERS, "dim": int},
+        "vectors": {"textVectors": [_NUMBERS], "imageVectors": [_NUMBERS]},
         "scores": {"query": str, "scores": [{"document": str, "score": float}]},
         "score": {"query": str, "property": str, "score": float},
         "meta": _MODEL,

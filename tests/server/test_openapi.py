@@ -28,7 +28,7 @@ from tests.server.documented import TWINS, Document, checked
 from tests.server.engines import every_kind
 from tests.server.exchanges import masked
 
-MODELS = ["embedder", "classifier", "tagger", "reranker", "splade", "nobody"]
+MODELS = ["embedder", "classifier", "tagger", "reranker", "splade", "pages", "nobody"]
 CHECKS = [
     *(not_a_server_error, status_code_conformance, content_type_conformance),
     *(response_schema_conformance, negative_data_rejection),
@@ -82,6 +82,8 @@ def map_path_parameters(context: schemathesis.HookContext, path_parameters: Any)
 
 ONE = [zlib.crc32(b"one")]
 TEXTS = ["one", "two words", "one"]
+PNG = "data:image/png;base64,iVBORw0KGgo="
+PICTURE = {"type": "image_url", "image_url": {"url": PNG}}
 RERANK = {"query": "q", "documents": TEXTS}
 REPLIES: list[tuple[str, dict[str, Any]]] = [
     *(("/v1/embeddings", {"input": TEXTS, "encoding_format": form}) for form in ("float", "base64", "bytes", "bytes_only")),
@@ -143,6 +145,14 @@ REPLIES: list[tuple[str, dict[str, Any]]] = [
     ("/infinity/classify", {"input": TEXTS, "model": "classifier"}),
     ("/rerank", {"query": "q", "documents": TEXTS}),
     ("/rerank", {"query": "q", "property": "a"}),
+    ("/infinity/embeddings_image", {"input": PNG, "model": "pages"}),
+    *((f"{under}/v1/multimodalembeddings", {"model": "pages", "inputs": [{"content": [{"type": "image_base64", "image_base64": PNG}, "a"]}]}) for under in ("", "/voyage")),
+    *((f"{under}/vectorize", {"texts": TEXTS, "images": [PNG]}) for under in ("", "/weaviate")),
+    ("/v2/embed", {"images": [PNG], "model": "pages"}),
+    ("/v2/rerank", {"query": "q", "documents": [{"content": [PICTURE]}], "model": "pages"}),
+    ("/jina/v1/rerank", {"query": {"image": PNG}, "documents": ["a", {"image": PNG}], "model": "pages"}),
+    ("/v1/encode/pages", {"items": [{"images": [{"data": PNG}]}]}),
+    ("/pooling", {"messages": [{"role": "user", "content": [PICTURE]}], "model": "pages"}),
     ("/api/embed", {"input": TEXTS, "options": {"num_ctx": 1}}),
     ("/api/embeddings", {"prompt": "a"}),
     ("/api/show", {}),
@@ -167,12 +177,12 @@ REPLIES: list[tuple[str, dict[str, Any]]] = [
 def test_replies_are_as_documented(http: TestClient, path: str, body: dict[str, Any]) -> None:
     assert http.post(path, json=body).status_code == 200
     # Some dialects have no 404 for a model, Weaviate no name of one.
-    unknown = 400 if re.match("/(voyage|jina|infinity)/|/v1/multi-vector", path) or "top_k" in body else 404
+    unknown = 400 if re.match("/(voyage|jina|infinity)/|/v1/multi", path) or "top_k" in body else 404
     if path.startswith("/v1/retrieval"):
         unknown = 404
-    elif path.endswith("/vectors") or path == "/weaviate/rerank" or "property" in body:
+    elif path.endswith(("/vectors", "/vectorize")) or path == "/weaviate/rerank" or "property" in body:
         unknown = 200
-    elsewhere = re.sub("/(embedder|splade)(?=/|$)", "/nobody", path)
+    elsewhere = re.sub("/(embedder|splade|pages)(?=/|$)", "/nobody", path)
     assert http.post(elsewhere, json={**body, "model": "nobody"}).status_code == unknown
     assert http.post(path, content=b"{", headers={"content-type": "application/json"}).status_code == 400
 
@@ -248,7 +258,7 @@ def test_a_null_within_a_prompt_is_one_too(http: TestClient, field: str, with_nu
 
 def test_every_route_has_a_reply_above(http: TestClient) -> None:
     paths = http.get("/openapi.json").json()["paths"]
-    templates = {re.sub("/(embedder|splade|reranker)(?=/|$)", "/{}", path) for path, _ in REPLIES}
+    templates = {re.sub("/(embedder|splade|reranker|pages)(?=/|$)", "/{}", path) for path, _ in REPLIES}
     assert templates == {re.sub("{.*}", "{}", path) for path, operations in paths.items() if "post" in operations}
     for path, operations in paths.items():
         if "get" in operations:
@@ -280,9 +290,9 @@ def test_the_document_is_whole_and_names_are_short() -> None:
 
 def test_every_status_that_a_route_may_have_is_there() -> None:
     paths = document()["paths"]
-    ours = {"200", "400", "404", "408", "413", "414", "415", "429", "431", "500", "503", "504"}
+    ours = {"200", "400", "404", "408", "413", "414", "415", "422", "429", "431", "500", "503", "504"}
     assert set(paths["/v1/embeddings"]["post"]["responses"]) == ours
-    assert set(paths["/embed"]["post"]["responses"]) == ours | {"422", "424"}
+    assert set(paths["/embed"]["post"]["responses"]) == ours | {"424"}
     assert "Retry-After" in paths["/embed"]["post"]["responses"]["429"]["headers"]
 
 

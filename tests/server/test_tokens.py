@@ -107,7 +107,7 @@ def test_special_tokens_of_messages_are_the_templates_unless_asked_for(http: Tes
         ("/tokenize", {"prompt": "x", "messages": []}, 400, "BadRequestError", "prompt", "Give prompt (a text) or messages (a conversation)."),
         ("/tokenize", {"prompt": ["x"]}, 400, "Bad Request", "body.prompt", "prompt"),
         ("/tokenize", {"messages": [{"role": "user", "content": "x"}], "chat_template": "y"}, 400, "BadRequestError", "chat_template", "--trust-request-chat-template"),
-        ("/tokenize", {"messages": [{"role": "user", "content": "x"}], "mm_processor_kwargs": {"a": 1}}, 400, "BadRequestError", "mm_processor_kwargs", "models read text"),
+        ("/tokenize", {"messages": [{"role": "user", "content": "x"}], "mm_processor_kwargs": {"a": 1}}, 400, "BadRequestError", "mm_processor_kwargs", "not for requests"),
         ("/tokenize", {"messages": ["x"]}, 400, "BadRequestError", None, "messages"),
         ("/detokenize", {"tokens": [999999999]}, 400, "BadRequestError", None, "Token id 999999999 is out of vocabulary"),
         ("/detokenize", {"tokens": [True]}, 400, "Bad Request", "body.tokens.0", "tokens"),

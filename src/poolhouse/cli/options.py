@@ -34,7 +34,7 @@ Model = Annotated[str | None, typer.Argument(help="Folder or hub id; none: the e
 # Fields that are arguments on the command line, or options of the command itself.
 _NOT_OPTIONS = ("model",)
 # Fields whose values on the command line, and in the environment, are JSON.
-JSON_OPTIONS = ("hf_overrides", "pooler_config")
+JSON_OPTIONS = ("hf_overrides", "limit_mm_per_prompt", "mm_processor_kwargs", "pooler_config")
 
 
 def with_options(*classes: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -203,7 +203,8 @@ class _Walk:
                 self.names.append(self.rest.pop(0))
         elif field is not None or name in _OWN:
             values = [value] if argument is None else [_value_of(argument, self.rest)]
-            while name == "lora_modules" and self.rest and _is_adapter(self.rest[0]):
+            further = _FURTHER_VALUES.get(name)
+            while further is not None and self.rest and further(self.rest[0]):
                 values.append(self.rest.pop(0))
             several = name == "lora_modules" or (field is not None and _takes_several(field))
             self.options[name] = [*self.options.get(name, []), *values] if several else values
@@ -260,6 +261,17 @@ def _exists(name: str) -> bool:
 
 def _is_adapter(argument: str) -> bool:
     return argument.startswith("{") or ("=" in argument and not argument.startswith("-"))
+
+
+def _is_host(argument: str) -> bool:
+    return not argument.startswith("-") and "/" not in argument
+
+
+# Options that take several values one after another, as in vLLM, and what may be one of them.
+_FURTHER_VALUES: Mapping[str, Callable[[str], bool]] = {
+    "lora_modules": _is_adapter,
+    "allowed_media_domains": _is_host,
+}
 
 
 def _value_of(argument: str, rest: list[str]) -> str:

@@ -29,9 +29,10 @@ from poolhouse.engine import process
 from poolhouse.engine.health import Faults
 from poolhouse.engine.intake import Intake
 from poolhouse.engine.interface import WarmUpLevel
+from poolhouse.engine.media import Media
 from poolhouse.engine.observing import Guarded, Observer
 from poolhouse.engine.options import EngineOptions, engine_facts
-from poolhouse.engine.queue import CallerQueue, TokenizerCall, TokenizerQueue
+from poolhouse.engine.queue import CallerQueue, TokenizerCall, Turns
 from poolhouse.engine.request import Answer, Pending, Request, fail
 from poolhouse.engine.runner import Runner
 from poolhouse.engine.scheduler import Scheduler
@@ -94,8 +95,10 @@ class Engine:
     def _begin(self) -> None:
         """All that threads share, new; no thread is started yet."""
         self._scheduler = Scheduler(self.options.max_batch_tokens, self.options.workers)
-        self._tokenizer_queue = TokenizerQueue()
+        self._turns = Turns[TokenizerCall]()
         self._tokenizer_threads = ThreadPoolExecutor(self.options.tokenizer_threads, "poolhouse-tokenizer")
+        reader, options = self.model.facts.pictures, self.options.media
+        self._media = None if reader is None else Media(reader, options, self.model.facts.max_tokens)
         self._pending = Pending()
         self._workers = Workers(self._runner, self._scheduler, self._faults)
         # A key per call of the tokenizer under way.
@@ -156,12 +159,14 @@ class Engine:
         self._pending.add(requests)
         submitted = time.perf_counter()
         queues = {priority: CallerQueue(priority, submitted) for priority in {request.priority for request in requests}}
+        if self._media is not None:
+            requests = self._media.take(requests, queues, self._prepare)
         if len(requests) <= _INLINE_REQUESTS and sum(map(_characters, requests)) <= _INLINE_CHARACTERS:
             self._prepare(requests, queues)
             return futures
         begins = range(0, len(requests), _TEXTS_PER_CALL)
-        self._tokenizer_queue.add(
-            [TokenizerCall(requests[begin : begin + _TEXTS_PER_CALL], queues) for begin in begins]
+        self._turns.add(
+            [TokenizerCall(requests[begin : begin + _TEXTS_PER_CALL], queues) for begin in begins], min(queues)
         )
         for _ in begins:
             try:
@@ -190,6 +195,8 @@ class Engine:
         Raises:
             InvalidRequest: for the first that has none.
         """
+        if self._media is not None:
+            requests = [self._media.loaded(request) for request in requests]
         return self._intake.tokenize(requests)
 
     def conversation(self, messages: object, **options: Any) -> Prompt:
@@ -226,6 +233,8 @@ class Engine:
         deadline = time.monotonic() + drain_seconds
         if self._started:
             self._pending.wait(drain_seconds)
+        if self._media is not None:
+            self._media.close(EngineClosed("The engine was shut down before it could answer."))
         self._tokenizer_threads.shutdown(wait=False)
         self._scheduler.close()
         self._workers.join(max(0.0, deadline - time.monotonic()))
@@ -263,6 +272,8 @@ class Engine:
         """The interpreter ends, and all threads with it that might wait for answers: end only what runs."""
         self._exiting = self._closed = True
         deadline = time.monotonic() + seconds
+        if self._media is not None:
+            self._media.close()
         self._scheduler.close()
         self._scheduler.drop_all()
         self._workers.join(seconds)
@@ -317,7 +328,7 @@ class Engine:
             fail(future, refusal)
 
     def _prepare_next(self) -> None:
-        call = self._tokenizer_queue.next()
+        call = self._turns.next()
         if call is not None:
             self._prepare(*call)
 

@@ -15,9 +15,11 @@ from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.queue import Arrival, CallerQueue, WaitingRequest
 from poolhouse.engine.request import Answer, Request, fail, start
 from poolhouse.errors import InvalidRequest, NoStep, did_you_mean
+from poolhouse.inputs.content import Content
 from poolhouse.inputs.late_interaction import LateInteractionTokens
 from poolhouse.inputs.limits import Limit
-from poolhouse.inputs.prompts import Prompt, Role, prompt_of, role_of
+from poolhouse.inputs.pictures import PictureReader, PictureTokens, Written, WrittenPrompt
+from poolhouse.inputs.prompts import Prompt, Role, images_of, prompt_of, role_of
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.adapters.adapters import unknown_adapter
 from poolhouse.models.files.routes import LookedUp
@@ -46,6 +48,8 @@ class Intake:
         self._late_interaction = (
             None if rules is None else LateInteractionTokens(rules, tokenizer, model.facts.max_tokens)
         )
+        reader = model.facts.pictures
+        self._picture_tokens = None if reader is None else PictureTokens(reader, tokenizer)
 
     def limit(self, params: PoolingParams) -> Limit:
         """How long a prompt with these parameters may be."""
@@ -136,7 +140,7 @@ class Intake:
         if self._late_interaction is not None:
             return self._encoded_late(self._late_interaction, prepared, whole)
         if self._static_tokenizer is None or all(one.lookup is None for one in prepared):
-            return _encoded(self._tokenizer, prepared)
+            return self._by_tokenizer(prepared, [one.limit for one in prepared])
         results: dict[int, Tokens | InvalidRequest] = {}
         for tokenizer, looked_up in ((self._tokenizer, False), (self._static_tokenizer, True)):
             indexes = [index for index, one in enumerate(prepared) if (one.lookup is not None) == looked_up]
@@ -148,13 +152,27 @@ class Intake:
     ) -> list[Tokens | InvalidRequest]:
         """Queries and documents by their rules; all else as it stands."""
         limits = [one.limit if one.role is None or whole else rules.limit(one.limit, one.role) for one in prepared]
-        encoded = self._tokenizer.encode([one.prompt for one in prepared], limits)
+        encoded = self._by_tokenizer(prepared, limits)
         return [
             rules.finished(tokens, one.role, one.limit.add_special_tokens)
             if one.role is not None and isinstance(tokens, Tokens)
             else tokens
             for one, tokens in zip(prepared, encoded, strict=True)
         ]
+
+    def _by_tokenizer(self, prepared: Sequence[Prepared], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
+        """Tokens of each prompt within its limit, those of models that read pictures with pictures in place."""
+        if self._picture_tokens is None:
+            return self._tokenizer.encode([one.prompt for one in prepared], limits)
+        written = [index for index, one in enumerate(prepared) if one.written is not None]
+        prompts = [own for one in prepared if (own := one.written) is not None]
+        results = dict(
+            zip(written, self._picture_tokens.encode(prompts, [limits[index] for index in written]), strict=True)
+        )
+        rest = [index for index in range(len(prepared)) if index not in results]
+        encoded = self._tokenizer.encode([prepared[index].prompt for index in rest], [limits[index] for index in rest])
+        results.update(zip(rest, encoded, strict=True))
+        return [results[index] for index in range(len(prepared))]
 
 
 def _encoded(tokenizer: Tokenizer, prepared: Sequence[Prepared]) -> list[Tokens | InvalidRequest]:
@@ -169,6 +187,7 @@ class Prepared:
     further: the request's further tasks, with the parameters of each.
     route: the way it goes, of a model that has several. lookup: what its tokens are looked up in, instead of being run.
     role: of a text for late interaction, None for all that is read as it stands.
+    written: the prompt of a model that reads pictures, instead of `prompt`; None for pairs that its tokenizer joins.
     """
 
     prompt: Prompt
@@ -179,6 +198,7 @@ class Prepared:
     lookup: LookedUp | None = None
     route: str | None = None
     role: Role | None = None
+    written: WrittenPrompt | None = None
 
 
 _NO_PARAMS = PoolingParams()
@@ -209,6 +229,11 @@ class Checks:
             request = self._of_pair(request)
         adapter, prompt_name = self._adapter(request, self._prompt_name(request))
         prompt = self._with_prefix(request, prompt_name)
+        if facts.pictures is None and (prompt.images or prompt.content is not None):
+            raise InvalidRequest(
+                f"MultiModalParam is not supported for {facts.architecture}: this model reads texts.", "prompt"
+            )
+        written = None if facts.pictures is None else self._written(facts.pictures, request, prompt, prompt_name)
         route = self._route(request)
         lookup = self._lookup(request, route)
         # What is looked up needs no special tokens, and some models are made for texts without.
@@ -223,6 +248,7 @@ class Checks:
             lookup,
             route,
             self._role(request),
+            written,
         )
 
     def limit(self, params: PoolingParams) -> Limit:
@@ -326,9 +352,59 @@ class Checks:
 
     def _role(self, request: Request) -> Role | None:
         """What a text is to a late-interaction model: a document, unless the request says otherwise."""
-        if self.model.facts.late_interaction is None or request.prompt.text is None:
+        prompt = request.prompt
+        if (
+            self.model.facts.late_interaction is None
+            or (prompt.text is None and prompt.content is None)
+            or prompt.images
+        ):
             return None
         return role_of(request.input_type) or "document"
+
+    def _written(
+        self, reader: PictureReader, request: Request, prompt: Prompt, prompt_name: str | None
+    ) -> WrittenPrompt | None:
+        """The prompt as the model's own code writes it; messages, token ids and texts with their pictures are literal.
+
+        prompt: with its named prompt. prompt_name: its name; "" makes a text literal too.
+
+        Raises:
+            InvalidRequest: characters or an instruction where the model has no use for them.
+        """
+        images, pictures = images_of(prompt), request.pictures
+        if len(images) != len(pictures):
+            raise InvalidRequest(
+                f"The prompt has {len(images)} pictures, of which {len(pictures)} are loaded.", "prompt"
+            )
+        literal = bool(prompt.images) or prompt.conversation is not None or prompt_name == ""
+        if prompt.ids is not None:
+            return WrittenPrompt(Written(""), pictures, prompt.ids)
+        if prompt.pair is not None and (reader.pair is None or literal):
+            return None
+        if request.offsets or request.params.late_chunking_params is not None:
+            raise InvalidRequest("Offsets are of plain texts; this model reads texts in a prompt of its own.", "prompt")
+        if prompt.text is not None and prompt.pair is None and literal:
+            return WrittenPrompt(Written(prompt.text), pictures)
+        content = prompt.content or Content((prompt.text or "",))
+        second = prompt.pair_content or (None if prompt.pair is None else Content((prompt.pair,)))
+        instruction = prompt.instruction
+        if instruction and not reader.instructs:
+            raise InvalidRequest("This model reads no instruction; put it into the query.", "instruction")
+        if second is not None:
+            if reader.pair is None:
+                raise InvalidRequest("This model reads no pairs; score compares the two of a pair.", "prompt")
+            written = reader.pair(content, second, instruction)
+        else:
+            role = role_of(request.input_type) or role_of(prompt_name) or ("document" if images else None)
+            if reader.instructs:
+                instruction = instruction or prompt.prefix or None
+            elif prompt.prefix and role_of(prompt_name) is None:
+                content = Content((prompt.prefix, *content.parts))
+            written = reader.prompts(content, role, instruction)
+        if written.images is not None:
+            loaded = dict(zip(map(id, images), pictures, strict=True))
+            pictures = tuple(loaded[id(image)] for image in written.images)
+        return WrittenPrompt(written, pictures)
 
     def _route(self, request: Request) -> str | None:
         """The way of a text through the model, by its input type or prompt; None for a model with one way for all.
@@ -376,7 +452,7 @@ class Checks:
         if name is None:
             name = self.model.facts.default_prompt_name
         prefix = prompts.get(name, "") if name else ""
-        if not prefix or request.prompt.text is None:
+        if not prefix or (request.prompt.text is None and request.prompt.content is None) or request.prompt.images:
             return request.prompt
         return replace(request.prompt, prefix=prefix)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,12 +15,16 @@ from typing import Literal, ParamSpec, TypeVar
 import torch
 
 from poolhouse.engine.engine import Engine
+from poolhouse.engine.media import MediaOptions
 from poolhouse.engine.options import EngineOptions
-from poolhouse.engine.process import keep_freed_memory, limit_threads_to_quota
+from poolhouse.engine.process import cpu_quota, keep_freed_memory, limit_threads_to_quota
 from poolhouse.engine.workers import worker_count
 from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, UnsupportedDimensions
 from poolhouse.files import Folder
 from poolhouse.inputs.conversations import ContentFormat, Conversations
+from poolhouse.inputs.media.fetch import FetchPolicy
+from poolhouse.inputs.media.images import ImageLimits
+from poolhouse.inputs.pictures import PictureReader
 from poolhouse.inputs.templates.score import ScoreTemplate, built_in, score_template
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.adapters.adapters import AdapterOptions
@@ -83,6 +89,7 @@ def open_engine(settings: Settings) -> Engine:
         unlisted_names=() if settings.names else hub.other_names(name, folder),
         truncation_side=tokenizer.truncation_side,
         calibration=calibration,
+        media=MediaOptions() if model.facts.pictures is None else _media(settings, model.facts.pictures),
     )
     return Engine(
         model,
@@ -90,6 +97,39 @@ def open_engine(settings: Settings) -> Engine:
         options,
         None if plugin is None else load_plugin(plugin, settings, tokenizer),
         static_tokenizer,
+    )
+
+
+def _media(settings: Settings, reader: PictureReader) -> MediaOptions:
+    """How pictures are loaded.
+
+    Raises:
+        ConfigError: a folder that does not exist, a domain that is none, an option that the picture processor lacks.
+    """
+    folder, options = settings.allowed_local_media_path, settings.mm_processor_kwargs or {}
+    policy = FetchPolicy(
+        settings.allowed_media_domains,
+        None if folder is None else Path(folder),
+        settings.max_image_bytes,
+        settings.media_connect_seconds,
+        settings.media_seconds,
+        settings.media_redirects,
+    )
+    if options:
+        from PIL import Image
+
+        try:
+            reader.processor(Image.new("RGB", (64, 64)), options)
+        except InvalidRequest as error:
+            raise ConfigError(str(error)) from None
+    return MediaOptions(
+        policy,
+        ImageLimits(settings.max_image_pixels, settings.max_image_ratio),
+        settings.media_threads or min(8, max(1, math.ceil(cpu_quota() or os.cpu_count() or 1))),
+        (settings.limit_mm_per_prompt or {}).get("image"),
+        options,
+        settings.media_waiting_bytes,
+        settings.media_cache_bytes,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from poolhouse.engine.interface import EngineFacts
+from poolhouse.engine.media import MediaOptions
 from poolhouse.inputs.conversations import Conversations
 from poolhouse.inputs.listwise import ListwisePrompts
 from poolhouse.inputs.templates.score import ScoreTemplate
@@ -30,6 +31,7 @@ class EngineOptions:
     aliases: names beside the model's own that requests may use. unlisted_names: further ones, which no list shows.
     truncation_side: which end of a prompt is dropped where a request does not say.
     calibration: the ranges of int8 vectors, of the task `embed`, or of `token_embed` where the model has no other.
+    media: how pictures are loaded.
     """
 
     max_batch_tokens: int
@@ -44,6 +46,7 @@ class EngineOptions:
     unlisted_names: tuple[str, ...] = ()
     truncation_side: Literal["left", "right"] = "right"
     calibration: Calibration | None = None
+    media: MediaOptions = MediaOptions()
 
 
 def engine_facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plugin: Plugin | None) -> EngineFacts:
@@ -68,6 +71,7 @@ def engine_facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plu
         similarity=facts.similarity,
         mean_max_sim=rules is not None and rules.mean,
         routed=bool(model.routes.by_task),
+        pictures=facts.pictures is not None,
         score_template=options.score_template,
         listwise=None if listwise is None else ListwisePrompts(tokenizer, listwise),
         plugin=plugin,

@@ -30,7 +30,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from poolhouse.engine.request import Answer, Request, Timing, start
 from poolhouse.packing.tokens import Ids, Tokens
@@ -304,6 +304,9 @@ class ByLength:
                     room -= length
 
 
+Work = TypeVar("Work")
+
+
 class TokenizerCall(NamedTuple):
     """Requests that share one call of the tokenizer; queues: of their `submit`, by priority."""
 
@@ -311,28 +314,28 @@ class TokenizerCall(NamedTuple):
     queues: Mapping[int, CallerQueue]
 
 
-class TokenizerQueue:
-    """Calls that wait for a tokenizer thread: lower priorities first, and within one a late small submission soon.
+class Turns(Generic[Work]):
+    """Work that waits for a thread: lower priorities first, and within one a late small submission soon.
 
-    Each call gets a number, the smallest goes next. The calls of a submission are numbered two apart, from the count of
-    calls served so far: a newcomer goes before most of what a huge submission has left, and no call is passed by those
+    Each piece gets a number, the smallest goes next. The pieces of a submission are numbered two apart, from the count of
+    those served so far: a newcomer goes before most of what a huge submission has left, and no piece is passed by those
     that come once its number is reached.
     """
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[int, int, int, TokenizerCall]] = []
+        self._waiting: list[tuple[int, int, int, Work]] = []
         self._served = 0
         self._ages = count()
         self._lock = threading.Lock()
 
-    def add(self, calls: Sequence[TokenizerCall]) -> None:
-        """Let the calls of one submission wait."""
+    def add(self, pieces: Sequence[Work], priority: int) -> None:
+        """Let the work of one submission wait."""
         with self._lock:
-            for index, call in enumerate(calls):
-                heappush(self._waiting, (min(call.queues), self._served + 2 * index, next(self._ages), call))
+            for index, piece in enumerate(pieces):
+                heappush(self._waiting, (priority, self._served + 2 * index, next(self._ages), piece))
 
-    def next(self) -> TokenizerCall | None:
-        """The call that goes next; None where none waits."""
+    def next(self) -> Work | None:
+        """What goes next; None where none waits."""
         with self._lock:
             if not self._waiting:
                 return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -131,17 +131,14 @@ class Runner:
                 timing = timings.get(request.arrival)
                 if timing is None:
                     timing = timings[request.arrival] = request.arrival.timing(launched.started, finished)
-                tokens = request.tokens
-                if tokens.pictures is not None:
-                    tokens = replace(tokens, pictures=tokens.pictures.without_pixels())
                 if not request.further:
-                    request.future.set_result(Answer(array, tokens, timing=timing))
+                    request.future.set_result(Answer(array, request.tokens.answered, timing=timing))
                     continue
                 arrays = parts.setdefault(request, {})
                 arrays[group.task] = array
                 if len(arrays) == 1 + len(request.further):
                     first = arrays.pop(request.task)
-                    request.future.set_result(Answer(first, tokens, further=arrays, timing=timing))
+                    request.future.set_result(Answer(first, request.tokens.answered, further=arrays, timing=timing))
 
     def _arrays(self, group: Group, rows: Rows) -> Iterator[Array | PoolhouseError]:
         """The answer of each request to the group's task, or what is wrong with it."""

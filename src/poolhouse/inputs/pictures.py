@@ -6,13 +6,18 @@ sources ──media────────────► PIL pictures ──Pi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
+from poolhouse.errors import InputTooLong, InvalidRequest
 from poolhouse.inputs.content import Content, Image
-from poolhouse.inputs.prompts import Role
-from poolhouse.packing.tokens import Picture
+from poolhouse.inputs.limits import CHARACTERS_PER_TOKEN, SURPLUS, Limit, too_many_tokens
+from poolhouse.inputs.prompts import Prompt, Role
+from poolhouse.inputs.tokenizer import Tokenizer
+from poolhouse.packing.tokens import Flags, Ids, Picture, Pictures, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -96,3 +101,206 @@ class PictureReader:
     alone: bool = False
     pair: PairPrompts | None = None
     instructs: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WrittenPrompt:
+    """A prompt of a model that reads pictures, and the pictures of its placeholders, in order.
+
+    ids: token ids of the caller, which stand for the text.
+    """
+
+    written: Written
+    pictures: tuple[Picture, ...] = ()
+    ids: Ids | None = None
+
+
+class PictureTokens:
+    """The tokenizer of prompts with pictures: texts to ids, placeholders to pictures, all within limits.
+
+    Only text behind the last picture is cut, and the tail stays.
+    """
+
+    def __init__(self, reader: PictureReader, tokenizer: Tokenizer) -> None:
+        self._reader = reader
+        self._tokenizer = tokenizer
+        self._tails: dict[str, Ids] = {}
+
+    def encode(self, prompts: Sequence[WrittenPrompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
+        """Tokens of each prompt, or an error for it alone."""
+        results: dict[int, Tokens | InvalidRequest] = {}
+        texts: dict[int, tuple[Prompt, Limit]] = {}
+        for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+            try:
+                if self._reader.alone and prompt.pictures:
+                    results[index] = _alone(prompt)
+                else:
+                    texts[index] = _text(prompt, limit)
+            except InvalidRequest as error:
+                results[index] = error
+        encoded = self._tokenizer.encode([text for text, _ in texts.values()], [limit for _, limit in texts.values()])
+        for index, tokens in zip(texts, encoded, strict=True):
+            try:
+                if isinstance(tokens, InvalidRequest):
+                    raise tokens
+                results[index] = self._within_limit(prompts[index], limits[index], tokens, texts[index][0])
+            except InvalidRequest as error:
+                results[index] = error
+        return [results[index] for index in range(len(prompts))]
+
+    def _within_limit(self, prompt: WrittenPrompt, limit: Limit, tokens: Tokens, text: Prompt) -> Tokens:
+        """The tokens with pictures in place, cut where they may be. text: what was tokenised.
+
+        Raises:
+            InvalidRequest: not as many placeholders as pictures. InputTooLong: what may not be cut is too long.
+        """
+        written, pictures = prompt.written, prompt.pictures
+        head, end = (0, 0) if prompt.ids is not None or not _special(written, limit) else self._tokenizer.special_ends
+        tail, length = self._tail(written.tail), len(tokens) - end
+        if prompt.ids is None and text.text == written.text + written.tail:
+            length -= len(tail)
+            tail = tokens.ids[length:]
+        else:
+            tail = np.concatenate((tail, tokens.ids[length:]))
+        ids = tokens.ids[:length]
+        places = np.flatnonzero(ids == self._reader.token)
+        if len(places) < len(pictures) and tokens.truncated:
+            raise _too_long(limit, tokens.original_tokens)
+        if len(places) != len(pictures):
+            (token,) = self._tokenizer.decoder.strings([self._reader.token])
+            raise InvalidRequest(
+                f"The prompt has {len(places)} placeholders ({token!r}) and {len(pictures)} pictures; it needs one for each "
+                "picture, and no text may hold another.",
+                "prompt",
+            )
+        ids, filled = placed(ids, places, pictures)
+        # Ids up to the last picture, or of special tokens, stay; and so do those behind the text.
+        floor = len(ids) - (length - int(places[-1]) - 1) if pictures else head
+        original = tokens.original_tokens - len(tokens) + len(ids) + len(tail)
+        room = self._kept(limit, original, pictures, floor + len(tail), head + len(tail)) - len(tail)
+        if len(ids) > room:
+            rest = len(ids) - (room - floor)
+            kept = np.r_[0:room] if limit.side == "right" else np.r_[0:floor, rest : len(ids)]
+            ids, filled = ids[kept], filled[kept]
+        filled = np.concatenate((filled, np.zeros(len(tail), np.bool_)))
+        shown = Pictures(pictures, filled, axes_of(filled, pictures) if self._reader.axes else None)
+        return Tokens(
+            np.concatenate((ids, tail)),
+            original_tokens=original,
+            original_is_estimate=tokens.original_is_estimate,
+            pictures=shown if pictures else None,
+        )
+
+    def _kept(self, limit: Limit, total: int, pictures: Sequence[Picture], fixed: int, around: int) -> int:
+        """How many tokens of the prompt are kept.
+
+        fixed: tokens that are never cut. around: those among them that are neither text nor before the last picture.
+
+        Raises:
+            InputTooLong: a prompt that is too long and may not be cut, or not so far.
+        """
+        keep = limit.cut
+        if limit.max_query_tokens is not None:
+            # The limit of one text, which counts no pictures.
+            own = max(limit.max_query_tokens + around + sum(len(picture.ids) for picture in pictures), fixed)
+            keep = own if keep is None else min(keep, own)
+        if keep is None:
+            longest = limit.max_pass_tokens if pictures else limit.max_uncut_tokens
+            if longest is not None and total > longest:
+                raise _too_long(limit, total) if pictures else too_many_tokens(longest, total)
+            return total
+        if total > keep and keep < max(fixed, 1):
+            if pictures:
+                raise _too_long(limit, fixed, keep)
+            raise InvalidRequest(
+                f"truncate_prompt_tokens={keep} leaves no room beside the {fixed} tokens around each text.",
+                "truncate_prompt_tokens",
+                keep,
+            )
+        return keep
+
+    def _tail(self, tail: str) -> Ids:
+        """The ids of a tail; there are few different ones."""
+        if tail not in self._tails:
+            (tokens,) = self._tokenizer.encode([Prompt(tail)], [Limit(2**30, add_special_tokens=False)])
+            if isinstance(tokens, InvalidRequest):
+                raise tokens
+            self._tails[tail] = tokens.ids
+        return self._tails[tail]
+
+
+def _alone(prompt: WrittenPrompt) -> Tokens:
+    """A prompt that is one picture."""
+    if len(prompt.pictures) > 1 or prompt.ids is not None:
+        raise InvalidRequest("This model reads a text or one picture, each as a prompt of its own.", "prompt")
+    (picture,) = prompt.pictures
+    shown = Pictures(prompt.pictures, picture.filled)
+    return Tokens(picture.ids, original_tokens=len(picture.ids), pictures=shown)
+
+
+def _special(written: Written, limit: Limit) -> bool:
+    return written.add_special_tokens and limit.add_special_tokens
+
+
+def _text(prompt: WrittenPrompt, limit: Limit) -> tuple[Prompt, Limit]:
+    """What is tokenised: all of the prompt; of one far over its limit, the part of its text that could be kept, and more."""
+    whole = Limit(2**62, add_special_tokens=_special(prompt.written, limit), lower_case=limit.lower_case)
+    if prompt.ids is not None:
+        return Prompt(None, prompt.ids), whole
+    keep, text = limit.cut, prompt.written.text
+    wanted = limit.max_uncut_tokens if keep is None else keep
+    if wanted is None or len(text) <= 2 * CHARACTERS_PER_TOKEN * (wanted + SURPLUS):
+        return Prompt(text + prompt.written.tail), whole
+    # Pictures are at the beginning of most prompts, and never cut.
+    side = "right" if prompt.pictures else limit.side
+    return Prompt(text), replace(whole, keep=wanted + SURPLUS, side=side)
+
+
+def _too_long(limit: Limit, tokens: int, keep: int | None = None) -> InputTooLong:
+    """The error for a prompt whose pictures, and what stands around them, are too long."""
+    return InputTooLong(
+        f"The prompt has {tokens} tokens that are not cut, pictures and what is written around them, but at most "
+        f"{limit.max_pass_tokens if keep is None else keep} are read. A prompt with pictures is never split, and cut behind its "
+        "last picture only; show smaller ones (mm_processor_kwargs: max_pixels), fewer, or a shorter text.",
+        "input_tokens",
+        tokens,
+    )
+
+
+def placed(ids: Ids, places: Ids, pictures: Sequence[Picture]) -> tuple[Ids, Flags]:
+    """Ids with pictures in the places of their placeholders, and which of them the towers' rows replace.
+
+    places: [pictures], the indices of placeholders among the ids.
+    """
+    parts: list[Ids] = []
+    filled: list[Flags] = []
+    end = 0
+    for place, picture in zip(places.tolist(), pictures, strict=True):
+        parts += (ids[end:place], picture.ids)
+        filled += (np.zeros(place - end, np.bool_), picture.filled)
+        end = place + 1
+    return np.concatenate((*parts, ids[end:])), np.concatenate((*filled, np.zeros(len(ids) - end, np.bool_)))
+
+
+def axes_of(filled: Flags, pictures: Sequence[Picture]) -> Ids:
+    """[3, tokens]: the positions of each token in time, down and across (M-RoPE).
+
+    A text token takes the next position on all three. A picture of so many merged rows and columns stands at one moment,
+    its rows and columns are counted from there, and the next token comes behind the longer side. Source: Qwen2-VL.
+    """
+    extents = [picture.extent for picture in pictures]
+    steps = np.ones(len(filled), np.int64)
+    steps[filled] = 0
+    within = np.zeros((3, int(filled.sum())), np.int64)
+    shown, begin = np.flatnonzero(filled), 0
+    for extent in extents:
+        assert extent is not None
+        rows, columns = extent
+        end = begin + rows * columns
+        within[1, begin:end] = np.repeat(np.arange(rows), columns)
+        within[2, begin:end] = np.tile(np.arange(columns), rows)
+        steps[shown[end - 1]] = max(rows, columns)
+        begin = end
+    axes = np.tile(np.cumsum(steps) - steps, (3, 1))
+    axes[:, filled] += within
+    return axes

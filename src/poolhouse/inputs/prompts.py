@@ -285,8 +285,9 @@ Role = Literal["query", "document"]
 # Names of a role in sentence-transformers, Cohere, Voyage, NVIDIA, Jina and Google, and of prompts in checkpoints.
 _ROLE_NAMES: Mapping[Role, tuple[str, ...]] = {
     "query": ("query", "search_query", "retrieval.query", "code.query", "retrieval_query", "s2p_query"),
+    # A picture is a document in Cohere's API.
     "document": (
-        *("document", "passage", "search_document", "corpus"),
+        *("document", "passage", "search_document", "corpus", "image"),
         *("retrieval.passage", "code.passage", "retrieval_document"),
     ),
 }

@@ -91,6 +91,11 @@ class Tokenizer:
         """How many special tokens a text gets."""
         return self._head + self._tail
 
+    @property
+    def special_ends(self) -> tuple[int, int]:
+        """How many special tokens stand before a text, and how many behind it."""
+        return self._head, self._tail
+
     @cached_property
     def character_bound(self) -> int:
         """Characters of the longest vocabulary entry: no token has more."""

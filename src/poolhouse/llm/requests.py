@@ -73,7 +73,9 @@ def requests_of(
         )
     return [
         tokenization.applied(
-            Request(prompt, task, own, options.prompt_name, adapter=adapter, input_type=options.input_type)
+            Request(
+                prompt, task, own, options.prompt_name, adapter=adapter, input_type=options.input_type, local_files=True
+            )
         )
         for prompt, own, adapter in zip(parsed, params, adapters, strict=True)
     ]
@@ -112,7 +114,7 @@ def score_plan(
     (adapter,) = _adapters(engine, options, 1)
     queries, documents = parse_texts(data_1, "data_1"), parse_texts(data_2, "data_2")
     plan = scoring.plan(engine, queries, documents, replace(score_options, params=params))
-    requests = [tokenization.applied(replace(request, adapter=adapter)) for request in plan.requests]
+    requests = [tokenization.applied(replace(request, adapter=adapter, local_files=True)) for request in plan.requests]
     first_document = len(requests) - len(documents)
 
     def path(index: int) -> str:
@@ -141,7 +143,7 @@ def sparse_plan(
     plan = sparse.plan(engine, parsed, sparse_options)
     adapters = _adapters(engine, options, len(parsed))
     requests = [
-        tokenization.applied(replace(request, adapter=adapter))
+        tokenization.applied(replace(request, adapter=adapter, local_files=True))
         for request, adapter in zip(plan.requests, adapters, strict=True)
     ]
     return replace(plan, requests=requests)

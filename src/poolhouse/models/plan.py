@@ -207,7 +207,7 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     native, why, notes = _native(config, role, options, reranker, late, weights, pictures)
     family = None if native is None else native.family
     if native is None and pictures is not None and pictures.join is not None:
-        pictures = None  # transformers' way runs the text half alone
+        pictures = None  # transformers runs the text half of such models alone
     hosted = pictures is not None and pictures.hosted is not None
     if family is None and (adapters.modules or adapters.merge or (adapters.base_merge and not hosted)):
         raise ConfigError("Adapters are for models of the native families; transformers serves this one.")

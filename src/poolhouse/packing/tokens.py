@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ class Offsets:
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Picture:
     """One picture as a model's processor gives it, and what stands for it in a prompt.
 
@@ -61,7 +61,12 @@ class Picture:
     @property
     def nbytes(self) -> int:
         """Memory of its pixels."""
-        return self.pixels.nbytes
+        return self.pixels.nbytes + sum(array.nbytes for array in self.more.values())
+
+    @property
+    def shape(self) -> Picture:
+        """The picture without what a tower reads of it."""
+        return replace(self, pixels=np.empty((0,), np.uint8), more={})
 
     @property
     def patches(self) -> int:
@@ -85,10 +90,6 @@ class Pictures:
     def patches(self) -> int:
         """Rows that the tower runs over."""
         return sum(picture.patches for picture in self.pictures)
-
-    def without_pixels(self) -> Pictures:
-        """Which tokens are pictures' and where, for answers: they live longer than pixels should."""
-        return Pictures((), self.filled, self.axes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,3 +123,11 @@ class Tokens:
     @property
     def truncated(self) -> bool:
         return self.original_tokens > len(self.ids)
+
+    @property
+    def answered(self) -> Tokens:
+        """The tokens as an answer keeps them, which lets the memory of pictures go."""
+        if self.pictures is None:
+            return self
+        shapes = tuple(picture.shape for picture in self.pictures.pictures)
+        return replace(self, pictures=replace(self.pictures, pictures=shapes, axes=None))

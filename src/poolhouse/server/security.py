@@ -27,6 +27,7 @@ _OPEN_ROOTS = frozenset({"/", "/tei", "/tei/"})
 # Where a refusal has another form than vLLM's; Voyage's client cannot read any but its own.
 _REFUSALS = {
     "/voyage/": b'{"detail":"Unauthorized"}',
+    "/v1/multimodalembeddings": b'{"detail":"Unauthorized"}',
     "/infinity/": b'{"detail":"Unauthorized"}',
     "/jina/": b'{"detail":"Unauthorized"}',
     "/cohere/": b'{"message":"Unauthorized"}',

@@ -312,7 +312,10 @@ class _Refused(_Failed):
 
 def _parsed(text: str, base: httpx.URL | None = None) -> httpx.URL:
     """A URL of http or https, read once: what is checked and what is asked are parts of it. base: what a redirect starts from."""
-    import httpx
+    try:
+        import httpx
+    except ImportError:
+        raise _Refused(None, "the server lacks httpx (pip install 'poolhouse[images]')") from None
 
     if "\\" in text or any(sign.isspace() or not sign.isprintable() for sign in text):
         raise _Refused(base, "the URL holds blanks, backslashes or control characters")

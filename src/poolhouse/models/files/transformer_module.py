@@ -23,6 +23,8 @@ _OUTPUTS = {
 }
 # Models that read pictures, whose prompts are written by their kinds (poolhouse.models.vision.kinds).
 _WRITTEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+# Models with a half for texts and one for pictures, each of which gives one vector of its input.
+_DUAL_ENCODERS = ("clip", "siglip", "siglip2")
 # Changes to config.json that change no answer.
 _NO_CHANGES = ("trust_remote_code", "use_cache", "attn_implementation", "torch_dtype", "dtype", "revision")
 
@@ -106,7 +108,7 @@ def _output(config: JsonObject, task: str, kind: str, folder: Folder, path: Path
     """
     theirs, name = _OUTPUTS[task]
     model_type = folder.json("config.json", needed=False).get("model_type")
-    projects = kind == "CLIPModel" or model_type == "clip"
+    projects = kind == "CLIPModel" or model_type in _DUAL_ENCODERS
     if kind == "CLIPModel" and "modality_config" not in config:
         return "sentence_embedding", None
     modalities: JsonObject = config.get("modality_config") or {
@@ -128,6 +130,11 @@ def _output(config: JsonObject, task: str, kind: str, folder: Folder, path: Path
     method, output = params.get("method"), params.get("method_output_name")
     written = config.get("module_output_name") or name
     if projects and method == "get_text_features" and written == "sentence_embedding":
+        seen = modalities.get("image", {}).get("method", "get_image_features")
+        if seen != "get_image_features":
+            raise CheckpointError(
+                f"{path}: modality_config reads pictures by the method {seen!r}; 'get_image_features' is served."
+            )
         return written, None
     inner = isinstance(output, list) and len(output) == 2 and output[0] == "hidden_states" and type(output[1]) is int
     if inner and (method, task, written) == ("forward", "feature-extraction", name):

@@ -36,7 +36,7 @@ DIALECTS: tuple[Dialect, ...] = (
     *cohere.DIALECTS,
     *jina.DIALECTS,
     nvidia.DIALECT,
-    voyage.DIALECT,
+    *voyage.DIALECTS,
     infinity.DIALECT,
     ollama.DIALECT,
     *llama_cpp.DIALECTS,

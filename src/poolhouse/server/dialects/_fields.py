@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -12,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest
-from poolhouse.inputs.prompts import Conversation, Prompt, parse_prompts
+from poolhouse.inputs.prompts import Conversation, Prompt, images_of, parse_prompts
 from poolhouse.params import PoolingParams
 from poolhouse.server.engines import Engines
 from poolhouse.server.wire.body import without_nulls
@@ -27,13 +29,33 @@ _FORMER_NAMES = ("normalize", "softmax", "activation")
 _TEXT: JsonDict = {"type": "string"}
 _IDS: JsonDict = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
 _PAIR: JsonDict = {"type": "array", "items": _TEXT, "minItems": 2, "maxItems": 2}
+_URL: JsonDict = {"anyOf": [_TEXT, {"type": "object", "properties": {"url": _TEXT}, "required": ["url"]}]}
+_PART: JsonDict = {
+    "anyOf": [
+        _TEXT,
+        {"type": "object", "properties": {"type": {"const": "text"}, "text": _TEXT}, "required": ["text"]},
+        {
+            "type": "object",
+            "properties": {"type": {"const": "image_url"}, "image_url": _URL},
+            "required": ["image_url"],
+        },
+    ]
+}
+CONTENT_SCHEMA: JsonDict = {"anyOf": [_TEXT, {"type": "array", "items": _PART, "minItems": 1}]}
+_MESSAGE: JsonDict = {
+    "type": "object",
+    "properties": {"role": _TEXT, "content": {"anyOf": [CONTENT_SCHEMA, {"type": "null"}]}},
+    "required": ["role"],
+}
+_CONVERSATION: JsonDict = {"type": "array", "items": _MESSAGE, "minItems": 1}
 _PROMPT: JsonDict = {
     "type": "object",
     "anyOf": [
         {"properties": {"prompt": _TEXT}, "required": ["prompt"]},
         {"properties": {"text": _TEXT, "text_pair": {"type": ["string", "null"]}}, "required": ["text"]},
         {"properties": {"prompt_token_ids": _IDS}, "required": ["prompt_token_ids"]},
-        {"properties": {"messages": {"type": "array", "minItems": 1}}, "required": ["messages"]},
+        {"properties": {"messages": _CONVERSATION}, "required": ["messages"]},
+        {"properties": {"content": CONTENT_SCHEMA}, "required": ["content"]},
     ],
 }
 _INPUT_FORMS: list[JsonValue] = [
@@ -104,7 +126,7 @@ class Common(Lenient):
     priority: int = Field(0, ge=-(2**63), lt=2**63, description="Lower ones go first.")
     cache_salt: str | None = Field(None, min_length=1, max_length=1024, description="Without effect.")
     mm_processor_kwargs: dict[str, object] | None = Field(
-        None, description="Refused: no model here takes media options."
+        None, description="How large pictures are read: min_pixels, max_pixels, size. Other keys are refused."
     )
 
     @model_validator(mode="before")
@@ -123,12 +145,7 @@ class Common(Lenient):
         return body
 
     def params(self, **more: Any) -> PoolingParams:
-        """How to cut and pool; more: fields that one route has beside the common ones.
-
-        Raises:
-            InvalidRequest: options of media.
-        """
-        refuse_media_options(self)
+        """How to cut and pool; more: fields that one route has beside the common ones."""
         return PoolingParams(
             use_activation=self.use_activation,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
@@ -147,7 +164,9 @@ class Inputs(Common):
         json_schema_extra=_INPUT_OR_NULL,
     )
     messages: list[object] | None = Field(
-        None, description="A conversation (or, for embeddings, a list of them) that the chat template renders."
+        None,
+        description="A conversation (or, for embeddings, a list of them) that the chat template renders.",
+        json_schema_extra={"anyOf": [_CONVERSATION, {"type": "array", "items": _CONVERSATION}, {"type": "null"}]},
     )
     add_special_tokens: bool | None = Field(None, description="Default: true; false for messages.")
     prompt_name: str | None = Field(None, description='A prompt of the checkpoint ("query"); "" uses none.')
@@ -156,7 +175,7 @@ class Inputs(Common):
     continue_final_message: bool = False
     chat_template: str | None = Field(None, description="Refused unless --trust-request-chat-template.")
     chat_template_kwargs: dict[str, object] | None = None
-    media_io_kwargs: dict[str, object] | None = Field(None, description="Refused: no model here takes media options.")
+    media_io_kwargs: dict[str, object] | None = Field(None, description="Refused: pictures are read as RGB, on white.")
 
     def prompts(self, engines: Engines) -> list[Prompt]:
         """The prompts, one per text, list of ids, or conversation.
@@ -200,10 +219,12 @@ class Inputs(Common):
         Raises:
             InvalidRequest: naming the field.
         """
+        refuse_media_io(self.media_io_kwargs)
+        options = processor_options(self.mm_processor_kwargs)
         special = self.add_special_tokens is not False
         return [
             Request(
-                prompt,
+                with_options(prompt, options),
                 task,
                 params,
                 prompt_name=self.prompt_name,
@@ -216,11 +237,50 @@ class Inputs(Common):
         ]
 
 
-def refuse_media_options(fields: BaseModel) -> None:
-    """Raise InvalidRequest for options of pictures and sounds."""
-    for name in ("mm_processor_kwargs", "media_io_kwargs"):
-        if getattr(fields, name, None):
-            raise InvalidRequest(f"{name} of a request is not allowed; this server's models read text.", name)
+# What a request may set of the picture processor, and how many pixels it may ask for: larger pictures are a way to fill
+# the memory. It is the limit of Qwen3-VL's own files.
+_PROCESSOR_OPTIONS = ("min_pixels", "max_pixels", "size")
+_MAX_PIXELS = 4096 * 4096
+
+
+def processor_options(options: Mapping[str, object] | None) -> Mapping[str, object]:
+    """A request's mm_processor_kwargs.
+
+    Raises:
+        InvalidRequest: an option that is not for requests, or a size that is none.
+    """
+    for name, value in (options or {}).items():
+        if name not in _PROCESSOR_OPTIONS:
+            raise InvalidRequest(
+                f"mm_processor_kwargs: '{name}' is not for requests; they may set {', '.join(_PROCESSOR_OPTIONS)}.",
+                "mm_processor_kwargs",
+            )
+        for number in value.values() if name == "size" and isinstance(value, dict) else [value]:
+            if type(number) is not int or not 1 <= number <= _MAX_PIXELS:
+                raise InvalidRequest(
+                    f"mm_processor_kwargs.{name}: a number of pixels is an integer from 1 to {_MAX_PIXELS}.",
+                    "mm_processor_kwargs",
+                )
+    return options or {}
+
+
+def with_options(prompt: Prompt, options: Mapping[str, object]) -> Prompt:
+    """A prompt whose pictures are read with these options of the processor, and with its own over them.
+
+    Raises:
+        InvalidRequest: options of its own that are not for requests.
+    """
+    own = processor_options(prompt.processor_options)
+    return replace(prompt, processor_options={**options, **own}) if options and images_of(prompt) else prompt
+
+
+def refuse_media_io(options: Mapping[str, object] | None) -> None:
+    """Raise InvalidRequest for options of how pictures are decoded."""
+    if options:
+        raise InvalidRequest(
+            "media_io_kwargs is not for requests: pictures are read as RGB, what is transparent on white.",
+            "media_io_kwargs",
+        )
 
 
 def check_chat_template(engines: Engines, template: str | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnknownModel, UnsupportedTask
+from poolhouse.inputs.content import Content, TextOrContent, from_base64
 from poolhouse.inputs.prompts import Prompt, parse_texts
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
@@ -25,8 +26,8 @@ from poolhouse.vectors.precision import Precision
 
 # How hosted APIs name the numbers of a vector; base64 is of float32.
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
-# The fields of other media that a document may have, in place of a text.
-_MEDIA = ("image", "image_url", "image_base64", "pdf", "video", "audio")
+# The fields of other media that an item may have, in place of a text or a picture.
+_OTHER_MEDIA = ("pdf", "video", "audio")
 _TRUNCATION_SIDES: dict[str | None, Literal["left", "right"]] = {"START": "left", "END": "right"}
 
 
@@ -60,49 +61,54 @@ class EmbedOptions:
 
 
 async def embed(
-    call: Call, texts: Sequence[str], options: EmbedOptions, *, task: Task = "embed", parameter: str = "input"
+    call: Call,
+    contents: Sequence[TextOrContent],
+    options: EmbedOptions,
+    *,
+    task: Task = "embed",
+    parameter: str = "input",
 ) -> list[Answer]:
-    """An answer per text; see `requests` and `Call.answers` for what may be raised.
+    """An answer per item; see `requests` and `Call.answers` for what may be raised.
 
-    parameter: the field of the texts, for messages.
+    parameter: the field of the items, for messages.
     """
-    return await call.answers(requests(call, texts, options, task, parameter), f"{parameter}[{{}}]".format)
+    return await call.answers(requests(call, contents, options, task, parameter), f"{parameter}[{{}}]".format)
 
 
 def requests(
-    call: Call, texts: Sequence[str], options: EmbedOptions, task: Task = "embed", parameter: str = "input"
+    call: Call, contents: Sequence[TextOrContent], options: EmbedOptions, task: Task = "embed", parameter: str = "input"
 ) -> list[EngineRequest]:
-    """A request per text.
+    """A request per item, each a text or texts and pictures.
 
     Raises:
-        UnsupportedTask: the model has no vectors of that kind. InvalidRequest: no text, or too many.
+        UnsupportedTask: the model has no vectors of that kind. InvalidRequest: no item, or too many.
     """
     facts = call.engine.facts
     if task not in facts.tasks:
         raise UnsupportedTask(
             f"The model `{facts.name}` has no {task} vectors; its tasks: {list(facts.tasks)}.", "model"
         )
-    if not texts:
+    if not contents:
         raise InvalidRequest(f"{parameter} must hold at least one text.", parameter)
-    call.engines.check_items(len(texts), parameter)
+    call.engines.check_items(len(contents), parameter)
     params = options.params
     return [
         EngineRequest(
-            Prompt(text),
+            Prompt.of(content),
             task,
             params,
             max_tokens=options.max_tokens if options.truncate == "NONE" else None,
             input_type=options.input_type,
             priority=options.priority,
         )
-        for text in texts
+        for content in contents
     ]
 
 
 async def rerank(
     call: Call,
-    query: str,
-    documents: Sequence[str],
+    query: TextOrContent,
+    documents: Sequence[TextOrContent],
     *,
     parameter: str = "documents",
     truncate: bool = True,
@@ -130,19 +136,56 @@ async def rerank(
     return await score(call, pairs, scoring.ScoreOptions(params), priority=priority)
 
 
-def texts_of(value: object, parameter: str) -> list[str]:
-    """Texts, bare or as {text}, one or several.
+def contents_of(value: object, parameter: str) -> list[TextOrContent]:
+    """What each of one or several items holds; see `content_of`."""
+    items = value if isinstance(value, list) else [value]
+    return [
+        item if type(item) is str else content_of(item, f"{parameter}[{index}]", parameter)
+        for index, item in enumerate(items)
+    ]
+
+
+def content_of(item: object, path: str, parameter: str) -> TextOrContent:
+    """A text, bare or as {text}; a picture, as {image}; or {content: [parts]}.
+
+    path: where the item stands in the body. parameter: the field of the items.
 
     Raises:
-        InvalidRequest: an item of another form, such as a picture.
+        InvalidRequest: an item of another form, such as a sound, or one that is a text and a picture.
     """
-    for index, item in enumerate(value if isinstance(value, list) else [value]):
-        for medium in _MEDIA:
-            if isinstance(item, Mapping) and medium in item:
-                raise InvalidRequest(
-                    f"{parameter}[{index}] is an {medium}; the models of this server read texts.", parameter
-                )
-    return parse_texts(value, parameter)
+    if isinstance(item, Mapping):
+        for medium in _OTHER_MEDIA:
+            if medium in item:
+                raise InvalidRequest(f"{path} is an {medium}; texts and pictures are read here.", parameter)
+        if item.get("image") is not None:
+            if item.get("text") is not None:
+                raise InvalidRequest(f"{path} has text and image; give one of them.", parameter)
+            return picture(item["image"], f"{path}.image")
+    elif not isinstance(item, str):
+        raise InvalidRequest(f"{path} must be a text, {{text}} or {{image}}.", parameter)
+    return parse_texts(item, path)[0]
+
+
+def picture(source: object, path: str) -> Content:
+    """An item that is a picture: a URL, a data URI, or base64 alone.
+
+    Raises:
+        InvalidRequest: no text.
+    """
+    if not isinstance(source, str) or not source:
+        raise InvalidRequest(f"{path} must be a URL, a data URI or base64.", path)
+    return Content((from_base64(source, path),))
+
+
+def pictures(sources: Sequence[object], parameter: str) -> list[Content]:
+    """`picture` of each."""
+    return [picture(source, f"{parameter}[{index}]") for index, source in enumerate(sources)]
+
+
+def with_text(pictures: Iterable[Content], text: str | None) -> Content:
+    """Pictures, and a text behind them where there is one."""
+    parts = [part for one in pictures for part in one.parts]
+    return Content((*parts, text) if text else tuple(parts))
 
 
 def arrays_of(answers: Sequence[Answer]) -> list[Array]:

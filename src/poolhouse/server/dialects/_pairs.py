@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest
+from poolhouse.inputs.content import TextOrContent
 from poolhouse.plans import scoring
 from poolhouse.server.call import Call
+from poolhouse.server.dialects._fields import with_options
 
 # Texts of more characters are planned, and vectors of more numbers compared, beside the event loop.
 _MANY_CHARACTERS = 200_000
@@ -22,8 +24,8 @@ _MANY_NUMBERS = 200_000
 class Pairs:
     """The queries and documents to score, 1:1, 1:N or N:N, and what the caller calls them, for messages."""
 
-    queries: Sequence[str]
-    documents: Sequence[str]
+    queries: Sequence[TextOrContent]
+    documents: Sequence[TextOrContent]
     names: tuple[str, str] = ("query", "documents")
 
     def location(self, requests: int) -> Callable[[int], str]:
@@ -58,16 +60,22 @@ class Scored:
 
 
 async def score(
-    call: Call, pairs: Pairs, options: scoring.ScoreOptions, *, adapter: str | None = None, priority: int = 0
+    call: Call,
+    pairs: Pairs,
+    options: scoring.ScoreOptions,
+    *,
+    adapter: str | None = None,
+    priority: int = 0,
+    processor_options: Mapping[str, object] | None = None,
 ) -> Scored:
-    """The score of each pair.
+    """The score of each pair. processor_options: how large pictures are read.
 
     Raises:
         InvalidRequest, UnsupportedTask: see `poolhouse.plans.scoring.plan`. Otherwise see `Call.answers`.
     """
     engine, queries, documents = call.engine, pairs.queries, pairs.documents
     call.engines.check_items(len(documents), pairs.names[1])
-    many = sum(map(len, documents)) > _MANY_CHARACTERS
+    many = sum(len(document) for document in documents if isinstance(document, str)) > _MANY_CHARACTERS
     try:
         if many or engine.facts.listwise is not None:
             plan = await asyncio.to_thread(scoring.plan, engine, queries, documents, options)
@@ -75,7 +83,15 @@ async def score(
             plan = scoring.plan(engine, queries, documents, options)
     except InvalidRequest as error:
         raise pairs.renamed(error) from None
-    requests = [replace(request, adapter=adapter, priority=priority) for request in plan.requests]
+    requests = [
+        replace(
+            request,
+            prompt=with_options(request.prompt, processor_options or {}),
+            adapter=adapter,
+            priority=priority,
+        )
+        for request in plan.requests
+    ]
     answers = await call.answers(requests, pairs.location(len(requests)))
     if sum(answer.array.size for answer in answers) > _MANY_NUMBERS:
         scores = await asyncio.to_thread(plan.finish, answers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from typing_extensions import TypedDict
 
 from poolhouse.engine.request import Answer
@@ -38,6 +39,12 @@ def token_counts(answers: Sequence[Answer]) -> TokenCounts:
 def tokens_of(answers: Sequence[Answer]) -> int:
     """Tokens of all prompts."""
     return sum(len(answer.tokens) for answer in answers)
+
+
+def picture_tokens_of(answers: Sequence[Answer]) -> int:
+    """Tokens that stand for pictures."""
+    pictures = (answer.tokens.pictures for answer in answers)
+    return sum(int(np.count_nonzero(shown.filled)) for shown in pictures if shown is not None)
 
 
 def truncated_of(answers: Sequence[Answer]) -> int:

@@ -108,7 +108,9 @@ async def _rerank(call: Call, body: JsonObject, version: int, of_weaviate: bool 
             return {"meta": cohere.rerank_meta(version, scored)}
         if of_weaviate and names == weaviate.RERANK_FIELDS:
             pairs = fields.pairs()
-            return weaviate.in_order(pairs.queries[0], pairs.documents, scored)
+            texts = [item for item in (*pairs.queries, *pairs.documents) if isinstance(item, str)]
+            if len(texts) == 1 + len(pairs.documents):
+                return weaviate.in_order(texts[0], texts[1:], scored)
         return {}
 
     return await score.rerank(call, fields, more)

@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest
+from poolhouse.inputs.content import TextOrContent
 from poolhouse.server.call import Call, as_json
 from poolhouse.server.dialects import _hosted, _replies, health
 from poolhouse.server.dialects._fields import Lenient, Many, Strict
@@ -42,31 +43,34 @@ class EmbedFields(Lenient):
     """The body of POST /v1/embed and /v2/embed."""
 
     model: str | None = None
-    input_type: str | None = Field(None, description="search_query, search_document, or the name of a prompt.")
+    input_type: str | None = Field(None, description="search_query, search_document, image, or the name of a prompt.")
     texts: Many[str] | None = None
-    images: Many[str] | None = Field(None, description="Refused: no model here reads pictures.")
-    inputs: Many[Document] | None = Field(None, description="[{content: [{type: text, text}]}].")
+    images: Many[str] | None = Field(None, description="Pictures: data URIs, or URLs.")
+    inputs: Many[Document] | None = Field(
+        None, description="Texts and pictures together: {content: [parts]}, see the parts of messages."
+    )
     embedding_types: Many[EmbeddingType] | None = None
     output_dimension: int | None = None
     max_tokens: int | None = Field(None, ge=1)
     truncate: Literal["NONE", "START", "END"] = "END"
     priority: int = Field(0, ge=0, le=999)
 
-    def all_texts(self) -> list[str]:
-        """The texts, from one of three fields.
+    def contents(self) -> tuple[str, list[TextOrContent]]:
+        """One of three fields: its name, and what its items hold.
 
         Raises:
-            InvalidRequest: none of them, several, or pictures.
+            InvalidRequest: none of them, or several.
         """
         filled = [name for name in ("texts", "images", "inputs") if getattr(self, name)]
         if len(filled) != 1:
             raise InvalidRequest("Give one of texts, images and inputs, and not an empty one.", "texts")
+        (name,) = filled
         if self.images:
-            raise InvalidRequest("images: the models of this server read texts.", "images")
-        return _hosted.texts_of(self.texts or self.inputs, filled[0])
+            return name, list(_hosted.pictures(self.images, name))
+        return name, _hosted.contents_of(self.texts or self.inputs, name)
 
     def options(self, model_limit: int) -> EmbedOptions:
-        """How the texts are read; `max_tokens` cannot raise the model's limit."""
+        """How the items are read; `max_tokens` cannot raise the model's limit."""
         return EmbedOptions(
             self.input_type,
             self.output_dimension,
@@ -99,22 +103,23 @@ class RerankFields(Strict):
 
 
 async def embed_v1(call: Call, fields: EmbedFields) -> Response:
-    """One vector per text: bare ones, or by type where `embedding_types` asks."""
+    """One vector per item: bare ones, or by type where `embedding_types` asks."""
     return await _embed(call, fields, 1)
 
 
 async def embed_v2(call: Call, fields: EmbedFields) -> Response:
-    """One vector per text in each of the requested types."""
+    """One vector per item in each of the requested types."""
     return await _embed(call, fields, 2)
 
 
 async def _embed(call: Call, fields: EmbedFields, version: int) -> Response:
     engine = call.use(fields.model)
-    texts = fields.all_texts()
-    answers = await _hosted.embed(call, texts, fields.options(engine.facts.max_tokens), parameter="texts")
+    name, contents = fields.contents()
+    answers = await _hosted.embed(call, contents, fields.options(engine.facts.max_tokens), parameter=name)
     kinds: list[EmbeddingType] = list(dict.fromkeys(fields.embedding_types or ["float"]))
     bare = version == 1 and not fields.embedding_types
     arrays = _hosted.arrays_of(answers)
+    texts = [content for content in contents if isinstance(content, str)]
 
     def by_type(kind: EmbeddingType) -> object:
         vectors = _hosted.vectors(call, arrays, kind, "embedding_types")
@@ -125,8 +130,8 @@ async def _embed(call: Call, fields: EmbedFields, version: int) -> Response:
             {
                 "id": call.reply_id("embd"),
                 "embeddings": by_type("float") if bare else {kind: by_type(kind) for kind in kinds},
-                "texts": texts,
-                "meta": _meta(version, {"input_tokens": _replies.tokens_of(answers)}, answers),
+                **({"texts": texts} if len(texts) == len(contents) else {}),
+                "meta": _meta(version, _billed(answers), answers),
                 "response_type": "embeddings_floats" if bare else "embeddings_by_type",
             }
         )
@@ -183,6 +188,14 @@ async def model(call: Call) -> Response:
 def rerank_meta(version: int, scored: Scored) -> Meta:
     """The `meta` of a rerank; a search unit is a query with up to a hundred documents."""
     return _meta(version, {"search_units": math.ceil(len(scored.scores) / 100)}, scored.answers)
+
+
+def _billed(answers: Sequence[Answer]) -> BilledUnits:
+    """Tokens of texts, and of pictures where there are any."""
+    tokens, of_pictures = _replies.tokens_of(answers), _replies.picture_tokens_of(answers)
+    return (
+        {"input_tokens": tokens - of_pictures, "image_tokens": of_pictures} if of_pictures else {"input_tokens": tokens}
+    )
 
 
 def _meta(version: int, units: BilledUnits, answers: Sequence[Answer]) -> Meta:
@@ -242,9 +255,10 @@ class ApiVersion(TypedDict):
 
 
 class BilledUnits(TypedDict):
-    """What was read: tokens of embeddings, or one search unit per hundred documents."""
+    """What was read: tokens of texts and of pictures, or one search unit per hundred documents."""
 
     input_tokens: NotRequired[int]
+    image_tokens: NotRequired[int]
     search_units: NotRequired[int]
 
 
@@ -267,11 +281,14 @@ class EmbeddingsByType(TypedDict, total=False):
 
 
 class EmbedReply(TypedDict):
-    """The reply of /v1/embed and /v2/embed; bare vectors in version 1, where no types are requested."""
+    """The reply of /v1/embed and /v2/embed; bare vectors in version 1, where no types are requested.
+
+    texts: left out where an item has a picture.
+    """
 
     id: str
     embeddings: Matrix | EmbeddingsByType
-    texts: list[str]
+    texts: NotRequired[list[str]]
     meta: Meta
     response_type: Literal["embeddings_floats", "embeddings_by_type"]
 

@@ -103,6 +103,7 @@ def about(engines: Engines, name: str) -> dict[str, object]:
         "max_model_len": engine.facts.max_tokens,
         "model_type": _model_type(engine),
         "tasks": list(engine.facts.tasks),
+        "modalities": ["text", "image"] if engine.facts.pictures else ["text"],
         "prompts": sorted(engine.facts.prompts),
         "limits": {
             "max_client_batch_size": settings.max_client_batch_size,
@@ -169,6 +170,7 @@ class Model(TypedDict):
     max_model_len: int
     model_type: Literal["embedding", "rerank", "classifier"]
     tasks: list[Task]
+    modalities: list[Literal["text", "image"]]
     prompts: list[str]
     limits: Limits
     permission: list[object]

@@ -38,7 +38,7 @@ _Text = Annotated[str, StringConstraints(strip_whitespace=True)]
 _Texts = Annotated[Many[_Text], Field(min_length=1)]
 # What Infinity calls a model that is not named.
 _NO_MODEL = "default/not-specified"
-Capability = Literal["embed", "classify", "rerank"]
+Capability = Literal["embed", "classify", "rerank", "image_embed"]
 
 
 class _Fields(Strict):
@@ -50,10 +50,10 @@ class _Fields(Strict):
         return None if self.model == _NO_MODEL else self.model
 
 
-class EmbeddingFields(_Fields):
-    """The body of POST /infinity/embeddings."""
+class ImageFields(_Fields):
+    """The body of POST /infinity/embeddings_image."""
 
-    input: _Text | _Texts
+    input: _Text | _Texts = Field(description="Pictures: URLs or data URIs.")
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None
     dimensions: int = Field(
@@ -62,7 +62,13 @@ class EmbeddingFields(_Fields):
         description="0 leaves vectors as they are.",
         validation_alias=AliasChoices("dimensions", "output_dimension"),  # LiteLLM writes the second
     )
-    modality: Literal["text", "image", "audio"] = "text"
+
+
+class EmbeddingFields(ImageFields):
+    """The body of POST /infinity/embeddings."""
+
+    input: _Text | _Texts
+    modality: Literal["text", "image", "audio"] = Field("text", description="What the inputs are; sounds are refused.")
 
 
 class RerankFields(_Fields):
@@ -96,12 +102,22 @@ async def models(call: Call) -> Response:
 
 async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
     """One vector per input, or one per token where the model has no other."""
-    if fields.modality != "text":
-        raise InvalidRequest(f"modality {fields.modality!r}: the models of this server read texts.", "modality")
+    if fields.modality == "audio":
+        raise InvalidRequest("modality 'audio': texts and pictures are read here.", "modality")
+    return await _embed(call, fields, of_pictures=fields.modality == "image")
+
+
+async def embeddings_image(call: Call, fields: ImageFields) -> Response:
+    """One vector per picture, as of `modality` image."""
+    return await _embed(call, fields, of_pictures=True)
+
+
+async def _embed(call: Call, fields: ImageFields, of_pictures: bool) -> Response:
     engine = call.use(fields.name)
-    texts = [fields.input] if isinstance(fields.input, str) else fields.input
+    inputs = [fields.input] if isinstance(fields.input, str) else fields.input
+    contents = _hosted.pictures(inputs, "input") if of_pictures else inputs
     task: Task = "embed" if "embed" in engine.facts.tasks else "token_embed"
-    answers = await _hosted.embed(call, texts, EmbedOptions(dimensions=fields.dimensions or None), task=task)
+    answers = await _hosted.embed(call, contents, EmbedOptions(dimensions=fields.dimensions or None), task=task)
 
     def render() -> bytes:
         arrays = _hosted.arrays_of(answers)
@@ -155,6 +171,8 @@ def _model(engines: Engines, name: str, engine: PoolingEngine) -> Model:
     capabilities: list[Capability] = [task for task in engine.facts.tasks if task in ("embed", "classify")]
     if engine.facts.labels in (0, 1):
         capabilities.append("rerank")
+    if engine.facts.pictures and {"embed", "token_embed"} & set(engine.facts.tasks):
+        capabilities.append("image_embed")
     waiting = engines.waiting(engine)
     return {
         "id": name,
@@ -296,6 +314,7 @@ DIALECT = Dialect(
         Route("GET", "/health", alive, replies=(HealthReply,)),
         Route("GET", "/models", models, replies=(ModelsReply,)),
         Route("POST", "/embeddings", embeddings, EmbeddingFields, (EmbeddingReply,)),
+        Route("POST", "/embeddings_image", embeddings_image, ImageFields, (EmbeddingReply,)),
         Route("POST", "/rerank", rerank, RerankFields, (RerankReply,)),
         Route("POST", "/classify", classify, ClassifyFields, (ClassifyReply,)),
     ),

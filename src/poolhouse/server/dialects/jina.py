@@ -6,7 +6,7 @@ Source: Jina's API reference. Its other paths are OpenAI's and vLLM's; those und
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, NotRequired
+from typing import Annotated, Literal, NotRequired, cast
 
 from pydantic import Field
 from starlette.responses import Response
@@ -26,14 +26,14 @@ from poolhouse.server.wire.encoding import dumps
 from poolhouse.server.wire.errors import Failure, as_json
 from poolhouse.tasks import Task
 
-_TEXTS = "A text, {text}, or a list of them."
+_INPUT = "A text, {text}, {image: a URL, a data URI or base64}, or a list of them."
 
 
 class EmbeddingFields(Strict):
     """The body of POST /jina/v1/embeddings."""
 
     model: str | None = None
-    input: object = Field(description=_TEXTS)
+    input: object = Field(description=_INPUT)
     task: str | None = Field(None, description="retrieval.query, retrieval.passage, ... or the name of a prompt.")
     dimensions: int | None = None
     normalized: bool | None = None
@@ -52,7 +52,7 @@ class MultiVectorFields(Strict):
     """The body of POST /v1/multi-vector."""
 
     model: str | None = None
-    input: object = Field(description=_TEXTS)
+    input: object = Field(description=_INPUT)
     input_type: Literal["query", "document"] | None = None
     dimensions: int | None = None
     embedding_type: EmbeddingType = "float"
@@ -63,8 +63,8 @@ class RerankFields(Strict):
     """The body of POST /jina/v1/rerank."""
 
     model: str | None = None
-    query: str | dict[str, object]
-    documents: Many[str | dict[str, object]]
+    query: str | dict[str, object] = Field(description="A text, {text} or {image}.")
+    documents: Many[str | dict[str, object]] = Field(description="Texts, {text} or {image}.")
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = True
 
@@ -74,14 +74,14 @@ async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
     if fields.late_chunking and fields.return_multivector:
         raise InvalidRequest("late_chunking gives a vector per chunk; leave return_multivector out.", "late_chunking")
     call.use(fields.model)
-    texts = _hosted.texts_of(fields.input, "input")
+    contents = _hosted.contents_of(fields.input, "input")
     named = fields.embedding_type
     kinds: list[EmbeddingType] = list(dict.fromkeys([named] if isinstance(named, str) else named))
     if fields.late_chunking:
-        read = await openai.read(call, _hosted.requests(call, texts, fields.options))
+        read = await openai.read(call, _hosted.requests(call, contents, fields.options))
         return await _write(call, [read.whole], read.chunks, kinds)
     task: Task = "token_embed" if fields.return_multivector else "embed"
-    answers = await _hosted.embed(call, texts, fields.options, task=task)
+    answers = await _hosted.embed(call, contents, fields.options, task=task)
     return await _write(call, answers, _hosted.arrays_of(answers), kinds)
 
 
@@ -89,8 +89,8 @@ async def multi_vector(call: Call, fields: MultiVectorFields) -> Response:
     """One vector per token of each input."""
     call.use(fields.model)
     options = EmbedOptions(fields.input_type, fields.dimensions, truncate=None if fields.truncate else "NONE")
-    texts = _hosted.texts_of(fields.input, "input")
-    answers = await _hosted.embed(call, texts, options, task="token_embed")
+    contents = _hosted.contents_of(fields.input, "input")
+    answers = await _hosted.embed(call, contents, options, task="token_embed")
     return await _write(call, answers, _hosted.arrays_of(answers), [fields.embedding_type])
 
 
@@ -115,13 +115,13 @@ async def _write(
 async def rerank(call: Call, fields: RerankFields) -> Response:
     """Documents by how well they answer a query, best first."""
     engine = call.use(fields.model)
-    (query,) = _hosted.texts_of([fields.query], "query")
-    documents = _hosted.texts_of(fields.documents, "documents")
+    query = _hosted.content_of(fields.query, "query", "query")
+    documents = _hosted.contents_of(fields.documents, "documents")
     scored = await _hosted.rerank(call, query, documents)
     results: list[Ranked] = [{"index": index, "relevance_score": score} for index, score in scored.best(fields.top_n)]
     if fields.return_documents:
         for ranked in results:
-            ranked["document"] = {"text": documents[ranked["index"]]}
+            ranked["document"] = _echo(fields.documents[ranked["index"]])
     body: RerankReply = {
         "model": engine.facts.name,
         "object": "list",
@@ -129,6 +129,13 @@ async def rerank(call: Call, fields: RerankFields) -> Response:
         "results": results,
     }
     return await call.write(lambda: dumps(body), scored.answers)
+
+
+def _echo(document: str | dict[str, object]) -> Document:
+    """A document in the reply: as it was given, a bare text as {text}."""
+    if isinstance(document, str):
+        return {"text": document}
+    return cast("Document", {name: document[name] for name in ("text", "image", "content") if name in document})
 
 
 def _usage(answers: Sequence[Answer]) -> Usage:
@@ -173,10 +180,12 @@ class EmbeddingReply(TypedDict):
     data: list[Embedding] | list[Embeddings]
 
 
-class Document(TypedDict):
-    """A document as it was read."""
+class Document(TypedDict, total=False):
+    """A document of the request."""
 
     text: str
+    image: str
+    content: object
 
 
 class Ranked(TypedDict):
@@ -196,7 +205,7 @@ class RerankReply(TypedDict):
     results: list[Ranked]
 
 
-ERRORS = (Errors(Error), Errors(Error, (422,)))
+ERRORS = (Errors(Error),)
 _MULTI_VECTOR = Route("POST", "/v1/multi-vector", multi_vector, MultiVectorFields, (EmbeddingReply,))
 DIALECTS = (
     Dialect("jina", (_MULTI_VECTOR,), shape, ERRORS),

@@ -20,7 +20,7 @@ from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
 from poolhouse.server.call import Call, JsonObject
 from poolhouse.server.dialects import _hosted, _replies, openai
-from poolhouse.server.dialects._fields import INPUT_SCHEMA, Many, Strict
+from poolhouse.server.dialects._fields import INPUT_SCHEMA, Many, Strict, with_options
 from poolhouse.server.dialects._replies import TokenCounts
 from poolhouse.server.dialects.openai import BYTES, METADATA, EmbeddingReply
 from poolhouse.server.dialects.tei.info import is_splade
@@ -73,7 +73,7 @@ async def embedding(call: Call, fields: ContentFields) -> Response:
     prompts = parse_prompts(content, name)
     call.engines.check_items(len(prompts), name)
     params = PoolingParams(use_activation=None if is_splade(engine) else False, overflow="error")
-    requests = [EngineRequest(prompt, task, params) for prompt in prompts]
+    requests = [EngineRequest(with_options(prompt, {}), task, params) for prompt in prompts]
     answers = await call.answers(requests, f"{name}[{{}}]".format)
 
     def rows(array: Array) -> Array:

@@ -11,6 +11,8 @@ from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from poolhouse.errors import InvalidRequest
+from poolhouse.inputs.content import TextOrContent
 from poolhouse.server.call import Call
 from poolhouse.server.dialects import _hosted
 from poolhouse.server.dialects._fields import Many, Strict
@@ -22,12 +24,31 @@ class Text(Strict):
     text: str
 
 
+class Passage(Strict):
+    """A text, a picture, or both."""
+
+    text: str | None = None
+    image: str | None = Field(None, description="A data URI.")
+
+    def content(self, path: str) -> TextOrContent:
+        """What it holds, the picture first. path: where it stands in the body.
+
+        Raises:
+            InvalidRequest: neither a text nor a picture.
+        """
+        if self.image is None:
+            if self.text is None:
+                raise InvalidRequest(f"{path} needs text or image.", path)
+            return self.text
+        return _hosted.with_text([_hosted.picture(self.image, f"{path}.image")], self.text)
+
+
 class RankingFields(Strict):
     """The body of POST /v1/ranking."""
 
     model: str | None = None
     query: Text
-    passages: Many[Text] = Field(min_length=1)
+    passages: Many[Passage] = Field(min_length=1)
     truncate: Literal["NONE", "END"] = "NONE"
     top_k: int | None = Field(None, ge=1, description="How many of the best to give; LiteLLM asks for it.")
 
@@ -45,7 +66,7 @@ async def reranking(call: Call, fields: RankingFields) -> Response:
 
 
 async def _rank(call: Call, fields: RankingFields) -> Response:
-    passages = [passage.text for passage in fields.passages]
+    passages = [passage.content(f"passages[{index}]") for index, passage in enumerate(fields.passages)]
     truncate = fields.truncate == "END"
     scored = await _hosted.rerank(call, fields.query.text, passages, truncate=truncate, use_activation=False)
     rankings: list[Ranking] = [{"index": index, "logit": score} for index, score in scored.best(fields.top_k)]

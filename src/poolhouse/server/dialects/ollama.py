@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
-from poolhouse.errors import InputTooLong
+from poolhouse.errors import InputTooLong, InvalidRequest
 from poolhouse.server.call import Call, as_json
 from poolhouse.server.dialects import _hosted, _replies
 from poolhouse.server.dialects._fields import Many, Strict
@@ -49,6 +49,12 @@ class _Fields(Strict):
     model: str | None = Field(None, description="A served model; a single one answers to any name.")
     options: Options = Options()
     keep_alive: object = Field(None, description="Without effect: models stay loaded.")
+    images: object = Field(None, description="Refused: Ollama's API embeds texts alone.")
+
+    def refuse_pictures(self) -> None:
+        """Raise InvalidRequest for pictures, which Ollama's API would leave out without a word."""
+        if self.images:
+            raise InvalidRequest("images: this API embeds texts; /v1/embeddings reads pictures in messages.", "images")
 
 
 class EmbedFields(_Fields):
@@ -74,6 +80,7 @@ class ShowFields(Strict):
 
 async def embed(call: Call, fields: EmbedFields) -> Response:
     """One vector of unit length per text."""
+    fields.refuse_pictures()
     engine = _use(call, fields.model)
     texts = fields.input if isinstance(fields.input, list) else [fields.input] if fields.input else []
     options = EmbedOptions(
@@ -101,6 +108,7 @@ async def embed(call: Call, fields: EmbedFields) -> Response:
 
 async def embeddings(call: Call, fields: EmbeddingsFields) -> Response:
     """The vector of one text, as the model has it."""
+    fields.refuse_pictures()
     engine = _use(call, fields.model)
     answers: list[Answer] = []
     if fields.prompt:

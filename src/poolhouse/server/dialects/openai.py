@@ -21,8 +21,9 @@ from poolhouse.outputs import Array
 from poolhouse.params import LateChunkingParams, PoolingParams
 from poolhouse.plans.late_chunking import Chunking, fixed_chunks, plan
 from poolhouse.server.call import Call
-from poolhouse.server.dialects import _replies
+from poolhouse.server.dialects import _hosted, _replies
 from poolhouse.server.dialects._fields import Inputs, Nested
+from poolhouse.server.engines import Engines
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire import encoding
 from poolhouse.server.wire.contract import Cut, Matrix, Vector
@@ -89,6 +90,9 @@ class EmbeddingFields(VectorFields):
     late_chunking: bool = Field(
         False, description="The inputs are the chunks of one text, each read with the text around it."
     )
+    modality: Literal["text", "image"] = Field(
+        "text", description="What the inputs are; pictures are URLs, data URIs or base64."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -100,6 +104,15 @@ class EmbeddingFields(VectorFields):
         if self._names_a_use and self.adapter is not None:
             raise ValueError("adapter and task both choose an adapter; give one of them.")
         return self
+
+    def prompts(self, engines: Engines) -> list[Prompt]:
+        """As of every body, and pictures in the form of Jina, {image}, and of Infinity and NVIDIA, by `modality`."""
+        items = self.input if isinstance(self.input, list) else [self.input]
+        if self.modality == "text" and not any(type(item) is dict and "image" in item for item in items):
+            return super().prompts(engines)
+        engines.check_items(len(items), "input")
+        read = _hosted.pictures if self.modality == "image" else _hosted.contents_of
+        return [Prompt.of(content) for content in read(items, "input")]
 
     @property
     def _names_a_use(self) -> bool:

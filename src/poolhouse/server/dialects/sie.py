@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import EngineClosed, EngineError, InputTooLong, InvalidRequest, UnknownModel
+from poolhouse.inputs.content import Content, Image, TextOrContent
 from poolhouse.outputs import Array, SparseVector
 from poolhouse.params import PoolingParams
 from poolhouse.plans import scoring, sparse
@@ -44,30 +45,39 @@ _TASKS: dict[Output, Task] = {"dense": "embed", "multivector": "token_embed"}
 _MODES = {"dense": "dense", "sparse": "sparse", "colbert": "colbert", "hybrid": "weighted"}
 _HYBRID = (0.4, 0.2, 0.4)
 _MSGPACK = ("application/msgpack", "application/x-msgpack")
-_MEDIA = ("images", "audio", "video", "document")
+_OTHER_MEDIA = ("audio", "video", "document")
+
+
+class ImageInput(Strict):
+    """A picture."""
+
+    data: str | bytes = Field(description="Base64 in JSON, bytes in msgpack.")
 
 
 class Item(Strict):
-    """A text, and what the reply calls it."""
+    """A text, pictures, or both, and what the reply calls it."""
 
     id: str | None = None
     text: str | None = None
-    images: object = Field(None, description="Refused, as other media: no model here reads them.")
-    audio: object = None
+    images: Many[ImageInput] | None = None
+    audio: object = Field(None, description="Refused, as video and document.")
     video: object = None
     document: object = None
 
-    def text_of(self, path: str) -> str:
-        """The text. path: where the item stands in the body.
+    def content(self, path: str) -> TextOrContent:
+        """What it holds, pictures first. path: where the item stands in the body.
 
         Raises:
-            InvalidRequest: none, or media.
+            InvalidRequest: neither a text nor a picture, or other media.
         """
-        for name in _MEDIA:
+        for name in _OTHER_MEDIA:
             if getattr(self, name):
-                raise InvalidRequest(f"{path} has {name}; the models of this server read texts.", f"{path}.{name}")
+                raise InvalidRequest(f"{path} has {name}; texts and pictures are read here.", f"{path}.{name}")
+        if self.images:
+            pictures = (_picture(image.data, f"{path}.images[{index}]") for index, image in enumerate(self.images))
+            return _hosted.with_text(pictures, self.text)
         if self.text is None:
-            raise InvalidRequest(f"{path} has no text.", f"{path}.text")
+            raise InvalidRequest(f"{path} has neither text nor images.", f"{path}.text")
         return self.text
 
 
@@ -124,7 +134,7 @@ async def encode(call: Call, body: JsonObject) -> Response:
             "instruction cannot be given here: the checkpoint's prompts hold, by options.is_query.",
             "params.instruction",
         )
-    texts = _texts_of(fields.items)
+    contents = _contents_of(fields.items)
     outputs: list[Output] = list(dict.fromkeys(params.output_types or ["dense"]))
     sparse_plan = sparse.plan(engine, (), sparse.SparseOptions()) if "sparse" in outputs else None
     tasks = {
@@ -134,7 +144,8 @@ async def encode(call: Call, body: JsonObject) -> Response:
     first, *further = dict.fromkeys(tasks.values())
     read_as = EmbedOptions("query" if options.is_query else "document")
     requests = [
-        replace(request, further=tuple(further)) for request in _hosted.requests(call, texts, read_as, first, "items")
+        replace(request, further=tuple(further))
+        for request in _hosted.requests(call, contents, read_as, first, "items")
     ]
     answers = await call.answers(requests, "items[{}]".format)
     dtype: Dtype = params.output_dtype or options.output_dtype or "float32"
@@ -178,8 +189,8 @@ async def score_items(call: Call, body: JsonObject) -> Response:
         weights = weights or _HYBRID
     elif weights is not None:
         raise InvalidRequest("score_weights are for score_mode hybrid.", "options.score_weights")
-    documents = _texts_of(fields.items)
-    pairs = Pairs([fields.query.text_of("query")], documents, ("query", "items"))
+    documents = _contents_of(fields.items)
+    pairs = Pairs([fields.query.content("query")], documents, ("query", "items"))
     instruction = fields.instruction or options.instruction or None
     params = PoolingParams(truncate_prompt_tokens=-1)
     scored = await score(call, pairs, scoring.ScoreOptions(params, instruction, mode=mode, weights=weights))
@@ -192,8 +203,12 @@ async def score_items(call: Call, body: JsonObject) -> Response:
     return await call.write(lambda: write(reply), scored.answers)
 
 
-def _texts_of(items: Sequence[Item]) -> list[str]:
-    return [item.text_of(f"items[{index}]") for index, item in enumerate(items)]
+def _contents_of(items: Sequence[Item]) -> list[TextOrContent]:
+    return [item.content(f"items[{index}]") for index, item in enumerate(items)]
+
+
+def _picture(data: str | bytes, path: str) -> Content:
+    return Content((Image(data, path),)) if isinstance(data, bytes) else _hosted.picture(data, path)
 
 
 def _ranking(items: Sequence[Item], scored: Scored) -> list[ScoreEntry]:

@@ -1,4 +1,6 @@
-"""Voyage: embeddings and rerank under /voyage; its rerank at /v1/rerank too, recognised by its own fields.
+"""Voyage: embeddings, of pictures too, and rerank under /voyage; multimodal ones at their own path too.
+
+Its rerank stands at /v1/rerank too, recognised by its own fields.
 
 Source: Voyage's OpenAPI description.
 """
@@ -22,6 +24,8 @@ from poolhouse.server.wire.contract import Cut, Errors, Vector
 from poolhouse.server.wire.encoding import dumps
 from poolhouse.server.wire.errors import Failure, as_json
 
+# Voyage counts a token per so many pixels; usage turns the tokens of pictures back into these.
+_PIXELS_PER_TOKEN = 560
 # Fields of Voyage's rerank that no other dialect at /v1/rerank has.
 OWN_RERANK_FIELDS = frozenset({"top_k", "truncation"})
 
@@ -38,6 +42,22 @@ class EmbeddingFields(Strict):
     encoding_format: Literal["base64"] | None = None
 
 
+class MultimodalFields(Strict):
+    """The body of POST /v1/multimodalembeddings."""
+
+    model: str | None = None
+    inputs: Many[dict[str, object]] = Field(
+        min_length=1,
+        description="{content: [parts]}, each {type: text, text}, {type: image_url, image_url} or "
+        "{type: image_base64, image_base64}.",
+    )
+    input_type: str | None = Field(None, description="query, document, or the name of a prompt.")
+    truncation: bool = True
+    output_dimension: int | None = None
+    output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] = "float"
+    output_encoding: Literal["base64"] | None = None
+
+
 class RerankFields(Strict):
     """The body of POST /voyage/v1/rerank."""
 
@@ -51,18 +71,44 @@ class RerankFields(Strict):
 
 async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
     """One vector per input."""
-    engine = call.use(fields.model)
+    call.use(fields.model)
     texts = [fields.input] if isinstance(fields.input, str) else fields.input
-    truncate: Literal["NONE"] | None = None if fields.truncation else "NONE"
-    options = EmbedOptions(fields.input_type, fields.output_dimension, truncate=truncate)
-    answers = await _hosted.embed(call, texts, options)
+    answers = await _hosted.embed(call, texts, _options(fields))
+    return await _write(call, answers, fields, fields.encoding_format == "base64", _usage(answers))
 
+
+async def multimodal_embeddings(call: Call, fields: MultimodalFields) -> Response:
+    """One vector per input, each of texts and pictures together."""
+    call.use(fields.model)
+    call.engines.check_items(len(fields.inputs), "inputs")
+    inputs = _hosted.contents_of(fields.inputs, "inputs")
+    answers = await _hosted.embed(call, inputs, _options(fields), parameter="inputs")
+    tokens, of_pictures = _replies.tokens_of(answers), _replies.picture_tokens_of(answers)
+    usage: MultimodalUsage = {
+        "text_tokens": tokens - of_pictures,
+        "image_pixels": of_pictures * _PIXELS_PER_TOKEN,
+        "video_pixels": 0,
+        "total_tokens": tokens,
+    }
+    return await _write(call, answers, fields, fields.output_encoding == "base64", usage)
+
+
+def _options(fields: EmbeddingFields | MultimodalFields) -> EmbedOptions:
+    return EmbedOptions(fields.input_type, fields.output_dimension, truncate=None if fields.truncation else "NONE")
+
+
+async def _write(
+    call: Call,
+    answers: Sequence[Answer],
+    fields: EmbeddingFields | MultimodalFields,
+    in_base64: bool,
+    usage: Usage | MultimodalUsage,
+) -> Response:
     def render() -> bytes:
-        in_base64 = fields.encoding_format == "base64"
         arrays = _hosted.arrays_of(answers)
         vectors = _hosted.vectors(call, arrays, fields.output_dtype, "output_dtype", in_base64=in_base64)
         data = list(_hosted.embedding_objects(vectors, answers))
-        return dumps({"object": "list", "data": data, "model": engine.facts.name, "usage": _usage(answers)})
+        return dumps({"object": "list", "data": data, "model": call.engine.facts.name, "usage": usage})
 
     return await call.write(render, answers)
 
@@ -105,6 +151,14 @@ class Usage(TypedDict):
     total_tokens: int
 
 
+class MultimodalUsage(Usage):
+    """Tokens of texts, and of texts and pictures; a picture has 560 pixels per token, however large it was."""
+
+    text_tokens: int
+    image_pixels: int
+    video_pixels: int
+
+
 class Embedding(Cut):
     """The vector of an input, as numbers or in base64."""
 
@@ -120,6 +174,15 @@ class EmbeddingReply(TypedDict):
     data: list[Embedding]
     model: str
     usage: Usage
+
+
+class MultimodalReply(TypedDict):
+    """The reply of /v1/multimodalembeddings."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: MultimodalUsage
 
 
 class Ranked(TypedDict):
@@ -140,14 +203,19 @@ class RerankReply(TypedDict):
 
 
 ERRORS = (Errors(Error),)
-DIALECT = Dialect(
-    "voyage",
-    (
-        Route("POST", "/v1/embeddings", embeddings, EmbeddingFields, (EmbeddingReply,)),
-        Route("POST", "/v1/rerank", rerank, RerankFields, (RerankReply,)),
+_MULTIMODAL = Route("POST", "/v1/multimodalembeddings", multimodal_embeddings, MultimodalFields, (MultimodalReply,))
+DIALECTS = (
+    Dialect("voyage", (_MULTIMODAL,), shape, ERRORS, owns=("/v1/multimodalembeddings",)),
+    Dialect(
+        "voyage",
+        (
+            Route("POST", "/v1/embeddings", embeddings, EmbeddingFields, (EmbeddingReply,)),
+            _MULTIMODAL,
+            Route("POST", "/v1/rerank", rerank, RerankFields, (RerankReply,)),
+        ),
+        shape,
+        ERRORS,
+        prefix="/voyage",
+        owns=("/voyage",),
     ),
-    shape,
-    ERRORS,
-    prefix="/voyage",
-    owns=("/voyage",),
 )

@@ -1,9 +1,9 @@
-"""Weaviate: vectors of text2vec-transformers and scores of reranker-transformers, one model each.
+"""Weaviate: vectors of text2vec-transformers and multi2vec-clip, scores of reranker-transformers, one model each.
 
 All of it under /weaviate. Its vectors and probes stand at their own paths too; at /rerank, which vLLM's clients ask with
 the same body, the reply holds both forms.
 
-Source: the two inference containers. Their clients name no model: of several, the first that can, answers.
+Source: the three inference containers. Their clients name no model: of several, the first that can, answers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import InvalidRequest
+from poolhouse.inputs.content import TextOrContent
 from poolhouse.server.call import Call, as_json
 from poolhouse.server.dialects import _hosted, health
 from poolhouse.server.dialects._fields import Many, Strict
@@ -25,7 +26,7 @@ from poolhouse.server.dialects._pairs import Scored
 from poolhouse.server.dialects.health import Model
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire import errors
-from poolhouse.server.wire.contract import Errors, Vector
+from poolhouse.server.wire.contract import Errors, Matrix, Vector
 from poolhouse.server.wire.encoding import dumps
 from poolhouse.server.wire.errors import Failure
 
@@ -48,6 +49,13 @@ class VectorFields(Strict):
     config: Config = Config()
 
 
+class VectorizeFields(Strict):
+    """The body of POST /vectorize."""
+
+    texts: Many[str] = Field([])
+    images: Many[str] = Field([], description="Pictures in base64.")
+
+
 class RerankFields(Strict):
     """The body of POST /weaviate/rerank."""
 
@@ -64,6 +72,21 @@ async def vectors(call: Call, fields: VectorFields) -> Response:
     answers = await _hosted.embed(call, [fields.text], options, parameter="text")
     vector = answers[0].array
     return await call.write(lambda: dumps({"text": fields.text, "vector": vector, "dim": len(vector)}), answers)
+
+
+async def vectorize(call: Call, fields: VectorizeFields) -> Response:
+    """The vectors of texts, and those of pictures."""
+    _use_first(call, lambda engine: "embed" in engine.facts.tasks and (engine.facts.pictures or not fields.images))
+    texts = len(fields.texts)
+    contents: list[TextOrContent] = [*fields.texts, *_hosted.pictures(fields.images, "images")]
+    requests = _hosted.requests(call, contents, EmbedOptions(), parameter="texts")
+
+    def location(index: int) -> str:
+        return f"texts[{index}]" if index < texts else f"images[{index - texts}]"
+
+    answers = await call.answers(requests, location)
+    arrays = _hosted.arrays_of(answers)
+    return await call.write(lambda: dumps({"textVectors": arrays[:texts], "imageVectors": arrays[texts:]}), answers)
 
 
 async def rerank(call: Call, fields: RerankFields) -> Response:
@@ -127,6 +150,13 @@ class VectorReply(TypedDict):
     dim: int
 
 
+class VectorizeReply(TypedDict):
+    """The reply of /vectorize."""
+
+    textVectors: Matrix
+    imageVectors: Matrix
+
+
 class DocumentScore(TypedDict):
     """A document and its score."""
 
@@ -152,12 +182,13 @@ class PropertyReply(TypedDict):
 ERRORS = (Errors(Error),)
 _AT_OWN_PATHS = (
     Route("POST", "/vectors", vectors, VectorFields, (VectorReply,), others=("/vectors/",)),
+    Route("POST", "/vectorize", vectorize, VectorizeFields, (VectorizeReply,)),
     Route("GET", "/meta", meta, replies=(Model,)),
     Route("GET", "/.well-known/live", live, hidden=True),
     Route("GET", "/.well-known/ready", ready, hidden=True),
 )
 _RERANK = Route("POST", "/rerank", rerank, RerankFields, (RerankReply, PropertyReply))
 DIALECTS = (
-    Dialect("weaviate", _AT_OWN_PATHS, shape, ERRORS, owns=("/vectors",)),
+    Dialect("weaviate", _AT_OWN_PATHS, shape, ERRORS, owns=("/vectors", "/vectorize")),
     Dialect("weaviate", (*_AT_OWN_PATHS, _RERANK), shape, ERRORS, prefix="/weaviate", owns=("/weaviate",)),
 )

@@ -32,8 +32,8 @@ _HALF = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
-# Names of fields, and what looks like them inside strings.
-_FIELD_NAMES = re.compile(rb'(?<!\\)"\s*:')
+# Names of fields, and what looks like them inside strings. It begins with the quote, for which a data URI is searched fast.
+_FIELD_NAMES = re.compile(rb'"(?<!\\")\s*:')
 # A body of fewer bytes is checked on the event loop: that takes less time than handing it to a thread.
 _SMALL = 65536
 # What Python writes for numbers that JSON does not have.

@@ -8,7 +8,7 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 # The statuses of errors that any route that reads a body may have.
-STATUSES = (400, 404, 408, 413, 415, 429, 500, 503, 504)
+STATUSES = (400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 
 Vector = list[float]
 Matrix = list[Vector]

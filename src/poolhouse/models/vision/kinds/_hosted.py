@@ -35,19 +35,22 @@ def named(architecture: str, *model_types: str) -> Callable[[Config, Folder], bo
     return matches
 
 
-def described(query: str, suffix: str, before: str, behind: str, specials: bool = True) -> PicturePrompts:
+def described(
+    query: str, suffix: str, before: str, behind: str, specials: bool = True, picture: str = "<image>"
+) -> PicturePrompts:
     """Prompts that let pictures be described; of a text alone, what queries have.
 
     query, suffix: around a text alone. before, behind: around the caller's text where there are pictures; the pictures
-    stand in `before`, as "{}". specials: whether the tokenizer adds special tokens of its own.
+    stand in `before`, as "{}". specials: whether the tokenizer adds special tokens of its own. picture: what stands
+    for one.
     """
 
     def prompts(content: Content, role: Role | None, instruction: str | None) -> Written:
         text, count = content.text.strip(), len(content.images)
         if not count:
-            return Written(query + text, suffix, specials)
-        shown = before.replace("{}", "<image>" * count)
-        return Written(shown + (f" {text}" if text else ""), behind, specials)
+            return Written(query + text, suffix, add_special_tokens=specials)
+        shown = before.replace("{}", picture * count)
+        return Written(shown + (f" {text}" if text else ""), behind, add_special_tokens=specials)
 
     return prompts
 

@@ -40,13 +40,14 @@ def _named(architecture: str, *model_types: str) -> Callable[[Config, Folder], b
 
 
 def _described(
-    content: Content, role: Role | None, instruction: str | None, *, query: str, before: str, behind: str
+    content: Content, role: Role | None, instruction: str | None, *, query: str, before: str, behind: str, strip: bool
 ) -> Written:
     """A prompt that lets pictures be described, or, of a text alone, the augmented prompt that queries have.
 
-    query: what stands before a text. before, behind: around the caller's text where there are pictures.
+    query: what stands before a text. before, behind: around the caller's text where there are pictures. strip: whether
+    a text loses the blanks around it.
     """
-    text, count = content.text.strip(), len(content.images)
+    text, count = content.text.strip() if strip else content.text, len(content.images)
     if not count:
         return Written(query + text, AUGMENTED)
     return Written(before.replace(PICTURE, PICTURE * count) + (f" {text}" if text else ""), behind)
@@ -59,19 +60,21 @@ def _tomoro(config: Config, folder: Folder) -> PictureReader:
         query=settings.get("query_prefix") or "",
         before=settings.get("visual_prompt_prefix") or DESCRIBE,
         behind=settings.get("visual_prompt_suffix") or f"<|im_end|>{END}",
+        strip=True,
     )
     return qwen_reader(config, folder, prompts, settings.get("max_num_visual_tokens") or _TOMORO_TOKENS)
 
 
 def _engine(config: Config, folder: Folder) -> PictureReader:
-    prompts = partial(_described, query="", before=DESCRIBE, behind=f"<|im_end|>{END}")
+    prompts = partial(_described, query="", before=DESCRIBE, behind=f"<|im_end|>{END}", strip=False)
     return qwen_reader(config, folder, prompts, processor_settings(folder).get("max_num_visual_tokens"))
 
 
 def _ops(config: Config, folder: Folder) -> PictureReader:
     if config.get("mask_non_image_embeddings"):
         raise CheckpointError("config.json: mask_non_image_embeddings leaves texts without vectors; it is not served.")
-    prompts = partial(_described, query="Query: ", before=DESCRIBE, behind=f"<|im_end|><|im_start|>assistant\n{END}")
+    behind = f"<|im_end|><|im_start|>assistant\n{END}"
+    prompts = partial(_described, query="Query: ", before=DESCRIBE, behind=behind, strip=False)
     return qwen_reader(config, folder, prompts, processor_settings(folder).get("max_num_visual_tokens"))
 
 

@@ -71,6 +71,6 @@ class OpenAIError(TypedDict):
     type: ErrorType
 
 
-_STATUSES = (*STATUSES, 422, 424)
+_STATUSES = (*STATUSES, 424)
 ERRORS = Errors(Error, _STATUSES)
 OPENAI_ERRORS = Errors(OpenAIError, _STATUSES)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from poolhouse.errors import InvalidRequest
-from poolhouse.inputs.prompts import Prompt, parse_prompts
+from poolhouse.inputs.prompts import Prompt, images_of, parse_prompts
 from poolhouse.params import PoolingParams
 from poolhouse.server.dialects import openai
 from poolhouse.server.dialects._fields import INPUT_SCHEMA, Many, Nested, Strict
@@ -56,10 +56,13 @@ class TokenFields(TeiFields):
         """One prompt per text or list of ids.
 
         Raises:
-            EmptyInput: no text. InvalidRequest: neither texts nor ids.
+            EmptyInput: no text. InvalidRequest: neither texts nor ids, or pictures.
         """
         _refuse_nothing(self.inputs, "inputs")
-        return parse_prompts(self.inputs, "inputs")
+        prompts = parse_prompts(self.inputs, "inputs")
+        if any(map(images_of, prompts)):
+            raise InvalidRequest("TEI's API has no pictures; /v1/embeddings and /pooling read them.", "inputs")
+        return prompts
 
 
 class OpenAIFields(openai.EmbeddingFields):

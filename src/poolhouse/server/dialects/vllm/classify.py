@@ -61,7 +61,7 @@ async def classify_tokens(call: Call, fields: ClassifyTokensFields) -> Response:
     # Entities are read from probabilities, whatever the model's default is.
     requests = fields.requests(call.engines, "token_classify", replace(fields.params(), use_activation=True))
     if any(request.prompt.text is None for request in requests):
-        raise InvalidRequest("Entities are parts of a text; token ids have none.", "input")
+        raise InvalidRequest("Entities are parts of a text; token ids and pictures have none.", "input")
     answers = await call.answers([replace(request, offsets=True) for request in requests])
     texts = [request.prompt.text or "" for request in requests]
     head = call.list_head("classify-tokens", fields.request_id)

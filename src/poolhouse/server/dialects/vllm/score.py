@@ -7,16 +7,18 @@ from typing import Literal, NotRequired
 
 import orjson
 from pydantic import Field, StrictFloat
+from pydantic.config import JsonDict
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from poolhouse.errors import InvalidRequest
+from poolhouse.inputs.content import TextOrContent
 from poolhouse.inputs.prompts import parse_texts
 from poolhouse.inputs.templates.score import score_template
 from poolhouse.plans import scoring
 from poolhouse.server.call import Call
 from poolhouse.server.dialects import _replies
-from poolhouse.server.dialects._fields import Common, Many, check_chat_template
+from poolhouse.server.dialects._fields import CONTENT_SCHEMA, Common, Many, check_chat_template, processor_options
 from poolhouse.server.dialects._pairs import Pairs, Scored, score
 from poolhouse.server.dialects._replies import TokenCounts
 from poolhouse.server.dialects.openai import List
@@ -24,7 +26,16 @@ from poolhouse.server.engines import Engines
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire.contract import Cut
 
-_TEXTS = "A text, {text}, {content: [text parts]}, or a list of them."
+_TEXTS = "A text, {text}, {content: [text and image_url parts]}, or a list of them."
+_SIDE: JsonDict = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
+        {"type": "object", "properties": {"content": CONTENT_SCHEMA}, "required": ["content"]},
+    ]
+}
+_SIDES: JsonDict = {"anyOf": [_SIDE, {"type": "array", "items": _SIDE, "minItems": 1}]}
+_SIDE_OR_NULL: JsonDict = {"anyOf": [_SIDES, {"type": "null"}]}
 # The names of the queries and of the documents; the first are vLLM's latest.
 PAIR_NAMES = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
 
@@ -74,13 +85,13 @@ class PairFields(Common):
 class ScoreFields(PairFields):
     """The body of POST /score; queries and documents, by any of four pairs of names."""
 
-    queries: object = Field(None, description=_TEXTS)
-    documents: object = Field(None, description=_TEXTS)
-    items: object = Field(None, description="Another name for documents.")
-    data_1: object = Field(None, description="Another name for queries.")
-    data_2: object = Field(None, description="Another name for documents.")
-    text_1: object = Field(None, description="Another name for queries.")
-    text_2: object = Field(None, description="Another name for documents.")
+    queries: object = Field(None, description=_TEXTS, json_schema_extra=_SIDE_OR_NULL)
+    documents: object = Field(None, description=_TEXTS, json_schema_extra=_SIDE_OR_NULL)
+    items: object = Field(None, description="Another name for documents.", json_schema_extra=_SIDE_OR_NULL)
+    data_1: object = Field(None, description="Another name for queries.", json_schema_extra=_SIDE_OR_NULL)
+    data_2: object = Field(None, description="Another name for documents.", json_schema_extra=_SIDE_OR_NULL)
+    text_1: object = Field(None, description="Another name for queries.", json_schema_extra=_SIDE_OR_NULL)
+    text_2: object = Field(None, description="Another name for documents.", json_schema_extra=_SIDE_OR_NULL)
 
     def pairs(self) -> Pairs:
         """The queries and documents, under the names that they came by.
@@ -103,8 +114,10 @@ class ScoreFields(PairFields):
 class RerankFields(PairFields):
     """The body of POST /rerank."""
 
-    query: object = Field(description="A text, {text}, or {content: [text parts]}.")
-    documents: object = Field(description=_TEXTS)
+    query: object = Field(
+        description="A text, {text}, or {content: [text and image_url parts]}.", json_schema_extra=_SIDE
+    )
+    documents: object = Field(description=_TEXTS, json_schema_extra=_SIDES)
     top_n: int = Field(0, ge=0, description="How many of the best to give; 0 gives all.")
     return_documents: bool = Field(True, description="Whether results hold their documents.")
 
@@ -150,25 +163,43 @@ async def rerank(
     fields.cut_to(engine.facts.max_tokens)
     pairs = fields.pairs()
     scored = await _score(call, fields, pairs)
+    documents = _echoes(fields.documents, pairs.documents) if fields.return_documents else None
     body = {
         "id": call.reply_id("score", fields.request_id),
         "model": engine.facts.name,
         "usage": _replies.token_counts(scored.answers),
-        "results": [_result(index, pairs.documents, scored, fields) for index in scored.ranked(fields.top_n)],
+        "results": [_result(index, documents, scored) for index in scored.ranked(fields.top_n)],
         **({} if more is None else more(scored)),
     }
     return await call.write(lambda: orjson.dumps(body), scored.answers)
 
 
 async def _score(call: Call, fields: PairFields, pairs: Pairs) -> Scored:
-    options = fields.options(call.engines)
-    return await score(call, pairs, options, adapter=fields.adapter, priority=fields.priority)
+    return await score(
+        call,
+        pairs,
+        fields.options(call.engines),
+        adapter=fields.adapter,
+        priority=fields.priority,
+        processor_options=processor_options(fields.mm_processor_kwargs),
+    )
 
 
-def _result(index: int, documents: Sequence[str], scored: Scored, fields: RerankFields) -> dict[str, object]:
+def _echoes(given: object, documents: Sequence[TextOrContent]) -> list[RankedDocument]:
+    """The documents as replies show them: texts, or the parts that were given where they hold a picture."""
+    items = given if isinstance(given, list) else [given]
+    return [
+        {"text": document, "multi_modal": None}
+        if isinstance(document, str)
+        else {"text": None, "multi_modal": item["content"]}
+        for item, document in zip(items, documents, strict=True)
+    ]
+
+
+def _result(index: int, documents: Sequence[RankedDocument] | None, scored: Scored) -> dict[str, object]:
     result: dict[str, object] = {"index": index}
-    if fields.return_documents:
-        result["document"] = {"text": documents[index], "multi_modal": None}
+    if documents is not None:
+        result["document"] = documents[index]
     one = scored.scores[index]
     return {**result, "relevance_score": one.score, **_replies.cut_of_pair(one.answers)}
 
@@ -188,10 +219,10 @@ class ScoreReply(List):
 
 
 class RankedDocument(TypedDict):
-    """A document of the request."""
+    """A document of the request: a text, or the parts of one with pictures."""
 
-    text: str
-    multi_modal: None
+    text: str | None
+    multi_modal: list[object] | None
 
 
 class Ranked(Cut):

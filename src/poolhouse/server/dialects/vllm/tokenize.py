@@ -9,10 +9,17 @@ from typing_extensions import TypedDict
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnknownModel
-from poolhouse.inputs.prompts import Conversation, Prompt
+from poolhouse.inputs.prompts import Conversation, Prompt, images_of
 from poolhouse.server.call import Call, JsonObject
 from poolhouse.server.dialects import tei
-from poolhouse.server.dialects._fields import Lenient, Many, Strict, check_chat_template, refuse_media_options
+from poolhouse.server.dialects._fields import (
+    Lenient,
+    Many,
+    Strict,
+    check_chat_template,
+    processor_options,
+    refuse_media_io,
+)
 from poolhouse.server.engines import Engines, unknown
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire.contract import Errors
@@ -31,18 +38,18 @@ class TokenizeFields(Lenient):
     continue_final_message: bool = Field(False, description="Of messages: leave the last one open.")
     chat_template: str | None = Field(None, description="Refused unless --trust-request-chat-template.")
     chat_template_kwargs: dict[str, object] | None = None
-    mm_processor_kwargs: dict[str, object] | None = Field(
-        None, description="Refused: no model here takes media options."
-    )
-    media_io_kwargs: dict[str, object] | None = Field(None, description="Refused: no model here takes media options.")
+    mm_processor_kwargs: dict[str, object] | None = Field(None, description="Without effect: pictures are refused.")
+    media_io_kwargs: dict[str, object] | None = Field(None, description="Refused.")
 
     def request(self, engines: Engines, engine: PoolingEngine) -> EngineRequest:
         """What is to be tokenised.
 
         Raises:
-            InvalidRequest: neither a prompt nor messages, or both; a template or options that are not for requests.
+            InvalidRequest: neither a prompt nor messages, or both; pictures; a template or options that are not for
+                requests.
         """
-        refuse_media_options(self)
+        refuse_media_io(self.media_io_kwargs)
+        processor_options(self.mm_processor_kwargs)
         if (self.prompt is None) == (self.messages is None):
             raise InvalidRequest("Give prompt (a text) or messages (a conversation).", "prompt")
         task = engine.facts.tasks[0]
@@ -58,7 +65,10 @@ class TokenizeFields(Lenient):
             self.chat_template_kwargs or {},
             bool(self.add_special_tokens),
         )
-        return EngineRequest(Prompt(None, conversation=conversation), task)
+        prompt = Prompt(None, conversation=conversation)
+        if images_of(prompt):
+            raise InvalidRequest("Pictures are not tokenized here; usage of /pooling counts their tokens.", "messages")
+        return EngineRequest(prompt, task)
 
 
 class DetokenizeFields(Strict):
