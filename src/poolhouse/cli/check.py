@@ -20,6 +20,7 @@ from poolhouse.cli.options import Model, with_options
 from poolhouse.data import passages, queries
 from poolhouse.engine.request import Request
 from poolhouse.errors import CheckpointError, InvalidRequest, PoolhouseError
+from poolhouse.inputs.content import Content, Image
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.templates.score import SEAM
 from poolhouse.params import PoolingParams
@@ -164,6 +165,10 @@ def _facts(llm: LLM) -> dict[str, Any]:
     if template is not None:
         told["score_template"] = template.name
         told["a_pair_becomes"] = template.render("QUERY", "DOCUMENT").replace(SEAM, "")
+    pair = None if facts.pictures is None else facts.pictures.pair
+    if pair is not None:
+        written = pair(Content(("QUERY",)), Content((Image("", ""),)), None)
+        told["a_pair_becomes"] = written.text + written.tail
     told["decision"] = llm.model.plan.described()
     told["tasks"] = {task: pipeline.description for task, pipeline in llm.model.pipelines.items()}
     told["notes"] = list(facts.notes)
@@ -213,6 +218,8 @@ def _compare(llm: LLM) -> Compared | str:
     template = llm.engine.facts.score_template
     if template is not None and not template.instruction_as_system:
         return f"sentence-transformers does not know the prompt of this model ({template.name})."
+    if llm.model.facts.pictures is not None:
+        return "sentence-transformers does not know the prompts of this model."
     if "classify" in llm.engine.facts.tasks:
         return _with_reference(_compare_pairs, llm)
     return f"sentence-transformers has no {' or '.join(llm.engine.facts.tasks)}."
