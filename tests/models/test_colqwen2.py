@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from poolhouse import LLM
 from poolhouse.errors import CheckpointError
 from poolhouse.inputs.content import Content
 from poolhouse.inputs.content import Image as Shown
@@ -32,7 +33,7 @@ from poolhouse.packing.tokens import Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import Rows
 from poolhouse.tasks import Task
-from tests.models.parity import Parity, Record, change_tensors, worst
+from tests.models.parity import Parity, Record, change_config, change_tensors, worst
 from tests.models.qwen_vl import MIDDLE, NEW, OLD, SLOT, QwenVL, pictures, prefixed
 from tests.models.test_colqwen3 import tokens_of
 
@@ -229,6 +230,21 @@ def test_transformers_own_class_agrees_where_it_is_given_positions(tmp_path: Pat
     assert worst([got], [without]) > 0.1
 
 
+@pytest.mark.parametrize("name", ["ColQwen2, 4.x", "BiQwen2.5"])
+def test_pages_are_scored_from_python(name: str, tmp_path: Path) -> None:
+    layout = LAYOUTS[name]
+    tiny = made(layout, tmp_path)
+    sides: list[list[str | int]] = [["what is shown?"], [0], [1, 3], ["a text alone"], [2, "and a caption"]]
+    rows = [vectors(tiny, prompt(layout, side), shown_in(side)) for side in sides]
+    if layout.projection is None:
+        rows = [own[-1:] for own in rows]
+    expected = [float((rows[0] @ own.T).max(1).values.sum()) for own in rows[1:]]
+    pages = [{"content": [part if isinstance(part, str) else pictures()[part] for part in side]} for side in sides[1:]]
+    with LLM(str(tmp_path), dtype="float32") as llm:
+        got = llm.score("what is shown?", pages, use_tqdm=False)
+        assert [one.outputs.score for one in got] == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_picture_is_limited_to_768_tokens_where_no_file_says_more(tmp_path: Path) -> None:
     def tokens(folder: Path) -> int:
         reader = opened(folder).facts.pictures
@@ -305,6 +321,42 @@ def test_adapters_are_merged_as_peft_merges_them(name: str, tmp_path: Path, reco
     chosen = opened(base, adapters=AdapterOptions(modules={"own": folder}))
     mixed = answers(chosen, [tokens[1], tokens[0], tokens[1]], "token_embed", [None, "own", "own"])
     assert worst(mixed, [plain, expected[0], expected[1]]) < TOLERANCE
+
+
+def test_a_projection_may_come_whole_with_an_adapter_that_a_name_tells(tmp_path: Path) -> None:
+    layout, base, folder = LAYOUTS["ColQwen2.5, 4.x"], tmp_path / "base", tmp_path / "colnomic-embed-multimodal-3b"
+    tiny = made(layout, base)
+    merged = adapted(tiny, base, folder, OLD)
+    # As peft saves modules_to_save; the base is a plain Qwen2.5-VL.
+    tensors = {
+        name: tensor
+        for name, tensor in load_file(folder / "adapter_model.safetensors").items()
+        if "text_proj" not in name
+    }
+    whole = {
+        f"base_model.model.custom_text_proj.{kind}": tensor
+        for kind, tensor in merged.modules["custom_text_proj"].state_dict().items()
+    }
+    save_file(tensors | whole, folder / "adapter_model.safetensors")
+    for kind in ("weight", "bias"):
+        change_tensors(base, drop=f"custom_text_proj.{kind}")
+    change_config(base, architectures=["Qwen2_5_VLForConditionalGeneration"])
+    model = opened(folder)
+    assert model.tasks == ("token_embed",)
+    text = prompt(layout, [0])
+    (got,) = answers(model, [tokens_of(model, text, shown_in([0]))], "token_embed")
+    assert worst([got], [vectors(merged, text, shown_in([0]))]) < TOLERANCE
+
+
+def test_prompts_are_those_of_the_processors_files_where_they_state_some(tmp_path: Path) -> None:
+    made(LAYOUTS["ColQwen2 of transformers"], tmp_path)
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    stated = {"query_prefix": "Question: ", "visual_prompt_prefix": f"{SLOT}See.<|im_end|>!"}
+    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings, **stated}))
+    model = opened(tmp_path)
+    assert written(model, "query", ["who?"]) == f"Question: who?{END * 10}\n"
+    assert written(model, "document", [0, 1, "a page"]) == f"{SLOT}{SLOT}See. a page<|im_end|>!"
 
 
 def test_an_adapter_on_a_base_without_a_projection_is_refused(tmp_path: Path) -> None:
