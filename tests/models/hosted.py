@@ -23,7 +23,7 @@ from poolhouse.models.load import load
 from poolhouse.models.model import Model
 from poolhouse.models.plan import LoadOptions
 from poolhouse.packing.pack import Batch
-from poolhouse.packing.tokens import Pictures, Tokens
+from poolhouse.packing.tokens import Picture, Pictures, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import Rows
 
@@ -31,6 +31,8 @@ SPECIAL = (
     *("<pad>", "<bos>", "<eos>", "<image>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>"),
     *("<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|endoftext|>", "<|vision_start|>", "<|image_pad|>"),
     *("<|vision_end|>", "<|video_pad|>", "<|image>", "<image|>", "<|image|>"),
+    *("<img>", "</img>", "<IMG_CONTEXT>"),
+    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     *(f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)),
 )
 ID = {token: 256 + index for index, token in enumerate(SPECIAL)}
@@ -155,7 +157,24 @@ def prompt(
     tokens = np.array(ids, np.int64)
     if not pictures:
         return Tokens(tokens)
-    return Tokens(tokens, pictures=Pictures(tuple(pictures), np.array(filled, np.bool_)))
+    axes = _axes(np.array(filled), pictures) if reader.axes else None
+    return Tokens(tokens, pictures=Pictures(tuple(pictures), np.array(filled, np.bool_), axes))
+
+
+def _axes(filled: np.ndarray[Any, Any], pictures: Sequence[Picture]) -> np.ndarray[Any, Any]:
+    """Positions in time, down and across: a picture takes as many as its longer side."""
+    found: list[tuple[int, int, int]] = []
+    waiting, at, token = iter(pictures), 0, 0
+    while token < len(filled):
+        if not filled[token]:
+            found.append((at, at, at))
+            at, token = at + 1, token + 1
+            continue
+        extent = next(waiting).extent
+        assert extent is not None
+        found += [(at, at + row, at + column) for row in range(extent[0]) for column in range(extent[1])]
+        at, token = at + max(extent), token + extent[0] * extent[1]
+    return np.array(found, np.int64).T
 
 
 def hidden_states(model: Model, prompts: Sequence[Tokens]) -> list[Tensor]:

@@ -159,10 +159,10 @@ class QwenVL:
         model.tie_weights()
         return tiny
 
-    def inputs(self, text: str, images: Sequence[Image.Image] = ()) -> dict[str, Tensor]:
-        """What a model of transformers takes of a text with a placeholder per picture."""
+    def inputs(self, text: str, images: Sequence[Image.Image] = (), tail: Sequence[int] = ()) -> dict[str, Tensor]:
+        """What a model of transformers takes of a text with a placeholder per picture. tail: ids behind it."""
         processor = transformers.Qwen2VLImageProcessorPil(**self.settings)
-        ids = tokenizer()(text, add_special_tokens=False)["input_ids"]
+        ids = [*tokenizer()(text, add_special_tokens=False)["input_ids"], *tail]
         if not images:
             tensor = torch.tensor([ids])
             return {"input_ids": tensor, "mm_token_type_ids": torch.zeros_like(tensor)}
@@ -176,10 +176,10 @@ class QwenVL:
             "mm_token_type_ids": (tensor == IMAGE).long(),
         }
 
-    def hidden(self, text: str, images: Sequence[Image.Image] = ()) -> Tensor:
+    def hidden(self, text: str, images: Sequence[Image.Image] = (), tail: Sequence[int] = ()) -> Tensor:
         """[tokens, hidden] behind the final norm, alone."""
-        with torch.inference_mode():
-            return self.model.model(**self.inputs(text, images)).last_hidden_state[0]  # type: ignore[no-any-return]
+        with torch.no_grad():
+            return self.model.model(**self.inputs(text, images, tail)).last_hidden_state[0]  # type: ignore[no-any-return]
 
     def logits(self, text: str, images: Sequence[Image.Image] = ()) -> Tensor:
         """[vocabulary] behind the last token."""

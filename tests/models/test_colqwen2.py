@@ -148,7 +148,7 @@ def opened(folder: Path, **options: Any) -> Model:
 def vectors(tiny: QwenVL, text: str, images: Sequence[Image.Image]) -> Tensor:
     """[tokens, width] by the formula of the models' own code."""
     with torch.no_grad():
-        state = tiny.hidden(text, images).clone()
+        state = tiny.hidden(text, images)
         for projection in tiny.modules.values():
             state = projection(state)
         return F.normalize(state, dim=-1)

@@ -276,3 +276,28 @@ def test_what_no_tower_of_ours_does_is_left_to_transformers(tmp_path: Path) -> N
     change_config(tmp_path, vision_config=ROWS["siglip"][2] | {"vision_use_head": False})
     with pytest.raises(CheckpointError, match="vision_use_head"):
         opened(tmp_path, implementation="native")
+
+
+NO_TEXTS = {
+    "ViTForImageClassification": "is a classifier of pictures, which is not served",
+    "SiglipForImageClassification": "is a classifier of pictures, which is not served",
+    "CLIPVisionModelWithProjection": "has no text half and no tokenizer; load the whole model",
+    "SiglipVisionModel": "has no text half and no tokenizer; load the whole model",
+    "NomicVisionModel": r"\(nomic-embed-vision\), which is not served",
+}
+
+
+@pytest.mark.parametrize("architecture", NO_TEXTS)
+def test_models_of_pictures_alone_are_refused_by_name(architecture: str, tmp_path: Path) -> None:
+    save(tmp_path, "clip")
+    change_config(tmp_path, architectures=[architecture], model_type="nomic_bert")
+    with pytest.raises(CheckpointError, match=NO_TEXTS[architecture]):
+        opened(tmp_path)
+
+
+def test_jinas_clip_names_the_code_that_it_needs(tmp_path: Path) -> None:
+    save(tmp_path, "clip")
+    code = {"AutoModel": "jinaai/jina-clip-implementation--modeling_clip.JinaCLIPModel"}
+    change_config(tmp_path, architectures=["JinaCLIPModel"], model_type="jina_clip", auto_map=code)
+    with pytest.raises(CheckpointError, match=r"code of its own for it .*JinaCLIPModel"):
+        opened(tmp_path)

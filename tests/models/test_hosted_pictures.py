@@ -44,6 +44,9 @@ PROMPTS: tuple[tuple[str | PILImage, ...], ...] = (
 )
 
 
+PROMPTS_OF = {"E5-V": (*PROMPTS[:3], (SHARED,), (picture(18, 70),))}
+
+
 def paligemma(layout: str) -> Hosted:
     text = {
         "model_type": "gemma",
@@ -190,8 +193,8 @@ def gemma() -> Hosted:
         boi_token_id=ID["<|image>"],
         eoi_token_id=ID["<image|>"],
         image_token_id=ID["<|image|>"],
-        video_token_id=VOCABULARY,
-        audio_token_id=VOCABULARY,
+        video_token_id=ID["<|video_pad|>"],
+        audio_token_id=ID["<|im_end|>"],
     )
     settings = {
         "image_processor_type": "Gemma4ImageProcessor",
@@ -260,6 +263,30 @@ def colqwen3_5(contract: str) -> Hosted:
     return Hosted(model, {"custom_text_proj": randomised(nn.Linear(32, 12))}, whole, settings, lambda name: name)
 
 
+def e5_v() -> Hosted:
+    vision = {"model_type": "clip_vision_model", **SIGLIP, "num_hidden_layers": 3, "projection_dim": 24}
+    config = transformers.LlavaNextConfig(
+        text_config={"model_type": "llama", **LLAMA},
+        vision_config=vision,
+        image_token_index=ID["<image>"],
+        image_grid_pinpoints=[[16, 32], [32, 16], [32, 32], [16, 48]],
+    )
+    settings = {
+        "image_processor_type": "LlavaNextImageProcessor",
+        "size": {"shortest_edge": 16},
+        "crop_size": {"height": 16, "width": 16},
+    }
+    model = randomised(transformers.AutoModel.from_config(config))
+
+    def renamed(name: str) -> str:
+        name = name.replace("language_model.", "language_model.model.")
+        return name.replace("vision_tower.", "vision_tower.vision_model.")
+
+    head = {"language_model.lm_head.weight": model.get_input_embeddings().weight}
+    whole = {**config.to_dict(), "architectures": ["LlavaNextForConditionalGeneration"]}
+    return Hosted(model, {}, whole, settings, renamed, head)
+
+
 def of_squares(model: Any, tokens: Tokens) -> dict[str, Tensor]:
     return {"pixel_values": torch.cat([torch.from_numpy(one.pixels) for one in shown(tokens)])}
 
@@ -321,12 +348,17 @@ KINDS: dict[str, tuple[Callable[[], Hosted], Reading]] = {
     "BiModernVBERT": (lambda: modernvbert("BiModernVBert"), of_tiles),
     "EmbeddingGemma 2": (gemma, of_soft_tokens),
     "ColQwen3.5, causal": (lambda: colqwen3_5("causal"), of_grids),
+    "ColQwen3.5, bidirectional": (lambda: colqwen3_5("bidirectional"), of_grids),
+    "E5-V": (e5_v, of_shapes),
 }
 
 
 def reference(tiny: Hosted, reading: Reading, tokens: Tokens) -> Tensor:
-    """Hidden states of one prompt, by the class itself with its own attention."""
-    with torch.no_grad():
+    """Hidden states of one prompt, by the class itself with its own attention; without a mask where nothing is hidden."""
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        if tiny.config.get("retrieval_attention_contract") == "bidirectional":
+            patch.setattr("transformers.models.qwen3_5.modeling_qwen3_5.create_causal_mask", lambda **_: None)
+            tiny.model.set_attn_implementation({"text_config": "eager"})
         more = reading(tiny.model, tokens) if shown(tokens) else {}
         found: Tensor = tiny.model(input_ids=torch.from_numpy(tokens.ids)[None], **more).last_hidden_state[0]
         return found
@@ -338,9 +370,10 @@ def test_packed_prompts_with_pictures_equal_the_class_alone(kind: str, tmp_path:
     tiny = make()
     tiny.save(tmp_path)
     model = loaded(tmp_path)
-    assert model.facts.served_by.startswith("transformers, packed"), model.facts.served_by
+    way = "unpacked: packed and alone differ" if kind.startswith("ColQwen3.5") else "packed, positions from 0"
+    assert model.facts.served_by.startswith(f"transformers, {way}"), model.facts.served_by
     assert model.facts.pictures is not None
-    prompts = [prompt(model.facts.pictures, *parts) for parts in PROMPTS]
+    prompts = [prompt(model.facts.pictures, *parts) for parts in PROMPTS_OF.get(kind, PROMPTS)]
     expected = [reference(tiny, reading, one) for one in prompts]
     assert worst(hidden_states(model, prompts), expected) < 1e-4
     for one, hidden in zip(prompts, expected, strict=True):

@@ -435,9 +435,9 @@ def test_a_card_is_read_whether_or_not_its_yaml_is_well_formed(tmp_path: Path) -
     assert read_card(tmp_path) == ModelCard()
     text = "---\nlicense: mit\ntags: [a, 'b']\npipeline_tag: \"text-ranking\"\nbase_model:\n  - x/y\n- z\n---\n# pipeline_tag: no\n"
     (tmp_path / "README.md").write_text(text)
-    assert read_card(tmp_path) == ModelCard("text-ranking", ("a", "b"), ("x/y", "z"))
+    assert read_card(tmp_path) == ModelCard("text-ranking", ("a", "b"), ("x/y", "z"), "pipeline_tag: no")
     (tmp_path / "README.md").write_text("# A model\n\npipeline_tag: text-ranking\n")
-    assert read_card(tmp_path) == ModelCard()
+    assert read_card(tmp_path) == ModelCard(title="A model")
 
 
 @pytest.mark.parametrize("row", ["template", "no separator"])

@@ -345,8 +345,10 @@ class Checks:
         return () if self.model.adapters is None else self.model.adapters.task_names
 
     def _task_adapter(self, request: Request) -> str | None:
+        """The task adapter that an input type names: "code", and "code.query" too."""
         input_type = (request.input_type or "").lower()
-        return next((name for name in self._task_adapters if name.lower() == input_type), None)
+        names = (input_type, input_type.partition(".")[0])
+        return next((task for name in names for task in self._task_adapters if task.lower() == name), None)
 
     def _role(self, request: Request) -> Role | None:
         """What a text is to a late-interaction model: a document, unless the request says otherwise."""

@@ -92,7 +92,7 @@ class Media:
         submission = _Submission(queues, go_on)
         others: list[Request] = []
         for request in requests:
-            images = () if request.pictures else _images(request)
+            images = () if request.pictures else images_of(request.prompt)
             if not images:
                 others.append(request)
                 continue
@@ -309,13 +309,6 @@ class Media:
             if job.fetched is not None:
                 job.fetched.cancel()
         self._advance()
-
-
-def _images(request: Request) -> tuple[Image, ...]:
-    try:
-        return images_of(request.prompt)
-    except InvalidRequest:
-        return ()  # of messages that intake will refuse
 
 
 @dataclass(slots=True, eq=False)

@@ -40,15 +40,16 @@ class Written:
     """A prompt as text, with one placeholder per picture.
 
     text: what may be cut behind its last picture. tail: what stays, whatever is cut (a suffix, the end of a turn).
-    tail_ids: ids behind the tail that stand for no text. add_special_tokens: whether the tokenizer adds its own. images: the pictures in the order of their placeholders, where
-    that is not the caller's order (of a pair: the query's, then the document's).
+    tail_ids: ids behind the tail that stand for no text. add_special_tokens: whether the tokenizer adds its own. images:
+    the pictures in the order of their placeholders, where that is not the caller's order (of a pair: the query's, then
+    the document's); one of the model's own is ready.
     """
 
     text: str
     tail: str = ""
     tail_ids: tuple[int, ...] = ()
     add_special_tokens: bool = True
-    images: tuple[Image, ...] | None = None
+    images: tuple[Image | Picture, ...] | None = None
 
 
 def plain_prompts(placeholder: str) -> PicturePrompts:

@@ -284,9 +284,12 @@ def parse_texts(texts: object, parameter: str) -> list[TextOrContent]:
 Role = Literal["query", "document"]
 # Names of a role in sentence-transformers, Cohere, Voyage, NVIDIA, Jina and Google, and of prompts in checkpoints.
 _ROLE_NAMES: Mapping[Role, tuple[str, ...]] = {
-    "query": ("query", "search_query", "retrieval.query", "retrieval_query", "s2p_query"),
+    "query": ("query", "search_query", "retrieval.query", "code.query", "retrieval_query", "s2p_query"),
     # A picture is a document in Cohere's API.
-    "document": ("document", "passage", "search_document", "corpus", "retrieval.passage", "retrieval_document", "image"),
+    "document": (
+        *("document", "passage", "search_document", "corpus", "image"),
+        *("retrieval.passage", "code.passage", "retrieval_document"),
+    ),
 }
 # Input types of Cohere's and Jina's APIs that a model without tasks may ignore: its vectors serve every use.
 _OTHER_USES = ("classification", "clustering", "separation", "text-matching", "semantic_similarity")

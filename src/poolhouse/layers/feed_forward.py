@@ -21,7 +21,7 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
-    return x * (1.702 * x).sigmoid()
+    return (1.702 * x).sigmoid_().mul_(x)
 
 
 # The activation names of config.json. Names on one line mean the same function.

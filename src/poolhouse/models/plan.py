@@ -207,7 +207,7 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     native, why, notes = _native(config, role, options, reranker, late, weights, pictures)
     family = None if native is None else native.family
     if native is None and pictures is not None and pictures.join is not None:
-        pictures = None  # transformers' way runs the text half alone
+        pictures = None  # transformers runs the text half of such models alone
     hosted = pictures is not None and pictures.hosted is not None
     if family is None and (adapters.modules or adapters.merge or (adapters.base_merge and not hosted)):
         raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
@@ -233,7 +233,9 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
             config if pictures is None else {**pictures.text_config(config), **config},
             *(family, device),
         ),
-        max_tokens=reranker.max_tokens if options.max_tokens is None else options.max_tokens,
+        max_tokens=(reranker.max_tokens or _longest(pictures, config))
+        if options.max_tokens is None
+        else options.max_tokens,
         adapters=replace(
             adapters,
             classifier=role in ("classify", "token_classify"),
@@ -278,18 +280,24 @@ def _late_pictures(pictures: PictureModel | None, config: Config, folder: Folder
 
 def _picture_reranker(pictures: PictureModel, config: Config, weights: Folder) -> Reranker:
     """What is special about scoring with a reranker that reads pictures; its prompts are written by its reader."""
-    assert pictures.text is not None
-    longest = pictures.text.max_tokens(pictures.text_config(config))
-    most = [tokens for tokens in (pictures.max_tokens, longest) if tokens is not None]
     texts = config.get("classifier_from_token") or pictures.tokens
     tokens = None if texts is None else TokenScore(token_ids(weights, tuple(texts)), difference=True)
-    return Reranker(tokens=tokens, max_tokens=min(most, default=None))
+    return Reranker(tokens=tokens, max_tokens=_longest(pictures, config))
+
+
+def _longest(pictures: PictureModel | None, config: Config) -> int | None:
+    """The longest prompt by the own code of a kind of model, but no longer than its positions; None where it says none."""
+    if pictures is None or pictures.text is None or pictures.max_tokens is None:
+        return None
+    positions = pictures.text.max_tokens(pictures.text_config(config))
+    return min(pictures.max_tokens, positions or pictures.max_tokens)
 
 
 def _names(folders: _Folders, name: str, config: Config) -> tuple[str, ...]:
-    """What a checkpoint, its adapters and the bases of their cards are called."""
+    """What a checkpoint and its adapters are called, by their cards too, and the bases that these name."""
     own = (folders.described, *folders.adapters)
-    bases = (base for folder in own for base in read_card(folder.path).base_models)
+    cards = [read_card(folder.path) for folder in own]
+    bases = (base for card in cards for base in (card.title, *card.base_models))
     return (*(called for folder in own for called in names_of(folder.path, name, config)), *bases)
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poolhouse.errors import CheckpointError, InvalidRequest
-from poolhouse.layers.adapted import LowRank
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import REDUCTIONS, Rows
 
@@ -168,6 +167,16 @@ class Dense(Step):
         return rows.with_values(out)
 
 
+class Change(Protocol):
+    """The change `up @ down` of a weight; `layers.adapted.LowRank` is one."""
+
+    @property
+    def up(self) -> Tensor: ...
+
+    @property
+    def down(self) -> Tensor: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AdaptedDense(Dense):
     """A dense layer with another weight for the rows of adapters.
@@ -175,7 +184,7 @@ class AdaptedDense(Dense):
     changes: of the weight, by the name of the adapter; adapters that are added later appear in it.
     """
 
-    changes: Mapping[str, LowRank] = field(default_factory=dict)
+    changes: Mapping[str, Change] = field(default_factory=dict)
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         out = F.linear(rows.values, self.weight, self.bias)

@@ -27,6 +27,7 @@ _MATRYOSHKA: dict[str, tuple[int, ...]] = {
     ),
     "voyage-4-nano": (256, 512, 1024, 2048),
     "llama-nemotron-embed-1b-v2": (384, 512, 768, 1024, 2048),
+    **dict.fromkeys(("Qwen3-VL-Embedding-2B", "Qwen3-VL-Embedding-8B", "dse-qwen2-2b-mrl-v1", "vdr-2b-multi-v1"), ()),
 }
 # Repository -> its pooling, where sentence-transformers' files are missing or broken.
 _POOLINGS = {"Qwen2-7B-Instruct-embed-base": "MEAN"}
@@ -73,11 +74,15 @@ def matryoshka_of(
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """pipeline_tag: what the hub files the model under, or "". tags, base_models: as the card lists them."""
+    """pipeline_tag: what the hub files the model under, or "". tags, base_models: as the card lists them.
+
+    title: its first heading, or "".
+    """
 
     pipeline_tag: str = ""
     tags: tuple[str, ...] = ()
     base_models: tuple[str, ...] = ()
+    title: str = ""
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -87,14 +92,17 @@ def read_card(folder: Path) -> ModelCard:
         return ModelCard()
     with path.open(encoding="utf-8", errors="replace") as file:
         text = file.read(20_000)
+    heading = re.search(r"^#\s+(.+)$", text, re.MULTILINE)
+    title = "" if heading is None else heading[1].strip()
     found = re.match(r"\s*---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     if found is None:
-        return ModelCard()
+        return ModelCard(title=title)
     fields = _fields(found[1])
     return ModelCard(
         next(iter(fields.get("pipeline_tag", ())), ""),
         tuple(fields.get("tags", ())),
         tuple(fields.get("base_model", ())),
+        title,
     )
 
 

@@ -21,6 +21,8 @@ _OUTPUTS = {
     "text-generation": ("logits", "causal_logits"),
     "any-to-any": ("logits", "causal_logits"),
 }
+# Models that read pictures, whose prompts are written by their kinds (poolhouse.models.vision.kinds).
+_WRITTEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 # Models with a half for texts and one for pictures, each of which gives one vector of its input.
 _DUAL_ENCODERS = ("clip", "siglip", "siglip2")
 # Changes to config.json that change no answer.
@@ -105,7 +107,8 @@ def _output(config: JsonObject, task: str, kind: str, folder: Folder, path: Path
         CheckpointError: an output of the model that is not served.
     """
     theirs, name = _OUTPUTS[task]
-    projects = kind == "CLIPModel" or folder.json("config.json", needed=False).get("model_type") in _DUAL_ENCODERS
+    model_type = folder.json("config.json", needed=False).get("model_type")
+    projects = kind == "CLIPModel" or model_type in _DUAL_ENCODERS
     if kind == "CLIPModel" and "modality_config" not in config:
         return "sentence_embedding", None
     modalities: JsonObject = config.get("modality_config") or {
@@ -116,7 +119,7 @@ def _output(config: JsonObject, task: str, kind: str, folder: Folder, path: Path
             raise CheckpointError(
                 f"{path}: modality_config needs a method and a method_output_name for '{modality}', got {params!r}."
             )
-    if task == "feature-extraction" and "message" in modalities:
+    if task == "feature-extraction" and "message" in modalities and model_type not in _WRITTEN:
         raise CheckpointError(
             f"{path}: modality_config has the modality 'message': texts are to be rendered by a chat template before "
             "they are embedded, which is not served."

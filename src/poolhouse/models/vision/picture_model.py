@@ -93,7 +93,7 @@ class PictureModel:
     dims: how many of them answers have unless the request says otherwise, of models that were trained to be cut.
     pooling: of one vector, where no file says it. of_pictures: whether that of a prompt with pictures is made of their
     rows alone, marks included. tokens: those whose logits make a score, no and yes; where there are none, the text half
-    has a head. max_tokens: of a pair, in its own code. aside: regular expressions of tensors that neither half has a use for.
+    has a head. max_tokens: of a prompt, in its own code. aside: regular expressions of tensors that neither half has a use for.
     refused: why models of this kind are not served. notes: what is assumed, printed at load.
     """
 

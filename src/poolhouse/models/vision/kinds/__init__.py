@@ -11,13 +11,16 @@ from poolhouse.models.vision.kinds.clip import CLIP
 from poolhouse.models.vision.kinds.colqwen2 import COLQWEN2
 from poolhouse.models.vision.kinds.colqwen3 import COLQWEN3
 from poolhouse.models.vision.kinds.colqwen3_5 import COLQWEN3_5
+from poolhouse.models.vision.kinds.embedders import EMBEDDERS
 from poolhouse.models.vision.kinds.gemma import GEMMA
 from poolhouse.models.vision.kinds.jina_v4 import JINA_V4
 from poolhouse.models.vision.kinds.llava import LLAVA
+from poolhouse.models.vision.kinds.nemotron import NEMOTRON
 from poolhouse.models.vision.kinds.paligemma import PALIGEMMA
 from poolhouse.models.vision.kinds.rerankers import RERANKERS
 from poolhouse.models.vision.kinds.siglip import SIGLIP
 from poolhouse.models.vision.kinds.tiled import TILED
+from poolhouse.models.vision.kinds.vision_only import VISION_ONLY
 from poolhouse.models.vision.picture_model import PictureModel
 
 # The first that matches serves a checkpoint, so those that are found by tensors or by name stand before plainer ones.
@@ -26,13 +29,16 @@ KINDS: tuple[PictureModel, ...] = (
     *COLQWEN3,
     *COLQWEN2,
     *JINA_V4,
+    *EMBEDDERS,
     *PALIGEMMA,
     *TILED,
     *GEMMA,
     *COLQWEN3_5,
     *LLAVA,
+    *NEMOTRON,
     CLIP,
     *SIGLIP,
+    *VISION_ONLY,
 )
 
 

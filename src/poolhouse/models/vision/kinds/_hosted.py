@@ -48,9 +48,9 @@ def described(
     def prompts(content: Content, role: Role | None, instruction: str | None) -> Written:
         text, count = content.text.strip(), len(content.images)
         if not count:
-            return Written(query + text, suffix, specials)
+            return Written(query + text, suffix, add_special_tokens=specials)
         shown = before.replace("{}", picture * count)
-        return Written(shown + (f" {text}" if text else ""), behind, specials)
+        return Written(shown + (f" {text}" if text else ""), behind, add_special_tokens=specials)
 
     return prompts
 

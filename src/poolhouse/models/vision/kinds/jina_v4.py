@@ -15,7 +15,7 @@ from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.files.config import architecture
 from poolhouse.models.native.families.qwen import QWEN2_VL_TEXT
 from poolhouse.models.vision.kinds._qwen import PICTURE, qwen_reader
-from poolhouse.models.vision.picture_model import PictureModel
+from poolhouse.models.vision.picture_model import PictureModel, own_part
 from poolhouse.models.vision.towers.qwen_vl import QWEN2_5_VL_TOWER
 
 
@@ -46,6 +46,8 @@ _WHOLE = PictureModel(
     _reader,
     "both",
     text=replace(QWEN2_VL_TEXT, default_adapter="retrieval"),
+    # Its tasks are named beside the part about texts.
+    text_config=lambda config: {**config, **own_part(config)},
     tower=QWEN2_5_VL_TOWER,
     projections=("multi_vector_projector",),
     width=lambda config: config.get("multi_vector_projector_dim", 128),

@@ -33,7 +33,7 @@ _DEFAULTS = {
 }
 _TEXT_DEFAULTS = {**_DEFAULTS, "max_position_embeddings": 64}
 _NAFLEX_DEFAULTS = {**_DEFAULTS, "num_channels": 3, "patch_size": 16}
-_VISION_DEFAULTS = {**_NAFLEX_DEFAULTS, "image_size": 224}
+VISION_DEFAULTS = {**_NAFLEX_DEFAULTS, "image_size": 224}
 
 
 def _text(config: Config) -> Config:
@@ -41,7 +41,7 @@ def _text(config: Config) -> Config:
 
 
 def _vision(config: Config) -> Config:
-    return half(config, "vision_config", _VISION_DEFAULTS)
+    return half(config, "vision_config", VISION_DEFAULTS)
 
 
 def _naflex_vision(config: Config) -> Config:

@@ -1,4 +1,4 @@
-"""ViT: the vision towers of CLIP and SigLIP, a pre-norm Transformer over patches, and how one vector is made of its rows."""
+"""ViT: the vision towers of CLIP and SigLIP, a pre-norm Transformer over patches, and what is made of its rows."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from poolhouse.packing.pack import PackedPictures, Segments
 
 
 class VisionTransformer:
-    """Patches of pictures in, one vector per picture out; each picture is a segment.
+    """Patches of pictures in, what its head makes of their rows out; each picture, or tile of one, is a segment.
 
     The first product may be stored as the kernel of a convolution, [hidden, channels, rows, columns].
-    head: from the normed rows of pictures to one vector of each.
+    head: from the normed rows of pictures to one vector of each, or to some.
     resizes: whether the table of positions, a square, is resized to the grid of each picture (SigLIP 2's NaFlex).
     """
 
@@ -42,17 +42,17 @@ class VisionTransformer:
         self.resizes = resizes
 
     def __call__(self, pictures: PackedPictures) -> PictureRows:
-        """See `Tower`; one row per picture. pixels: [patches, features of a patch]."""
+        """See `Tower`. pixels: [patches, features of a patch]."""
         x = self.patches(pictures.pixels.to(self.positions.dtype))
-        grids = [picture.grid for picture in pictures.pictures if picture.grid is not None]
         if self.resizes:
+            grids = [picture.grid for picture in pictures.pictures if picture.grid is not None]
             segments = Segments([rows * columns for rows, columns in grids], x.device)
             x = x + self._resized(grids)
         else:
-            x = x.view(len(grids), -1, x.shape[1])
+            x = x.view(-1, len(self.positions) - (self.first is not None), x.shape[1])
             if self.first is not None:
-                x = torch.cat([self.first.expand(len(grids), 1, -1), x], 1)
-            segments = Segments([x.shape[1]] * len(grids), x.device)
+                x = torch.cat([self.first.expand(len(x), 1, -1), x], 1)
+            segments = Segments([x.shape[1]] * len(x), x.device)
             x = (x + self.positions).flatten(0, 1)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
@@ -84,6 +84,24 @@ class FirstRow:
 
     def __call__(self, x: Tensor, segments: Segments) -> Tensor:
         return self.project(x[segments.starts_tensor])
+
+
+class Shuffled:
+    """Squares of neighbouring rows side by side as one (pixel shuffle), through a norm and two layers; Nvidia's head.
+
+    factor: rows of a square on each side.
+    """
+
+    def __init__(self, weights: Weights, factor: int) -> None:
+        head = weights / "head"
+        self.factor = factor
+        self.norm = LayerNorm((head / "norm").weight, (head / "norm").bias, 1e-5)
+        self.up, self.down = linear_of(head / "up"), linear_of(head / "down")
+
+    def __call__(self, x: Tensor, segments: Segments) -> Tensor:
+        side, factor = isqrt(segments.longest), self.factor
+        squares = x.view(len(segments), side // factor, factor, side // factor, factor, -1).transpose(2, 3)
+        return self.down(F.gelu(self.up(self.norm(squares.flatten(3).flatten(0, 2)))))
 
 
 class AttentionPooling:

@@ -1,0 +1,109 @@
+"""Pages: PDF files, pictures and folders of them, as what `embed` reads: one page or picture at a time, with where it stands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from poolhouse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+ENDINGS = (".pdf", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# Of a PDF page, which has a size in points.
+DEFAULT_DPI = 150.0
+_POINTS = 72.0
+# More pixels of a page are never of use, and a poster has ten times as many.
+_MAX_PIXELS = 30_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a PDF file, or a picture. number: from 1; None for a picture. source: the picture, or its file."""
+
+    file: str
+    number: int | None
+    source: PILImage | Path
+
+    @property
+    def name(self) -> str:
+        """The file, and behind it the page as URLs have it: `scan.pdf#page=3` (RFC 8118)."""
+        return self.file if self.number is None else f"{self.file}#page={self.number}"
+
+    @property
+    def prompt(self) -> dict[str, object]:
+        return {"content": [{"type": "image", "image": self.source}]}
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """What a line of JSON says of it."""
+        return {"file": self.file, "page": self.number}
+
+
+def files_of(arguments: Sequence[str]) -> list[Path] | None:
+    """The files of arguments that name PDF files, pictures or folders of them; None where they are texts.
+
+    Raises:
+        ConfigError: some name such files and others do not, or a file that does not exist.
+    """
+    found = [_files(Path(argument)) for argument in arguments]
+    if not any(found):
+        return None
+    for argument, files in zip(arguments, found, strict=True):
+        if not files:
+            raise ConfigError(f"{argument} is no PDF file, picture or folder of them, as other arguments are.")
+    return [file for files in found for file in files]
+
+
+def _files(path: Path) -> list[Path]:
+    """Files that a path names: itself, or those below a folder, in the order of their names."""
+    if len(str(path)) > 4096 or "\0" in str(path):
+        return []
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+    if path.suffix.lower() not in ENDINGS or (" " in path.name and not path.exists()):
+        return []
+    if not path.is_file():
+        raise ConfigError(f"There is no file {path}.")
+    return [path]
+
+
+def pages_of(files: Sequence[Path], dpi: float = DEFAULT_DPI) -> Iterator[tuple[int, Page]]:
+    """The pages and pictures of files, numbered.
+
+    Raises:
+        ConfigError: a PDF file that is encrypted or broken, or no library to read it.
+    """
+    number = 0
+    for file in files:
+        for page in _pdf_pages(file, dpi) if file.suffix.lower() == ".pdf" else [Page(str(file), None, file)]:
+            number += 1
+            yield number, page
+
+
+def _pdf_pages(file: Path, dpi: float) -> Iterator[Page]:
+    try:
+        import pypdfium2
+    except ImportError:
+        raise ConfigError("PDF files need pypdfium2, which is not installed: pip install 'poolhouse[pdf]'.") from None
+    try:
+        document: Any = pypdfium2.PdfDocument(file)
+    except pypdfium2.PdfiumError as error:
+        encrypted = error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD
+        what = "is encrypted; save it without its password first" if encrypted else f"cannot be read as PDF: {error}"
+        raise ConfigError(f"{file} {what}") from None
+    with document:
+        for index in range(len(document)):
+            try:
+                page = document[index]
+                width, height = page.get_size()
+                scale = min(dpi / _POINTS, math.sqrt(_MAX_PIXELS / max(width * height, 1)))
+                picture = page.render(scale=scale).to_pil()
+                page.close()
+            except pypdfium2.PdfiumError as error:
+                raise ConfigError(f"{file}: page {index + 1} cannot be read: {error}") from None
+            yield Page(str(file), index + 1, picture)
