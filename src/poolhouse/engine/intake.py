@@ -25,7 +25,7 @@ from poolhouse.models.adapters.adapters import unknown_adapter
 from poolhouse.models.files.routes import LookedUp
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
-from poolhouse.packing.tokens import Tokens
+from poolhouse.packing.tokens import Picture, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
 
@@ -383,9 +383,14 @@ class Checks:
             return None
         if request.offsets or request.params.late_chunking_params is not None:
             raise InvalidRequest("Offsets are of plain texts; this model reads texts in a prompt of its own.", "prompt")
-        if prompt.text is not None and prompt.pair is None and literal:
+        if prompt.text is not None and prompt.pair is None and literal and not (reader.alone and images):
             return WrittenPrompt(Written(prompt.text), pictures)
-        content = prompt.content or Content((prompt.text or "",))
+        content = prompt.content or Content((prompt.text or "", *prompt.images))
+        if reader.alone and images and (content.text or len(images) > 1):
+            raise InvalidRequest(
+                "This model accepts text-only or image-only inputs, not both: a prompt is a text or one picture.",
+                "prompt",
+            )
         second = prompt.pair_content or (None if prompt.pair is None else Content((prompt.pair,)))
         instruction = prompt.instruction
         if instruction and not reader.instructs:
@@ -403,7 +408,7 @@ class Checks:
             written = reader.prompts(content, role, instruction)
         if written.images is not None:
             loaded = dict(zip(map(id, images), pictures, strict=True))
-            pictures = tuple(loaded[id(image)] for image in written.images)
+            pictures = tuple(image if isinstance(image, Picture) else loaded[id(image)] for image in written.images)
         return WrittenPrompt(written, pictures)
 
     def _route(self, request: Request) -> str | None:

@@ -40,16 +40,15 @@ class Written:
     """A prompt as text, with one placeholder per picture.
 
     text: what may be cut behind its last picture. tail: what stays, whatever is cut (a suffix, the end of a turn).
-    tail_ids: ids behind the tail that stand for no text. add_special_tokens: whether the tokenizer adds its own. images:
-    the pictures in the order of their placeholders, where that is not the caller's order (of a pair: the query's, then
-    the document's); one of the model's own is ready.
+    images: tuple[Image | Picture, ...] | None = None
+    tail_ids: tuple[int, ...] = ()
     """
 
     text: str
     tail: str = ""
-    tail_ids: tuple[int, ...] = ()
     add_special_tokens: bool = True
     images: tuple[Image | Picture, ...] | None = None
+    tail_ids: tuple[int, ...] = ()
 
 
 def plain_prompts(placeholder: str) -> PicturePrompts:
@@ -162,6 +161,7 @@ class PictureTokens:
             tail = tokens.ids[length:]
         else:
             tail = np.concatenate((tail, tokens.ids[length:]))
+        tail = np.concatenate((tail, np.array(written.tail_ids, np.int64)))
         ids = tokens.ids[:length]
         places = np.flatnonzero(ids == self._reader.token)
         if len(places) < len(pictures) and tokens.truncated:
