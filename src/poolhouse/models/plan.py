@@ -271,7 +271,7 @@ def _late_pictures(pictures: PictureModel | None, config: Config, folder: Folder
     if pictures is None or pictures.answers not in ("late", "both"):
         return None
     return LateInteractionFiles(
-        pictures.rules(folder) if pictures.answers == "late" else None,
+        pictures.rules(config, folder) if pictures.answers == "late" else None,
         heads=None if pictures.projections else (),
         dimensions=pictures.width(config),
         projections=pictures.projections,

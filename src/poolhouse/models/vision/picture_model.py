@@ -54,7 +54,7 @@ def _unstated(_: Config) -> int | None:
     return None
 
 
-def _no_rules(_: Folder) -> LateInteraction:
+def _no_rules(_: Config, folder: Folder) -> LateInteraction:
     return LateInteraction(TextRules(), TextRules())
 
 
@@ -110,7 +110,7 @@ class PictureModel:
     projections: tuple[str, ...] = ()
     width: Callable[[Config], int | None] = _unstated
     dims: Callable[[Config], int | None] = _unstated
-    rules: Callable[[Folder], LateInteraction] = _no_rules
+    rules: Callable[[Config, Folder], LateInteraction] = _no_rules
     pooling: str | None = None
     of_pictures: bool = False
     tokens: tuple[str, str] | None = None
