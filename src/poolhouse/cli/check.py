@@ -232,6 +232,8 @@ def _compare(llm: LLM) -> Compared | str:
     template = llm.engine.facts.score_template
     if template is not None and not template.instruction_as_system:
         return f"sentence-transformers does not know the prompt of this model ({template.name})."
+    if llm.model.facts.pictures is not None:
+        return "sentence-transformers does not know the prompts of this model."
     if "classify" in llm.engine.facts.tasks:
         return _with_reference(_compare_pairs, llm)
     return f"sentence-transformers has no {' or '.join(llm.engine.facts.tasks)}."
