@@ -408,7 +408,8 @@ class Checks:
                 role = None
             if reader.instructs:
                 instruction = instruction or prompt.prefix or None
-            elif prompt.prefix and role_of(prompt_name) is None:
+            # Dual encoders write no prompts of their own, so all of the checkpoint's stand before texts.
+            elif prompt.prefix and (not images if reader.alone else role_of(prompt_name) is None):
                 content = Content((prompt.prefix, *content.parts))
             written = reader.prompts(content, role, instruction)
         if written.images is not None:

@@ -51,6 +51,11 @@ class Written:
     images: tuple[Image | Picture, ...] | None = None
     tail_ids: tuple[int, ...] = ()
 
+    @property
+    def whole(self) -> str:
+        """All of its text."""
+        return self.text + self.tail
+
 
 def plain_prompts(placeholder: str) -> PicturePrompts:
     """The prompts that vLLM 0.32 writes of content: pictures in front of all texts, with nothing between them."""
@@ -87,7 +92,8 @@ class PictureReader:
     prompts: what writes prompts. pair: what writes those of pairs; None for models that read no pairs.
     placeholder: the text of one picture in prompts. token: the id in it that becomes the picture's ids; a prompt has as
     many as pictures. axes: whether positions have three axes. max_pictures: of one prompt; None for no limit of the
-    model's. alone: a prompt is a text or one picture, never both (CLIP); the picture's ids are then the whole prompt.
+    model's. alone: a prompt is a text or one picture, never both (CLIP); the picture's ids are then the whole prompt, and
+    `token` is none.
     instructs: whether prompts are written with an instruction: that of a score, or the checkpoint's prompt that a request
     names. alike: task adapters for which queries and documents are written like texts of no role.
     """
@@ -233,8 +239,12 @@ class PictureTokens:
 
 def _alone(prompt: WrittenPrompt) -> Tokens:
     """A prompt that is one picture."""
-    if len(prompt.pictures) > 1 or prompt.ids is not None:
-        raise InvalidRequest("This model reads a text or one picture, each as a prompt of its own.", "prompt")
+    if len(prompt.pictures) > 1 or prompt.ids is not None or prompt.written.text:
+        raise InvalidRequest(
+            "This model accepts text-only or image-only inputs, not both! Give a picture an empty prompt, and a text a prompt "
+            "of its own.",
+            "prompt",
+        )
     (picture,) = prompt.pictures
     shown = Pictures(prompt.pictures, picture.filled)
     return Tokens(picture.ids, original_tokens=len(picture.ids), pictures=shown)
