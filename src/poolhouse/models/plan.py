@@ -296,11 +296,12 @@ def _longest(pictures: PictureModel | None, config: Config) -> int | None:
 
 
 def _names(folders: _Folders, name: str, config: Config) -> tuple[str, ...]:
-    """What a checkpoint and its adapters are called, by their cards too, and the bases that these name."""
+    """What a checkpoint and its adapters are called, by their cards too, the bases that these name, and their tags."""
     own = (folders.described, *folders.adapters)
     cards = [read_card(folder.path) for folder in own]
     bases = (base for card in cards for base in (card.title, *card.base_models))
-    return (*(called for folder in own for called in names_of(folder.path, name, config)), *bases)
+    tags = (f"tag:{tag}" for card in cards for tag in (card.pipeline_tag, *card.tags))
+    return (*(called for folder in own for called in names_of(folder.path, name, config)), *bases, *tags)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,8 @@ class PictureModel:
     name: for people ("ColQwen3 of TomoroAI"). matches: whether a checkpoint is one, by its config.json and, through
     `tensor_names`, its tensors. reader: how it reads pictures and writes prompts, from config.json and the folder of its
     processor's files.
-    named: parts of names, one of which a checkpoint or a base of its card has to have, of kinds that files do not tell.
+    named: parts of names, one of which a checkpoint or a base of its card has to have, of kinds that files do not tell;
+    "tag:..." is a tag of its card.
     answers: "late" for token vectors that are compared one by one, "dense" for one vector, "both", "score" for a reranker.
     text, tower: its native halves; None where transformers runs it, as `hosted` says. text_config: the part that the
     text family reads.
