@@ -104,7 +104,7 @@ _QWEN3_VL = PictureModel(
         most=1800,
     ),
     "score",
-    named=("qwen3-vl-reranker",),
+    named=("qwen3-vl-reranker", "tag:text-ranking", "tag:reranker"),
     text=QWEN3_VL_TEXT,
     tower=QWEN3_VL_TOWER,
     tokens=("no", "yes"),
