@@ -123,8 +123,9 @@ KINDS = {
     "GME-Qwen2-VL": Q2(
         "gme-Qwen2-VL-2B-Instruct",
         GME,
-        (4, 1280),
+        (256, 1280),
         limit=1800,
+        plain_positions=True,
         examples="Alibaba-NLP/gme-Qwen2-VL-2B-Instruct, -7B-Instruct",
     ),
     "DSE-Qwen2": Q2("dse-qwen2-2b-mrl-v1", dse(_GME_TAIL), (1, 2560), examples="MrLight/dse-qwen2-2b-mrl-v1"),
@@ -246,6 +247,21 @@ def test_a_vlm2vec_is_found_by_the_name_of_its_adapter(tmp_path: Path) -> None:
     model = opened(folder)
     got = answers(model, [read(model, kind, case) for case in kind.cases], "embed")
     assert worst(got, [expected(merged, kind, case) for case in kind.cases]) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "pools"), [("GME-Qwen2-VL", "MultiModalTransformer", True), ("vdr-2b", "Transformer", False)]
+)
+def test_modules_of_their_own_code_are_read(name: str, module: str, pools: bool, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    folder = tmp_path / kind.folder
+    tiny = made(kind, folder)
+    pooled(folder, "lasttoken")
+    chain = [{**CHAIN[0], "type": f"custom_st.{module}"}, *(CHAIN[1:] if pools else CHAIN[2:])]
+    (folder / "modules.json").write_text(json.dumps(chain))
+    model = opened(folder)
+    got = answers(model, [read(model, kind, case) for case in kind.cases], "embed")
+    assert worst(got, [expected(tiny, kind, case) for case in kind.cases]) < TOLERANCE
 
 
 BY_CARD = {

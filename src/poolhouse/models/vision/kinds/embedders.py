@@ -1,7 +1,7 @@
 """Embedders on Qwen-VL: Qwen3-VL-Embedding, GME, DSE and its kin, VLM2Vec-V2, and plain models of the three series.
 
 They have one class for all, so names tell them apart: of the checkpoint, of its card, of the bases of its card. Source of
-prompts and limits: the models' own code and cards; of GME and vdr, MTEB's.
+prompts, limits and positions: the models' own code and cards; of vdr, MTEB's.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ def _vlm2vec_prompt(content: Content, role: Role | None, instruction: str | None
 def _reader(prompts: PicturePrompts, least: int, most: int, config: Config, folder: Folder) -> PictureReader:
     """least, most: picture tokens of one picture."""
     return replace(qwen_reader(config, folder, prompts, most, least), instructs=True)
+
+
+def _gme_reader(config: Config, folder: Folder) -> PictureReader:
+    least, most = config.get("min_image_tokens", 256), config.get("max_image_tokens", 1280)
+    return replace(_reader(_gme_prompt, least, most, config, folder), axes=False)
 
 
 def _dse_reader(tail: str, most: int, config: Config, folder: Folder) -> PictureReader:
@@ -161,9 +166,12 @@ _GME = replace(
     name="GME-Qwen2-VL",
     matches=_of(*_QWEN2, "GmeQwen2VL", "GmeQwen2VLForVision2Seq"),
     named=("gme-qwen2-vl",),
-    reader=partial(_reader, _gme_prompt, 4, 1280),
+    reader=_gme_reader,
     max_tokens=1800,
-    notes=("Pictures are resized once; GME's own code resizes large ones twice.",),
+    notes=(
+        "Pictures take plain positions: GME's own code gives its text half none that count rows and columns.",
+        "Pictures are resized once; GME's own code resizes large ones twice.",
+    ),
 )
 _QUERIES = 'Texts are queries ("Query: ") unless the request says that they are documents, and show a blank picture.'
 _DSE = replace(
