@@ -51,6 +51,11 @@ class Written:
     images: tuple[Image | Picture, ...] | None = None
     tail_ids: tuple[int, ...] = ()
 
+    @property
+    def whole(self) -> str:
+        """All of its text."""
+        return self.text + self.tail
+
 
 def plain_prompts(placeholder: str) -> PicturePrompts:
     """The prompts that vLLM 0.32 writes of content: pictures in front of all texts, with nothing between them."""
@@ -90,7 +95,7 @@ class PictureReader:
     model's. alone: a prompt is a text or one picture, never both (CLIP); the picture's ids are then the whole prompt, and
     `token` is none.
     instructs: whether prompts are written with an instruction: that of a score, or the checkpoint's prompt that a request
-    names.
+    names. alike: task adapters for which queries and documents are written like texts of no role.
     """
 
     processor: PictureProcessor
@@ -102,6 +107,7 @@ class PictureReader:
     alone: bool = False
     pair: PairPrompts | None = None
     instructs: bool = False
+    alike: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
