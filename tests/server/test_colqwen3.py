@@ -112,7 +112,7 @@ def message(*parts: Any) -> list[dict[str, Any]]:
 
 def same(found: Any, wanted: Any) -> bool:
     """Within 1e-4 of the largest entry."""
-    ours, theirs = np.array(found, np.float32), np.array(wanted, np.float32)
+    ours, theirs = np.asarray(found, np.float32), np.asarray(wanted, np.float32)
     return ours.shape == theirs.shape and bool(np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max())
 
 

@@ -25,7 +25,7 @@ from poolhouse.models.adapters.adapters import unknown_adapter
 from poolhouse.models.files.routes import LookedUp
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
-from poolhouse.packing.tokens import Tokens
+from poolhouse.packing.tokens import Picture, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
 
@@ -233,7 +233,9 @@ class Checks:
             raise InvalidRequest(
                 f"MultiModalParam is not supported for {facts.architecture}: this model reads texts.", "prompt"
             )
-        written = None if facts.pictures is None else self._written(facts.pictures, request, prompt, prompt_name)
+        written = (
+            None if facts.pictures is None else self._written(facts.pictures, request, prompt, prompt_name, adapter)
+        )
         route = self._route(request)
         lookup = self._lookup(request, route)
         # What is looked up needs no special tokens, and some models are made for texts without.
@@ -362,7 +364,7 @@ class Checks:
         return role_of(request.input_type) or "document"
 
     def _written(
-        self, reader: PictureReader, request: Request, prompt: Prompt, prompt_name: str | None
+        self, reader: PictureReader, request: Request, prompt: Prompt, prompt_name: str | None, adapter: str | None
     ) -> WrittenPrompt | None:
         """The prompt as the model's own code writes it; messages, token ids and texts with their pictures are literal.
 
@@ -383,9 +385,14 @@ class Checks:
             return None
         if request.offsets or request.params.late_chunking_params is not None:
             raise InvalidRequest("Offsets are of plain texts; this model reads texts in a prompt of its own.", "prompt")
-        if prompt.text is not None and prompt.pair is None and literal:
+        if prompt.text is not None and prompt.pair is None and literal and not (reader.alone and images):
             return WrittenPrompt(Written(prompt.text), pictures)
-        content = prompt.content or Content((prompt.text or "",))
+        content = prompt.content or Content((prompt.text or "", *prompt.images))
+        if reader.alone and images and (content.text or len(images) > 1):
+            raise InvalidRequest(
+                "This model accepts text-only or image-only inputs, not both: a prompt is a text or one picture.",
+                "prompt",
+            )
         second = prompt.pair_content or (None if prompt.pair is None else Content((prompt.pair,)))
         instruction = prompt.instruction
         if instruction and not reader.instructs:
@@ -396,14 +403,18 @@ class Checks:
             written = reader.pair(content, second, instruction)
         else:
             role = role_of(request.input_type) or role_of(prompt_name) or ("document" if images else None)
+            task = adapter or (None if self.model.adapters is None else self.model.adapters.merged)
+            if task in reader.alike:
+                role = None
             if reader.instructs:
                 instruction = instruction or prompt.prefix or None
-            elif prompt.prefix and role_of(prompt_name) is None:
+            # Dual encoders write no prompts of their own, so all of the checkpoint's stand before texts.
+            elif prompt.prefix and (not images if reader.alone else role_of(prompt_name) is None):
                 content = Content((prompt.prefix, *content.parts))
             written = reader.prompts(content, role, instruction)
         if written.images is not None:
             loaded = dict(zip(map(id, images), pictures, strict=True))
-            pictures = tuple(loaded[id(image)] for image in written.images)
+            pictures = tuple(image if isinstance(image, Picture) else loaded[id(image)] for image in written.images)
         return WrittenPrompt(written, pictures)
 
     def _route(self, request: Request) -> str | None:

@@ -84,7 +84,7 @@ def open_engine(settings: Settings) -> Engine:
         workers=worker_count(settings.lanes, model),
         default_params=default_params,
         score_template=_score_template(template, model),
-        conversations=_conversations(template, tokenizer_folder, settings.chat_template_content_format),
+        conversations=_conversations(template, tokenizer_folder, settings.chat_template_content_format, model),
         aliases=settings.names[1:],
         unlisted_names=() if settings.names else hub.other_names(name, folder),
         truncation_side=tokenizer.truncation_side,
@@ -274,10 +274,13 @@ def _users_template(source: str | None) -> ScoreTemplate | None:
         raise ConfigError(str(error)) from error
 
 
-def _conversations(users: ScoreTemplate | None, folder: Folder, content_format: ContentFormat) -> Conversations:
+def _conversations(
+    users: ScoreTemplate | None, folder: Folder, content_format: ContentFormat, model: Model
+) -> Conversations:
     """The user's template, else those of the tokenizer; the built-in ones are for pairs alone."""
     text = None if users is None or users.name in built_in() else users.text
-    return Conversations.of(folder, text, content_format)
+    reader = model.facts.pictures
+    return Conversations.of(folder, text, content_format, "" if reader is None else reader.placeholder)
 
 
 def _score_template(users: ScoreTemplate | None, model: Model) -> ScoreTemplate | None:

@@ -364,6 +364,8 @@ def _text_of(item: object, path: str) -> TextOrContent:
                     f"{path}: the prompt of a score is the model's own; give its pictures as parts of 'content'.", path
                 )
             return str(item[key])
+    if item.get(_PROCESSOR):
+        raise InvalidRequest(f"{path} has '{_PROCESSOR}'; a score has one for all its pictures, beside them.", path)
     parts = item.get("content")
     if not isinstance(parts, str | list) or not (parts or isinstance(parts, str)):
         raise InvalidRequest(f"{path} must hold {_TEXTS_WANTED}.", path)

@@ -120,12 +120,15 @@ class LLM:
 
         Of a model whose first task is token_embed it is a matrix per prompt, in a `PoolingRequestOutput`, as in vLLM.
         prompts: a text, token ids, TextPrompt, TokensPrompt, a pair of texts ({"text", "text_pair"}, or a tuple within
-            a list), or many of them: a list, a pandas Series, an array of texts, a column of a dataset, a generator.
+            a list), messages ({"messages"}), or many of them: a list, a pandas Series, an array of texts, a column of a
+            dataset, a generator. Models that read pictures also take a PIL picture or an array [height, width, channels],
+            {"content": [texts and pictures]}, which is written as the model was trained, and {"prompt", "multi_modal_data":
+            {"image"}}, whose text is taken as it is and has a placeholder for each picture.
         prompt_name: a prompt stored with the checkpoint ("query", "document"), put before each text;
             None takes the checkpoint's default, "" none.
         lora_request: a LoRARequest or an adapter's name, one for all prompts or one per prompt; "" uses no adapter.
         task: a task adapter of the checkpoint ("retrieval.query"), with the prompt stored under its name.
-        input_type: what the texts are, "query" or "document": chooses the prompt where none is named.
+        input_type: what the prompts are, "query" or "document": chooses the prompt where none is named.
 
         Raises:
             InvalidRequest: for the first prompt, in order, that could not be answered.
@@ -240,7 +243,7 @@ class LLM:
     ) -> Described[TokenEmbeddings]:
         """The token vectors of all prompts as one packed matrix with offsets; cuts are not reported here.
 
-        input_type: what the texts are, "query" or "document", for models that read them differently.
+        input_type: what the prompts are, "query" or "document", for models that read them differently.
         token_pooling_factor: of documents, keep about one vector per so many, each the mean of like ones, of unit length.
         precision: as in `embed_array`; int8 and uint8 take vectors of unit length, or stored ranges.
 
@@ -359,7 +362,7 @@ class LLM:
         tokenization_kwargs: Variables = None,
         input_type: str | None = None,
     ) -> Described[list[PoolingRequestOutput]]:
-        """The pooled rows of any task: one row per prompt, or one per token for the token tasks.
+        """The pooled rows of any task: one row per prompt, or one per token for the token tasks; prompts as for `embed`.
 
         BGE-M3's weights (token_classify) are one number per token.
 
@@ -394,7 +397,8 @@ class LLM:
     ) -> Described[list[ClassificationRequestOutput]]:
         """The probability of each label, and the name of the likeliest, per prompt in input order.
 
-        prompts: as for `embed`; pairs, such as premise and hypothesis, are read together, as the model was trained.
+        prompts: as for `embed`, pictures too; pairs, such as premise and hypothesis, are read together, as the model was
+            trained.
         `PoolingParams(use_activation=False)` asks for logits instead.
 
         Raises:
@@ -453,15 +457,18 @@ class LLM:
         chat_template_kwargs: Variables = None,
         mode: str | None = None,
         weights: Sequence[float] | None = None,
+        mm_processor_kwargs: Variables = None,
     ) -> Described[list[ScoringRequestOutput]]:
         """How well each pair of texts fits: by a cross-encoder, else by cosine, else by late interaction.
 
         data_1, data_2: a text or many of them (queries, documents), 1:1, 1:N or N:N: lists, arrays, columns, generators.
-        instruction: what makes a document fit, for rerankers that read one.
+            For models that read pictures any of them may be a picture, or {"content": [texts and pictures]}.
+        instruction: what makes a document fit, for models that read one.
         chat_template: joins the two texts of a pair: a file, its text, or a built-in name; chat_template_kwargs: its
             further variables.
         mode: what is compared instead: dense, sparse or colbert answers, or their weighted mean ("weighted",
             "sparse+dense"), as FlagEmbedding does for BGE-M3. weights: of the dense, sparse and colbert scores.
+        mm_processor_kwargs: settings of the picture processor, such as min_pixels and max_pixels.
 
         Raises:
             InvalidRequest: lists that do not fit together. UnsupportedTask: a model that cannot score, and why.
@@ -473,6 +480,7 @@ class LLM:
             variables=chat_template_kwargs or {},
             mode=mode,
             weights=None if weights is None else tuple(weights),
+            processor_options=mm_processor_kwargs or {},
         )
         plan, path = score_plan(self.engine, data_1, data_2, options, score_options)
 

@@ -22,6 +22,7 @@ import numpy as np
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask
+from poolhouse.inputs.content import Content, TextOrContent
 from poolhouse.inputs.listwise import ListwisePrompt, ListwisePrompts
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.templates.score import ScoreTemplate
@@ -52,9 +53,10 @@ class ScorePlan:
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
-    """The options of a score, beside the texts.
+    """The options of a score, beside the texts and pictures.
 
     instruction: what makes a document fit, for models that read one.
+    processor_options: settings of the picture processor (vLLM's mm_processor_kwargs).
     template: joins the texts of a pair, instead of the model's own. variables: what the template sees beside them.
     mode: which answers of the model are compared, see `combined.MODES`; None leaves it to the model.
     weights: of the dense, sparse and colbert scores in a mode that adds several; None: all alike.
@@ -66,10 +68,13 @@ class ScoreOptions:
     variables: Mapping[str, object] = field(default_factory=dict)
     mode: str | None = None
     weights: tuple[float, ...] | None = None
+    processor_options: Mapping[str, object] = field(default_factory=dict)
 
 
-def plan(engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], options: ScoreOptions) -> ScorePlan:
-    """Who scores these pairs, 1:1, 1:N or N:N, and how.
+def plan(
+    engine: PoolingEngine, queries: Sequence[TextOrContent], documents: Sequence[TextOrContent], options: ScoreOptions
+) -> ScorePlan:
+    """Who scores these pairs, 1:1, 1:N or N:N, and how. Each side is texts, pictures, or both mixed.
 
     Raises:
         InvalidRequest: lists that do not fit. UnsupportedTask: a model that cannot score, and why.
@@ -79,7 +84,7 @@ def plan(engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str]
         raise InvalidRequest("Scores are of whole texts; late chunking makes vectors.", "late_chunking_params")
     if options.mode is not None:
         _refuse_templates(options, "is asked to compare what it says of each text apart")
-        _refuse_instruction(options)
+        _refuse_instruction(engine, options)
         return _combined(engine, queries, documents, options, options.mode)
     if options.weights is not None:
         raise InvalidRequest("weights are for mode='weighted'.", "weights", options.weights)
@@ -95,7 +100,7 @@ def plan(engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str]
             )
         return _cross_encoder(queries, documents, options, _bound_template(engine, options))
     _refuse_templates(options, "encodes query and document apart")
-    _refuse_instruction(options)
+    _refuse_instruction(engine, options)
     if "embed" in engine.facts.tasks:
         return _bi_encoder(engine, queries, documents, options)
     if "token_embed" in engine.facts.tasks:
@@ -105,7 +110,7 @@ def plan(engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str]
     )
 
 
-def _check_lengths(queries: Sequence[str], documents: Sequence[str]) -> None:
+def _check_lengths(queries: Sequence[TextOrContent], documents: Sequence[TextOrContent]) -> None:
     if not queries:
         raise InvalidRequest("At least one text element must be given", "data_1")
     if not documents:
@@ -117,13 +122,16 @@ def _check_lengths(queries: Sequence[str], documents: Sequence[str]) -> None:
 
 
 def _bound_template(engine: PoolingEngine, options: ScoreOptions) -> ScoreTemplate | None:
-    """What joins pairs, with the instruction and variables of this request; None for the tokenizer."""
+    """What joins pairs, with the instruction and variables of this request; None for the tokenizer, or the model's code."""
+    if engine.facts.pictures:
+        _refuse_templates(options, "writes the prompt of a pair by its own code")
+        return None
     template = options.template or engine.facts.score_template
     if template is not None:
         return template.bind(options.instruction, options.variables)
     if options.variables:
         raise InvalidRequest("chat_template_kwargs: this model has no score template.", "chat_template_kwargs")
-    _refuse_instruction(options)
+    _refuse_instruction(engine, options)
     return None
 
 
@@ -133,31 +141,51 @@ def _refuse_templates(options: ScoreOptions, why: str) -> None:
         raise InvalidRequest(f"{name} is for cross-encoders; this model {why}.", name)
 
 
-def _refuse_instruction(options: ScoreOptions) -> None:
-    if options.instruction:
+def _refuse_instruction(engine: PoolingEngine, options: ScoreOptions) -> None:
+    # Models that read pictures write their prompts themselves, and may read one.
+    if options.instruction and not engine.facts.pictures:
         raise InvalidRequest("This model reads no instruction; put it into the query.", "instruction")
 
 
 def _cross_encoder(
-    queries: Sequence[str], documents: Sequence[str], options: ScoreOptions, template: ScoreTemplate | None
+    queries: Sequence[TextOrContent],
+    documents: Sequence[TextOrContent],
+    options: ScoreOptions,
+    template: ScoreTemplate | None,
 ) -> ScorePlan:
-    """The model reads both texts of a pair together."""
+    """The model reads both of a pair together."""
     pairs = zip(_stretched(queries, len(documents)), documents, strict=True)
     requests = [
-        Request(Prompt(query, pair=document, template=template), "classify", options.params)
-        for query, document in pairs
+        Request(_pair(query, document, options, template), "classify", options.params) for query, document in pairs
     ]
     return ScorePlan(requests, lambda answers: [Score(float(answer.array[0]), (answer,)) for answer in answers])
+
+
+def _pair(
+    query: TextOrContent, document: TextOrContent, options: ScoreOptions, template: ScoreTemplate | None
+) -> Prompt:
+    if isinstance(query, str) and isinstance(document, str):
+        instruction = options.instruction if template is None else None
+        return Prompt(query, pair=document, template=template, instruction=instruction)
+    first, second = (Content((side,)) if isinstance(side, str) else side for side in (query, document))
+    return Prompt(
+        None,
+        content=first,
+        pair_content=second,
+        instruction=options.instruction,
+        processor_options=options.processor_options,
+    )
 
 
 def _listwise(
     engine: PoolingEngine,
     prompts: ListwisePrompts,
-    queries: Sequence[str],
-    documents: Sequence[str],
+    queries: Sequence[TextOrContent],
+    documents: Sequence[TextOrContent],
     options: ScoreOptions,
 ) -> ScorePlan:
     """The model reads all documents of a query in one prompt, or in several, whose scores are made comparable."""
+    queries, documents = _texts_alone(queries, "data_1"), _texts_alone(documents, "data_2")
     limit = engine.limit(options.params)
     lists = [documents] if len(queries) == 1 else [[document] for document in documents]
     groups = [prompts.pack(query, own, options.instruction, limit) for query, own in zip(queries, lists, strict=True)]
@@ -170,6 +198,16 @@ def _listwise(
         return [score for group in groups for score in _listwise_scores(group, [next(rest) for _ in group])]
 
     return ScorePlan(requests, finish)
+
+
+def _texts_alone(sides: Sequence[TextOrContent], parameter: str) -> list[str]:
+    texts = [side for side in sides if isinstance(side, str)]
+    if len(texts) < len(sides):
+        raise InvalidRequest(
+            f"MultiModalParam is not supported: this model reads lists of texts, and {parameter} has pictures.",
+            parameter,
+        )
+    return texts
 
 
 def _listwise_scores(group: Sequence[ListwisePrompt], answers: Sequence[Answer]) -> list[Score]:
@@ -226,7 +264,11 @@ _COMPARISONS: Mapping[str, Callable[[Array, Array], Array]] = {
 
 
 def _combined(
-    engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], options: ScoreOptions, mode: str
+    engine: PoolingEngine,
+    queries: Sequence[TextOrContent],
+    documents: Sequence[TextOrContent],
+    options: ScoreOptions,
+    mode: str,
 ) -> ScorePlan:
     """Several answers of one pass over each text, compared as the mode says; each text has its input type."""
     if engine.facts.listwise is not None:
@@ -237,9 +279,10 @@ def _combined(
     if params.use_activation is None and engine.facts.sparse is not None and engine.facts.sparse.unit == "token":
         # Unit vectors and positive weights, also where the pooler config turns activations off.
         params = replace(params, use_activation=True)
+    options = replace(options, params=params)
     requests = [
         replace(request, further=tuple(further))
-        for request in _requests(queries, documents, task, params, by_role=True)
+        for request in _requests(queries, documents, task, options, by_role=True)
     ]
 
     def finish(answers: Sequence[Answer]) -> list[Score]:
@@ -252,21 +295,24 @@ def _combined(
 
 
 def _bi_encoder(
-    engine: PoolingEngine, queries: Sequence[str], documents: Sequence[str], options: ScoreOptions
+    engine: PoolingEngine, queries: Sequence[TextOrContent], documents: Sequence[TextOrContent], options: ScoreOptions
 ) -> ScorePlan:
     """The cosine of two vectors, or what else the model compares them by; a query of many documents is embedded once."""
-    # A sparse encoder may look queries up and run documents.
-    by_role = engine.facts.routed or (engine.facts.sparse is not None and engine.facts.sparse.unit == "vocabulary")
-    compare = _COMPARISONS[engine.facts.similarity]
+    facts = engine.facts
+    # A sparse encoder may look queries up and run documents; models that read pictures write a prompt for each side.
+    by_role = facts.routed or facts.pictures or (facts.sparse is not None and facts.sparse.unit == "vocabulary")
+    compare = _COMPARISONS[facts.similarity]
 
     def finish(answers: Sequence[Answer]) -> list[Score]:
         vectors = np.stack([answer.array for answer in answers])
         return _scores(compare(vectors[: len(queries)], vectors[len(queries) :]), answers, len(queries))
 
-    return ScorePlan(_requests(queries, documents, "embed", options.params, by_role), finish)
+    return ScorePlan(_requests(queries, documents, "embed", options, by_role), finish)
 
 
-def _late_interaction(queries: Sequence[str], documents: Sequence[str], options: ScoreOptions, mean: bool) -> ScorePlan:
+def _late_interaction(
+    queries: Sequence[TextOrContent], documents: Sequence[TextOrContent], options: ScoreOptions, mean: bool
+) -> ScorePlan:
     """MaxSim: each vector of the query finds its best vector of the document, and their products are added.
 
     mean: divide by the number of the query's vectors.
@@ -281,17 +327,32 @@ def _late_interaction(queries: Sequence[str], documents: Sequence[str], options:
             sums /= np.array(lengths, dtype=np.float32)
         return _scores(sums, answers, len(queries))
 
-    return ScorePlan(_requests(queries, documents, "token_embed", options.params, by_role=True), finish)
+    return ScorePlan(_requests(queries, documents, "token_embed", options, by_role=True), finish)
 
 
 def _requests(
-    queries: Sequence[str], documents: Sequence[str], task: Task, params: PoolingParams, by_role: bool = False
+    queries: Sequence[TextOrContent],
+    documents: Sequence[TextOrContent],
+    task: Task,
+    options: ScoreOptions,
+    by_role: bool = False,
 ) -> list[Request]:
     """All queries, then all documents, each with its own limit. by_role: requests say which they are."""
+    params = options.params
     ours, theirs = _alone(params, params.max_tokens_per_query), _alone(params, params.max_tokens_per_doc)
     query_type, document_type = ("query", "document") if by_role else (None, None)
-    requests = [Request(Prompt(query), task, ours, input_type=query_type) for query in queries]
-    return requests + [Request(Prompt(document), task, theirs, input_type=document_type) for document in documents]
+    requests = [
+        Request(_prompt(query, options, options.instruction), task, ours, input_type=query_type) for query in queries
+    ]
+    return requests + [
+        Request(_prompt(document, options), task, theirs, input_type=document_type) for document in documents
+    ]
+
+
+def _prompt(side: TextOrContent, options: ScoreOptions, instruction: str | None = None) -> Prompt:
+    if isinstance(side, str):
+        return Prompt(side, instruction=instruction)
+    return Prompt(None, content=side, instruction=instruction, processor_options=options.processor_options)
 
 
 def _alone(params: PoolingParams, max_tokens: int | None) -> PoolingParams:
