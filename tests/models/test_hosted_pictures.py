@@ -620,3 +620,26 @@ def test_a_picture_that_prompts_share_is_read_once(tmp_path: Path) -> None:
     first, second, third = hidden_states(model, [tokens, tokens, tokens])
     assert torch.equal(first, second)
     assert torch.equal(first, third)
+
+
+@pytest.mark.parametrize("name", ["ColPali", "ColModernVBert"])
+def test_a_model_that_transformers_saved_answers_as_its_class(name: str, tmp_path: Path) -> None:
+    tiny = paligemma("transformers") if name == "ColPali" else modernvbert("transformers")
+    config = getattr(transformers, f"{name}Config")(vlm_config=tiny.config["vlm_config"], embedding_dim=12)
+    theirs = randomised(getattr(transformers, f"{name}ForRetrieval")(config))
+    tiny.save(tmp_path)
+    theirs.save_pretrained(tmp_path)
+    model = loaded(tmp_path)
+    assert model.facts.pictures is not None
+    prompts = [prompt(model.facts.pictures, *parts) for parts in PROMPTS[:3]]
+    reading = of_squares if name == "ColPali" else of_tiles
+    with torch.no_grad():
+        expected = [
+            theirs(
+                input_ids=torch.from_numpy(one.ids)[None],
+                attention_mask=torch.ones(1, len(one), dtype=torch.long),
+                **(reading(None, one) if shown(one) else {}),
+            ).embeddings[0]
+            for one in prompts
+        ]
+    assert worst(answers(model, prompts), expected) < TOLERANCE
