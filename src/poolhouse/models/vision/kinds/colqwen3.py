@@ -53,29 +53,34 @@ def _described(
     return Written(before.replace(PICTURE, PICTURE * count) + (f" {text}" if text else ""), behind)
 
 
-def _tomoro(config: Config, folder: Folder) -> PictureReader:
-    settings = processor_settings(folder)
+def _reader(
+    config: Config, folder: Folder, query: str = "", behind: str = "", strip: bool = False, most: int | None = None
+) -> PictureReader:
+    """query, behind, most: prefix of texts, suffix of pictures, and tokens of one, unless the files say otherwise."""
+    settings = processor_settings(folder, config)
+    stated = settings.get("query_prefix")
     prompts = partial(
         _described,
-        query=settings.get("query_prefix") or "",
+        query=query if stated is None else stated,
         before=settings.get("visual_prompt_prefix") or DESCRIBE,
-        behind=settings.get("visual_prompt_suffix") or f"<|im_end|>{END}",
-        strip=True,
+        behind=settings.get("visual_prompt_suffix") or behind,
+        strip=strip,
     )
-    return qwen_reader(config, folder, prompts, settings.get("max_num_visual_tokens") or _TOMORO_TOKENS)
+    return qwen_reader(config, folder, prompts, settings.get("max_num_visual_tokens") or most)
+
+
+def _tomoro(config: Config, folder: Folder) -> PictureReader:
+    return _reader(config, folder, behind=f"<|im_end|>{END}", strip=True, most=_TOMORO_TOKENS)
 
 
 def _engine(config: Config, folder: Folder) -> PictureReader:
-    prompts = partial(_described, query="", before=DESCRIBE, behind=f"<|im_end|>{END}", strip=False)
-    return qwen_reader(config, folder, prompts, processor_settings(folder).get("max_num_visual_tokens"))
+    return _reader(config, folder, behind=f"<|im_end|>{END}")
 
 
 def _ops(config: Config, folder: Folder) -> PictureReader:
     if config.get("mask_non_image_embeddings"):
         raise CheckpointError("config.json: mask_non_image_embeddings leaves texts without vectors; it is not served.")
-    behind = f"<|im_end|><|im_start|>assistant\n{END}"
-    prompts = partial(_described, query="Query: ", before=DESCRIBE, behind=behind, strip=False)
-    return qwen_reader(config, folder, prompts, processor_settings(folder).get("max_num_visual_tokens"))
+    return _reader(config, folder, "Query: ", f"<|im_end|><|im_start|>assistant\n{END}")
 
 
 def _chat(content: Content, role: Role | None, instruction: str | None, *, query: str, passage: str) -> Written:
@@ -86,14 +91,14 @@ def _chat(content: Content, role: Role | None, instruction: str | None, *, query
 
 
 def _nemotron(config: Config, folder: Folder) -> PictureReader:
-    settings = processor_settings(folder)
+    settings = processor_settings(folder, config)
     query, passage = settings.get("query_prefix", "query:"), settings.get("passage_prefix", "passage:")
     return qwen_reader(config, folder, partial(_chat, query=query, passage=passage))
 
 
-def _nemotron_rules(folder: Folder) -> LateInteraction:
+def _nemotron_rules(config: Config, folder: Folder) -> LateInteraction:
     """Longer queries and documents are cut; of one with pictures, its text."""
-    settings = processor_settings(folder)
+    settings = processor_settings(folder, config)
     return LateInteraction(
         TextRules(length=settings.get("q_max_length") or 512), TextRules(length=settings.get("p_max_length") or 4096)
     )
