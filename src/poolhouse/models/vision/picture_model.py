@@ -46,6 +46,16 @@ class TowerFamily:
     aside: tuple[str, ...] = ()
 
 
+def named(*architectures: str, model_types: tuple[str, ...] = ()) -> Callable[[Config, Folder], bool]:
+    """Whether config.json names one of these classes; of these model types, where several kinds share a name."""
+
+    def matches(config: Config, _: Folder) -> bool:
+        found = not set(architectures).isdisjoint(config.get("architectures") or ())
+        return found and (not model_types or config.get("model_type") in model_types)
+
+    return matches
+
+
 def own_part(config: Config) -> Config:
     """The part of config.json that describes the text half; all of it in older files."""
     found = config.get("text_config")

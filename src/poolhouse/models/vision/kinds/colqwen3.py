@@ -6,7 +6,6 @@ bias, writes no prompts, and runs Nvidia's models causal and with their final no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -21,22 +20,12 @@ from poolhouse.models.native.families.llama import HEADS
 from poolhouse.models.native.families.qwen import QWEN3_VL_TEXT
 from poolhouse.models.native.weights import Layout
 from poolhouse.models.vision.kinds._qwen import AUGMENTED, DESCRIBE, END, PICTURE, processor_settings, qwen_reader
-from poolhouse.models.vision.picture_model import PictureModel, own_part
+from poolhouse.models.vision.picture_model import PictureModel, named, own_part
 from poolhouse.models.vision.towers.qwen_vl import QWEN3_VL_TOWER
 
 _HEAD = r"(\w+\.)*lm_head\.weight"
 # What Tomoro's loader allows a picture unless its caller says otherwise.
 _TOMORO_TOKENS = 1280
-
-
-def _named(architecture: str, *model_types: str) -> Callable[[Config, Folder], bool]:
-    """Whether a config names this class; of these model types, where several kinds share the name."""
-
-    def matches(config: Config, _: Folder) -> bool:
-        named = architecture in (config.get("architectures") or ())
-        return named and (not model_types or config.get("model_type") in model_types)
-
-    return matches
 
 
 def _described(
@@ -110,7 +99,7 @@ _TEXTS_AS_QUERIES = (
 )
 _TOMORO = PictureModel(
     "ColQwen3 of TomoroAI",
-    _named("ColQwen3", "colqwen3"),
+    named("ColQwen3", model_types=("colqwen3",)),
     _tomoro,
     "late",
     text=QWEN3_VL_TEXT,
@@ -123,7 +112,7 @@ _TOMORO = PictureModel(
 _ENGINE = replace(
     _TOMORO,
     name="ColQwen3 of colpali-engine",
-    matches=_named("ColQwen3", "qwen3_vl"),
+    matches=named("ColQwen3", model_types=("qwen3_vl",)),
     reader=_engine,
     projections=("custom_text_proj",),
     notes=("Queries get no prefix, as colpali-engine's class has none.", _TEXTS_AS_QUERIES),
@@ -131,7 +120,7 @@ _ENGINE = replace(
 _OPS = replace(
     _TOMORO,
     name="ColQwen3 of OpenSearch-AI",
-    matches=_named("OpsColQwen3Model"),
+    matches=named("OpsColQwen3Model"),
     reader=_ops,
     projections=("custom_text_proj",),
     width=lambda config: None,
@@ -148,7 +137,7 @@ _NEMOTRON_TEXT = replace(
 )
 _NEMOTRON = PictureModel(
     "Nemotron ColEmbed VL v2",
-    _named("Qwen3VLNemotronEmbedModel"),
+    named("Qwen3VLNemotronEmbedModel"),
     _nemotron,
     "late",
     text=_NEMOTRON_TEXT,
