@@ -13,6 +13,7 @@ from poolhouse.cli import check
 from poolhouse.cli.check import Golden
 from tests.checkpoints import save_checkpoint
 from tests.cli.in_process import Run, said
+from tests.models.test_colqwen3 import DESCRIBED, END, LAYOUTS, made
 
 __all__ = ["said"]
 
@@ -55,6 +56,16 @@ def test_json_tells_what_the_table_tells(said: Run, model: Path) -> None:
         told["decision"]["pooling"],
     ):
         assert words in table
+
+
+def test_the_prompts_around_pictures_are_told(said: Run, tmp_path: Path) -> None:
+    made(LAYOUTS["ops"], tmp_path)
+    done = said("check", tmp_path, "--json")
+    told = json.loads(done.out)
+    assert (done.status, told["decision"]["pictures"]) == (0, "ColQwen3 of OpenSearch-AI")
+    assert told["a_query_becomes"] == f"Query: QUERY{END * 10}"
+    assert told["a_picture_becomes"] == DESCRIBED.replace(END, f"<|im_start|>assistant\n{END}")
+    assert "a query becomes:" in said("check", tmp_path).out.decode()
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])

@@ -18,12 +18,12 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
 from poolhouse.inputs.content import Content, Image
-from poolhouse.inputs.pictures import PictureReader
+from poolhouse.inputs.pictures import PictureReader, axes_of, placed
 from poolhouse.models.load import load
 from poolhouse.models.model import Model
 from poolhouse.models.plan import LoadOptions
 from poolhouse.packing.pack import Batch
-from poolhouse.packing.tokens import Picture, Pictures, Tokens
+from poolhouse.packing.tokens import Pictures, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import Rows
 
@@ -146,35 +146,12 @@ def prompt(
     pictures = [reader.processor(image, options or {}) for image in shown]
     coded = tokenizer()(written.text, add_special_tokens=written.add_special_tokens)["input_ids"]
     coded += tokenizer()(written.tail, add_special_tokens=False)["input_ids"]
-    ids: list[int] = []
-    filled: list[bool] = []
-    waiting = iter(pictures)
-    for token in coded:
-        own = next(waiting) if token == reader.token else None
-        ids += [token] if own is None else own.ids.tolist()
-        filled += [False] if own is None else own.filled.tolist()
-    assert next(waiting, None) is None
-    tokens = np.array(ids, np.int64)
+    ids = np.array(coded, np.int64)
     if not pictures:
-        return Tokens(tokens)
-    axes = _axes(np.array(filled), pictures) if reader.axes else None
-    return Tokens(tokens, pictures=Pictures(tuple(pictures), np.array(filled, np.bool_), axes))
-
-
-def _axes(filled: np.ndarray[Any, Any], pictures: Sequence[Picture]) -> np.ndarray[Any, Any]:
-    """Positions in time, down and across: a picture takes as many as its longer side."""
-    found: list[tuple[int, int, int]] = []
-    waiting, at, token = iter(pictures), 0, 0
-    while token < len(filled):
-        if not filled[token]:
-            found.append((at, at, at))
-            at, token = at + 1, token + 1
-            continue
-        extent = next(waiting).extent
-        assert extent is not None
-        found += [(at, at + row, at + column) for row in range(extent[0]) for column in range(extent[1])]
-        at, token = at + max(extent), token + extent[0] * extent[1]
-    return np.array(found, np.int64).T
+        return Tokens(ids)
+    ids, filled = placed(ids, np.flatnonzero(ids == reader.token), pictures)
+    axes = axes_of(filled, pictures) if reader.axes else None
+    return Tokens(ids, pictures=Pictures(tuple(pictures), filled, axes))
 
 
 def hidden_states(model: Model, prompts: Sequence[Tokens]) -> list[Tensor]:

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from poolhouse import LLM
 from poolhouse.errors import CheckpointError
 from poolhouse.inputs.content import Content
 from poolhouse.inputs.content import Image as Shown
@@ -32,7 +33,7 @@ from poolhouse.packing.tokens import Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import Rows
 from poolhouse.tasks import Task
-from tests.models.parity import Parity, Record, change_tensors, worst
+from tests.models.parity import Parity, Record, change_config, change_tensors, worst
 from tests.models.qwen_vl import MIDDLE, NEW, OLD, SLOT, QwenVL, pictures, prefixed
 from tests.models.test_colqwen3 import tokens_of
 
@@ -154,6 +155,33 @@ def vectors(tiny: QwenVL, text: str, images: Sequence[Image.Image]) -> Tensor:
         return F.normalize(state, dim=-1)
 
 
+def compare(
+    record: Record,
+    name: str,
+    model: Model,
+    task: Task,
+    prompts: Sequence[Tokens],
+    expected: Sequence[Tensor],
+    reference: str,
+    examples: str,
+    adapters: Sequence[str | None] | None = None,
+) -> None:
+    """Answers of one pack against those expected and against each prompt alone, as a row of docs/models.md."""
+    got = answers(model, prompts, task, adapters)
+    names = [None] * len(prompts) if adapters is None else adapters
+    alone = [answers(model, [own], task, [adapter])[0] for own, adapter in zip(prompts, names, strict=True)]
+    error, packing = worst(got, list(expected)), worst(got, alone)
+    facts = model.facts
+    record(Parity(name, facts.served_by, reference, error, packing, facts.architecture, model.tasks, examples))
+    assert error < TOLERANCE
+    assert packing < TOLERANCE
+
+
+def prompts_of(model: Model, texts: Sequence[str]) -> list[Tokens]:
+    """The tokens of the prompts of CONTENTS."""
+    return [tokens_of(model, text, shown_in(parts)) for text, (_, parts) in zip(texts, CONTENTS, strict=True)]
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_vectors_are_those_of_transformers_packed_and_alone(name: str, tmp_path: Path, record_parity: Record) -> None:
     layout = LAYOUTS[name]
@@ -162,28 +190,23 @@ def test_vectors_are_those_of_transformers_packed_and_alone(name: str, tmp_path:
     assert model.tasks == (("token_embed",) if layout.projection else ("embed", "token_embed"))
     texts = [prompt(layout, parts) for _, parts in CONTENTS]
     assert [written(model, role, parts) for role, parts in CONTENTS] == texts
-    images = [shown_in(parts) for _, parts in CONTENTS]
-    tokens = [tokens_of(model, text, shown) for text, shown in zip(texts, images, strict=True)]
-    expected = [vectors(tiny, text, shown) for text, shown in zip(texts, images, strict=True)]
-    task: Task = "token_embed"
-    if layout.projection is None:
-        # One vector: the last token, which is <|endoftext|>.
-        task, expected = "embed", [rows[-1:] for rows in expected]
-    got = answers(model, tokens, task)
-    alone = [answers(model, [own], task)[0] for own in tokens]
-    parity = Parity(
-        f"{'late interaction' if layout.projection else 'one vector'}: {name}",
-        model.facts.served_by,
-        "transformers' Qwen-VL and a projection" if layout.projection else "transformers' Qwen-VL, its last token",
-        worst(got, expected),
-        worst(got, alone),
-        model.facts.architecture,
-        model.tasks,
-        layout.examples,
-    )
-    record_parity(parity)
-    assert parity.error < TOLERANCE
-    assert parity.packing_error < TOLERANCE
+    expected = [vectors(tiny, text, shown_in(parts)) for text, (_, parts) in zip(texts, CONTENTS, strict=True)]
+    tokens = prompts_of(model, texts)
+    if layout.projection:
+        reference = "transformers' Qwen-VL and a projection"
+        compare(
+            record_parity,
+            f"late interaction: {name}",
+            model,
+            "token_embed",
+            tokens,
+            expected,
+            reference,
+            layout.examples,
+        )
+    else:
+        reference, last = "transformers' Qwen-VL, its last token", [rows[-1:] for rows in expected]
+        compare(record_parity, f"one vector: {name}", model, "embed", tokens, last, reference, layout.examples)
 
 
 def test_transformers_own_class_agrees_where_it_is_given_positions(tmp_path: Path) -> None:
@@ -205,6 +228,21 @@ def test_transformers_own_class_agrees_where_it_is_given_positions(tmp_path: Pat
     assert worst([got], [with_positions]) < TOLERANCE
     # Its plain call counts positions of pictures like those of text.
     assert worst([got], [without]) > 0.1
+
+
+@pytest.mark.parametrize("name", ["ColQwen2, 4.x", "BiQwen2.5"])
+def test_pages_are_scored_from_python(name: str, tmp_path: Path) -> None:
+    layout = LAYOUTS[name]
+    tiny = made(layout, tmp_path)
+    sides: list[list[str | int]] = [["what is shown?"], [0], [1, 3], ["a text alone"], [2, "and a caption"]]
+    rows = [vectors(tiny, prompt(layout, side), shown_in(side)) for side in sides]
+    if layout.projection is None:
+        rows = [own[-1:] for own in rows]
+    expected = [float((rows[0] @ own.T).max(1).values.sum()) for own in rows[1:]]
+    pages = [{"content": [part if isinstance(part, str) else pictures()[part] for part in side]} for side in sides[1:]]
+    with LLM(str(tmp_path), dtype="float32") as llm:
+        got = llm.score("what is shown?", pages, use_tqdm=False)
+        assert [one.outputs.score for one in got] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_picture_is_limited_to_768_tokens_where_no_file_says_more(tmp_path: Path) -> None:
@@ -271,29 +309,54 @@ def test_adapters_are_merged_as_peft_merges_them(name: str, tmp_path: Path, reco
     merged = adapted(tiny, base, folder, names)
     model = opened(folder)
     texts = [prompt(layout, parts) for _, parts in CONTENTS]
-    images = [shown_in(parts) for _, parts in CONTENTS]
-    tokens = [tokens_of(model, text, shown) for text, shown in zip(texts, images, strict=True)]
-    expected = [vectors(merged, text, shown) for text, shown in zip(texts, images, strict=True)]
+    tokens = prompts_of(model, texts)
+    expected = [vectors(merged, text, shown_in(parts)) for text, (_, parts) in zip(texts, CONTENTS, strict=True)]
     assert worst([plain], [expected[1]]) > 0.1
-    got = answers(model, tokens, "token_embed")
-    alone = [answers(model, [own], "token_embed")[0] for own in tokens]
-    parity = Parity(
+    title, reference = (
         f"late interaction: {name}, as an adapter",
-        model.facts.served_by,
         "peft's merge, transformers' Qwen-VL and a projection",
-        worst(got, expected),
-        worst(got, alone),
-        model.facts.architecture,
-        model.tasks,
-        examples,
     )
-    record_parity(parity)
-    assert parity.error < TOLERANCE
-    assert parity.packing_error < TOLERANCE
+    compare(record_parity, title, model, "token_embed", tokens, expected, reference, examples)
     # An adapter that a request chooses changes the projection of its own rows alone.
     chosen = opened(base, adapters=AdapterOptions(modules={"own": folder}))
     mixed = answers(chosen, [tokens[1], tokens[0], tokens[1]], "token_embed", [None, "own", "own"])
     assert worst(mixed, [plain, expected[0], expected[1]]) < TOLERANCE
+
+
+def test_a_projection_may_come_whole_with_an_adapter_that_a_name_tells(tmp_path: Path) -> None:
+    layout, base, folder = LAYOUTS["ColQwen2.5, 4.x"], tmp_path / "base", tmp_path / "colnomic-embed-multimodal-3b"
+    tiny = made(layout, base)
+    merged = adapted(tiny, base, folder, OLD)
+    # As peft saves modules_to_save; the base is a plain Qwen2.5-VL.
+    tensors = {
+        name: tensor
+        for name, tensor in load_file(folder / "adapter_model.safetensors").items()
+        if "text_proj" not in name
+    }
+    whole = {
+        f"base_model.model.custom_text_proj.{kind}": tensor
+        for kind, tensor in merged.modules["custom_text_proj"].state_dict().items()
+    }
+    save_file(tensors | whole, folder / "adapter_model.safetensors")
+    for kind in ("weight", "bias"):
+        change_tensors(base, drop=f"custom_text_proj.{kind}")
+    change_config(base, architectures=["Qwen2_5_VLForConditionalGeneration"])
+    model = opened(folder)
+    assert model.tasks == ("token_embed",)
+    text = prompt(layout, [0])
+    (got,) = answers(model, [tokens_of(model, text, shown_in([0]))], "token_embed")
+    assert worst([got], [vectors(merged, text, shown_in([0]))]) < TOLERANCE
+
+
+def test_prompts_are_those_of_the_processors_files_where_they_state_some(tmp_path: Path) -> None:
+    made(LAYOUTS["ColQwen2 of transformers"], tmp_path)
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    stated = {"query_prefix": "Question: ", "visual_prompt_prefix": f"{SLOT}See.<|im_end|>!"}
+    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings, **stated}))
+    model = opened(tmp_path)
+    assert written(model, "query", ["who?"]) == f"Question: who?{END * 10}\n"
+    assert written(model, "document", [0, 1, "a page"]) == f"{SLOT}{SLOT}See. a page<|im_end|>!"
 
 
 def test_an_adapter_on_a_base_without_a_projection_is_refused(tmp_path: Path) -> None:
@@ -315,21 +378,10 @@ def test_a_nomic_embedder_is_found_by_the_name_of_its_adapter(tmp_path: Path, re
     assert any("nomic-embed-multimodal" in note for note in model.facts.notes)
     texts = [prompt(layout, parts) for _, parts in CONTENTS]
     assert [written(model, role, parts) for role, parts in CONTENTS] == texts
-    images = [shown_in(parts) for _, parts in CONTENTS]
-    tokens = [tokens_of(model, text, shown) for text, shown in zip(texts, images, strict=True)]
-    expected = [vectors(merged, text, shown)[-1:] for text, shown in zip(texts, images, strict=True)]
-    got = answers(model, tokens, "embed")
-    alone = [answers(model, [own], "embed")[0] for own in tokens]
-    parity = Parity(
-        "one vector: nomic-embed-multimodal, an adapter on Qwen2.5-VL",
-        model.facts.served_by,
+    expected = [vectors(merged, text, shown_in(parts))[-1:] for text, (_, parts) in zip(texts, CONTENTS, strict=True)]
+    title, reference = (
+        "one vector: nomic-embed-multimodal, an adapter",
         "peft's merge, transformers' Qwen-VL, its last token",
-        worst(got, expected),
-        worst(got, alone),
-        model.facts.architecture,
-        model.tasks,
-        "nomic-ai/nomic-embed-multimodal-3b, -7b",
     )
-    record_parity(parity)
-    assert parity.error < TOLERANCE
-    assert parity.packing_error < TOLERANCE
+    examples = "nomic-ai/nomic-embed-multimodal-3b, -7b"
+    compare(record_parity, title, model, "embed", prompts_of(model, texts), expected, reference, examples)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from poolhouse import LLM
 from poolhouse.errors import CheckpointError
 from poolhouse.inputs.content import Content
 from poolhouse.inputs.content import Image as Image_
@@ -204,6 +207,60 @@ def test_vectors_are_those_of_its_own_code_packed_and_alone(name: str, tmp_path:
     )
     assert error < 1e-5
     assert packing < 1e-5
+
+
+def png(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+@pytest.mark.parametrize("name", ["tomoro", "ops, cut", "nemotron"])
+def test_texts_and_pictures_are_encoded_and_scored_by_its_own_prompts(name: str, tmp_path: Path) -> None:
+    layout, images = LAYOUTS[name], pictures()
+    tiny = made(layout, tmp_path)
+    query, text, picture, _ = (text.removeprefix("find: ") for text in WRITTEN[name.partition(",")[0]])
+    wanted = {
+        "query": expected(tiny, layout, query, []),
+        "text": expected(tiny, layout, text, []),
+        "picture": expected(tiny, layout, picture, images[:1]),
+    }
+    shown = {"content": [{"type": "image_url", "image_url": {"url": png(images[0])}}]}
+    literal, several = PROMPTS[3]
+    with LLM(str(tmp_path)) as llm:
+        outputs = llm.encode(" who? ", pooling_task="token_embed", input_type="query")
+        outputs += llm.encode([" who? ", shown], pooling_task="token_embed")
+        for output, rows in zip(outputs, wanted.values(), strict=True):
+            assert output.outputs.data.shape == rows.shape
+            assert np.abs(output.outputs.array - rows).max() < 1e-4 * np.abs(rows).max()
+        prompt = {"prompt": literal, "multi_modal_data": {"image": [images[index] for index in several]}}
+        (output,) = llm.encode(prompt, pooling_task="token_embed")
+        rows = expected(tiny, layout, literal, [images[index] for index in several])
+        assert np.abs(output.outputs.array - rows).max() < 1e-4 * np.abs(rows).max()
+        assert len(output.prompt_token_ids) == len(rows)
+        scores = [output.outputs.score for output in llm.score(" who? ", [shown, " who? "])]
+    by_hand = [float((wanted["query"] @ wanted[role].T).max(1).sum()) for role in ("picture", "text")]
+    assert scores == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_files_in_the_words_of_transformers_4_are_read(tmp_path: Path) -> None:
+    layout, images = LAYOUTS["ops"], pictures()
+    tiny = made(layout, tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text())["text_config"]
+    turns = text.pop("rope_parameters")
+    text |= {"rope_theta": turns.pop("rope_theta"), "rope_scaling": turns, "torch_dtype": "float32"}
+    change_json(tmp_path / "config.json", text_config=text)
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    size = settings.pop("size")
+    settings |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    (tmp_path / "processor_config.json").unlink()
+    model = load(tmp_path, LoadOptions("tiny"))
+    for image in images:
+        (got,) = answers(model, [tokens_of(model, DESCRIBED, [image])])
+        wanted = expected(tiny, layout, DESCRIBED, [image])
+        assert got.shape == wanted.shape
+        assert np.abs(got.numpy() - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
 def test_an_adapter_changes_the_text_half_and_the_projection(tmp_path: Path) -> None:

@@ -15,13 +15,15 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from poolhouse.errors import CheckpointError, InvalidRequest
+from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest
+from poolhouse.files import Folder
+from poolhouse.models.adapters.adapters import AdapterOptions
 from poolhouse.models.load import load
 from poolhouse.models.model import Model
 from poolhouse.models.plan import LoadOptions
 from poolhouse.packing.pack import Batch
 from poolhouse.packing.tokens import Picture, Pictures, Tokens
-from tests.models.parity import change_config, change_tensors
+from tests.models.parity import Parity, Record, change_config, change_tensors
 
 # The largest difference, as a share of the largest entry: float32 rounding, in batches of other shapes.
 TOLERANCE = 1e-5
@@ -39,6 +41,12 @@ SIGLIP_PICTURES = SIDE | {"image_size": 32, "patch_size": 8}
 NAFLEX_PICTURES = SIDE | {"patch_size": 8, "num_patches": 16}
 PAD = 0
 # Model, options of its text half, of its picture half, of the whole, and of the picture processor.
+# What the rows of docs/models.md speak for.
+EXAMPLES = {
+    "clip": "openai/clip-vit-base-patch32, clip-ViT-B-32",
+    "siglip": "google/siglip-base-patch16-224, google/siglip2-base-patch16-224",
+    "siglip 2": "google/siglip2-base-patch16-naflex",
+}
 ROWS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "clip": ("CLIP", CLIP_TEXT, CLIP_PICTURES, {"projection_dim": 24}, {}),
     "clip, first files": ("CLIP", CLIP_TEXT | {"eos_token_id": 2}, CLIP_PICTURES, {"projection_dim": 24}, {}),
@@ -160,17 +168,21 @@ def run(model: Model, prompts: Sequence[Tokens]) -> list[np.ndarray]:
     return [rows[start].numpy() for start in starts]
 
 
-def assert_same(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> None:
+def assert_same(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
+    """The largest difference, as a share of the largest entry."""
     largest = max(np.abs(vector).max() for vector in wanted)
-    for ours, theirs in zip(found, wanted, strict=True):
-        assert np.abs(ours - theirs).max() < TOLERANCE * largest
+    error = max(float(np.abs(ours - theirs).max() / largest) for ours, theirs in zip(found, wanted, strict=True))
+    assert error < TOLERANCE
     # Else a vector that does not depend on its prompt would pass.
     assert all(np.abs(one - wanted[0]).max() > 1000 * TOLERANCE * largest for one in wanted[1:])
+    return error
 
 
 @pytest.mark.parametrize("former", [True, False], ids=["preprocessor_config", "processor_config"])
 @pytest.mark.parametrize("row", ROWS)
-def test_texts_and_pictures_become_what_transformers_makes_of_them(row: str, former: bool, tmp_path: Path) -> None:
+def test_texts_and_pictures_become_what_transformers_makes_of_them(
+    row: str, former: bool, tmp_path: Path, record_parity: Record
+) -> None:
     theirs = save(tmp_path, row, former)
     model = opened(tmp_path)
     assert model.facts.served_by == f"native {theirs.config.model_type}, packed"
@@ -182,10 +194,23 @@ def test_texts_and_pictures_become_what_transformers_makes_of_them(row: str, for
     wanted_texts, wanted_pictures = of_texts(theirs), of_pictures(theirs, row)
     wanted = [*wanted_texts[:1], *wanted_pictures[:2], *wanted_texts[1:3], wanted_pictures[2]]
     wanted += [*wanted_texts[3:], wanted_pictures[3]]
-    assert_same(run(model, mixed), wanted)
-    assert_same([run(model, [prompt])[0] for prompt in mixed], wanted)
+    packed, alone = run(model, mixed), [run(model, [prompt])[0] for prompt in mixed]
+    error = max(assert_same(packed, wanted), assert_same(alone, wanted))
+    packing_error = assert_same(packed, alone)
     assert_same(run(model, pictures), wanted_pictures)
     assert_same(run(model, texts), wanted_texts)
+    if row in EXAMPLES and former:
+        parity = Parity(
+            model=f"{theirs.config.model_type}, texts and pictures",
+            path=model.facts.served_by,
+            reference=f"transformers {type(theirs).__name__}",
+            error=error,
+            packing_error=packing_error,
+            architecture=model.facts.architecture,
+            tasks=model.tasks,
+            examples=EXAMPLES[row],
+        )
+        record_parity(parity)
 
 
 def test_a_picture_of_several_prompts_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +301,13 @@ def test_what_no_tower_of_ours_does_is_left_to_transformers(tmp_path: Path) -> N
     change_config(tmp_path, vision_config=ROWS["siglip"][2] | {"vision_use_head": False})
     with pytest.raises(CheckpointError, match="vision_use_head"):
         opened(tmp_path, implementation="native")
+
+
+def test_adapters_of_half_a_model_are_refused(tmp_path: Path) -> None:
+    save(tmp_path, "clip")
+    adapters = AdapterOptions({"one": Folder(tmp_path)})
+    with pytest.raises(ConfigError, match="Adapters are not served of CLIP"):
+        opened(tmp_path, adapters=adapters)
 
 
 NO_TEXTS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers
 from PIL.Image import Image as PILImage
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from poolhouse.errors import CheckpointError
@@ -32,7 +34,9 @@ from tests.models.hosted import (
     tokenizer,
     worst,
 )
+from tests.models.parity import Parity, Record
 
+TOLERANCE = 1e-4
 # A picture between texts, several of different sides in one prompt, one that two prompts show.
 SHARED = picture(20, 14)
 PROMPTS: tuple[tuple[str | PILImage, ...], ...] = (
@@ -364,8 +368,19 @@ def reference(tiny: Hosted, reading: Reading, tokens: Tokens) -> Tensor:
         return found
 
 
+# Published models of each kind, where there are some.
+EXAMPLES = {
+    "ColPali of transformers": "vidore/colpali-v1.3-hf",
+    "ColPali of colpali-engine": "vidore/colpali-v1.3-merged",
+    "ColModernVBERT of transformers": "ModernVBERT/colmodernvbert-merged",
+    "EmbeddingGemma 2": "google/embeddinggemma-2",
+    "ColQwen3.5, bidirectional": "athrael-soju/colqwen3.5-4.5B-v3",
+    "E5-V": "royokong/e5-v",
+}
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_packed_prompts_with_pictures_equal_the_class_alone(kind: str, tmp_path: Path) -> None:
+def test_packed_prompts_with_pictures_equal_the_class_alone(kind: str, tmp_path: Path, record_parity: Record) -> None:
     make, reading = KINDS[kind]
     tiny = make()
     tiny.save(tmp_path)
@@ -375,12 +390,23 @@ def test_packed_prompts_with_pictures_equal_the_class_alone(kind: str, tmp_path:
     assert model.facts.pictures is not None
     prompts = [prompt(model.facts.pictures, *parts) for parts in PROMPTS_OF.get(kind, PROMPTS)]
     expected = [reference(tiny, reading, one) for one in prompts]
-    assert worst(hidden_states(model, prompts), expected) < 1e-4
-    for one, hidden in zip(prompts, expected, strict=True):
-        assert worst(hidden_states(model, [one]), [hidden]) < 1e-4
+    assert worst(hidden_states(model, prompts), expected) < TOLERANCE
     pooled = {"MEAN": lambda rows: rows.mean(0, keepdim=True), "LAST": lambda rows: rows[-1:]}
     reduce = pooled.get(model.plan.default_pooling or "", lambda rows: rows)
-    assert worst(answers(model, prompts), [tiny.projected(reduce(hidden)) for hidden in expected]) < 1e-4
+    got = answers(model, prompts)
+    parity = Parity(
+        f"texts and pictures: {kind}",
+        model.facts.served_by,
+        "transformers' class, a prompt at a time",
+        worst(got, [tiny.projected(reduce(hidden)) for hidden in expected]),
+        worst(got, [answers(model, [one])[0] for one in prompts]),
+        model.facts.architecture,
+        model.tasks,
+        EXAMPLES.get(kind, ""),
+    )
+    record_parity(parity)
+    assert parity.error < TOLERANCE
+    assert parity.packing_error < TOLERANCE
 
 
 def test_a_tensor_that_nobody_knows_is_refused(tmp_path: Path) -> None:
@@ -443,3 +469,81 @@ def test_prompts_are_those_of_the_processor(kind: str, shown: str | None, tmp_pa
     if shown is None:
         query = theirs.process_queries(["what is packed?"])["input_ids"][0].tolist()
         assert prompt(reader, "what is packed?", role="query").ids.tolist() == query
+
+
+@pytest.mark.parametrize(
+    ("architecture", "why"),
+    [
+        ("Phi3VForCausalLM", r"Phi-3-V .*, which is not served: .*; VLM2Vec-V2, on Qwen2-VL, is served"),
+        ("ColQwen2_5Omni", r"ColQwen-Omni, which is not served: .* sound and video"),
+        ("ColGemma3", r"ColGemma3, which is not served: .* ColPali and ColQwen2\.5"),
+        ("llama_NemoRetrieverColEmbed", r"ColEmbed, which is not served: .* nvidia/nemotron-colembed-vl-4b-v2"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_name(architecture: str, why: str, tmp_path: Path) -> None:
+    tiny = idefics3("ColIdefics3")
+    tiny.config["architectures"] = [architecture]
+    tiny.save(tmp_path)
+    with pytest.raises(CheckpointError, match=why):
+        loaded(tmp_path)
+
+
+def test_texts_alone_are_read_of_a_model_that_is_not_served_with_pictures(tmp_path: Path) -> None:
+    config = transformers.LlavaConfig(
+        text_config={"model_type": "llama", **LLAMA},
+        vision_config={"model_type": "clip_vision_model", **SIGLIP, "projection_dim": 24},
+        image_token_index=ID["<image>"],
+    )
+    whole = {**config.to_dict(), "architectures": ["LlavaForConditionalGeneration"]}
+    tiny = Hosted(randomised(transformers.AutoModel.from_config(config)), {}, whole, {}, lambda name: name)
+    tiny.save(tmp_path)
+    model = loaded(tmp_path)
+    assert model.facts.pictures is None
+    assert "Texts alone are read: LlavaModel is not served with pictures." in model.facts.notes
+    texts = [Tokens(np.array(ids, np.int64)) for ids in ([5, 9, 7], [70, 4, 8, 31, 6])]
+    expected = [reference(tiny, of_squares, text) for text in texts]
+    assert worst(hidden_states(model, texts), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["ColPali of colpali-engine", "ColIdefics3"])
+def test_an_adapter_is_merged_into_its_base(kind: str, tmp_path: Path, record_parity: Record) -> None:
+    make, reading = KINDS[kind]
+    tiny = make()
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    folder.mkdir()
+    tiny.save(base)
+    text = "language_model" if "ColPali" in kind else "text_model"
+    (projection,) = tiny.modules
+    changed = {
+        f"model.{text}.model.layers.1.self_attn.q_proj": tiny.model.get_submodule(f"{text}.layers.1.self_attn.q_proj"),
+        f"model.{text}.model.layers.0.mlp.down_proj": tiny.model.get_submodule(f"{text}.layers.0.mlp.down_proj"),
+        projection: tiny.modules[projection],
+    }
+    torch.manual_seed(1)
+    tensors = {}
+    for name, module in changed.items():
+        a, b = torch.randn(4, module.in_features) * 0.2, torch.randn(module.out_features, 4) * 0.2
+        tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+        module.weight += b @ a * (8 / 4)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    model = loaded(folder)
+    assert f"Merged into the weights: the adapter {folder}." in model.facts.notes
+    assert model.facts.pictures is not None
+    prompts = [prompt(model.facts.pictures, *parts) for parts in PROMPTS[:3]]
+    got = answers(model, prompts)
+    parity = Parity(
+        f"texts and pictures: {kind}, as an adapter",
+        model.facts.served_by,
+        "peft's formula, transformers' class, a prompt at a time",
+        worst(got, [tiny.projected(reference(tiny, reading, one)) for one in prompts]),
+        worst(got, [answers(model, [one])[0] for one in prompts]),
+        model.facts.architecture,
+        model.tasks,
+        "vidore/colpali-v1.3" if "ColPali" in kind else "vidore/colSmol-256M",
+    )
+    record_parity(parity)
+    assert parity.error < TOLERANCE
+    assert parity.packing_error < TOLERANCE

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,18 +15,20 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from poolhouse import LLM
 from poolhouse.errors import CheckpointError
 from poolhouse.inputs.prompts import Role
 from poolhouse.models.model import Model
 from poolhouse.packing.tokens import Tokens
-from tests.models.parity import Parity, Record, worst
-from tests.models.qwen_vl import END, MIDDLE, OLD, SLOT, START, QwenVL
-from tests.models.test_colqwen2 import TOLERANCE, answers, opened, shown_in, written
+from tests.models.parity import Record, worst
+from tests.models.qwen_vl import END, MIDDLE, OLD, SLOT, START, QwenVL, pictures
+from tests.models.test_colqwen2 import TOLERANCE, answers, compare, opened, shown_in, written
 from tests.models.test_colqwen3 import tokens_of
 
 TASKS = ["retrieval", "text-matching", "code"]
 RANK, ALPHA = 4, 8
 PROJECTOR = "multi_vector_projector"
+REFERENCE = "transformers' Qwen2.5-VL with the changes added in, its own code's formulas"
 Changes = dict[str, tuple[Tensor, Tensor]]
 PROMPTS: list[tuple[Role | None, list[str | int], str]] = [
     ("query", ["what is shown?"], "Query: what is shown?"),
@@ -126,26 +129,10 @@ def test_one_and_many_vectors_by_task_in_one_pack(tmp_path: Path, record_parity:
         expected(tiny, changes[task], text, shown_in(parts))
         for task, (_, parts, text) in zip(chosen, PROMPTS, strict=True)
     ]
-    errors, packing = [], []
     for task, index in (("embed", 0), ("token_embed", 1)):
-        got = answers(model, tokens(model), task, chosen)
-        alone = [answers(model, [own], task, [name])[0] for own, name in zip(tokens(model), chosen, strict=True)]
-        errors.append(worst(got, [pair[index] for pair in pairs]))
-        packing.append(worst(got, alone))
-    record_parity(
-        Parity(
-            "jina-embeddings-v4, three tasks in a pack",
-            model.facts.served_by,
-            "transformers' Qwen2.5-VL with the changes added in, its own code's formulas",
-            max(errors),
-            max(packing),
-            model.facts.architecture,
-            model.tasks,
-            "jinaai/jina-embeddings-v4",
-        )
-    )
-    assert max(errors) < TOLERANCE
-    assert max(packing) < TOLERANCE
+        title, wanted = f"jina-embeddings-v4, {task} of three tasks in a pack", [pair[index] for pair in pairs]
+        examples = "jinaai/jina-embeddings-v4"
+        compare(record_parity, title, model, task, tokens(model), wanted, REFERENCE, examples, chosen)
     # Tasks differ, in the vector as in the vectors.
     for index in (0, 1):
         other = expected(tiny, changes["code"], PROMPTS[0][2], [])[index]
@@ -195,18 +182,44 @@ def test_a_repack_for_vllm_answers_with_one_vector(tmp_path: Path, record_parity
     assert model.tasks == ("embed", "token_embed")
     assert any("jina-embeddings-v4 for vLLM" in note for note in model.facts.notes)
     wanted = [expected(tiny, changes["retrieval"], text, shown_in(parts))[0] for _, parts, text in PROMPTS]
-    got = answers(model, tokens(model), "embed")
-    alone = [answers(model, [own], "embed")[0] for own in tokens(model)]
-    parity = Parity(
-        "jina-embeddings-v4 for vLLM, a task merged",
-        model.facts.served_by,
-        "transformers' Qwen2.5-VL with the changes added in, its own code's formulas",
-        worst(got, wanted),
-        worst(got, alone),
-        model.facts.architecture,
-        model.tasks,
-        "jinaai/jina-embeddings-v4-vllm-retrieval, -text-matching, -code",
-    )
-    record_parity(parity)
-    assert parity.error < TOLERANCE
-    assert parity.packing_error < TOLERANCE
+    examples = "jinaai/jina-embeddings-v4-vllm-retrieval, -text-matching, -code"
+    title = "jina-embeddings-v4 for vLLM, a task merged"
+    compare(record_parity, title, model, "embed", tokens(model), wanted, REFERENCE, examples)
+
+
+def test_requests_choose_tasks_and_sides_by_their_input_type(tmp_path: Path) -> None:
+    tiny, changes = made(tmp_path)
+    save_tasks(tmp_path / "adapters", changes)
+
+    def close(got: object, wanted: Tensor) -> bool:
+        return float(np.abs(np.asarray(got) - wanted.numpy()).max()) < 1e-5
+
+    picture = pictures()[0]
+    described = f"<|im_start|>user\n{SLOT}Describe the image.<|im_end|>\n"
+    with LLM(str(tmp_path), dtype="float32") as llm:
+        cases: list[tuple[dict[str, str], str, str]] = [
+            ({}, "retrieval", "Query: a text"),
+            ({"input_type": "retrieval.passage"}, "retrieval", "Passage: a text"),
+            ({"input_type": "code.query"}, "code", "Query: a text"),
+            ({"input_type": "code.passage"}, "code", "Passage: a text"),
+            ({"input_type": "text-matching"}, "text-matching", "Query: a text"),
+            # Both sides of this task are alike.
+            ({"input_type": "document", "task": "text-matching"}, "text-matching", "Query: a text"),
+        ]
+        for options, task, text in cases:
+            (output,) = llm.embed("a text", use_tqdm=False, **options)  # type: ignore[arg-type]
+            assert close(output.outputs.embedding, expected(tiny, changes[task], text, [])[0][0]), options
+        prompts = ["a text", {"content": [picture]}]
+        outputs = llm.encode(prompts, pooling_task="token_embed", input_type="code.query", use_tqdm=False)
+        assert close(outputs[0].outputs.data, expected(tiny, changes["code"], "Query: a text", [])[1])
+        assert close(outputs[1].outputs.data, expected(tiny, changes["code"], described, [picture])[1])
+        assert len(outputs[1].prompt_token_ids) == len(outputs[1].outputs.data)
+        score = llm.score("a text", {"content": [picture]}, use_tqdm=False)[0].outputs.score
+        query, page = (
+            expected(tiny, changes["retrieval"], text, images)[0][0]
+            for text, images in (("Query: a text", []), (described, [picture]))
+        )
+        assert score == pytest.approx(float(query @ page), abs=1e-5)
+    with LLM(str(tmp_path), dtype="float32", merge_adapter="text-matching") as llm:
+        (output,) = llm.embed("a text", input_type="document", use_tqdm=False)
+        assert close(output.outputs.embedding, expected(tiny, changes["text-matching"], "Query: a text", [])[0][0])

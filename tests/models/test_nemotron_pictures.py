@@ -30,6 +30,7 @@ from tests.models.hosted import (
     tokenizer,
     worst,
 )
+from tests.models.parity import Parity, Record
 
 
 class NemotronVL(nn.Module):
@@ -100,7 +101,7 @@ PROMPTS: Sequence[tuple[tuple[str | PILImage, ...], Any]] = (
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["today's names", "older names"])
-def test_vectors_equal_the_formula(nested: bool, tmp_path: Path) -> None:
+def test_vectors_equal_the_formula(nested: bool, tmp_path: Path, record_parity: Record) -> None:
     made = tiny(nested)
     made.save(tmp_path)
     model = loaded(tmp_path)
@@ -110,10 +111,22 @@ def test_vectors_equal_the_formula(nested: bool, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = [made.model(one) for one in prompts]
     assert worst(hidden_states(model, prompts), expected) < 1e-4
-    for one, hidden in zip(prompts, expected, strict=True):
-        assert worst(hidden_states(model, [one]), [hidden]) < 1e-4
     pooled = [nn.functional.normalize(hidden.mean(0, keepdim=True), dim=-1) for hidden in expected]
-    assert worst(answers(model, prompts, "embed"), pooled) < 1e-4
+    got = answers(model, prompts)
+    names = "older names" if nested else "today's names"
+    parity = Parity(
+        f"texts and pictures: Llama Nemotron Embed VL, {names}",
+        model.facts.served_by,
+        "its formula over transformers' halves",
+        worst(got, pooled),
+        worst(got, [answers(model, [one])[0] for one in prompts]),
+        model.facts.architecture,
+        model.tasks,
+        "nvidia/llama-nemotron-embed-vl-1b-v2" if nested else "",
+    )
+    record_parity(parity)
+    assert parity.error < 1e-4
+    assert parity.packing_error < 1e-4
 
 
 def test_prompts_are_those_of_the_models_code(tmp_path: Path) -> None:
@@ -139,7 +152,7 @@ def test_tiles_fit_a_pictures_shape_and_area(tmp_path: Path) -> None:
         reader.processor(picture(16, 16), {"tiles": 3})
 
 
-def test_scores_equal_the_formula(tmp_path: Path) -> None:
+def test_scores_equal_the_formula(tmp_path: Path, record_parity: Record) -> None:
     made = tiny(nested=True, scores=True)
     made.save(tmp_path)
     model = loaded(tmp_path)
@@ -165,7 +178,20 @@ def test_scores_equal_the_formula(tmp_path: Path) -> None:
         prompts.append(Tokens(array, pictures=pictures))
     with torch.no_grad():
         logits = [made.modules["score"](made.model(one).mean(0, keepdim=True)) for one in prompts]
-    assert worst(answers(model, prompts, "classify"), [torch.sigmoid(one) for one in logits]) < 1e-4
+    got = answers(model, prompts, "classify")
+    parity = Parity(
+        "scores of texts and pictures: Llama Nemotron Rerank VL",
+        model.facts.served_by,
+        "its formula over transformers' halves",
+        worst(got, [torch.sigmoid(one) for one in logits]),
+        worst(got, [answers(model, [one], "classify")[0] for one in prompts]),
+        model.facts.architecture,
+        model.tasks,
+        "nvidia/llama-nemotron-rerank-vl-1b-v2",
+    )
+    record_parity(parity)
+    assert parity.error < 1e-4
+    assert parity.packing_error < 1e-4
 
 
 def test_a_tokenizer_without_marks_is_refused(tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from poolhouse.inputs.content import Content
 from poolhouse.inputs.prompts import Role
+from poolhouse.llm import LLM
 from poolhouse.models.model import Model
 from poolhouse.packing.tokens import Picture, Tokens
 from tests.models.parity import Parity, Record, worst
-from tests.models.qwen_vl import MIDDLE, NEW, OLD, SETTINGS, SLOT, QwenVL, tokenizer
-from tests.models.test_colqwen2 import answers, opened, shown_in, written
+from tests.models.qwen_vl import MIDDLE, NEW, OLD, SETTINGS, SLOT, QwenVL, pictures, tokenizer
+from tests.models.test_colqwen2 import adapted, answers, opened, shown_in, written
 from tests.models.test_colqwen3 import tokens_of
 
 END = "<|endoftext|>"
@@ -205,6 +206,48 @@ def test_files_of_each_release_are_read(name: str, layout: str, tmp_path: Path) 
     assert worst(answers(model, prompts, "embed"), [expected(tiny, kind, case) for case in kind.cases]) < TOLERANCE
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_texts_and_pictures_of_callers_reach_the_model(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    folder = tmp_path / kind.folder
+    tiny = made(kind, folder)
+    with LLM(str(folder), convert="embed", dtype="float32") as llm:
+        for case in kind.cases:
+            if case.instruction:
+                continue
+            parts = [part if isinstance(part, str) else pictures()[part] for part in case.parts]
+            prompt: Any = parts[0] if len(parts) == 1 else {"content": parts}
+            (got,) = llm.embed_array([prompt], input_type=case.role, use_tqdm=False)
+            assert worst([torch.tensor(got)[None]], [expected(tiny, kind, case)]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["Qwen3-VL-Embedding", "GME-Qwen2-VL", "VLM2Vec-V2"])
+def test_a_stored_prompt_is_the_instruction(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    folder = tmp_path / kind.folder
+    tiny = made(kind, folder)
+    for case in kind.cases:
+        if case.instruction and case.role:
+            stored = {"prompts": {"own": case.instruction}}
+            (folder / "config_sentence_transformers.json").write_text(json.dumps(stored))
+            pooled(folder, "lasttoken")
+            with LLM(str(folder), dtype="float32") as llm:
+                parts = [part if isinstance(part, str) else pictures()[part] for part in case.parts]
+                options = {"prompt_name": "own", "input_type": case.role, "use_tqdm": False}
+                (got,) = llm.embed_array([{"content": parts}], **options)
+            assert worst([torch.tensor(got)[None]], [expected(tiny, kind, case)]) < TOLERANCE
+
+
+def test_a_vlm2vec_is_found_by_the_name_of_its_adapter(tmp_path: Path) -> None:
+    kind = KINDS["VLM2Vec-V2"]
+    tiny = made(kind, tmp_path / "base")
+    folder = tmp_path / kind.folder
+    merged = adapted(tiny, tmp_path / "base", folder, OLD)
+    model = opened(folder)
+    got = answers(model, [read(model, kind, case) for case in kind.cases], "embed")
+    assert worst(got, [expected(merged, kind, case) for case in kind.cases]) < TOLERANCE
+
+
 BY_CARD = {
     "title": "---\nlicense: apache-2.0\n---\n# Qwen3-VL-Embedding-2B\n",
     "base": "---\nbase_model:\n- Qwen/Qwen3-VL-Embedding-8B\n---\n# Ours\n",
@@ -240,6 +283,16 @@ def test_vectors_of_models_that_were_trained_so_are_cut(name: str, tmp_path: Pat
     assert worst([got], [F.normalize(whole[:, :12], dim=-1)]) < TOLERANCE
 
 
+CHAIN = [
+    {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.{kind}"}
+    for index, (path, kind) in enumerate(
+        [
+            ("", "base.modules.transformer.Transformer"),
+            ("1_Pooling", "sentence_transformer.modules.pooling.Pooling"),
+            ("2_Normalize", "sentence_transformer.modules.normalize.Normalize"),
+        ]
+    )
+]
 TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message.role }}
@@ -251,6 +304,13 @@ TEMPLATE = """\
 {%- if add_generation_prompt %}<|im_start|>assistant
 {% endif -%}
 """
+
+
+def pooled(folder: Path, mode: str) -> None:
+    """A chain of modules that pools so."""
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
+    (folder / "modules.json").write_text(json.dumps(CHAIN))
 
 
 def sentence_transformers(folder: Path, **chat: Any) -> None:
@@ -268,19 +328,7 @@ def sentence_transformers(folder: Path, **chat: Any) -> None:
     (folder / "sentence_bert_config.json").write_text(json.dumps(module))
     prompts = {"__version__": {}, "prompts": {"query": "Find it."}, "similarity_fn_name": "cosine"}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean"}))
-    modules = [
-        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.{kind}"}
-        for index, (path, kind) in enumerate(
-            [
-                ("", "base.modules.transformer.Transformer"),
-                ("1_Pooling", "sentence_transformer.modules.pooling.Pooling"),
-                ("2_Normalize", "sentence_transformer.modules.normalize.Normalize"),
-            ]
-        )
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules))
+    pooled(folder, "mean")
     (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 

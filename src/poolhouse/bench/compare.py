@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 
@@ -56,12 +56,15 @@ class Report:
 
 
 class SideProcess:
-    """One side in a process of its own, and how long it took to its first vector."""
+    """One side in a process of its own, and how long it took to its first vector.
 
-    def __init__(self, side: str, model: str) -> None:
+    command: what runs it; by default this module, with the side's name and the model.
+    """
+
+    def __init__(self, side: str, model: str, command: Sequence[str] | None = None) -> None:
         started = time.perf_counter()
-        self.process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "poolhouse.bench.compare", side, model],
+        self.process = subprocess.Popen(  # noqa: S603 - our own module, or one that the user names
+            command or [sys.executable, "-m", "poolhouse.bench.compare", side, model],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -136,9 +139,9 @@ def compare(model: str | None, texts: int, rounds: int, progress: Callable[[str]
         prepacked_gflops=ceiling["prepacked"],
         ceiling_texts_per_second=max(ceiling.values()) / work,
         figures=(
-            _figure("throughput", "texts/s", speeds, lambda us, them: us / them),
-            _figure("one query", "ms", latencies, lambda us, them: them / us),
-            _figure("first vector", "s", starts, lambda us, them: them / us),
+            figure("throughput", "texts/s", speeds, lambda us, them: us / them),
+            figure("one query", "ms", latencies, lambda us, them: them / us),
+            figure("first vector", "s", starts, lambda us, them: them / us),
         ),
     )
 
@@ -157,7 +160,7 @@ def _start(side: str, model: str) -> float:
     return process.start_seconds
 
 
-def _figure(name: str, unit: str, pairs: list[tuple[float, float]], better: Callable[[float, float], float]) -> Figure:
+def figure(name: str, unit: str, pairs: list[tuple[float, float]], better: Callable[[float, float], float]) -> Figure:
     ratios = [better(*pair) for pair in pairs]
     return Figure(
         name, unit, median(pair[0] for pair in pairs), median(pair[1] for pair in pairs), median(ratios), min(ratios)
@@ -170,12 +173,17 @@ Commands = dict[str, Callable[..., Result]]
 
 
 def main() -> None:
-    """The other end of a `SideProcess`: run commands until standard input ends."""
+    """The other end of a `SideProcess`."""
+    name, model = sys.argv[1], sys.argv[2]
+    serve_commands(lambda: _SIDES[name](model))
+
+
+def serve_commands(start: Callable[[], Commands]) -> None:
+    """Run commands of standard input, a JSON object a line, until it ends."""
     # Libraries print to standard output now and then; the results keep a channel of their own.
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    name, model = sys.argv[1], sys.argv[2]
-    side = _SIDES[name](model)
+    side = start()
     print(json.dumps({"ready": True}), file=results, flush=True)
     for line in sys.stdin:
         command = json.loads(line)
@@ -189,7 +197,7 @@ def _poolhouse(model: str) -> Commands:
     llm.embed(QUERY)
 
     def throughput(texts: list[str], batch_size: int) -> Result:
-        return _timed(lambda: llm.embed(texts, use_tqdm=False))
+        return timed(lambda: llm.embed(texts, use_tqdm=False))
 
     def latency(runs: int) -> Result:
         return _median_of(runs, lambda: llm.embed(QUERY))
@@ -213,7 +221,7 @@ def _sentence_transformers(model: str) -> Commands:
     encoder.encode(QUERY)
 
     def throughput(texts: list[str], batch_size: int) -> Result:
-        return _timed(lambda: encoder.encode(texts, batch_size=batch_size, show_progress_bar=False))
+        return timed(lambda: encoder.encode(texts, batch_size=batch_size, show_progress_bar=False))
 
     def latency(runs: int) -> Result:
         return _median_of(runs, lambda: encoder.encode(QUERY, show_progress_bar=False))
@@ -243,14 +251,14 @@ def _gemm(_: str) -> Commands:
     return {"gemm": gemm}
 
 
-def _timed(call: Callable[[], object]) -> Result:
+def timed(call: Callable[[], object]) -> Result:
     started = time.perf_counter()
     call()
     return {"seconds": time.perf_counter() - started}
 
 
 def _median_of(runs: int, call: Callable[[], object]) -> Result:
-    return {"seconds": median(_timed(call)["seconds"] for _ in range(runs))}
+    return {"seconds": median(timed(call)["seconds"] for _ in range(runs))}
 
 
 _SIDES = {"poolhouse": _poolhouse, "sentence-transformers": _sentence_transformers, "gemm": _gemm}

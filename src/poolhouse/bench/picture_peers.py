@@ -73,11 +73,14 @@ class _Colpali:
             vectors += self._run(self.processor.process_texts(queries))
         return {"seconds": time.perf_counter() - started, "rows": sum(map(len, vectors))}
 
-    def vectors(self, file: str) -> dict[str, Any]:
-        """The vectors of one page."""
+    def vectors(self, file: str, output: str) -> dict[str, float]:
+        """Write the vectors of one page into a file of numpy's."""
+        import numpy as np
         from PIL import Image
 
-        return {"vectors": self._run(self.processor.process_images([Image.open(file)]))[0].tolist()}
+        (rows,) = self._run(self.processor.process_images([Image.open(file)]))
+        np.save(output, rows)
+        return {"rows": len(rows)}
 
     def _run(self, batch: Any) -> list[Any]:
         import torch

@@ -14,8 +14,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from poolhouse.bench.compare import Report, compare
+from poolhouse.bench.compare import Figure, Report, compare
 from poolhouse.bench.load import BACKENDS, Load, LoadReport, run_load
+from poolhouse.bench.pictures import PicturesReport, compare_pictures
 from poolhouse.cli import texts as files
 from poolhouse.cli.options import Model
 from poolhouse.data import ragged_texts, short_texts
@@ -27,7 +28,7 @@ bench = typer.Typer(
     epilog="`poolhouse bench` alone is `poolhouse bench compare`.",
     no_args_is_help=True,
 )
-_COMMANDS = ("compare", "serve")
+_COMMANDS = ("compare", "pictures", "serve")
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report here too.")]
 
 
@@ -55,21 +56,54 @@ def compare_command(
     """Measure throughput, latency and start-up beside sentence-transformers, in turn, each in its own process."""
     with Console(stderr=True).status("starting") as status:
         report = compare(model, texts, rounds, status.update)
-    Console(soft_wrap=True).print(_table(report), *_lines(report), sep="\n")
+    Console(soft_wrap=True).print(_figures(report.figures), *_lines(report), sep="\n")
     _write(report, output)
 
 
-def _write(report: Report | LoadReport, output: Path | None) -> None:
+@bench.command("pictures")
+def pictures(
+    peers: Annotated[
+        Path | None, typer.Option(help="The Python of an environment with colpali-engine, to compare with.")
+    ] = None,
+    pages: Annotated[int, typer.Option(min=1, help="How many pages, of six sizes.")] = 24,
+    texts: Annotated[int, typer.Option(min=1, help="How many queries.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 5,
+    output: JsonFile = None,
+) -> None:
+    """Measure pages and queries per second on a small ColQwen3 with random weights, beside colpali-engine.
+
+    Its model has 8 layers of 512 features in each half. Also times MaxSim of one query against 1,000 pages.
+    """
+    with Console(stderr=True).status("starting") as status:
+        report = compare_pictures(peers, pages, texts, rounds, status.update)
+    Console(soft_wrap=True).print(_figures(report.figures), *_picture_lines(report, peers is not None), sep="\n")
+    _write(report, output)
+
+
+def _picture_lines(report: PicturesReport, compared: bool) -> list[str]:
+    lines = [
+        f"{report.pages} pages with {report.rows} vectors, {report.texts} queries, {report.rounds} rounds, float32; medians.",
+        f"MaxSim of one query with 1,000 pages of 1,024 rows: {report.max_sim_ms:.0f} ms.",
+    ]
+    if compared:
+        lines.append(
+            f"The reference is colpali-engine at its best batch sizes, {report.batch_sizes[0]} and "
+            f"{report.batch_sizes[1]}; the lowest cosine of a page's vectors is {1 - report.difference:.6f}."
+        )
+    return lines
+
+
+def _write(report: Report | LoadReport | PicturesReport, output: Path | None) -> None:
     if output is not None:
         with whole_file(output) as part:
             part.write_text(report.as_json() + "\n", encoding="utf-8")
 
 
-def _table(report: Report) -> Table:
+def _figures(figures: Sequence[Figure]) -> Table:
     table = Table("measure", "unit")
     for heading in ("Poolhouse", "reference", "times better", "lowest"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for figure in report.figures:
+    for figure in figures:
         table.add_row(
             figure.name,
             figure.unit,

@@ -52,7 +52,7 @@ def calibrate(
         llm = stack.enter_context(LLM(model, **options))
         task: Task = "embed" if "embed" in llm.engine.facts.tasks else "token_embed"
         call_options = CallOptions(PoolingParams(dimensions=dimensions), prompt_name)
-        progress = stack.enter_context(texts.progress_bar(inputs.total))
+        progress = stack.enter_context(texts.progress_bar(inputs))
         for group, answers in texts.answered(llm, inputs.without_blanks(), task, call_options):
             vectors = np.vstack([answer.array for answer in answers])
             found = Calibration.of(vectors)

@@ -20,6 +20,8 @@ from poolhouse.cli.options import Model, with_options
 from poolhouse.data import passages, queries
 from poolhouse.engine.request import Request
 from poolhouse.errors import CheckpointError, InvalidRequest, PoolhouseError
+from poolhouse.inputs.content import Content, Image
+from poolhouse.inputs.pictures import PictureReader
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.templates.score import SEAM
 from poolhouse.params import PoolingParams
@@ -131,10 +133,16 @@ def _checked(
 
 def _answer_something(llm: LLM) -> None:
     """Raise EngineError where an answer is not finite."""
+    prompts: list[Any] = [passages()[0]]
+    if llm.model.facts.pictures is not None and find_spec("PIL") is not None:
+        from PIL.Image import new
+
+        prompts.append({"content": [{"type": "image_pil", "image_pil": new("RGB", (448, 640), "white")}]})
     for task in llm.engine.facts.tasks:
-        # Some tasks take only prompts of their own form.
-        with contextlib.suppress(InvalidRequest):
-            llm.encode(passages()[0], pooling_task=task, use_tqdm=False)
+        for prompt in prompts:
+            # Some tasks take only prompts of their own form.
+            with contextlib.suppress(InvalidRequest):
+                llm.encode(prompt, pooling_task=task, use_tqdm=False)
 
 
 def _print_json(content: dict[str, object]) -> None:
@@ -164,10 +172,21 @@ def _facts(llm: LLM) -> dict[str, Any]:
     if template is not None:
         told["score_template"] = template.name
         told["a_pair_becomes"] = template.render("QUERY", "DOCUMENT").replace(SEAM, "")
+    if facts.pictures is not None:
+        told |= _written(facts.pictures)
     told["decision"] = llm.model.plan.described()
     told["tasks"] = {task: pipeline.description for task, pipeline in llm.model.pipelines.items()}
     told["notes"] = list(facts.notes)
     return told
+
+
+def _written(reader: PictureReader) -> dict[str, str]:
+    """What a model that reads pictures makes of them."""
+    query, picture = Content(("QUERY",)), Content((Image(None, "picture"),))
+    if reader.pair is not None:
+        return {"a_pair_becomes": reader.pair(query, picture, None).whole}
+    written = {"a_query_becomes": reader.prompts(query, "query", None).whole}
+    return written if reader.alone else written | {"a_picture_becomes": reader.prompts(picture, None, None).whole}
 
 
 def _table(facts: dict[str, Any]) -> Table:
@@ -193,8 +212,8 @@ def _table(facts: dict[str, Any]) -> Table:
                 rows = [(name, f"{value:,}")]
             case ("labels", int()):
                 rows = [(name, f"{value}, unnamed")]
-            case ("a_pair_becomes", _):
-                rows = [("a pair becomes", repr(value))]
+            case ("a_pair_becomes" | "a_query_becomes" | "a_picture_becomes", _):
+                rows = [(name.replace("_", " "), repr(value))]
             case (_, list()):
                 rows = [(name, ", ".join(map(str, value)) or "none")]
             case _:
@@ -213,6 +232,8 @@ def _compare(llm: LLM) -> Compared | str:
     template = llm.engine.facts.score_template
     if template is not None and not template.instruction_as_system:
         return f"sentence-transformers does not know the prompt of this model ({template.name})."
+    if llm.model.facts.pictures is not None:
+        return "sentence-transformers does not know the prompts of this model."
     if "classify" in llm.engine.facts.tasks:
         return _with_reference(_compare_pairs, llm)
     return f"sentence-transformers has no {' or '.join(llm.engine.facts.tasks)}."

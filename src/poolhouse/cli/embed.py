@@ -17,6 +17,7 @@ import typer
 
 from poolhouse.cli import texts as files
 from poolhouse.cli.options import with_options
+from poolhouse.cli.pages import DEFAULT_DPI, Aside, Page, files_of
 from poolhouse.errors import ConfigError, did_you_mean
 from poolhouse.files import whole_file
 from poolhouse.inputs.prompts import role_of
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from poolhouse.llm import LLM
     from poolhouse.llm.requests import CallOptions
 
-# Texts, their vectors, and which were cut.
-Write = Callable[[Sequence[str], Codes, Sequence[bool]], None]
+# Texts or pages, their vectors, and which were cut.
+Write = Callable[[Sequence[str | Page], Codes, Sequence[bool]], None]
 
 # Texts whose token vectors are in memory at once, twice.
 _TOKENS_AT_ONCE = 1024
@@ -58,7 +59,10 @@ _PATH = re.compile(r"(/|\./|\.\./|~/)\S+|\S+\.(txt|jsonl|ndjson|csv|tsv|parquet|
 
 @with_options(Settings)
 def embed(
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts; none: read them from --input.")] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts, or PDF files, pictures and folders of them; none: read texts from --input."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Folder or hub id; none: the embedded default.")] = None,
     source: files.Input = "-",
     input_format: files.InputFormat = None,
@@ -85,16 +89,19 @@ def embed(
     token_pooling_factor: Annotated[
         float | None, typer.Option(help="With --tokens: keep about one vector per so many, each the mean of like ones.")
     ] = None,
+    dpi: Annotated[float, typer.Option(min=10, max=1000, help="Dots per inch of PDF pages.")] = DEFAULT_DPI,
     *,
     options: dict[str, object],
 ) -> None:
-    """Write the vector of each text, or with --tokens those of its tokens.
+    """Write the vector of each text, PDF page or picture, or with --tokens those of its tokens.
 
     A line or row of --input is a text, an empty one too, so that what is written has one for each. What stood in
     --output is replaced at the end, and stays as it was when something fails.
     """
+    pages = files_of(texts or ())
     if texts:
-        _check_are_texts(texts, source, model)
+        if pages is None or source != "-":
+            _check_are_texts(texts, source, model)
         for flag, value in (("--column", column), ("--input-format", input_format)):
             if value is not None:
                 raise ConfigError(f"{flag} is for --input.")
@@ -113,8 +120,14 @@ def embed(
         raise ConfigError(f"--format {form} needs --output FILE.")
     if form == "jsonl" and wanted not in ("float32", *QUANTIZED):
         raise ConfigError(f"JSON lines cannot hold {wanted}; use --format npy.")
+    # A matrix says of no row what it is.
+    aside = Aside(strict=form == "npy")
     with contextlib.ExitStack() as stack:
-        inputs = files.of_the_line(texts) if texts else files.opened(source, input_format, column, stack)
+        inputs: files.Texts[str | Page]
+        if pages:
+            inputs = files.of_pages(pages, dpi, aside)
+        else:
+            inputs = files.of_the_line(texts) if texts else files.opened(source, input_format, column, stack)
         if tokens and output is not None:
             write_tokens = stack.enter_context(token_embeddings.writer(output, f".{form}"))
             run = partial(_write_tokens, write=write_tokens, factor=token_pooling_factor)
@@ -124,13 +137,17 @@ def embed(
         from poolhouse.llm.requests import CallOptions
 
         llm = stack.enter_context(LLM(model, **options))
+        if pages and not llm.engine.facts.pictures:
+            raise ConfigError(f"{llm.engine.facts.name} reads texts alone, no PDF pages or pictures.")
         if not tokens and "embed" not in llm.engine.facts.tasks and "token_embed" in llm.engine.facts.tasks:
             raise ConfigError(
                 "This model gives a vector per token, not one per text: use --tokens, with --output FILE.npz."
             )
         call_options = CallOptions(PoolingParams(dimensions=dimensions), prompt_name, input_type=input_type)
         if not run(llm, inputs, call_options=call_options, precision=wanted):
-            raise files.nothing_in(source)
+            raise ConfigError("No page could be read.") if pages else files.nothing_in(source)
+    if aside.count:
+        raise ConfigError(f"{aside.count} files or pages were left out; all others are written.")
 
 
 def _format(form: str | None, output: Path | None) -> str:
@@ -171,10 +188,12 @@ def _check_are_texts(texts: Sequence[str], source: str, model: str | None) -> No
             raise ConfigError(f"{text} may be a model of the hub, which is named by --model {text}. {to_embed}")
 
 
-def _write_vectors(llm: LLM, inputs: files.Texts, call_options: CallOptions, precision: Precision, write: Write) -> int:
+def _write_vectors(
+    llm: LLM, inputs: files.Texts[str | Page], call_options: CallOptions, precision: Precision, write: Write
+) -> int:
     """A vector for each text; returns how many."""
     count = 0
-    with files.progress_bar(inputs.total) as progress:
+    with files.progress_bar(inputs) as progress:
         for texts, answers in files.answered(llm, inputs, "embed", call_options):
             rows = quantize(np.stack([answer.array for answer in answers]), precision, llm.engine.facts.calibration)
             write(texts, rows, [answer.tokens.truncated for answer in answers])
@@ -185,7 +204,7 @@ def _write_vectors(llm: LLM, inputs: files.Texts, call_options: CallOptions, pre
 
 def _write_tokens(
     llm: LLM,
-    inputs: files.Texts,
+    inputs: files.Texts[str | Page],
     call_options: CallOptions,
     precision: Precision,
     write: token_embeddings.Write,
@@ -195,10 +214,11 @@ def _write_tokens(
     if factor is not None:
         check_factor(factor, role_of(call_options.input_type))
     count = 0
-    with files.progress_bar(inputs.total) as progress:
+    with files.progress_bar(inputs) as progress:
         for texts, answers in files.answered(llm, inputs, "token_embed", call_options, _TOKENS_AT_ONCE):
             matrices = [answer.array if factor is None else pooled(answer.array, factor) for answer in answers]
-            write(TokenEmbeddings.of(matrices, precision, llm.engine.facts.calibration))
+            names = [text.name for text in texts if isinstance(text, Page)] or None
+            write(TokenEmbeddings.of(matrices, precision, llm.engine.facts.calibration, names))
             count += len(texts)
             progress.update(len(texts))
     return count
@@ -231,9 +251,10 @@ def _stream(output: Path | None, form: str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _json_lines(stream: IO[bytes]) -> Iterator[Write]:
-    def write(texts: Sequence[str], rows: Codes, truncated: Sequence[bool]) -> None:
+    def write(texts: Sequence[str | Page], rows: Codes, truncated: Sequence[bool]) -> None:
         for text, row, cut in zip(texts, np.ascontiguousarray(rows), truncated, strict=True):
-            line = {"text": text, "embedding": row, **({"truncated": True} if cut else {})}
+            what = {"text": text} if isinstance(text, str) else text.fields
+            line = {**what, "embedding": row, **({"truncated": True} if cut else {})}
             stream.write(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
 
     yield write
@@ -249,7 +270,7 @@ def _numpy_matrix(stream: IO[bytes]) -> Iterator[Write]:
         header = {"shape": (count, width), "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
         np.lib.format.write_array_header_1_0(stream, header)
 
-    def write(texts: Sequence[str], rows: Codes, truncated: Sequence[bool]) -> None:
+    def write(texts: Sequence[str | Page], rows: Codes, truncated: Sequence[bool]) -> None:
         nonlocal count, width, dtype
         if not count:
             width, dtype = rows.shape[1], rows.dtype

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,8 @@ from poolhouse.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
+
+    from poolhouse.inputs.prompts import ContentInput
 
 ENDINGS = (".pdf", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 # Of a PDF page, which has a size in points.
@@ -35,7 +39,7 @@ class Page:
         return self.file if self.number is None else f"{self.file}#page={self.number}"
 
     @property
-    def prompt(self) -> dict[str, object]:
+    def prompt(self) -> ContentInput:
         return {"content": [{"type": "image", "image": self.source}]}
 
     @property
@@ -72,30 +76,48 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def pages_of(files: Sequence[Path], dpi: float = DEFAULT_DPI) -> Iterator[tuple[int, Page]]:
-    """The pages and pictures of files, numbered.
+class Aside:
+    """What is told of pages that cannot be read: names them on standard error and counts them.
+
+    strict: raises ConfigError instead, where nothing in the output would say which are missing.
+    """
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self.count = 0
+
+    def __call__(self, message: str) -> None:
+        if self.strict:
+            raise ConfigError(message)
+        self.count += 1
+        print(f"poolhouse: left out: {message}", file=sys.stderr)
+
+
+def pages_of(files: Sequence[Path], dpi: float, aside: Aside) -> Iterator[tuple[int, Page]]:
+    """The pages and pictures of files, numbered. aside: is told of a PDF file that is encrypted or broken, or a page of it.
 
     Raises:
-        ConfigError: a PDF file that is encrypted or broken, or no library to read it.
+        ConfigError: there is no library to read PDF files.
     """
     number = 0
     for file in files:
-        for page in _pdf_pages(file, dpi) if file.suffix.lower() == ".pdf" else [Page(str(file), None, file)]:
+        for page in _pdf_pages(file, dpi, aside) if file.suffix.lower() == ".pdf" else [Page(str(file), None, file)]:
             number += 1
             yield number, page
 
 
-def _pdf_pages(file: Path, dpi: float) -> Iterator[Page]:
+def _pdf_pages(file: Path, dpi: float, aside: Aside) -> Iterator[Page]:
     try:
-        import pypdfium2
+        pdfium: Any = import_module("pypdfium2")
     except ImportError:
         raise ConfigError("PDF files need pypdfium2, which is not installed: pip install 'poolhouse[pdf]'.") from None
     try:
-        document: Any = pypdfium2.PdfDocument(file)
-    except pypdfium2.PdfiumError as error:
-        encrypted = error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD
+        document = pdfium.PdfDocument(file)
+    except pdfium.PdfiumError as error:
+        encrypted = error.err_code == pdfium.raw.FPDF_ERR_PASSWORD
         what = "is encrypted; save it without its password first" if encrypted else f"cannot be read as PDF: {error}"
-        raise ConfigError(f"{file} {what}") from None
+        aside(f"{file} {what}")
+        return
     with document:
         for index in range(len(document)):
             try:
@@ -104,6 +126,7 @@ def _pdf_pages(file: Path, dpi: float) -> Iterator[Page]:
                 scale = min(dpi / _POINTS, math.sqrt(_MAX_PIXELS / max(width * height, 1)))
                 picture = page.render(scale=scale).to_pil()
                 page.close()
-            except pypdfium2.PdfiumError as error:
-                raise ConfigError(f"{file}: page {index + 1} cannot be read: {error}") from None
+            except pdfium.PdfiumError as error:
+                aside(f"{file}#page={index + 1} cannot be read: {error}")
+                continue
             yield Page(str(file), index + 1, picture)

@@ -1,4 +1,4 @@
-"""Texts of a command: arguments, lines and rows of files or standard input, numbered, and their answers."""
+"""Texts of a command, or pages: arguments, lines and rows of files or standard input, numbered, and their answers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,21 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated, Generic, TypeVar
 
 import orjson
 import typer
 
-from poolhouse.errors import ConfigError, InputTooLong, PoolhouseError, UnsupportedDimensions, did_you_mean
+from poolhouse.cli.pages import ENDINGS as PAGES
+from poolhouse.cli.pages import Aside, Page, pages_of
+from poolhouse.errors import (
+    ConfigError,
+    InputTooLong,
+    InvalidRequest,
+    PoolhouseError,
+    UnsupportedDimensions,
+    did_you_mean,
+)
 from poolhouse.files import same_file
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
@@ -26,11 +35,15 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from poolhouse.engine.request import Answer
+    from poolhouse.inputs.prompts import PromptInput
     from poolhouse.llm import LLM
     from poolhouse.llm.requests import CallOptions
 
 # Texts that are in memory at once.
 _AT_ONCE = 4096
+
+# Pages, which are pictures of some megabytes.
+_PAGES_AT_ONCE = 24
 
 # How a file is read, by its ending; all others hold a text per line.
 _BY_ENDING = {
@@ -44,7 +57,7 @@ FORMS = ("lines", *dict.fromkeys(_BY_ENDING.values()))
 # Endings of files that are not read: they hold no text per line.
 _NOT_LINES = frozenset(
     """
-    .7z .arrow .avro .bin .bz2 .db .doc .docx .feather .gz .h5 .json .npy .npz .ods .odt .orc .pdf .pickle .pkl .png .pt
+    .7z .arrow .avro .bin .bz2 .db .doc .docx .feather .gz .h5 .json .npy .npz .ods .odt .orc .pickle .pkl .pt
     .rar .safetensors .sqlite .tar .tgz .xls .xlsx .xz .yaml .yml .zip .zst
     """.split()  # noqa: SIM905
 )
@@ -66,28 +79,37 @@ PromptName = Annotated[str | None, typer.Option(help="A prompt stored with the c
 Dimensions = Annotated[int | None, typer.Option(help="Length of the vectors, for Matryoshka models.")]
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Texts with their numbers, for messages: `unit` NUMBER of `where`. total: how many, where that is known."""
+Item_co = TypeVar("Item_co", bound="str | Page", covariant=True)
 
-    numbered: Iterator[tuple[int, str]]
+
+@dataclass(frozen=True, slots=True)
+class Texts(Generic[Item_co]):
+    """Texts, or pages, with their numbers, for messages: `unit` NUMBER of `where`. total: how many, where that is known.
+
+    at_once: how many may be in memory, twice. aside: is told of a page that cannot be read, which is left out then.
+    """
+
+    numbered: Iterator[tuple[int, Item_co]]
     unit: str
     where: str
     total: int | None = None
+    at_once: int = _AT_ONCE
+    aside: Aside | None = None
 
-    def groups(self, size: int) -> Iterator[tuple[Sequence[int], list[str]]]:
+    def groups(self, size: int) -> Iterator[tuple[Sequence[int], list[Item_co]]]:
         """Numbers and texts, at most `size` at once."""
+        size = min(size, self.at_once)
         while group := list(itertools.islice(self.numbered, size)):
             yield [number for number, _ in group], [text for _, text in group]
 
-    def without_blanks(self) -> Texts:
+    def without_blanks(self: Texts[str]) -> Texts[str]:
         """Those that are more than white space; their total is not known."""
         return Texts((item for item in self.numbered if item[1].strip()), self.unit, self.where)
 
 
 def answered(
-    llm: LLM, texts: Texts, task: Task, options: CallOptions, group_size: int | None = None
-) -> Iterator[tuple[list[str], list[Answer]]]:
+    llm: LLM, texts: Texts[Item_co], task: Task, options: CallOptions, group_size: int | None = None
+) -> Iterator[tuple[list[Item_co], list[Answer]]]:
     """Groups of texts with their answers, in order; the engine works one group ahead.
 
     Raises:
@@ -96,29 +118,39 @@ def answered(
     from poolhouse.llm.calls import read_ahead
     from poolhouse.llm.requests import requests_of
 
-    def submit(group: tuple[Sequence[int], list[str]]) -> list[Future[Answer]]:
-        _, own = group
-        return llm.engine.submit(requests_of(llm.engine, own, task, options))
+    def submit(group: tuple[Sequence[int], list[Item_co]]) -> list[Future[Answer]]:
+        prompts: list[PromptInput] = [text if isinstance(text, str) else text.prompt for text in group[1]]
+        return llm.engine.submit(requests_of(llm.engine, prompts, task, options))
 
     for (numbers, group), futures in read_ahead(texts.groups(group_size or _AT_ONCE), submit):
-        answers = []
-        for number, future in zip(numbers, futures, strict=True):
+        kept, answers = [], []
+        for number, text, future in zip(numbers, group, futures, strict=True):
             try:
                 answers.append(future.result())
+                kept.append(text)
             except PoolhouseError as error:
                 if isinstance(error, UnsupportedDimensions):
                     error.args = (f"--dimensions: {error}",)
-                elif getattr(error, "parameter", None) not in _OF_ALL:
-                    error.args = (f"{texts.unit} {number} of {texts.where}: {_for_commands(error, llm)}",)
-                raise
-        yield group, answers
+                    raise
+                parameter = getattr(error, "parameter", None)
+                if parameter in _OF_ALL:
+                    raise
+                where = f"{texts.unit} {number} of {texts.where}" if isinstance(text, str) else text.name
+                message = f"{where}: {_for_commands(error, llm).removeprefix(f'{parameter}: ')}"
+                if texts.aside is None or not isinstance(error, InvalidRequest):
+                    error.args = (message,)
+                    raise
+                texts.aside(message)
+        if kept:
+            yield kept, answers
 
 
-def progress_bar(total: int | None) -> tqdm:
+def progress_bar(texts: Texts[str | Page]) -> tqdm:
     """A progress bar of texts on standard error, where that is a terminal."""
     from tqdm import tqdm
 
-    bar: tqdm = tqdm(total=total, unit=" texts", disable=None, dynamic_ncols=True)
+    unit = " pages" if texts.unit == "Page" else " texts"
+    bar: tqdm = tqdm(total=texts.total, unit=unit, disable=None, dynamic_ncols=True)
     return bar
 
 
@@ -133,12 +165,18 @@ def _for_commands(error: PoolhouseError, llm: LLM) -> str:
     )
 
 
-def of_the_line(texts: Sequence[str]) -> Texts:
+def of_the_line(texts: Sequence[str]) -> Texts[str]:
     """Texts that are arguments."""
     return Texts(iter(enumerate(texts, start=1)), "Text", "the command line", len(texts))
 
 
-def opened(source: str, form: str | None, column: str | None, stack: contextlib.ExitStack) -> Texts:
+def of_pages(files: Sequence[Path], dpi: float, aside: Aside) -> Texts[Page]:
+    """The pages of PDF files, and pictures."""
+    pages = pages_of(files, dpi, aside)
+    return Texts(pages, "Page", "the command line", at_once=_PAGES_AT_ONCE, aside=aside)
+
+
+def opened(source: str, form: str | None, column: str | None, stack: contextlib.ExitStack) -> Texts[str]:
     """The texts of a file, or of standard input ("-"); the stack closes it.
 
     A line ends with \\n or \\r\\n, and an empty one is an empty text. form: one of FORMS; None goes by the ending.
@@ -187,6 +225,8 @@ def _form(source: str, form: str | None) -> str:
     if form is not None and form not in FORMS:
         raise ConfigError(f"--input-format {form} is not one of {', '.join(FORMS)}.{did_you_mean(form, FORMS)}")
     ending = "" if source == "-" else Path(source).suffix.lower()
+    if form is None and ending in PAGES:
+        raise ConfigError(f"{source}: PDF files and pictures are no --input but arguments: poolhouse embed {source}")
     if form is None and ending in _NOT_LINES:
         raise ConfigError(
             f"{source}: files that end with {ending} are not read. What is: a text per line, {', '.join(_BY_ENDING)}. "
@@ -279,7 +319,7 @@ def _of_table(lines: Iterable[str], where: str, column: str, separator: str) -> 
         raise ConfigError(f"Line {began + 1} of {where} cannot be read as a row: {error}.") from None
 
 
-def _parquet(source: str, column: str, stack: contextlib.ExitStack) -> Texts:
+def _parquet(source: str, column: str, stack: contextlib.ExitStack) -> Texts[str]:
     if source == "-":
         raise ConfigError("Parquet is read from a file, not from standard input.")
     try:

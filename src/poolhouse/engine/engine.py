@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 import numpy as np
@@ -37,7 +38,8 @@ from poolhouse.engine.request import Answer, Pending, Request, fail
 from poolhouse.engine.runner import Runner
 from poolhouse.engine.scheduler import Scheduler
 from poolhouse.engine.workers import Workers
-from poolhouse.errors import EngineClosed, EngineError, NoStep
+from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, NoStep
+from poolhouse.inputs.content import Content, Image
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
@@ -179,14 +181,15 @@ class Engine:
     def warm_up(self, level: WarmUpLevel) -> None:
         """Run made-up prompts, so that the first real ones find kernels, allocator and caches warm.
 
-        level: "none"; "fast", a short prompt for each task; "full", also whole batches of growing lengths.
+        level: "none"; "fast", a short prompt for each task; "full", also whole batches of growing lengths, and a picture.
 
         Raises:
             EngineError: what the model failed with.
         """
         for requests in self._warm_up_rounds(level):
             for future in self.submit(requests):
-                with suppress(NoStep):  # of a model that answers at certain tokens only; it has run
+                # A model that answers at certain tokens only has run; a page may be more than the options allow.
+                with suppress(NoStep, InvalidRequest):
                     future.result()
 
     def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
@@ -295,7 +298,8 @@ class Engine:
         """Requests to run one list after the other.
 
         fast: a short text for each task. full: then, for every length up to the longest prompt or a whole batch, each
-        twice the last, one prompt alone and as many as fill a batch of each worker.
+        twice the last, one prompt alone and as many as fill a batch of each worker; then a picture, if the model reads
+        some, whose processor is imported thereby.
         """
         if level == "none":
             return
@@ -314,6 +318,12 @@ class Engine:
                 request = partial(Request, Prompt(None, np.resize(tokens.ids, length)), tasks[0], input_type="document")
                 yield [request()]
                 yield [request() for _ in range(options.workers * (options.max_batch_tokens // length))]
+            reader = self.model.facts.pictures
+            if reader is not None and find_spec("PIL") is not None:
+                text, picture = Content((_WARM_UP_TEXT,)), Content((_blank(),))
+                pair = reader.pair is not None
+                prompt = Prompt(None, content=text if pair else picture, pair_content=picture if pair else None)
+                yield [Request(prompt, tasks[0], input_type="document")]
 
     def _refusal(self) -> EngineError | None:
         """Why no request is taken any more; None while they are."""
@@ -354,6 +364,13 @@ class Engine:
             _fail(requests, EngineError(f"Preparing the request failed: {error}"))
         finally:
             self._preparing.discard(call)
+
+
+def _blank() -> Image:
+    """A white page for the warm-up, of about a thousand patches."""
+    from PIL.Image import new
+
+    return Image(new("RGB", (448, 640), "white"), "warm_up")
 
 
 def _characters(request: Request) -> float:

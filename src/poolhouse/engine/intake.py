@@ -233,7 +233,9 @@ class Checks:
             raise InvalidRequest(
                 f"MultiModalParam is not supported for {facts.architecture}: this model reads texts.", "prompt"
             )
-        written = None if facts.pictures is None else self._written(facts.pictures, request, prompt, prompt_name)
+        written = (
+            None if facts.pictures is None else self._written(facts.pictures, request, prompt, prompt_name, adapter)
+        )
         route = self._route(request)
         lookup = self._lookup(request, route)
         # What is looked up needs no special tokens, and some models are made for texts without.
@@ -362,7 +364,7 @@ class Checks:
         return role_of(request.input_type) or "document"
 
     def _written(
-        self, reader: PictureReader, request: Request, prompt: Prompt, prompt_name: str | None
+        self, reader: PictureReader, request: Request, prompt: Prompt, prompt_name: str | None, adapter: str | None
     ) -> WrittenPrompt | None:
         """The prompt as the model's own code writes it; messages, token ids and texts with their pictures are literal.
 
@@ -401,9 +403,13 @@ class Checks:
             written = reader.pair(content, second, instruction)
         else:
             role = role_of(request.input_type) or role_of(prompt_name) or ("document" if images else None)
+            task = adapter or (None if self.model.adapters is None else self.model.adapters.merged)
+            if task in reader.alike:
+                role = None
             if reader.instructs:
                 instruction = instruction or prompt.prefix or None
-            elif prompt.prefix and role_of(prompt_name) is None:
+            # Dual encoders write no prompts of their own, so all of the checkpoint's stand before texts.
+            elif prompt.prefix and (not images if reader.alone else role_of(prompt_name) is None):
                 content = Content((prompt.prefix, *content.parts))
             written = reader.prompts(content, role, instruction)
         if written.images is not None:

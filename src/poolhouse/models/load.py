@@ -11,6 +11,7 @@ from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder
 from poolhouse.inputs.pictures import PictureReader, plain_prompts
 from poolhouse.models.adapters.adapters import with_heads
+from poolhouse.models.adapters.peft import read_peft
 from poolhouse.models.files.checkpoint import Checkpoint
 from poolhouse.models.files.config import architecture, longest_prompt
 from poolhouse.models.files.model_card import matryoshka_of
@@ -170,8 +171,8 @@ def _hosted(plan: LoadPlan, row: PictureModel, checkpoint: Checkpoint, reader: P
         raise CheckpointError(f"{plan.folder}: {row.name} is served natively alone; {plan.why}.")
     from poolhouse.models.fallback.pictures import load_hosted
 
-    folders = plan.adapters.merged_folders
-    served = load_hosted(row, row.hosted, reader, checkpoint, plan.config, plan.dtype, plan.device, folders)
+    adapters = [read_peft(folder, str(folder)) for folder in plan.adapters.merged_folders]
+    served = load_hosted(row, row.hosted, reader, checkpoint, plan.config, plan.dtype, plan.device, adapters)
     return replace(served, notes=(*plan.notes, *served.notes))
 
 

@@ -209,6 +209,8 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     if native is None and pictures is not None and pictures.join is not None:
         pictures = None  # transformers runs the text half of such models alone
     hosted = pictures is not None and pictures.hosted is not None
+    if pictures is not None and pictures.join is not None and adapters.named:
+        raise ConfigError(f"Adapters are not served of {pictures.name}, whose halves are two models.")
     if family is None and (adapters.modules or adapters.merge or (adapters.base_merge and not hosted)):
         raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
     stated = None if family is None else family.stated_pooling(config)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ class TokenEmbeddings:
     offsets: RowOffsets
     precision: Precision = "float32"
     calibration: Calibration | None = None
+    names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.offsets.ndim != 1 or not len(self.offsets):
@@ -39,10 +42,16 @@ class TokenEmbeddings:
             )
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.values) or (np.diff(self.offsets) < 0).any():
             raise InvalidRequest(f"Offsets must rise from 0 to the {len(self.values)} rows of the matrix.", "offsets")
+        if self.names is not None and len(self.names) != len(self):
+            raise InvalidRequest(f"There are {len(self)} texts and {len(self.names)} names of them.", "names")
 
     @classmethod
     def of(
-        cls, matrices: Sequence[Floats], precision: Precision = "float32", calibration: Calibration | None = None
+        cls,
+        matrices: Sequence[Floats],
+        precision: Precision = "float32",
+        calibration: Calibration | None = None,
+        names: Sequence[str] | None = None,
     ) -> TokenEmbeddings:
         """The vectors of at least one text, [rows, width] each, in a precision.
 
@@ -51,14 +60,17 @@ class TokenEmbeddings:
         """
         values = quantize(np.concatenate(matrices), precision, calibration)
         offsets = row_offsets([len(matrix) for matrix in matrices])
-        return cls(values, offsets, precision, calibration if precision in ("int8", "uint8") else None)
+        calibration = calibration if precision in ("int8", "uint8") else None
+        return cls(values, offsets, precision, calibration, None if names is None else tuple(names))
 
     @classmethod
     def joined(cls, blocks: Sequence[TokenEmbeddings]) -> TokenEmbeddings:
-        """At least one block as one; all of one precision and calibration."""
+        """At least one block as one; all of one precision and calibration, and all with names or none."""
         values = np.concatenate([block.values for block in blocks])
         offsets = row_offsets(np.concatenate([np.diff(block.offsets) for block in blocks]))
-        return cls(values, offsets, blocks[0].precision, blocks[0].calibration)
+        named = [block.names for block in blocks if block.names is not None]
+        names = tuple(itertools.chain.from_iterable(named)) if len(named) == len(blocks) else None
+        return cls(values, offsets, blocks[0].precision, blocks[0].calibration, names)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -155,6 +167,8 @@ def _numpy_writer(path: Path) -> Iterator[Write]:
         whole = TokenEmbeddings.joined(blocks)
         arrays: Mapping[str, Any] = _arrays(whole)
         with path.open("wb") as file:
+            if whole.names is not None:
+                arrays = {**arrays, "names": np.array(whole.names)}
             np.savez(file, precision=np.array(whole.precision), **arrays)
 
 
@@ -164,7 +178,8 @@ def _safetensors_writer(path: Path) -> Iterator[Write]:
     yield blocks.append
     if blocks:
         whole = TokenEmbeddings.joined(blocks)
-        save_tensors(_arrays(whole), path, {"precision": whole.precision})
+        names = {} if whole.names is None else {"names": json.dumps(whole.names)}
+        save_tensors(_arrays(whole), path, {"precision": whole.precision, **names})
 
 
 @contextlib.contextmanager
@@ -184,18 +199,20 @@ def _arrow_writer(path: Path) -> Iterator[Write]:
 
 
 def _record_batch(pyarrow: Any, block: TokenEmbeddings) -> Any:
-    """A block as rows of one column."""
+    """A block as rows of one column, or of two with names."""
     rows = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(block.values.reshape(-1)), block.values.shape[1])
     texts = pyarrow.ListArray.from_arrays(pyarrow.array(block.offsets.astype(np.int32)), rows)
     metadata = {"precision": block.precision.encode()}
     metadata |= {name: numbers.tobytes() for name, numbers in _ranges(block.calibration).items()}
-    return pyarrow.RecordBatch.from_arrays([texts], schema=pyarrow.schema([("vectors", texts.type)], metadata=metadata))
+    columns = {"vectors": texts} | ({} if block.names is None else {"name": pyarrow.array(block.names)})
+    schema = pyarrow.schema([(name, column.type) for name, column in columns.items()], metadata=metadata)
+    return pyarrow.RecordBatch.from_arrays(list(columns.values()), schema=schema)
 
 
 def _read_numpy(path: Path) -> TokenEmbeddings:
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
-    return _embeddings(arrays, str(arrays["precision"]))
+    return _embeddings(arrays, str(arrays["precision"]), arrays["names"].tolist() if "names" in arrays else None)
 
 
 def _read_safetensors(path: Path) -> TokenEmbeddings:
@@ -203,13 +220,19 @@ def _read_safetensors(path: Path) -> TokenEmbeddings:
 
     with safe_open(path, framework="numpy") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        return _embeddings(arrays, file.metadata()["precision"])
+        metadata = file.metadata()
+        return _embeddings(
+            arrays, metadata["precision"], json.loads(metadata["names"]) if "names" in metadata else None
+        )
 
 
 def _read_arrow(path: Path) -> TokenEmbeddings:
     pyarrow = _pyarrow()
     with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_file(source) as file:
-        batches = [file.get_batch(index).column("vectors") for index in range(file.num_record_batches)]
+        whole = [file.get_batch(index) for index in range(file.num_record_batches)]
+        batches = [batch.column("vectors") for batch in whole]
+        named = "name" in file.schema.names
+        names = [name for batch in whole for name in batch.column("name").to_pylist()] if named else None
         metadata = {name.decode(): data for name, data in (file.schema.metadata or {}).items()}
         width = file.schema.field("vectors").type.value_type.list_size
         lengths = [batch.value_lengths().to_numpy() for batch in batches]
@@ -218,7 +241,7 @@ def _read_arrow(path: Path) -> TokenEmbeddings:
             "offsets": row_offsets(np.concatenate(lengths)),
         }
     arrays |= {name: np.frombuffer(metadata[name], np.float32) for name in _RANGES if name in metadata}
-    return _embeddings(arrays, metadata["precision"].decode())
+    return _embeddings(arrays, metadata["precision"].decode(), names)
 
 
 _RANGES = ("minimum", "maximum")
@@ -232,9 +255,15 @@ def _ranges(calibration: Calibration | None) -> Arrays:
     return {} if calibration is None else {name: getattr(calibration, name) for name in _RANGES}
 
 
-def _embeddings(arrays: Arrays, precision: str) -> TokenEmbeddings:
+def _embeddings(arrays: Arrays, precision: str, names: Sequence[str] | None) -> TokenEmbeddings:
     calibration = Calibration(arrays["minimum"], arrays["maximum"]) if "minimum" in arrays else None
-    return TokenEmbeddings(arrays["values"], arrays["offsets"], parse_precision(precision), calibration)
+    return TokenEmbeddings(
+        arrays["values"],
+        arrays["offsets"],
+        parse_precision(precision),
+        calibration,
+        None if names is None else tuple(names),
+    )
 
 
 def _pyarrow() -> Any:

@@ -152,6 +152,8 @@ def _build(
         notes.append(f"Of {type(whole).__name__} only the text side is used; pictures and sounds are not read yet.")
         ids = plain_ids(_text_tower(whole).config, _vocabulary_size(_text_tower(whole)))
         return forward, (*notes, *check_weights(whole, forward, info, ids, checkpoint.folder))
+    if getattr(settings, "vision_config", None) is not None:
+        notes.append(f"Texts alone are read: {type(whole).__name__} is not served with pictures.")
     model = whole.get_encoder() if encoder_only else whole
     if model is not whole:
         notes.append("Of this encoder-decoder model only the encoder is used.")

@@ -17,7 +17,7 @@ from torch import Tensor
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder
 from poolhouse.inputs.pictures import PictureReader
-from poolhouse.models.adapters.peft import read_peft
+from poolhouse.models.adapters.low_rank import Adapter
 from poolhouse.models.fallback.backbones import Forward, Packed, Shown, Unpacked
 from poolhouse.models.fallback.load import (
     auto_class,
@@ -51,11 +51,11 @@ def load_hosted(
     config: Config,
     dtype: torch.dtype,
     device: torch.device,
-    adapters: Sequence[Folder] = (),
+    adapters: Sequence[Adapter] = (),
 ) -> Served:
     """The model of `checkpoint` without its head, as transformers builds it.
 
-    config: config.json with the user's changes. adapters: PEFT folders to merge into its weights.
+    config: config.json with the user's changes. adapters: to merge into its weights.
 
     Raises:
         CheckpointError: tensors that are missing, not known or of another shape; pictures that do not fit the tower.
@@ -89,6 +89,7 @@ def load_hosted(
             positions=max_tokens(text),
         ),
         pooling=row.pooling or "LAST",
+        merged=tuple(adapters),
         notes=notes,
     )
 
@@ -99,7 +100,7 @@ def _build(
     checkpoint: Checkpoint,
     config: Config,
     dtype: torch.dtype,
-    adapters: Sequence[Folder],
+    adapters: Sequence[Adapter],
 ) -> tuple[Any, tuple[str, ...]]:
     """The model with its tensors, and what was left out or merged."""
     settings = config_of(checkpoint, hosted.config(config), trust_remote_code=False)
@@ -108,7 +109,8 @@ def _build(
     unused = [re.compile(form) for form in row.aside]
     wanted = {name: tensor for name, tensor in empty.state_dict().items() if not _fits(unused, name)}
     claimed, left = _claimed(wanted, checkpoint)
-    merged = tuple(_merged(claimed, folder, row.projections) for folder in adapters)
+    for adapter in adapters:
+        _merge(claimed, adapter, row.projections)
     others = [re.compile(rf"{re.escape(name)}\.(weight|bias)") for name in row.projections]
     known = [*map(re.compile, (*_ASIDE, *row.aside)), *others]
     unknown = [
@@ -127,7 +129,7 @@ def _build(
         raise CheckpointError(f"{checkpoint.folder} lacks {short(made_up)}, which is never made up.")
     aside = [name for name in left if not _fits(others, _lasting(name))]
     notes = (f"Tensors left out: {short(aside)}.",) if aside else ()
-    return model.eval(), (*notes, *merged)
+    return model.eval(), (*notes, *(f"Merged into the weights: the adapter {adapter.name}." for adapter in adapters))
 
 
 def _claimed(wanted: Mapping[str, Tensor], checkpoint: Checkpoint) -> tuple[dict[str, Tensor], list[str]]:
@@ -175,13 +177,12 @@ def _fits(forms: Sequence[re.Pattern[str]], name: str) -> bool:
     return any(form.fullmatch(name) for form in forms)
 
 
-def _merged(claimed: dict[str, Tensor], folder: Folder, projections: Sequence[str]) -> str:
-    """Merge a PEFT adapter into the weights, but for projections, whose reader does so; a note.
+def _merge(claimed: dict[str, Tensor], adapter: Adapter, projections: Sequence[str]) -> None:
+    """Merge an adapter into the weights, but for projections, whose reader does so.
 
     Raises:
         CheckpointError: an adapter that changes what the model does not have.
     """
-    adapter = read_peft(folder, str(folder))
     places = {_lasting(name).removesuffix(".weight"): name for name in claimed}
     for module, change in adapter.changes.items():
         if _lasting(module) in projections:
@@ -193,7 +194,6 @@ def _merged(claimed: dict[str, Tensor], folder: Folder, projections: Sequence[st
     unknown = [name for name in adapter.saved if _lasting(name).rpartition(".")[0] not in projections]
     if unknown:
         raise CheckpointError(f"{adapter.source} brings whole tensors that are not read: {short(unknown)}.")
-    return f"Merged into the weights: the adapter {folder}."
 
 
 def _text_part(model: Any) -> Any:

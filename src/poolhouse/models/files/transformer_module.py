@@ -22,7 +22,7 @@ _OUTPUTS = {
     "any-to-any": ("logits", "causal_logits"),
 }
 # Models that read pictures, whose prompts are written by their kinds (poolhouse.models.vision.kinds).
-_WRITTEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+_WRITTEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "embedding_gemma2", "llama_nemotron_vl")
 # Models with a half for texts and one for pictures, each of which gives one vector of its input.
 _DUAL_ENCODERS = ("clip", "siglip", "siglip2")
 # Changes to config.json that change no answer.

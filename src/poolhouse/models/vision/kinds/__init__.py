@@ -17,6 +17,7 @@ from poolhouse.models.vision.kinds.jina_v4 import JINA_V4
 from poolhouse.models.vision.kinds.llava import LLAVA
 from poolhouse.models.vision.kinds.nemotron import NEMOTRON
 from poolhouse.models.vision.kinds.paligemma import PALIGEMMA
+from poolhouse.models.vision.kinds.refused import REFUSED
 from poolhouse.models.vision.kinds.rerankers import RERANKERS
 from poolhouse.models.vision.kinds.siglip import SIGLIP
 from poolhouse.models.vision.kinds.tiled import TILED
@@ -36,6 +37,7 @@ KINDS: tuple[PictureModel, ...] = (
     *COLQWEN3_5,
     *LLAVA,
     *NEMOTRON,
+    *REFUSED,
     CLIP,
     *SIGLIP,
     *VISION_ONLY,

@@ -46,7 +46,7 @@ def described(
     """
 
     def prompts(content: Content, role: Role | None, instruction: str | None) -> Written:
-        text, count = content.text.strip(), len(content.images)
+        text, count = content.text, len(content.images)
         if not count:
             return Written(query + text, suffix, add_special_tokens=specials)
         shown = before.replace("{}", picture * count)

@@ -123,7 +123,7 @@ def _matches(config: Config, _: Folder) -> bool:
 def _reader(config: Config, folder: Folder) -> PictureReader:
     vision = _vision(config)
     processor = LonePictures(image_settings(folder), "CLIPImageProcessor", vision["patch_size"], grid_of(vision))
-    return PictureReader(processor, as_it_stands, placeholder="", token=0, max_pictures=1, alone=True)
+    return PictureReader(processor, as_it_stands, placeholder="", token=-1, max_pictures=1, alone=True)
 
 
 def _tower(_: Config, spec: TransformerSpec, weights: Weights) -> Tower:

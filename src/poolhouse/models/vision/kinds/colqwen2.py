@@ -26,19 +26,29 @@ from poolhouse.models.vision.towers.qwen_vl import QWEN2_5_VL_TOWER, QWEN2_VL_TO
 _LEAST_TOKENS, _MOST_TOKENS = 4, 768
 
 
-def _prompts(content: Content, role: Role | None, instruction: str | None, *, query: str, behind: str) -> Written:
-    """query, behind: around a text alone."""
+def _prompts(
+    content: Content, role: Role | None, instruction: str | None, *, query: str, behind: str, picture: str
+) -> Written:
+    """query, behind: around a text alone. picture: the prompt of a picture, whose turn a caller's text ends."""
     if not content.images:
         return Written(query + content.text, behind)
     text = f" {content.text}" if content.text else ""
-    return Written(DESCRIBE.replace(PICTURE, PICTURE * len(content.images)) + text, f"<|im_end|>{END}")
+    before, *end = picture.partition("<|im_end|>")
+    return Written(before.replace(PICTURE, PICTURE * len(content.images)) + text, "".join(end))
 
 
 def _reader(config: Config, folder: Folder, query: str = "Query: ", behind: str = AUGMENTED) -> PictureReader:
-    settings, most, least = image_settings(folder), processor_settings(folder).get("max_num_visual_tokens"), None
+    stated, settings = processor_settings(folder), image_settings(folder)
+    most, least = stated.get("max_num_visual_tokens"), None
     if "max_pixels" not in settings and "size" not in settings:
         most, least = most or _MOST_TOKENS, _LEAST_TOKENS
-    return qwen_reader(config, folder, partial(_prompts, query=query, behind=behind), most, least)
+    prompts = partial(
+        _prompts,
+        query=stated.get("query_prefix", query),
+        behind=behind,
+        picture=stated.get("visual_prompt_prefix") or f"{DESCRIBE}<|im_end|>{END}",
+    )
+    return qwen_reader(config, folder, prompts, most, least)
 
 
 def _named(*architectures: str) -> Callable[[Config, Folder], bool]:
@@ -58,9 +68,18 @@ _COLQWEN2 = PictureModel(
     tower=QWEN2_VL_TOWER,
     projections=("custom_text_proj",),
     aside=(r"(\w+\.)*lm_head\.weight",),
-    notes=('Texts are read with "Query: " in front, as the model was trained.', _TEXTS_AS_QUERIES),
+    notes=(
+        'Texts are read with "Query: " in front, as the model was trained, unless its processor\'s files say otherwise.',
+        _TEXTS_AS_QUERIES,
+    ),
 )
 _COLQWEN2_5 = replace(_COLQWEN2, name="ColQwen2.5", matches=_named("ColQwen2_5"), tower=QWEN2_5_VL_TOWER)
+# Adapters on a plain Qwen-VL, so that their names alone tell.
+_PLAIN_2, _PLAIN_2_5 = (
+    _named(f"{series}ForConditionalGeneration", f"{series}Model") for series in ("Qwen2VL", "Qwen2_5_VL")
+)
+_ON_QWEN2 = replace(_COLQWEN2, matches=_PLAIN_2, named=("colqwen2",))
+_ON_QWEN2_5 = replace(_COLQWEN2_5, matches=_PLAIN_2_5, named=("colqwen2.5", "colnomic"))
 
 
 def _inner(config: Config) -> Config:
@@ -99,13 +118,7 @@ _BIQWEN2 = replace(
     pooling="LAST",
 )
 _BIQWEN2_5 = replace(_BIQWEN2, name="BiQwen2.5", matches=_named("BiQwen2_5"), tower=QWEN2_5_VL_TOWER)
-# Published as an adapter on the plain Qwen2.5-VL, so that its name alone tells.
-_NOMIC = replace(
-    _BIQWEN2_5,
-    name="nomic-embed-multimodal",
-    matches=_named("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLModel"),
-    named=("nomic-embed-multimodal",),
-)
+_NOMIC = replace(_BIQWEN2_5, name="nomic-embed-multimodal", matches=_PLAIN_2_5, named=("nomic-embed-multimodal",))
 _BIQWEN3 = replace(
     _BIQWEN2,
     name="BiQwen3",
@@ -118,6 +131,8 @@ _BIQWEN3 = replace(
 COLQWEN2 = (
     _COLQWEN2,
     _COLQWEN2_5,
+    _ON_QWEN2,
+    _ON_QWEN2_5,
     _of_transformers("qwen2_vl", QWEN2_VL_TOWER),
     _of_transformers("qwen2_5_vl", QWEN2_5_VL_TOWER),
     _BIQWEN2,

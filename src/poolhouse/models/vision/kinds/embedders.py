@@ -13,7 +13,7 @@ from functools import cache, partial
 
 from poolhouse.files import DEFAULT, Folder, special_tokens
 from poolhouse.inputs.content import Content
-from poolhouse.inputs.conversations import Conversations
+from poolhouse.inputs.conversations import ContentFormat, Conversations
 from poolhouse.inputs.pictures import PicturePrompts, PictureReader, Written, plain_prompts
 from poolhouse.inputs.prompts import Role
 from poolhouse.models.files.checkpoint import Config
@@ -104,7 +104,7 @@ def _templated(config: Config, folder: Folder) -> PicturePrompts:
     assert stored is not None
     variables = dict(stored.variables)
     generates = bool(variables.pop("add_generation_prompt", False))
-    form = "openai" if stored.structured else "string"
+    form: ContentFormat = "openai" if stored.structured else "string"
     conversations = Conversations({DEFAULT: stored.text}, special_tokens(folder), form, PICTURE)
 
     def prompts(content: Content, role: Role | None, instruction: str | None) -> Written:

@@ -29,7 +29,7 @@ def _prompts(content: Content, role: Role | None, instruction: str | None) -> Wr
 
 
 def _reader(config: Config, folder: Folder) -> PictureReader:
-    return qwen_reader(config, folder, _prompts)
+    return replace(qwen_reader(config, folder, _prompts), alike=("text-matching",))
 
 
 def _is_whole(config: Config, _: Folder) -> bool:

@@ -64,13 +64,13 @@ def _matches_naflex(config: Config, _: Folder) -> bool:
 def _reader(config: Config, folder: Folder) -> PictureReader:
     vision = _vision(config)
     processor = LonePictures(image_settings(folder), "SiglipImageProcessor", vision["patch_size"], grid_of(vision))
-    return PictureReader(processor, as_it_stands, placeholder="", token=0, max_pictures=1, alone=True)
+    return PictureReader(processor, as_it_stands, placeholder="", token=-1, max_pictures=1, alone=True)
 
 
 def _naflex_reader(config: Config, folder: Folder) -> PictureReader:
     patch = _naflex_vision(config)["patch_size"]
     processor = LonePictures(image_settings(folder), "Siglip2ImageProcessor", patch, None)
-    return PictureReader(processor, as_it_stands, placeholder="", token=0, max_pictures=1, alone=True)
+    return PictureReader(processor, as_it_stands, placeholder="", token=-1, max_pictures=1, alone=True)
 
 
 def _tower(_: Config, spec: TransformerSpec, weights: Weights) -> Tower:
