@@ -40,9 +40,9 @@ class Written:
     """A prompt as text, with one placeholder per picture.
 
     text: what may be cut behind its last picture. tail: what stays, whatever is cut (a suffix, the end of a turn).
-    tail_ids: ids behind all that, which stand for no text. add_special_tokens: whether the tokenizer adds its own.
+    add_special_tokens: whether the tokenizer adds its own.
     images: the pictures in the order of their placeholders, where that is not the caller's order (of a pair: the query's,
-    then the document's); one of the model's own is ready.
+    then the document's); one of the model's own is ready. tail_ids: ids behind all that, which stand for no text.
     """
 
     text: str
@@ -50,11 +50,6 @@ class Written:
     add_special_tokens: bool = True
     images: tuple[Image | Picture, ...] | None = None
     tail_ids: tuple[int, ...] = ()
-
-    @property
-    def whole(self) -> str:
-        """All of its text."""
-        return self.text + self.tail
 
 
 def plain_prompts(placeholder: str) -> PicturePrompts:
@@ -92,10 +87,9 @@ class PictureReader:
     prompts: what writes prompts. pair: what writes those of pairs; None for models that read no pairs.
     placeholder: the text of one picture in prompts. token: the id in it that becomes the picture's ids; a prompt has as
     many as pictures. axes: whether positions have three axes. max_pictures: of one prompt; None for no limit of the
-    model's. alone: a prompt is a text or one picture, never both (CLIP); the picture's ids are then the whole prompt, and
-    `token` is none.
+    model's. alone: a prompt is a text or one picture, never both (CLIP); the picture's ids are then the whole prompt.
     instructs: whether prompts are written with an instruction: that of a score, or the checkpoint's prompt that a request
-    names. alike: task adapters for which queries and documents are written like texts of no role.
+    names.
     """
 
     processor: PictureProcessor
@@ -107,7 +101,6 @@ class PictureReader:
     alone: bool = False
     pair: PairPrompts | None = None
     instructs: bool = False
-    alike: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,6 +125,9 @@ class PictureTokens:
         self._reader = reader
         self._tokenizer = tokenizer
         self._tails: dict[str, Ids] = {}
+        # Tokens of a placeholder behind that of the picture; they stay with it.
+        ends = self._tail(reader.placeholder)
+        self._behind = int((ends[::-1] == reader.token).argmax())
 
     def encode(self, prompts: Sequence[WrittenPrompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
         """Tokens of each prompt, or an error for it alone."""
@@ -183,7 +179,7 @@ class PictureTokens:
             )
         ids, filled = placed(ids, places, pictures)
         # Ids up to the last picture, or of special tokens, stay; and so do those behind the text.
-        floor = len(ids) - (length - int(places[-1]) - 1) if pictures else head
+        floor = len(ids) - max(length - int(places[-1]) - 1 - self._behind, 0) if pictures else head
         original = tokens.original_tokens - len(tokens) + len(ids) + len(tail)
         room = self._kept(limit, original, pictures, floor + len(tail), head + len(tail)) - len(tail)
         if len(ids) > room:
@@ -228,7 +224,7 @@ class PictureTokens:
         return keep
 
     def _tail(self, tail: str) -> Ids:
-        """The ids of a tail; there are few different ones."""
+        """The ids of a text that many prompts end in."""
         if tail not in self._tails:
             (tokens,) = self._tokenizer.encode([Prompt(tail)], [Limit(2**30, add_special_tokens=False)])
             if isinstance(tokens, InvalidRequest):
@@ -239,12 +235,8 @@ class PictureTokens:
 
 def _alone(prompt: WrittenPrompt) -> Tokens:
     """A prompt that is one picture."""
-    if len(prompt.pictures) > 1 or prompt.ids is not None or prompt.written.text:
-        raise InvalidRequest(
-            "This model accepts text-only or image-only inputs, not both! Give a picture an empty prompt, and a text a prompt "
-            "of its own.",
-            "prompt",
-        )
+    if len(prompt.pictures) > 1 or prompt.ids is not None:
+        raise InvalidRequest("This model reads a text or one picture, each as a prompt of its own.", "prompt")
     (picture,) = prompt.pictures
     shown = Pictures(prompt.pictures, picture.filled)
     return Tokens(picture.ids, original_tokens=len(picture.ids), pictures=shown)
@@ -261,11 +253,14 @@ def _text(prompt: WrittenPrompt, limit: Limit) -> tuple[Prompt, Limit]:
         return Prompt(None, prompt.ids), whole
     keep, text = limit.cut, prompt.written.text
     wanted = limit.max_uncut_tokens if keep is None else keep
-    if wanted is None or len(text) <= 2 * CHARACTERS_PER_TOKEN * (wanted + SURPLUS):
+    # What is cut at its beginning may have pictures there, which stay.
+    if (
+        wanted is None
+        or len(text) <= 2 * CHARACTERS_PER_TOKEN * (wanted + SURPLUS)
+        or (prompt.pictures and limit.side == "left")
+    ):
         return Prompt(text + prompt.written.tail), whole
-    # Pictures are at the beginning of most prompts, and never cut.
-    side = "right" if prompt.pictures else limit.side
-    return Prompt(text), replace(whole, keep=wanted + SURPLUS, side=side)
+    return Prompt(text), replace(whole, keep=wanted + SURPLUS, side=limit.side)
 
 
 def _too_long(limit: Limit, tokens: int, keep: int | None = None) -> InputTooLong:
