@@ -40,9 +40,9 @@ class Written:
     """A prompt as text, with one placeholder per picture.
 
     text: what may be cut behind its last picture. tail: what stays, whatever is cut (a suffix, the end of a turn).
-    add_special_tokens: whether the tokenizer adds its own.
+    tail_ids: ids behind all that, which stand for no text. add_special_tokens: whether the tokenizer adds its own.
     images: the pictures in the order of their placeholders, where that is not the caller's order (of a pair: the query's,
-    then the document's); one of the model's own is ready. tail_ids: ids behind all that, which stand for no text.
+    then the document's); one of the model's own is ready.
     """
 
     text: str
@@ -50,6 +50,11 @@ class Written:
     add_special_tokens: bool = True
     images: tuple[Image | Picture, ...] | None = None
     tail_ids: tuple[int, ...] = ()
+
+    @property
+    def whole(self) -> str:
+        """All of its text."""
+        return self.text + self.tail
 
 
 def plain_prompts(placeholder: str) -> PicturePrompts:
@@ -87,9 +92,10 @@ class PictureReader:
     prompts: what writes prompts. pair: what writes those of pairs; None for models that read no pairs.
     placeholder: the text of one picture in prompts. token: the id in it that becomes the picture's ids; a prompt has as
     many as pictures. axes: whether positions have three axes. max_pictures: of one prompt; None for no limit of the
-    model's. alone: a prompt is a text or one picture, never both (CLIP); the picture's ids are then the whole prompt.
+    model's. alone: a prompt is a text or one picture, never both (CLIP); the picture's ids are then the whole prompt, and
+    `token` is none.
     instructs: whether prompts are written with an instruction: that of a score, or the checkpoint's prompt that a request
-    names.
+    names. alike: task adapters for which queries and documents are written like texts of no role.
     """
 
     processor: PictureProcessor
@@ -101,6 +107,7 @@ class PictureReader:
     alone: bool = False
     pair: PairPrompts | None = None
     instructs: bool = False
+    alike: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -235,8 +242,12 @@ class PictureTokens:
 
 def _alone(prompt: WrittenPrompt) -> Tokens:
     """A prompt that is one picture."""
-    if len(prompt.pictures) > 1 or prompt.ids is not None:
-        raise InvalidRequest("This model reads a text or one picture, each as a prompt of its own.", "prompt")
+    if len(prompt.pictures) > 1 or prompt.ids is not None or prompt.written.text:
+        raise InvalidRequest(
+            "This model accepts text-only or image-only inputs, not both! Give a picture an empty prompt, and a text a prompt "
+            "of its own.",
+            "prompt",
+        )
     (picture,) = prompt.pictures
     shown = Pictures(prompt.pictures, picture.filled)
     return Tokens(picture.ids, original_tokens=len(picture.ids), pictures=shown)
