@@ -15,7 +15,6 @@ from poolhouse.inputs.media.processor import BackEnd
 from poolhouse.inputs.pictures import PicturePrompts, Written
 from poolhouse.inputs.prompts import Role
 from poolhouse.inputs.tokenizer_files import read_tokenizer
-from poolhouse.models.files.checkpoint import Config
 from poolhouse.packing.tokens import Ids, Picture
 
 if TYPE_CHECKING:
@@ -25,16 +24,6 @@ TEXTS_AS_QUERIES = (
     "Documents that are texts alone are read as queries are, and texts beside pictures behind 'Describe the image.': "
     "its own code knows no other prompts."
 )
-
-
-def named(architecture: str, *model_types: str) -> Callable[[Config, Folder], bool]:
-    """Whether config.json names this class; of these model types, where several kinds share the name."""
-
-    def matches(config: Config, _: Folder) -> bool:
-        found = architecture in (config.get("architectures") or ())
-        return found and (not model_types or config.get("model_type") in model_types)
-
-    return matches
 
 
 def described(

@@ -21,8 +21,8 @@ from poolhouse.inputs.pictures import PictureReader, Written
 from poolhouse.inputs.prompts import Role
 from poolhouse.inputs.tokenizer_files import read_tokenizer
 from poolhouse.models.files.checkpoint import Config
-from poolhouse.models.vision.kinds._hosted import named, squares
-from poolhouse.models.vision.picture_model import Hosted, PictureModel
+from poolhouse.models.vision.kinds._hosted import squares
+from poolhouse.models.vision.picture_model import Hosted, PictureModel, named
 from poolhouse.packing.pack import PackedPictures
 from poolhouse.packing.tokens import Picture
 

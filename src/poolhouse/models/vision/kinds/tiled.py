@@ -18,9 +18,9 @@ from poolhouse.files import Folder
 from poolhouse.inputs.media.processor import BackEnd, image_settings
 from poolhouse.inputs.pictures import PicturePrompts, PictureReader
 from poolhouse.models.files.checkpoint import Config
-from poolhouse.models.vision.kinds._hosted import TEXTS_AS_QUERIES, described, named, squares, tokens_of
+from poolhouse.models.vision.kinds._hosted import TEXTS_AS_QUERIES, described, squares, tokens_of
 from poolhouse.models.vision.kinds._qwen import processor_settings
-from poolhouse.models.vision.picture_model import Hosted, PictureModel
+from poolhouse.models.vision.picture_model import Hosted, PictureModel, named
 from poolhouse.packing.pack import PackedPictures
 from poolhouse.packing.tokens import Ids, Picture
 
