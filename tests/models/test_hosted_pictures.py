@@ -665,7 +665,8 @@ def test_pages_are_ranked_by_their_tokens(tmp_path: Path) -> None:
 def test_a_named_prompt_stands_before_content(tmp_path: Path) -> None:
     tiny = gemma()
     modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
-    seen = dict.fromkeys(("text", "image", "message"), {"method": "forward", "method_output_name": "last_hidden_state"})
+    output = {"method": "forward", "method_output_name": "last_hidden_state"}
+    seen = dict.fromkeys(("text", "image", "message"), output)
     tiny.files = {
         "config_sentence_transformers.json": {"prompts": {"retrieval": "task: search | query: "}},
         "modules.json": [
