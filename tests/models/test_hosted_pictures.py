@@ -16,6 +16,7 @@ from PIL.Image import Image as PILImage
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from poolhouse import LLM
 from poolhouse.errors import CheckpointError, InvalidRequest
 from poolhouse.packing.pack import PackedPictures
 from poolhouse.packing.tokens import Pictures, Tokens
@@ -643,3 +644,45 @@ def test_a_model_that_transformers_saved_answers_as_its_class(name: str, tmp_pat
             for one in prompts
         ]
     assert worst(answers(model, prompts), expected) < TOLERANCE
+
+
+def test_pages_are_ranked_by_their_tokens(tmp_path: Path) -> None:
+    tiny = idefics3("ColIdefics3")
+    tiny.save(tmp_path)
+    pages = [picture(40, 30), picture(18, 50)]
+    with LLM(tmp_path, device="cpu", dtype="float32") as llm:
+        documents = [{"content": [{"type": "image_pil", "image_pil": page}]} for page in pages]
+        outputs = llm.score("what is packed?", documents, use_tqdm=False)
+        reader = llm.model.facts.pictures
+    assert reader is not None
+    query, *seen = (
+        tiny.projected(reference(tiny, of_tiles, prompt(reader, part))) for part in ("what is packed?", *pages)
+    )
+    expected = [float((query @ page.T).max(1).values.sum()) for page in seen]
+    np.testing.assert_allclose([output.outputs.score for output in outputs], expected, rtol=1e-4)
+
+
+def test_a_named_prompt_stands_before_content(tmp_path: Path) -> None:
+    tiny = gemma()
+    modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
+    output = {"method": "forward", "method_output_name": "last_hidden_state"}
+    seen = dict.fromkeys(("text", "image", "message"), output)
+    tiny.files = {
+        "config_sentence_transformers.json": {"prompts": {"retrieval": "task: search | query: "}},
+        "modules.json": [
+            {"idx": int(name), "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for name, path, kind in modules
+        ],
+        "sentence_bert_config.json": {"transformer_task": "feature-extraction", "modality_config": seen},
+        "1_Pooling/config.json": {"embedding_dimension": 24, "pooling_mode": "mean"},
+    }
+    (tmp_path / "1_Pooling").mkdir()
+    tiny.save(tmp_path)
+    page = picture(40, 30)
+    content = {"content": ["of ", {"type": "image_pil", "image_pil": page}]}
+    with LLM(tmp_path, device="cpu", dtype="float32") as llm:
+        (output,) = llm.encode([content], pooling_task="embed", prompt_name="retrieval", use_tqdm=False)
+        reader = llm.model.facts.pictures
+    assert reader is not None
+    written = tokenizer()("task: search | query: of ")["input_ids"]
+    assert output.prompt_token_ids == [*written, *reader.processor(page, {}).ids.tolist()]
