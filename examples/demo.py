@@ -1,4 +1,4 @@
-"""The main job, twice: search a small corpus from Python, then over HTTP, and compare.
+"""The main job, twice: search a small corpus from Python, then over HTTP, and compare. Then a search in pictures.
 
 make demo
 """
@@ -8,14 +8,18 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 from openai import OpenAI
+from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
 from poolhouse import LLM
+from poolhouse.bench.made_up import write_colqwen3
 from poolhouse.data import passages, queries
 
 console = Console(width=120)
@@ -49,6 +53,39 @@ def main() -> None:
     console.print(f"Largest difference between a score from Python and over HTTP: {largest:.1e}")
     if largest > 1e-5 or status != 0:
         sys.exit("The two sides do not agree.")
+    search_pictures()
+
+
+def search_pictures() -> None:
+    """Score drawn pages against a text and against one of them, by late interaction."""
+    console.print(
+        "\n[bold]In pictures[/]: a ColQwen3 in the layout of the hub, tiny, whose weights are random: "
+        "it shows the way, and its ranks of a text mean nothing."
+    )
+    pages = {colour: draw_page(colour) for colour in ("red", "green", "blue")}
+    with tempfile.TemporaryDirectory() as folder, LLM(write_colqwen3(Path(folder))) as llm:
+        started = time.perf_counter()
+        documents = [{"content": [page]} for page in pages.values()]
+        of_text = llm.score("a green page", documents)
+        of_page = llm.score({"content": [pages["green"]]}, documents)
+        seconds = time.perf_counter() - started
+    table = Table("page", title=f"\nScores of pages (MaxSim), both searches in {seconds:.1f} s")
+    table.add_column("for the text 'a green page'", justify="right")
+    table.add_column("for the green page itself", justify="right")
+    for colour, text, page in zip(pages, of_text, of_page, strict=True):
+        table.add_row(colour, f"{text.outputs.score:.3f}", f"{page.outputs.score:.3f}")
+    console.print(table)
+    if max(of_page, key=lambda output: output.outputs.score) is not of_page[1]:
+        sys.exit("A page is not the nearest to itself.")
+
+
+def draw_page(colour: str) -> Image.Image:
+    """A page with lines of one colour."""
+    page = Image.new("RGB", (240, 320), "white")
+    draw = ImageDraw.Draw(page)
+    for line in range(20, 300, 20):
+        draw.rectangle((20, line, 120 + line // 3, line + 8), fill=colour)
+    return page
 
 
 def start_server() -> tuple[subprocess.Popen[str], str]:

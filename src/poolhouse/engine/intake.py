@@ -230,8 +230,9 @@ class Checks:
         adapter, prompt_name = self._adapter(request, self._prompt_name(request))
         prompt = self._with_prefix(request, prompt_name)
         if facts.pictures is None and (prompt.images or prompt.content is not None):
+            paths = [image.path for image in images_of(prompt)]
             raise InvalidRequest(
-                f"MultiModalParam is not supported for {facts.architecture}: this model reads texts.", "prompt"
+                f"MultiModalParam is not supported for {facts.architecture}: this model reads texts.", *paths[:1]
             )
         written = (
             None if facts.pictures is None else self._written(facts.pictures, request, prompt, prompt_name, adapter)

@@ -132,6 +132,9 @@ class PictureTokens:
         self._reader = reader
         self._tokenizer = tokenizer
         self._tails: dict[str, Ids] = {}
+        # Tokens of a placeholder behind that of the picture; they stay with it.
+        ends = np.flatnonzero(self._tail(reader.placeholder)[::-1] == reader.token)
+        self._behind = int(ends[0]) if len(ends) else 0
 
     def encode(self, prompts: Sequence[WrittenPrompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
         """Tokens of each prompt, or an error for it alone."""
@@ -164,7 +167,7 @@ class PictureTokens:
         written, pictures = prompt.written, prompt.pictures
         head, end = (0, 0) if prompt.ids is not None or not _special(written, limit) else self._tokenizer.special_ends
         tail, length = self._tail(written.tail), len(tokens) - end
-        if prompt.ids is None and text.text == written.text + written.tail:
+        if prompt.ids is None and text.text == written.whole:
             length -= len(tail)
             tail = tokens.ids[length:]
         else:
@@ -183,7 +186,7 @@ class PictureTokens:
             )
         ids, filled = placed(ids, places, pictures)
         # Ids up to the last picture, or of special tokens, stay; and so do those behind the text.
-        floor = len(ids) - (length - int(places[-1]) - 1) if pictures else head
+        floor = len(ids) - max(length - int(places[-1]) - 1 - self._behind, 0) if pictures else head
         original = tokens.original_tokens - len(tokens) + len(ids) + len(tail)
         room = self._kept(limit, original, pictures, floor + len(tail), head + len(tail)) - len(tail)
         if len(ids) > room:
@@ -228,7 +231,7 @@ class PictureTokens:
         return keep
 
     def _tail(self, tail: str) -> Ids:
-        """The ids of a tail; there are few different ones."""
+        """The ids of a text that many prompts end in."""
         if tail not in self._tails:
             (tokens,) = self._tokenizer.encode([Prompt(tail)], [Limit(2**30, add_special_tokens=False)])
             if isinstance(tokens, InvalidRequest):
@@ -261,11 +264,14 @@ def _text(prompt: WrittenPrompt, limit: Limit) -> tuple[Prompt, Limit]:
         return Prompt(None, prompt.ids), whole
     keep, text = limit.cut, prompt.written.text
     wanted = limit.max_uncut_tokens if keep is None else keep
-    if wanted is None or len(text) <= 2 * CHARACTERS_PER_TOKEN * (wanted + SURPLUS):
-        return Prompt(text + prompt.written.tail), whole
-    # Pictures are at the beginning of most prompts, and never cut.
-    side = "right" if prompt.pictures else limit.side
-    return Prompt(text), replace(whole, keep=wanted + SURPLUS, side=side)
+    # What is cut at its beginning may have pictures there, which stay.
+    if (
+        wanted is None
+        or len(text) <= 2 * CHARACTERS_PER_TOKEN * (wanted + SURPLUS)
+        or (prompt.pictures and limit.side == "left")
+    ):
+        return Prompt(prompt.written.whole), whole
+    return Prompt(text), replace(whole, keep=wanted + SURPLUS, side=limit.side)
 
 
 def _too_long(limit: Limit, tokens: int, keep: int | None = None) -> InputTooLong:
