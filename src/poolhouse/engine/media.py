@@ -139,8 +139,10 @@ class Media:
         return replace(request, pictures=tuple(pictures))
 
     def close(self, error: EngineError | None = None) -> None:
-        """Stop; what did not go on fails with this error, or is left where there is none."""
+        """Stop; what did not go on fails with this error, or is left where there is none. Closing again does nothing."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             left = list(self._open)
         self._fetcher.close()
