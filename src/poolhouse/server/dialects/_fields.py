@@ -33,7 +33,7 @@ _URL: JsonDict = {"anyOf": [_TEXT, {"type": "object", "properties": {"url": _TEX
 _PART: JsonDict = {
     "anyOf": [
         _TEXT,
-        {"type": "object", "properties": {"type": {"const": "text"}, "text": _TEXT}, "required": ["text"]},
+        {"type": "object", "properties": {"text": _TEXT}, "required": ["text"]},
         {
             "type": "object",
             "properties": {"type": {"const": "image_url"}, "image_url": _URL},
@@ -41,7 +41,7 @@ _PART: JsonDict = {
         },
     ]
 }
-CONTENT_SCHEMA: JsonDict = {"anyOf": [_TEXT, {"type": "array", "items": _PART, "minItems": 1}]}
+CONTENT_SCHEMA: JsonDict = {"anyOf": [_TEXT, {"type": "array", "items": _PART}]}
 _MESSAGE: JsonDict = {
     "type": "object",
     "properties": {"role": _TEXT, "content": {"anyOf": [CONTENT_SCHEMA, {"type": "null"}]}},

@@ -35,7 +35,6 @@ _SIDE: JsonDict = {
     ]
 }
 _SIDES: JsonDict = {"anyOf": [_SIDE, {"type": "array", "items": _SIDE, "minItems": 1}]}
-_SIDE_OR_NULL: JsonDict = {"anyOf": [_SIDES, {"type": "null"}]}
 # The names of the queries and of the documents; the first are vLLM's latest.
 PAIR_NAMES = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
 
@@ -85,13 +84,13 @@ class PairFields(Common):
 class ScoreFields(PairFields):
     """The body of POST /score; queries and documents, by any of four pairs of names."""
 
-    queries: object = Field(None, description=_TEXTS, json_schema_extra=_SIDE_OR_NULL)
-    documents: object = Field(None, description=_TEXTS, json_schema_extra=_SIDE_OR_NULL)
-    items: object = Field(None, description="Another name for documents.", json_schema_extra=_SIDE_OR_NULL)
-    data_1: object = Field(None, description="Another name for queries.", json_schema_extra=_SIDE_OR_NULL)
-    data_2: object = Field(None, description="Another name for documents.", json_schema_extra=_SIDE_OR_NULL)
-    text_1: object = Field(None, description="Another name for queries.", json_schema_extra=_SIDE_OR_NULL)
-    text_2: object = Field(None, description="Another name for documents.", json_schema_extra=_SIDE_OR_NULL)
+    queries: object = Field(None, description=_TEXTS)
+    documents: object = Field(None, description=_TEXTS)
+    items: object = Field(None, description="Another name for documents.")
+    data_1: object = Field(None, description="Another name for queries.")
+    data_2: object = Field(None, description="Another name for documents.")
+    text_1: object = Field(None, description="Another name for queries.")
+    text_2: object = Field(None, description="Another name for documents.")
 
     def pairs(self) -> Pairs:
         """The queries and documents, under the names that they came by.
