@@ -133,6 +133,8 @@ REGISTRIES = (
     "poolhouse.layers.attention.",
     "poolhouse.layers.kernels.",
     "poolhouse.cli.",
+    # A script for the Python of another environment.
+    "poolhouse.bench.picture_peers",
 )
 LINES_OF_AN_IDEA = 100
 
@@ -177,8 +179,11 @@ def test_heavy_libraries_stay_in_their_rooms(name: str) -> None:
     if name.startswith("poolhouse.server."):
         assert "torch" not in libraries
     if "transformers" in libraries:
-        # The tokenizer converts old files; everything else of transformers is the fallback's.
-        assert name.startswith("poolhouse.models.fallback.") or name == "poolhouse.inputs.tokenizer_files"
+        # Tokenizers of old files, and processors of pictures; everything else of transformers is the fallback's.
+        assert name.startswith(("poolhouse.models.fallback.", "poolhouse.bench.")) or name in (
+            "poolhouse.inputs.tokenizer_files",
+            "poolhouse.inputs.media.processor",
+        )
 
 
 def test_one_request_runs_through_few_files() -> None:

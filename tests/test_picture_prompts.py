@@ -18,7 +18,7 @@ from torch import nn
 
 from poolhouse import LLM, InvalidRequest, PoolingParams
 from tests.checkpoints import save_checkpoint
-from tests.models.qwen_vl import SLOT, QwenVL, pictures, prefixed
+from tests.models.qwen_vl import OLD, SLOT, QwenVL, pictures, prefixed
 
 END = "<|endoftext|>"
 QUERY_END = END * 10
@@ -252,3 +252,27 @@ def test_a_reranker_reads_pictures_on_either_side(tmp_path: Path) -> None:
     for output, (_, _, text, images) in zip(got, pairs, strict=True):
         logits = tiny.logits(judge + text, images)[words]
         assert output.outputs.score == pytest.approx(float(torch.softmax(logits, 0)[1]), abs=1e-5)
+
+
+def test_of_a_pair_that_is_too_long_the_document_is_cut(tmp_path: Path) -> None:
+    tiny = QwenVL.make("qwen2_vl", **{"score.0": nn.Linear(32, 32), "score.2": nn.Linear(32, 1)})
+    folder = tiny.save(tmp_path, OLD, flat=True, architectures=["JinaVLForRanking"])
+    document = {"content": [FIRST, "words " * 200]}
+    with LLM(str(folder)) as llm:
+        prompts = {
+            name: llm.engine.detokenize(llm.score("who?", document, pooling_params=params)[0].prompt_token_ids)
+            for name, params in {
+                "whole": PoolingParams(),
+                "cut": PoolingParams(truncate_prompt_tokens=100),
+                "document": PoolingParams(max_tokens_per_doc=12),
+                "query": PoolingParams(max_tokens_per_query=2, max_tokens_per_doc=12),
+            }.items()
+        }
+        (cut,) = llm.score("who?", document, pooling_params=PoolingParams(truncate_prompt_tokens=100))
+    parts = {
+        name: prompt.partition("<|vision_end|>")[2].partition("\n**Query**:\n") for name, prompt in prompts.items()
+    }
+    assert [len(parts[name][0]) for name in ("whole", "document", "query")] == [1200, 12, 12]
+    assert [parts[name][2][:4] for name in ("whole", "cut", "document")] == ["who?"] * 3
+    assert parts["query"][2][:3] == "wh" + parts["whole"][2][4:5]
+    assert (len(cut.prompt_token_ids), cut.truncated) == (100, True)

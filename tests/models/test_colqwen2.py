@@ -79,7 +79,9 @@ LAYOUTS = {
     "ColQwen2 of transformers": HF(
         "qwen2_vl", names=prefixed("vlm.language_model.", "vlm.visual."), examples="vidore/colqwen2-v1.0-hf"
     ),
-    "ColQwen2 of transformers, older": HF("qwen2_vl", names=prefixed("vlm.model.language_model.", "vlm.model.visual.")),
+    "ColQwen2 of transformers, older": HF(
+        "qwen2_vl", names=prefixed("vlm.model.language_model.", "vlm.model.visual.", "vlm.lm_head.weight")
+    ),
     "ColQwen2 of transformers on Qwen2.5-VL": HF("qwen2_5_vl", names=prefixed("vlm.language_model.", "vlm.visual.")),
     "BiQwen2": BI("qwen2_vl", "BiQwen2", OLD, flat=True, examples="vidore/biqwen2-v0.1"),
     "BiQwen2.5": BI("qwen2_5_vl", "BiQwen2_5", NEW),

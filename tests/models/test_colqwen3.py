@@ -335,7 +335,8 @@ WRITTEN: dict[str, tuple[str, str, str, str]] = {
 @pytest.mark.parametrize("name", sorted(WRITTEN))
 def test_prompts_are_those_of_its_own_code(name: str, tmp_path: Path) -> None:
     made(LAYOUTS[name], tmp_path)
-    change_json(tmp_path / "processor_config.json", query_prefix="query:" if name == "nemotron" else "find: ")
+    if name == "tomoro":
+        change_json(tmp_path / "processor_config.json", query_prefix="find: ")
     plan = decide(tmp_path, LoadOptions("tiny"))
     assert plan.pictures is not None
     prompts = plan.pictures.reader(plan.config, plan.picture_folder).prompts
@@ -344,6 +345,13 @@ def test_prompts_are_those_of_its_own_code(name: str, tmp_path: Path) -> None:
     assert [one.text + one.tail for one in written] == list(WRITTEN[name])
     # The caller's text is all that may be cut.
     assert written[0].text.rstrip().endswith("who?")
+
+
+def test_prefixes_may_be_overridden(tmp_path: Path) -> None:
+    made(LAYOUTS["colpali-engine"], tmp_path)
+    model = load(tmp_path, LoadOptions("tiny", overrides={"query_prefix": "Query: "}))
+    assert model.facts.pictures is not None
+    assert model.facts.pictures.prompts(TEXT, "query", None).whole == f"Query:  who? {END * 10}"
 
 
 def test_vllms_plain_prompts_are_an_option(tmp_path: Path) -> None:

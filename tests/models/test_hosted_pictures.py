@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image as Pillow
 from PIL.Image import Image as PILImage
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from poolhouse.errors import CheckpointError
-from poolhouse.packing.tokens import Tokens
+from poolhouse import LLM
+from poolhouse.errors import CheckpointError, InvalidRequest
+from poolhouse.packing.pack import PackedPictures
+from poolhouse.packing.tokens import Pictures, Tokens
 from tests.models.hosted import (
     ID,
     LLAMA,
@@ -547,3 +550,139 @@ def test_an_adapter_is_merged_into_its_base(kind: str, tmp_path: Path, record_pa
     record_parity(parity)
     assert parity.error < TOLERANCE
     assert parity.packing_error < TOLERANCE
+
+
+def test_e5_vs_rows_are_as_many_as_its_processors(tmp_path: Path) -> None:
+    tiny = e5_v()
+    tiny.save(tmp_path)
+    reader = loaded(tmp_path).facts.pictures
+    settings = {name: value for name, value in tiny.settings.items() if name != "image_processor_type"}
+    images = transformers.LlavaNextImageProcessorPil(
+        **settings, image_grid_pinpoints=tiny.config["image_grid_pinpoints"]
+    )
+    # Its class counts a CLS token that "default" takes off again.
+    theirs = transformers.LlavaNextProcessor(
+        images, tokenizer(), patch_size=4, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+    assert reader is not None
+    for image in (picture(16, 16), picture(100, 7), picture(31, 90), picture(33, 64), picture(3, 2)):
+        wanted = theirs(text=["<image>"], images=[image], return_tensors="np")
+        own = reader.processor(image, {})
+        assert own.ids.tolist() == wanted["input_ids"][0].tolist(), image.size
+        np.testing.assert_array_equal(own.pixels, wanted["pixel_values"][0])
+
+
+def test_e5_v_reads_a_text_or_a_picture(tmp_path: Path) -> None:
+    e5_v().save(tmp_path)
+    reader = loaded(tmp_path).facts.pictures
+    assert reader is not None
+    with pytest.raises(InvalidRequest, match="a text or a picture, not both"):
+        prompt(reader, picture(16, 16), "text")
+
+
+def test_a_contract_of_attention_is_asked_for(tmp_path: Path) -> None:
+    tiny = colqwen3_5("causal")
+    del tiny.config["retrieval_attention_contract"]
+    tiny.save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"retrieval_attention_contract is None.*hf_overrides="):
+        loaded(tmp_path)
+    assert loaded(tmp_path, overrides={"retrieval_attention_contract": "causal"}).facts.pictures is not None
+
+
+def test_a_tile_that_is_zero_everywhere_is_refused(tmp_path: Path) -> None:
+    tiny = idefics3("ColIdefics3")
+    tiny.settings = {**TILES, "image_mean": [0.0, 0.0, 0.0]}
+    tiny.save(tmp_path)
+    reader = loaded(tmp_path).facts.pictures
+    assert reader is not None
+    black = Pillow.new("RGB", (32, 32))
+    with pytest.raises(InvalidRequest, match="zero everywhere"):
+        reader.processor(black, {})
+
+
+def test_a_tower_that_does_not_fit_its_processor_is_refused(tmp_path: Path) -> None:
+    tiny = paligemma("engine")
+    tiny.settings = {**SQUARES, "size": {"height": 12, "width": 12}}
+    tiny.save(tmp_path)
+    with pytest.raises(CheckpointError, match="files make them cannot be read: This model reads pictures of 16 x 16"):
+        loaded(tmp_path)
+
+
+def test_a_picture_that_prompts_share_is_read_once(tmp_path: Path) -> None:
+    idefics3("ColIdefics3").save(tmp_path)
+    model = loaded(tmp_path)
+    reader = model.facts.pictures
+    assert reader is not None
+    page = reader.processor(picture(40, 30), {})
+    tokens = Tokens(page.ids, pictures=Pictures((page,), page.filled))
+    pack = PackedPictures.of([tokens, tokens, tokens], "cpu")
+    assert pack is not None
+    assert len(pack.pixels) == len(page.pixels)
+    first, second, third = hidden_states(model, [tokens, tokens, tokens])
+    assert torch.equal(first, second)
+    assert torch.equal(first, third)
+
+
+@pytest.mark.parametrize("name", ["ColPali", "ColModernVBert"])
+def test_a_model_that_transformers_saved_answers_as_its_class(name: str, tmp_path: Path) -> None:
+    tiny = paligemma("transformers") if name == "ColPali" else modernvbert("transformers")
+    config = getattr(transformers, f"{name}Config")(vlm_config=tiny.config["vlm_config"], embedding_dim=12)
+    theirs = randomised(getattr(transformers, f"{name}ForRetrieval")(config))
+    tiny.save(tmp_path)
+    theirs.save_pretrained(tmp_path)
+    model = loaded(tmp_path)
+    assert model.facts.pictures is not None
+    prompts = [prompt(model.facts.pictures, *parts) for parts in PROMPTS[:3]]
+    reading = of_squares if name == "ColPali" else of_tiles
+    with torch.no_grad():
+        expected = [
+            theirs(
+                input_ids=torch.from_numpy(one.ids)[None],
+                attention_mask=torch.ones(1, len(one), dtype=torch.long),
+                **(reading(None, one) if shown(one) else {}),
+            ).embeddings[0]
+            for one in prompts
+        ]
+    assert worst(answers(model, prompts), expected) < TOLERANCE
+
+
+def test_pages_are_ranked_by_their_tokens(tmp_path: Path) -> None:
+    tiny = idefics3("ColIdefics3")
+    tiny.save(tmp_path)
+    pages = [picture(40, 30), picture(18, 50)]
+    with LLM(tmp_path, device="cpu", dtype="float32") as llm:
+        documents = [{"content": [{"type": "image_pil", "image_pil": page}]} for page in pages]
+        outputs = llm.score("what is packed?", documents, use_tqdm=False)
+        reader = llm.model.facts.pictures
+    assert reader is not None
+    query, *seen = (
+        tiny.projected(reference(tiny, of_tiles, prompt(reader, part))) for part in ("what is packed?", *pages)
+    )
+    expected = [float((query @ page.T).max(1).values.sum()) for page in seen]
+    np.testing.assert_allclose([output.outputs.score for output in outputs], expected, rtol=1e-4)
+
+
+def test_a_named_prompt_stands_before_content(tmp_path: Path) -> None:
+    tiny = gemma()
+    modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
+    output = {"method": "forward", "method_output_name": "last_hidden_state"}
+    seen = dict.fromkeys(("text", "image", "message"), output)
+    tiny.files = {
+        "config_sentence_transformers.json": {"prompts": {"retrieval": "task: search | query: "}},
+        "modules.json": [
+            {"idx": int(name), "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for name, path, kind in modules
+        ],
+        "sentence_bert_config.json": {"transformer_task": "feature-extraction", "modality_config": seen},
+        "1_Pooling/config.json": {"embedding_dimension": 24, "pooling_mode": "mean"},
+    }
+    (tmp_path / "1_Pooling").mkdir()
+    tiny.save(tmp_path)
+    page = picture(40, 30)
+    content = {"content": ["of ", {"type": "image_pil", "image_pil": page}]}
+    with LLM(tmp_path, device="cpu", dtype="float32") as llm:
+        (output,) = llm.encode([content], pooling_task="embed", prompt_name="retrieval", use_tqdm=False)
+        reader = llm.model.facts.pictures
+    assert reader is not None
+    written = tokenizer()("task: search | query: of ")["input_ids"]
+    assert output.prompt_token_ids == [*written, *reader.processor(page, {}).ids.tolist()]

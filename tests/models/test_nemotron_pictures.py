@@ -13,6 +13,7 @@ import transformers
 from PIL.Image import Image as PILImage
 from torch import Tensor, nn
 
+from poolhouse import LLM
 from poolhouse.errors import CheckpointError, InvalidRequest
 from poolhouse.inputs.content import Content, Image
 from poolhouse.packing.tokens import Pictures, Tokens
@@ -192,6 +193,26 @@ def test_scores_equal_the_formula(tmp_path: Path, record_parity: Record) -> None
     record_parity(parity)
     assert parity.error < 1e-4
     assert parity.packing_error < 1e-4
+
+
+def test_score_reads_pages(tmp_path: Path) -> None:
+    tiny(scores=True).save(tmp_path)
+    page = picture(40, 30)
+    with LLM(tmp_path, device="cpu", dtype="float32") as llm:
+        documents = [{"content": [{"type": "image_pil", "image_pil": page}]}, "a text"]
+        outputs = llm.score("what?", documents, use_tqdm=False)
+        reader = llm.model.facts.pictures
+        assert reader is not None
+        shown = reader.processor(page, {})
+        text = tokenizer()(" question:what? \n \n passage:")["input_ids"]
+        ids = np.array([*shown.ids, *text], np.int64)
+        seen = Tokens(ids, pictures=Pictures((shown,), ids == reader.token))
+        plain = Tokens(np.array(tokenizer()("question:what? \n \n passage:a text")["input_ids"], np.int64))
+        expected = [one.item() for one in answers(llm.model, [seen, plain], "classify")]
+    np.testing.assert_allclose([output.outputs.score for output in outputs], expected, rtol=1e-4)
+    query = {"content": [{"type": "image_pil", "image_pil": page}]}
+    with LLM(tmp_path, device="cpu") as llm, pytest.raises(InvalidRequest, match="the query must be a text"):
+        llm.score(query, ["a text"], use_tqdm=False)
 
 
 def test_a_tokenizer_without_marks_is_refused(tmp_path: Path) -> None:

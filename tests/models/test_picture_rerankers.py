@@ -246,11 +246,13 @@ def test_mm_r5_is_refused_by_name(tmp_path: Path) -> None:
         opened(folder)
 
 
-def test_a_copy_is_found_by_the_base_of_its_card(tmp_path: Path) -> None:
+def test_a_copy_is_found_by_the_base_or_the_tag_of_its_card(tmp_path: Path) -> None:
     tiny = QwenVL.make("qwen3_vl")
     names = prefixed("model.language_model.", "model.visual.", "lm_head.weight")
     folder = tiny.save(tmp_path / "own", names, architectures=["Qwen3VLForConditionalGeneration"])
     (folder / "README.md").write_text("---\nbase_model:\n- Qwen/Qwen3-VL-Reranker-2B\n---\n")
+    assert opened(folder).tasks == ("classify", "token_classify")
+    (folder / "README.md").write_text("---\npipeline_tag: text-ranking\n---\n# Ours\n")
     assert opened(folder).tasks == ("classify", "token_classify")
     (folder / "README.md").write_text("---\nbase_model:\n- Qwen/Qwen3-VL-2B-Instruct\n---\n")
     assert "embed" in opened(folder).tasks

@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from poolhouse.inputs.content import Content
 from poolhouse.inputs.prompts import Role
 from poolhouse.llm import LLM
 from poolhouse.models.model import Model
+from poolhouse.models.vision.kinds.embedders import whole_cells
 from poolhouse.packing.tokens import Picture, Tokens
 from tests.models.parity import Parity, Record, worst
 from tests.models.qwen_vl import MIDDLE, NEW, OLD, SETTINGS, SLOT, QwenVL, pictures, tokenizer
@@ -52,7 +54,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of embedder. folder: what the checkpoint is called. tokens: least and most of a picture, in its own code."""
+    """One kind of embedder. folder: what the checkpoint is called. tokens: least and most of a picture, in its own code.
+
+    plain_positions: whether pictures take positions like text. resized_before: whether qwen-vl-utils resizes pictures.
+    """
 
     base: str
     architecture: str
@@ -61,6 +66,7 @@ class Kind:
     tokens: tuple[int, int] | None = None
     limit: int = 2048
     plain_positions: bool = False
+    resized_before: bool = False
     examples: str = ""
 
 
@@ -123,11 +129,15 @@ KINDS = {
     "GME-Qwen2-VL": Q2(
         "gme-Qwen2-VL-2B-Instruct",
         GME,
-        (4, 1280),
+        (256, 1280),
         limit=1800,
+        plain_positions=True,
+        resized_before=True,
         examples="Alibaba-NLP/gme-Qwen2-VL-2B-Instruct, -7B-Instruct",
     ),
-    "DSE-Qwen2": Q2("dse-qwen2-2b-mrl-v1", dse(_GME_TAIL), (1, 2560), examples="MrLight/dse-qwen2-2b-mrl-v1"),
+    "DSE-Qwen2": Q2(
+        "dse-qwen2-2b-mrl-v1", dse(_GME_TAIL), (1, 2560), resized_before=True, examples="MrLight/dse-qwen2-2b-mrl-v1"
+    ),
     "vdr-2b": Q2("vdr-2b-multi-v1", dse(END), (1, 768), examples="llamaindex/vdr-2b-multi-v1"),
     "VLM2Vec-V2": Q2("VLM2Vec-V2.0", VLM2VEC, plain_positions=True, examples="VLM2Vec/VLM2Vec-V2.0"),
     "Qwen2-VL": Q2("model", PLAIN, examples="Qwen/Qwen2-VL-2B-Instruct"),
@@ -149,7 +159,11 @@ def made(kind: Kind, folder: Path, names: Callable[[str], str | None] = lambda n
 
 def expected(tiny: QwenVL, kind: Kind, case: Case) -> Tensor:
     """[1, width]: the last token's state, of length 1."""
-    inputs = tiny.inputs(case.text, case.images)
+    images = case.images
+    if kind.resized_before:
+        sizes = [smart_resize(image.height, image.width, 8, 4 * CELL, 16384 * CELL)[::-1] for image in images]
+        images = [image.resize(size) for image, size in zip(images, sizes, strict=True)]
+    inputs = tiny.inputs(case.text, images)
     if kind.plain_positions:
         inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1]).expand(3, 1, -1)
     with torch.inference_mode():
@@ -246,6 +260,31 @@ def test_a_vlm2vec_is_found_by_the_name_of_its_adapter(tmp_path: Path) -> None:
     model = opened(folder)
     got = answers(model, [read(model, kind, case) for case in kind.cases], "embed")
     assert worst(got, [expected(merged, kind, case) for case in kind.cases]) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "pools"), [("GME-Qwen2-VL", "MultiModalTransformer", True), ("vdr-2b", "Transformer", False)]
+)
+def test_modules_of_their_own_code_are_read(name: str, module: str, pools: bool, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    folder = tmp_path / kind.folder
+    tiny = made(kind, folder)
+    pooled(folder, "lasttoken")
+    chain = [{**CHAIN[0], "type": f"custom_st.{module}"}, *(CHAIN[1:] if pools else CHAIN[2:])]
+    (folder / "modules.json").write_text(json.dumps(chain))
+    model = opened(folder)
+    got = answers(model, [read(model, kind, case) for case in kind.cases], "embed")
+    assert worst(got, [expected(tiny, kind, case) for case in kind.cases]) < TOLERANCE
+
+
+@pytest.mark.parametrize("size", [(1240, 1754), (28, 28), (30, 20), (8000, 6000), (42, 70), (1, 1)])
+def test_whole_cells_are_those_of_transformers(size: tuple[int, int]) -> None:
+    assert whole_cells(size, 28) == smart_resize(size[1], size[0], 28, 4 * 28**2, 16384 * 28**2)[::-1]
+    assert whole_cells(size, 28, 1, 1280) == smart_resize(size[1], size[0], 28, 28**2, 1280 * 28**2)[::-1]
+
+
+def test_thin_pictures_keep_their_longer_side_as_in_qwen_vl_utils() -> None:
+    assert whole_cells((9, 700), 28) == (28, 700)
 
 
 BY_CARD = {

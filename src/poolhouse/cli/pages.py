@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def files_of(arguments: Sequence[str]) -> list[Path] | None:
     Raises:
         ConfigError: some name such files and others do not, or a file that does not exist.
     """
-    found = [_files(Path(argument)) for argument in arguments]
+    found = [_files(argument) for argument in arguments]
     if not any(found):
         return None
     for argument, files in zip(arguments, found, strict=True):
@@ -63,17 +64,18 @@ def files_of(arguments: Sequence[str]) -> list[Path] | None:
     return [file for files in found for file in files]
 
 
-def _files(path: Path) -> list[Path]:
-    """Files that a path names: itself, or those below a folder, in the order of their names."""
-    if len(str(path)) > 4096 or "\0" in str(path):
+def _files(argument: str) -> list[Path]:
+    """Files that an argument names: itself, or those below a folder, in the order of their names; none for a text."""
+    # Of a text that cannot be a path these say no, where those of Path raise.
+    if os.path.isdir(argument):  # noqa: PTH112
+        found = Path(argument).rglob("*")
+        return sorted(file for file in found if file.suffix.lower() in ENDINGS and file.is_file())
+    exists = os.path.isfile(argument)  # noqa: PTH113
+    if not argument.lower().endswith(ENDINGS) or (" " in argument and not exists):
         return []
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
-    if path.suffix.lower() not in ENDINGS or (" " in path.name and not path.exists()):
-        return []
-    if not path.is_file():
-        raise ConfigError(f"There is no file {path}.")
-    return [path]
+    if not exists:
+        raise ConfigError(f"There is no file {argument}.")
+    return [Path(argument)]
 
 
 class Aside:

@@ -18,14 +18,14 @@ from poolhouse.errors import InvalidRequest, NoStep, did_you_mean
 from poolhouse.inputs.content import Content
 from poolhouse.inputs.late_interaction import LateInteractionTokens
 from poolhouse.inputs.limits import Limit
-from poolhouse.inputs.pictures import PictureReader, PictureTokens, Written, WrittenPrompt
+from poolhouse.inputs.pictures import PicturePair, PictureReader, PictureTokens, Written, WrittenPrompt, in_order
 from poolhouse.inputs.prompts import Prompt, Role, images_of, prompt_of, role_of
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.adapters.adapters import unknown_adapter
 from poolhouse.models.files.routes import LookedUp
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
-from poolhouse.packing.tokens import Picture, Tokens
+from poolhouse.packing.tokens import Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
 
@@ -198,7 +198,7 @@ class Prepared:
     lookup: LookedUp | None = None
     route: str | None = None
     role: Role | None = None
-    written: WrittenPrompt | None = None
+    written: WrittenPrompt | PicturePair | None = None
 
 
 _NO_PARAMS = PoolingParams()
@@ -366,7 +366,7 @@ class Checks:
 
     def _written(
         self, reader: PictureReader, request: Request, prompt: Prompt, prompt_name: str | None, adapter: str | None
-    ) -> WrittenPrompt | None:
+    ) -> WrittenPrompt | PicturePair | None:
         """The prompt as the model's own code writes it; messages, token ids and texts with their pictures are literal.
 
         prompt: with its named prompt. prompt_name: its name; "" makes a text literal too.
@@ -401,22 +401,17 @@ class Checks:
         if second is not None:
             if reader.pair is None:
                 raise InvalidRequest("This model reads no pairs; score compares the two of a pair.", "prompt")
-            written = reader.pair(content, second, instruction)
-        else:
-            role = role_of(request.input_type) or role_of(prompt_name) or ("document" if images else None)
-            task = adapter or (None if self.model.adapters is None else self.model.adapters.merged)
-            if task in reader.alike:
-                role = None
-            if reader.instructs:
-                instruction = instruction or prompt.prefix or None
-            # Dual encoders write no prompts of their own, so all of the checkpoint's stand before texts.
-            elif prompt.prefix and (not images if reader.alone else role_of(prompt_name) is None):
-                content = Content((prompt.prefix, *content.parts))
-            written = reader.prompts(content, role, instruction)
-        if written.images is not None:
-            loaded = dict(zip(map(id, images), pictures, strict=True))
-            pictures = tuple(image if isinstance(image, Picture) else loaded[id(image)] for image in written.images)
-        return WrittenPrompt(written, pictures)
+            return PicturePair(content, second, instruction, pictures)
+        role = role_of(request.input_type) or role_of(prompt_name) or ("document" if images else None)
+        task = adapter or (None if self.model.adapters is None else self.model.adapters.merged)
+        if task in reader.alike:
+            role = None
+        if reader.instructs:
+            instruction = instruction or prompt.prefix or None
+        # Dual encoders write no prompts of their own, so all of the checkpoint's stand before texts.
+        elif prompt.prefix and (not images if reader.alone else role_of(prompt_name) is None):
+            content = Content((prompt.prefix, *content.parts))
+        return in_order(reader.prompts(content, role, instruction), images, pictures)
 
     def _route(self, request: Request) -> str | None:
         """The way of a text through the model, by its input type or prompt; None for a model with one way for all.

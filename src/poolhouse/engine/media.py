@@ -40,8 +40,9 @@ log = logging.getLogger("poolhouse")
 
 GoOn = Callable[[Sequence[Request], Mapping[int, CallerQueue]], None]
 
-# Requests whose pictures are fetched or decoded at a time: enough to wait for slow sources and work meanwhile.
-_AT_ONCE = 32
+# Requests that are begun at a time, of those whose pictures are here, and of those that wait for sources.
+_LOCAL_AT_ONCE = 32
+_REMOTE_AT_ONCE = 64
 # Bytes of a processed picture before any was seen.
 _USUAL_BYTES = 16 * 1024 * 1024
 
@@ -76,10 +77,10 @@ class Media:
         self._threads = ThreadPoolExecutor(options.threads, "poolhouse-media")
         self._cache = PictureCache(options.cache_bytes)
         self._lock = threading.Lock()
-        self._turns = Turns[_Showing]()
-        # All that did not go on yet; of these, those that were begun; jobs that make the picture of a content.
+        # Slow sources take no places of pictures that are here.
+        self._local, self._remote = _Lane(_LOCAL_AT_ONCE), _Lane(_REMOTE_AT_ONCE)
+        # All that did not go on yet; jobs that make the picture of a content.
         self._open: set[_Showing] = set()
-        self._begun: set[_Showing] = set()
         self._making: dict[bytes, _Job] = {}
         self._room = _Room(options.waiting_bytes)
         self._closed = False
@@ -101,14 +102,17 @@ class Media:
             except InvalidRequest as error:
                 fail(request.future, error)
                 continue
-            submission.showings.append(_Showing(request, images, submission))
+            remote = any(is_remote(image.source) for image in images)
+            lane = self._remote if remote else self._local
+            submission.showings.append(_Showing(request, images, submission, lane))
         if not submission.showings:
             return others
         with self._lock:
             refused = self._closed
             if not refused:
                 self._open.update(submission.showings)
-                self._turns.add(submission.showings, min(queues))
+                for lane in (self._local, self._remote):
+                    lane.turns.add([showing for showing in submission.showings if showing.lane is lane], min(queues))
         for showing in submission.showings:
             if refused:
                 fail(showing.request.future, _closed())
@@ -135,8 +139,10 @@ class Media:
         return replace(request, pictures=tuple(pictures))
 
     def close(self, error: EngineError | None = None) -> None:
-        """Stop; what did not go on fails with this error, or is left where there is none."""
+        """Stop; what did not go on fails with this error, or is left where there is none. Closing again does nothing."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             left = list(self._open)
         self._fetcher.close()
@@ -152,21 +158,25 @@ class Media:
 
     def _advance(self) -> None:
         """Begin requests while there is room."""
-        while True:
-            with self._lock:
-                if self._closed or len(self._begun) >= _AT_ONCE or self._room.is_full:
-                    return
-                if (showing := self._turns.next()) is None:
-                    return
-                if showing.request.future.done():
-                    continue
-                self._begun.add(showing)
-                showing.reserved = self._room.reserve(len(showing.images))
-                jobs = self._jobs(showing)
-            for job in jobs:
-                self._begin(job)
-            if not showing.missing:
-                self._in_thread(partial(self._go_on, showing))
+        for lane in (self._local, self._remote):
+            while (begun := self._next(lane)) is not None:
+                showing, jobs = begun
+                for job in jobs:
+                    self._begin(job)
+                if not showing.missing:
+                    self._in_thread(partial(self._go_on, showing))
+
+    def _next(self, lane: _Lane) -> tuple[_Showing, list[_Job]] | None:
+        """The request that is begun next, and its new jobs; None where none waits or there is no room."""
+        with self._lock:
+            while not (self._closed or len(lane.begun) >= lane.at_once or self._room.is_full(lane is self._remote)):
+                if (showing := lane.turns.next()) is None:
+                    return None
+                if not showing.request.future.done():
+                    lane.begun.add(showing)
+                    showing.reserved = self._room.reserve(len(showing.images), lane is self._remote)
+                    return showing, self._jobs(showing)
+            return None
 
     def _jobs(self, showing: _Showing) -> list[_Job]:
         """New jobs for those pictures that no job of the submission makes, or made."""
@@ -273,13 +283,14 @@ class Media:
 
     def _go_on(self, showing: _Showing) -> None:
         with self._lock:
-            if showing not in self._begun:
+            if showing not in showing.lane.begun:
                 return
             self._open.discard(showing)
-            self._begun.discard(showing)
+            showing.lane.begun.discard(showing)
             pictures = tuple(showing.pictures[index] for index in range(len(showing.images)))
             showing.pictures.clear()
-            showing.held = self._room.hold(pictures, showing.reserved)
+            showing.held = self._room.hold(pictures)
+            self._room.free(showing.reserved, showing.lane is self._remote)
         # From here on only the request that goes on has the pictures: a future keeps what it calls back.
         request = replace(showing.request, pictures=pictures)
         del pictures
@@ -292,9 +303,9 @@ class Media:
         with self._lock:
             waited = showing in self._open
             self._open.discard(showing)
-            if showing in self._begun:
-                self._begun.discard(showing)
-                self._room.free(showing.reserved)
+            if showing in showing.lane.begun:
+                showing.lane.begun.discard(showing)
+                self._room.free(showing.reserved, showing.lane is self._remote)
                 for job in list(showing.submission.jobs.values()):
                     job.users = [user for user in job.users if user[0] is not showing]
                     if not job.users:
@@ -309,6 +320,15 @@ class Media:
             if job.fetched is not None:
                 job.fetched.cancel()
         self._advance()
+
+
+class _Lane:
+    """Requests that are begun in turn, so many at a time. begun: those that have not gone on."""
+
+    def __init__(self, at_once: int) -> None:
+        self.at_once = at_once
+        self.turns = Turns[_Showing]()
+        self.begun: set[_Showing] = set()
 
 
 @dataclass(slots=True, eq=False)
@@ -336,6 +356,7 @@ class _Showing:
     request: Request
     images: tuple[Image, ...]
     submission: _Submission
+    lane: _Lane
     pictures: dict[int, Picture] = field(default_factory=dict)
     missing: int = 0
     reserved: int = 0
@@ -382,31 +403,38 @@ class _Job:
 
 
 class _Room:
-    """Memory of processed pictures, each counted once; not safe by itself from several threads."""
+    """Memory of processed pictures, each counted once; not safe by itself from several threads.
+
+    What is held, or reserved for pictures that are here, is at most about `max_bytes`, and half of it more is reserved for
+    those that are fetched.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._reserved = self._held = 0
+        self._held = 0
+        self._reserved = {False: 0, True: 0}
         self._holders: dict[int, int] = {}
         # A moving average of a picture's bytes.
         self._usual = float(_USUAL_BYTES)
 
-    @property
-    def is_full(self) -> bool:
-        return self._reserved + self._held >= self._max_bytes
+    def is_full(self, remote: bool) -> bool:
+        """Whether nothing more is to be begun. remote: of what is fetched first."""
+        if remote:
+            return self._held >= self._max_bytes or 2 * self._reserved[True] >= self._max_bytes
+        return self._held + self._reserved[False] >= self._max_bytes
 
-    def reserve(self, pictures: int) -> int:
+    def reserve(self, pictures: int, remote: bool) -> int:
         """Take room for so many pictures of the usual size; returns the bytes."""
         reserved = int(self._usual * pictures)
-        self._reserved += reserved
+        self._reserved[remote] += reserved
         return reserved
 
-    def free(self, reserved: int) -> None:
-        self._reserved -= reserved
+    def free(self, reserved: int, remote: bool) -> None:
+        """Give back what `reserve` took."""
+        self._reserved[remote] -= reserved
 
-    def hold(self, pictures: Sequence[Picture], reserved: int) -> Sequence[tuple[int, int]]:
-        """Take room for these instead of what was reserved; returns what `release` gives back."""
-        self.free(reserved)
+    def hold(self, pictures: Sequence[Picture]) -> Sequence[tuple[int, int]]:
+        """Take room for these; returns what `release` gives back."""
         held = [(id(picture), picture.nbytes) for picture in pictures]
         for key, size in held:
             holders = self._holders.get(key, 0)

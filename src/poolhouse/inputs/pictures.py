@@ -122,6 +122,25 @@ class WrittenPrompt:
     ids: Ids | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PicturePair:
+    """A pair that is not written yet, since its texts may be cut before. pictures: the query's, then the document's."""
+
+    query: Content
+    document: Content
+    instruction: str | None = None
+    pictures: tuple[Picture, ...] = ()
+
+
+def in_order(written: Written, images: Sequence[Image], pictures: tuple[Picture, ...]) -> WrittenPrompt:
+    """A prompt and its pictures in the order of their placeholders. pictures: of these images."""
+    if written.images is None:
+        return WrittenPrompt(written, pictures)
+    loaded = dict(zip(map(id, images), pictures, strict=True))
+    shown = (image if isinstance(image, Picture) else loaded[id(image)] for image in written.images)
+    return WrittenPrompt(written, tuple(shown))
+
+
 class PictureTokens:
     """The tokenizer of prompts with pictures: texts to ids, placeholders to pictures, all within limits.
 
@@ -133,30 +152,93 @@ class PictureTokens:
         self._tokenizer = tokenizer
         self._tails: dict[str, Ids] = {}
         # Tokens of a placeholder behind that of the picture; they stay with it.
-        ends = self._tail(reader.placeholder)
-        self._behind = int((ends[::-1] == reader.token).argmax())
+        ends = np.flatnonzero(self._tail(reader.placeholder)[::-1] == reader.token)
+        self._behind = int(ends[0]) if len(ends) else 0
 
-    def encode(self, prompts: Sequence[WrittenPrompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
+    def encode(
+        self, prompts: Sequence[WrittenPrompt | PicturePair], limits: Sequence[Limit]
+    ) -> list[Tokens | InvalidRequest]:
         """Tokens of each prompt, or an error for it alone."""
         results: dict[int, Tokens | InvalidRequest] = {}
-        texts: dict[int, tuple[Prompt, Limit]] = {}
-        for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+        written: dict[int, tuple[WrittenPrompt, Limit, int]] = {}
+        texts: list[tuple[Prompt, Limit]] = []
+        for index, (given, limit) in enumerate(zip(prompts, limits, strict=True)):
             try:
+                prompt, own, lost = self._written(given, limit) if isinstance(given, PicturePair) else (given, limit, 0)
                 if self._reader.alone and prompt.pictures:
                     results[index] = _alone(prompt)
-                else:
-                    texts[index] = _text(prompt, limit)
+                    continue
+                texts.append(_text(prompt, own))
+                written[index] = prompt, own, lost
             except InvalidRequest as error:
                 results[index] = error
-        encoded = self._tokenizer.encode([text for text, _ in texts.values()], [limit for _, limit in texts.values()])
-        for index, tokens in zip(texts, encoded, strict=True):
+        encoded = self._tokenizer.encode([text for text, _ in texts], [limit for _, limit in texts])
+        for (index, (prompt, limit, lost)), (text, _), tokens in zip(written.items(), texts, encoded, strict=True):
             try:
                 if isinstance(tokens, InvalidRequest):
                     raise tokens
-                results[index] = self._within_limit(prompts[index], limits[index], tokens, texts[index][0])
+                found = self._within_limit(prompt, limit, tokens, text)
+                if lost:
+                    found = replace(found, original_tokens=found.original_tokens + lost, original_is_estimate=True)
+                results[index] = found
             except InvalidRequest as error:
                 results[index] = error
         return [results[index] for index in range(len(prompts))]
+
+    def _written(self, pair: PicturePair, limit: Limit) -> tuple[WrittenPrompt, Limit, int]:
+        """The prompt of a pair, what limits it, and how many tokens of its texts were cut before.
+
+        Each text is cut to its own limit; of a pair that is too long as a whole, the document.
+        """
+        assert self._reader.pair is not None
+        images, keep, side = (*pair.query.images, *pair.document.images), limit.cut, limit.side
+        query, lost = self._cut(pair.query, limit.max_query_tokens, side)
+        most = min((own for own in (limit.max_document_tokens, keep) if own is not None), default=None)
+        document, more = self._cut(pair.document, most, side)
+        prompt = in_order(self._reader.pair(query, document, pair.instruction), images, pair.pictures)
+        shown = sum(len(picture.ids) for picture in prompt.pictures)
+        if keep is not None and len(prompt.written.whole.encode()) + shown > keep:
+            whole = self._within_limit(prompt, Limit(2**62), *self._whole(prompt, limit))
+            length = sum(self._length(part) for part in document.parts if isinstance(part, str))
+            if length and len(whole) > keep:
+                document, again = self._cut(document, max(length - (len(whole) - keep), 0), side)
+                more += again
+                prompt = in_order(self._reader.pair(query, document, pair.instruction), images, pair.pictures)
+        return prompt, replace(limit, max_query_tokens=None, max_document_tokens=None), lost + more
+
+    def _whole(self, prompt: WrittenPrompt, limit: Limit) -> tuple[Tokens, Prompt]:
+        """All tokens of a text, and the text."""
+        text, unlimited = _text(prompt, replace(limit, keep=None, overflow="chunk", max_prompt_tokens=None))
+        (tokens,) = self._tokenizer.encode([text], [unlimited])
+        if isinstance(tokens, InvalidRequest):
+            raise tokens
+        return tokens, text
+
+    def _cut(self, content: Content, tokens: int | None, side: str) -> tuple[Content, int]:
+        """A content whose texts have at most so many tokens, and how many those have that were cut. Pictures stay."""
+        texts = [part for part in content.parts if isinstance(part, str)]
+        if tokens is None or sum(len(text.encode()) for text in texts) <= tokens:
+            return content, 0
+        parts: list[str | Image] = []
+        lost = 0
+        for part in content.parts if side == "right" else content.parts[::-1]:
+            if isinstance(part, Image):
+                parts.append(part)
+                continue
+            kept, dropped = self._tokenizer.rendered.cut_text(part, max(tokens, 1), side)
+            if tokens < 1:
+                kept, dropped = "", dropped + self._length(kept)
+            parts.append(kept)
+            tokens -= self._length(kept)
+            lost += dropped
+        return Content(tuple(parts if side == "right" else parts[::-1])), lost
+
+    def _length(self, text: str) -> int:
+        """Tokens of a text."""
+        (ids,) = self._tokenizer.rendered.content([text])
+        if isinstance(ids, InvalidRequest):
+            raise ids
+        return len(ids)
 
     def _within_limit(self, prompt: WrittenPrompt, limit: Limit, tokens: Tokens, text: Prompt) -> Tokens:
         """The tokens with pictures in place, cut where they may be. text: what was tokenised.
@@ -167,7 +249,7 @@ class PictureTokens:
         written, pictures = prompt.written, prompt.pictures
         head, end = (0, 0) if prompt.ids is not None or not _special(written, limit) else self._tokenizer.special_ends
         tail, length = self._tail(written.tail), len(tokens) - end
-        if prompt.ids is None and text.text == written.text + written.tail:
+        if prompt.ids is None and text.text == written.whole:
             length -= len(tail)
             tail = tokens.ids[length:]
         else:
@@ -270,7 +352,7 @@ def _text(prompt: WrittenPrompt, limit: Limit) -> tuple[Prompt, Limit]:
         or len(text) <= 2 * CHARACTERS_PER_TOKEN * (wanted + SURPLUS)
         or (prompt.pictures and limit.side == "left")
     ):
-        return Prompt(text + prompt.written.tail), whole
+        return Prompt(prompt.written.whole), whole
     return Prompt(text), replace(whole, keep=wanted + SURPLUS, side=limit.side)
 
 

@@ -21,7 +21,7 @@ from poolhouse.models.files.model_card import published_pooling, read_card
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 from poolhouse.models.heads.heads import Head
 from poolhouse.models.heads.late_interaction import LateInteractionFiles, read_late_interaction
-from poolhouse.models.heads.rerankers import Reranker, TokenScore, names_of, read_reranker, token_ids
+from poolhouse.models.heads.rerankers import Reranker, names_of, read_reranker
 from poolhouse.models.native.families import Family, family_of, spec_of
 from poolhouse.models.native.families._config import NotNative
 from poolhouse.models.native.spec import TransformerSpec
@@ -172,6 +172,8 @@ class LoadPlan:
             return f"{'+'.join(files.pooling)} (sentence-transformers' files)"
         if files.pooled:
             return "by the model itself (sentence-transformers' files)"
+        if self.native is not None and self.pictures is not None and self.pictures.join is not None:
+            return "by the model itself"
         if self.default_pooling is None:
             return "LAST of a decoder, CLS of an encoder (seen when the model is built)"
         return f"{self.default_pooling} ({self.pooling_from})"
@@ -194,13 +196,14 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     # A copy, which the user's function or transformers may change without changing what the folder has read.
     config = overridden(deepcopy({**Checkpoint(weights).config, **files.config_changes, **labels}), options.overrides)
     pictures = None if family_of(config) is not None else _pictures(config, folders, options)
-    scored = None if pictures is None or pictures.answers != "score" else pictures
+    scored = pictures is not None and pictures.answers == "score"
     late, reranker = None, Reranker()
-    if options.convert != "classify" and scored is None:
-        late = _late_pictures(pictures, config, picture_folder(folders.tokenizer, weights, folders.described))
+    if options.convert != "classify" and not scored:
+        if pictures is not None:
+            late = pictures.late(config, picture_folder(folders.tokenizer, weights, folders.described))
         late = late or read_late_interaction(folders.described, weights, config, files)
-    if scored is not None:
-        reranker = _picture_reranker(scored, config, weights)
+    if pictures is not None and scored:
+        reranker = pictures.reranker(config, weights)
     elif trained is None and late is None and options.convert != "embed" and not judges_steps(config, options.pooler):
         reranker = read_reranker(folders.described, weights, config, files, options.name)
     role = trained or _role(config, files, reranker, late, scored, options)
@@ -219,6 +222,7 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     if pictures is not None and (dims := pictures.dims(config)) is not None:
         files = replace(files, truncate_dim=files.truncate_dim or dims)
         config = {"is_matryoshka": True, **config}
+    longest = reranker.max_tokens or (None if pictures is None else pictures.longest(config))
     default_pooling, pooling_from = _default_pooling(config, family, stated, folders.described, pictures)
     return LoadPlan(
         options=options,
@@ -235,9 +239,7 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
             config if pictures is None else {**pictures.text_config(config), **config},
             *(family, device),
         ),
-        max_tokens=(reranker.max_tokens or _longest(pictures, config))
-        if options.max_tokens is None
-        else options.max_tokens,
+        max_tokens=longest if options.max_tokens is None else options.max_tokens,
         adapters=replace(
             adapters,
             classifier=role in ("classify", "token_classify"),
@@ -268,39 +270,13 @@ def _pictures(config: JsonObject, folders: _Folders, options: LoadOptions) -> Pi
     return picture_model_of(config, folders.weights, names, rerankers=options.convert != "embed")
 
 
-def _late_pictures(pictures: PictureModel | None, config: Config, folder: Folder) -> LateInteractionFiles | None:
-    """What a kind of model says of its token vectors. folder: of its processor's files."""
-    if pictures is None or pictures.answers not in ("late", "both"):
-        return None
-    return LateInteractionFiles(
-        pictures.rules(folder) if pictures.answers == "late" else None,
-        heads=None if pictures.projections else (),
-        dimensions=pictures.width(config),
-        projections=pictures.projections,
-    )
-
-
-def _picture_reranker(pictures: PictureModel, config: Config, weights: Folder) -> Reranker:
-    """What is special about scoring with a reranker that reads pictures; its prompts are written by its reader."""
-    texts = config.get("classifier_from_token") or pictures.tokens
-    tokens = None if texts is None else TokenScore(token_ids(weights, tuple(texts)), difference=True)
-    return Reranker(tokens=tokens, max_tokens=_longest(pictures, config))
-
-
-def _longest(pictures: PictureModel | None, config: Config) -> int | None:
-    """The longest prompt by the own code of a kind of model, but no longer than its positions; None where it says none."""
-    if pictures is None or pictures.text is None or pictures.max_tokens is None:
-        return None
-    positions = pictures.text.max_tokens(pictures.text_config(config))
-    return min(pictures.max_tokens, positions or pictures.max_tokens)
-
-
 def _names(folders: _Folders, name: str, config: Config) -> tuple[str, ...]:
-    """What a checkpoint and its adapters are called, by their cards too, and the bases that these name."""
+    """What a checkpoint and its adapters are called, by their cards too, the bases that these name, and their tags."""
     own = (folders.described, *folders.adapters)
     cards = [read_card(folder.path) for folder in own]
     bases = (base for card in cards for base in (card.title, *card.base_models))
-    return (*(called for folder in own for called in names_of(folder.path, name, config)), *bases)
+    tags = (f"tag:{tag}" for card in cards for tag in (card.pipeline_tag, *card.tags))
+    return (*(called for folder in own for called in names_of(folder.path, name, config)), *bases, *tags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,13 +362,13 @@ def _role(
     files: SentenceTransformersFiles,
     reranker: Reranker,
     late: LateInteractionFiles | None,
-    scored: PictureModel | None,
+    scored: bool,
     options: LoadOptions,
 ) -> Role:
     """What the files make of the model, else its architecture's name."""
     if late is not None:
         return "embed"
-    if reranker.tokens is not None or scored is not None:
+    if reranker.tokens is not None or scored:
         return "classify"
     if files.splade is not None:
         return "splade"

@@ -46,8 +46,8 @@ def _value(_: Config) -> Head:
     return Head((HeadModule("v_head"),), pooling=None)
 
 
-# Classes that score pairs of pictures and texts; without their heads they would pass for embedders.
-_NOT_READ = ("JinaVLForRanking", "VLForSequenceClassification")
+# Classes that score pairs of pictures and texts, of no kind that is known; without their heads they would pass for embedders.
+_NOT_READ = "VLForSequenceClassification"
 # Architectures whose head is not their family's: rewards of every token.
 ARCHITECTURE_HEADS: Mapping[str, Callable[[Config], Head]] = {
     "Qwen2ForRewardModel": _two_layers,
@@ -70,7 +70,7 @@ def role_of(config: Config, convert: Convert, described: bool, pooler: PoolerCon
         ConfigError: a generator, and convert='none'. CheckpointError: a head that is not known here.
     """
     name = architecture(config)
-    if convert != "embed" and any(part in name for part in _NOT_READ):
+    if convert != "embed" and _NOT_READ in name:
         raise CheckpointError(
             f"{name} is not served: its score reads texts and pictures together, and its head is not known here. "
             "Use convert='embed' to run its text side as an embedder."

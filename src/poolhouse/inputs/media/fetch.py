@@ -13,7 +13,7 @@ import socket
 import stat
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,8 +44,8 @@ _NOT_PUBLIC = tuple(
         ),
     )
 )
-# Fetches of one engine at a time.
-_AT_ONCE = 32
+# Fetches, and look-ups of names, at a time.
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +182,7 @@ class Fetcher:
                 return cancelled
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
+                self._loop.set_default_executor(ThreadPoolExecutor(_AT_ONCE, "poolhouse-names"))
                 threading.Thread(
                     target=_run_until_stopped, args=[self._loop], name="poolhouse-fetch", daemon=True
                 ).start()

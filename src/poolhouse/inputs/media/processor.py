@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Options that would give what the tower does not read, or that say nothing about the picture.
 _FIXED = {
-    *("patch_size", "merge_size", "temporal_patch_size", "spatial_merge_size"),
+    *("patch_size", "merge_size", "temporal_patch_size", "spatial_merge_size", "pooling_kernel_size"),
     *("return_tensors", "data_format", "input_data_format", "device", "disable_grouping"),
 }
 # Importing transformers' classes from several threads at once may find half of a module.

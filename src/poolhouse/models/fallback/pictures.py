@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poolhouse.errors import CheckpointError
+from poolhouse.errors import CheckpointError, InvalidRequest
 from poolhouse.files import Folder
 from poolhouse.inputs.pictures import PictureReader
 from poolhouse.models.adapters.low_rank import Adapter
@@ -218,11 +218,16 @@ def _probe_pictures(
     from PIL import Image
 
     noise = np.random.default_rng(0)
-    first, second = (
-        reader.processor(Image.fromarray(noise.integers(0, 256, (*sides, 3), np.uint8)), hosted.probe)
-        for sides in _PROBE_SIZES
-    )
-    alone, together = shown.rows(_pack(device, first)), shown.rows(_pack(device, first, second))
+    try:
+        first, second = (
+            reader.processor(Image.fromarray(noise.integers(0, 256, (*sides, 3), np.uint8)), hosted.probe)
+            for sides in _PROBE_SIZES
+        )
+        alone, together = shown.rows(_pack(device, first)), shown.rows(_pack(device, first, second))
+    except (InvalidRequest, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: pictures as its processor's files make them cannot be read: {error}"
+        ) from error
     if [len(alone), len(together)] != [first.rows, first.rows + second.rows]:
         raise CheckpointError(
             f"{folder}: the tower makes {len(alone)} rows of a picture with {first.rows} places in its prompt, so the "

@@ -288,7 +288,7 @@ def _followed(folder: Folder, modules: Sequence[JsonObject], of_tokens: bool) ->
                     f"It has {', '.join((*_OF_ROOT, *_KINDS))} and Router."
                 )
             followed.notes += check_keys(kind, config, own.path / "config.json")
-        if kind in ("Transformer", "MLMTransformer", "CLIPModel"):
+        if kind in ("Transformer", "MLMTransformer", "CLIPModel", "MultiModalTransformer"):
             transformer = read_transformer(own, kind, of_tokens, str(module["type"]).startswith(PACKAGES))
             vectors = _Vectors(of_tokens=transformer.output == _TOKENS, layers=transformer.layers)
             followed.write(transformer.output, vectors, kind)
@@ -348,7 +348,7 @@ def _followed(folder: Folder, modules: Sequence[JsonObject], of_tokens: bool) ->
 
 
 # Modules whose folder has a config.json of another meaning, or none: the model's own.
-_OF_ROOT = ("Transformer", "MLMTransformer", "CLIPModel", "StaticEmbedding")
+_OF_ROOT = ("Transformer", "MLMTransformer", "CLIPModel", "MultiModalTransformer", "StaticEmbedding")
 _WITH_CONFIG = ("Pooling", "Dense", "LogitScore", "SpladePooling", "SparseAutoEncoder", "WeightedLayerPooling")
 _KINDS = (
     *("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout", "WeightedLayerPooling", "LogitScore", "SpladePooling"),
@@ -357,10 +357,15 @@ _KINDS = (
 
 
 def own_code_is_known(module: JsonObject, folder: Folder) -> bool:
-    """Whether a Transformer of the repository's own code does what is done here: it chooses Jina's task adapters."""
-    if str(module["type"]) != "custom_st.Transformer":
+    """Whether a Transformer of the repository's own code does what is done here.
+
+    That of Jina chooses task adapters. Those of GME and vdr write prompts of texts and pictures.
+    """
+    kind, config = str(module["type"]), folder.json("config.json", needed=False)
+    if kind in ("custom_st.Transformer", "custom_st.MultiModalTransformer") and config.get("model_type") == "qwen2_vl":
+        return True
+    if kind != "custom_st.Transformer":
         return False
-    config = folder.json("config.json", needed=False)
     return bool(config.get("lora_adaptations")) or (folder.path / "adapters").is_dir()
 
 

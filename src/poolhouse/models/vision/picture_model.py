@@ -16,6 +16,8 @@ from poolhouse.inputs.late_interaction import LateInteraction, TextRules
 from poolhouse.inputs.pictures import PictureReader
 from poolhouse.models.backbone import Backbone, Tower
 from poolhouse.models.files.checkpoint import Config
+from poolhouse.models.heads.late_interaction import LateInteractionFiles
+from poolhouse.models.heads.rerankers import Reranker, TokenScore, token_ids
 from poolhouse.models.native.families.family import Family
 from poolhouse.models.native.spec import TransformerSpec
 from poolhouse.models.native.transformer import Transformer
@@ -44,6 +46,16 @@ class TowerFamily:
     aside: tuple[str, ...] = ()
 
 
+def named(*architectures: str, model_types: tuple[str, ...] = ()) -> Callable[[Config, Folder], bool]:
+    """Whether config.json names one of these classes; of these model types, where several kinds share a name."""
+
+    def matches(config: Config, _: Folder) -> bool:
+        found = not set(architectures).isdisjoint(config.get("architectures") or ())
+        return found and (not model_types or config.get("model_type") in model_types)
+
+    return matches
+
+
 def own_part(config: Config) -> Config:
     """The part of config.json that describes the text half; all of it in older files."""
     found = config.get("text_config")
@@ -54,7 +66,7 @@ def _unstated(_: Config) -> int | None:
     return None
 
 
-def _no_rules(_: Folder) -> LateInteraction:
+def _no_rules(_: Config, folder: Folder) -> LateInteraction:
     return LateInteraction(TextRules(), TextRules())
 
 
@@ -78,10 +90,10 @@ class Hosted:
 class PictureModel:
     """One row of the table of models that read pictures.
 
-    name: for people ("ColQwen3 of TomoroAI"). matches: whether a checkpoint is one, by its config.json and, through
-    `tensor_names`, its tensors. reader: how it reads pictures and writes prompts, from config.json and the folder of its
-    processor's files.
-    named: parts of names, one of which a checkpoint or a base of its card has to have, of kinds that files do not tell.
+    name: for people ("ColQwen3 of TomoroAI"). matches: whether a checkpoint is one, by its config.json and its folder.
+    reader: how it reads pictures and writes prompts, from config.json and the folder of its processor's files.
+    named: parts of names, one of which a checkpoint or a base of its card has to have, of kinds that files do not tell;
+    "tag:..." is a tag of its card.
     answers: "late" for token vectors that are compared one by one, "dense" for one vector, "both", "score" for a reranker.
     text, tower: its native halves; None where transformers runs it, as `hosted` says. text_config: the part that the
     text family reads.
@@ -110,7 +122,7 @@ class PictureModel:
     projections: tuple[str, ...] = ()
     width: Callable[[Config], int | None] = _unstated
     dims: Callable[[Config], int | None] = _unstated
-    rules: Callable[[Folder], LateInteraction] = _no_rules
+    rules: Callable[[Config, Folder], LateInteraction] = _no_rules
     pooling: str | None = None
     of_pictures: bool = False
     tokens: tuple[str, str] | None = None
@@ -118,3 +130,26 @@ class PictureModel:
     aside: tuple[str, ...] = ()
     refused: str = ""
     notes: tuple[str, ...] = ()
+
+    def late(self, config: Config, folder: Folder) -> LateInteractionFiles | None:
+        """What is known of its token vectors, where it compares them. folder: of its processor's files."""
+        if self.answers not in ("late", "both"):
+            return None
+        return LateInteractionFiles(
+            self.rules(config, folder) if self.answers == "late" else None,
+            heads=None if self.projections else (),
+            dimensions=self.width(config),
+            projections=self.projections,
+        )
+
+    def reranker(self, config: Config, folder: Folder) -> Reranker:
+        """What its score is read from; its prompts are written by its reader. folder: of its tokenizer."""
+        texts = config.get("classifier_from_token") or self.tokens
+        tokens = None if texts is None else TokenScore(token_ids(folder, tuple(texts)), difference=True)
+        return Reranker(tokens, max_tokens=self.longest(config))
+
+    def longest(self, config: Config) -> int | None:
+        """The longest prompt by its own code, but no longer than its positions; None where that states none."""
+        if self.text is None or self.max_tokens is None:
+            return None
+        return min(self.max_tokens, self.text.max_tokens(self.text_config(config)) or self.max_tokens)

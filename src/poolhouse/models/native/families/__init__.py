@@ -69,6 +69,8 @@ def _model_type(config: Config) -> str | None:
         return "xlm-roberta-rotary"
     if name == "bert" and positions == "alibi":
         return "bert-alibi"
+    if name == "nomic_bert" and "NomicVisionModel" in (config.get("architectures") or ()):
+        return "nomic_vision"
     return "qwen3-voyage" if name == "qwen3" and _projects(config) else name
 
 

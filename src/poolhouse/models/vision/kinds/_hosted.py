@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
+from poolhouse.errors import InvalidRequest
 from poolhouse.files import Folder
 from poolhouse.inputs.content import Content
 from poolhouse.inputs.media.processor import BackEnd
 from poolhouse.inputs.pictures import PicturePrompts, Written
 from poolhouse.inputs.prompts import Role
 from poolhouse.inputs.tokenizer_files import read_tokenizer
-from poolhouse.models.files.checkpoint import Config
 from poolhouse.packing.tokens import Ids, Picture
 
 if TYPE_CHECKING:
@@ -23,16 +24,6 @@ TEXTS_AS_QUERIES = (
     "Documents that are texts alone are read as queries are, and texts beside pictures behind 'Describe the image.': "
     "its own code knows no other prompts."
 )
-
-
-def named(architecture: str, *model_types: str) -> Callable[[Config, Folder], bool]:
-    """Whether config.json names this class; of these model types, where several kinds share the name."""
-
-    def matches(config: Config, _: Folder) -> bool:
-        found = architecture in (config.get("architectures") or ())
-        return found and (not model_types or config.get("model_type") in model_types)
-
-    return matches
 
 
 def described(
@@ -65,11 +56,25 @@ class FixedPictures:
     def __init__(self, settings: Mapping[str, object], kind: str, side: int, tokens: Ids, filled: int) -> None:
         defaults = {} if "size" in settings else {"size": {"height": side, "width": side}}
         self._back_end = BackEnd(kind, settings, **defaults)
-        self._tokens, self._filled = tokens, tokens == filled
+        self._side, self._tokens, self._filled = side, tokens, tokens == filled
 
     def __call__(self, image: PILImage, options: Mapping[str, object]) -> Picture:
-        pixels = self._back_end(image, options)["pixel_values"].astype(np.float32, copy=False)
-        return Picture(pixels, self._tokens, self._filled)
+        return Picture(squares(self._back_end(image, options)["pixel_values"], self._side), self._tokens, self._filled)
+
+
+def squares(pixels: npt.NDArray[Any], side: int) -> npt.NDArray[np.float32]:
+    """Pictures, or tiles of one: [pictures, channels, side, side].
+
+    Raises:
+        InvalidRequest: other sides than the tower reads.
+    """
+    if pixels.shape[-2:] != (side, side):
+        raise InvalidRequest(
+            f"This model reads pictures of {side} x {side} pixels; its picture processor made one of "
+            f"{pixels.shape[-1]} x {pixels.shape[-2]}.",
+            "mm_processor_kwargs",
+        )
+    return np.ascontiguousarray(pixels, np.float32)
 
 
 def tokens_of(folder: Folder) -> Callable[[str], Ids]:

@@ -13,6 +13,12 @@ PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 DESCRIBE = f"<|im_start|>user\n{PICTURE}Describe the image."
 END = "<|endoftext|>"
 AUGMENTED = END * 10
+_OVERRIDABLE = frozenset(
+    (
+        *("query_prefix", "passage_prefix", "visual_prompt_prefix", "visual_prompt_suffix"),
+        *("max_num_visual_tokens", "q_max_length", "p_max_length"),
+    )
+)
 
 
 def in_order(content: Content) -> str:
@@ -25,10 +31,14 @@ def pictures_first(content: Content) -> str:
     return PICTURE * len(content.images) + content.text
 
 
-def processor_settings(folder: Folder) -> JsonObject:
-    """What a checkpoint's processor says of prompts and lengths, by either file."""
+def processor_settings(folder: Folder, config: Config | None = None) -> JsonObject:
+    """What a checkpoint's processor says of prompts and lengths, by either file.
+
+    config: config.json, where the user's hf_overrides may say otherwise.
+    """
     names = ("preprocessor_config.json", "processor_config.json")
-    return {key: value for name in names for key, value in folder.json(name, needed=False).items()}
+    stated = {key: value for name in names for key, value in folder.json(name, needed=False).items()}
+    return stated | {key: value for key, value in (config or {}).items() if key in _OVERRIDABLE}
 
 
 def qwen_reader(

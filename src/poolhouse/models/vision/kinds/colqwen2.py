@@ -6,7 +6,6 @@ Prompts are those that the published models were trained with. colpali-engine's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -19,7 +18,7 @@ from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.files.config import architecture
 from poolhouse.models.native.families.qwen import QWEN2_VL_TEXT, QWEN3_VL_TEXT
 from poolhouse.models.vision.kinds._qwen import AUGMENTED, DESCRIBE, END, PICTURE, processor_settings, qwen_reader
-from poolhouse.models.vision.picture_model import PictureModel, TowerFamily, own_part
+from poolhouse.models.vision.picture_model import PictureModel, TowerFamily, named, own_part
 from poolhouse.models.vision.towers.qwen_vl import QWEN2_5_VL_TOWER, QWEN2_VL_TOWER, QWEN3_VL_TOWER
 
 # Of one picture, where no file says how many.
@@ -51,17 +50,13 @@ def _reader(config: Config, folder: Folder, query: str = "Query: ", behind: str 
     return qwen_reader(config, folder, prompts, most, least)
 
 
-def _named(*architectures: str) -> Callable[[Config, Folder], bool]:
-    return lambda config, _: architecture(config) in architectures
-
-
 _TEXTS_AS_QUERIES = (
     "Documents that are texts alone are read as queries are, prefix and suffix included: the model's own code knows no "
     "other prompt of a text."
 )
 _COLQWEN2 = PictureModel(
     "ColQwen2",
-    _named("ColQwen2"),
+    named("ColQwen2"),
     _reader,
     "late",
     text=QWEN2_VL_TEXT,
@@ -73,10 +68,10 @@ _COLQWEN2 = PictureModel(
         _TEXTS_AS_QUERIES,
     ),
 )
-_COLQWEN2_5 = replace(_COLQWEN2, name="ColQwen2.5", matches=_named("ColQwen2_5"), tower=QWEN2_5_VL_TOWER)
+_COLQWEN2_5 = replace(_COLQWEN2, name="ColQwen2.5", matches=named("ColQwen2_5"), tower=QWEN2_5_VL_TOWER)
 # Adapters on a plain Qwen-VL, so that their names alone tell.
 _PLAIN_2, _PLAIN_2_5 = (
-    _named(f"{series}ForConditionalGeneration", f"{series}Model") for series in ("Qwen2VL", "Qwen2_5_VL")
+    named(f"{series}ForConditionalGeneration", f"{series}Model") for series in ("Qwen2VL", "Qwen2_5_VL")
 )
 _ON_QWEN2 = replace(_COLQWEN2, matches=_PLAIN_2, named=("colqwen2",))
 _ON_QWEN2_5 = replace(_COLQWEN2_5, matches=_PLAIN_2_5, named=("colqwen2.5", "colnomic"))
@@ -111,18 +106,18 @@ def _of_transformers(model_type: str, tower: TowerFamily) -> PictureModel:
 _BIQWEN2 = replace(
     _COLQWEN2,
     name="BiQwen2",
-    matches=_named("BiQwen2"),
+    matches=named("BiQwen2"),
     reader=partial(_reader, behind=END),
     answers="dense",
     projections=(),
     pooling="LAST",
 )
-_BIQWEN2_5 = replace(_BIQWEN2, name="BiQwen2.5", matches=_named("BiQwen2_5"), tower=QWEN2_5_VL_TOWER)
+_BIQWEN2_5 = replace(_BIQWEN2, name="BiQwen2.5", matches=named("BiQwen2_5"), tower=QWEN2_5_VL_TOWER)
 _NOMIC = replace(_BIQWEN2_5, name="nomic-embed-multimodal", matches=_PLAIN_2_5, named=("nomic-embed-multimodal",))
 _BIQWEN3 = replace(
     _BIQWEN2,
     name="BiQwen3",
-    matches=_named("BiQwen3"),
+    matches=named("BiQwen3"),
     reader=partial(_reader, query="", behind=END),
     text=QWEN3_VL_TEXT,
     tower=QWEN3_VL_TOWER,

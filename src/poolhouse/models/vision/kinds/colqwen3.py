@@ -6,7 +6,6 @@ bias, writes no prompts, and runs Nvidia's models causal and with their final no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -21,22 +20,12 @@ from poolhouse.models.native.families.llama import HEADS
 from poolhouse.models.native.families.qwen import QWEN3_VL_TEXT
 from poolhouse.models.native.weights import Layout
 from poolhouse.models.vision.kinds._qwen import AUGMENTED, DESCRIBE, END, PICTURE, processor_settings, qwen_reader
-from poolhouse.models.vision.picture_model import PictureModel, own_part
+from poolhouse.models.vision.picture_model import PictureModel, named, own_part
 from poolhouse.models.vision.towers.qwen_vl import QWEN3_VL_TOWER
 
 _HEAD = r"(\w+\.)*lm_head\.weight"
 # What Tomoro's loader allows a picture unless its caller says otherwise.
 _TOMORO_TOKENS = 1280
-
-
-def _named(architecture: str, *model_types: str) -> Callable[[Config, Folder], bool]:
-    """Whether a config names this class; of these model types, where several kinds share the name."""
-
-    def matches(config: Config, _: Folder) -> bool:
-        named = architecture in (config.get("architectures") or ())
-        return named and (not model_types or config.get("model_type") in model_types)
-
-    return matches
 
 
 def _described(
@@ -53,29 +42,34 @@ def _described(
     return Written(before.replace(PICTURE, PICTURE * count) + (f" {text}" if text else ""), behind)
 
 
-def _tomoro(config: Config, folder: Folder) -> PictureReader:
-    settings = processor_settings(folder)
+def _reader(
+    config: Config, folder: Folder, query: str = "", behind: str = "", strip: bool = False, most: int | None = None
+) -> PictureReader:
+    """query, behind, most: prefix of texts, suffix of pictures, and tokens of one, unless the files say otherwise."""
+    settings = processor_settings(folder, config)
+    stated = settings.get("query_prefix")
     prompts = partial(
         _described,
-        query=settings.get("query_prefix") or "",
+        query=query if stated is None else stated,
         before=settings.get("visual_prompt_prefix") or DESCRIBE,
-        behind=settings.get("visual_prompt_suffix") or f"<|im_end|>{END}",
-        strip=True,
+        behind=settings.get("visual_prompt_suffix") or behind,
+        strip=strip,
     )
-    return qwen_reader(config, folder, prompts, settings.get("max_num_visual_tokens") or _TOMORO_TOKENS)
+    return qwen_reader(config, folder, prompts, settings.get("max_num_visual_tokens") or most)
+
+
+def _tomoro(config: Config, folder: Folder) -> PictureReader:
+    return _reader(config, folder, behind=f"<|im_end|>{END}", strip=True, most=_TOMORO_TOKENS)
 
 
 def _engine(config: Config, folder: Folder) -> PictureReader:
-    prompts = partial(_described, query="", before=DESCRIBE, behind=f"<|im_end|>{END}", strip=False)
-    return qwen_reader(config, folder, prompts, processor_settings(folder).get("max_num_visual_tokens"))
+    return _reader(config, folder, behind=f"<|im_end|>{END}")
 
 
 def _ops(config: Config, folder: Folder) -> PictureReader:
     if config.get("mask_non_image_embeddings"):
         raise CheckpointError("config.json: mask_non_image_embeddings leaves texts without vectors; it is not served.")
-    behind = f"<|im_end|><|im_start|>assistant\n{END}"
-    prompts = partial(_described, query="Query: ", before=DESCRIBE, behind=behind, strip=False)
-    return qwen_reader(config, folder, prompts, processor_settings(folder).get("max_num_visual_tokens"))
+    return _reader(config, folder, "Query: ", f"<|im_end|><|im_start|>assistant\n{END}")
 
 
 def _chat(content: Content, role: Role | None, instruction: str | None, *, query: str, passage: str) -> Written:
@@ -86,14 +80,14 @@ def _chat(content: Content, role: Role | None, instruction: str | None, *, query
 
 
 def _nemotron(config: Config, folder: Folder) -> PictureReader:
-    settings = processor_settings(folder)
+    settings = processor_settings(folder, config)
     query, passage = settings.get("query_prefix", "query:"), settings.get("passage_prefix", "passage:")
     return qwen_reader(config, folder, partial(_chat, query=query, passage=passage))
 
 
-def _nemotron_rules(folder: Folder) -> LateInteraction:
+def _nemotron_rules(config: Config, folder: Folder) -> LateInteraction:
     """Longer queries and documents are cut; of one with pictures, its text."""
-    settings = processor_settings(folder)
+    settings = processor_settings(folder, config)
     return LateInteraction(
         TextRules(length=settings.get("q_max_length") or 512), TextRules(length=settings.get("p_max_length") or 4096)
     )
@@ -105,7 +99,7 @@ _TEXTS_AS_QUERIES = (
 )
 _TOMORO = PictureModel(
     "ColQwen3 of TomoroAI",
-    _named("ColQwen3", "colqwen3"),
+    named("ColQwen3", model_types=("colqwen3",)),
     _tomoro,
     "late",
     text=QWEN3_VL_TEXT,
@@ -118,7 +112,7 @@ _TOMORO = PictureModel(
 _ENGINE = replace(
     _TOMORO,
     name="ColQwen3 of colpali-engine",
-    matches=_named("ColQwen3", "qwen3_vl"),
+    matches=named("ColQwen3", model_types=("qwen3_vl",)),
     reader=_engine,
     projections=("custom_text_proj",),
     notes=("Queries get no prefix, as colpali-engine's class has none.", _TEXTS_AS_QUERIES),
@@ -126,7 +120,7 @@ _ENGINE = replace(
 _OPS = replace(
     _TOMORO,
     name="ColQwen3 of OpenSearch-AI",
-    matches=_named("OpsColQwen3Model"),
+    matches=named("OpsColQwen3Model"),
     reader=_ops,
     projections=("custom_text_proj",),
     width=lambda config: None,
@@ -143,7 +137,7 @@ _NEMOTRON_TEXT = replace(
 )
 _NEMOTRON = PictureModel(
     "Nemotron ColEmbed VL v2",
-    _named("Qwen3VLNemotronEmbedModel"),
+    named("Qwen3VLNemotronEmbedModel"),
     _nemotron,
     "late",
     text=_NEMOTRON_TEXT,

@@ -15,9 +15,9 @@ from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder
 from poolhouse.inputs.pictures import PictureReader
 from poolhouse.models.files.checkpoint import Config
-from poolhouse.models.vision.kinds._hosted import TEXTS_AS_QUERIES, described, named
+from poolhouse.models.vision.kinds._hosted import TEXTS_AS_QUERIES, described
 from poolhouse.models.vision.kinds._qwen import AUGMENTED, END, PICTURE, processor_settings, qwen_reader
-from poolhouse.models.vision.picture_model import Hosted, PictureModel
+from poolhouse.models.vision.picture_model import Hosted, PictureModel, named
 from poolhouse.packing.pack import PackedPictures
 
 _CONTRACT = "retrieval_attention_contract"

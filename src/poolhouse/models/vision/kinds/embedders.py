@@ -1,20 +1,22 @@
 """Embedders on Qwen-VL: Qwen3-VL-Embedding, GME, DSE and its kin, VLM2Vec-V2, and plain models of the three series.
 
 They have one class for all, so names tell them apart: of the checkpoint, of its card, of the bases of its card. Source of
-prompts and limits: the models' own code and cards; of GME and vdr, MTEB's.
+prompts, limits and positions: the models' own code and cards; of vdr, MTEB's.
 """
 
 from __future__ import annotations
 
+import math
 import unicodedata
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
 from poolhouse.files import DEFAULT, Folder, special_tokens
 from poolhouse.inputs.content import Content
 from poolhouse.inputs.conversations import ContentFormat, Conversations
-from poolhouse.inputs.pictures import PicturePrompts, PictureReader, Written, plain_prompts
+from poolhouse.inputs.pictures import PictureProcessor, PicturePrompts, PictureReader, Written, plain_prompts
 from poolhouse.inputs.prompts import Role
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.files.config import architecture
@@ -24,6 +26,9 @@ from poolhouse.models.vision.kinds._qwen import END, PICTURE, pictures_first, qw
 from poolhouse.models.vision.picture_model import PictureModel
 from poolhouse.models.vision.towers.qwen_vl import QWEN2_5_VL_TOWER, QWEN2_VL_TOWER, QWEN3_VL_TOWER
 from poolhouse.packing.tokens import Picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
 
 _HELPFUL = "You are a helpful assistant."
 _TURN = "<|im_end|>\n<|im_start|>assistant\n"
@@ -69,8 +74,51 @@ def _reader(prompts: PicturePrompts, least: int, most: int, config: Config, fold
     return replace(qwen_reader(config, folder, prompts, most, least), instructs=True)
 
 
-def _dse_reader(tail: str, most: int, config: Config, folder: Folder) -> PictureReader:
+@dataclass(frozen=True, slots=True)
+class _ResizedBefore:
+    """A processor of pictures that qwen-vl-utils has resized before: to whole cells, 4 to 16,384 of them.
+
+    So the processor finds other sides, which may round to another number of cells. cell: its side in pixels.
+    """
+
+    processor: PictureProcessor
+    cell: int
+
+    def __call__(self, image: PILImage, options: Mapping[str, object]) -> Picture:
+        size = whole_cells(image.size, self.cell)
+        return self.processor(image if size == image.size else image.convert("RGB").resize(size), options)
+
+
+def whole_cells(size: tuple[int, int], cell: int, least: int = 4, most: int = 16384) -> tuple[int, int]:
+    """A size near that of a picture, of so many whole cells at least and at most. Source: qwen-vl-utils."""
+    sides, area = [max(cell, round(side / cell) * cell) for side in size], math.prod(size)
+    least, most = least * cell**2, most * cell**2
+    if math.prod(sides) > most:
+        shrunk = math.sqrt(area / most)
+        sides = [max(cell, math.floor(side / shrunk / cell) * cell) for side in size]
+    elif math.prod(sides) < least:
+        grown = math.sqrt(least / area)
+        sides = [math.ceil(side * grown / cell) * cell for side in size]
+    return sides[0], sides[1]
+
+
+def _resized_before(reader: PictureReader, config: Config) -> PictureReader:
+    tower = QWEN2_VL_TOWER.config(config)
+    return replace(
+        reader, processor=_ResizedBefore(reader.processor, tower["patch_size"] * tower["spatial_merge_size"])
+    )
+
+
+def _gme_reader(config: Config, folder: Folder) -> PictureReader:
+    least, most = config.get("min_image_tokens", 256), config.get("max_image_tokens", 1280)
+    reader = _resized_before(_reader(_gme_prompt, least, most, config, folder), config)
+    return replace(reader, axes=False)
+
+
+def _dse_reader(tail: str, most: int, resized: bool, config: Config, folder: Folder) -> PictureReader:
+    """resized: whether pictures are resized before."""
     reader = qwen_reader(config, folder, plain_prompts(PICTURE), most, 1)
+    reader = _resized_before(reader, config) if resized else reader
 
     @cache
     def blank() -> Picture:
@@ -161,19 +209,19 @@ _GME = replace(
     name="GME-Qwen2-VL",
     matches=_of(*_QWEN2, "GmeQwen2VL", "GmeQwen2VLForVision2Seq"),
     named=("gme-qwen2-vl",),
-    reader=partial(_reader, _gme_prompt, 4, 1280),
+    reader=_gme_reader,
     max_tokens=1800,
-    notes=("Pictures are resized once; GME's own code resizes large ones twice.",),
+    notes=("Pictures take plain positions: GME's own code gives its text half none that count rows and columns.",),
 )
 _QUERIES = 'Texts are queries ("Query: ") unless the request says that they are documents, and show a blank picture.'
 _DSE = replace(
     _PLAIN_QWEN2,
     name="DSE-Qwen2",
     named=("dse-qwen2",),
-    reader=partial(_dse_reader, _TURN + END, 2560),
+    reader=partial(_dse_reader, _TURN + END, 2560, True),
     notes=(_QUERIES,),
 )
-_VDR = replace(_DSE, name="vdr-2b", named=("vdr-2b",), reader=partial(_dse_reader, f"<|im_end|>\n{END}", 768))
+_VDR = replace(_DSE, name="vdr-2b", named=("vdr-2b",), reader=partial(_dse_reader, f"<|im_end|>\n{END}", 768, False))
 _VLM2VEC = replace(
     _PLAIN_QWEN2,
     name="VLM2Vec-V2",

@@ -12,10 +12,9 @@ from poolhouse.inputs.content import Content
 from poolhouse.inputs.pictures import PictureReader, Written
 from poolhouse.inputs.prompts import Role
 from poolhouse.models.files.checkpoint import Config
-from poolhouse.models.files.config import architecture
 from poolhouse.models.native.families.qwen import QWEN2_VL_TEXT
 from poolhouse.models.vision.kinds._qwen import PICTURE, qwen_reader
-from poolhouse.models.vision.picture_model import PictureModel, own_part
+from poolhouse.models.vision.picture_model import PictureModel, named, own_part
 from poolhouse.models.vision.towers.qwen_vl import QWEN2_5_VL_TOWER
 
 
@@ -32,17 +31,13 @@ def _reader(config: Config, folder: Folder) -> PictureReader:
     return replace(qwen_reader(config, folder, _prompts), alike=("text-matching",))
 
 
-def _is_whole(config: Config, _: Folder) -> bool:
-    return architecture(config) == "JinaEmbeddingsV4Model"
-
-
 def _is_repacked(config: Config, _: Folder) -> bool:
     return config.get("model_type") == "qwen2_5_vl"
 
 
 _WHOLE = PictureModel(
     "jina-embeddings-v4",
-    _is_whole,
+    named("JinaEmbeddingsV4Model"),
     _reader,
     "both",
     text=replace(QWEN2_VL_TEXT, default_adapter="retrieval"),

@@ -21,8 +21,8 @@ from poolhouse.inputs.pictures import PictureReader, Written
 from poolhouse.inputs.prompts import Role
 from poolhouse.inputs.tokenizer_files import read_tokenizer
 from poolhouse.models.files.checkpoint import Config
-from poolhouse.models.vision.kinds._hosted import named
-from poolhouse.models.vision.picture_model import Hosted, PictureModel
+from poolhouse.models.vision.kinds._hosted import squares
+from poolhouse.models.vision.picture_model import Hosted, PictureModel, named
 from poolhouse.packing.pack import PackedPictures
 from poolhouse.packing.tokens import Picture
 
@@ -57,23 +57,31 @@ class LlavaPictures:
         self._shapes, self._side, self._cells, self._token, self._first = shapes, side, cells, token, first
 
     def __call__(self, image: PILImage, options: Mapping[str, object]) -> Picture:
-        pixels = self._back_end(image, options)["pixel_values"][0].astype(np.float32, copy=False)
+        if "image_grid_pinpoints" in options:
+            raise InvalidRequest("The shapes of tiles are the model's own.", "mm_processor_kwargs")
+        pixels = squares(self._back_end(image, options)["pixel_values"][0], self._side)
         ids = np.full(self._rows(image.height, image.width), self._token, np.int64)
         sizes = np.array([[image.height, image.width]], np.int64)
         return Picture(pixels, ids, np.ones(len(ids), np.bool_), more={_SIZES: sizes})
 
     def _rows(self, height: int, width: int) -> int:
         """Rows of a picture: its cells without those of padding, a row behind each line, and the whole in one tile."""
-        from transformers.image_processing_utils import select_best_resolution
-
-        down, across = (
-            length // self._side * self._cells for length in select_best_resolution((height, width), self._shapes)
-        )
+        down, across = (length // self._side * self._cells for length in self._shape(height, width))
         if width / height > across / down:
             down -= 2 * ((down - int(round(height * (across / width), 7))) // 2)
         else:
             across -= 2 * ((across - int(round(width * (down / height), 7))) // 2)
         return int(down * across + down + self._cells**2 + self._first)
+
+    def _shape(self, height: int, width: int) -> list[int]:
+        """The one that shows most of a picture, and wastes least; the first of equally good ones."""
+
+        def fits(shape: list[int]) -> tuple[int, int]:
+            scale = min(shape[0] / height, shape[1] / width)
+            shown = min(int(height * scale) * int(width * scale), height * width)
+            return shown, shown - shape[0] * shape[1]
+
+        return max(self._shapes, key=fits)
 
 
 def _prompts(content: Content, role: Role | None, instruction: str | None) -> Written:

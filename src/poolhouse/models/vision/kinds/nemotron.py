@@ -26,11 +26,10 @@ from poolhouse.models.native.families._config import refuse
 from poolhouse.models.native.families.llama import LLAMA_BIDIRECTIONAL
 from poolhouse.models.native.spec import TransformerSpec
 from poolhouse.models.native.weights import Layout, Weights
-from poolhouse.models.vision.kinds._hosted import named
 from poolhouse.models.vision.kinds._qwen import processor_settings
 from poolhouse.models.vision.kinds.clip import half, names, pre_norm
 from poolhouse.models.vision.kinds.siglip import VISION_DEFAULTS
-from poolhouse.models.vision.picture_model import PictureModel, TowerFamily
+from poolhouse.models.vision.picture_model import PictureModel, TowerFamily, named
 from poolhouse.models.vision.towers.vit import Shuffled, VisionTransformer
 from poolhouse.packing.tokens import Picture
 

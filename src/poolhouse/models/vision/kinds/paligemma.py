@@ -16,9 +16,9 @@ from poolhouse.files import Folder
 from poolhouse.inputs.media.processor import image_settings
 from poolhouse.inputs.pictures import PictureReader
 from poolhouse.models.files.checkpoint import Config
-from poolhouse.models.vision.kinds._hosted import TEXTS_AS_QUERIES, FixedPictures, described, named
+from poolhouse.models.vision.kinds._hosted import TEXTS_AS_QUERIES, FixedPictures, described
 from poolhouse.models.vision.kinds._qwen import processor_settings
-from poolhouse.models.vision.picture_model import Hosted, PictureModel
+from poolhouse.models.vision.picture_model import Hosted, PictureModel, named
 from poolhouse.packing.pack import PackedPictures
 
 _PADDING = "<pad>" * 10

@@ -6,8 +6,7 @@ from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder
 from poolhouse.inputs.pictures import PictureReader
 from poolhouse.models.files.checkpoint import Config
-from poolhouse.models.vision.kinds._hosted import named
-from poolhouse.models.vision.picture_model import PictureModel
+from poolhouse.models.vision.picture_model import PictureModel, named
 
 
 def _no_reader(_: Config, folder: Folder) -> PictureReader:
@@ -15,10 +14,7 @@ def _no_reader(_: Config, folder: Folder) -> PictureReader:
 
 
 def _refused(name: str, architectures: tuple[str, ...], why: str) -> PictureModel:
-    def matches(config: Config, folder: Folder) -> bool:
-        return any(named(architecture)(config, folder) for architecture in architectures)
-
-    return PictureModel(name, matches, _no_reader, "dense", refused=why)
+    return PictureModel(name, named(*architectures), _no_reader, "dense", refused=why)
 
 
 REFUSED = (

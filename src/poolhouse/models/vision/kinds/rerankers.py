@@ -15,11 +15,10 @@ from poolhouse.inputs.content import Content
 from poolhouse.inputs.pictures import PairPrompts, PictureReader, Written
 from poolhouse.inputs.prompts import Role
 from poolhouse.models.files.checkpoint import Config
-from poolhouse.models.files.config import architecture
 from poolhouse.models.heads.heads import Head, HeadModule
 from poolhouse.models.native.families.qwen import QWEN2_VL_TEXT, QWEN3_VL_TEXT
 from poolhouse.models.vision.kinds._qwen import PICTURE, in_order, pictures_first, qwen_reader
-from poolhouse.models.vision.picture_model import PictureModel
+from poolhouse.models.vision.picture_model import PictureModel, named
 from poolhouse.models.vision.towers.qwen_vl import QWEN2_5_VL_TOWER, QWEN2_VL_TOWER, QWEN3_VL_TOWER
 
 _LONGEST = 10240
@@ -45,10 +44,6 @@ def _reader(
         return replace(found, pair=pair, instructs=instructs)
 
     return reader
-
-
-def _named(*architectures: str) -> Callable[[Config, Folder], bool]:
-    return lambda config, _: architecture(config) in architectures
 
 
 def _m0_pair(query: Content, document: Content, instruction: str | None) -> Written:
@@ -82,7 +77,7 @@ def _mono_pair(query: Content, document: Content, instruction: str | None) -> Wr
 
 _M0 = PictureModel(
     "jina-reranker-m0",
-    _named("JinaVLForRanking", "JinaVLForSequenceClassification"),
+    named("JinaVLForRanking", "JinaVLForSequenceClassification"),
     _reader(_m0_pair, instructs=True, least=4, most=768),
     "score",
     text=replace(
@@ -96,7 +91,7 @@ _M0 = PictureModel(
 )
 _QWEN3_VL = PictureModel(
     "Qwen3-VL-Reranker",
-    _named("Qwen3VLForConditionalGeneration", "Qwen3VLForSequenceClassification"),
+    named("Qwen3VLForConditionalGeneration", "Qwen3VLForSequenceClassification"),
     _reader(
         partial(_judged, default="Given a search query, retrieve relevant candidates that answer the query."),
         instructs=True,
@@ -104,7 +99,7 @@ _QWEN3_VL = PictureModel(
         most=1800,
     ),
     "score",
-    named=("qwen3-vl-reranker",),
+    named=("qwen3-vl-reranker", "tag:text-ranking", "tag:reranker"),
     text=QWEN3_VL_TEXT,
     tower=QWEN3_VL_TOWER,
     tokens=("no", "yes"),
@@ -113,7 +108,7 @@ _QWEN3_VL = PictureModel(
 _LYCHEE = replace(
     _QWEN3_VL,
     name="lychee-rerank-mm",
-    matches=_named("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLForSequenceClassification"),
+    matches=named("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLForSequenceClassification"),
     reader=_reader(
         partial(_judged, default="Given a web search query, retrieve relevant passages that answer the query"),
         instructs=True,
@@ -129,7 +124,7 @@ _LYCHEE = replace(
 )
 _MONO = PictureModel(
     "MonoQwen2-VL",
-    _named("Qwen2VLForConditionalGeneration", "Qwen2VLForSequenceClassification"),
+    named("Qwen2VLForConditionalGeneration", "Qwen2VLForSequenceClassification"),
     _reader(_mono_pair, instructs=False),
     "score",
     named=("monoqwen2-vl",),

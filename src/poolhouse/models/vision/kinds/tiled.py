@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,9 +18,9 @@ from poolhouse.files import Folder
 from poolhouse.inputs.media.processor import BackEnd, image_settings
 from poolhouse.inputs.pictures import PicturePrompts, PictureReader
 from poolhouse.models.files.checkpoint import Config
-from poolhouse.models.vision.kinds._hosted import TEXTS_AS_QUERIES, described, named, tokens_of
+from poolhouse.models.vision.kinds._hosted import TEXTS_AS_QUERIES, described, squares, tokens_of
 from poolhouse.models.vision.kinds._qwen import processor_settings
-from poolhouse.models.vision.picture_model import Hosted, PictureModel
+from poolhouse.models.vision.picture_model import Hosted, PictureModel, named
 from poolhouse.packing.pack import PackedPictures
 from poolhouse.packing.tokens import Ids, Picture
 
@@ -35,17 +34,20 @@ _EDGE = "<fake_token_around_image>"
 class TiledPictures:
     """Pictures for Idefics3's towers: tiles of one size, and the whole picture in that size behind them.
 
-    settings: of the checkpoint's processor. rows: that a tile becomes. token: the id of picture tokens. tokens: of a text.
+    settings: of the checkpoint's processor. side: of a tile, in pixels. rows: that a tile becomes. token: the id of
+    picture tokens. tokens: of a text.
     """
 
-    def __init__(self, settings: Mapping[str, object], rows: int, token: int, tokens: Callable[[str], Ids]) -> None:
+    def __init__(
+        self, settings: Mapping[str, object], side: int, rows: int, token: int, tokens: Callable[[str], Ids]
+    ) -> None:
         self._back_end = BackEnd("Idefics3ImageProcessor", settings, return_row_col_info=True)
-        self._rows, self._token, self._tokens = rows, token, tokens
+        self._side, self._rows, self._token, self._tokens = side, rows, token, tokens
         self._ids = lru_cache(maxsize=64)(self._marked)
 
     def __call__(self, image: PILImage, options: Mapping[str, object]) -> Picture:
         values = self._back_end(image, options)
-        tiles = values["pixel_values"][0].astype(np.float32, copy=False)
+        tiles = squares(values["pixel_values"][0], self._side)
         if not tiles.any(axis=(1, 2, 3)).all():
             # The model takes such a tile for padding and drops it.
             raise InvalidRequest(
@@ -90,9 +92,10 @@ def _reader(
     model = part(config)
     vision = model.get("vision_config") or {}
     shuffle = model.get("scale_factor") or model.get("pixel_shuffle_factor") or shuffle
-    side = vision.get("image_size", 224) // vision.get("patch_size", patch)
+    side = vision.get("image_size", 224)
+    rows = (side // vision.get("patch_size", patch)) ** 2 // shuffle**2
     token = model.get("image_token_id", token)
-    pictures = TiledPictures(image_settings(folder), side**2 // shuffle**2, token, tokens_of(folder))
+    pictures = TiledPictures(image_settings(folder), side, rows, token, tokens_of(folder))
     return PictureReader(pictures, prompts(processor_settings(folder)), "<image>", token)
 
 
