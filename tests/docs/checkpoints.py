@@ -187,7 +187,9 @@ def _files(folder: Path) -> None:
     (folder / "texts.txt").write_text("The moon pulls the sea.\nBread needs yeast.\nThere are tides.\n")
     template = "{% for message in messages %}[CLS] {{ message.content }} [SEP]{% endfor %}"
     (folder / "template.jinja").write_text(template)
-    Image.new("RGB", (96, 64), "red").save(folder / "page.png")
+    for name, colour in (("page", "red"), ("page1", "green"), ("page2", "blue")):
+        Image.new("RGB", (96, 64), colour).save(folder / f"{name}.png")
+    Image.new("RGB", (96, 64), "white").save(folder / "report.pdf")
     for block in blocks("docs/server.md"):
         if block.language == "yaml":
             (folder / "serve.yaml").write_text(block.text)
