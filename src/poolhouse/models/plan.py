@@ -172,6 +172,8 @@ class LoadPlan:
             return f"{'+'.join(files.pooling)} (sentence-transformers' files)"
         if files.pooled:
             return "by the model itself (sentence-transformers' files)"
+        if self.native is not None and self.pictures is not None and self.pictures.join is not None:
+            return "by the model itself"
         if self.default_pooling is None:
             return "LAST of a decoder, CLS of an encoder (seen when the model is built)"
         return f"{self.default_pooling} ({self.pooling_from})"

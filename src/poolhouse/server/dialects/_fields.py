@@ -33,18 +33,14 @@ _URL: JsonDict = {"anyOf": [_TEXT, {"type": "object", "properties": {"url": _TEX
 _PART: JsonDict = {
     "anyOf": [
         _TEXT,
-        {"type": "object", "properties": {"type": {"const": "text"}, "text": _TEXT}, "required": ["text"]},
-        {
-            "type": "object",
-            "properties": {"type": {"const": "image_url"}, "image_url": _URL},
-            "required": ["image_url"],
-        },
+        {"type": "object", "properties": {"text": _TEXT}, "required": ["text"]},
+        {"type": "object", "properties": {"image_url": _URL}, "required": ["image_url"]},
     ]
 }
-CONTENT_SCHEMA: JsonDict = {"anyOf": [_TEXT, {"type": "array", "items": _PART, "minItems": 1}]}
+_CONTENT: JsonDict = {"anyOf": [_TEXT, {"type": "array", "items": _PART}]}
 _MESSAGE: JsonDict = {
     "type": "object",
-    "properties": {"role": _TEXT, "content": {"anyOf": [CONTENT_SCHEMA, {"type": "null"}]}},
+    "properties": {"role": _TEXT, "content": {"anyOf": [_CONTENT, {"type": "null"}]}},
     "required": ["role"],
 }
 _CONVERSATION: JsonDict = {"type": "array", "items": _MESSAGE, "minItems": 1}
@@ -55,7 +51,7 @@ _PROMPT: JsonDict = {
         {"properties": {"text": _TEXT, "text_pair": {"type": ["string", "null"]}}, "required": ["text"]},
         {"properties": {"prompt_token_ids": _IDS}, "required": ["prompt_token_ids"]},
         {"properties": {"messages": _CONVERSATION}, "required": ["messages"]},
-        {"properties": {"content": CONTENT_SCHEMA}, "required": ["content"]},
+        {"properties": {"content": _CONTENT}, "required": ["content"]},
     ],
 }
 _INPUT_FORMS: list[JsonValue] = [

@@ -108,7 +108,8 @@ class EmbeddingFields(VectorFields):
     def prompts(self, engines: Engines) -> list[Prompt]:
         """As of every body, and pictures in the form of Jina, {image}, and of Infinity and NVIDIA, by `modality`."""
         items = self.input if isinstance(self.input, list) else [self.input]
-        if self.modality == "text" and not any(type(item) is dict and "image" in item for item in items):
+        of_jina = any(type(item) is dict and "image" in item for item in items)
+        if self.messages is not None or not (of_jina or self.modality == "image"):
             return super().prompts(engines)
         engines.check_items(len(items), "input")
         read = _hosted.pictures if self.modality == "image" else _hosted.contents_of

@@ -7,7 +7,6 @@ from typing import Literal, NotRequired
 
 import orjson
 from pydantic import Field, StrictFloat
-from pydantic.config import JsonDict
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -18,7 +17,7 @@ from poolhouse.inputs.templates.score import score_template
 from poolhouse.plans import scoring
 from poolhouse.server.call import Call
 from poolhouse.server.dialects import _replies
-from poolhouse.server.dialects._fields import CONTENT_SCHEMA, Common, Many, check_chat_template, processor_options
+from poolhouse.server.dialects._fields import Common, Many, check_chat_template, processor_options
 from poolhouse.server.dialects._pairs import Pairs, Scored, score
 from poolhouse.server.dialects._replies import TokenCounts
 from poolhouse.server.dialects.openai import List
@@ -27,15 +26,6 @@ from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire.contract import Cut
 
 _TEXTS = "A text, {text}, {content: [text and image_url parts]}, or a list of them."
-_SIDE: JsonDict = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
-        {"type": "object", "properties": {"content": CONTENT_SCHEMA}, "required": ["content"]},
-    ]
-}
-_SIDES: JsonDict = {"anyOf": [_SIDE, {"type": "array", "items": _SIDE, "minItems": 1}]}
-_SIDE_OR_NULL: JsonDict = {"anyOf": [_SIDES, {"type": "null"}]}
 # The names of the queries and of the documents; the first are vLLM's latest.
 PAIR_NAMES = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
 
@@ -85,13 +75,13 @@ class PairFields(Common):
 class ScoreFields(PairFields):
     """The body of POST /score; queries and documents, by any of four pairs of names."""
 
-    queries: object = Field(None, description=_TEXTS, json_schema_extra=_SIDE_OR_NULL)
-    documents: object = Field(None, description=_TEXTS, json_schema_extra=_SIDE_OR_NULL)
-    items: object = Field(None, description="Another name for documents.", json_schema_extra=_SIDE_OR_NULL)
-    data_1: object = Field(None, description="Another name for queries.", json_schema_extra=_SIDE_OR_NULL)
-    data_2: object = Field(None, description="Another name for documents.", json_schema_extra=_SIDE_OR_NULL)
-    text_1: object = Field(None, description="Another name for queries.", json_schema_extra=_SIDE_OR_NULL)
-    text_2: object = Field(None, description="Another name for documents.", json_schema_extra=_SIDE_OR_NULL)
+    queries: object = Field(None, description=_TEXTS)
+    documents: object = Field(None, description=_TEXTS)
+    items: object = Field(None, description="Another name for documents.")
+    data_1: object = Field(None, description="Another name for queries.")
+    data_2: object = Field(None, description="Another name for documents.")
+    text_1: object = Field(None, description="Another name for queries.")
+    text_2: object = Field(None, description="Another name for documents.")
 
     def pairs(self) -> Pairs:
         """The queries and documents, under the names that they came by.
@@ -114,10 +104,8 @@ class ScoreFields(PairFields):
 class RerankFields(PairFields):
     """The body of POST /rerank."""
 
-    query: object = Field(
-        description="A text, {text}, or {content: [text and image_url parts]}.", json_schema_extra=_SIDE
-    )
-    documents: object = Field(description=_TEXTS, json_schema_extra=_SIDES)
+    query: object = Field(description="A text, {text}, or {content: [text and image_url parts]}.")
+    documents: object = Field(description=_TEXTS)
     top_n: int = Field(0, ge=0, description="How many of the best to give; 0 gives all.")
     return_documents: bool = Field(True, description="Whether results hold their documents.")
 
