@@ -220,7 +220,7 @@ TWINS = [
     ("encode", 7),
     ("classify", 4),
     ("token_classify", 6),
-    ("score", 8),
+    ("score", 9),
 ]
 
 

@@ -199,21 +199,22 @@ assert "shut down" in str(futures[0].exception(5))
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_process_ends_although_a_source_does_not_answer(end: str, folder: Path) -> None:
-    with source({"/": lambda _: time.sleep(30)}) as served:
+def test_a_process_ends_although_a_source_does_not_answer(end: str, folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    pictures()[0].save(file)
+    with source({"/": lambda _: time.sleep(150)}) as served:
         code = f"""
 import os, signal, threading
 from poolhouse import LLM
 from poolhouse.engine.request import Request
 from poolhouse.inputs.content import Content, Image
 from poolhouse.inputs.prompts import Prompt
-from tests.models.qwen_vl import pictures
 llm = LLM({str(folder)!r}, allowed_media_domains="127.0.0.1")
-picture = pictures()[0]
+picture = {{"content": [{{"type": "image", "image": {str(file)!r}}}]}}
 (before,) = llm.encode([picture], pooling_task="token_embed", use_tqdm=False)
 url = {{"content": [{{"type": "image_url", "image_url": {{"url": {served.url("/")!r}}}}}]}}
 slow = [Request(Prompt(None, content=Content((Image({served.url("/")!r}, "x"),))), "token_embed")]
 {ENDS[end]}
 """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -27,6 +27,10 @@ class Source:
 def source(answers: dict[str, bytes | Answer], tls: ssl.SSLContext | None = None) -> Iterator[Source]:
     """Serve these paths until the block ends; bytes are answered with status 200."""
 
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 256
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             served.asked.append((self.path, self.headers["Host"]))
@@ -41,8 +45,7 @@ def source(answers: dict[str, bytes | Answer], tls: ssl.SSLContext | None = None
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Handler)
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     served = Source(server.server_address[1])

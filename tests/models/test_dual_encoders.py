@@ -187,6 +187,7 @@ def test_texts_and_pictures_become_what_transformers_makes_of_them(
     model = opened(tmp_path)
     assert model.facts.served_by == f"native {theirs.config.model_type}, packed"
     assert model.tasks == ("embed",)
+    assert model.plan.described()["pooling"] == "by the model itself"
     assert model.facts.sizes.parameters >= theirs.num_parameters() - 2
     assert model.facts.max_tokens == theirs.config.text_config.max_position_embeddings
     texts, pictures = [text(ids) for ids in TEXTS], [shown(model, size) for size in SIZES]

@@ -156,6 +156,7 @@ class Fetcher:
         self._resolve = resolve or _resolved
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._running: set[Future[bytes]] = set()
         self._closed = False
 
     def fetch(self, url: str, path: str) -> Future[bytes]:
@@ -170,8 +171,11 @@ class Fetcher:
         """Stop; what runs is cancelled."""
         with self._lock:
             self._closed, loop, self._loop = True, self._loop, None
+        # These alone: a task within them may not have begun, and is cancelled by what waits for it.
+        for fetch in list(self._running):
+            fetch.cancel()
         if loop is not None:
-            loop.call_soon_threadsafe(_stop, loop)
+            asyncio.run_coroutine_threadsafe(_stopped(loop), loop)
 
     def _run(self, work: Coroutine[Any, Any, bytes]) -> Future[bytes]:
         with self._lock:
@@ -186,7 +190,10 @@ class Fetcher:
                 threading.Thread(
                     target=_run_until_stopped, args=[self._loop], name="poolhouse-fetch", daemon=True
                 ).start()
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
+            fetch = asyncio.run_coroutine_threadsafe(work, self._loop)
+            self._running.add(fetch)
+        fetch.add_done_callback(self._running.discard)
+        return fetch
 
     @cached_property
     def _turns(self) -> asyncio.Semaphore:
@@ -368,9 +375,10 @@ def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
-def _stop(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel all tasks of the running loop, and stop it once they have ended."""
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    asyncio.gather(*tasks, return_exceptions=True).add_done_callback(lambda _: loop.stop())
+async def _stopped(loop: asyncio.AbstractEventLoop) -> None:
+    """Stop the running loop once all other tasks, which are cancelled, have ended and their sockets are closed."""
+    while others := asyncio.all_tasks(loop) - {asyncio.current_task()}:
+        await asyncio.gather(*others, return_exceptions=True)
+    # A transport closes its socket in the next round.
+    await asyncio.sleep(0.01)
+    loop.stop()

@@ -113,9 +113,7 @@ def _build(
         _merge(claimed, adapter, row.projections)
     others = [re.compile(rf"{re.escape(name)}\.(weight|bias)") for name in row.projections]
     known = [*map(re.compile, (*_ASIDE, *row.aside)), *others]
-    unknown = [
-        name for name in left if not any(form.fullmatch(text) for form in known for text in (name, _lasting(name)))
-    ]
+    unknown = [name for name in left if not (_fits(known, name) or _fits(known, _lasting(name)))]
     if unknown:
         raise CheckpointError(
             f"{checkpoint.folder} has {len(unknown)} tensors that transformers' {type(empty).__name__} does not have: "

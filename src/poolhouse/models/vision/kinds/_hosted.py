@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from poolhouse.errors import InvalidRequest
+from poolhouse.errors import CheckpointError, InvalidRequest
 from poolhouse.files import Folder
 from poolhouse.inputs.content import Content
 from poolhouse.inputs.media.processor import BackEnd
 from poolhouse.inputs.pictures import PicturePrompts, Written
 from poolhouse.inputs.prompts import Role
 from poolhouse.inputs.tokenizer_files import read_tokenizer
+from poolhouse.models.files.checkpoint import Config
 from poolhouse.packing.tokens import Ids, Picture
 
 if TYPE_CHECKING:
@@ -44,6 +45,20 @@ def described(
         return Written(shown + (f" {text}" if text else ""), behind, add_special_tokens=specials)
 
     return prompts
+
+
+def vlm_part(config: Config) -> Config:
+    """The part of a *ForRetrieval of transformers that is the model without its projection.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    part = config.get("vlm_config")
+    if not isinstance(part, dict):
+        raise CheckpointError(
+            "config.json has no vlm_config, the part that describes the model without its projection."
+        )
+    return part
 
 
 class FixedPictures:

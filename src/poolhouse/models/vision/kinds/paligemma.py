@@ -16,18 +16,12 @@ from poolhouse.files import Folder
 from poolhouse.inputs.media.processor import image_settings
 from poolhouse.inputs.pictures import PictureReader
 from poolhouse.models.files.checkpoint import Config
-from poolhouse.models.vision.kinds._hosted import TEXTS_AS_QUERIES, FixedPictures, described
+from poolhouse.models.vision.kinds._hosted import TEXTS_AS_QUERIES, FixedPictures, described, vlm_part
 from poolhouse.models.vision.kinds._qwen import processor_settings
 from poolhouse.models.vision.picture_model import Hosted, PictureModel, named
 from poolhouse.packing.pack import PackedPictures
 
 _PADDING = "<pad>" * 10
-
-
-def _vlm(config: Config) -> Config:
-    """The part of a ColPaliForRetrieval that is PaliGemma."""
-    part: Config = config["vlm_config"]
-    return part
 
 
 def _pictures(config: Config, folder: Folder) -> tuple[FixedPictures, int]:
@@ -41,12 +35,10 @@ def _pictures(config: Config, folder: Folder) -> tuple[FixedPictures, int]:
 
 def _by_transformers(config: Config, folder: Folder) -> PictureReader:
     settings = processor_settings(folder)
-    query, shown = (
-        settings.get("query_prefix", "Question: "),
-        settings.get("visual_prompt_prefix", "Describe the image."),
-    )
+    query = settings.get("query_prefix", "Question: ")
+    shown = settings.get("visual_prompt_prefix", "Describe the image.")
     prompts = described(f"<bos>{query}", f"{_PADDING}\n", f"{{}}<bos>{shown}", "\n", specials=False)
-    pictures, token = _pictures(_vlm(config), folder)
+    pictures, token = _pictures(vlm_part(config), folder)
     return PictureReader(pictures, prompts, "<image>", token)
 
 
@@ -67,7 +59,7 @@ _COLPALI = PictureModel(
     named("ColPaliForRetrieval"),
     _by_transformers,
     "late",
-    hosted=Hosted(_rows, _vlm),
+    hosted=Hosted(_rows, vlm_part),
     projections=("embedding_proj_layer", "custom_text_proj"),
     width=lambda config: config.get("embedding_dim"),
     notes=(TEXTS_AS_QUERIES,),

@@ -18,7 +18,7 @@ from poolhouse.files import Folder
 from poolhouse.inputs.media.processor import BackEnd, image_settings
 from poolhouse.inputs.pictures import PicturePrompts, PictureReader
 from poolhouse.models.files.checkpoint import Config
-from poolhouse.models.vision.kinds._hosted import TEXTS_AS_QUERIES, described, squares, tokens_of
+from poolhouse.models.vision.kinds._hosted import TEXTS_AS_QUERIES, described, squares, tokens_of, vlm_part
 from poolhouse.models.vision.kinds._qwen import processor_settings
 from poolhouse.models.vision.picture_model import Hosted, PictureModel, named
 from poolhouse.packing.pack import PackedPictures
@@ -64,12 +64,6 @@ class TiledPictures:
             for row in range(1, rows + 1)
         )
         return self._tokens("".join(lines) + ("\n" if rows else "") + f"{_EDGE}<global-img>{shown}{_EDGE}")
-
-
-def _vlm(config: Config) -> Config:
-    """The part of a ColModernVBertForRetrieval that is ModernVBERT."""
-    part: Config = config["vlm_config"]
-    return part
 
 
 def _whole(config: Config) -> Config:
@@ -137,9 +131,9 @@ _BIIDEFICS3 = replace(
 _COLMODERNVBERT = PictureModel(
     "ColModernVBERT of transformers",
     named("ColModernVBertForRetrieval"),
-    partial(_MODERNVBERT, part=_vlm),
+    partial(_MODERNVBERT, part=vlm_part),
     "late",
-    hosted=Hosted(_rows, _vlm, probe=_ONE_TILE),
+    hosted=Hosted(_rows, vlm_part, probe=_ONE_TILE),
     projections=("embedding_proj_layer", "custom_text_proj"),
     width=lambda config: config.get("embedding_dim"),
     # An attention that pools pictures, which nobody asks.
