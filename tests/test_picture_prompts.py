@@ -276,3 +276,21 @@ def test_of_a_pair_that_is_too_long_the_document_is_cut(tmp_path: Path) -> None:
     assert [parts[name][2][:4] for name in ("whole", "cut", "document")] == ["who?"] * 3
     assert parts["query"][2][:3] == "wh" + parts["whole"][2][4:5]
     assert (len(cut.prompt_token_ids), cut.truncated) == (100, True)
+
+
+def test_late_chunking_knows_the_texts_within_the_models_own_prompts(tmp_path: Path) -> None:
+    tiny = QwenVL.make("qwen3_vl")
+    names = prefixed("model.language_model.", "model.visual.", "lm_head.weight")
+    folder = tiny.save(tmp_path / "Qwen3-VL-Embedding-2B", names, architectures=["Qwen3VLForConditionalGeneration"])
+    text, before = "The moon.The sea.", "<|im_start|>system\nRepresent the user's input.<|im_end|>\n<|im_start|>user\n"
+    with LLM(str(folder)) as llm:
+        (output,) = llm.embed_chunks(text, chunks=[(0, 9), (9, 17)])
+        with pytest.raises(InvalidRequest, match="of texts alone, without pictures"):
+            llm.embed_chunks({"content": [FIRST, "words"]}, chunk_size=2)
+    assert [chunk.text for chunk in output.outputs] == ["The moon.", "The sea."]
+    rows = tiny.hidden(f"{before}{text}<|im_end|>\n<|im_start|>assistant\n").numpy()
+    # The special tokens are one token each, letters too.
+    start = len(before.replace("<|im_start|>", "x").replace("<|im_end|>", "x"))
+    for chunk, (first, last) in zip(output.outputs, ((0, 9), (9, 17)), strict=True):
+        mean = rows[start + first : start + last].mean(0)
+        close(chunk.array, mean / np.linalg.norm(mean))

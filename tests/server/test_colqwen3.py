@@ -295,8 +295,10 @@ def test_health_answers_while_a_source_is_slow_and_many_ask(server: Server, http
         assert time.monotonic() - started > 0.9 * SLOW_SECONDS
         done.set()
         probing.result()
+    # The first may wait for a hundred clients of this process to begin; a server that waits for a source takes all of its time.
     assert np.median(waits) < 0.1
-    assert max(waits) < SLOW_SECONDS / 2
+    assert np.quantile(waits, 0.9) < SLOW_SECONDS / 4
+    assert max(waits) < SLOW_SECONDS
 
 
 def test_a_client_that_hangs_up_leaves_no_prompt_behind(server: Server, web: Source) -> None:

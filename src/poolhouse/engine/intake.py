@@ -384,10 +384,11 @@ class Checks:
             return WrittenPrompt(Written(""), pictures, prompt.ids)
         if prompt.pair is not None and (reader.pair is None or literal):
             return None
-        if request.offsets or request.params.late_chunking_params is not None:
-            raise InvalidRequest("Offsets are of plain texts; this model reads texts in a prompt of its own.", "prompt")
+        offsets = request.offsets or request.params.late_chunking_params is not None
+        if offsets and (images or prompt.text is None or prompt.pair is not None):
+            raise InvalidRequest("Character offsets are of texts alone, without pictures.", "prompt")
         if prompt.text is not None and prompt.pair is None and literal and not (reader.alone and images):
-            return WrittenPrompt(Written(prompt.text), pictures)
+            return WrittenPrompt(Written(prompt.text), pictures, text=prompt.text)
         content = prompt.content or Content((prompt.text or "", *prompt.images))
         if reader.alone and images and (content.text or len(images) > 1):
             raise InvalidRequest(
@@ -411,7 +412,14 @@ class Checks:
         # Dual encoders write no prompts of their own, so all of the checkpoint's stand before texts.
         elif prompt.prefix and (not images if reader.alone else role_of(prompt_name) is None):
             content = Content((prompt.prefix, *content.parts))
-        return in_order(reader.prompts(content, role, instruction), images, pictures)
+        written = in_order(reader.prompts(content, role, instruction), images, pictures)
+        if not offsets or prompt.text is None:
+            return written
+        if prompt.text not in written.written.text or written.pictures:
+            raise InvalidRequest(
+                "Character offsets: the prompt that this model writes does not hold the text as it is.", "prompt"
+            )
+        return replace(written, text=prompt.text)
 
     def _route(self, request: Request) -> str | None:
         """The way of a text through the model, by its input type or prompt; None for a model with one way for all.

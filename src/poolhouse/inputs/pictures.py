@@ -17,7 +17,7 @@ from poolhouse.inputs.content import Content, Image
 from poolhouse.inputs.limits import CHARACTERS_PER_TOKEN, SURPLUS, Limit, too_many_tokens
 from poolhouse.inputs.prompts import Prompt, Role
 from poolhouse.inputs.tokenizer import Tokenizer
-from poolhouse.packing.tokens import Flags, Ids, Picture, Pictures, Tokens
+from poolhouse.packing.tokens import Flags, Ids, Offsets, Picture, Pictures, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -114,12 +114,13 @@ class PictureReader:
 class WrittenPrompt:
     """A prompt of a model that reads pictures, and the pictures of its placeholders, in order.
 
-    ids: token ids of the caller, which stand for the text.
+    ids: token ids of the caller, which stand for the text. text: that of the caller, where its offsets are asked for.
     """
 
     written: Written
     pictures: tuple[Picture, ...] = ()
     ids: Ids | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -271,6 +272,7 @@ class PictureTokens:
         floor = len(ids) - max(length - int(places[-1]) - 1 - self._behind, 0) if pictures else head
         original = tokens.original_tokens - len(tokens) + len(ids) + len(tail)
         room = self._kept(limit, original, pictures, floor + len(tail), head + len(tail)) - len(tail)
+        kept = np.arange(len(ids))
         if len(ids) > room:
             rest = len(ids) - (room - floor)
             kept = np.r_[0:room] if limit.side == "right" else np.r_[0:floor, rest : len(ids)]
@@ -281,6 +283,7 @@ class PictureTokens:
             np.concatenate((ids, tail)),
             original_tokens=original,
             original_is_estimate=tokens.original_is_estimate,
+            offsets=None if tokens.offsets is None else _in_text(tokens.offsets.take(kept), prompt, len(tail)),
             pictures=shown if pictures else None,
         )
 
@@ -335,13 +338,28 @@ def _alone(prompt: WrittenPrompt) -> Tokens:
     return Tokens(picture.ids, original_tokens=len(picture.ids), pictures=shown)
 
 
+def _in_text(found: Offsets, prompt: WrittenPrompt, behind: int) -> Offsets:
+    """Offsets in the caller's text of those in the prompt, of a text alone. behind: tokens of the tail."""
+    start, length = prompt.written.text.rfind(prompt.text), len(prompt.text)
+    bounds = np.clip(found.bounds - start, 0, length)
+    outside = (bounds[:, 0] == bounds[:, 1]) | found.special
+    bounds[outside] = 0
+    words = np.where(outside, -1, found.words - found.words[~outside].min(initial=found.words.max(initial=0)))
+    return Offsets(
+        np.concatenate((bounds, np.zeros((behind, 2), np.int64))),
+        np.concatenate((words, np.full(behind, -1))),
+        np.concatenate((outside, np.ones(behind, np.bool_))),
+    )
+
+
 def _special(written: Written, limit: Limit) -> bool:
     return written.add_special_tokens and limit.add_special_tokens
 
 
 def _text(prompt: WrittenPrompt, limit: Limit) -> tuple[Prompt, Limit]:
     """What is tokenised: all of the prompt; of one far over its limit, the part of its text that could be kept, and more."""
-    whole = Limit(2**62, add_special_tokens=_special(prompt.written, limit), lower_case=limit.lower_case)
+    special = _special(prompt.written, limit)
+    whole = Limit(2**62, add_special_tokens=special, lower_case=limit.lower_case, offsets=limit.offsets)
     if prompt.ids is not None:
         return Prompt(None, prompt.ids), whole
     keep, text = limit.cut, prompt.written.text

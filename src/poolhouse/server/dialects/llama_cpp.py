@@ -41,7 +41,7 @@ class ContentFields(Strict):
 
     model: str | None = None
     content: object = Field(None, description="A text, token ids, or a list of them.", json_schema_extra=INPUT_SCHEMA)
-    input: object = Field(None, description="Another name for content.", json_schema_extra=INPUT_SCHEMA)
+    input: object = Field(None, description="Another name for content.")
     embd_normalize: int = Field(
         2, ge=-1, description="-1: none; 0: the largest number is 32760; else the p-norm is 1, and 2 is the usual one."
     )
