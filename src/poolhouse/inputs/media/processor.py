@@ -27,6 +27,8 @@ _FIXED = {
     *("patch_size", "merge_size", "temporal_patch_size", "spatial_merge_size", "pooling_kernel_size"),
     *("return_tensors", "data_format", "input_data_format", "device", "disable_grouping"),
 }
+# Pixels of the longest side that a request may ask for.
+_LONGEST_SIDE = 4096
 # Importing transformers' classes from several threads at once may find half of a module.
 _IMPORT = threading.Lock()
 
@@ -85,10 +87,10 @@ class BackEnd:
 
     def _checked(self, options: Mapping[str, object]) -> dict[str, object]:
         nested = options.get("images_kwargs")
-        flat = {**{name: value for name, value in options.items() if name != "images_kwargs"}}
+        flat = {name: value for name, value in options.items() if name != "images_kwargs"}
         if isinstance(nested, Mapping):
             flat |= nested
-        known = sorted({"min_pixels", "max_pixels", *self._processor.valid_kwargs.__annotations__} - _FIXED)
+        known = sorted(set(self._processor.valid_kwargs.__annotations__) - _FIXED)
         for name in flat:
             if name not in known:
                 raise InvalidRequest(
@@ -96,7 +98,24 @@ class BackEnd:
                     f"Options: {known}",
                     "mm_processor_kwargs",
                 )
+        if "min_pixels" not in known:
+            # Sizes are sides, not areas.
+            for name in ("size", "crop_size"):
+                _check_sides(name, flat.get(name), self.settings.get(name))
         return _sized(flat, self.settings.get("size"))
+
+
+def _check_sides(name: str, size: object, own: object) -> None:
+    """Refuse sides that would make a picture of gigabytes: a thin one whose shorter side grows has a very long other."""
+    sides = size if isinstance(size, Mapping) else {"side": size}
+    stated = own if isinstance(own, Mapping) else {}
+    for side, pixels in sides.items():
+        most = max(int(stated.get(side) or 0), 0 if side == "shortest_edge" else _LONGEST_SIDE)
+        if pixels is not None and not (type(pixels) is int and 0 < pixels <= most):
+            raise InvalidRequest(
+                f"mm_processor_kwargs.{name}: {side} is {pixels!r}; it must be an integer from 1 to {most}.",
+                "mm_processor_kwargs",
+            )
 
 
 def _sized(settings: Mapping[str, object], size: object = None) -> dict[str, object]:
@@ -130,7 +149,9 @@ class QwenPictures:
     """
 
     def __init__(self, settings: Mapping[str, object], token: int, **limits: object) -> None:
-        self._back_end = BackEnd("Qwen2VLImageProcessor", settings, **limits)
+        # The class's own limits, which a file or a request may change by one alone.
+        size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+        self._back_end = BackEnd("Qwen2VLImageProcessor", {"size": size, **settings}, **limits)
         self._token = token
 
     def __call__(self, image: PILImage, options: Mapping[str, object]) -> Picture:
