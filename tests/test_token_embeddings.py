@@ -121,7 +121,7 @@ def test_a_corpus_is_read_one_block_ahead(llm: LLM, monkeypatch: pytest.MonkeyPa
         ({"token_pooling_factor": True}, "must be a number from 1, got True"),
         ({"token_pooling_factor": 2, "input_type": "query"}, "is for documents: a query keeps"),
         ({"precision": "int4"}, "precision='int4' is not one of"),
-        ({"input_type": "image"}, "Unsupported input_type 'image'"),
+        ({"input_type": "picture"}, "Unsupported input_type 'picture'"),
         ({"prompt_name": "sonnet"}, "no prompt named 'sonnet'"),
     ],
 )
