@@ -84,6 +84,7 @@ def test_products_come_in_few_sizes(few: bool, monkeypatch: pytest.MonkeyPatch) 
         # A quarter more at most, but for the least step.
         assert count <= rows <= max(count * 5 / 4, count + 15)
         assert linear.padded_rows(rows) == rows
+    assert [linear.padded_rows(count) for count in (2049, 2052, 4097, 5040)] == [2176, 2176, 4224, 5120]
 
 
 def test_a_plain_weight_takes_rows_as_they_are() -> None:

@@ -141,7 +141,8 @@ def _draw_pages(folder: Path, count: int) -> list[str]:
 def _poolhouse(model: str) -> Commands:
     from poolhouse.llm import LLM
 
-    llm = LLM(model, dtype="float32")
+    # Nothing is kept: each round reads its pictures anew.
+    llm = LLM(model, dtype="float32", media_cache_bytes=0)
     llm.encode("warm", pooling_task="token_embed", use_tqdm=False)
 
     def pages(files: list[str]) -> Result:

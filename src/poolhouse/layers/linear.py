@@ -14,7 +14,7 @@ For a short query that takes up to twice as long as the product itself. `Linear.
 
 Why pad: oneDNN compiles and keeps a kernel for every number of rows and every shape of a matrix (0.5 ms, 0.4 MiB), and
 packs have any number of rows. So only _SIZES numbers between two powers of two are used, at most a quarter (or 15 rows)
-more than needed. A model that pads its hidden states once, to `padded_rows`, spares every layer a copy.
+more than needed; beyond _MANY_ROWS, where pages of pictures are, multiples of _LARGEST_STEP. A model that pads its hidden states once, to `padded_rows`, spares every layer a copy.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ _SMALL = 3 * 2**20
 # Numbers of rows between two powers of two, and the least distance between two of them.
 _SIZES = 4
 _MIN_STEP = 16
+_MANY_ROWS, _LARGEST_STEP = 2048, 128
 
 
 class Product(Protocol):
@@ -93,6 +94,8 @@ class Linear:
         if self.prepacked is None or (self.transposed is not None and count <= _FEW_ROWS):
             return count
         step = max(_MIN_STEP, (1 << (count - 1).bit_length()) // (2 * _SIZES))
+        if count > _MANY_ROWS:
+            step = _LARGEST_STEP
         return -(-count // step) * step
 
     def __call__(self, x: Tensor, activation: str = "none", segments: Segments | None = None) -> Tensor:

@@ -33,6 +33,8 @@ RowOffsets = npt.NDArray[np.int64]
 MAX_PRODUCTS = 2**17
 _NUMBERS_PER_PRODUCT = 4
 MAX_QUERY_ROWS = 1024
+# Documents of so many rows are compared where they lie: gathering them costs more than larger products gain.
+_LONG = 256
 # 64 MiB: few and large kernels suit a GPU.
 _MAX_PRODUCTS_ON_DEVICES = 2**24
 
@@ -53,7 +55,8 @@ def max_sim(query: Floats, documents: Sequence[Floats]) -> Floats:
             return np.asarray(kept[block.first][start : start + block.rows], dtype=np.float32)
         return np.concatenate(kept[block.first : block.last], out=gathered[: block.rows], casting="unsafe")
 
-    return _scores(query, row_offsets(lengths), rows)
+    long = len(kept) > 0 and sum(lengths) >= _LONG * len(kept)
+    return _scores(query, row_offsets(lengths), rows, max(lengths) if long else None)
 
 
 def max_sim_packed(
@@ -174,19 +177,24 @@ def _filled(offsets: RowOffsets) -> tuple[npt.NDArray[np.int64], RowOffsets]:
     return filled, np.append(offsets[filled], offsets[-1])
 
 
-def _scores(query: Floats, offsets: RowOffsets, rows: Callable[[_RowBlock], Floats]) -> Floats:
-    """Scores from what `rows` gives of each block of the documents that are not empty."""
+def _scores(
+    query: Floats, offsets: RowOffsets, rows: Callable[[_RowBlock], Floats], max_rows: int | None = None
+) -> Floats:
+    """Scores from what `rows` gives of each block of the documents that are not empty. max_rows: of a block."""
     query = np.asarray(query, dtype=np.float32)
     scores = np.zeros(len(offsets) - 1, np.float32)
     filled, starts = _filled(offsets)
     for part in range(0, len(query), MAX_QUERY_ROWS):
-        scores[filled] += _sums(query[part : part + MAX_QUERY_ROWS], starts, rows)
+        scores[filled] += _sums(query[part : part + MAX_QUERY_ROWS], starts, rows, max_rows)
     return scores
 
 
-def _sums(query: Floats, offsets: RowOffsets, rows: Callable[[_RowBlock], Floats]) -> Floats:
+def _sums(
+    query: Floats, offsets: RowOffsets, rows: Callable[[_RowBlock], Floats], max_rows: int | None = None
+) -> Floats:
     """The score of each document; none of them is empty."""
-    max_rows = _max_rows(len(query), query.shape[1], MAX_PRODUCTS)
+    fitting = _max_rows(len(query), query.shape[1], MAX_PRODUCTS)
+    max_rows = fitting if max_rows is None else min(fitting, max_rows)
     products = np.empty((max_rows, len(query)), np.float32)
     sums = np.empty(len(offsets) - 1, np.float32)
     best = products[:1]
