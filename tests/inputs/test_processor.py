@@ -56,6 +56,14 @@ def test_a_request_may_change_one_limit() -> None:
     assert processor(picture(56, 56), {"images_kwargs": {"min_pixels": 50176}}).grid == (16, 16)
 
 
+def test_a_kind_of_model_may_change_one_limit_of_its_files() -> None:
+    limits = {"min_pixels": 50176, "max_pixels": 1003520}
+    for stated in (limits, {"size": limits}):
+        processor = QwenPictures(stated, token=7, max_pixels=200704)
+        assert processor(picture(560, 560), {}).grid == (32, 32)
+        assert processor(picture(56, 56), {}).grid == (16, 16)
+
+
 def test_a_picture_that_is_too_thin_names_its_sides() -> None:
     with pytest.raises(InvalidRequest, match="3000 x 2 cannot be read"):
         QwenPictures({}, token=7)(picture(3000, 2), {})

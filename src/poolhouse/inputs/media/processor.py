@@ -52,9 +52,8 @@ class BackEnd:
 
     def __init__(self, kind: str, settings: Mapping[str, object], **defaults: object) -> None:
         self.kind = kind
-        self.settings = {**_sized(settings), **_sized(defaults)}
-        if isinstance(size := settings.get("size"), dict) and isinstance(new := self.settings.get("size"), dict):
-            self.settings["size"] = {**_edges(size), **new}
+        stated = _sized(settings)
+        self.settings = {**stated, **_sized(defaults, stated.get("size"))}
 
     def __call__(self, image: PILImage, options: Mapping[str, object]) -> dict[str, npt.NDArray[Any]]:
         """What the processor gives of one picture, by its names.
