@@ -188,8 +188,11 @@ class Engine:
         """
         for requests in self._warm_up_rounds(level):
             for future in self.submit(requests):
-                # A model that answers at certain tokens only has run; a page may be more than the options allow.
-                with suppress(NoStep, InvalidRequest):
+                with suppress(NoStep):  # of a model that answers at certain tokens only; it has run
+                    future.result()
+        if level == "full":
+            with suppress(InvalidRequest):  # a page may be more than the options allow
+                for future in self.submit(self._warm_up_picture()):
                     future.result()
 
     def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
@@ -298,8 +301,7 @@ class Engine:
         """Requests to run one list after the other.
 
         fast: a short text for each task. full: then, for every length up to the longest prompt or a whole batch, each
-        twice the last, one prompt alone and as many as fill a batch of each worker; then a picture, if the model reads
-        some, whose processor is imported thereby.
+        twice the last, one prompt alone and as many as fill a batch of each worker.
         """
         if level == "none":
             return
@@ -318,12 +320,16 @@ class Engine:
                 request = partial(Request, Prompt(None, np.resize(tokens.ids, length)), tasks[0], input_type="document")
                 yield [request()]
                 yield [request() for _ in range(options.workers * (options.max_batch_tokens // length))]
-            reader = self.model.facts.pictures
-            if reader is not None and find_spec("PIL") is not None:
-                text, picture = Content((_WARM_UP_TEXT,)), Content((_blank(),))
-                pair = reader.pair is not None
-                prompt = Prompt(None, content=text if pair else picture, pair_content=picture if pair else None)
-                yield [Request(prompt, tasks[0], input_type="document")]
+
+    def _warm_up_picture(self) -> list[Request]:
+        """A page, of models that read pictures; their processor is imported thereby."""
+        reader = self.model.facts.pictures
+        if reader is None or find_spec("PIL") is None:
+            return []
+        text, picture = Content((_WARM_UP_TEXT,)), Content((_blank(),))
+        pair = reader.pair is not None
+        prompt = Prompt(None, content=text if pair else picture, pair_content=picture if pair else None)
+        return [Request(prompt, self.facts.tasks[0], input_type="document")]
 
     def _refusal(self) -> EngineError | None:
         """Why no request is taken any more; None while they are."""
