@@ -64,11 +64,6 @@ class Picture:
         return self.pixels.nbytes + sum(array.nbytes for array in self.more.values())
 
     @property
-    def shape(self) -> Picture:
-        """The picture without what a tower reads of it."""
-        return replace(self, pixels=np.empty((0,), np.uint8), more={})
-
-    @property
     def patches(self) -> int:
         """Rows that the tower runs over; of tiles, which say no patches, those that it gives."""
         return self.rows if self.grid is None else self.grid[0] * self.grid[1]
@@ -126,8 +121,5 @@ class Tokens:
 
     @property
     def answered(self) -> Tokens:
-        """The tokens as an answer keeps them, which lets the memory of pictures go."""
-        if self.pictures is None:
-            return self
-        shapes = tuple(picture.shape for picture in self.pictures.pictures)
-        return replace(self, pictures=replace(self.pictures, pictures=shapes, axes=None))
+        """The tokens as an answer keeps them: which are pictures', and no more, so that the memory of these goes."""
+        return self if self.pictures is None else replace(self, pictures=Pictures((), self.pictures.filled))
