@@ -5,7 +5,7 @@ from __future__ import annotations
 from poolhouse.files import Folder, JsonObject
 from poolhouse.inputs.content import Content
 from poolhouse.inputs.media.processor import QwenPictures, image_settings
-from poolhouse.inputs.pictures import PicturePrompts, PictureReader
+from poolhouse.inputs.pictures import PicturePrompts, PictureReader, Written
 from poolhouse.models.files.checkpoint import Config
 
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -13,12 +13,20 @@ PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 DESCRIBE = f"<|im_start|>user\n{PICTURE}Describe the image."
 END = "<|endoftext|>"
 AUGMENTED = END * 10
+HELPFUL = "You are a helpful assistant."
+# Where the answer begins.
+TURN = "<|im_end|>\n<|im_start|>assistant\n"
 _OVERRIDABLE = frozenset(
     (
         *("query_prefix", "passage_prefix", "visual_prompt_prefix", "visual_prompt_suffix"),
         *("max_num_visual_tokens", "q_max_length", "p_max_length"),
     )
 )
+
+
+def framed(system: str, user: str, tail: str) -> Written:
+    """A system message and the user's."""
+    return Written(f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}", tail)
 
 
 def in_order(content: Content) -> str:

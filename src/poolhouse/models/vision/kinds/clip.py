@@ -9,7 +9,7 @@ import numpy as np
 from poolhouse.files import Folder
 from poolhouse.inputs.content import Content
 from poolhouse.inputs.media.processor import LonePictures, image_settings, lone_picture
-from poolhouse.inputs.pictures import PictureReader, Written
+from poolhouse.inputs.pictures import PictureProcessor, PictureReader, Written
 from poolhouse.inputs.prompts import Role
 from poolhouse.models.backbone import Backbone, Tower
 from poolhouse.models.files.checkpoint import Config
@@ -103,8 +103,12 @@ def blank(config: Config) -> Picture:
     return lone_picture(np.zeros((grid[0] * grid[1], features), np.float32), grid)
 
 
-def as_it_stands(content: Content, role: Role | None, instruction: str | None) -> Written:
-    """Dual encoders have no prompts."""
+def lone_reader(processor: PictureProcessor) -> PictureReader:
+    """How dual encoders read: a text as it stands, or one picture; neither stands within a prompt."""
+    return PictureReader(processor, _as_it_stands, placeholder="", token=-1, max_pictures=1, alone=True)
+
+
+def _as_it_stands(content: Content, role: Role | None, instruction: str | None) -> Written:
     return Written(content.text)
 
 
@@ -122,8 +126,9 @@ def _matches(config: Config, _: Folder) -> bool:
 
 def _reader(config: Config, folder: Folder) -> PictureReader:
     vision = _vision(config)
-    processor = LonePictures(image_settings(folder), "CLIPImageProcessor", vision["patch_size"], grid_of(vision))
-    return PictureReader(processor, as_it_stands, placeholder="", token=-1, max_pictures=1, alone=True)
+    return lone_reader(
+        LonePictures(image_settings(folder), "CLIPImageProcessor", vision["patch_size"], grid_of(vision))
+    )
 
 
 def _tower(_: Config, spec: TransformerSpec, weights: Weights) -> Tower:

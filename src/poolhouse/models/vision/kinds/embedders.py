@@ -19,37 +19,29 @@ from poolhouse.inputs.conversations import ContentFormat, Conversations
 from poolhouse.inputs.pictures import PictureProcessor, PicturePrompts, PictureReader, Written, plain_prompts
 from poolhouse.inputs.prompts import Role
 from poolhouse.models.files.checkpoint import Config
-from poolhouse.models.files.config import architecture
 from poolhouse.models.heads.rerankers import stored_template
 from poolhouse.models.native.families.qwen import QWEN2_VL_TEXT, QWEN3_VL_TEXT
-from poolhouse.models.vision.kinds._qwen import END, PICTURE, pictures_first, qwen_reader
-from poolhouse.models.vision.picture_model import PictureModel
+from poolhouse.models.vision.kinds._qwen import END, HELPFUL, PICTURE, TURN, framed, pictures_first, qwen_reader
+from poolhouse.models.vision.picture_model import PictureModel, named
 from poolhouse.models.vision.towers.qwen_vl import QWEN2_5_VL_TOWER, QWEN2_VL_TOWER, QWEN3_VL_TOWER
 from poolhouse.packing.tokens import Picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-_HELPFUL = "You are a helpful assistant."
-_TURN = "<|im_end|>\n<|im_start|>assistant\n"
 _PAD = "<|image_pad|>"
-
-
-def _framed(system: str, user: str, tail: str) -> Written:
-    """A system message and the user's."""
-    return Written(f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}", tail)
 
 
 def _qwen3_prompt(content: Content, role: Role | None, instruction: str | None) -> Written:
     system = (instruction or "").strip() or "Represent the user's input."
     if not unicodedata.category(system[-1]).startswith("P"):
         system += "."
-    return _framed(system, pictures_first(content) or "NULL", _TURN)
+    return framed(system, pictures_first(content) or "NULL", TURN)
 
 
 def _gme_prompt(content: Content, role: Role | None, instruction: str | None) -> Written:
-    system = _HELPFUL if role == "document" else instruction or _HELPFUL
-    return _framed(system, pictures_first(content), _TURN + END)
+    system = HELPFUL if role == "document" else instruction or HELPFUL
+    return framed(system, pictures_first(content), TURN + END)
 
 
 def _dse_prompt(
@@ -57,9 +49,9 @@ def _dse_prompt(
 ) -> Written:
     """blank: the picture that texts show."""
     if content.images:
-        return _framed(_HELPFUL, PICTURE * len(content.images) + (content.text or "What is shown in this image?"), tail)
+        return framed(HELPFUL, PICTURE * len(content.images) + (content.text or "What is shown in this image?"), tail)
     name = "Document" if role == "document" else "Query"
-    return replace(_framed(_HELPFUL, f"{PICTURE}{name}: {content.text}", tail), images=(blank(),))
+    return replace(framed(HELPFUL, f"{PICTURE}{name}: {content.text}", tail), images=(blank(),))
 
 
 def _vlm2vec_prompt(content: Content, role: Role | None, instruction: str | None) -> Written:
@@ -170,10 +162,6 @@ def _templated(config: Config, folder: Folder) -> PicturePrompts:
     return prompts
 
 
-def _of(*classes: str) -> Callable[[Config, Folder], bool]:
-    return lambda config, _: architecture(config) in classes
-
-
 _QWEN2 = ("Qwen2VLForConditionalGeneration", "Qwen2VLModel")
 _QWEN2_5 = ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLModel")
 _QWEN3 = ("Qwen3VLForConditionalGeneration", "Qwen3VLModel")
@@ -184,7 +172,7 @@ _AS_GIVEN = (
 )
 _PLAIN_QWEN2 = PictureModel(
     "Qwen2-VL",
-    _of(*_QWEN2),
+    named(*_QWEN2),
     _plain_reader,
     "dense",
     text=QWEN2_VL_TEXT,
@@ -193,12 +181,12 @@ _PLAIN_QWEN2 = PictureModel(
     aside=(r"(\w+\.)*lm_head\.weight",),
     notes=(_AS_GIVEN,),
 )
-_PLAIN_QWEN2_5 = replace(_PLAIN_QWEN2, name="Qwen2.5-VL", matches=_of(*_QWEN2_5), tower=QWEN2_5_VL_TOWER)
-_PLAIN_QWEN3 = replace(_PLAIN_QWEN2, name="Qwen3-VL", matches=_of(*_QWEN3), text=QWEN3_VL_TEXT, tower=QWEN3_VL_TOWER)
+_PLAIN_QWEN2_5 = replace(_PLAIN_QWEN2, name="Qwen2.5-VL", matches=named(*_QWEN2_5), tower=QWEN2_5_VL_TOWER)
+_PLAIN_QWEN3 = replace(_PLAIN_QWEN2, name="Qwen3-VL", matches=named(*_QWEN3), text=QWEN3_VL_TEXT, tower=QWEN3_VL_TOWER)
 _QWEN3_VL_EMBEDDING = replace(
     _PLAIN_QWEN3,
     name="Qwen3-VL-Embedding",
-    matches=_of(*_QWEN3, "Qwen3VLForEmbedding"),
+    matches=named(*_QWEN3, "Qwen3VLForEmbedding"),
     named=("qwen3-vl-embedding",),
     reader=partial(_reader, _qwen3_prompt, 4, 1800),
     max_tokens=8192,
@@ -207,7 +195,7 @@ _QWEN3_VL_EMBEDDING = replace(
 _GME = replace(
     _PLAIN_QWEN2,
     name="GME-Qwen2-VL",
-    matches=_of(*_QWEN2, "GmeQwen2VL", "GmeQwen2VLForVision2Seq"),
+    matches=named(*_QWEN2, "GmeQwen2VL", "GmeQwen2VLForVision2Seq"),
     named=("gme-qwen2-vl",),
     reader=_gme_reader,
     max_tokens=1800,
@@ -218,7 +206,7 @@ _DSE = replace(
     _PLAIN_QWEN2,
     name="DSE-Qwen2",
     named=("dse-qwen2",),
-    reader=partial(_dse_reader, _TURN + END, 2560, True),
+    reader=partial(_dse_reader, TURN + END, 2560, True),
     notes=(_QUERIES,),
 )
 _VDR = replace(_DSE, name="vdr-2b", named=("vdr-2b",), reader=partial(_dse_reader, f"<|im_end|>\n{END}", 768, False))

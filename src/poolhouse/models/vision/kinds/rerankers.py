@@ -17,15 +17,14 @@ from poolhouse.inputs.prompts import Role
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.heads.heads import Head, HeadModule
 from poolhouse.models.native.families.qwen import QWEN2_VL_TEXT, QWEN3_VL_TEXT
-from poolhouse.models.vision.kinds._qwen import PICTURE, in_order, pictures_first, qwen_reader
+from poolhouse.models.vision.kinds._qwen import HELPFUL, PICTURE, TURN, framed, in_order, pictures_first, qwen_reader
 from poolhouse.models.vision.picture_model import PictureModel, named
 from poolhouse.models.vision.towers.qwen_vl import QWEN2_5_VL_TOWER, QWEN2_VL_TOWER, QWEN3_VL_TOWER
 
 _LONGEST = 10240
-_TURN = "<|im_end|>\n<|im_start|>assistant\n"
 _JUDGE = (
-    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. "
-    'Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".'
 )
 
 
@@ -59,7 +58,7 @@ def _m0_pair(query: Content, document: Content, instruction: str | None) -> Writ
 def _judged(query: Content, document: Content, instruction: str | None, *, default: str) -> Written:
     """Qwen3-VL-Reranker's frame: pictures before the text of each side, NULL for an empty side."""
     asked, shown = (pictures_first(side) or "NULL" for side in (query, document))
-    return Written(f"{_JUDGE}<Instruct>: {instruction or default}<Query>:{asked}\n<Document>:{shown}", _TURN)
+    return framed(_JUDGE, f"<Instruct>: {instruction or default}<Query>:{asked}\n<Document>:{shown}", TURN)
 
 
 def _mono_pair(query: Content, document: Content, instruction: str | None) -> Written:
@@ -67,11 +66,11 @@ def _mono_pair(query: Content, document: Content, instruction: str | None) -> Wr
         raise InvalidRequest(
             "MonoQwen2-VL compares a text with a page: the query must be a text, the document a picture.", "data_2"
         )
-    return Written(
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    return framed(
+        HELPFUL,
         f"{PICTURE * len(document.images)}Assert the relevance of the previous image document to the following query, "
         f"answer True or False. The query is: {query.text}",
-        _TURN,
+        TURN,
     )
 
 

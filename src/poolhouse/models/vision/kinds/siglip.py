@@ -20,7 +20,7 @@ from poolhouse.models.native.spec import TransformerSpec
 from poolhouse.models.native.transformer import Transformer
 from poolhouse.models.native.weights import Bare, Layout, Weights
 from poolhouse.models.vision.dual_encoder import DualEncoder, Padding, last_token
-from poolhouse.models.vision.kinds.clip import ASIDE, as_it_stands, blank, grid_of, half, names, pre_norm
+from poolhouse.models.vision.kinds.clip import ASIDE, blank, grid_of, half, lone_reader, names, pre_norm
 from poolhouse.models.vision.picture_model import PictureModel, TowerFamily
 from poolhouse.models.vision.towers.vit import AttentionPooling, VisionTransformer
 
@@ -63,14 +63,14 @@ def _matches_naflex(config: Config, _: Folder) -> bool:
 
 def _reader(config: Config, folder: Folder) -> PictureReader:
     vision = _vision(config)
-    processor = LonePictures(image_settings(folder), "SiglipImageProcessor", vision["patch_size"], grid_of(vision))
-    return PictureReader(processor, as_it_stands, placeholder="", token=-1, max_pictures=1, alone=True)
+    return lone_reader(
+        LonePictures(image_settings(folder), "SiglipImageProcessor", vision["patch_size"], grid_of(vision))
+    )
 
 
 def _naflex_reader(config: Config, folder: Folder) -> PictureReader:
     patch = _naflex_vision(config)["patch_size"]
-    processor = LonePictures(image_settings(folder), "Siglip2ImageProcessor", patch, None)
-    return PictureReader(processor, as_it_stands, placeholder="", token=-1, max_pictures=1, alone=True)
+    return lone_reader(LonePictures(image_settings(folder), "Siglip2ImageProcessor", patch, None))
 
 
 def _tower(_: Config, spec: TransformerSpec, weights: Weights) -> Tower:
