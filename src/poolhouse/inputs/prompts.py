@@ -74,30 +74,13 @@ class ContentInput(TypedDict, total=False):
     mm_processor_kwargs: Mapping[str, object] | None
 
 
-# One prompt: a text, a pair of texts, token ids, a picture, or a dict. See `parse_prompts`.
-PromptInput = (
-    str
-    | tuple[str, str]
-    | TokenIds
-    | TextPrompt
-    | PairPrompt
-    | TokensPrompt
-    | MessagesPrompt
-    | ContentInput
-    | PictureInput
-)
+# What is one prompt wherever it stands: a text, a picture, or a dict.
+_OnePrompt = str | TextPrompt | PairPrompt | TokensPrompt | MessagesPrompt | ContentInput | PictureInput
+# One prompt: one of these, a pair of texts, or token ids. See `parse_prompts`.
+PromptInput = _OnePrompt | tuple[str, str] | TokenIds
 # One prompt or many, as `LLM` takes them. Integers are the token ids of one bare prompt; as a second list type beside
 # `Iterable` they would keep mypy from inferring lists of mixed forms.
-PromptsInput = (
-    str
-    | TextPrompt
-    | PairPrompt
-    | TokensPrompt
-    | MessagesPrompt
-    | ContentInput
-    | PictureInput
-    | Iterable[PromptInput | int]
-)
+PromptsInput = _OnePrompt | Iterable[PromptInput | int]
 
 
 class TextInput(TypedDict):
