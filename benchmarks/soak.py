@@ -402,7 +402,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2000, help="requests before memory is judged")
     parser.add_argument("--samples", type=int, default=8, help="rows of the curve after the warm-up")
     parser.add_argument("--concurrency", type=int, default=32, help="connections")
-    parser.add_argument("--kernels", type=int, default=2, help="matrix kernels that torch keeps; its own number is 1024")
+    parser.add_argument(
+        "--kernels", type=int, default=2, help="matrix kernels that torch keeps; its own number is 1024"
+    )
     parser.add_argument("--most-leak", type=float, default=0.5, help="KiB that a request may leave, in the median step")
     parser.add_argument("--most-growth", type=float, default=16.0, help="MiB that memory at rest may grow by")
     return parser.parse_args()
