@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from poolhouse import LLM, ConfigError
+from poolhouse import LLM, ConfigError, PoolingParams
 from poolhouse.jobs.job import Job, input_files, parse_tasks
 from poolhouse.jobs.run import Progress, TooManyErrors, estimate, run
 from poolhouse.jobs.source import Place, Source
@@ -102,7 +102,8 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 
 def close(found: Any, expected: Any) -> bool:
-    return bool(np.abs(np.asarray(found, np.float32) - np.asarray(expected, np.float32)).max() < TOLERANCE)
+    ours, theirs = np.asarray(found, np.float32), np.asarray(expected, np.float32)
+    return ours.shape == theirs.shape and bool((np.abs(ours - theirs) < TOLERANCE).all())
 
 
 def errors(out: Path) -> list[dict[str, Any]]:
@@ -191,7 +192,7 @@ def test_vectors_of_every_precision_and_length(precision: Any, dtype: str, llm: 
     name = write(tmp_path / "in.txt", made(9))
     with LLM(str(llm.model.facts.path), matryoshka_dimensions=[16, 32]) as cut:
         go(Job((name,), tmp_path / "out", precision=precision, dimensions=16), cut)
-        expected = cut.embed_array(texts(9), dimensions=16, precision=precision)
+        expected = cut.embed_array(texts(9), pooling_params=PoolingParams(dimensions=16), precision=precision)
     column = pq.read_table(tmp_path / "out" / "part-00000.parquet")["embedding"]
     assert str(column.type.value_type) == dtype
     assert np.array_equal(np.array([np.array(row, expected.dtype) for row in column.to_pylist()]), expected)
@@ -268,13 +269,13 @@ from poolhouse.jobs.job import Job
 from poolhouse.jobs.run import run
 from poolhouse.jobs.source import Source
 
-folder, source, out = sys.argv[1:]
+folder, source, out, most = sys.argv[1:]
 llm = LLM(folder)
 llm.embed(["w1 w2"])
 job = Job((source,), Path(out), id="id", keep=("views",), shard_rows=150)
 chance = random.Random(7)
 kills = ends = 0
-while kills < 20:
+while kills < int(most):
     child = os.fork()
     if not child:
         try:
@@ -293,16 +294,18 @@ print(kills, ends)
 """
 
 
-@pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
-def test_a_job_that_is_killed_twenty_times_has_every_row_once(ending: str, folder: Path, llm: LLM, tmp_path: Path) -> None:
-    count = 20_000
+@pytest.mark.parametrize(("ending", "most"), [("parquet", 20), ("jsonl", 5), ("csv", 5)])
+def test_a_job_that_is_killed_at_any_moment_has_every_row_once(
+    ending: str, most: int, folder: Path, llm: LLM, tmp_path: Path
+) -> None:
+    count = 12_000
     name = write(tmp_path / f"in.{ending}", made(count))
     out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, str(folder), name, str(out)]
+    command = [sys.executable, "-c", KILLED, str(folder), name, str(out), str(most)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     kills, ends = map(int, done.stdout.split())
-    assert kills == 20 or ends
+    assert kills == most or ends
     rows = read(out)
     assert [int(row["id"]) for row in rows] == list(range(count))
     sample = range(0, count, 997)
@@ -456,7 +459,7 @@ def test_reading_goes_on_from_any_place(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_input(folder: Path, tmp_path: Path) -> None:
-    # Rows of 1 KB: were they kept, the second job would take 60 MB more than the first.
+    # Rows of 2 KB: were they kept, the second job would take 40 MB more than the first.
     script = """
 import resource, sys
 from pathlib import Path
@@ -471,9 +474,9 @@ for name in sys.argv[2:]:
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 print(*peaks)
 """
-    line = "w1 " * 330 + "\n"
+    line = "w1 " * 670 + "\n"
     names = []
-    for count in (10_000, 70_000):
+    for count in (4_000, 24_000):
         path = tmp_path / f"{count}.txt"
         path.write_text(line * count)
         names.append(str(path))
@@ -481,4 +484,4 @@ print(*peaks)
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
     small, large = map(float, done.stdout.split())
-    assert large - small < 25
+    assert large - small < 20

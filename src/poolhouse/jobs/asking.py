@@ -150,7 +150,7 @@ class Asker:
             columns = [Column("score", np.asarray(scores, np.float32))]
         truncated = [any(answer.tokens.truncated for answer in own) for own in answers]
         tokens = sum(len(answer.tokens.ids) for own in answers for answer in own)
-        return Answered(rows, columns, truncated, tokens), failed
+        return Answered(rows, columns, truncated, tokens), sorted(failed, key=lambda one: one.row.after)
 
     def _task(self, task: JobTask) -> Task:
         """The engine's task for one of the job's."""

@@ -65,14 +65,18 @@ class Journal:
         if is_new and any(out.iterdir()):
             raise ConfigError(f"--out {out} holds other files; name a new folder, or that of the job to go on with.")
         self._stream: IO[bytes] = self.path.open("a+b")
-        self._hold()
         self.shards: list[Shard] = []
         self.kinds: dict[str, str] | None = None
-        self.continued = not is_new and self._read(fingerprint, inputs)
-        if not self.continued:
-            self._stream.truncate(0)
-            self._append({"job": fingerprint, "inputs": list(inputs)})
-        self._tidy()
+        try:
+            self._hold()
+            self.continued = not is_new and self._read(fingerprint, inputs)
+            if not self.continued:
+                self._stream.truncate(0)
+                self._append({"job": fingerprint, "inputs": list(inputs)})
+            self._tidy()
+        except BaseException:
+            self._stream.close()
+            raise
 
     @property
     def place(self) -> Place:
@@ -116,7 +120,6 @@ class Journal:
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._stream.close()
             raise ConfigError(f"Another process writes to {self.out}.") from None
 
     def _read(self, fingerprint: Mapping[str, Any], inputs: Sequence[Mapping[str, object]]) -> bool:
