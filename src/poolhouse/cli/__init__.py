@@ -1,4 +1,4 @@
-"""The command line: `poolhouse serve | embed | calibrate | check | bench | --version`."""
+"""The command line: `poolhouse serve | embed | run | calibrate | check | bench | --version`."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from poolhouse.cli import bench, calibrate, check, embed, serve
+from poolhouse.cli import bench, calibrate, check, embed, jobs, serve
 from poolhouse.cli.options import Written, arranged, as_typed, join_dotted, on_the_line, spelled
 from poolhouse.errors import ConfigError, PoolhouseError
 from poolhouse.settings import MEANINGLESS
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("embed")(embed.embed)
+app.command("run")(jobs.run_job)
 app.command("calibrate")(calibrate.calibrate)
 app.command("check")(check.check)
 app.add_typer(bench.bench, name="bench")
@@ -61,6 +62,9 @@ def run(arguments: Sequence[str]) -> None:
             options = {}
         else:
             _let_signals_end()
+        if arguments[:1] == ["embed"] and any(argument.partition("=")[0] == "--out" for argument in arguments):
+            # Whole files into a folder, which is a job.
+            arguments[0] = "run"
         if arguments[:1] == ["bench"]:
             arguments[1:] = bench.name_comparison(arguments[1:])
         app(arguments, obj=typed)

@@ -1,0 +1,301 @@
+"""Asking: rows of a job become requests, and their answers become columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from poolhouse.engine.engine import Engine
+from poolhouse.engine.request import Answer, Request
+from poolhouse.errors import ConfigError, InvalidRequest, PoolhouseError, UnsupportedDimensions, UnsupportedTask
+from poolhouse.inputs.prompts import PromptInput
+from poolhouse.jobs.job import Job, JobTask
+from poolhouse.jobs.source import Place, Row
+from poolhouse.llm.requests import CallOptions, requests_of, score_plan
+from poolhouse.outputs import Array
+from poolhouse.params import PoolingParams
+from poolhouse.plans import sparse
+from poolhouse.plans.scoring import ScoreOptions, ScorePlan
+from poolhouse.tasks import Task
+from poolhouse.vectors.entities import entities, probabilities
+from poolhouse.vectors.precision import QUANTIZED, Codes, quantize
+
+# Fields of requests that are the same for all rows: an error of theirs belongs to no row.
+_OF_ALL = ("dimensions", "prompt_name", "input_type", "task", "instruction")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Column:
+    """What a task gives for each row.
+
+    values: [rows, width] numbers, a list of [vectors, width] numbers, or a list with a value per row.
+    """
+
+    name: str
+    values: Codes | Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answered:
+    """Rows that were answered, what each is, and how many tokens they have."""
+
+    rows: Sequence[Row]
+    columns: Sequence[Column]
+    truncated: Sequence[bool]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A row that was set aside, and why."""
+
+    row: Row
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """A group of rows on its way. failed: those that cannot be asked. plans: one per row, of scores.
+
+    requests: as many for each row, in order. after: where reading goes on behind the group.
+    """
+
+    rows: list[Row]
+    failed: list[Failed]
+    requests: list[Request]
+    plans: list[ScorePlan]
+    after: Place
+
+
+class Asker:
+    """What a job asks of one engine.
+
+    Raises:
+        ConfigError: the model cannot do a task of the job.
+    """
+
+    def __init__(self, engine: Engine, job: Job) -> None:
+        self.engine, self.job = engine, job
+        self.options = CallOptions(PoolingParams(dimensions=job.dimensions), job.prompt_name, input_type=job.input_type)
+        self.tasks = () if "score" in job.tasks else tuple(dict.fromkeys(self._task(task) for task in job.tasks))
+        if job.image_column is not None and not engine.facts.pictures:
+            raise ConfigError(f"{engine.facts.name} reads texts alone, no pictures; leave --image-column out.")
+        if job.dimensions is not None and "embed" not in self.tasks and "token_embed" not in self.tasks:
+            raise ConfigError("--dimensions is for the tasks embed and tokens.")
+        if job.instruction is not None and "score" not in job.tasks:
+            raise ConfigError(
+                "--instruction is for --task score; --prompt-name and --input-type choose prompts of others."
+            )
+        if "score" in job.tasks:
+            self._plan("a query", "a document")
+
+    def ask(self, rows: Sequence[Row]) -> Asked:
+        """The requests of a group of rows; those that have no text are failed already.
+
+        Raises:
+            PoolhouseError: an option that the model does not take.
+        """
+        failed: list[Failed] = []
+        kept: list[Row] = []
+        for row in rows:
+            reason = row.problem or self._problem(row)
+            if reason is None:
+                kept.append(row)
+            else:
+                failed.append(Failed(row, reason))
+        if self.tasks:
+            prompts = [self._prompt(row) for row in kept]
+            try:
+                requests = self._requests(prompts)
+            except InvalidRequest as error:
+                if error.parameter in _OF_ALL:
+                    raise
+                kept, requests = self._one_by_one(kept, prompts, failed)
+            return Asked(kept, failed, requests, [], rows[-1].after)
+        plans = [self._plan(row.values[self.job.query_column], row.values[self.job.column]) for row in kept]
+        return Asked(kept, failed, [request for plan in plans for request in plan.requests], plans, rows[-1].after)
+
+    def answered(self, asked: Asked, futures: Sequence[Future[Answer]]) -> tuple[Answered, list[Failed]]:
+        """The answers of a group, waited for; and the rows that failed.
+
+        Raises:
+            PoolhouseError: of an option of all rows, or an engine that is lost.
+        """
+        failed = list(asked.failed)
+        rows: list[Row] = []
+        answers: list[list[Answer]] = []
+        scores: list[float] = []
+        each = len(futures) // max(len(asked.rows), 1)
+        for number, row in enumerate(asked.rows):
+            try:
+                own = [future.result() for future in futures[number * each : (number + 1) * each]]
+                if asked.plans:
+                    scores.append(asked.plans[number].finish(own)[0].score)
+                answers.append(own)
+                rows.append(row)
+            except PoolhouseError as error:
+                if isinstance(error, UnsupportedDimensions):
+                    error.args = (f"--dimensions: {error}",)
+                    raise
+                if not self.engine.alive or getattr(error, "parameter", None) in _OF_ALL:
+                    raise
+                failed.append(Failed(row, _reason(error)))
+        if self.tasks:
+            columns = self._columns(rows, [own[0] for own in answers])
+        else:
+            columns = [Column("score", np.asarray(scores, np.float32))]
+        truncated = [any(answer.tokens.truncated for answer in own) for own in answers]
+        tokens = sum(len(answer.tokens.ids) for own in answers for answer in own)
+        return Answered(rows, columns, truncated, tokens), sorted(failed, key=lambda one: one.row.after)
+
+    def _task(self, task: JobTask) -> Task:
+        """The engine's task for one of the job's."""
+        facts = self.engine.facts
+        if task == "sparse":
+            try:
+                return sparse.head_of(self.engine).task
+            except UnsupportedTask as error:
+                raise ConfigError(f"--task sparse: {error}") from None
+        names: Mapping[JobTask, Task] = {"tokens": "token_embed", "entities": "token_classify"}
+        wanted: Task = names.get(task, task)  # type: ignore[arg-type]
+        if wanted not in facts.tasks or (task == "entities" and facts.token_weights):
+            raise ConfigError(f"--task {task}: this model does not do that. Its tasks: {', '.join(facts.tasks)}.")
+        if task == "entities" and not facts.label_names:
+            raise ConfigError("--task entities: this model's labels have no names.")
+        return wanted
+
+    def _problem(self, row: Row) -> str | None:
+        """What is wrong with the row's cells; None where nothing is."""
+        if self.job.image_column is not None:
+            value = row.values[self.job.image_column]
+            if isinstance(value, Mapping):
+                value = value.get("bytes") or value.get("path")
+            if not isinstance(value, str | bytes) or not value:
+                return f"'{self.job.image_column}' is no picture but {_shown(row.values[self.job.image_column])}"
+            return None
+        for column in (self.job.column, *([self.job.query_column] if not self.tasks else ())):
+            if not isinstance(row.values[column], str):
+                return f"'{column}' is no text but {_shown(row.values[column])}"
+        return None
+
+    def _prompt(self, row: Row) -> PromptInput:
+        if self.job.image_column is None:
+            return row.values[self.job.column]  # type: ignore[no-any-return]
+        value = row.values[self.job.image_column]
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value["path"]
+        return {"content": [{"type": "image", "image": value}]}
+
+    def _requests(self, prompts: Sequence[PromptInput]) -> list[Request]:
+        """A request per prompt, which asks for all tasks at once."""
+        if not prompts:
+            return []
+        first, *further = self.tasks
+        requests = requests_of(self.engine, list(prompts), first, self.options)
+        offsets = "entities" in self.job.tasks
+        if not further and not offsets:
+            return requests
+        return [replace(request, further=tuple(further), offsets=offsets) for request in requests]
+
+    def _one_by_one(
+        self, rows: Sequence[Row], prompts: Sequence[PromptInput], failed: list[Failed]
+    ) -> tuple[list[Row], list[Request]]:
+        """The rows whose prompts are right; `failed` gets the others."""
+        kept, requests = [], []
+        for row, prompt in zip(rows, prompts, strict=True):
+            try:
+                requests += self._requests([prompt])
+                kept.append(row)
+            except InvalidRequest as error:
+                failed.append(Failed(row, _reason(error)))
+        return kept, requests
+
+    def _plan(self, query: str, document: str) -> ScorePlan:
+        try:
+            options = ScoreOptions(instruction=self.job.instruction)
+            return score_plan(self.engine, [query], [document], self.options, options)[0]
+        except UnsupportedTask as error:
+            raise ConfigError(f"--task score: {error}") from None
+
+    def _columns(self, rows: Sequence[Row], answers: Sequence[Answer]) -> list[Column]:
+        columns: list[Column] = []
+        for task in self.job.tasks:
+            wanted = self._task(task)
+            arrays = [answer.array if wanted == self.tasks[0] else answer.further[wanted] for answer in answers]
+            if task == "embed":
+                columns += self._embeddings(arrays)
+            elif task == "tokens":
+                columns += self._tokens(arrays)
+            elif task == "sparse":
+                columns += self._sparse(answers, arrays)
+            elif task == "classify":
+                columns += self._classes(arrays)
+            else:
+                columns += self._entities(rows, answers, arrays)
+        return columns
+
+    def _embeddings(self, arrays: Sequence[Array]) -> list[Column]:
+        if not arrays:
+            return [Column("embedding", np.zeros((0, 0), np.float32))]
+        calibration = self.engine.facts.calibration
+        return [Column("embedding", quantize(np.stack(arrays), self.job.precision, calibration))]
+
+    def _tokens(self, arrays: Sequence[Array]) -> list[Column]:
+        precision, calibration = self.job.precision, self.engine.facts.calibration
+        return [Column("token_embeddings", [quantize(array, precision, calibration) for array in arrays])]
+
+    def _sparse(self, answers: Sequence[Answer], arrays: Sequence[Array]) -> list[Column]:
+        head = sparse.head_of(self.engine)
+        vectors = [
+            sparse.vector_of(self.engine, head, array, answer.tokens)
+            for answer, array in zip(answers, arrays, strict=True)
+        ]
+        return [
+            Column("sparse_indices", [vector.ids for vector in vectors]),
+            Column("sparse_values", [vector.weights for vector in vectors]),
+        ]
+
+    def _classes(self, arrays: Sequence[Array]) -> list[Column]:
+        names = self.engine.facts.label_names
+        columns = [Column("probabilities", np.stack(arrays) if arrays else np.zeros((0, 0), np.float32))]
+        if names and self.engine.facts.labels > 1:
+            best = [int(array.argmax()) for array in arrays]
+            columns.insert(0, Column("label", [names.get(index, f"LABEL_{index}") for index in best]))
+        return columns
+
+    def _entities(self, rows: Sequence[Row], answers: Sequence[Answer], arrays: Sequence[Array]) -> list[Column]:
+        labels = self.engine.facts.label_names
+        if not self.engine.model.pipelines["token_classify"].activates(PoolingParams()):
+            arrays = [probabilities(array) for array in arrays]
+        found = []
+        for row, answer, array in zip(rows, answers, arrays, strict=True):
+            assert answer.tokens.offsets is not None
+            parts = entities(row.values[self.job.column], array, answer.tokens.offsets, labels)
+            found.append(
+                [
+                    {"label": one.label, "score": one.score, "start": one.start, "end": one.end, "text": one.text}
+                    for one in parts
+                ]
+            )
+        return [Column("entities", found)]
+
+
+def check_precision(job: Job) -> None:
+    """Raise ConfigError for a precision that the output cannot hold."""
+    if job.precision != "float32" and not {"embed", "tokens"} & set(job.tasks):
+        raise ConfigError("--precision is for the tasks embed and tokens.")
+    if job.form == "jsonl" and job.precision not in ("float32", *QUANTIZED):
+        raise ConfigError(f"JSON lines cannot hold {job.precision}; use --format parquet.")
+
+
+def _reason(error: PoolhouseError) -> str:
+    parameter = getattr(error, "parameter", None)
+    return str(error).removeprefix(f"{parameter}: ")
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:40]
