@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -15,11 +16,16 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import pytest
 import torch
 
+from poolhouse.kernels import build as kernels_build
 from tests.models.parity import Parity, Record
 
 _TABLE = Path(__file__).parent.parent / "docs" / "models.md"
 _MARKS = re.compile(r"(<!-- parity:begin -->\n).*(<!-- parity:end -->)", re.DOTALL)
 
+
+# The kernels of these sources, whatever was installed; without a compiler everything is tested without kernels.
+with contextlib.suppress(kernels_build.BuildError):
+    kernels_build.build()
 
 # Tests that `make quick` leaves out, so that what is left takes this many seconds on one core. Two cores then need half
 # of it, and the time to import everything twice.
