@@ -1,0 +1,67 @@
+"""Compiled: attention on CPUs by our own kernel, the whole pack in one call, whatever lengths, windows and groups it has."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poolhouse import kernels
+from poolhouse.packing.pack import Segments
+
+_TYPES = (torch.float32, torch.bfloat16)
+# Widths of heads, and heads that share one of keys, for which the kernel has room.
+_WIDEST, _MOST_SHARING = 256, 256
+
+
+def can_run(query: Tensor, key: Tensor, scale: float, bias: Tensor | None, softcap: float | None) -> bool:
+    """The kernel takes float32 and bfloat16, heads of a multiple of 8 features, no bias and no softcap."""
+    return (
+        query.device.type == "cpu"
+        and query.dtype in _TYPES
+        and bias is None
+        and softcap is None
+        and query.shape[2] % 8 == 0
+        and query.shape[2] <= _WIDEST
+        and query.shape[1] <= _MOST_SHARING * key.shape[1]
+        and scale > 0
+        and _kernel() is not None
+    )
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, *, scale: float, causal: bool, window: int | None
+) -> Tensor:
+    """See `poolhouse.layers.attention.attend`."""
+    kernel = _kernel()
+    assert kernel is not None
+    # Heads may be views of a wider product; only the features of one head must lie side by side.
+    query, key, value = (x if x.stride(2) == 1 else x.contiguous() for x in (query, key, value))
+    rows, heads, width = query.shape
+    out = query.new_empty(rows, heads, width)
+    table = segments.table
+    kernel(
+        *(x.data_ptr() for x in (query, key, value, out)),
+        *(stride for x in (query, key, value, out) for stride in x.stride()[:2]),
+        table.ctypes.data,
+        len(table),
+        heads,
+        key.shape[1],
+        width,
+        -1 if window is None else window,
+        causal,
+        scale,
+        query.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+    out[segments.total :] = 0
+    return out
+
+
+@cache
+def _kernel() -> Any:
+    address, count, real = kernels.ADDRESS, kernels.COUNT, kernels.REAL
+    arguments = [*[address] * 4, *[count] * 8, address, *[count] * 6, real, count, count]
+    return kernels.function("poolhouse_attention", *arguments)
