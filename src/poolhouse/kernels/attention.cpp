@@ -187,7 +187,7 @@ class Work {
             take(queries, rows * steps);
             take(keys, KEYS * steps);
             take(values, KEYS * wide / Kind::PER_UNIT);
-            take(scores, ROW_BLOCK * KEYS);
+            take(scores, ROW_BLOCK * (KEYS + 16));
             take(answers, rows * wide);
             take(largest_so_far, rows);
             take(sums, rows);
@@ -250,9 +250,11 @@ class Work {
                              (kv_head * group + head) * call.query_head;
         Unit* to = queries + head * rows * steps;
         const int64_t count = call.head_dim / Kind::PER_UNIT;
-        for (int64_t row = 0; row < rows; ++row, from += call.query_row, to += steps)
+        for (int64_t row = 0; row < rows; ++row, from += call.query_row, to += steps) {
+            expect(from + call.query_head, call.head_dim * sizeof(Number));
             for (int64_t at = 0; at < count; at += 8)
                 _mm256_storeu_ps(reinterpret_cast<float*>(to + at), units<Kind>(from, at, count));
+        }
     }
 
     // The row of the pack that holds the key of a position.
@@ -269,8 +271,11 @@ class Work {
         const Number* rows[8];
         for (int64_t first = 0; first < up_to(count, WIDTH); first += 8) {
             Unit* to = keys + first / WIDTH * WIDTH * steps + first % WIDTH;
-            for (int i = 0; i < 8; ++i)
+            for (int i = 0; i < 8; ++i) {
                 rows[i] = first + i < count ? key + row_of(segment, block + first + i) * call.key_row : nullptr;
+                // The next head's are a few lines further, too far from row to row to be fetched by the CPU itself.
+                if (rows[i] != nullptr) expect(rows[i] + call.key_head, call.head_dim * sizeof(Number));
+            }
             for (int64_t at = 0; at < units_of_row; at += 8) {
                 __m256 x[8];
                 for (int i = 0; i < 8; ++i)
@@ -283,6 +288,7 @@ class Work {
             for (int64_t row = 0; row < count; ++row) {
                 const Number* from = value + row_of(segment, block + row) * call.value_row;
                 auto* to = reinterpret_cast<float*>(values) + row * wide;
+                expect(from + call.value_head, call.head_dim * sizeof(Number));
                 for (int64_t at = 0; at < call.head_dim; at += 8)
                     _mm256_storeu_ps(to + at, units<Kind>(from, at, call.head_dim));
                 if (call.head_dim < wide) _mm256_storeu_ps(to + wide - 8, _mm256_setzero_ps());
@@ -294,6 +300,8 @@ class Work {
                 const auto* b = row + 1 < count ? reinterpret_cast<const uint16_t*>(
                                                       value + row_of(segment, block + row + 1) * call.value_row)
                                                 : nullptr;
+                expect(a + call.value_head, call.head_dim * sizeof(Number));
+                if (b != nullptr) expect(b + call.value_head, call.head_dim * sizeof(Number));
                 for (int64_t at = 0; at < call.head_dim; at += 8) {
                     const __m128i even = _mm_loadu_si128(reinterpret_cast<const __m128i*>(a + at));
                     const __m128i odd =
@@ -317,11 +325,13 @@ class Work {
         to = to > count ? count : to;
         if (from >= to) return false;
         const int64_t wide = up_to(to, WIDTH);
+        // A line more than the keys, so that neighbouring rows do not share places of the cache.
+        const int64_t score_row = up_to(count, 16) + 16;
         product<Kind>(queries + at * steps, steps, height, keys + from * steps, WIDTH, WIDTH * steps,
-                      (wide - from) / WIDTH, steps, scores + from, KEYS, false);
+                      (wide - from) / WIDTH, steps, scores + from, score_row, false);
         const bool limited = call.causal || call.window >= 0;
         for (int64_t row = 0; row < height; ++row) {
-            float* line = scores + row * KEYS;
+            float* line = scores + row * score_row;
             int64_t begin = from, end = to;
             if (limited) {
                 const int64_t seen = first_seen(position + row) - block, until = end_seen(position + row, all_keys) - block;
@@ -333,7 +343,7 @@ class Work {
             weigh(line, from, wide, at + row, has_begun);
         }
         const auto* weights = reinterpret_cast<const Unit*>(scores) + from / Kind::PER_UNIT;
-        product<Kind>(weights, KEYS, height, values + from / Kind::PER_UNIT * vectors * WIDTH, vectors * WIDTH, WIDTH,
+        product<Kind>(weights, score_row, height, values + from / Kind::PER_UNIT * vectors * WIDTH, vectors * WIDTH, WIDTH,
                       vectors, (to - from + Kind::PER_UNIT - 1) / Kind::PER_UNIT, answers + at * vectors * WIDTH,
                       vectors * WIDTH, has_begun);
         return true;

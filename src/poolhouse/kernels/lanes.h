@@ -21,6 +21,7 @@ inline void store(float* to, V x) { _mm512_storeu_ps(to, x); }
 inline V all(float x) { return _mm512_set1_ps(x); }
 inline V zero() { return _mm512_setzero_ps(); }
 inline V add(V a, V b) { return _mm512_add_ps(a, b); }
+inline V subtract(V a, V b) { return _mm512_sub_ps(a, b); }
 inline V mul(V a, V b) { return _mm512_mul_ps(a, b); }
 inline V multiply_add(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 inline V multiply_subtract(V a, V b, V c) { return _mm512_fmsub_ps(a, b, c); }
@@ -62,6 +63,7 @@ inline void store(float* to, V x) { _mm256_storeu_ps(to, x); }
 inline V all(float x) { return _mm256_set1_ps(x); }
 inline V zero() { return _mm256_setzero_ps(); }
 inline V add(V a, V b) { return _mm256_add_ps(a, b); }
+inline V subtract(V a, V b) { return _mm256_sub_ps(a, b); }
 inline V mul(V a, V b) { return _mm256_mul_ps(a, b); }
 inline V multiply_add(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 inline V multiply_subtract(V a, V b, V c) { return _mm256_fmsub_ps(a, b, c); }
@@ -100,9 +102,7 @@ inline void store(uint16_t* to, V x) {
 // 2^x. Relative error 1.2e-7 with DEGREE 5, 3e-6 with 4; 0 below 2^-126, NaN stays NaN; x is at most 126.
 template <int DEGREE>
 inline V power_of_2(V x) {
-    // Of NaN and a number the second operand stays.
-    x = larger(all(-200.0f), x);
-    const V whole = rounded(x), part = add(x, mul(whole, all(-1.0f)));
+    const V whole = rounded(x), part = subtract(x, whole);
     V value;
     if constexpr (DEGREE == 5) {
         value = multiply_add(all(0.001327647129073739f), part, all(0.009675541892647743f));
@@ -117,6 +117,11 @@ inline V power_of_2(V x) {
         value = multiply_add(value, part, all(1.0f));
     }
     return scaled(value, whole, x);
+}
+
+// Bytes that will be read soon.
+inline void expect(const void* from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(static_cast<const char*>(from) + at, _MM_HINT_T1);
 }
 
 // 8 rows of 8 become 8 columns.

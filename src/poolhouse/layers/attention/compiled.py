@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,6 +10,14 @@ from torch import Tensor
 from poolhouse import kernels
 from poolhouse.packing.pack import Segments
 
+_ARGUMENTS = (
+    *[kernels.ADDRESS] * 4,
+    *[kernels.COUNT] * 8,
+    kernels.ADDRESS,
+    *[kernels.COUNT] * 6,
+    kernels.REAL,
+    *[kernels.COUNT] * 2,
+)
 _TYPES = (torch.float32, torch.bfloat16)
 # Widths of heads, and heads that share one of keys, for which the kernel has room.
 _WIDEST, _MOST_SHARING = 256, 256
@@ -60,8 +67,5 @@ def attend(
     return out
 
 
-@cache
-def _kernel() -> Any:
-    address, count, real = kernels.ADDRESS, kernels.COUNT, kernels.REAL
-    arguments = [*[address] * 4, *[count] * 8, address, *[count] * 6, real, count, count]
-    return kernels.function("poolhouse_attention", *arguments)
+def _kernel() -> Callable[..., None] | None:
+    return kernels.function("poolhouse_attention", *_ARGUMENTS)
