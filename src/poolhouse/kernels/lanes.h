@@ -27,6 +27,9 @@ inline V multiply_add(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 inline V multiply_subtract(V a, V b, V c) { return _mm512_fmsub_ps(a, b, c); }
 // b where one is NaN.
 inline V larger(V a, V b) { return _mm512_max_ps(a, b); }
+inline V larger_or_nan(V a, V b) {
+    return _mm512_mask_mov_ps(_mm512_max_ps(a, b), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a);
+}
 inline float largest(V x) { return _mm512_reduce_max_ps(x); }
 inline float sum(V x) { return _mm512_reduce_add_ps(x); }
 // The nearest whole number.
@@ -68,6 +71,9 @@ inline V mul(V a, V b) { return _mm256_mul_ps(a, b); }
 inline V multiply_add(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 inline V multiply_subtract(V a, V b, V c) { return _mm256_fmsub_ps(a, b, c); }
 inline V larger(V a, V b) { return _mm256_max_ps(a, b); }
+inline V larger_or_nan(V a, V b) {
+    return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+}
 inline float largest(V x) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
