@@ -150,7 +150,7 @@ def test_documents_that_do_not_lie_plain_score_alike() -> None:
     assert max_sim(np.asfortranarray(query), turned) == pytest.approx(expected, abs=1e-5)
     assert max_sim(query[:, ::-1], [document[:, ::-1] for document in documents]) == pytest.approx(expected, abs=1e-5)
     assert max_sim(query, [document.astype(np.float64) for document in documents]) == pytest.approx(expected, abs=1e-5)
-    with pytest.raises(ValueError, match="shape|mismatch"):
+    with pytest.raises(ValueError, match=r"shape|mismatch"):
         max_sim(query, [document[:, :7] for document in documents])
 
 
