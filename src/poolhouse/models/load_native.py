@@ -50,7 +50,7 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
         join = partial(plan.pictures.join, config, plan.tokenizer)
     loaded = load_transformer(
         *(family, native.spec, native.config, checkpoint, plan.dtype, plan.device, plan.adapters),
-        *(known, native.tower, join),
+        *(known, native.tower, join, plan.options.quantization == "int8"),
     )
     head, notes = _head(plan, native, checkpoint, loaded)
     used = others if head is None else others | head.used
@@ -110,11 +110,12 @@ def load_transformer(
     known: tuple[str, ...] = (),
     tower: NativeTower | None = None,
     join: Join | None = None,
+    int8: bool = False,
 ) -> Loaded:
     """The backbone of a checkpoint, with its tower if it reads pictures, placed and laid out for its device.
 
     config: the part that the family reads. known: regular expressions of tensors that neither the family nor its heads
-    read. join: see `PictureModel`.
+    read. join: see `PictureModel`. int8: whether products of blocks are made in int8; not those of a tower.
 
     Raises:
         CheckpointError: names that nobody claims, slots without tensors, shapes that do not fit.
@@ -146,7 +147,7 @@ def load_transformer(
     merged = merged_into(claimed.tensors, target, options, tasks)
     aside += [name for adapter in merged for name in adapter.saved]
     build = partial(family.backbone, config, spec)
-    text, hidden_size = _fitting(build, Weights(claimed.tensors), device)
+    text, hidden_size = _fitting(build, Weights(claimed.tensors, int8=int8), device)
     backbone = text
     if tower is not None:
         assert isinstance(text, Transformer)

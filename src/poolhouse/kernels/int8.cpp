@@ -1,0 +1,311 @@
+// Int8: products of a weight in int8, laid out once, with rows of float32 that are brought to int8 as they come.
+//
+//     row of x --quantise--> bytes, step --tile: dot products of integers, exact--> times both steps, bias, activation
+//
+// A row is quantised by itself, so its answer does not depend on its neighbours. Blocks of rows stay in cache while they
+// meet the whole weight. AVX-512 VNNI multiplies unsigned by signed bytes: a row is stored around 128, and 128 times the sum
+// of a column is taken off. AVX2 has no such product that cannot overflow: it multiplies pairs of 16 bits.
+
+#include <cstdlib>
+#include <cstring>
+#include <immintrin.h>
+
+#include "parallel.h"
+
+namespace {
+
+#if defined(__AVX512VNNI__)
+using Element = uint8_t;          // of a quantised row
+constexpr int64_t GROUP = 4;      // elements of a row that one instruction takes
+constexpr int64_t LANES = 16;     // columns of one vector
+constexpr int64_t VECTORS = 4;    // vectors of one panel of the weight
+constexpr int32_t MIDDLE = 128;   // what stands for zero in a row
+using Sums = __m512i;
+#else
+using Element = int16_t;
+constexpr int64_t GROUP = 2;
+constexpr int64_t LANES = 8;
+constexpr int64_t VECTORS = 2;
+constexpr int32_t MIDDLE = 0;
+using Sums = __m256i;
+#endif
+
+constexpr int64_t PANEL = LANES * VECTORS;  // columns
+constexpr int64_t TALL = 6;                 // rows of a tile at most
+constexpr int64_t BLOCK = 96;               // rows that are quantised together
+constexpr float LEVELS = 127.0f;
+
+typedef float Floats __attribute__((vector_size(LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef Element Elements __attribute__((vector_size(LANES * sizeof(Element))));
+
+inline Floats all(float x) { return Floats{} + x; }
+
+inline Floats load(const float* from) {
+    Floats x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+
+enum Activation : int64_t { NONE, RELU, GELU, GELU_TANH };
+
+// Added and taken off again, it leaves the nearest whole number; the lowest bits of the sum are that number.
+constexpr float ROUND = 12582912.0f;
+
+// e^x for x in [-87, 87]: 2^whole times the series of 2^part, part in [-1/2, 1/2]; 2e-7 of the result at most.
+inline Floats exponential(Floats x) {
+    const Floats scaled = x * 1.44269504f;
+    const Floats rounded = scaled + ROUND;
+    const Floats part = scaled - (rounded - ROUND);
+    Floats series = all(1.5252734e-5f);
+    series = series * part + 1.5403530e-4f;
+    series = series * part + 1.3333558e-3f;
+    series = series * part + 9.6181291e-3f;
+    series = series * part + 5.5504109e-2f;
+    series = series * part + 2.4022651e-1f;
+    series = series * part + 6.9314718e-1f;
+    series = series * part + 1.0f;
+    const Ints power = ((Ints)rounded - 0x4b400000 + 127) << 23;
+    return series * (Floats)power;
+}
+
+// x times the share of a normal distribution below x; Abramowitz and Stegun 7.1.26, 1.5e-7 from the error function.
+inline Floats gelu(Floats x) {
+    const Floats distance = (Floats)((Ints)x & 0x7fffffff) * 0.70710678f;
+    const Floats t = 1.0f / (distance * 0.3275911f + 1.0f);
+    Floats series = all(1.061405429f);
+    series = series * t - 1.453152027f;
+    series = series * t + 1.421413741f;
+    series = series * t - 0.284496736f;
+    series = series * t + 0.254829592f;
+    const Floats square = distance * distance;
+    const Floats tail = series * t * 0.5f * exponential(square < 87.0f ? -square : all(-87.0f));
+    return x * (x < 0.0f ? tail : 1.0f - tail);
+}
+
+// x (1 + tanh u) / 2 = x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
+inline Floats gelu_tanh(Floats x) {
+    const Floats twice = x * (x * x * 0.0713548163f + 1.5957691216f);
+    const Floats bounded = twice > 87.0f ? all(87.0f) : twice < -87.0f ? all(-87.0f) : twice;
+    return x / (1.0f + exponential(-bounded));
+}
+
+template <int64_t ACTIVATION>
+inline Floats activated(Floats x) {
+    // Written so that NaN stays NaN.
+    if constexpr (ACTIVATION == RELU) return x < 0.0f ? all(0.0f) : x;
+    if constexpr (ACTIVATION == GELU) return gelu(x);
+    if constexpr (ACTIVATION == GELU_TANH) return gelu_tanh(x);
+    return x;
+}
+
+struct Weight {
+    int64_t in, out, width;  // width: in, rounded up to whole groups
+    const int8_t* packed;    // [panels][width / GROUP][PANEL][GROUP]
+    const float* steps;      // these three: [panels * PANEL]
+    const int32_t* shifts;
+    const float* bias;
+    int64_t panels() const { return (out + PANEL - 1) / PANEL; }
+};
+
+struct Rows {
+    const float* x;
+    const float* residual;  // null: nothing is added
+    float* y;
+    int64_t count, x_stride, residual_stride, y_stride;
+    Rows from(int64_t row, int64_t rows) const {
+        return {x + row * x_stride, residual == nullptr ? nullptr : residual + row * residual_stride, y + row * y_stride,
+                rows, x_stride, residual_stride, y_stride};
+    }
+};
+
+// Memory of this thread for quantised rows, kept for the next call.
+struct Room {
+    Element* elements = nullptr;
+    int64_t size = 0;
+    ~Room() { free(elements); }
+    Element* of(int64_t wanted) {
+        if (wanted > size) {
+            free(elements);
+            size = (wanted + 63) / 64 * 64;
+            elements = static_cast<Element*>(aligned_alloc(64, size * sizeof(Element)));
+        }
+        return elements;
+    }
+};
+
+thread_local Room room;
+
+// The elements of a row, and what one of their steps is worth; NaN where the row holds one.
+inline float quantise(const float* x, int64_t in, int64_t width, Element* elements) {
+    // Magnitudes compare as whole numbers, NaN as the largest.
+    Ints most{};
+    int64_t i = 0;
+    for (; i + LANES <= in; i += LANES) {
+        const Ints magnitude = (Ints)load(x + i) & 0x7fffffff;
+        most = magnitude > most ? magnitude : most;
+    }
+    int32_t bits = 0;
+    for (int64_t lane = 0; lane < LANES; ++lane) bits = most[lane] > bits ? most[lane] : bits;
+    for (; i < in; ++i) {
+        int32_t one;
+        memcpy(&one, x + i, 4);
+        bits = (one & 0x7fffffff) > bits ? (one & 0x7fffffff) : bits;
+    }
+    float largest;
+    memcpy(&largest, &bits, 4);
+    // A row of zeros has no step.
+    const float factor = 1.0f / (largest < 1e-30f ? 1e-30f : largest) * LEVELS;
+    for (i = 0; i + LANES <= in; i += LANES) {
+        const Ints whole = (Ints)(load(x + i) * factor + ROUND) - (0x4b400000 - MIDDLE);
+        const Elements narrow = __builtin_convertvector(whole, Elements);
+        memcpy(elements + i, &narrow, sizeof narrow);
+    }
+    for (; i < in; ++i) {
+        const float rounded = x[i] * factor + ROUND;
+        int32_t whole;
+        memcpy(&whole, &rounded, 4);
+        elements[i] = static_cast<Element>(whole - (0x4b400000 - MIDDLE));
+    }
+    for (; i < width; ++i) elements[i] = static_cast<Element>(MIDDLE);
+    return largest / LEVELS;
+}
+
+// A group of a row, in every lane.
+inline Sums spread(const Element* elements) {
+    int32_t group;
+    memcpy(&group, elements, 4);
+#if defined(__AVX512VNNI__)
+    return _mm512_set1_epi32(group);
+#else
+    return _mm256_set1_epi32(group);
+#endif
+}
+
+inline Sums column(const int8_t* packed) {
+#if defined(__AVX512VNNI__)
+    return _mm512_loadu_si512(packed);
+#else
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed)));
+#endif
+}
+
+inline Sums added(Sums sums, Sums row, Sums weight) {
+#if defined(__AVX512VNNI__)
+    return _mm512_dpbusd_epi32(sums, row, weight);
+#else
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(row, weight));
+#endif
+}
+
+// The answers of a few rows in one panel.
+template <int64_t HEIGHT, int64_t ACTIVATION>
+void tile(const Element* elements, const float* steps, const Rows& rows, const Weight& weight, int64_t panel) {
+    Sums sums[HEIGHT][VECTORS] = {};
+    const int8_t* packed = weight.packed + panel * PANEL * weight.width;
+    for (int64_t k = 0; k < weight.width; k += GROUP, packed += PANEL * GROUP) {
+        Sums columns[VECTORS];
+#pragma GCC unroll 4
+        for (int64_t v = 0; v < VECTORS; ++v) columns[v] = column(packed + v * LANES * GROUP);
+#pragma GCC unroll 6
+        for (int64_t r = 0; r < HEIGHT; ++r) {
+            const Sums row = spread(elements + r * weight.width + k);
+#pragma GCC unroll 4
+            for (int64_t v = 0; v < VECTORS; ++v) sums[r][v] = added(sums[r][v], row, columns[v]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < VECTORS; ++v) {
+        const int64_t at = panel * PANEL + v * LANES, left = weight.out - at;
+        if (left <= 0) break;
+        const size_t bytes = (left < LANES ? left : LANES) * sizeof(float);
+        const Floats column_steps = load(weight.steps + at), bias = load(weight.bias + at);
+        Ints shifts;
+        memcpy(&shifts, weight.shifts + at, sizeof shifts);
+#pragma GCC unroll 6
+        for (int64_t r = 0; r < HEIGHT; ++r) {
+            Ints whole;
+            memcpy(&whole, &sums[r][v], sizeof whole);
+            const Floats value = __builtin_convertvector(whole - shifts, Floats) * column_steps;
+            Floats result = activated<ACTIVATION>(value * steps[r] + bias);
+            if (rows.residual != nullptr) {
+                Floats before{};
+                if (left < LANES) memcpy(&before, rows.residual + r * rows.residual_stride + at, bytes);
+                else before = load(rows.residual + r * rows.residual_stride + at);
+                result += before;
+            }
+            if (left < LANES) memcpy(rows.y + r * rows.y_stride + at, &result, bytes);
+            else memcpy(rows.y + r * rows.y_stride + at, &result, sizeof result);
+        }
+    }
+}
+
+template <int64_t ACTIVATION>
+void tiles(const Element* elements, const float* steps, const Rows& rows, const Weight& weight, int64_t panel) {
+    // Tiles of nearly equal height: 9 rows are 5 and 4.
+    const int64_t count = (rows.count + TALL - 1) / TALL;
+    for (int64_t t = 0, row = 0; t < count; ++t) {
+        const int64_t height = (rows.count - row + count - t - 1) / (count - t);
+        const Element* own = elements + row * weight.width;
+        const Rows part = rows.from(row, height);
+        switch (height) {
+            case 1: tile<1, ACTIVATION>(own, steps + row, part, weight, panel); break;
+            case 2: tile<2, ACTIVATION>(own, steps + row, part, weight, panel); break;
+            case 3: tile<3, ACTIVATION>(own, steps + row, part, weight, panel); break;
+            case 4: tile<4, ACTIVATION>(own, steps + row, part, weight, panel); break;
+            case 5: tile<5, ACTIVATION>(own, steps + row, part, weight, panel); break;
+            default: tile<6, ACTIVATION>(own, steps + row, part, weight, panel); break;
+        }
+        row += height;
+    }
+}
+
+// The answers of up to BLOCK rows in some panels.
+void block(const Rows& rows, const Weight& weight, int64_t activation, int64_t first, int64_t last) {
+    Element* elements = room.of(rows.count * weight.width);
+    float steps[BLOCK];
+    for (int64_t r = 0; r < rows.count; ++r)
+        steps[r] = quantise(rows.x + r * rows.x_stride, weight.in, weight.width, elements + r * weight.width);
+    for (int64_t panel = first; panel < last; ++panel) {
+        switch (activation) {
+            case RELU: tiles<RELU>(elements, steps, rows, weight, panel); break;
+            case GELU: tiles<GELU>(elements, steps, rows, weight, panel); break;
+            case GELU_TANH: tiles<GELU_TANH>(elements, steps, rows, weight, panel); break;
+            default: tiles<NONE>(elements, steps, rows, weight, panel); break;
+        }
+    }
+}
+
+}  // namespace
+
+// Writes how a weight is laid out, [panels][groups][columns][group]: the columns of a panel, the elements of a group, and
+// what stands for zero in a row.
+KERNEL void int8_layout(int64_t* sizes) {
+    sizes[0] = PANEL;
+    sizes[1] = GROUP;
+    sizes[2] = MIDDLE;
+}
+
+// y = activation(x @ weight.T + bias), or residual + x @ weight.T + bias.
+// x: [rows, in]; y: [rows, out]; residual: as y, or null. Strides count floats between rows; the last dimension is dense.
+// packed: see int8_layout. steps, bias: [panels * columns]. shifts: as many, what is taken off the whole-number sums.
+KERNEL void int8_linear(const float* x, int64_t x_stride, int64_t rows, int64_t in, int64_t out, const int8_t* packed,
+                        const float* steps, const int32_t* shifts, const float* bias, int64_t activation,
+                        const float* residual, int64_t residual_stride, float* y, int64_t y_stride, int64_t threads) {
+    const Weight weight{in, out, (in + GROUP - 1) / GROUP * GROUP, packed, steps, shifts, bias};
+    const Rows all_rows{x, residual, y, rows, x_stride, residual_stride, y_stride};
+    const int64_t panels = weight.panels();
+    if (threads > 1 && rows <= BLOCK) {
+        // Few rows: each thread quantises all of them, and writes some of the columns.
+        const int64_t teams = threads < panels ? threads : panels;
+        parallel::each(teams, threads, [&](int64_t team) {
+            block(all_rows, weight, activation, panels * team / teams, panels * (team + 1) / teams);
+        });
+        return;
+    }
+    const int64_t blocks = (rows + BLOCK - 1) / BLOCK;
+    parallel::each(blocks, threads, [&](int64_t number) {
+        const int64_t start = rows * number / blocks, end = rows * (number + 1) / blocks;
+        block(all_rows.from(start, end - start), weight, activation, 0, panels);
+    });
+}

@@ -1,0 +1,188 @@
+"""Int8: `Linear` with its weight in int8, a step per output, and rows that are brought to int8 as they come, a step each.
+
+    x [rows, in] --row by row: step = largest / 127--> whole numbers --exact sums--> * step of row * step of output + bias
+    weight [out, in] --once: step = largest of an output / 127--> whole numbers, laid out for the products
+
+A row's step depends on that row alone, so what lies beside it in a pack changes nothing. Sums of whole numbers are exact
+in any order. The kernels of `poolhouse.kernels` do it in one pass over memory; elsewhere torch's operators do, in several.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from functools import cache
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from poolhouse import kernels
+from poolhouse.layers.linear import applied, rounded_rows
+from poolhouse.packing.pack import Segments
+
+_ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
+# The smallest number that a row's largest is taken for: a row of zeros has no step.
+_LEAST = 1e-30
+_LEVELS = 127
+
+
+class Int8Linear:
+    """`x @ weight.T + bias` with the weight in int8.
+
+    weight: [out, in], float32, not kept. bias: [out] or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.out_features, self.in_features = weight.shape
+        whole, steps = quantised(weight.float())
+        product = _Compiled if compiled_layout() is not None else _ByTorch
+        self.product: _Compiled | _ByTorch = product(whole, steps, bias)
+
+    def padded_rows(self, count: int) -> int:
+        """See `Linear.padded_rows`."""
+        return self.product.padded_rows(count)
+
+    def __call__(self, x: Tensor, activation: str = "none", segments: Segments | None = None) -> Tensor:
+        """[rows, in] -> [rows, out]; `activation` is one of `fusable`."""
+        return self.product(x, activation, None)
+
+    def add_to(self, residual: Tensor, x: Tensor, segments: Segments | None = None) -> Tensor:
+        """residual + self(x)."""
+        return self.product(x, "none", residual)
+
+    def __repr__(self) -> str:
+        return f"Int8Linear({self.in_features} -> {self.out_features})"
+
+
+def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(whole numbers from -127 to 127, [out, in] int8; what one of their steps is worth, [out])."""
+    steps = weight.abs().amax(1) / _LEVELS
+    return (weight / steps.clamp_min(_LEAST)[:, None]).round_().to(torch.int8), steps
+
+
+class Layout(NamedTuple):
+    """How a kernel reads a weight: [panels][groups][columns][group]. middle: what stands for zero in a row."""
+
+    columns: int
+    group: int
+    middle: int
+
+
+@cache
+def compiled_layout() -> Layout | None:
+    """How the compiled kernel of this CPU reads a weight; None where there is none."""
+    ask = kernels.function("int8_layout", kernels.ADDRESS)
+    if ask is None:
+        return None
+    sizes = torch.empty(3, dtype=torch.int64)
+    ask(sizes.data_ptr())
+    return Layout(*sizes.tolist())
+
+
+@cache
+def _linear() -> Callable[..., None]:
+    address, count = kernels.ADDRESS, kernels.COUNT
+    found = kernels.function(
+        *("int8_linear", address, count, count, count, count, address, address, address, address, count),
+        *(address, count, address, count, count),
+    )
+    assert found is not None
+    return found
+
+
+class _Compiled:
+    """Products by the kernel of kernels/int8.cpp."""
+
+    def __init__(self, whole: Tensor, steps: Tensor, bias: Tensor | None) -> None:
+        layout = compiled_layout()
+        assert layout is not None
+        self.out_features, self.in_features = whole.shape
+        panels, groups = -(-self.out_features // layout.columns), -(-self.in_features // layout.group)
+        outputs = panels * layout.columns
+        missing = outputs - self.out_features
+        filled = F.pad(whole, (0, groups * layout.group - self.in_features, 0, missing))
+        self.packed = filled.view(panels, layout.columns, groups, layout.group).transpose(1, 2).contiguous()
+        self.steps = F.pad(steps, (0, missing))
+        self.shifts = (filled.sum(1, dtype=torch.int32) * layout.middle).contiguous()
+        self.bias = torch.zeros(outputs) if bias is None else F.pad(bias.float(), (0, missing))
+        self.addresses = tuple(one.data_ptr() for one in (self.packed, self.steps, self.shifts, self.bias))
+        self.run = _linear()
+
+    def padded_rows(self, count: int) -> int:
+        return count
+
+    def __call__(self, x: Tensor, activation: str, residual: Tensor | None) -> Tensor:
+        rows, features = x.shape
+        if features != self.in_features or x.dtype != torch.float32:
+            raise RuntimeError(f"An int8 layer takes float32 [rows, {self.in_features}], not {x.dtype} {list(x.shape)}.")
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        y = torch.empty(rows, self.out_features)
+        added, stride = None, 0
+        if residual is not None:
+            if residual.shape != y.shape or residual.dtype != torch.float32:
+                raise RuntimeError(f"An int8 layer adds float32 {list(y.shape)}, not {list(residual.shape)}.")
+            residual = residual if residual.stride(-1) == 1 else residual.contiguous()
+            added, stride = residual.data_ptr(), residual.stride(0)
+        self.run(
+            *(x.data_ptr(), x.stride(0), rows, features, self.out_features, *self.addresses, _ACTIVATIONS[activation]),
+            *(added, stride, y.data_ptr(), self.out_features, torch.get_num_threads()),
+        )
+        return y
+
+
+class _ByTorch:
+    """Products by oneDNN's operator, whose rows have one step: steps of rows are multiplied in before and after.
+
+    Without instructions for int8 oneDNN adds pairs of products in 16 bits, where two of 255 * 127 do not fit. There rows
+    have 63 steps to each side instead of 127.
+    """
+
+    def __init__(self, whole: Tensor, steps: Tensor, bias: Tensor | None) -> None:
+        self.levels, self.middle = (127, 128) if multiplies_int8() else (63, 64)
+        self.weight = torch.ops.onednn.qlinear_prepack(whole.contiguous(), None)
+        self.steps = steps
+        self.zeros = torch.zeros(len(whole), dtype=torch.int32)
+        self.bias = torch.zeros(len(whole)) if bias is None else bias.float()
+
+    def padded_rows(self, count: int) -> int:
+        return rounded_rows(count)
+
+    def __call__(self, x: Tensor, activation: str, residual: Tensor | None) -> Tensor:
+        largest = x.abs().amax(1, keepdim=True)
+        factors = largest.clamp_min(_LEAST).reciprocal_().mul_(self.levels)
+        codes = (x * factors).round_().add_(self.middle).to(torch.uint8)
+        rows = len(codes)
+        if missing := rounded_rows(rows) - rows:
+            codes = F.pad(codes, (0, 0, 0, missing))
+        y = torch.ops.onednn.qlinear_pointwise.default(
+            *(codes, 1.0, self.middle, self.weight, self.steps, self.zeros, None, 1.0, 0, torch.float32, "none", [], "")
+        )
+        y = torch.addcmul(self.bias, y[:rows], largest.div_(self.levels))
+        return applied(activation, y) if residual is None else y.add_(residual)
+
+
+def multiplies_int8() -> bool:
+    """Whether this CPU has instructions that multiply int8: AVX-512 VNNI or AVX-VNNI; False where nobody says."""
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(kernels.cpu_flags())
+
+
+def possible() -> bool:
+    """Whether int8 layers can be made in this process."""
+    return compiled_layout() is not None or torch.backends.mkldnn.is_available()
+
+
+Speed = Literal["fast", "some", "none"]
+
+
+def described() -> str:
+    """How int8 layers run on this CPU, and what that gains, for people."""
+    if compiled_layout() is None:
+        how = "torch's operators (there are no compiled kernels)"
+    else:
+        how = f"the compiled kernel for {kernels.level()}"
+    if multiplies_int8():
+        return f"Int8 products run by {how}, with this CPU's instructions for int8."
+    gain = "less is gained" if compiled_layout() is not None else "little or no time is gained, only memory"
+    return f"Int8 products run by {how}; this CPU ({platform.machine()}) shows no instructions for int8 (VNNI): {gain}."
