@@ -136,7 +136,7 @@ struct Room {
 
 thread_local Room room;
 
-// The elements of a row, and what one of their steps is worth; NaN where the row holds one.
+// The elements of a row, and what one of their steps is worth; NaN where the row is not finite.
 inline float quantise(const float* x, int64_t in, int64_t width, Element* elements) {
     // Magnitudes compare as whole numbers, NaN as the largest.
     Ints most{};
@@ -168,7 +168,7 @@ inline float quantise(const float* x, int64_t in, int64_t width, Element* elemen
         elements[i] = static_cast<Element>(whole - (0x4b400000 - MIDDLE));
     }
     for (; i < width; ++i) elements[i] = static_cast<Element>(MIDDLE);
-    return largest / LEVELS;
+    return (largest + 0.0f * largest) / LEVELS;
 }
 
 // A group of a row, in every lane.

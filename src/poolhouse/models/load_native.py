@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
+from poolhouse.layers.int8 import described
 from poolhouse.models.adapters.adapters import AdapterOptions, Adapters, adapters_of, merged_into, with_heads
 from poolhouse.models.adapters.low_rank import Adapter, Target, tails
 from poolhouse.models.adapters.task_adapters import plain, read_task_adapters
@@ -31,6 +32,8 @@ from poolhouse.packing.pack import Batch
 from poolhouse.packing.tokens import Pictures, Tokens
 
 _NO_ADAPTERS = AdapterOptions()
+# The weights that `product_of` makes int8.
+_OF_BLOCKS = re.compile(r"layers\.\w+\.(attn\.(qkv|out)|ffn\.(expert_)?(up|down))\.weight")
 # Makes one backbone of a text half and a tower; see `PictureModel`.
 Join = Callable[[Transformer, Tower], Backbone]
 
@@ -61,6 +64,13 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
             "config.json says is_causal: false, so tokens see both sides, as in transformers, although the model is "
             "named after a decoder. hf_overrides={'is_causal': True} makes it one."
         )
+    if loaded.int8:
+        rest = 4 * (loaded.sizes.parameters - loaded.int8) / 1e6
+        notes += [
+            f"Int8: {loaded.int8 / 1e6:.1f} MB of weights instead of {4 * loaded.int8 / 1e6:.1f} MB; tables, norms and "
+            f"what else stays in float32 take {rest:.1f} MB.",
+            described(),
+        ]
     merged = [str(folder) for folder in plan.adapters.base_merge] + [plan.adapters.merge or ""]
     notes += [f"Merged into the weights: the adapter {name}." for name in merged if name]
     if loaded.adapters.names:
@@ -86,6 +96,7 @@ class Loaded:
     prefix: what stands before the backbone's names in the checkpoint. token_table: name of the matrix of its tokens.
     table: that matrix, [vocabulary, features]. endless: whether positions are neither looked up nor turned into angles,
     so that texts longer than `sizes.positions` are read in the same way. merged: the adapters that the weights hold.
+    int8: how many weights are int8.
     """
 
     transformer: Backbone
@@ -97,6 +108,7 @@ class Loaded:
     token_table: str = ""
     merged: tuple[Adapter, ...] = ()
     endless: bool = False
+    int8: int = 0
 
 
 def load_transformer(
@@ -171,6 +183,7 @@ def load_transformer(
         token_table=f"{prefix}{layout.token_table}.weight",
         merged=merged,
         endless=table is None and all(layer.rope is None for layer in spec.layers),
+        int8=sum(tensor.numel() for name, tensor in claimed.tensors.items() if int8 and _OF_BLOCKS.fullmatch(name)),
     )
 
 
