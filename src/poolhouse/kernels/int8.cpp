@@ -136,6 +136,15 @@ struct Room {
 
 thread_local Room room;
 
+// Whole numbers, halves to the even one, of the product as float32 holds it: no sum that a compiler could fuse with it.
+inline Ints nearest(Floats x) {
+#if defined(__AVX512VNNI__)
+    return (Ints)_mm512_cvtps_epi32((__m512)x);
+#else
+    return (Ints)_mm256_cvtps_epi32((__m256)x);
+#endif
+}
+
 // The elements of a row, and what one of their steps is worth; NaN where the row is not finite.
 inline float quantise(const float* x, int64_t in, int64_t width, Element* elements) {
     // Magnitudes compare as whole numbers, NaN as the largest.
@@ -157,16 +166,11 @@ inline float quantise(const float* x, int64_t in, int64_t width, Element* elemen
     // A row of zeros has no step.
     const float factor = 1.0f / (largest < 1e-30f ? 1e-30f : largest) * LEVELS;
     for (i = 0; i + LANES <= in; i += LANES) {
-        const Ints whole = (Ints)(load(x + i) * factor + ROUND) - (0x4b400000 - MIDDLE);
-        const Elements narrow = __builtin_convertvector(whole, Elements);
+        const Elements narrow = __builtin_convertvector(nearest(load(x + i) * factor) + MIDDLE, Elements);
         memcpy(elements + i, &narrow, sizeof narrow);
     }
-    for (; i < in; ++i) {
-        const float rounded = x[i] * factor + ROUND;
-        int32_t whole;
-        memcpy(&whole, &rounded, 4);
-        elements[i] = static_cast<Element>(whole - (0x4b400000 - MIDDLE));
-    }
+    for (; i < in; ++i)
+        elements[i] = static_cast<Element>(_mm_cvtss_si32(_mm_set_ss(x[i] * factor)) + MIDDLE);
     for (; i < width; ++i) elements[i] = static_cast<Element>(MIDDLE);
     return (largest + 0.0f * largest) / LEVELS;
 }
