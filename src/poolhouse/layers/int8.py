@@ -116,7 +116,9 @@ class _Compiled:
     def __call__(self, x: Tensor, activation: str, residual: Tensor | None) -> Tensor:
         rows, features = x.shape
         if features != self.in_features or x.dtype != torch.float32:
-            raise RuntimeError(f"An int8 layer takes float32 [rows, {self.in_features}], not {x.dtype} {list(x.shape)}.")
+            raise RuntimeError(
+                f"An int8 layer takes float32 [rows, {self.in_features}], not {x.dtype} {list(x.shape)}."
+            )
         x = x if x.stride(-1) == 1 else x.contiguous()
         y = torch.empty(rows, self.out_features)
         added, stride = None, 0

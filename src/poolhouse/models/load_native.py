@@ -65,12 +65,11 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
             "named after a decoder. hf_overrides={'is_causal': True} makes it one."
         )
     if loaded.int8:
-        rest = 4 * (loaded.sizes.parameters - loaded.int8) / 1e6
-        notes += [
+        notes.append(
             f"Int8: {loaded.int8 / 1e6:.1f} MB of weights instead of {4 * loaded.int8 / 1e6:.1f} MB; tables, norms and "
-            f"what else stays in float32 take {rest:.1f} MB.",
-            described(),
-        ]
+            f"what else stays in float32 take {4 * (loaded.sizes.parameters - loaded.int8) / 1e6:.1f} MB."
+        )
+        notes.append(described())
     merged = [str(folder) for folder in plan.adapters.base_merge] + [plan.adapters.merge or ""]
     notes += [f"Merged into the weights: the adapter {name}." for name in merged if name]
     if loaded.adapters.names:

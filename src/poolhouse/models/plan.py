@@ -334,7 +334,9 @@ def _static(static: StaticFiles, folders: _Folders, options: LoadOptions, device
     """The plan of a model that is a table; see `poolhouse.models.native.static`."""
     folder, pooling = folders.described, options.pooler.seq_pooling_type
     if options.quantization is not None:
-        raise ConfigError(f"quantization='int8': {folder} holds static embeddings, which have no products; leave it out.")
+        raise ConfigError(
+            f"quantization='int8': {folder} holds static embeddings, which have no products; leave it out."
+        )
     if options.convert == "classify" or options.adapters.named or folders.adapters or options.overrides is not None:
         raise ConfigError(f"{folder} holds static embeddings: no classifier, no adapters, and no config to override.")
     if options.implementation == "transformers":
