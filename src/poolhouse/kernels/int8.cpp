@@ -1,6 +1,6 @@
 // Int8: products of a weight in int8, laid out once, with rows of float32 that are brought to int8 as they come.
 //
-//     row of x --quantise--> bytes, step --tile: dot products of integers, exact--> times both steps, bias, activation
+//     row of x --quantise--> bytes, step --multiply: dot products of integers, exact--> times both steps, bias, activation
 //
 // A row is quantised by itself, so its answer does not depend on its neighbours. Blocks of rows stay in cache while they
 // meet the whole weight. AVX-512 VNNI multiplies unsigned by signed bytes: a row is stored around 128, and 128 times the sum
@@ -202,23 +202,34 @@ inline Sums added(Sums sums, Sums row, Sums weight) {
 #endif
 }
 
-// The answers of a few rows in one panel.
-template <int64_t HEIGHT, int64_t ACTIVATION>
-void tile(const Element* elements, const float* steps, const Rows& rows, const Weight& weight, int64_t panel) {
-    Sums sums[HEIGHT][VECTORS] = {};
-    const int8_t* packed = weight.packed + panel * PANEL * weight.width;
-    for (int64_t k = 0; k < weight.width; k += GROUP, packed += PANEL * GROUP) {
+// The sums of a few rows in one panel: [HEIGHT][PANEL]. By itself, so that the sums stay in registers.
+template <int64_t HEIGHT>
+__attribute__((noinline)) void multiply(const Element* elements, int64_t width, const int8_t* packed, int32_t* answers) {
+    Sums sums[HEIGHT][VECTORS];
+#pragma GCC unroll 6
+    for (int64_t r = 0; r < HEIGHT; ++r)
+#pragma GCC unroll 4
+        for (int64_t v = 0; v < VECTORS; ++v) sums[r][v] = Sums{};
+    for (int64_t k = 0; k < width; k += GROUP, packed += PANEL * GROUP) {
         Sums columns[VECTORS];
 #pragma GCC unroll 4
         for (int64_t v = 0; v < VECTORS; ++v) columns[v] = column(packed + v * LANES * GROUP);
 #pragma GCC unroll 6
         for (int64_t r = 0; r < HEIGHT; ++r) {
-            const Sums row = spread(elements + r * weight.width + k);
+            const Sums row = spread(elements + r * width + k);
 #pragma GCC unroll 4
             for (int64_t v = 0; v < VECTORS; ++v) sums[r][v] = added(sums[r][v], row, columns[v]);
         }
     }
+#pragma GCC unroll 6
+    for (int64_t r = 0; r < HEIGHT; ++r)
 #pragma GCC unroll 4
+        for (int64_t v = 0; v < VECTORS; ++v) memcpy(answers + r * PANEL + v * LANES, &sums[r][v], sizeof(Sums));
+}
+
+// The answers of the sums of a few rows in one panel.
+template <int64_t ACTIVATION>
+void finish(const int32_t* sums, const float* steps, const Rows& rows, const Weight& weight, int64_t panel) {
     for (int64_t v = 0; v < VECTORS; ++v) {
         const int64_t at = panel * PANEL + v * LANES, left = weight.out - at;
         if (left <= 0) break;
@@ -226,20 +237,21 @@ void tile(const Element* elements, const float* steps, const Rows& rows, const W
         const Floats column_steps = load(weight.steps + at), bias = load(weight.bias + at);
         Ints shifts;
         memcpy(&shifts, weight.shifts + at, sizeof shifts);
-#pragma GCC unroll 6
-        for (int64_t r = 0; r < HEIGHT; ++r) {
+        for (int64_t r = 0; r < rows.count; ++r) {
             Ints whole;
-            memcpy(&whole, &sums[r][v], sizeof whole);
+            memcpy(&whole, sums + r * PANEL + v * LANES, sizeof whole);
             const Floats value = __builtin_convertvector(whole - shifts, Floats) * column_steps;
             Floats result = activated<ACTIVATION>(value * steps[r] + bias);
-            if (rows.residual != nullptr) {
+            float* to = rows.y + r * rows.y_stride + at;
+            if (left >= LANES) {
+                if (rows.residual != nullptr) result += load(rows.residual + r * rows.residual_stride + at);
+                memcpy(to, &result, sizeof result);
+            } else {
                 Floats before{};
-                if (left < LANES) memcpy(&before, rows.residual + r * rows.residual_stride + at, bytes);
-                else before = load(rows.residual + r * rows.residual_stride + at);
+                if (rows.residual != nullptr) memcpy(&before, rows.residual + r * rows.residual_stride + at, bytes);
                 result += before;
+                memcpy(to, &result, bytes);
             }
-            if (left < LANES) memcpy(rows.y + r * rows.y_stride + at, &result, bytes);
-            else memcpy(rows.y + r * rows.y_stride + at, &result, sizeof result);
         }
     }
 }
@@ -248,18 +260,20 @@ template <int64_t ACTIVATION>
 void tiles(const Element* elements, const float* steps, const Rows& rows, const Weight& weight, int64_t panel) {
     // Tiles of nearly equal height: 9 rows are 5 and 4.
     const int64_t count = (rows.count + TALL - 1) / TALL;
+    alignas(64) int32_t sums[TALL * PANEL];
     for (int64_t t = 0, row = 0; t < count; ++t) {
         const int64_t height = (rows.count - row + count - t - 1) / (count - t);
         const Element* own = elements + row * weight.width;
-        const Rows part = rows.from(row, height);
+        const int8_t* packed = weight.packed + panel * PANEL * weight.width;
         switch (height) {
-            case 1: tile<1, ACTIVATION>(own, steps + row, part, weight, panel); break;
-            case 2: tile<2, ACTIVATION>(own, steps + row, part, weight, panel); break;
-            case 3: tile<3, ACTIVATION>(own, steps + row, part, weight, panel); break;
-            case 4: tile<4, ACTIVATION>(own, steps + row, part, weight, panel); break;
-            case 5: tile<5, ACTIVATION>(own, steps + row, part, weight, panel); break;
-            default: tile<6, ACTIVATION>(own, steps + row, part, weight, panel); break;
+            case 1: multiply<1>(own, weight.width, packed, sums); break;
+            case 2: multiply<2>(own, weight.width, packed, sums); break;
+            case 3: multiply<3>(own, weight.width, packed, sums); break;
+            case 4: multiply<4>(own, weight.width, packed, sums); break;
+            case 5: multiply<5>(own, weight.width, packed, sums); break;
+            default: multiply<6>(own, weight.width, packed, sums); break;
         }
+        finish<ACTIVATION>(sums, steps + row, rows.from(row, height), weight, panel);
         row += height;
     }
 }
