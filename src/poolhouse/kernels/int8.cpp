@@ -1,10 +1,11 @@
 // Int8: products of a weight in int8, laid out once, with rows of float32 that are brought to int8 as they come.
 //
-//     row of x --quantise--> bytes, step --multiply: dot products of integers, exact--> times both steps, bias, activation
+//     row of x --quantise--> bytes, step, zero --multiply: sums of products, exact--> times both steps, bias, activation
 //
-// A row is quantised by itself, so its answer does not depend on its neighbours. Blocks of rows stay in cache while they
-// meet the whole weight. AVX-512 VNNI multiplies unsigned by signed bytes: a row is stored around 128, and 128 times the sum
-// of a column is taken off. AVX2 has no such product that cannot overflow: it multiplies pairs of 16 bits.
+// A row is quantised by itself, so its answer does not depend on its neighbours: 255 steps from its smallest number to its
+// largest, 0 among them. Blocks of rows stay in cache while they meet the whole weight. AVX-512 VNNI multiplies unsigned by
+// signed bytes: a row is counted from its smallest number, and what its zero adds to a sum is taken off. AVX2 has no such
+// product that cannot overflow: it multiplies pairs of 16 bits, counted from zero.
 
 #include <cstdlib>
 #include <cstring>
@@ -19,21 +20,21 @@ using Element = uint8_t;          // of a quantised row
 constexpr int64_t GROUP = 4;      // elements of a row that one instruction takes
 constexpr int64_t LANES = 16;     // columns of one vector
 constexpr int64_t VECTORS = 4;    // vectors of one panel of the weight
-constexpr int32_t MIDDLE = 128;   // what stands for zero in a row
+constexpr bool FROM_ZERO = false; // whether a row is counted from its zero
 using Sums = __m512i;
 #else
 using Element = int16_t;
 constexpr int64_t GROUP = 2;
 constexpr int64_t LANES = 8;
 constexpr int64_t VECTORS = 2;
-constexpr int32_t MIDDLE = 0;
+constexpr bool FROM_ZERO = true;
 using Sums = __m256i;
 #endif
 
 constexpr int64_t PANEL = LANES * VECTORS;  // columns
 constexpr int64_t TALL = 6;                 // rows of a tile at most
 constexpr int64_t BLOCK = 96;               // rows that are quantised together
-constexpr float LEVELS = 127.0f;
+constexpr float LEVELS = 255.0f;
 
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
@@ -103,7 +104,7 @@ struct Weight {
     int64_t in, out, width;  // width: in, rounded up to whole groups
     const int8_t* packed;    // [panels][width / GROUP][PANEL][GROUP]
     const float* steps;      // these three: [panels * PANEL]
-    const int32_t* shifts;
+    const int32_t* totals;  // of each output's whole numbers
     const float* bias;
     int64_t panels() const { return (out + PANEL - 1) / PANEL; }
 };
@@ -145,34 +146,56 @@ inline Ints nearest(Floats x) {
 #endif
 }
 
-// The elements of a row, and what one of their steps is worth; NaN where the row is not finite.
-inline float quantise(const float* x, int64_t in, int64_t width, Element* elements) {
-    // Magnitudes compare as whole numbers, NaN as the largest.
+struct Steps {
+    float size[BLOCK];
+    int32_t zero[BLOCK];
+};
+
+// The elements of row r of `steps`, and its step, NaN where the row is not finite.
+inline void quantise(const float* x, int64_t in, int64_t width, Element* elements, Steps& steps, int64_t r) {
+    // Magnitudes compare as whole numbers, infinity and NaN as the largest.
     Ints most{};
-    int64_t i = 0;
-    for (; i + LANES <= in; i += LANES) {
-        const Ints magnitude = (Ints)load(x + i) & 0x7fffffff;
+    Floats low{}, high{};
+    const int64_t whole_end = in / LANES * LANES;
+    for (int64_t i = 0; i < whole_end; i += LANES) {
+        const Floats numbers = load(x + i);
+        const Ints magnitude = (Ints)numbers & 0x7fffffff;
         most = magnitude > most ? magnitude : most;
+        low = numbers < low ? numbers : low;
+        high = numbers > high ? numbers : high;
     }
     int32_t bits = 0;
-    for (int64_t lane = 0; lane < LANES; ++lane) bits = most[lane] > bits ? most[lane] : bits;
-    for (; i < in; ++i) {
+    float smallest = 0.0f, largest = 0.0f;
+    for (int64_t lane = 0; lane < LANES; ++lane) {
+        bits = most[lane] > bits ? most[lane] : bits;
+        smallest = low[lane] < smallest ? low[lane] : smallest;
+        largest = high[lane] > largest ? high[lane] : largest;
+    }
+    for (int64_t i = whole_end; i < in; ++i) {
         int32_t one;
         memcpy(&one, x + i, 4);
         bits = (one & 0x7fffffff) > bits ? (one & 0x7fffffff) : bits;
+        smallest = x[i] < smallest ? x[i] : smallest;
+        largest = x[i] > largest ? x[i] : largest;
     }
-    float largest;
-    memcpy(&largest, &bits, 4);
+    const float range = largest - smallest;
     // A row of zeros has no step.
-    const float factor = 1.0f / (largest < 1e-30f ? 1e-30f : largest) * LEVELS;
-    for (i = 0; i + LANES <= in; i += LANES) {
-        const Elements narrow = __builtin_convertvector(nearest(load(x + i) * factor) + MIDDLE, Elements);
+    const float factor = 1.0f / (range < 1e-30f ? 1e-30f : range) * LEVELS;
+    const int32_t zero = _mm_cvtss_si32(_mm_set_ss(-smallest * factor));
+    steps.size[r] = bits < 0x7f800000 ? range / LEVELS : __builtin_nanf("");
+    steps.zero[r] = zero;
+    const int32_t shift = FROM_ZERO ? 0 : zero, end = static_cast<int32_t>(LEVELS) - zero + shift;
+    for (int64_t i = 0; i < whole_end; i += LANES) {
+        const Ints whole = nearest(load(x + i) * factor) + shift;
+        const Elements narrow = __builtin_convertvector(whole > end ? Ints{} + end : whole, Elements);
         memcpy(elements + i, &narrow, sizeof narrow);
     }
-    for (; i < in; ++i)
-        elements[i] = static_cast<Element>(_mm_cvtss_si32(_mm_set_ss(x[i] * factor)) + MIDDLE);
-    for (; i < width; ++i) elements[i] = static_cast<Element>(MIDDLE);
-    return (largest + 0.0f * largest) / LEVELS;
+    for (int64_t i = whole_end; i < in; ++i) {
+        const int32_t whole = _mm_cvtss_si32(_mm_set_ss(x[i] * factor)) + shift;
+        elements[i] = static_cast<Element>(whole > end ? end : whole);
+    }
+    // Filled up with weights of 0.
+    for (int64_t i = in; i < width; ++i) elements[i] = 0;
 }
 
 // A group of a row, in every lane.
@@ -229,19 +252,20 @@ __attribute__((noinline)) void multiply(const Element* elements, int64_t width, 
 
 // The answers of the sums of a few rows in one panel.
 template <int64_t ACTIVATION>
-void finish(const int32_t* sums, const float* steps, const Rows& rows, const Weight& weight, int64_t panel) {
+void finish(const int32_t* sums, const Steps& steps, int64_t row, const Rows& rows, const Weight& weight, int64_t panel) {
     for (int64_t v = 0; v < VECTORS; ++v) {
         const int64_t at = panel * PANEL + v * LANES, left = weight.out - at;
         if (left <= 0) break;
         const size_t bytes = (left < LANES ? left : LANES) * sizeof(float);
         const Floats column_steps = load(weight.steps + at), bias = load(weight.bias + at);
-        Ints shifts;
-        memcpy(&shifts, weight.shifts + at, sizeof shifts);
+        Ints totals;
+        memcpy(&totals, weight.totals + at, sizeof totals);
         for (int64_t r = 0; r < rows.count; ++r) {
             Ints whole;
             memcpy(&whole, sums + r * PANEL + v * LANES, sizeof whole);
-            const Floats value = __builtin_convertvector(whole - shifts, Floats) * column_steps;
-            Floats result = activated<ACTIVATION>(value * steps[r] + bias);
+            if constexpr (!FROM_ZERO) whole -= totals * steps.zero[row + r];
+            const Floats value = __builtin_convertvector(whole, Floats) * column_steps;
+            Floats result = activated<ACTIVATION>(value * steps.size[row + r] + bias);
             float* to = rows.y + r * rows.y_stride + at;
             if (left >= LANES) {
                 if (rows.residual != nullptr) result += load(rows.residual + r * rows.residual_stride + at);
@@ -257,7 +281,7 @@ void finish(const int32_t* sums, const float* steps, const Rows& rows, const Wei
 }
 
 template <int64_t ACTIVATION>
-void tiles(const Element* elements, const float* steps, const Rows& rows, const Weight& weight, int64_t panel) {
+void tiles(const Element* elements, const Steps& steps, const Rows& rows, const Weight& weight, int64_t panel) {
     // Tiles of nearly equal height: 9 rows are 5 and 4.
     const int64_t count = (rows.count + TALL - 1) / TALL;
     alignas(64) int32_t sums[TALL * PANEL];
@@ -273,7 +297,7 @@ void tiles(const Element* elements, const float* steps, const Rows& rows, const 
             case 5: multiply<5>(own, weight.width, packed, sums); break;
             default: multiply<6>(own, weight.width, packed, sums); break;
         }
-        finish<ACTIVATION>(sums, steps + row, rows.from(row, height), weight, panel);
+        finish<ACTIVATION>(sums, steps, row, rows.from(row, height), weight, panel);
         row += height;
     }
 }
@@ -281,9 +305,9 @@ void tiles(const Element* elements, const float* steps, const Rows& rows, const 
 // The answers of up to BLOCK rows in some panels.
 void block(const Rows& rows, const Weight& weight, int64_t activation, int64_t first, int64_t last) {
     Element* elements = room.of(rows.count * weight.width);
-    float steps[BLOCK];
+    Steps steps;
     for (int64_t r = 0; r < rows.count; ++r)
-        steps[r] = quantise(rows.x + r * rows.x_stride, weight.in, weight.width, elements + r * weight.width);
+        quantise(rows.x + r * rows.x_stride, weight.in, weight.width, elements + r * weight.width, steps, r);
     for (int64_t panel = first; panel < last; ++panel) {
         switch (activation) {
             case RELU: tiles<RELU>(elements, steps, rows, weight, panel); break;
@@ -296,21 +320,19 @@ void block(const Rows& rows, const Weight& weight, int64_t activation, int64_t f
 
 }  // namespace
 
-// Writes how a weight is laid out, [panels][groups][columns][group]: the columns of a panel, the elements of a group, and
-// what stands for zero in a row.
+// Writes how a weight is laid out, [panels][groups][columns][group]: the columns of a panel, the elements of a group.
 KERNEL void int8_layout(int64_t* sizes) {
     sizes[0] = PANEL;
     sizes[1] = GROUP;
-    sizes[2] = MIDDLE;
 }
 
 // y = activation(x @ weight.T + bias), or residual + x @ weight.T + bias.
 // x: [rows, in]; y: [rows, out]; residual: as y, or null. Strides count floats between rows; the last dimension is dense.
-// packed: see int8_layout. steps, bias: [panels * columns]. shifts: as many, what is taken off the whole-number sums.
+// packed: see int8_layout. steps, bias: [panels * columns]. totals: as many, the sums of each output's whole numbers.
 KERNEL void int8_linear(const float* x, int64_t x_stride, int64_t rows, int64_t in, int64_t out, const int8_t* packed,
-                        const float* steps, const int32_t* shifts, const float* bias, int64_t activation,
+                        const float* steps, const int32_t* totals, const float* bias, int64_t activation,
                         const float* residual, int64_t residual_stride, float* y, int64_t y_stride, int64_t threads) {
-    const Weight weight{in, out, (in + GROUP - 1) / GROUP * GROUP, packed, steps, shifts, bias};
+    const Weight weight{in, out, (in + GROUP - 1) / GROUP * GROUP, packed, steps, totals, bias};
     const Rows all_rows{x, residual, y, rows, x_stride, residual_stride, y_stride};
     const int64_t panels = weight.panels();
     if (threads > 1 && rows <= BLOCK) {

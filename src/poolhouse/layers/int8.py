@@ -1,9 +1,13 @@
 """Int8: `Linear` with its weight in int8, a step per output, and rows that are brought to int8 as they come, a step each.
 
-    x [rows, in] --row by row: step = largest / 127--> whole numbers --exact sums--> * step of row * step of output + bias
-    weight [out, in] --once: step = largest of an output / 127--> whole numbers, laid out for the products
+    x [rows, in] --row by row: 255 steps from smallest to largest--> whole numbers --exact sums--> * both steps + bias
+    weight [out, in] --once: 127 steps to each side of 0, for each output--> whole numbers, laid out for the products
 
-A row's step depends on that row alone, so what lies beside it in a pack changes nothing. Sums of whole numbers are exact
+    step = (largest - smallest) / 255, both with 0 among them;  zero = round(-smallest / step)
+    y = step * (round(x / step) @ whole) * step of output,  round(x / step) + zero at most 255
+
+Few rows are as large to one side as to the other: a step is half of what it would be with 127 to each side, and texts lose
+less than half as much. A row's step depends on that row alone, so what lies beside it in a pack changes nothing. Sums of whole numbers are exact
 in any order. The kernels of `poolhouse.kernels` do it in one pass over memory; elsewhere torch's operators do, in several.
 """
 
@@ -25,7 +29,7 @@ from poolhouse.packing.pack import Segments
 _ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 # The smallest number that a row's largest is taken for: a row of zeros has no step.
 _LEAST = 1e-30
-_LEVELS = 127
+_LEVELS = 127  # of a weight
 
 
 class Int8Linear:
@@ -63,11 +67,10 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Layout(NamedTuple):
-    """How a kernel reads a weight: [panels][groups][columns][group]. middle: what stands for zero in a row."""
+    """How a kernel reads a weight: [panels][groups][columns][group]."""
 
     columns: int
     group: int
-    middle: int
 
 
 @cache
@@ -76,7 +79,7 @@ def compiled_layout() -> Layout | None:
     ask = kernels.function("int8_layout", kernels.ADDRESS)
     if ask is None:
         return None
-    sizes = torch.empty(3, dtype=torch.int64)
+    sizes = torch.empty(2, dtype=torch.int64)
     ask(sizes.data_ptr())
     return Layout(*sizes.tolist())
 
@@ -105,9 +108,9 @@ class _Compiled:
         filled = F.pad(whole, (0, groups * layout.group - self.in_features, 0, missing))
         self.packed = filled.view(panels, layout.columns, groups, layout.group).transpose(1, 2).contiguous()
         self.steps = F.pad(steps, (0, missing))
-        self.shifts = (filled.sum(1, dtype=torch.int32) * layout.middle).contiguous()
+        self.totals = filled.sum(1, dtype=torch.int32)
         self.bias = torch.zeros(outputs) if bias is None else F.pad(bias.float(), (0, missing))
-        self.addresses = tuple(one.data_ptr() for one in (self.packed, self.steps, self.shifts, self.bias))
+        self.addresses = tuple(one.data_ptr() for one in (self.packed, self.steps, self.totals, self.bias))
         self.run = _linear()
 
     def padded_rows(self, count: int) -> int:
@@ -135,16 +138,17 @@ class _Compiled:
 
 
 class _ByTorch:
-    """Products by oneDNN's operator, whose rows have one step: steps of rows are multiplied in before and after.
+    """Products by oneDNN's operator, whose rows have one step and zero: those of each row are brought in behind it.
 
     Without instructions for int8 oneDNN adds pairs of products in 16 bits, where two of 255 * 127 do not fit. There rows
-    have 63 steps to each side instead of 127.
+    have 127 steps instead of 255.
     """
 
     def __init__(self, whole: Tensor, steps: Tensor, bias: Tensor | None) -> None:
-        self.levels, self.middle = (127, 128) if multiplies_int8() else (63, 64)
+        self.levels = 255 if multiplies_int8() else 127
         self.weight = torch.ops.onednn.qlinear_prepack(whole.contiguous(), None)
         self.steps = steps
+        self.totals = whole.sum(1, dtype=torch.int32) * steps
         self.zeros = torch.zeros(len(whole), dtype=torch.int32)
         self.bias = torch.zeros(len(whole)) if bias is None else bias.float()
 
@@ -152,17 +156,22 @@ class _ByTorch:
         return rounded_rows(count)
 
     def __call__(self, x: Tensor, activation: str, residual: Tensor | None) -> Tensor:
-        largest = x.abs().amax(1, keepdim=True)
-        factors = largest.clamp_min(_LEAST).reciprocal_().mul_(self.levels)
-        codes = (x * factors).round_().add_(self.middle).to(torch.uint8)
+        smallest, largest = x.amin(1, keepdim=True).clamp_(max=0.0), x.amax(1, keepdim=True).clamp_(min=0.0)
+        ranges = largest - smallest
+        factors = ranges.clamp_min(_LEAST).reciprocal_().mul_(self.levels)
+        zeros = (-smallest * factors).round_()
+        codes = (x * factors).round_().add_(zeros).clamp_(max=self.levels).to(torch.uint8)
         rows = len(codes)
         if missing := rounded_rows(rows) - rows:
             codes = F.pad(codes, (0, 0, 0, missing))
+        # Counted from the middle, so that sums are small and float32 holds most of them exactly.
+        middle = (self.levels + 1) // 2
         y = torch.ops.onednn.qlinear_pointwise.default(
-            *(codes, 1.0, self.middle, self.weight, self.steps, self.zeros, None, 1.0, 0, torch.float32, "none", [], "")
+            *(codes, 1.0, middle, self.weight, self.steps, self.zeros, None, 1.0, 0, torch.float32, "none", [], "")
         )
         # NaN where a row is not finite.
-        y = torch.addcmul(self.bias, y[:rows], (largest + largest * 0.0).div_(self.levels))
+        steps = (ranges + ranges * 0.0).div_(self.levels)
+        y = torch.addcmul(self.bias, y[:rows].addcmul_(self.totals, middle - zeros), steps)
         return applied(activation, y) if residual is None else y.add_(residual)
 
 
