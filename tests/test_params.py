@@ -177,10 +177,19 @@ def test_other_former_options() -> None:
     assert Settings.parse(seed=None).seed == 0
 
 
+@pytest.mark.parametrize("nothing", [None, "", "none", "auto"])
 @pytest.mark.parametrize("word", ["quantization", "quantization_config"])
-def test_quantised_weights_are_refused_not_ignored(word: str) -> None:
-    assert getattr(Settings.parse(**{word: None}), word) is None
-    with pytest.raises(ConfigError, match=f"^{word}: Poolhouse does not quantise weights.*'fp8'"):
+def test_nothing_is_quantised_by_default(word: str, nothing: str | None) -> None:
+    assert getattr(Settings.parse(**{word: nothing}), word) is None
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [("quantization", "possible are none and 'int8'.*'fp8'"), ("quantization_config", "nothing to configure.*'fp8'")],
+)
+def test_other_quantisation_is_refused_not_ignored(word: str, words: str) -> None:
+    assert Settings.parse(quantization="int8").quantization == "int8"
+    with pytest.raises(ConfigError, match=f"^{word}: .*{words}"):
         Settings.parse(**{word: "fp8"})
 
 

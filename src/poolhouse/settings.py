@@ -64,8 +64,10 @@ class Settings(BaseModel):
     served_model_name: tuple[str, ...] | None = option(
         "Model", None, "Names that requests may use; with several models, one each."
     )
-    quantization: str | None = option("Model", None, "Nothing is quantised: only none is taken.")
-    quantization_config: object = option("Model", None, "As quantization.")
+    quantization: Literal["int8"] | None = option(
+        "Model", None, "int8: products of blocks in int8, on CPUs, of native models; none: nothing is quantised."
+    )
+    quantization_config: object = option("Model", None, "Only none is taken; see quantization.")
     seed: int = option("Model", 0, "Seed of torch's random numbers.")
 
     pooler_config: Any = option("Pooling", None, "How to pool, as JSON; --pooler-config.FIELD sets one field.")
@@ -180,14 +182,21 @@ class Settings(BaseModel):
     def _vllms_former_default(cls, value: object) -> object:
         return 0 if value is None else value
 
-    @field_validator("quantization", "quantization_config", mode="before")
+    @field_validator("quantization", mode="before")
     @classmethod
-    def _nothing_is_quantised(cls, value: object) -> object:
+    def _int8_or_nothing(cls, value: object) -> object:
         if value in (None, "", "none", "auto"):
             return None
-        raise ValueError(
-            "Poolhouse does not quantise weights; leave it out, or ask for dtype='bfloat16' to save memory"
-        )
+        if value == "int8":
+            return value
+        raise ValueError("possible are none and 'int8'; dtype='bfloat16' saves memory too")
+
+    @field_validator("quantization_config", mode="before")
+    @classmethod
+    def _nothing_to_configure(cls, value: object) -> object:
+        if value in (None, "", "none", "auto"):
+            return None
+        raise ValueError("leave it out: quantization='int8' has nothing to configure, and no other way exists")
 
     @field_validator("model_impl", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,45 @@ def test_a_reference_that_cannot_be_run_is_said(said: Run, monkeypatch: pytest.M
     assert last.endswith(
         "compared with nothing: sentence-transformers cannot run it: RuntimeError: not today nor tomorrow"
     )
+
+
+@pytest.mark.parametrize(
+    ("ending", "options", "words"),
+    [
+        ("Model", ("--hf-overrides", "{}"), r"on \d+ texts: lowest cosine 0\.99\d+, mean 0\.99\d+"),
+        ("ForSequenceClassification", (), r"on 48 pairs: largest difference of a score 0\.\d+, mean 0\.\d+"),
+        ("ForTokenClassification", (), r"on \d+ texts: largest difference of a score 0\.\d+, mean 0\.\d+"),
+        (
+            "Model",
+            ("--pooler-config", '{"task": "token_embed"}'),
+            r"on \d+ tokens of \d+ texts: lowest cosine 0\.9\d+, mean 0\.99\d+",
+        ),
+    ],
+)
+def test_int8_is_compared_with_float32(
+    ending: str, options: tuple[str, ...], words: str, said: Run, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path, "bert, wordpiece", ending)
+    done = said("check", tmp_path, "--quantization", "int8", *options)
+    lines = done.out.decode().splitlines()
+    assert done.status == 0
+    assert re.search(f"^Int8 against float32 {words}\\.$", done.out.decode(), re.MULTILINE), lines
+    assert lines[-1] == "OK: the model loads, and answers as float32."
+    assert any(line.startswith("quantization:") for line in lines)
+    assert "Int8 products are computed by" in " ".join(done.out.decode().split())
+
+
+def test_int8_that_is_far_from_float32_is_a_verdict(said: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "_LEAST_INT8_COSINE", 0.999999)
+    done = said("check", model, "--quantization", "int8")
+    assert done.status == 1
+    assert "The answers differ from float32. Int8 against float32 on" in done.error
+    # Nothing is compared where that was asked for.
+    assert said("check", model, "--quantization", "int8", "--no-reference").status == 0
+
+
+def test_a_quantisation_that_is_not_there_is_named_as_typed(said: Run, model: Path) -> None:
+    done = said("check", model, "--quantization", "int4")
+    assert (done.status, done.error.count("--quantization: possible are none and 'int8'")) == (2, 1)
+    done = said("check", model, "--quantization", "int8", "--dtype", "bfloat16")
+    assert "--dtype bfloat16 beside --quantization int8" in done.error

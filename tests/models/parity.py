@@ -69,12 +69,12 @@ def change_tensors(folder: Path, drop: str | None = None, add: dict[str, Tensor]
     save_file(tensors | (add or {}), folder / "model.safetensors")
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> Loaded:
+def load(folder: Path, dtype: torch.dtype = torch.float32, int8: bool = False) -> Loaded:
     checkpoint = Checkpoint(folder)
     family = family_of(checkpoint.config)
     assert family is not None
     spec = spec_of(family, checkpoint.config, checkpoint.folder)
-    return load_transformer(family, spec, checkpoint.config, checkpoint, dtype, torch.device("cpu"))
+    return load_transformer(family, spec, checkpoint.config, checkpoint, dtype, torch.device("cpu"), int8=int8)
 
 
 def texts() -> list[Tokens]:

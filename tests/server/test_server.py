@@ -401,3 +401,18 @@ def test_a_model_that_is_not_there_is_one_clear_line() -> None:
         assert done.returncode == status, done.stderr
         assert words in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_int8_is_served_as_offline() -> None:
+    running = Server("--quantization", "int8")
+    texts = ["The moon pulls the sea.", "Bread needs time.", "Bread " * 40]
+    try:
+        answer = httpx.post(f"{running.url}/v1/embeddings", json={"model": MODEL, "input": texts}, timeout=60).json()
+    finally:
+        running.stop()
+    got = np.array([item["embedding"] for item in answer["data"]], np.float32)
+    with LLM(quantization="int8") as int8, LLM() as plain:
+        # Batches may be others; see tests/models/test_int8.py.
+        np.testing.assert_allclose(got, int8.embed_array(texts), atol=1e-3)
+        cosines = (got * plain.embed_array(texts)).sum(1)
+    assert 0.99 < cosines.min() < 0.99999

@@ -27,6 +27,7 @@ from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.templates.score import SEAM
 from poolhouse.params import PoolingParams
 from poolhouse.settings import Settings
+from poolhouse.tasks import Task
 
 if TYPE_CHECKING:
     from poolhouse.llm import LLM
@@ -38,6 +39,10 @@ _LARGEST_LOGIT_DIFFERENCE = 1e-3
 # Published numbers were computed in half precision and rounded; both in the score's own unit and relative.
 _RELATIVE, _ABSOLUTE = 0.01, 1e-3
 _REFERENCE = "the reference, sentence-transformers"
+# Of int8 to float32: the lowest cosine of texts, and the largest difference of scores from 0 to 1. Of single tokens the
+# mean is judged: some are further off, and what is made of them are sums over many.
+_LEAST_INT8_COSINE, _LARGEST_INT8_DIFFERENCE = 0.99, 0.1
+_FLOAT32 = "float32"
 
 
 @with_options(Settings)
@@ -117,11 +122,19 @@ def _checked(
         _answer_something(llm)
         if not reference:
             return facts, _Report(comparisons, "--no-reference was asked for.")
+        if llm.settings.quantization is not None:
+            # What remains to be compared is float32 and the reference: without the option.
+            with LLM(model, **{**options, "quantization": None}) as plain:
+                compared = _compare_int8(llm, plain)
+            why: str | None = compared if isinstance(compared, str) else None
+            if isinstance(compared, Compared):
+                found(compared)
+            return facts, _Report(comparisons, why)
         values = golden_values(llm.settings.model, llm.model.facts.path)
         if values:
             found(compare(values, measure(llm, values)))
         if find_spec("sentence_transformers") is None:
-            why: str | None = "sentence-transformers is not installed."
+            why = "sentence-transformers is not installed."
         else:
             compared = _compare(llm)
             why = compared if isinstance(compared, str) else None
@@ -271,14 +284,56 @@ def _compare_pairs(llm: LLM) -> Compared:
 
     pairs = [(question, passage) for question in queries()[:4] for passage in passages()[:12]]
     theirs = CrossEncoder(**_loading(llm)).predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
-    prompts = [Prompt(question, pair=passage, template=llm.engine.facts.score_template) for question, passage in pairs]
     raw = PoolingParams(use_activation=False)
-    futures = llm.engine.submit([Request(prompt, "classify", raw) for prompt in prompts])
+    futures = llm.engine.submit([Request(prompt, "classify", raw) for prompt in _pairs(llm)])
     ours = np.stack([future.result().array for future in futures])
     largest = float(np.abs(ours - theirs.reshape(ours.shape)).max())
     summary = f"Against sentence-transformers on {len(pairs)} pairs: largest difference of a logit {largest:.1e}."
     close = largest <= _LARGEST_LOGIT_DIFFERENCE * max(1.0, float(np.abs(theirs).max()))
     return Compared(summary, close, _REFERENCE)
+
+
+def _compare_int8(llm: LLM, plain: LLM) -> Compared | str:
+    """How far int8 is from float32, by the first task, or why nothing was compared."""
+    task = llm.engine.facts.tasks[0]
+    prompts = _pairs(llm) if task == "classify" else [Prompt(text) for text in (*queries(), *passages())]
+    try:
+        got, expected = (_answers(one, task, prompts) for one in (llm, plain))
+    except InvalidRequest as error:
+        return f"it takes prompts of its own form alone: {error}"
+    if task in ("embed", "token_embed"):
+        ours, theirs = np.concatenate(got), np.concatenate(expected)
+        sizes = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+        if not sizes.any():
+            return "it has no vectors for texts alone."
+        cosines = (ours * theirs).sum(1)[sizes > 0] / sizes[sizes > 0]
+        what = f"{len(prompts)} texts" if task == "embed" else f"{len(cosines)} tokens of {len(prompts)} texts"
+        summary = f"Int8 against float32 on {what}: lowest cosine {cosines.min():.4f}, mean {cosines.mean():.4f}."
+        judged = cosines.min() if task == "embed" else cosines.mean()
+        return Compared(summary, bool(judged >= _LEAST_INT8_COSINE), _FLOAT32)
+    apart = np.concatenate([np.abs(one - other).ravel() for one, other in zip(got, expected, strict=True)])
+    if not len(apart):
+        return "it has no scores for texts alone."
+    what = "pairs" if task == "classify" else "texts"
+    summary = (
+        f"Int8 against float32 on {len(prompts)} {what}: largest difference of a score {apart.max():.4f}, "
+        f"mean {apart.mean():.4f}."
+    )
+    judged = apart.max() if task == "classify" else apart.mean()
+    return Compared(summary, bool(judged <= _LARGEST_INT8_DIFFERENCE), _FLOAT32)
+
+
+def _answers(llm: LLM, task: Task, prompts: Sequence[Prompt]) -> list[np.ndarray[Any, Any]]:
+    """[rows, width] of each prompt, one row for a whole text."""
+    futures = llm.engine.submit([Request(prompt, task) for prompt in prompts])
+    return [np.atleast_2d(future.result().array) for future in futures]
+
+
+def _pairs(llm: LLM) -> list[Prompt]:
+    """Questions with passages, as a classifier of pairs reads them."""
+    template = llm.engine.facts.score_template
+    pairs = [(question, passage) for question in queries()[:4] for passage in passages()[:12]]
+    return [Prompt(question, pair=passage, template=template) for question, passage in pairs]
 
 
 def _loading(llm: LLM) -> dict[str, Any]:

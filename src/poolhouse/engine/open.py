@@ -156,6 +156,7 @@ def _load_options(settings: Settings, name: str, pooler: PoolerConfig) -> LoadOp
         name=settings.names[0] if settings.names else name,
         variant=settings.variant,
         dtype=settings.dtype,
+        quantization=settings.quantization,
         device=settings.device,
         implementation=settings.model_impl,
         trust_remote_code=settings.trust_remote_code,

@@ -49,7 +49,7 @@ _MANY_ROWS, _LARGEST_STEP = 2048, 128
 
 
 class Product(Protocol):
-    """What blocks need of a linear layer: `Linear`, or `AdaptedLinear`.
+    """What blocks need of a linear layer: `Linear`, `Int8Linear` or `AdaptedLinear`.
 
     segments: whose rows x holds; only layers that treat some rows differently look at it.
     """
@@ -93,10 +93,7 @@ class Linear:
         """How many rows are computed for `count` rows; a caller that pads to this number spares a copy."""
         if self.prepacked is None or (self.transposed is not None and count <= _FEW_ROWS):
             return count
-        step = max(_MIN_STEP, (1 << (count - 1).bit_length()) // (2 * _SIZES))
-        if count > _MANY_ROWS:
-            step = _LARGEST_STEP
-        return -(-count // step) * step
+        return rounded_rows(count)
 
     def __call__(self, x: Tensor, activation: str = "none", segments: Segments | None = None) -> Tensor:
         """[rows, in] -> [rows, out]; `activation` is one of `fusable`."""
@@ -117,7 +114,7 @@ class Linear:
         else:
             assert self.weight is not None
             y = F.linear(x, self.weight, self.bias)
-        return y if activation == "none" else _ACTIVATIONS[activation](y)
+        return applied(activation, y)
 
     def add_to(self, residual: Tensor, x: Tensor, segments: Segments | None = None) -> Tensor:
         """residual + self(x), written in one pass where the kernels can."""
@@ -133,6 +130,19 @@ class Linear:
 
     def __repr__(self) -> str:
         return f"Linear({self.in_features} -> {self.out_features})"
+
+
+def rounded_rows(count: int) -> int:
+    """One of few numbers of rows, not less than `count`; see "Why pad" above."""
+    step = max(_MIN_STEP, (1 << (count - 1).bit_length()) // (2 * _SIZES))
+    if count > _MANY_ROWS:
+        step = _LARGEST_STEP
+    return -(-count // step) * step
+
+
+def applied(activation: str, x: Tensor) -> Tensor:
+    """An activation, one of `fusable`, in place."""
+    return x if activation == "none" else _ACTIVATIONS[activation](x)
 
 
 @cache

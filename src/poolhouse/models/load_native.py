@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
+from poolhouse.layers.int8 import described
 from poolhouse.models.adapters.adapters import AdapterOptions, Adapters, adapters_of, merged_into, with_heads
 from poolhouse.models.adapters.low_rank import Adapter, Target, tails
 from poolhouse.models.adapters.task_adapters import plain, read_task_adapters
@@ -31,6 +32,8 @@ from poolhouse.packing.pack import Batch
 from poolhouse.packing.tokens import Pictures, Tokens
 
 _NO_ADAPTERS = AdapterOptions()
+# The weights that `product_of` makes int8.
+_OF_BLOCKS = re.compile(r"layers\.\w+\.(attn\.(qkv|out)|ffn\.(expert_)?(up|down))\.weight")
 # Makes one backbone of a text half and a tower; see `PictureModel`.
 Join = Callable[[Transformer, Tower], Backbone]
 
@@ -50,7 +53,7 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
         join = partial(plan.pictures.join, config, plan.tokenizer)
     loaded = load_transformer(
         *(family, native.spec, native.config, checkpoint, plan.dtype, plan.device, plan.adapters),
-        *(known, native.tower, join),
+        *(known, native.tower, join, plan.options.quantization == "int8"),
     )
     head, notes = _head(plan, native, checkpoint, loaded)
     used = others if head is None else others | head.used
@@ -61,6 +64,12 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
             "config.json says is_causal: false, so tokens see both sides, as in transformers, although the model is "
             "named after a decoder. hf_overrides={'is_causal': True} makes it one."
         )
+    if loaded.int8:
+        notes.append(
+            f"Int8: {loaded.int8 / 1e6:.1f} MB of weights instead of {4 * loaded.int8 / 1e6:.1f} MB; tables, norms and "
+            f"what else stays in float32 take {4 * (loaded.sizes.parameters - loaded.int8) / 1e6:.1f} MB."
+        )
+        notes.append(described())
     merged = [str(folder) for folder in plan.adapters.base_merge] + [plan.adapters.merge or ""]
     notes += [f"Merged into the weights: the adapter {name}." for name in merged if name]
     if loaded.adapters.names:
@@ -86,6 +95,7 @@ class Loaded:
     prefix: what stands before the backbone's names in the checkpoint. token_table: name of the matrix of its tokens.
     table: that matrix, [vocabulary, features]. endless: whether positions are neither looked up nor turned into angles,
     so that texts longer than `sizes.positions` are read in the same way. merged: the adapters that the weights hold.
+    int8: how many weights are int8.
     """
 
     transformer: Backbone
@@ -97,6 +107,7 @@ class Loaded:
     token_table: str = ""
     merged: tuple[Adapter, ...] = ()
     endless: bool = False
+    int8: int = 0
 
 
 def load_transformer(
@@ -110,11 +121,12 @@ def load_transformer(
     known: tuple[str, ...] = (),
     tower: NativeTower | None = None,
     join: Join | None = None,
+    int8: bool = False,
 ) -> Loaded:
     """The backbone of a checkpoint, with its tower if it reads pictures, placed and laid out for its device.
 
     config: the part that the family reads. known: regular expressions of tensors that neither the family nor its heads
-    read. join: see `PictureModel`.
+    read. join: see `PictureModel`. int8: whether products of blocks are made in int8; not those of a tower.
 
     Raises:
         CheckpointError: names that nobody claims, slots without tensors, shapes that do not fit.
@@ -146,7 +158,7 @@ def load_transformer(
     merged = merged_into(claimed.tensors, target, options, tasks)
     aside += [name for adapter in merged for name in adapter.saved]
     build = partial(family.backbone, config, spec)
-    text, hidden_size = _fitting(build, Weights(claimed.tensors), device)
+    text, hidden_size = _fitting(build, Weights(claimed.tensors, int8=int8), device)
     backbone = text
     if tower is not None:
         assert isinstance(text, Transformer)
@@ -170,6 +182,7 @@ def load_transformer(
         token_table=f"{prefix}{layout.token_table}.weight",
         merged=merged,
         endless=table is None and all(layer.rope is None for layer in spec.layers),
+        int8=sum(tensor.numel() for name, tensor in claimed.tensors.items() if int8 and _OF_BLOCKS.fullmatch(name)),
     )
 
 

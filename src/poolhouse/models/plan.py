@@ -13,6 +13,7 @@ import torch
 
 from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.files import Folder, JsonObject
+from poolhouse.layers.int8 import possible
 from poolhouse.models.adapters.adapters import AdapterOptions
 from poolhouse.models.adapters.peft import base_of, is_peft_folder, trained_labels, trained_role
 from poolhouse.models.files.checkpoint import Checkpoint, Config
@@ -40,6 +41,7 @@ class LoadOptions:
     name: str
     variant: str | None = None
     dtype: str = "auto"
+    quantization: Literal["int8"] | None = None
     device: str = "auto"
     implementation: Literal["auto", "native", "transformers"] = "auto"
     trust_remote_code: bool = False
@@ -151,6 +153,7 @@ class LoadPlan:
             "score_template": None if reranker.template is None else reranker.template.name,
             "limit": None if self.max_tokens in (None, -1) else f"{self.max_tokens} tokens",
             "dtype": str(self.dtype).removeprefix("torch."),
+            "quantization": None if self.options.quantization is None else _QUANTISED,
             "device": str(self.device),
             "adapters": [*map(str, self.adapters.base_merge), *self.adapters.modules],
             "prompts": list(files.prompts),
@@ -216,6 +219,7 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
         raise ConfigError(f"Adapters are not served of {pictures.name}, whose halves are two models.")
     if family is None and (adapters.modules or adapters.merge or (adapters.base_merge and not hosted)):
         raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
+    _check_quantization(options, native, why, device)
     stated = None if family is None else family.stated_pooling(config)
     if files.described and stated is not None:
         files = replace(files, pooling=(stated,))
@@ -329,6 +333,10 @@ def _near(base: str, adapter: Path) -> str:
 def _static(static: StaticFiles, folders: _Folders, options: LoadOptions, device: torch.device) -> LoadPlan:
     """The plan of a model that is a table; see `poolhouse.models.native.static`."""
     folder, pooling = folders.described, options.pooler.seq_pooling_type
+    if options.quantization is not None:
+        raise ConfigError(
+            f"quantization='int8': {folder} holds static embeddings, which have no products; leave it out."
+        )
     if options.convert == "classify" or options.adapters.named or folders.adapters or options.overrides is not None:
         raise ConfigError(f"{folder} holds static embeddings: no classifier, no adapters, and no config to override.")
     if options.implementation == "transformers":
@@ -458,6 +466,37 @@ def _default_pooling(
         "its architecture": DEFAULT_POOLINGS.get(architecture(config)),
     }
     return next(((name, source) for source, name in by.items() if name is not None), (None, ""))
+
+
+_QUANTISED = "int8: products of blocks, weights per output and rows as they come; all else float32"
+
+
+def _check_quantization(options: LoadOptions, native: Native | None, why: str, device: torch.device) -> None:
+    """Refuse int8 where it cannot be.
+
+    Raises:
+        ConfigError: naming the option, and what is possible.
+    """
+    if options.quantization is None:
+        return
+    if native is None:
+        raise ConfigError(
+            f"quantization='int8' is for models of the native families; transformers would serve this one: {why}. "
+            "Leave it out, or save memory by dtype='bfloat16'."
+        )
+    if device.type != "cpu":
+        raise ConfigError(
+            f"quantization='int8' is for CPUs, and the device is {device}. "
+            "There use dtype='bfloat16' or 'float16', or device='cpu'."
+        )
+    if _DTYPES.get(options.dtype, torch.float32) != torch.float32:
+        raise ConfigError(
+            f"dtype={options.dtype!r} beside quantization='int8': what is not int8 is float32; use 'auto' or 'float32'."
+        )
+    if not possible():
+        raise ConfigError(
+            "quantization='int8': this machine has neither compiled kernels nor a torch with oneDNN; leave it out."
+        )
 
 
 def device_of(name: str) -> torch.device:

@@ -14,6 +14,7 @@ from poolhouse.layers.feed_forward import ACTIVATIONS, FeedForward
 from poolhouse.layers.linear import Linear
 from poolhouse.layers.norm import LayerNorm
 from poolhouse.models.native.spec import TransformerSpec
+from poolhouse.models.native.transformer import linear_of, product_of
 from poolhouse.models.native.weights import Weights
 from poolhouse.packing.pack import Batch, Segments
 
@@ -52,7 +53,7 @@ class Deberta:
         self.tokens = (weights / "tokens").weight
         self.types = (weights / "types").get("weight")
         self.positions = (weights / "positions").weight if deberta.absolute else None
-        self.project = _linear(weights / "project") if weights / "project" else None
+        self.project = linear_of(weights / "project") if weights / "project" else None
         self.embedding_norm = _norm(weights / "embedding_norm", spec)
         relative = _relative(spec, deberta, weights)
         layers = range(len(spec.layers))
@@ -123,7 +124,7 @@ class _Layer:
         self.attention = _Attention(spec, deberta, weights / "attn", relative)
         self.attn_post = _norm(weights / "attn_post", spec)
         ffn = weights / "ffn"
-        self.feed_forward = FeedForward(_linear(ffn / "up"), _linear(ffn / "down"), spec.activation, gated=False)
+        self.feed_forward = FeedForward(product_of(ffn / "up"), product_of(ffn / "down"), spec.activation, gated=False)
         self.ffn_post = _norm(weights / "ffn_post", spec)
 
     def __call__(self, x: Tensor, segments: Segments, buckets: Buckets) -> Tensor:
@@ -144,7 +145,7 @@ class _Attention:
                 self.position_key = self._projected(relative, _projection(weights, deberta, "key"))
             if "p2c" in deberta.terms:
                 self.position_query = self._projected(relative, _projection(weights, deberta, "query"))
-        self.qkv, self.out = _linear(weights / "qkv"), _linear(weights / "out")
+        self.qkv, self.out = product_of(weights / "qkv"), product_of(weights / "out")
 
     def mix(self, x: Tensor, segments: Segments, buckets: Buckets) -> Tensor:
         """What `out` is applied to: [total, heads * head_dim]."""
@@ -190,9 +191,3 @@ def _rows(table: Tensor | None, index: Tensor) -> Tensor | None:
 
 def _norm(weights: Weights, spec: TransformerSpec) -> LayerNorm:
     return LayerNorm(weights.weight, weights.bias, spec.norm_eps)
-
-
-def _linear(weights: Weights) -> Linear:
-    linear = Linear(weights.weight, weights.bias)
-    linear.prepack()
-    return linear

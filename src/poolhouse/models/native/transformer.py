@@ -16,6 +16,7 @@ from poolhouse.errors import CheckpointError, EngineError
 from poolhouse.layers.adapted import AdaptedTable
 from poolhouse.layers.attention import attend
 from poolhouse.layers.feed_forward import Experts, FeedForward
+from poolhouse.layers.int8 import Int8Linear
 from poolhouse.layers.linear import Linear, Product
 from poolhouse.layers.norm import LayerNorm, Norm, RMSNorm
 from poolhouse.layers.positions import RopeSpec, alibi_bias, relative_bias, rope_table, rotate
@@ -166,8 +167,8 @@ class Attention:
 
     def __init__(self, spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> None:
         self.spec, self.layer = spec, layer
-        self.qkv: Product = linear_of(weights / "qkv")
-        self.out: Product = linear_of(weights / "out")
+        self.qkv: Product = product_of(weights / "qkv")
+        self.out: Product = product_of(weights / "out")
         self.q_norm, self.k_norm = norm_of(weights / "q_norm", spec), norm_of(weights / "k_norm", spec)
         query = spec.heads * spec.head_dim
         rest = self.qkv.out_features - query
@@ -220,19 +221,32 @@ def blocks(spec: TransformerSpec, weights: Weights) -> list[Block]:
 
 def _feed_forward(spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> FeedForward | Experts:
     if not layer.experts:
-        return FeedForward(linear_of(weights / "up"), linear_of(weights / "down"), spec.activation, spec.gated)
+        return FeedForward(product_of(weights / "up"), product_of(weights / "down"), spec.activation, spec.gated)
     router = weights / "router"
     # Both matrices of all experts lie below each other: [experts * intermediate, hidden].
     ups, downs = ((weights / name).weight.chunk(len(router.weight)) for name in ("expert_up", "expert_down"))
     experts = [
-        FeedForward(_prepacked(up), _prepacked(down.T.contiguous()), spec.activation, spec.gated)
+        FeedForward(
+            *(_product(up, None, weights.int8), _product(down.T.contiguous(), None, weights.int8)),
+            *(spec.activation, spec.gated),
+        )
         for up, down in zip(ups, downs, strict=True)
     ]
     return Experts(linear_of(router), experts, (weights / "experts").bias, layer.experts)
 
 
+def product_of(weights: Weights) -> Product:
+    """A product of a block, in int8 where that was decided."""
+    return _product(weights.weight, weights.bias, weights.int8)
+
+
 def linear_of(weights: Weights) -> Linear:
+    """A product beside the blocks, in the type of the weights."""
     return _prepacked(weights.weight, weights.bias)
+
+
+def _product(weight: Tensor, bias: Tensor | None, int8: bool) -> Product:
+    return Int8Linear(weight, bias) if int8 else _prepacked(weight, bias)
 
 
 def _prepacked(weight: Tensor, bias: Tensor | None = None) -> Linear:

@@ -68,14 +68,18 @@ class Layout:
 
 
 class Weights:
-    """Tensors by our slots; `weights / "layers.3" / "attn"` narrows the view."""
+    """Tensors by our slots; `weights / "layers.3" / "attn"` narrows the view.
 
-    def __init__(self, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+    int8: whether the products of blocks are to be made in int8.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str = "", int8: bool = False) -> None:
         self._tensors = tensors
         self._prefix = prefix
+        self.int8 = int8
 
     def __truediv__(self, name: str) -> Weights:
-        return Weights(self._tensors, f"{self._prefix}{name}.")
+        return Weights(self._tensors, f"{self._prefix}{name}.", self.int8)
 
     def __bool__(self) -> bool:
         return any(name.startswith(self._prefix) for name in self._tensors)
