@@ -17,6 +17,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -59,6 +61,70 @@ def limit_threads_to_quota() -> None:
     if cores < torch.get_num_threads():
         log.info("This process may use %g CPUs: torch gets %d threads, not %d.", quota, cores, torch.get_num_threads())
         torch.set_num_threads(cores)
+
+
+class _OpenMP:
+    """How many threads work for the thread that asks: numbers that OpenMP and MKL keep for each thread by itself.
+
+    torch's own `set_num_threads` also sets what threads get that are new to it.
+    """
+
+    def __init__(self) -> None:
+        import torch
+
+        self._torch = torch
+        library: object = None
+        if sys.platform.startswith("linux"):
+            with suppress(OSError):
+                library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        self._set = getattr(library, "omp_set_num_threads", None)
+        self._set_mkl = getattr(library, "MKL_Set_Num_Threads_Local", None)
+
+    def count(self) -> int:
+        # torch gives a thread that is new to it a number now, and not in the middle of its batch.
+        return self._torch.get_num_threads()
+
+    def set(self, count: int) -> bool:
+        """Whether that is the number now."""
+        if self._set is not None:
+            self._set(count)
+        return self.count() == count
+
+    def set_mkl(self, count: int) -> int:
+        """The number before; 0: MKL's own."""
+        return 0 if self._set_mkl is None else int(self._set_mkl(count))
+
+
+@cache
+def _openmp() -> _OpenMP:
+    return _OpenMP()
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Let torch compute in this thread alone, without helpers and barriers; no other thread's number changes.
+
+    Does nothing where another OpenMP library than torch's own takes its place.
+    """
+    openmp = _openmp()
+    before = openmp.count()
+    if before == 1:
+        yield
+        return
+    before_mkl = openmp.set_mkl(1)
+    try:
+        openmp.set(1)
+        yield
+    finally:
+        openmp.set(before)
+        openmp.set_mkl(before_mkl)
+
+
+@cache
+def has_one_core() -> bool:
+    """Whether `one_core` works here."""
+    with one_core():
+        return _openmp().count() == 1
 
 
 def cpu_quota(process: Path = Path("/proc/self")) -> float | None:
