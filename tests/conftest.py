@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # No network at run time; libraries read this when they are imported.
@@ -16,6 +16,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import pytest
 import torch
 
+from poolhouse import kernels
 from poolhouse.kernels import build as kernels_build
 from tests.models.parity import Parity, Record
 
@@ -69,6 +70,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
                 quick -= _seconds[name]
         _SLOW.write_text("".join(f"{name}\n" for name in sorted(slow)), encoding="utf-8")
         terminalreporter.write_line(f"{len(slow)} slow tests; the others take {quick:.0f} of {_seconds.total():.0f} s.")
+
+
+@pytest.fixture
+def at_level(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Has the compiled kernels use that level of instructions until the test ends; skips where this CPU has no such."""
+
+    def set_level(level: str) -> None:
+        monkeypatch.setenv(kernels.VARIABLE, level)
+        kernels.forget()
+        if level != "0" and kernels.level() != level:
+            pytest.skip(f"no kernels of {level}")
+
+    yield set_level
+    monkeypatch.undo()
+    kernels.forget()
 
 
 @pytest.fixture(scope="session")

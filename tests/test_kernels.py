@@ -30,13 +30,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Forgets what was loaded, and again at the end."""
     monkeypatch.delenv(kernels.VARIABLE, raising=False)
 
-    def forget() -> None:
-        kernels._loaded.cache_clear()
-        kernels.level.cache_clear()
-
-    forget()
-    yield forget
-    forget()
+    kernels.forget()
+    yield kernels.forget
+    kernels.forget()
 
 
 @pytest.fixture

@@ -39,14 +39,21 @@ def level() -> str | None:
     return name
 
 
+@cache
 def function(name: str, *arguments: type) -> Callable[..., None] | None:
     """A kernel by its name, None where there is none. arguments: ADDRESS, COUNT or REAL each."""
     _, loaded = _loaded()
     if loaded is None:
         return None
-    found = loaded[name]
-    found.argtypes, found.restype = list(arguments), None
+    found: Callable[..., None] = getattr(loaded, name)
+    found.argtypes, found.restype = list(arguments), None  # type: ignore[attr-defined]
     return found
+
+
+def forget() -> None:
+    """Look again, at the next question, which kernels there are; for tests."""
+    for cached in (level, function, _loaded):
+        cached.cache_clear()
 
 
 @cache

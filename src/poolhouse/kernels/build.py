@@ -45,7 +45,7 @@ LEVELS = (
 # Numbers that are not finite keep their meaning: nothing of -ffast-math.
 _FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror=vla"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
 
 
