@@ -37,7 +37,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     **dict.fromkeys(("linear", "identity"), lambda x: x),
 }
 
-_FUSED_NAMES = {F.gelu: "gelu", _gelu_tanh: "gelu_tanh", F.relu: "relu"}
+# The short names of activations that kernels know; those that a plain product can apply are in `fusable`.
+_NAMES = {F.gelu: "gelu", _gelu_tanh: "gelu_tanh", F.relu: "relu", F.silu: "silu"}
 
 
 class FeedForward:
@@ -46,8 +47,9 @@ class FeedForward:
     def __init__(self, up: Product, down: Product, activation: str, gated: bool) -> None:
         self.up, self.down, self.gated = up, down, gated
         self.activation = ACTIVATIONS[activation]
-        self.fused = _FUSED_NAMES.get(self.activation, "") if not gated else ""
-        assert not self.fused or self.fused in fusable
+        # "other" is one that no kernel knows.
+        self.name = _NAMES.get(self.activation, "other")
+        self.fused = self.name if not gated and self.name in fusable else ""
 
     def __call__(self, x: Tensor, segments: Segments | None = None) -> Tensor:
         """[total, hidden] -> [total, hidden]. segments: see `Product`."""

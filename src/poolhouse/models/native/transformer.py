@@ -20,6 +20,7 @@ from poolhouse.layers.linear import Linear, Product
 from poolhouse.layers.norm import LayerNorm, Norm, RMSNorm
 from poolhouse.layers.positions import RopeSpec, alibi_bias, relative_bias, rope_table, rotate
 from poolhouse.models.backbone import PictureRows, Tower
+from poolhouse.models.native.few_rows import MOST_ROWS, FewRows
 from poolhouse.models.native.spec import LayerSpec, TransformerSpec
 from poolhouse.models.native.weights import Weights
 from poolhouse.packing.pack import Batch, PackedPictures, Segments
@@ -47,6 +48,9 @@ class Transformer:
         self._rows = self.layers[0].attention.qkv.padded_rows
         # The share of each hidden state in the answer, the embeddings' first; None for the last alone.
         self.shares: tuple[float, ...] | None = None
+        # Made when it is first needed: adapters may yet change layers.
+        self._few_rows: FewRows | None = None
+        self._asked_few_rows = False
         # What makes rows of pictures, of models that read them.
         self.tower: Tower | None = None
         # Filled by `Adapters`, where a model has some.
@@ -60,12 +64,16 @@ class Transformer:
         positions = batch.positions if batch.pictures is None or batch.pictures.axes is None else batch.pictures.axes
         ropes = {rope: rope_table(rope, positions, batch.segments, x.dtype) for rope in self.ropes}
         total = len(x)
+        bias = self._bias(longest)
+        if total <= MOST_ROWS and self.shares is None and shown is None and batch.segments.attended is None:
+            few_rows = self._for_few_rows()
+            if few_rows is not None and not batch.segments.adapter_rows:
+                return self._answer(few_rows(x, batch.segments, ropes, bias))
         if missing := self._rows(total) - total:
             # Rows that are not read, so that products have one of few sizes.
             x = F.pad(x, (0, 0, 0, missing))
             filler = (0, 0, 0, 0, 0, missing)
             ropes = {rope: (F.pad(cos, filler), F.pad(sin, filler)) for rope, (cos, sin) in ropes.items()}
-        bias = self._bias(longest)
         mixed = None if self.shares is None else x * self.shares[0]
         for number, layer in enumerate(self.layers, 1):
             x = layer(x, batch.segments, ropes, bias)
@@ -76,11 +84,21 @@ class Transformer:
         if missing:
             x = x[:total]
             mixed = None if mixed is None else mixed[:total]
+        return self._answer(x, mixed)
+
+    def _answer(self, x: Tensor, mixed: Tensor | None = None) -> Tensor:
+        """What the last block's answer becomes. mixed: the share of what lies below it, where the layers are mixed."""
         if self.final_norm is not None:
             x = self.final_norm(x)
         if mixed is not None and self.shares is not None:
             x = mixed.add_(x, alpha=self.shares[-1])
         return x if self.output is None else self.output(x)
+
+    def _for_few_rows(self) -> FewRows | None:
+        if not self._asked_few_rows:
+            self._few_rows = FewRows.of(self.spec, self.layers)
+            self._asked_few_rows = True
+        return self._few_rows
 
     def mix_layers(self, first: int, weights: tuple[float, ...]) -> None:
         """Answer with a sum of hidden states: `weights` of those from `first` on, which counts from the end if negative.

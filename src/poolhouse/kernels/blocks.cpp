@@ -1,0 +1,372 @@
+// Blocks: all blocks of a Transformer over a few rows, in one call and in the caller's thread.
+//
+//     x --norm?--> qkv --norm?, rope?--> attention --> out, + x --norm?--> up --activation--> down, + x --norm?--> x
+//
+// A short query is a few rows: dozens of operators of a few microseconds each, and as much again to call them. Here is one
+// call. Weights lie as oneDNN lays them out where it has AVX-512, and are not copied:
+//
+//     float32   [out / 64, in, 64]          a panel: 64 columns, row by row
+//     bfloat16  [out / 64, in / 2, 64, 2]   two neighbouring rows together, for one instruction
+//
+// Sums, norms and the residual stream are in float32. What enters a product is in the type of the weights.
+
+#include "lanes.h"
+#include "parallel.h"
+
+#include <cmath>
+
+namespace {
+
+struct Matrix {
+    const void* weight;
+    const float* bias;  // [out], or null
+    int64_t out, in;
+};
+
+struct Norm {
+    const float* weight;  // null: there is no norm
+    const float* bias;    // null: a root mean square norm, or a layer norm without a bias
+};
+
+struct Block {
+    Matrix qkv, out, up, down;
+    Norm attn_in, attn_post, ffn_in, ffn_post, query, key;
+    const float *cosines, *sines;  // [rows, rotated], or null
+    int64_t window;                // tokens seen on each side, inclusive; negative: all
+};
+
+struct Spec {
+    int64_t hidden, heads, kv_heads, head_dim, rotated, inner;
+    int64_t activation;  // 0 none, 1 gelu, 2 gelu by tanh, 3 silu, 4 relu
+    int64_t gated, causal, root_mean_square, half;
+    float eps, scale;
+};
+
+#ifdef __AVX512F__
+
+using lanes::V;
+constexpr int64_t PANEL = 64, WIDTH = lanes::WIDTH;
+constexpr float LOG2_E = 1.4426950408889634f;
+
+inline V exponential(V x) {
+    const V power = _mm512_min_ps(lanes::mul(x, lanes::all(LOG2_E)), lanes::all(126.0f));
+    return lanes::power_of_2<5>(power);
+}
+
+inline V divided(V a, V b) { return _mm512_div_ps(a, b); }
+
+// x * Phi(x); Abramowitz and Stegun 7.1.26, absolute error of erf 1.5e-7.
+inline V gelu(V x) {
+    const V scaled = lanes::mul(x, lanes::all(0.70710678118654752f)), size = _mm512_abs_ps(scaled);
+    const V t = divided(lanes::all(1.0f), lanes::multiply_add(size, lanes::all(0.3275911f), lanes::all(1.0f)));
+    V tail = lanes::multiply_add(lanes::all(1.061405429f), t, lanes::all(-1.453152027f));
+    tail = lanes::multiply_add(tail, t, lanes::all(1.421413741f));
+    tail = lanes::multiply_add(tail, t, lanes::all(-0.284496736f));
+    tail = lanes::multiply_add(tail, t, lanes::all(0.254829592f));
+    tail = lanes::mul(lanes::mul(tail, t), exponential(lanes::subtract(lanes::zero(), lanes::mul(size, size))));
+    // tail = 1 - erf(|scaled|); half of it is what lies beyond x.
+    const V half = lanes::mul(tail, lanes::all(0.5f));
+    const V share = _mm512_mask_sub_ps(half, _mm512_cmp_ps_mask(x, lanes::zero(), _CMP_NLT_UQ), lanes::all(1.0f), half);
+    return lanes::mul(x, share);
+}
+
+// x / (1 + e^(-y))
+inline V gated_by(V x, V y) {
+    return divided(x, lanes::add(lanes::all(1.0f), exponential(lanes::subtract(lanes::zero(), y))));
+}
+
+inline V activated(V x, int64_t activation) {
+    switch (activation) {
+        case 1: return gelu(x);
+        case 2: {
+            const V cube = lanes::mul(lanes::mul(x, x), x);
+            const V inner = lanes::multiply_add(cube, lanes::all(0.044715f), x);
+            return gated_by(x, lanes::mul(inner, lanes::all(1.5957691216057308f)));
+        }
+        case 3: return gated_by(x, x);
+        case 4: return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, lanes::zero(), _CMP_NLE_UQ), x);
+        default: return x;
+    }
+}
+
+// Where a product is written: floats with what is added to them, or the operand of the next product.
+template <class Out>
+struct Target {
+    Out* to;
+    int64_t stride;
+    const float* added;  // [rows, stride], or null
+    int64_t activation;
+};
+
+// ROWS rows times `VECTORS` vectors of a panel, from column `column` of it on.
+template <int ROWS, int VECTORS, class Operand, class Out>
+void tile(const Operand* x, int64_t in, const Operand* panel, const float* bias, Target<Out> target) {
+    V sums[ROWS][VECTORS];
+    for (int v = 0; v < VECTORS; ++v) {
+        const V first = bias == nullptr ? lanes::zero() : lanes::load(bias + v * WIDTH);
+        for (int row = 0; row < ROWS; ++row) sums[row][v] = first;
+    }
+    if constexpr (sizeof(Operand) == sizeof(float)) {
+        for (int64_t k = 0; k < in; ++k) {
+            V weights[VECTORS];
+            for (int v = 0; v < VECTORS; ++v) weights[v] = lanes::load(panel + k * PANEL + v * WIDTH);
+            for (int row = 0; row < ROWS; ++row) {
+                const V one = lanes::all(x[row * in + k]);
+                for (int v = 0; v < VECTORS; ++v) sums[row][v] = lanes::multiply_add(one, weights[v], sums[row][v]);
+            }
+        }
+    } else {
+#ifdef __AVX512BF16__
+        for (int64_t k = 0; k < in; k += 2) {
+            __m512bh weights[VECTORS];
+            for (int v = 0; v < VECTORS; ++v)
+                weights[v] = (__m512bh)_mm512_loadu_si512(panel + k * PANEL + v * WIDTH * 2);
+            for (int row = 0; row < ROWS; ++row) {
+                int32_t pair;
+                std::memcpy(&pair, x + row * in + k, sizeof pair);
+                const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+                for (int v = 0; v < VECTORS; ++v) sums[row][v] = _mm512_dpbf16_ps(sums[row][v], both, weights[v]);
+            }
+        }
+#else
+        for (int64_t k = 0; k < in; k += 2) {
+            V low[VECTORS], high[VECTORS];
+            for (int v = 0; v < VECTORS; ++v) {
+                const __m512i both = _mm512_loadu_si512(panel + k * PANEL + v * WIDTH * 2);
+                low[v] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+                high[v] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(int32_t(0xffff0000))));
+            }
+            for (int row = 0; row < ROWS; ++row) {
+                int32_t pair;
+                std::memcpy(&pair, x + row * in + k, sizeof pair);
+                const V first = _mm512_castsi512_ps(_mm512_set1_epi32(pair << 16));
+                const V second = _mm512_castsi512_ps(_mm512_set1_epi32(pair & int32_t(0xffff0000)));
+                for (int v = 0; v < VECTORS; ++v) {
+                    sums[row][v] = lanes::multiply_add(first, low[v], sums[row][v]);
+                    sums[row][v] = lanes::multiply_add(second, high[v], sums[row][v]);
+                }
+            }
+        }
+#endif
+    }
+    for (int row = 0; row < ROWS; ++row)
+        for (int v = 0; v < VECTORS; ++v) {
+            V sum = activated(sums[row][v], target.activation);
+            const int64_t at = row * target.stride + v * WIDTH;
+            if (target.added != nullptr) sum = lanes::add(sum, lanes::load(target.added + at));
+            lanes::store(target.to + at, sum);
+        }
+}
+
+template <int VECTORS, class Operand, class Out>
+void some_rows(int64_t rows, const Operand* x, int64_t in, const Operand* panel, const float* bias, Target<Out> target) {
+#define ROWS_OF(n) case n: return tile<n, VECTORS, Operand, Out>(x, in, panel, bias, target);
+    switch (rows) {
+        ROWS_OF(1) ROWS_OF(2) ROWS_OF(3) ROWS_OF(4) ROWS_OF(5) ROWS_OF(6)
+    }
+    if constexpr (VECTORS == 2) {
+        switch (rows) { ROWS_OF(7) ROWS_OF(8) ROWS_OF(9) ROWS_OF(10) ROWS_OF(11) ROWS_OF(12) }
+    }
+#undef ROWS_OF
+}
+
+// target = activation(x @ weight + bias) + added
+template <class Operand, class Out>
+void multiply(const Matrix& matrix, const Operand* x, int64_t rows, Target<Out> target) {
+    const auto* weight = static_cast<const Operand*>(matrix.weight);
+    constexpr int64_t PAIR = sizeof(float) / sizeof(Operand);
+    const bool few = rows <= 6;
+    // Tiles of nearly equal height.
+    const int64_t tiles = (rows + 11) / 12, low = rows / tiles, taller = rows % tiles;
+    for (int64_t column = 0; column < matrix.out; column += PANEL) {
+        const Operand* panel = weight + column * matrix.in;
+        for (int64_t part = 0; part < PANEL; part += few ? PANEL : 2 * WIDTH) {
+            const float* bias = matrix.bias == nullptr ? nullptr : matrix.bias + column + part;
+            for (int64_t turn = 0, row = 0; turn < tiles; ++turn) {
+                const int64_t count = low + (turn < taller);
+                const int64_t at = row * target.stride + column + part;
+                const Target<Out> there{
+                    target.to + at, target.stride, target.added == nullptr ? nullptr : target.added + at, target.activation};
+                const Operand* from = x + row * matrix.in;
+                if (few) some_rows<4>(count, from, matrix.in, panel, bias, there);
+                else some_rows<2>(count, from, matrix.in, panel + part * PAIR, bias, there);
+                row += count;
+            }
+        }
+    }
+}
+
+// One row of `size` numbers; `to` may be `from`.
+template <class Out>
+void normalized(const Spec& spec, const Norm& norm, const float* from, Out* to, int64_t size) {
+    V sum = lanes::zero(), squares = lanes::zero();
+    float mean = 0.0f;
+    if (!spec.root_mean_square) {
+        for (int64_t i = 0; i < size; i += WIDTH) sum = lanes::add(sum, lanes::load(from + i));
+        mean = lanes::sum(sum) / float(size);
+    }
+    for (int64_t i = 0; i < size; i += WIDTH) {
+        const V x = lanes::subtract(lanes::load(from + i), lanes::all(mean));
+        squares = lanes::multiply_add(x, x, squares);
+    }
+    const V factor = lanes::all(1.0f / std::sqrt(lanes::sum(squares) / float(size) + spec.eps));
+    for (int64_t i = 0; i < size; i += WIDTH) {
+        const V x = lanes::mul(lanes::subtract(lanes::load(from + i), lanes::all(mean)), factor);
+        const V weight = lanes::load(norm.weight + i);
+        lanes::store(to + i, norm.bias == nullptr ? lanes::mul(x, weight) : lanes::multiply_add(x, weight, lanes::load(norm.bias + i)));
+    }
+}
+
+template <class Out>
+void converted(const float* from, Out* to, int64_t size) {
+    for (int64_t i = 0; i < size; i += WIDTH) lanes::store(to + i, lanes::load(from + i));
+}
+
+// The operand of a product: all rows, behind a norm where there is one.
+template <class Operand>
+void operand(const Spec& spec, const Norm& norm, const float* x, Operand* to, int64_t rows) {
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* from = x + row * spec.hidden;
+        if (norm.weight != nullptr) normalized(spec, norm, from, to + row * spec.hidden, spec.hidden);
+        else converted(from, to + row * spec.hidden, spec.hidden);
+    }
+}
+
+// Pairs of features a half apart are turned.
+void rotate(float* x, const float* cosines, const float* sines, int64_t rotated) {
+    const int64_t half = rotated / 2;
+    for (int64_t i = 0; i < half; i += WIDTH) {
+        const V first = lanes::load(x + i), second = lanes::load(x + half + i);
+        lanes::store(x + i, lanes::subtract(lanes::mul(first, lanes::load(cosines + i)), lanes::mul(second, lanes::load(sines + i))));
+        lanes::store(x + half + i, lanes::multiply_add(
+            second, lanes::load(cosines + half + i), lanes::mul(first, lanes::load(sines + half + i))));
+    }
+}
+
+// qkv: [rows, all heads]. keys: room for [head_dim, padded keys]. bias: [heads, longest, longest], or null.
+template <class Operand>
+void attend(const Spec& spec, const Block& block, float* qkv, int64_t rows, const int64_t* bounds, int64_t sequences,
+            const float* bias, int64_t longest, float* keys, Operand* to) {
+    const int64_t dim = spec.head_dim, stride = (spec.heads + 2 * spec.kv_heads) * dim, width = spec.heads * dim;
+    for (int64_t row = 0; row < rows; ++row)
+        for (int64_t head = 0; head < spec.heads + spec.kv_heads; ++head) {
+            float* x = qkv + row * stride + head * dim;
+            const Norm& norm = head < spec.heads ? block.query : block.key;
+            if (norm.weight != nullptr) normalized(spec, norm, x, x, dim);
+            if (block.cosines != nullptr)
+                rotate(x, block.cosines + row * spec.rotated, block.sines + row * spec.rotated, spec.rotated);
+        }
+    const int64_t group = spec.heads / spec.kv_heads;
+    for (int64_t sequence = 0; sequence < sequences; ++sequence) {
+        const int64_t begin = bounds[sequence], length = bounds[sequence + 1] - begin;
+        const int64_t padded = (length + WIDTH - 1) / WIDTH * WIDTH;
+        float* scores = keys + dim * padded;
+        for (int64_t kv = 0; kv < spec.kv_heads; ++kv) {
+            const float* key = qkv + begin * stride + (spec.heads + kv) * dim;
+            const float* value = key + spec.kv_heads * dim;
+            for (int64_t d = 0; d < dim; ++d)
+                for (int64_t j = 0; j < padded; ++j) keys[d * padded + j] = j < length ? key[j * stride + d] : 0.0f;
+            for (int64_t head = kv * group; head < (kv + 1) * group; ++head)
+                for (int64_t i = 0; i < length; ++i) {
+                    const float* query = qkv + (begin + i) * stride + head * dim;
+                    // The keys that this token sees.
+                    int64_t from = 0, end = spec.causal ? i + 1 : length;
+                    if (block.window >= 0) {
+                        from = i > block.window ? i - block.window : 0;
+                        end = i + block.window + 1 < end ? i + block.window + 1 : end;
+                    }
+                    for (int64_t j = 0; j < padded; j += WIDTH) {
+                        V sum = lanes::zero();
+                        for (int64_t d = 0; d < dim; ++d)
+                            sum = lanes::multiply_add(lanes::all(query[d]), lanes::load(keys + d * padded + j), sum);
+                        lanes::store(scores + j, lanes::mul(sum, lanes::all(spec.scale)));
+                    }
+                    if (bias != nullptr)
+                        for (int64_t j = from; j < end; ++j) scores[j] += bias[(head * longest + i) * longest + j];
+                    for (int64_t j = 0; j < from; ++j) scores[j] = -INFINITY;
+                    for (int64_t j = end; j < padded; ++j) scores[j] = -INFINITY;
+                    V largest = lanes::load(scores);
+                    for (int64_t j = WIDTH; j < padded; j += WIDTH) largest = lanes::larger(largest, lanes::load(scores + j));
+                    const V top = lanes::all(lanes::largest(largest));
+                    V sum = lanes::zero();
+                    for (int64_t j = 0; j < padded; j += WIDTH) {
+                        const V weight = exponential(lanes::subtract(lanes::load(scores + j), top));
+                        sum = lanes::add(sum, weight);
+                        lanes::store(scores + j, weight);
+                    }
+                    const V share = lanes::all(1.0f / lanes::sum(sum));
+                    for (int64_t d = 0; d < dim; d += WIDTH) {
+                        V mixed = lanes::zero();
+                        for (int64_t j = from; j < end; ++j)
+                            mixed = lanes::multiply_add(lanes::all(scores[j]), lanes::load(value + j * stride + d), mixed);
+                        lanes::store(to + (begin + i) * width + head * dim + d, lanes::mul(mixed, share));
+                    }
+                }
+        }
+    }
+}
+
+template <class Operand>
+void run(const Spec& spec, const Block* blocks, int64_t count, float* x, int64_t rows, const int64_t* bounds,
+         int64_t sequences, const float* bias, int64_t longest, float* room) {
+    const int64_t attended = spec.heads * spec.head_dim, joined = attended + 2 * spec.kv_heads * spec.head_dim;
+    const int64_t inner = spec.gated ? 2 * spec.inner : spec.inner;
+    // wide: query, key and value, or both halves of a gated layer. narrow: what enters a product.
+    float* wide = room;
+    float* keys = wide + rows * (joined > inner ? joined : inner);
+    const int64_t padded = (longest + WIDTH - 1) / WIDTH * WIDTH;
+    auto* narrow = reinterpret_cast<Operand*>(keys + padded * (spec.head_dim + 1));
+    for (const Block* block = blocks; block < blocks + count; ++block) {
+        operand(spec, block->attn_in, x, narrow, rows);
+        multiply(block->qkv, narrow, rows, Target<float>{wide, joined, nullptr, 0});
+        attend(spec, *block, wide, rows, bounds, sequences, bias, longest, keys, narrow);
+        multiply(block->out, narrow, rows, Target<float>{x, spec.hidden, x, 0});
+        if (block->attn_post.weight != nullptr)
+            for (int64_t row = 0; row < rows; ++row)
+                normalized(spec, block->attn_post, x + row * spec.hidden, x + row * spec.hidden, spec.hidden);
+        operand(spec, block->ffn_in, x, narrow, rows);
+        auto* hidden = reinterpret_cast<Operand*>(wide);
+        if (spec.gated) {
+            multiply(block->up, narrow, rows, Target<float>{wide, inner, nullptr, 0});
+            hidden = narrow;
+            for (int64_t row = 0; row < rows; ++row) {
+                const float* gate = wide + row * inner;
+                for (int64_t i = 0; i < spec.inner; i += WIDTH)
+                    lanes::store(hidden + row * spec.inner + i,
+                                 lanes::mul(activated(lanes::load(gate + i), spec.activation), lanes::load(gate + spec.inner + i)));
+            }
+        } else {
+            multiply(block->up, narrow, rows, Target<Operand>{hidden, inner, nullptr, spec.activation});
+        }
+        multiply(block->down, hidden, rows, Target<float>{x, spec.hidden, x, 0});
+        if (block->ffn_post.weight != nullptr)
+            for (int64_t row = 0; row < rows; ++row)
+                normalized(spec, block->ffn_post, x + row * spec.hidden, x + row * spec.hidden, spec.hidden);
+    }
+}
+
+#endif
+
+}  // namespace
+
+// Writes 1 into `answer` where this library's instructions suffice for `poolhouse_blocks`, else 0.
+KERNEL void poolhouse_blocks_run(int64_t* answer) {
+#ifdef __AVX512F__
+    *answer = 1;
+#else
+    *answer = 0;
+#endif
+}
+
+// x: [rows, hidden], which becomes the answer of the last block. bounds: [sequences + 1]. room: as `models/native/few_rows.py` counts it.
+KERNEL void poolhouse_blocks(const void* spec, const void* blocks, int64_t count, float* x, int64_t rows,
+                             const int64_t* bounds, int64_t sequences, const float* bias, int64_t longest, float* room) {
+#ifdef __AVX512F__
+    const auto& own = *static_cast<const Spec*>(spec);
+    const auto* all = static_cast<const Block*>(blocks);
+    if (own.half) run<uint16_t>(own, all, count, x, rows, bounds, sequences, bias, longest, room);
+    else run<float>(own, all, count, x, rows, bounds, sequences, bias, longest, room);
+#else
+    (void)spec, (void)blocks, (void)count, (void)x, (void)rows, (void)bounds, (void)sequences, (void)bias, (void)longest, (void)room;
+#endif
+}
