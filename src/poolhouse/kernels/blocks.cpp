@@ -158,40 +158,36 @@ void tile(const Operand* x, int64_t in, const Operand* panel, const float* bias,
         }
 }
 
-template <int VECTORS, class Operand, class Out>
+constexpr int64_t TALLEST = 6;
+
+template <class Operand, class Out>
 void some_rows(int64_t rows, const Operand* x, int64_t in, const Operand* panel, const float* bias, Target<Out> target) {
-#define ROWS_OF(n) case n: return tile<n, VECTORS, Operand, Out>(x, in, panel, bias, target);
+    constexpr int VECTORS = PANEL / WIDTH;
     switch (rows) {
-        ROWS_OF(1) ROWS_OF(2) ROWS_OF(3) ROWS_OF(4) ROWS_OF(5) ROWS_OF(6)
+        case 1: return tile<1, VECTORS>(x, in, panel, bias, target);
+        case 2: return tile<2, VECTORS>(x, in, panel, bias, target);
+        case 3: return tile<3, VECTORS>(x, in, panel, bias, target);
+        case 4: return tile<4, VECTORS>(x, in, panel, bias, target);
+        case 5: return tile<5, VECTORS>(x, in, panel, bias, target);
+        default: return tile<TALLEST, VECTORS>(x, in, panel, bias, target);
     }
-    if constexpr (VECTORS == 2) {
-        switch (rows) { ROWS_OF(7) ROWS_OF(8) ROWS_OF(9) ROWS_OF(10) ROWS_OF(11) ROWS_OF(12) }
-    }
-#undef ROWS_OF
 }
 
 // target = activation(x @ weight + bias) + added
 template <class Operand, class Out>
 void multiply(const Matrix& matrix, const Operand* x, int64_t rows, Target<Out> target) {
     const auto* weight = static_cast<const Operand*>(matrix.weight);
-    constexpr int64_t PAIR = sizeof(float) / sizeof(Operand);
-    const bool few = rows <= 6;
-    // Tiles of nearly equal height.
-    const int64_t tiles = (rows + 11) / 12, low = rows / tiles, taller = rows % tiles;
+    // Tiles of nearly equal height; a panel stays in the cache while they pass.
+    const int64_t tiles = (rows + TALLEST - 1) / TALLEST, low = rows / tiles, taller = rows % tiles;
     for (int64_t column = 0; column < matrix.out; column += PANEL) {
         const Operand* panel = weight + column * matrix.in;
-        for (int64_t part = 0; part < PANEL; part += few ? PANEL : 2 * WIDTH) {
-            const float* bias = matrix.bias == nullptr ? nullptr : matrix.bias + column + part;
-            for (int64_t turn = 0, row = 0; turn < tiles; ++turn) {
-                const int64_t count = low + (turn < taller);
-                const int64_t at = row * target.stride + column + part;
-                const Target<Out> there{
-                    target.to + at, target.stride, target.added == nullptr ? nullptr : target.added + at, target.activation};
-                const Operand* from = x + row * matrix.in;
-                if (few) some_rows<4>(count, from, matrix.in, panel, bias, there);
-                else some_rows<2>(count, from, matrix.in, panel + part * PAIR, bias, there);
-                row += count;
-            }
+        const float* bias = matrix.bias == nullptr ? nullptr : matrix.bias + column;
+        for (int64_t turn = 0, row = 0; turn < tiles; ++turn) {
+            const int64_t count = low + (turn < taller), at = row * target.stride + column;
+            const float* added = target.added == nullptr ? nullptr : target.added + at;
+            const Target<Out> there{target.to + at, target.stride, added, target.activation};
+            some_rows(count, x + row * matrix.in, matrix.in, panel, bias, there);
+            row += count;
         }
     }
 }
