@@ -1,4 +1,4 @@
-// Blocks: all blocks of a Transformer over a few rows, in one call and in the caller's thread.
+// Blocks: all blocks of a Transformer over a few rows, in one call, by the caller's thread and by helpers that are awake.
 //
 //     x --norm?--> qkv --norm?, rope?--> attention --> out, + x --norm?--> up --activation--> down, + x --norm?--> x
 //
@@ -12,6 +12,7 @@
 
 #include "lanes.h"
 #include "parallel.h"
+#include "team.h"
 
 #include <cmath>
 
@@ -175,11 +176,12 @@ void some_rows(int64_t rows, const Operand* x, int64_t in, const Operand* panel,
 
 // target = activation(x @ weight + bias) + added
 template <class Operand, class Out>
-void multiply(const Matrix& matrix, const Operand* x, int64_t rows, Target<Out> target) {
+void multiply(team::Leader& leader, const Matrix& matrix, const Operand* x, int64_t rows, Target<Out> target) {
     const auto* weight = static_cast<const Operand*>(matrix.weight);
     // Tiles of nearly equal height; a panel stays in the cache while they pass.
     const int64_t tiles = (rows + TALLEST - 1) / TALLEST, low = rows / tiles, taller = rows % tiles;
-    for (int64_t column = 0; column < matrix.out; column += PANEL) {
+    leader.each(matrix.out / PANEL, [&](int64_t number, int) {
+        const int64_t column = number * PANEL;
         const Operand* panel = weight + column * matrix.in;
         const float* bias = matrix.bias == nullptr ? nullptr : matrix.bias + column;
         for (int64_t turn = 0, row = 0; turn < tiles; ++turn) {
@@ -189,7 +191,7 @@ void multiply(const Matrix& matrix, const Operand* x, int64_t rows, Target<Out> 
             some_rows(count, x + row * matrix.in, matrix.in, panel, bias, there);
             row += count;
         }
-    }
+    });
 }
 
 // One row of `size` numbers; `to` may be `from`.
@@ -239,91 +241,117 @@ void rotate(float* x, const float* cosines, const float* sines, int64_t rotated)
     }
 }
 
-// qkv: [rows, all heads]. keys: room for [head_dim, padded keys]. bias: [heads, longest, longest], or null.
+// What the attention of one block reads and writes. qkv: [rows, all heads]. bias: [heads, longest, longest], or null.
+// keys: room for [head_dim, padded keys] and a row of scores, for each of those who work.
 template <class Operand>
-void attend(const Spec& spec, const Block& block, float* qkv, int64_t rows, const int64_t* bounds, int64_t sequences,
-            const float* bias, int64_t longest, float* keys, Operand* to) {
-    const int64_t dim = spec.head_dim, stride = (spec.heads + 2 * spec.kv_heads) * dim, width = spec.heads * dim;
-    for (int64_t row = 0; row < rows; ++row)
-        for (int64_t head = 0; head < spec.heads + spec.kv_heads; ++head) {
-            float* x = qkv + row * stride + head * dim;
-            const Norm& norm = head < spec.heads ? block.query : block.key;
-            if (norm.weight != nullptr) normalized(spec, norm, x, x, dim);
+struct Attention {
+    const Spec& spec;
+    const Block& block;
+    float* qkv;
+    const int64_t rows, *bounds, sequences;
+    const float* bias;
+    const int64_t longest;
+    float* keys;
+    Operand* to;
+
+    int64_t dim() const { return spec.head_dim; }
+    int64_t stride() const { return (spec.heads + 2 * spec.kv_heads) * dim(); }
+
+    // Norms and positions of one head of queries or keys.
+    void prepare(int64_t head) const {
+        const Norm& norm = head < spec.heads ? block.query : block.key;
+        if (norm.weight == nullptr && block.cosines == nullptr) return;
+        for (int64_t row = 0; row < rows; ++row) {
+            float* x = qkv + row * stride() + head * dim();
+            if (norm.weight != nullptr) normalized(spec, norm, x, x, dim());
             if (block.cosines != nullptr)
                 rotate(x, block.cosines + row * spec.rotated, block.sines + row * spec.rotated, spec.rotated);
         }
-    const int64_t group = spec.heads / spec.kv_heads;
-    for (int64_t sequence = 0; sequence < sequences; ++sequence) {
-        const int64_t begin = bounds[sequence], length = bounds[sequence + 1] - begin;
-        const int64_t padded = (length + WIDTH - 1) / WIDTH * WIDTH;
-        float* scores = keys + dim * padded;
-        for (int64_t kv = 0; kv < spec.kv_heads; ++kv) {
-            const float* key = qkv + begin * stride + (spec.heads + kv) * dim;
-            const float* value = key + spec.kv_heads * dim;
-            for (int64_t d = 0; d < dim; ++d)
-                for (int64_t j = 0; j < padded; ++j) keys[d * padded + j] = j < length ? key[j * stride + d] : 0.0f;
+    }
+
+    // One head of keys, and the heads of queries that look at it.
+    void operator()(int64_t kv, int who) const {
+        const int64_t group = spec.heads / spec.kv_heads;
+        prepare(spec.heads + kv);
+        for (int64_t head = kv * group; head < (kv + 1) * group; ++head) prepare(head);
+        float* own = keys + who * padded(longest) * (dim() + 1);
+        for (int64_t sequence = 0; sequence < sequences; ++sequence) {
+            const int64_t begin = bounds[sequence], length = bounds[sequence + 1] - begin;
+            const float* key = qkv + begin * stride() + (spec.heads + kv) * dim();
+            for (int64_t d = 0; d < dim(); ++d)
+                for (int64_t j = 0; j < padded(length); ++j)
+                    own[d * padded(length) + j] = j < length ? key[j * stride() + d] : 0.0f;
             for (int64_t head = kv * group; head < (kv + 1) * group; ++head)
-                for (int64_t i = 0; i < length; ++i) {
-                    const float* query = qkv + (begin + i) * stride + head * dim;
-                    // The keys that this token sees.
-                    int64_t from = 0, end = spec.causal ? i + 1 : length;
-                    if (block.window >= 0) {
-                        from = i > block.window ? i - block.window : 0;
-                        end = i + block.window + 1 < end ? i + block.window + 1 : end;
-                    }
-                    for (int64_t j = 0; j < padded; j += WIDTH) {
-                        V sum = lanes::zero();
-                        for (int64_t d = 0; d < dim; ++d)
-                            sum = lanes::multiply_add(lanes::all(query[d]), lanes::load(keys + d * padded + j), sum);
-                        lanes::store(scores + j, lanes::mul(sum, lanes::all(spec.scale)));
-                    }
-                    if (bias != nullptr)
-                        for (int64_t j = from; j < end; ++j) scores[j] += bias[(head * longest + i) * longest + j];
-                    for (int64_t j = 0; j < from; ++j) scores[j] = -INFINITY;
-                    for (int64_t j = end; j < padded; ++j) scores[j] = -INFINITY;
-                    V largest = lanes::load(scores);
-                    for (int64_t j = WIDTH; j < padded; j += WIDTH) largest = lanes::larger(largest, lanes::load(scores + j));
-                    const V top = lanes::all(lanes::largest(largest));
-                    V sum = lanes::zero();
-                    for (int64_t j = 0; j < padded; j += WIDTH) {
-                        const V weight = exponential(lanes::subtract(lanes::load(scores + j), top));
-                        sum = lanes::add(sum, weight);
-                        lanes::store(scores + j, weight);
-                    }
-                    const V share = lanes::all(1.0f / lanes::sum(sum));
-                    for (int64_t d = 0; d < dim; d += WIDTH) {
-                        V mixed = lanes::zero();
-                        for (int64_t j = from; j < end; ++j)
-                            mixed = lanes::multiply_add(lanes::all(scores[j]), lanes::load(value + j * stride + d), mixed);
-                        lanes::store(to + (begin + i) * width + head * dim + d, lanes::mul(mixed, share));
-                    }
-                }
+                for (int64_t i = 0; i < length; ++i)
+                    token(head, i, begin, length, own, key + spec.kv_heads * dim());
         }
     }
-}
+
+    static int64_t padded(int64_t length) { return (length + WIDTH - 1) / WIDTH * WIDTH; }
+
+    void token(int64_t head, int64_t i, int64_t begin, int64_t length, const float* columns, const float* value) const {
+        const int64_t size = padded(length);
+        const float* query = qkv + (begin + i) * stride() + head * dim();
+        float* scores = const_cast<float*>(columns) + dim() * size;
+        // The keys that this token sees.
+        int64_t from = 0, end = spec.causal ? i + 1 : length;
+        if (block.window >= 0) {
+            from = i > block.window ? i - block.window : 0;
+            end = i + block.window + 1 < end ? i + block.window + 1 : end;
+        }
+        for (int64_t j = 0; j < size; j += WIDTH) {
+            V sum = lanes::zero();
+            for (int64_t d = 0; d < dim(); ++d)
+                sum = lanes::multiply_add(lanes::all(query[d]), lanes::load(columns + d * size + j), sum);
+            lanes::store(scores + j, lanes::mul(sum, lanes::all(spec.scale)));
+        }
+        if (bias != nullptr)
+            for (int64_t j = from; j < end; ++j) scores[j] += bias[(head * longest + i) * longest + j];
+        for (int64_t j = 0; j < from; ++j) scores[j] = -INFINITY;
+        for (int64_t j = end; j < size; ++j) scores[j] = -INFINITY;
+        V most = lanes::load(scores);
+        for (int64_t j = WIDTH; j < size; j += WIDTH) most = lanes::larger(most, lanes::load(scores + j));
+        const V top = lanes::all(lanes::largest(most));
+        V sum = lanes::zero();
+        for (int64_t j = 0; j < size; j += WIDTH) {
+            const V weight = exponential(lanes::subtract(lanes::load(scores + j), top));
+            sum = lanes::add(sum, weight);
+            lanes::store(scores + j, weight);
+        }
+        const V share = lanes::all(1.0f / lanes::sum(sum));
+        for (int64_t d = 0; d < dim(); d += WIDTH) {
+            V mixed = lanes::zero();
+            for (int64_t j = from; j < end; ++j)
+                mixed = lanes::multiply_add(lanes::all(scores[j]), lanes::load(value + j * stride() + d), mixed);
+            lanes::store(to + (begin + i) * spec.heads * dim() + head * dim() + d, lanes::mul(mixed, share));
+        }
+    }
+};
 
 template <class Operand>
 void run(const Spec& spec, const Block* blocks, int64_t count, float* x, int64_t rows, const int64_t* bounds,
-         int64_t sequences, const float* bias, int64_t longest, float* room) {
+         int64_t sequences, const float* bias, int64_t longest, float* room, int64_t helpers) {
+    team::Leader leader(helpers);
     const int64_t attended = spec.heads * spec.head_dim, joined = attended + 2 * spec.kv_heads * spec.head_dim;
     const int64_t inner = spec.gated ? 2 * spec.inner : spec.inner;
     // wide: query, key and value, or both halves of a gated layer. narrow: what enters a product.
     float* wide = room;
     float* keys = wide + rows * (joined > inner ? joined : inner);
-    const int64_t padded = (longest + WIDTH - 1) / WIDTH * WIDTH;
-    auto* narrow = reinterpret_cast<Operand*>(keys + padded * (spec.head_dim + 1));
+    const int64_t padded = Attention<Operand>::padded(longest);
+    auto* narrow = reinterpret_cast<Operand*>(keys + (team::MOST_HELPERS + 1) * padded * (spec.head_dim + 1));
     for (const Block* block = blocks; block < blocks + count; ++block) {
         operand(spec, block->attn_in, x, narrow, rows);
-        multiply(block->qkv, narrow, rows, Target<float>{wide, joined, nullptr, 0});
-        attend(spec, *block, wide, rows, bounds, sequences, bias, longest, keys, narrow);
-        multiply(block->out, narrow, rows, Target<float>{x, spec.hidden, x, 0});
+        multiply(leader, block->qkv, narrow, rows, Target<float>{wide, joined, nullptr, 0});
+        leader.each(spec.kv_heads, Attention<Operand>{
+            spec, *block, wide, rows, bounds, sequences, bias, longest, keys, narrow});
+        multiply(leader, block->out, narrow, rows, Target<float>{x, spec.hidden, x, 0});
         if (block->attn_post.weight != nullptr)
             for (int64_t row = 0; row < rows; ++row)
                 normalized(spec, block->attn_post, x + row * spec.hidden, x + row * spec.hidden, spec.hidden);
         operand(spec, block->ffn_in, x, narrow, rows);
         auto* hidden = reinterpret_cast<Operand*>(wide);
         if (spec.gated) {
-            multiply(block->up, narrow, rows, Target<float>{wide, inner, nullptr, 0});
+            multiply(leader, block->up, narrow, rows, Target<float>{wide, inner, nullptr, 0});
             hidden = narrow;
             for (int64_t row = 0; row < rows; ++row) {
                 const float* gate = wide + row * inner;
@@ -332,9 +360,9 @@ void run(const Spec& spec, const Block* blocks, int64_t count, float* x, int64_t
                                  lanes::mul(activated(lanes::load(gate + i), spec.activation), lanes::load(gate + spec.inner + i)));
             }
         } else {
-            multiply(block->up, narrow, rows, Target<Operand>{hidden, inner, nullptr, spec.activation});
+            multiply(leader, block->up, narrow, rows, Target<Operand>{hidden, inner, nullptr, spec.activation});
         }
-        multiply(block->down, hidden, rows, Target<float>{x, spec.hidden, x, 0});
+        multiply(leader, block->down, hidden, rows, Target<float>{x, spec.hidden, x, 0});
         if (block->ffn_post.weight != nullptr)
             for (int64_t row = 0; row < rows; ++row)
                 normalized(spec, block->ffn_post, x + row * spec.hidden, x + row * spec.hidden, spec.hidden);
@@ -355,14 +383,16 @@ KERNEL void poolhouse_blocks_run(int64_t* answer) {
 }
 
 // x: [rows, hidden], which becomes the answer of the last block. bounds: [sequences + 1]. room: as `models/native/few_rows.py` counts it.
+// helpers: how many threads may help.
 KERNEL void poolhouse_blocks(const void* spec, const void* blocks, int64_t count, float* x, int64_t rows,
-                             const int64_t* bounds, int64_t sequences, const float* bias, int64_t longest, float* room) {
+                             const int64_t* bounds, int64_t sequences, const float* bias, int64_t longest, float* room,
+                             int64_t helpers) {
 #ifdef __AVX512F__
     const auto& own = *static_cast<const Spec*>(spec);
     const auto* all = static_cast<const Block*>(blocks);
-    if (own.half) run<uint16_t>(own, all, count, x, rows, bounds, sequences, bias, longest, room);
-    else run<float>(own, all, count, x, rows, bounds, sequences, bias, longest, room);
+    if (own.half) run<uint16_t>(own, all, count, x, rows, bounds, sequences, bias, longest, room, helpers);
+    else run<float>(own, all, count, x, rows, bounds, sequences, bias, longest, room, helpers);
 #else
-    (void)spec, (void)blocks, (void)count, (void)x, (void)rows, (void)bounds, (void)sequences, (void)bias, (void)longest, (void)room;
+    (void)spec, (void)blocks, (void)count, (void)x, (void)rows, (void)bounds, (void)sequences, (void)bias, (void)longest, (void)room, (void)helpers;
 #endif
 }

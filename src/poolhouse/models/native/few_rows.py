@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 MOST_ROWS = 64
 # The kernel's numbers of the activations that it knows.
 _ACTIVATIONS = {"": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4}
+# As in team.h.
+_MOST_HELPERS = 3
 # Floats that one of its registers holds.
 _WIDTH = 16
 
@@ -97,7 +99,7 @@ class FewRows:
         # Floats that each row, and each key of the longest sequence, takes of the kernel's room.
         hidden, inner = self._spec.hidden, self._spec.inner * (2 if spec.gated else 1)
         self._per_row = max(query + 2 * key, inner) + max(hidden, query, self._spec.inner)
-        self._per_key = spec.head_dim + 1
+        self._per_key = (spec.head_dim + 1) * (1 + _MOST_HELPERS)
 
     @classmethod
     def of(cls, spec: TransformerSpec, layers: Sequence[Block]) -> FewRows | None:
@@ -149,6 +151,7 @@ class FewRows:
             None if bias is None else bias.data_ptr(),
             longest,
             room.data_ptr(),
+            kernels.helpers.count,
         )
         return hidden.to(x.dtype)
 
@@ -234,4 +237,5 @@ def _kernel() -> Callable[..., None] | None:
         kernels.ADDRESS,
         kernels.COUNT,
         kernels.ADDRESS,
+        kernels.COUNT,
     )
