@@ -22,6 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+from poolhouse import kernels
+
 log = logging.getLogger("poolhouse")
 
 # --- Threads ---
@@ -84,11 +86,9 @@ class _OpenMP:
         # torch gives a thread that is new to it a number now, and not in the middle of its batch.
         return self._torch.get_num_threads()
 
-    def set(self, count: int) -> bool:
-        """Whether that is the number now."""
+    def set(self, count: int) -> None:
         if self._set is not None:
             self._set(count)
-        return self.count() == count
 
     def set_mkl(self, count: int) -> int:
         """The number before; 0: MKL's own."""
@@ -102,8 +102,9 @@ def _openmp() -> _OpenMP:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Let torch compute in this thread alone, without helpers and barriers; no other thread's number changes.
+    """Let torch compute in this thread alone, without barriers; no other thread's number changes.
 
+    As many threads as torch had besides may help our own kernels, which wait for nobody (`poolhouse.kernels.helpers`).
     Does nothing where another OpenMP library than torch's own takes its place.
     """
     openmp = _openmp()
@@ -114,8 +115,10 @@ def one_core() -> Iterator[None]:
     before_mkl = openmp.set_mkl(1)
     try:
         openmp.set(1)
+        kernels.helpers.count = before - 1
         yield
     finally:
+        kernels.helpers.count = 0
         openmp.set(before)
         openmp.set_mkl(before_mkl)
 

@@ -51,7 +51,9 @@ class Scheduler:
         self._all_core = self._workers[0] if workers == 1 else _Worker(threading.Condition(self._lock))
         # Who computes the own requests in the thread that submitted them.
         self._caller = _Worker(threading.Condition(self._lock))
-        self._everyone = [*self._workers, self._caller] if workers == 1 else [*self._workers, self._all_core, self._caller]
+        self._everyone = (
+            [*self._workers, self._caller] if workers == 1 else [*self._workers, self._all_core, self._caller]
+        )
         # Since when anything waits, and how long the last batch took.
         self._since = 0.0
         self._batch_seconds = 0.0

@@ -27,11 +27,14 @@ from poolhouse.engine.runner import Launched, Runner
 from poolhouse.engine.scheduler import Scheduler
 from poolhouse.errors import ConfigError, EngineError
 from poolhouse.models.model import Model
+from poolhouse.models.native.transformer import Transformer
 
 log = logging.getLogger("poolhouse")
 
 # A batch of no more multiply-adds is computed on one core.
 _ONE_CORE = 2**28
+# By our own kernel, where more cores than its helpers have would be there for it.
+_FEW_CORES = 2**31
 # Nor has it more tokens than this, however small the model is.
 _MOST_TOKENS = 256
 # Between two times that freed memory is returned while batches run: it takes a few milliseconds.
@@ -185,7 +188,7 @@ class Workers:
                 batch = None
                 if not runner.asynchronous:
                     self._release_memory()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the engine cannot go on
             self._die(error, [*(flying.requests if flying else ()), *(batch or ())])
 
     def _die(self, error: BaseException, requests: list[WaitingRequest]) -> None:
@@ -229,18 +232,20 @@ def worker_count(requested: int | None, model: Model) -> int:
 
 def one_core_tokens(model: Model) -> int:
     """Tokens of a batch that is computed on one core; 0 for models of transformers, and on other devices."""
-    sizes = model.facts.sizes
-    if not model.backbone.reentrant or model.facts.device.type != "cpu":
+    sizes, backbone = model.facts.sizes, model.backbone
+    if not backbone.reentrant or model.facts.device.type != "cpu":
         return 0
     # Tables are looked up. Nearly all else is read once per token.
-    weights = sizes.parameters - sizes.vocabulary_size * sizes.hidden_size
-    return _ONE_CORE // max(weights, _ONE_CORE // _MOST_TOKENS)
+    weights = max(1, sizes.parameters - sizes.vocabulary_size * sizes.hidden_size)
+    tokens = min(_MOST_TOKENS, _ONE_CORE // weights)
+    if isinstance(backbone, Transformer) and (few_rows := backbone.few_rows) is not None:
+        # Its helpers cost nothing where they get no core. Many cores do more for a large model than these few.
+        enough = torch.get_num_threads() <= 1 + few_rows.helpers
+        tokens = max(tokens, few_rows.rows if enough else min(few_rows.rows, _FEW_CORES // weights))
+    return tokens
 
 
 def _has_modes() -> bool:
     """Whether this thread would compute something else than a worker does: by autocast, a default device, a debugging mode."""
-    return (
-        torch.is_autocast_enabled("cpu")
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
+    stacks = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()  # noqa: SLF001 - no public name
+    return stacks > 0 or torch.is_autocast_enabled("cpu")

@@ -170,7 +170,8 @@ def _panels(prepacked: Tensor, weight: Tensor) -> int | None:
         pairs = 4 // weight.element_size()
         expected = weight.view(columns // _PANEL, _PANEL, rows // pairs, pairs).permute(0, 2, 1, 3)
         _laid_in_panels[key] = size == weight.nbytes and torch.equal(
-            torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=weight.dtype).view(expected.shape), expected
+            torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=weight.dtype).view(expected.shape),
+            expected,
         )
     return address if _laid_in_panels[key] else None
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from poolhouse.models.native.transformer import Block
 
 # A pack of no more rows is run so. Beyond, oneDNN's products catch up.
-MOST_ROWS = 64
+_MOST_ROWS = 64
 # The kernel's numbers of the activations that it knows.
 _ACTIVATIONS = {"": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4}
 # As in team.h.
@@ -66,7 +66,12 @@ class _Spec(ctypes.Structure):
 
 
 class FewRows:
-    """The blocks of one Transformer, as the kernel reads them."""
+    """The blocks of one Transformer, as the kernel reads them.
+
+    rows: of a pack that it takes, at most. helpers: threads that help it at most.
+    """
+
+    rows, helpers = _MOST_ROWS, _MOST_HELPERS
 
     def __init__(
         self, kernel: Callable[..., None], spec: TransformerSpec, layers: Sequence[Block], dtype: torch.dtype
@@ -79,13 +84,13 @@ class FewRows:
         assert isinstance(feed_forward, FeedForward)
         query, key, _ = first.attention.sizes
         scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
-        rotated = {layer.rope.dim for layer in spec.layers if layer.rope is not None}
+        rotated = max((layer.rope.dim for layer in spec.layers if layer.rope is not None), default=0)
         self._spec = _Spec(
             first.attention.qkv.in_features,
             spec.heads,
             key // spec.head_dim,
             spec.head_dim,
-            max(rotated, default=0),
+            rotated,
             feed_forward.down.in_features,
             _ACTIVATIONS[feed_forward.name],
             spec.gated,
@@ -101,6 +106,18 @@ class FewRows:
         self._per_row = max(query + 2 * key, inner) + max(hidden, query, self._spec.inner)
         self._per_key = (spec.head_dim + 1) * (1 + _MOST_HELPERS)
 
+    def takes(self, segments: Segments) -> bool:
+        """Whether this is for the kernel: few rows, all of which see each other and go without adapters.
+
+        Not where torch has more threads here than would help the kernel.
+        """
+        return (
+            segments.total <= self.rows
+            and segments.attended is None
+            and not segments.adapter_rows
+            and torch.get_num_threads() <= 1 + kernels.helpers.count
+        )
+
     @classmethod
     def of(cls, spec: TransformerSpec, layers: Sequence[Block]) -> FewRows | None:
         """None where the kernel cannot run these blocks, or there is none.
@@ -114,6 +131,8 @@ class FewRows:
         dtypes = {product.dtype for layer in layers for product in _products(layer)}
         dtype = dtypes.pop() if len(dtypes) == 1 else None
         if dtype != torch.float32 and not (dtype == torch.bfloat16 and spec.norm == "layer"):
+            return None
+        if len({layer.rope.dim for layer in spec.layers if layer.rope is not None}) > 1:
             return None
         if not all(_is_plain(layer, spec) for layer in layers):
             return None
@@ -138,8 +157,7 @@ class FewRows:
         bias = None if bias is None else bias.float().contiguous()
         padded = -(-longest // _WIDTH) * _WIDTH
         room = torch.empty(rows * self._per_row + padded * self._per_key + _WIDTH)
-        hidden = torch.empty(x.shape) if x.dtype != torch.float32 else torch.empty_like(x)
-        hidden.copy_(x)
+        hidden = torch.empty(x.shape).copy_(x)
         self._kernel(
             ctypes.addressof(self._spec),
             ctypes.addressof(blocks),
@@ -205,7 +223,6 @@ def _is_plain(layer: Block, spec: TransformerSpec) -> bool:
         and feed_forward.down.in_features % 64 == 0
         and layer.attn_out is None
         and layer.ffn_out is None
-        and attention.layer.rope in (None, rope)
         and (rope is None or rope.dim % (2 * _WIDTH) == 0)
         and all(_is_known(norm, spec) for norm in (layer.attn_in, layer.attn_post, layer.ffn_in, layer.ffn_post))
         and all(_is_known(norm, spec) for norm in (attention.q_norm, attention.k_norm))

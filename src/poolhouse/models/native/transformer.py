@@ -8,6 +8,8 @@ A block has six norm slots that a checkpoint fills or leaves, so pre-norm, post-
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +22,7 @@ from poolhouse.layers.linear import Linear, Product
 from poolhouse.layers.norm import LayerNorm, Norm, RMSNorm
 from poolhouse.layers.positions import RopeSpec, alibi_bias, relative_bias, rope_table, rotate
 from poolhouse.models.backbone import PictureRows, Tower
-from poolhouse.models.native.few_rows import MOST_ROWS, FewRows
+from poolhouse.models.native.few_rows import FewRows
 from poolhouse.models.native.spec import LayerSpec, TransformerSpec
 from poolhouse.models.native.weights import Weights
 from poolhouse.packing.pack import Batch, PackedPictures, Segments
@@ -48,9 +50,6 @@ class Transformer:
         self._rows = self.layers[0].attention.qkv.padded_rows
         # The share of each hidden state in the answer, the embeddings' first; None for the last alone.
         self.shares: tuple[float, ...] | None = None
-        # Made when it is first needed: adapters may yet change layers.
-        self._few_rows: FewRows | None = None
-        self._asked_few_rows = False
         # What makes rows of pictures, of models that read them.
         self.tower: Tower | None = None
         # Filled by `Adapters`, where a model has some.
@@ -65,10 +64,9 @@ class Transformer:
         ropes = {rope: rope_table(rope, positions, batch.segments, x.dtype) for rope in self.ropes}
         total = len(x)
         bias = self._bias(longest)
-        if total <= MOST_ROWS and self.shares is None and shown is None and batch.segments.attended is None:
-            few_rows = self._for_few_rows()
-            if few_rows is not None and not batch.segments.adapter_rows:
-                return self._answer(few_rows(x, batch.segments, ropes, bias))
+        few_rows = self.few_rows if self.shares is None and shown is None else None
+        if few_rows is not None and few_rows.takes(batch.segments):
+            return self._answer(few_rows(x, batch.segments, ropes, bias))
         if missing := self._rows(total) - total:
             # Rows that are not read, so that products have one of few sizes.
             x = F.pad(x, (0, 0, 0, missing))
@@ -94,11 +92,10 @@ class Transformer:
             x = mixed.add_(x, alpha=self.shares[-1])
         return x if self.output is None else self.output(x)
 
-    def _for_few_rows(self) -> FewRows | None:
-        if not self._asked_few_rows:
-            self._few_rows = FewRows.of(self.spec, self.layers)
-            self._asked_few_rows = True
-        return self._few_rows
+    @cached_property
+    def few_rows(self) -> FewRows | None:
+        """What runs the blocks over short packs, where they are of the kind; adapters change layers before this is asked."""
+        return FewRows.of(self.spec, self.layers)
 
     def mix_layers(self, first: int, weights: tuple[float, ...]) -> None:
         """Answer with a sum of hidden states: `weights` of those from `first` on, which counts from the end if negative.
