@@ -124,7 +124,7 @@ def test_while_anything_runs_a_worker_computes(engine: Engine, workers: int) -> 
         assert backbone.entered.wait(60)
         assert own.running == 1
         answers: list[Answer] = []
-        second = in_thread(lambda: answers.append(asked(own, 6, 7, 2)), "second")
+        second = in_thread(lambda: answers.append(asked(own, 6, 4, 2)), "second")
         while own.pending < 2:
             time.sleep(0.001)
         backbone.go_on.set()
@@ -140,9 +140,9 @@ def test_a_turn_is_given_only_where_nothing_runs_or_waits() -> None:
     scheduler.add(submission(5))
     # However often callers ask, what waits goes first.
     assert not any(scheduler.begin_turn(4) for _ in range(100))
-    assert total(scheduler.next(0)) == 5
+    assert total(scheduler.next(None)) == 5
     assert not any(scheduler.begin_turn(4) for _ in range(100))
-    scheduler.finished(0)
+    scheduler.finished(None)
     assert scheduler.begin_turn(4)
     assert not scheduler.begin_turn(4)
     scheduler.end_turn()
@@ -314,9 +314,9 @@ def test_an_observer_sees_the_batch(engine: Engine) -> None:
     observer = Observer()
     own.observe(observer)
     with own:
-        own.submit([ids(3, 4, 5), ids(6, 7)], waits=True)
+        own.submit([ids(3, 4, 5), ids(6, 4)], waits=True)
         (run,) = observer.runs
-        assert (run.requests, run.tokens) == (2, 5)
+        assert (run.sequences, run.tokens) == (2, 5)
 
 
 @pytest.mark.parametrize(

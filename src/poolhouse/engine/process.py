@@ -31,10 +31,9 @@ log = logging.getLogger("poolhouse")
 # What users set to choose the number of threads themselves, and how threads wait.
 _COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-# Rounds of spinning before a thread of libgomp that waits at a barrier sleeps: about a millisecond, which lasts from one
-# query to the next. Its own default is six times that, at each of dozens of barriers, while the thread that it waits for
-# may want this very core.
-_SPINS = "50000"
+# Rounds of spinning before a thread of libgomp that waits at a barrier sleeps: a tenth of a millisecond. Its own default is
+# sixty times that, at each of dozens of barriers, while the thread that it waits for may want this very core.
+_SPINS = "5000"
 # Variables of the environment that this module set.
 _set_by_us: list[str] = []
 
