@@ -118,7 +118,7 @@ SHOWN = "import os; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_
 @pytest.mark.parametrize(
     ("environment", "first", "expected"),
     [
-        ({}, "", "50000 None"),
+        ({}, "", "5000 None"),
         ({"GOMP_SPINCOUNT": "7"}, "", "7 None"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "", "None ACTIVE"),
         ({}, "import sys; sys.modules['torch'] = None", "None None"),
@@ -142,8 +142,8 @@ def test_the_programs_that_this_process_starts_do_not_inherit_it(monkeypatch: py
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delitem(sys.modules, "torch")
     process.let_threads_wait_shortly()
-    assert os.environ["GOMP_SPINCOUNT"] == "50000"
+    assert os.environ["GOMP_SPINCOUNT"] == "5000"
     monkeypatch.undo()  # torch is back
-    os.environ["GOMP_SPINCOUNT"] = "50000"
+    os.environ["GOMP_SPINCOUNT"] = "5000"
     limit_threads_to_quota()
     assert "GOMP_SPINCOUNT" not in os.environ

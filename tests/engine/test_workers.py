@@ -201,9 +201,11 @@ class Meeting:
         return self.backbone(batch)
 
 
-def with_workers(engine: Engine, backbone: Any, workers: int = 2, **options: Any) -> Engine:
+def with_workers(engine: Engine, backbone: Any, workers: int = 2, one_core_tokens: int = 0, **options: Any) -> Engine:
     model = replace(engine.model, backbone=backbone)
-    return Engine(model, engine.tokenizer, replace(engine.options, workers=workers, **options))
+    return Engine(
+        model, engine.tokenizer, replace(engine.options, workers=workers, one_core_tokens=one_core_tokens, **options)
+    )
 
 
 def ids(*tokens: int) -> Request:

@@ -44,9 +44,6 @@ def serve(
 
     Every option may also stand in the file of --config, or in the environment as POOLHOUSE_<OPTION>.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # Shorter than `engine/process.py` has it: threads of torch that wait for each other keep the event loop from running.
-        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     options = {**options, **json.loads(other_options)}
     server, engines, written = gather(models or [], options, config, os.environ, context.obj)
     if server.log_format == "json":

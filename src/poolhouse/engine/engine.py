@@ -6,7 +6,8 @@ The way of a request through the files of this room:
     accepted        checked,        waits in           taken into       one pass of
     or refused      tokenised       queue.py           a batch          the model
 
-A caller's thread, or a tokenizer thread where there is much to tokenise, does the first two; a worker does the rest.
+A caller's thread, or a tokenizer thread where there is much to tokenise, does the first two; a worker does the rest. A
+caller that only waits does all for a short text, where nothing else runs or waits.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Engine:
         reader, options = self.model.facts.pictures, self.options.media
         self._media = None if reader is None else Media(reader, options, self.model.facts.max_tokens)
         self._pending = Pending()
-        self._workers = Workers(self._runner, self._scheduler, self._faults)
+        self._workers = Workers(self._runner, self._scheduler, self._faults, self.options.one_core_tokens)
         # A key per call of the tokenizer under way.
         self._preparing: set[object] = set()
         self._starting = threading.Lock()
@@ -146,9 +147,10 @@ class Engine:
         """How long a prompt with these parameters may be."""
         return self._intake.limit(params)
 
-    def submit(self, requests: Sequence[Request]) -> list[Future[Answer]]:
+    def submit(self, requests: Sequence[Request], waits: bool = False) -> list[Future[Answer]]:
         """Start work on requests; each future gets its answer or its error.
 
+        waits: whether the caller does nothing but wait for them, so that its own thread may compute them.
         A request that cannot be answered fails alone, through its future. Cancel a future to leave the queue.
         The requests of one call share the engine fairly with those of others of their priority.
         """
@@ -164,7 +166,7 @@ class Engine:
         if self._media is not None:
             requests = self._media.take(requests, queues, self._prepare)
         if len(requests) <= _INLINE_REQUESTS and sum(map(_characters, requests)) <= _INLINE_CHARACTERS:
-            self._prepare(requests, queues)
+            self._prepare(requests, queues, waits)
             return futures
         begins = range(0, len(requests), _TEXTS_PER_CALL)
         self._turns.add(
@@ -348,8 +350,8 @@ class Engine:
         if call is not None:
             self._prepare(*call)
 
-    def _prepare(self, requests: Sequence[Request], queues: Mapping[int, CallerQueue]) -> None:
-        """Tokenise requests and let them wait for their batch. queues: theirs, by priority."""
+    def _prepare(self, requests: Sequence[Request], queues: Mapping[int, CallerQueue], waits: bool = False) -> None:
+        """Tokenise requests and let them wait for their batch, or be computed here. queues: theirs, by priority."""
         self._preparing.add(call := object())
         try:
             if self._exiting:
@@ -359,6 +361,8 @@ class Engine:
                 _fail(requests, self.fatal)
                 return
             waiting = self._intake.waiting(requests, queues)
+            if waits and self._workers.run_here(waiting):
+                return
             if not self._scheduler.add(waiting):
                 self._refuse([request.future for request in waiting])
         except (KeyboardInterrupt, SystemExit) as end:

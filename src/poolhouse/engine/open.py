@@ -19,7 +19,7 @@ from poolhouse.engine.engine import Engine
 from poolhouse.engine.media import MediaOptions
 from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.process import cpu_quota, keep_freed_memory, limit_threads_to_quota
-from poolhouse.engine.workers import worker_count
+from poolhouse.engine.workers import one_core_tokens, worker_count
 from poolhouse.errors import CheckpointError, ConfigError, InvalidRequest, UnsupportedDimensions
 from poolhouse.files import Folder
 from poolhouse.inputs.conversations import ContentFormat, Conversations
@@ -85,6 +85,7 @@ def open_engine(settings: Settings) -> Engine:
         max_prompt_tokens=pooler.max_embed_len,
         tokenizer_threads=settings.tokenizer_workers,
         workers=worker_count(settings.lanes, model),
+        one_core_tokens=one_core_tokens(model),
         default_params=default_params,
         score_template=_score_template(template, model),
         conversations=_conversations(template, tokenizer_folder, settings.chat_template_content_format, model),

@@ -23,6 +23,7 @@ class EngineOptions:
     """How an engine works, as opposed to what its model is.
 
     max_batch_tokens: tokens of one pack. workers: batches that run at a time.
+    one_core_tokens: a batch of no more is computed on one core, by its caller where that is possible.
     overflow: what to do with prompts over the model's limit.
     max_prompt_tokens: another limit of prompts; with overflow "chunk" the only one.
     default_params: what the model's owner wants where a request says nothing.
@@ -39,6 +40,7 @@ class EngineOptions:
     max_prompt_tokens: int | None = None
     tokenizer_threads: int = 2
     workers: int = 1
+    one_core_tokens: int = 0
     default_params: PoolingParams = PoolingParams()
     score_template: ScoreTemplate | None = None
     conversations: Conversations = Conversations()

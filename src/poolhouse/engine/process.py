@@ -17,8 +17,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Protocol
+
+from poolhouse import kernels
 
 log = logging.getLogger("poolhouse")
 
@@ -27,10 +31,9 @@ log = logging.getLogger("poolhouse")
 # What users set to choose the number of threads themselves, and how threads wait.
 _COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-# Rounds of spinning before a thread of libgomp that waits at a barrier sleeps: about a millisecond, which lasts from one
-# query to the next. Its own default is six times that, at each of dozens of barriers, while the thread that it waits for
-# may want this very core.
-_SPINS = "50000"
+# Rounds of spinning before a thread of libgomp that waits at a barrier sleeps: a tenth of a millisecond. Its own default is
+# sixty times that, at each of dozens of barriers, while the thread that it waits for may want this very core.
+_SPINS = "5000"
 # Variables of the environment that this module set.
 _set_by_us: list[str] = []
 
@@ -59,6 +62,71 @@ def limit_threads_to_quota() -> None:
     if cores < torch.get_num_threads():
         log.info("This process may use %g CPUs: torch gets %d threads, not %d.", quota, cores, torch.get_num_threads())
         torch.set_num_threads(cores)
+
+
+class _OpenMP:
+    """How many threads work for the thread that asks: numbers that OpenMP and MKL keep for each thread by itself.
+
+    torch's own `set_num_threads` also sets what threads get that are new to it.
+    """
+
+    def __init__(self) -> None:
+        import torch
+
+        self._torch = torch
+        library: object = None
+        if sys.platform.startswith("linux"):
+            with suppress(OSError):
+                library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        self._set = getattr(library, "omp_set_num_threads", None)
+        self._set_mkl = getattr(library, "MKL_Set_Num_Threads_Local", None)
+
+    def count(self) -> int:
+        # torch gives a thread that is new to it a number now, and not in the middle of its batch.
+        return self._torch.get_num_threads()
+
+    def set(self, count: int) -> None:
+        if self._set is not None:
+            self._set(count)
+
+    def set_mkl(self, count: int) -> int:
+        """The number before; 0: MKL's own."""
+        return 0 if self._set_mkl is None else int(self._set_mkl(count))
+
+
+@cache
+def _openmp() -> _OpenMP:
+    return _OpenMP()
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Let torch compute in this thread alone, without barriers; no other thread's number changes.
+
+    As many threads as torch had besides may help our own kernels, which wait for nobody (`poolhouse.kernels.helpers`).
+    Does nothing where another OpenMP library than torch's own takes its place.
+    """
+    openmp = _openmp()
+    before = openmp.count()
+    if before == 1:
+        yield
+        return
+    before_mkl = openmp.set_mkl(1)
+    try:
+        openmp.set(1)
+        kernels.helpers.count = before - 1
+        yield
+    finally:
+        kernels.helpers.count = 0
+        openmp.set(before)
+        openmp.set_mkl(before_mkl)
+
+
+@cache
+def has_one_core() -> bool:
+    """Whether `one_core` works here."""
+    with one_core():
+        return _openmp().count() == 1
 
 
 def cpu_quota(process: Path = Path("/proc/self")) -> float | None:

@@ -49,7 +49,11 @@ class Scheduler:
         self._workers = [_Worker(threading.Condition(self._lock)) for _ in range(workers)]
         # A worker that has no other beside it has all cores.
         self._all_core = self._workers[0] if workers == 1 else _Worker(threading.Condition(self._lock))
-        self._everyone = self._workers if workers == 1 else [*self._workers, self._all_core]
+        # Who computes the own requests in the thread that submitted them.
+        self._caller = _Worker(threading.Condition(self._lock))
+        self._everyone = (
+            [*self._workers, self._caller] if workers == 1 else [*self._workers, self._all_core, self._caller]
+        )
         # Since when anything waits, and how long the last batch took.
         self._since = 0.0
         self._batch_seconds = 0.0
@@ -74,6 +78,26 @@ class Scheduler:
                 queue.add(request)
             self._wake()
             return True
+
+    def begin_turn(self, tokens: int) -> bool:
+        """Let the thread that calls this run a batch of its own, of so many tokens; False where that may not be.
+
+        It may where nothing runs and nothing waits, so nobody is passed. What comes meanwhile goes to a worker.
+        """
+        with self._lock:
+            if self._closed or self._queues or self._running:
+                return False
+            me = self._caller
+            me.tokens, me.since, me.idle, me.thread = tokens, time.perf_counter(), False, threading.get_ident()
+            return True
+
+    def end_turn(self) -> None:
+        """The batch of the thread that calls this is done; does nothing where it has none."""
+        with self._lock:
+            if self._caller.thread == threading.get_ident():
+                self._caller.thread = None
+                self._finish(self._caller)
+                self._wake()
 
     def next(self, worker: int | None = 0, block: bool = True) -> list[WaitingRequest] | None:
         """The next batch for a worker, sorted by length; its last one is done.
@@ -195,10 +219,11 @@ class Scheduler:
 class _Worker:
     """Who runs batches. tokens: of its batch under way; since: when it took that, or became free.
 
-    idle: whether it waits for a batch, or will in a moment.
+    idle: whether it waits for a batch, or will in a moment. thread: of a caller, while it has its turn.
     """
 
     changed: threading.Condition
     tokens: int = 0
     since: float = 0.0
     idle: bool = True
+    thread: int | None = None

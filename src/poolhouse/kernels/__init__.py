@@ -2,7 +2,7 @@
 
     *.cpp --build.py--> one library per level of instructions --chosen by this CPU's flags--> `function(name, ...)`
 
-A kernel is a function of the C ABI: addresses and sizes in, nothing kept. It is called without the interpreter's lock, from
+A kernel is a function of the C ABI: addresses and sizes in, nothing kept but sleeping threads. It is called without the interpreter's lock, from
 any thread. Who calls one has another way where `function` answers None: another CPU, no compiler, sources that are newer
 than the library, or POOLHOUSE_KERNELS=0.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,15 @@ log = logging.getLogger(__name__)
 
 # Types of arguments: an address, a number of things, a real number.
 ADDRESS, COUNT, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+class _Helpers(threading.local):
+    """How many threads may help this one, beside those of torch: see team.h. Whoever runs kernels says it."""
+
+    count = 0
+
+
+helpers = _Helpers()
 
 VARIABLE = "POOLHOUSE_KERNELS"
 

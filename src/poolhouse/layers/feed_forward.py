@@ -51,7 +51,8 @@ def _gated(hidden: Tensor) -> Callable[..., None] | None:
     return kernels.function("poolhouse_gated", *_ARGUMENTS)
 
 
-_FUSED_NAMES = {F.gelu: "gelu", _gelu_tanh: "gelu_tanh", F.relu: "relu"}
+# The short names of activations that kernels know; those that a plain product can apply are in `fusable`.
+_NAMES = {F.gelu: "gelu", _gelu_tanh: "gelu_tanh", F.relu: "relu", F.silu: "silu"}
 
 
 class FeedForward:
@@ -60,9 +61,10 @@ class FeedForward:
     def __init__(self, up: Product, down: Product, activation: str, gated: bool) -> None:
         self.up, self.down, self.gated = up, down, gated
         self.activation = ACTIVATIONS[activation]
-        self.fused = _FUSED_NAMES.get(self.activation, "") if not gated else ""
-        assert not self.fused or self.fused in fusable
         self.compiled = _COMPILED.get(self.activation)
+        # "other" is one that no kernel knows.
+        self.name = _NAMES.get(self.activation, "other")
+        self.fused = self.name if not gated and self.name in fusable else ""
 
     def __call__(self, x: Tensor, segments: Segments | None = None) -> Tensor:
         """[total, hidden] -> [total, hidden]. segments: see `Product`."""

@@ -19,6 +19,7 @@ more than needed; beyond _MANY_ROWS, where pages of pictures are, multiples of _
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poolhouse import kernels
 from poolhouse.packing.pack import Segments
 
 # Operators are called by overload (`.default`, `.binary`): a failed overload match prints its tensors, 10 ms a call.
@@ -74,7 +76,10 @@ class Linear:
         self.out_features, self.in_features = weight.shape
         self.weight: Tensor | None = weight
         self.bias = bias
+        self.dtype = weight.dtype
         self.prepacked: Tensor | None = None
+        # Where `prepacked` lies, in panels that our own kernels read: see `_panels`. None where it lies otherwise.
+        self.panels: int | None = None
         # [in, out], for few rows only.
         self.transposed: Tensor | None = None
 
@@ -86,6 +91,7 @@ class Linear:
         if weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _has_bfloat16()):
             self.prepacked = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
             self.weight = None
+            self.panels = _panels(self.prepacked, weight)
             if weight.dtype == torch.float32 and weight.numel() <= _SMALL and _mkl_is_quicker():
                 self.transposed = weight.T.contiguous()
 
@@ -152,6 +158,32 @@ def _mkl_is_quicker() -> bool:
         return False
     cpu = Path("/proc/cpuinfo")
     return cpu.is_file() and "GenuineIntel" in cpu.read_text(errors="replace")
+
+
+_PANEL = 64
+# By shape and type of a weight: whether oneDNN lays it out in panels.
+_laid_in_panels: dict[tuple[int, int, torch.dtype], bool] = {}
+
+
+def _panels(prepacked: Tensor, weight: Tensor) -> int | None:
+    """The address of a weight that oneDNN laid out in panels of 64 columns, as it does with AVX-512; None where it did not.
+
+    [out / 64, in, 64], in bfloat16 [out / 64, in / 2, 64, 2]. The first weight of a shape is compared, number by number.
+    """
+    columns, rows = weight.shape
+    if columns % _PANEL or rows % _MIN_STEP or kernels.level() in (None, "avx2"):
+        return None
+    address = int(torch.ops.mkldnn.data_ptr(prepacked))
+    key = (columns, rows, weight.dtype)
+    if key not in _laid_in_panels:
+        size = int(torch.ops.mkldnn._nbytes(prepacked))
+        pairs = 4 // weight.element_size()
+        expected = weight.view(columns // _PANEL, _PANEL, rows // pairs, pairs).permute(0, 2, 1, 3)
+        _laid_in_panels[key] = size == weight.nbytes and torch.equal(
+            torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=weight.dtype).view(expected.shape),
+            expected,
+        )
+    return address if _laid_in_panels[key] else None
 
 
 def _has_bfloat16() -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Coroutine, Generator, Iterable
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from poolhouse.engine.engine import Engine
@@ -159,7 +159,7 @@ def _present(
 def _answers(engine: Engine, call: Call[Result]) -> Generator[Answer, None, None]:
     """The answers in order; those of a window are let go before the next but one is submitted."""
     first = 0
-    for window, futures in read_ahead(_windows(call), engine.submit):
+    for window, futures in read_ahead(_windows(call), partial(engine.submit, waits=True)):
         yield from results_of(futures, call.path, first)
         first += len(futures)
         del window, futures

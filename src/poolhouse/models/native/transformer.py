@@ -8,6 +8,8 @@ A block has six norm slots that a checkpoint fills or leaves, so pre-norm, post-
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,7 @@ from poolhouse.layers.linear import Linear, Product
 from poolhouse.layers.norm import LayerNorm, Norm, RMSNorm
 from poolhouse.layers.positions import RopeSpec, alibi_bias, relative_bias, rope_table, rotate
 from poolhouse.models.backbone import PictureRows, Tower
+from poolhouse.models.native.few_rows import FewRows
 from poolhouse.models.native.spec import LayerSpec, TransformerSpec
 from poolhouse.models.native.weights import Weights
 from poolhouse.packing.pack import Batch, PackedPictures, Segments
@@ -61,12 +64,15 @@ class Transformer:
         positions = batch.positions if batch.pictures is None or batch.pictures.axes is None else batch.pictures.axes
         ropes = {rope: rope_table(rope, positions, batch.segments, x.dtype) for rope in self.ropes}
         total = len(x)
+        bias = self._bias(longest)
+        few_rows = self.few_rows if self.shares is None and shown is None else None
+        if few_rows is not None and few_rows.takes(batch.segments):
+            return self._answer(few_rows(x, batch.segments, ropes, bias))
         if missing := self._rows(total) - total:
             # Rows that are not read, so that products have one of few sizes.
             x = F.pad(x, (0, 0, 0, missing))
             filler = (0, 0, 0, 0, 0, missing)
             ropes = {rope: (F.pad(cos, filler), F.pad(sin, filler)) for rope, (cos, sin) in ropes.items()}
-        bias = self._bias(longest)
         mixed = None if self.shares is None else x * self.shares[0]
         for number, layer in enumerate(self.layers, 1):
             x = layer(x, batch.segments, ropes, bias)
@@ -77,11 +83,20 @@ class Transformer:
         if missing:
             x = x[:total]
             mixed = None if mixed is None else mixed[:total]
+        return self._answer(x, mixed)
+
+    def _answer(self, x: Tensor, mixed: Tensor | None = None) -> Tensor:
+        """What the last block's answer becomes. mixed: the share of what lies below it, where the layers are mixed."""
         if self.final_norm is not None:
             x = self.final_norm(x)
         if mixed is not None and self.shares is not None:
             x = mixed.add_(x, alpha=self.shares[-1])
         return x if self.output is None else self.output(x)
+
+    @cached_property
+    def few_rows(self) -> FewRows | None:
+        """What runs the blocks over short packs, where they are of the kind; adapters change layers before this is asked."""
+        return FewRows.of(self.spec, self.layers)
 
     def mix_layers(self, first: int, weights: tuple[float, ...]) -> None:
         """Answer with a sum of hidden states: `weights` of those from `first` on, which counts from the end if negative.
