@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +20,7 @@ from poolhouse.errors import EngineError, NonFiniteResult, NoStep, PoolhouseErro
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
 from poolhouse.packing.pack import Batch, Segments
+from poolhouse.packing.prefixes import SharedPack
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.pipeline import Pipeline
 from poolhouse.pooling.rows import Rows
@@ -41,6 +42,7 @@ class Launched:
 
     pooled: each group's rows on the host. done: when the device is. pictures: how many it showed. started: by `time.perf_counter`.
     stopwatch: before the backbone, after it, and after the pipelines, where somebody observes.
+    saved: tokens that did not run, since prompts shared them.
     """
 
     requests: list[WaitingRequest]
@@ -49,16 +51,19 @@ class Launched:
     pictures: int = 0
     started: float = 0.0
     stopwatch: Stopwatch | None = None
+    saved: int = 0
 
 
 class Runner:
     """Runs batches of one model; budget: tokens of one batch, for the observer.
 
+    prefix_sharing: whether a beginning that several prompts have runs once for all of them, where the model can.
     asynchronous: `launch` returns before the device is done, so the next batch can be prepared meanwhile.
     """
 
-    def __init__(self, model: Model, budget: int) -> None:
+    def __init__(self, model: Model, budget: int, prefix_sharing: bool = True) -> None:
         self.model = model
+        self._longest_shared = model.backbone.longest_shared if prefix_sharing else 0
         self.budget = budget
         self.device = model.facts.device
         self.asynchronous = self.device.type == "cuda"
@@ -91,24 +96,33 @@ class Runner:
             if any(request.adapter for request in requests):
                 # The rows of each adapter lie together.
                 requests = sorted(requests, key=lambda request: request.adapter or "")
-            batch = Batch.pack(
-                [request.tokens for request in requests], self.device, [request.adapter for request in requests]
-            )
+            batch, shared = self._packed(requests)
             _mark(stopwatch)
             hidden = self.model.backbone(batch)
+            rows = _whole(batch, shared, hidden)
             _mark(stopwatch)
             groups = groups_of(requests, self.model.pipelines)
-            pooled = [(group, self._pool(group, rows_of(group, batch, hidden))) for group in groups]
+            pooled = [(group, self._pool(group, rows_of(group, rows))) for group in groups]
             _mark(stopwatch)
             done = None
             if self.asynchronous:
                 done = torch.cuda.Event()
                 done.record()
             shown = 0 if batch.pictures is None else len(batch.pictures.pictures)
-            return Launched(requests, pooled, done, shown, started, stopwatch)
+            saved = 0 if shared is None else shared.saved
+            return Launched(requests, pooled, done, shown, started, stopwatch, saved)
         except Exception as error:  # noqa: BLE001 - whatever it is, callers must get it
             self._retry(requests, error)
             return None
+
+    def _packed(self, requests: Sequence[WaitingRequest]) -> tuple[Batch, SharedPack | None]:
+        """What runs, and where its rows belong where prompts share some."""
+        prompts = [request.tokens for request in requests]
+        adapters = [request.adapter for request in requests]
+        shared = None
+        if self._longest_shared and len(requests) > 1:
+            shared = SharedPack.of(prompts, self.device, adapters, self._longest_shared)
+        return (Batch.pack(prompts, self.device, adapters), None) if shared is None else (shared.batch, shared)
 
     def _pool(self, group: Group, rows: Rows) -> Rows:
         model, task, route = self.model, group.task, group.route
@@ -167,16 +181,18 @@ class Runner:
         if self.observer is None or launched.stopwatch is None:
             return
         requests = launched.requests
+        tokens = sum(map(cost_of, requests))
         forward_seconds, pooling_seconds = launched.stopwatch.seconds()
         self.observer.ran(
             BatchRun(
                 len(requests),
-                sum(map(cost_of, requests)),
+                tokens,
                 self.budget,
                 waits((request.arrival for request in requests), launched.started),
                 forward_seconds,
                 pooling_seconds,
                 launched.pictures,
+                tokens - launched.saved,
             )
         )
 
@@ -251,9 +267,16 @@ def _slices_of(members: list[int], requests: Sequence[WaitingRequest], max_rows:
     return slices
 
 
-def rows_of(group: Group, batch: Batch, hidden: Tensor) -> Rows:
-    """The rows of a group's requests. hidden: [tokens, features] of the whole batch."""
-    starts, ends = batch.segments.starts, batch.segments.ends
+def _whole(batch: Batch, shared: SharedPack | None, hidden: Tensor) -> Rows:
+    """The rows of all prompts, as if each had run whole."""
+    if shared is None:
+        return Rows(hidden, batch.segments, batch.ids)
+    return Rows(hidden[shared.rows], shared.segments, shared.ids)
+
+
+def rows_of(group: Group, whole: Rows) -> Rows:
+    """The rows of a group's requests. whole: of the whole batch."""
+    starts, ends = whole.segments.starts, whole.segments.ends
     if group.of_spans:
         # The rows of every span, as if each were a sequence of its own.
         spans = [
@@ -263,26 +286,25 @@ def rows_of(group: Group, batch: Batch, hidden: Tensor) -> Rows:
         ]
         bounds = np.concatenate(spans).tolist()
         owners = [request.adapter for request in group.requests for _ in request.spans]  # type: ignore[union-attr]
-        return _slices(bounds, batch, hidden, owners)
-    skip, kept = _skip(group.requests), _kept(group.requests, batch)
-    if len(group.indexes) == len(batch.segments):
-        return Rows(hidden, batch.segments, batch.ids, skip, kept)
+        return _slices(bounds, whole, owners)
+    skip, kept = _skip(group.requests), _kept(group.requests, whole.ids.device)
+    if len(group.indexes) == len(whole.segments):
+        return replace(whole, skip=skip, kept=kept)
     bounds = [(starts[index], ends[index]) for index in group.indexes]
-    return _slices(bounds, batch, hidden, [request.adapter for request in group.requests], skip, kept)
+    return _slices(bounds, whole, [request.adapter for request in group.requests], skip, kept)
 
 
 def _slices(
     bounds: Sequence[Sequence[int]],
-    batch: Batch,
-    hidden: Tensor,
+    whole: Rows,
     adapters: Sequence[str | None],
     skip: Tensor | None = None,
     kept: Tensor | None = None,
 ) -> Rows:
     return Rows(
-        torch.cat([hidden[start:end] for start, end in bounds]),
-        Segments([end - start for start, end in bounds], batch.segments.device, adapters=adapters),
-        torch.cat([batch.ids[start:end] for start, end in bounds]),
+        torch.cat([whole.values[start:end] for start, end in bounds]),
+        Segments([end - start for start, end in bounds], whole.segments.device, adapters=adapters),
+        torch.cat([whole.ids[start:end] for start, end in bounds]),
         skip,
         kept,
     )
@@ -294,12 +316,12 @@ def _skip(requests: list[WaitingRequest]) -> Tensor | None:
     return torch.tensor([request.tokens.skip for request in requests])
 
 
-def _kept(requests: list[WaitingRequest], batch: Batch) -> Tensor | None:
+def _kept(requests: list[WaitingRequest], device: torch.device) -> Tensor | None:
     """The rows that token tasks answer with, [rows of these requests]; None where these are all."""
     if all(request.tokens.kept is None for request in requests):
         return None
     kept = [np.ones(request.length, bool) if (own := request.tokens.kept) is None else own for request in requests]
-    return torch.from_numpy(np.concatenate(kept)).to(batch.ids.device, non_blocking=True)
+    return torch.from_numpy(np.concatenate(kept)).to(device, non_blocking=True)
 
 
 class Stopwatch:
