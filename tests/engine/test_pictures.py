@@ -113,7 +113,6 @@ def test_a_picture_that_breaks_the_model_fails_alone(llm: LLM) -> None:
 
     class Fragile:
         reentrant = True
-        longest_shared = 0
 
         def __call__(self, batch: Batch) -> Tensor:
             flat = () if batch.pictures is None else batch.pictures.pictures

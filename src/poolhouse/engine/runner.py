@@ -63,7 +63,7 @@ class Runner:
 
     def __init__(self, model: Model, budget: int, prefix_sharing: bool = True) -> None:
         self.model = model
-        self._longest_shared = model.backbone.longest_shared if prefix_sharing else 0
+        self._longest_shared = model.facts.longest_shared if prefix_sharing else 0
         self.budget = budget
         self.device = model.facts.device
         self.asynchronous = self.device.type == "cuda"

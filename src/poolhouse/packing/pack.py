@@ -37,7 +37,7 @@ class Run(NamedTuple):
     """Neighbouring sequences of one shape and one prefix, from row `start` on: how many, their length, tokens attended to."""
 
     start: int
-    count: int
+    sequences: int
     length: int
     keys: int
     prefix: Prefix
@@ -132,7 +132,7 @@ class Segments:
         shapes = zip(self.starts, self.lengths, self.attended or self.lengths, prefixes, strict=True)
         for start, length, keys, prefix in shapes:
             if runs and runs[-1][2:] == (length, keys, prefix):
-                runs[-1] = Run(runs[-1].start, runs[-1].count + 1, length, keys, prefix)
+                runs[-1] = Run(runs[-1].start, runs[-1].sequences + 1, length, keys, prefix)
             else:
                 runs.append(Run(start, 1, length, keys, prefix))
         return runs

@@ -158,8 +158,7 @@ def _best_groups(common: Sequence[int]) -> list[tuple[int, int, int]]:
     """
     # Runs that are still open, the outer ones first.
     open_runs = [_Run(0, 0)]
-    for last, length in enumerate([*common, 0]):
-        length = length if length >= _SMALLEST_PREFIX else 0
+    for last, length in enumerate([*(length if length >= _SMALLEST_PREFIX else 0 for length in common), 0]):
         first, saved, groups = last, 0, list[tuple[int, int, int]]()
         while open_runs[-1].length > length:
             run = open_runs.pop()

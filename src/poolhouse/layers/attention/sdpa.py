@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poolhouse.layers.attention.reference import masked_softmax, visible_mask
-from poolhouse.packing.pack import Prefix, Run, Segments
+from poolhouse.packing.pack import NO_PREFIX, Prefix, Run, Segments
+
+# What scaled_dot_product_attention calls on a CPU; it alone tells the sums.
+_FLASH_FOR_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default  # noqa: SLF001
 
 
 def attend(
@@ -84,21 +87,24 @@ def _behind(prefix: Prefix, runs: Sequence[Run], query: Tensor, key: Tensor, val
     All their rows see all of the prefix, which is one call without a copy or a mask. Among themselves they are sequences
     like others. Both answers are joined by their shares of the softmax, which the kernel tells as logarithms of sums.
     """
-    heads = query.shape[1]
-    rows = sum(run.count * run.length for run in runs)
-    seen = (_heads_first(x, prefix.start, 1, prefix.length) for x in (key, value))
-    common, common_sums = _with_sums(_heads_first(query, runs[0].start, 1, rows), *seen, scale, causal=False)
-    own, own_sums = zip(
-        *(_with_sums(*(_heads_first(x, *run[:3]) for x in (query, key, value)), scale, causal=True) for run in runs),
-        strict=True,
-    )
-    share = torch.sigmoid(common_sums - torch.cat(own_sums)).to(query.dtype)
-    return torch.lerp(torch.cat(own), common, share.view(rows, heads, 1))
+    heads, rows = query.shape[1], sum(run.sequences * run.length for run in runs)
+
+    def part(keys: Run, start: int, sequences: int, length: int, causal: bool) -> tuple[Tensor, Tensor]:
+        q = _heads_first(query, start, sequences, length)
+        k, v = (_heads_first(x, *keys[:3]) for x in (key, value))
+        return _with_sums(q, k, v, scale, causal)
+
+    whole = Run(prefix.start, 1, prefix.length, prefix.length, NO_PREFIX)
+    common, common_sums = part(whole, runs[0].start, 1, rows, causal=False)
+    parts = [part(run, run.start, run.sequences, run.length, causal=True) for run in runs]
+    own, own_sums = (torch.cat(both) for both in zip(*parts, strict=True))
+    share = torch.sigmoid(common_sums - own_sums).to(query.dtype)
+    return torch.lerp(own, common, share.view(rows, heads, 1))
 
 
 def _with_sums(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """Attention of [count, heads, length, head_dim], as rows, and each row's logarithm of its sum: [rows, heads]."""
-    out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, v, 0.0, causal, scale=scale)
+    out, sums = _FLASH_FOR_CPU(q, k, v, 0.0, causal, scale=scale)
     return out.transpose(1, 2).flatten(0, 1), sums.transpose(1, 2).flatten(0, 1)
 
 
