@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -99,10 +99,11 @@ class Runner:
             batch, shared = self._packed(requests)
             _mark(stopwatch)
             hidden = self.model.backbone(batch)
-            rows = _whole(batch, shared, hidden)
             _mark(stopwatch)
-            groups = groups_of(requests, self.model.pipelines)
-            pooled = [(group, self._pool(group, rows_of(group, rows))) for group in groups]
+            passed = Passed.of(batch, shared, hidden)
+            # What is shared lies together anew for each group, and takes memory.
+            groups = groups_of(requests, self.model.pipelines, 1 if shared is None else hidden.shape[1])
+            pooled = [(group, self._pool(group, passed)) for group in groups]
             _mark(stopwatch)
             done = None
             if self.asynchronous:
@@ -124,9 +125,11 @@ class Runner:
             shared = SharedPack.of(prompts, self.device, adapters, self._longest_shared)
         return (Batch.pack(prompts, self.device, adapters), None) if shared is None else (shared.batch, shared)
 
-    def _pool(self, group: Group, rows: Rows) -> Rows:
+    def _pool(self, group: Group, passed: Passed) -> Rows:
         model, task, route = self.model, group.task, group.route
         pipeline = model.pipelines[task] if route is None else model.pipeline(task, route)
+        only_lasts = passed.rows is not None and pipeline.reads_lasts and not group.of_spans
+        rows = passed.lasts(group) if only_lasts else passed.rows_of(group)
         pooled = (pipeline.of_spans(task) if group.of_spans else pipeline)(rows, group.params)
         values = pooled.values.to("cpu", non_blocking=self.asynchronous)
         segments = pooled.segments
@@ -236,8 +239,11 @@ class Group:
     requests: list[WaitingRequest]
 
 
-def groups_of(requests: Sequence[WaitingRequest], pipelines: Mapping[Task, Pipeline]) -> list[Group]:
-    """The groups of a batch, none of too many numbers; usually one. A request is in one for each of its tasks."""
+def groups_of(requests: Sequence[WaitingRequest], pipelines: Mapping[Task, Pipeline], width: int = 1) -> list[Group]:
+    """The groups of a batch, none of too many numbers; usually one. A request is in one for each of its tasks.
+
+    width: numbers that a row takes before its pipeline.
+    """
     alike: dict[tuple[Task, PoolingParams, bool, str | None], list[int]] = {}
     for index, request in enumerate(requests):
         of_spans = request.spans is not None
@@ -246,10 +252,10 @@ def groups_of(requests: Sequence[WaitingRequest], pipelines: Mapping[Task, Pipel
             alike.setdefault((task, params, of_spans, request.route), []).append(index)
     groups: list[Group] = []
     for (task, params, of_spans, route), members in alike.items():
-        width = pipelines[task].width if task in TOKEN_TASKS else 1
+        widest = max(width, pipelines[task].width) if task in TOKEN_TASKS else width
         groups.extend(
             Group(task, params, of_spans, route, indexes, [requests[index] for index in indexes])
-            for indexes in _slices_of(members, requests, _MAX_NUMBERS // width)
+            for indexes in _slices_of(members, requests, _MAX_NUMBERS // widest)
         )
     return groups
 
@@ -267,47 +273,68 @@ def _slices_of(members: list[int], requests: Sequence[WaitingRequest], max_rows:
     return slices
 
 
-def _whole(batch: Batch, shared: SharedPack | None, hidden: Tensor) -> Rows:
-    """The rows of all prompts, as if each had run whole."""
-    if shared is None:
-        return Rows(hidden, batch.segments, batch.ids)
-    return Rows(hidden[shared.rows], shared.segments, shared.ids)
+@dataclass(frozen=True, slots=True, eq=False)
+class Passed:
+    """A batch after its pass through the backbone.
 
+    hidden: [rows that ran, features]. segments, ids: of its prompts, each whole. rows: [total], which row of hidden each
+    of their tokens has; None where they lie there in order.
+    """
 
-def rows_of(group: Group, whole: Rows) -> Rows:
-    """The rows of a group's requests. whole: of the whole batch."""
-    starts, ends = whole.segments.starts, whole.segments.ends
-    if group.of_spans:
-        # The rows of every span, as if each were a sequence of its own.
-        spans = [
-            request.spans + starts[index]
-            for index, request in zip(group.indexes, group.requests, strict=True)
-            if request.spans is not None
-        ]
-        bounds = np.concatenate(spans).tolist()
-        owners = [request.adapter for request in group.requests for _ in request.spans]  # type: ignore[union-attr]
-        return _slices(bounds, whole, owners)
-    skip, kept = _skip(group.requests), _kept(group.requests, whole.ids.device)
-    if len(group.indexes) == len(whole.segments):
-        return replace(whole, skip=skip, kept=kept)
-    bounds = [(starts[index], ends[index]) for index in group.indexes]
-    return _slices(bounds, whole, [request.adapter for request in group.requests], skip, kept)
+    hidden: Tensor
+    segments: Segments
+    ids: Tensor
+    rows: Tensor | None = None
 
+    @classmethod
+    def of(cls, batch: Batch, shared: SharedPack | None, hidden: Tensor) -> Passed:
+        if shared is None:
+            return cls(hidden, batch.segments, batch.ids)
+        return cls(hidden, shared.segments, shared.ids, shared.rows)
 
-def _slices(
-    bounds: Sequence[Sequence[int]],
-    whole: Rows,
-    adapters: Sequence[str | None],
-    skip: Tensor | None = None,
-    kept: Tensor | None = None,
-) -> Rows:
-    return Rows(
-        torch.cat([whole.values[start:end] for start, end in bounds]),
-        Segments([end - start for start, end in bounds], whole.segments.device, adapters=adapters),
-        torch.cat([whole.ids[start:end] for start, end in bounds]),
-        skip,
-        kept,
-    )
+    def lasts(self, group: Group) -> Rows:
+        """The last row of each of a group's requests."""
+        assert self.rows is not None
+        last = self.segments.last_tensor[group.indexes]
+        return Rows(self.hidden[self.rows[last]], Segments((1,) * len(last), self.segments.device), self.ids[last])
+
+    def rows_of(self, group: Group) -> Rows:
+        """The rows of a group's requests."""
+        starts, ends = self.segments.starts, self.segments.ends
+        if group.of_spans:
+            # The rows of every span, as if each were a sequence of its own.
+            spans = [
+                request.spans + starts[index]
+                for index, request in zip(group.indexes, group.requests, strict=True)
+                if request.spans is not None
+            ]
+            bounds = np.concatenate(spans).tolist()
+            owners = [request.adapter for request in group.requests for _ in request.spans]  # type: ignore[union-attr]
+            return self._slices(bounds, owners)
+        skip, kept = _skip(group.requests), _kept(group.requests, self.ids.device)
+        if len(group.indexes) == len(self.segments):
+            values = self.hidden if self.rows is None else self.hidden[self.rows]
+            return Rows(values, self.segments, self.ids, skip, kept)
+        bounds = [(starts[index], ends[index]) for index in group.indexes]
+        return self._slices(bounds, [request.adapter for request in group.requests], skip, kept)
+
+    def _slices(
+        self,
+        bounds: Sequence[Sequence[int]],
+        adapters: Sequence[str | None],
+        skip: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Rows:
+        def taken(x: Tensor) -> Tensor:
+            return torch.cat([x[start:end] for start, end in bounds])
+
+        return Rows(
+            taken(self.hidden) if self.rows is None else self.hidden[taken(self.rows)],
+            Segments([end - start for start, end in bounds], self.segments.device, adapters=adapters),
+            taken(self.ids),
+            skip,
+            kept,
+        )
 
 
 def _skip(requests: list[WaitingRequest]) -> Tensor | None:

@@ -23,7 +23,7 @@ from poolhouse.packing.pack import NO_PREFIX, Batch, Prefix, Segments
 from poolhouse.packing.tokens import Ids, Tokens
 
 # A shorter beginning, or one that saves fewer tokens, costs more in calls of attention than it saves.
-_SMALLEST_PREFIX = 8
+SMALLEST_PREFIX = 8
 _SMALLEST_SAVING = 64
 
 
@@ -56,45 +56,26 @@ class SharedPack:
         max_tokens: int | None = None,
     ) -> SharedPack | None:
         """None where sharing is not worth it. Only prompts of one adapter share, and none longer than max_tokens."""
-        beginnings = _worthwhile(prompts, adapters or (None,) * len(prompts), max_tokens)
+        if any(prompt.pictures is not None for prompt in prompts):
+            # Rows of pictures and positions of three axes are counted over whole prompts.
+            return None
+        beginnings = shared_beginnings(prompts, adapters or (None,) * len(prompts), max_tokens)
         if not beginnings:
             return None
-        pieces: list[Tokens] = []
-        prefixes: list[Prefix] = []
-        owners: list[str | None] = []
-        begins = [0] * len(prompts)
-        total = 0
-        # The rows of each prompt: of its prefix, then its own.
-        rows: list[tuple[Ids, Ids]] = [(_NO_ROWS, _NO_ROWS)] * len(prompts)
-
-        def lay(piece: Tokens, prefix: Prefix, number: int) -> Ids:
-            nonlocal total
-            pieces.append(piece)
-            prefixes.append(prefix)
-            owners.append(None if adapters is None else adapters[number])
-            total += len(piece)
-            return np.arange(total - len(piece), total)
-
+        pieces = _Pieces(prompts)
         shared = {beginning.members[0]: beginning for beginning in beginnings}
-        led = {number for beginning in beginnings for number in beginning.members[1:]}
-        for number, prompt in enumerate(prompts):
-            if number in led:
-                continue
-            if number not in shared:
-                rows[number] = (_NO_ROWS, lay(prompt, NO_PREFIX, number))
-                continue
-            members, length = shared[number]
-            common = lay(Tokens(prompt.ids[:length]), NO_PREFIX, number)
-            prefix = Prefix(total - length, length)
-            for member in members:
-                begins[member] = length
-                rows[member] = (common, lay(Tokens(prompts[member].ids[length:]), prefix, member))
-        placed = np.concatenate([part for own in rows for part in own])
+        behind = {number for beginning in beginnings for number in beginning.members[1:]}
+        for number in range(len(prompts)):
+            if number in shared:
+                pieces.lay_together(*shared[number])
+            elif number not in behind:
+                pieces.lay(number)
+        owners = None if adapters is None else [adapters[number] for number in pieces.numbers]
         return cls(
-            Batch.pack(pieces, device, None if adapters is None else owners, prefixes),
+            Batch.pack(pieces.tokens, device, owners, pieces.prefixes),
             Segments([len(prompt) for prompt in prompts], device, adapters=adapters),
-            torch.from_numpy(np.concatenate([prompt.ids for prompt in prompts])).to(device, non_blocking=True),
-            torch.from_numpy(placed).to(device, non_blocking=True),
+            _to(np.concatenate([prompt.ids for prompt in prompts]), device),
+            _to(np.concatenate([part for parts in pieces.rows for part in parts]), device),
         )
 
     @property
@@ -103,15 +84,59 @@ class SharedPack:
         return self.segments.total - self.batch.segments.total
 
 
-_NO_ROWS: Ids = np.empty(0, np.int64)
+class _Pieces:
+    """What lies in a pack: whole prompts, beginnings, and rests behind them.
+
+    tokens, prefixes: of each piece. numbers: the prompt that it is of, or the first of those. rows: where those of each
+    prompt lie, in order.
+    """
+
+    def __init__(self, prompts: Sequence[Tokens]) -> None:
+        self.tokens: list[Tokens] = []
+        self.prefixes: list[Prefix] = []
+        self.numbers: list[int] = []
+        self.rows: list[list[Ids]] = [[] for _ in prompts]
+        self._prompts = prompts
+        self._total = 0
+
+    def lay(self, number: int) -> None:
+        """A whole prompt."""
+        self.rows[number].append(self._lay(self._prompts[number], NO_PREFIX, number))
+
+    def lay_together(self, members: Sequence[int], length: int) -> None:
+        """The first tokens of these prompts once, then the rest of each."""
+        prefix = Prefix(self._total, length)
+        common = self._lay(Tokens(self._prompts[members[0]].ids[:length]), NO_PREFIX, members[0])
+        for number in members:
+            self.rows[number] += common, self._lay(Tokens(self._prompts[number].ids[length:]), prefix, number)
+
+    def _lay(self, piece: Tokens, prefix: Prefix, number: int) -> Ids:
+        self.tokens.append(piece)
+        self.prefixes.append(prefix)
+        self.numbers.append(number)
+        self._total += len(piece)
+        return np.arange(self._total - len(piece), self._total)
+
+
+def shared_beginnings(
+    prompts: Sequence[Tokens], adapters: Sequence[str | None], max_tokens: int | None = None
+) -> list[Beginning]:
+    """The beginnings that prompts of one adapter may share and that are worth it; max_tokens: of one that may."""
+    by_adapter: dict[str | None, list[int]] = {}
+    for number, (prompt, adapter) in enumerate(zip(prompts, adapters, strict=True)):
+        plain = prompt.types is None and prompt.attended is None and prompt.pictures is None
+        if plain and (max_tokens is None or len(prompt) <= max_tokens):
+            by_adapter.setdefault(adapter, []).append(number)
+    ids = [prompt.ids for prompt in prompts]
+    return [beginning for numbers in by_adapter.values() for beginning in common_beginnings(ids, numbers)]
 
 
 def common_beginnings(prompts: Sequence[Ids], numbers: Sequence[int]) -> list[Beginning]:
     """The beginnings that are worth sharing among those of these numbers; no prompt is in two, and each keeps a rest."""
     alike: dict[bytes, list[int]] = {}
     for number in numbers:
-        if len(prompts[number]) > _SMALLEST_PREFIX:
-            alike.setdefault(prompts[number][:_SMALLEST_PREFIX].tobytes(), []).append(number)
+        if len(prompts[number]) > SMALLEST_PREFIX:
+            alike.setdefault(prompts[number][:SMALLEST_PREFIX].tobytes(), []).append(number)
     found: list[Beginning] = []
     for members in alike.values():
         if len(members) < 2:
@@ -121,19 +146,6 @@ def common_beginnings(prompts: Sequence[Ids], numbers: Sequence[int]) -> list[Be
         for first, end, length in _best_groups(_in_common([prompts[number] for number in members])):
             found.append(Beginning(tuple(sorted(members[first:end])), length))
     return found
-
-
-def _worthwhile(prompts: Sequence[Tokens], adapters: Sequence[str | None], max_tokens: int | None) -> list[Beginning]:
-    """The beginnings that these prompts may share."""
-    by_adapter: dict[str | None, list[int]] = {}
-    for number, (prompt, adapter) in enumerate(zip(prompts, adapters, strict=True)):
-        if prompt.pictures is not None:
-            # Rows of pictures and positions of three axes are counted over whole prompts.
-            return []
-        if prompt.types is None and prompt.attended is None and (max_tokens is None or len(prompt) <= max_tokens):
-            by_adapter.setdefault(adapter, []).append(number)
-    ids = [prompt.ids for prompt in prompts]
-    return [beginning for numbers in by_adapter.values() for beginning in common_beginnings(ids, numbers)]
 
 
 def _in_common(prompts: Sequence[Ids]) -> list[int]:
@@ -158,7 +170,7 @@ def _best_groups(common: Sequence[int]) -> list[tuple[int, int, int]]:
     """
     # Runs that are still open, the outer ones first.
     open_runs = [_Run(0, 0)]
-    for last, length in enumerate([*(length if length >= _SMALLEST_PREFIX else 0 for length in common), 0]):
+    for last, length in enumerate([*(length if length >= SMALLEST_PREFIX else 0 for length in common), 0]):
         first, saved, groups = last, 0, list[tuple[int, int, int]]()
         while open_runs[-1].length > length:
             run = open_runs.pop()
@@ -182,3 +194,7 @@ class _Run:
     def hold(self, saved: int, groups: list[tuple[int, int, int]]) -> None:
         self.saved += saved
         self.groups += groups
+
+
+def _to(array: Ids, device: torch.device | str) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
