@@ -5,6 +5,8 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 # torch goes first and by its exact version: an unpinned torch would bring gigabytes of CUDA packages.
 TORCH := $(shell grep '^torch==' constraints.txt)
+# Compiled at install; the name of a library holds a hash of these.
+KERNELS := $(wildcard src/poolhouse/kernels/*.cpp src/poolhouse/kernels/*.h) src/poolhouse/kernels/build.py
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .PHONY: demo quick check test lint types slow docs bench clean
@@ -51,10 +53,10 @@ clean:
 	$(PIP) install '$(TORCH)'
 	touch $@
 
-.venv/.demo: .venv/.torch pyproject.toml
+.venv/.demo: .venv/.torch pyproject.toml hatch_build.py $(KERNELS)
 	$(PIP) install -c constraints.txt -e '.[demo]'
 	touch $@
 
-.venv/.test: .venv/.torch pyproject.toml
+.venv/.test: .venv/.torch pyproject.toml hatch_build.py $(KERNELS)
 	$(PIP) install -c constraints.txt -e '.[test,clients,lint]'
 	touch $@

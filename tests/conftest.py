@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # No network at run time; libraries read this when they are imported.
@@ -15,11 +16,17 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import pytest
 import torch
 
+from poolhouse import kernels
+from poolhouse.kernels import build as kernels_build
 from tests.models.parity import Parity, Record
 
 _TABLE = Path(__file__).parent.parent / "docs" / "models.md"
 _MARKS = re.compile(r"(<!-- parity:begin -->\n).*(<!-- parity:end -->)", re.DOTALL)
 
+
+# The kernels of these sources, whatever was installed; without a compiler everything is tested without kernels.
+with contextlib.suppress(kernels_build.BuildError):
+    kernels_build.build()
 
 # Tests that `make quick` leaves out, so that what is left takes this many seconds on one core. Two cores then need half
 # of it, and the time to import everything twice.
@@ -63,6 +70,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
                 quick -= _seconds[name]
         _SLOW.write_text("".join(f"{name}\n" for name in sorted(slow)), encoding="utf-8")
         terminalreporter.write_line(f"{len(slow)} slow tests; the others take {quick:.0f} of {_seconds.total():.0f} s.")
+
+
+@pytest.fixture
+def at_level(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Has the compiled kernels use that level of instructions until the test ends; skips where this CPU has no such."""
+
+    def set_level(level: str) -> None:
+        monkeypatch.setenv(kernels.VARIABLE, level)
+        kernels.forget()
+        if level != "0" and kernels.level() != level:
+            pytest.skip(f"no kernels of {level}")
+
+    yield set_level
+    monkeypatch.undo()
+    kernels.forget()
 
 
 @pytest.fixture(scope="session")

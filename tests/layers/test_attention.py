@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from poolhouse import kernels
 from poolhouse.layers.attention import attend, reference, sdpa, varlen
 from poolhouse.packing.pack import NO_PREFIX, Prefix, Segments
 
@@ -64,7 +65,9 @@ def test_sdpa_equals_the_definition(
     got = sdpa.attend(*tensors, segments, **options)
     # Rounding of float32 sums of up to 33 terms near 2.
     assert torch.allclose(got, expected, atol=5e-6)
-    assert torch.equal(attend(*tensors, segments, **options), got)
+    # Either what was compiled, which has tests of its own, or this.
+    if bias or softcap is not None or kernels.level() is None:
+        assert torch.equal(attend(*tensors, segments, **options), got)
 
 
 @pytest.mark.parametrize(("causal", "window", "kv_heads", "bias", "softcap"), CASES)

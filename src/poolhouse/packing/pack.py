@@ -137,6 +137,17 @@ class Segments:
                 runs.append(Run(start, 1, length, keys, prefix))
         return runs
 
+    @cached_property
+    def table(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        """[sequences, 5], as the compiled attention wants them.
+
+        Each one's first row, its length, the tokens attended to, and the first row and length of a prefix before it.
+        """
+        keys = self.lengths if self.attended is None else self.attended
+        zeros = [0] * len(self.lengths)
+        columns = (self.starts, self.lengths, keys, zeros, zeros)
+        return np.ascontiguousarray(np.array(columns, np.int64).T)
+
     def _rows_of(self, adapters: Sequence[str | None]) -> tuple[AdapterRows, ...]:
         rows: list[AdapterRows] = []
         for name, start, end in zip(adapters, self.starts, self.ends, strict=True):
