@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,13 @@ def by_transformers(folder: Path, family: str, dtype: torch.dtype) -> list[Tenso
         return [model(input_ids=torch.from_numpy(prompt.ids)[None]).last_hidden_state[0] for prompt in PROMPTS]
 
 
+@pytest.mark.parametrize("kernels", ["0", None])
 @pytest.mark.parametrize("name", ROWS)
-def test_a_shared_beginning_equals_each_prompt_alone(name: str, tmp_path: Path) -> None:
+def test_a_shared_beginning_equals_each_prompt_alone(
+    name: str, kernels: str | None, tmp_path: Path, at_level: Callable[[str], None]
+) -> None:
+    if kernels is not None:
+        at_level(kernels)
     family, options = row(name)
     parity.save(tmp_path, family, options)
     transformer = parity.load(tmp_path).transformer
@@ -99,8 +104,13 @@ def test_a_shared_beginning_equals_each_prompt_alone(name: str, tmp_path: Path) 
     assert parity.worst(got, by_transformers(tmp_path, family, torch.float32)) < 1e-5
 
 
+@pytest.mark.parametrize("kernels", ["0", None])
 @pytest.mark.parametrize("name", ["qwen3", "short window"])
-def test_a_shared_beginning_is_as_near_in_bfloat16(name: str, tmp_path: Path) -> None:
+def test_a_shared_beginning_is_as_near_in_bfloat16(
+    name: str, kernels: str | None, tmp_path: Path, at_level: Callable[[str], None]
+) -> None:
+    if kernels is not None:
+        at_level(kernels)
     family, options = row(name)
     parity.save(tmp_path, family, options)
     exact = parity.load(tmp_path).transformer

@@ -144,8 +144,8 @@ class Segments:
         Each one's first row, its length, the tokens attended to, and the first row and length of a prefix before it.
         """
         keys = self.lengths if self.attended is None else self.attended
-        zeros = [0] * len(self.lengths)
-        columns = (self.starts, self.lengths, keys, zeros, zeros)
+        prefixes = self.prefixes or (NO_PREFIX,) * len(self.lengths)
+        columns = (self.starts, self.lengths, keys, *zip(*prefixes, strict=True))
         return np.ascontiguousarray(np.array(columns, np.int64).T)
 
     def _rows_of(self, adapters: Sequence[str | None]) -> tuple[AdapterRows, ...]:
