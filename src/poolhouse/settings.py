@@ -104,6 +104,11 @@ class Settings(BaseModel):
     max_num_batched_tokens: int | None = option(
         "Prompts and packs", None, "Tokens of one pack; none: by the device.", ge=1
     )
+    prefix_sharing: bool = option(
+        "Prompts and packs",
+        True,
+        "Let causal models run a beginning that prompts of a pack share, such as a query, once.",
+    )
     lanes: int | None = option(
         "Prompts and packs",
         None,
@@ -181,6 +186,11 @@ class Settings(BaseModel):
     @classmethod
     def _vllms_former_default(cls, value: object) -> object:
         return 0 if value is None else value
+
+    @field_validator("prefix_sharing", mode="before")
+    @classmethod
+    def _vllms_choice_by_model(cls, value: object) -> object:
+        return True if value is None else value
 
     @field_validator("quantization", mode="before")
     @classmethod
@@ -425,6 +435,7 @@ def split_values(value: object) -> object:
 
 # vLLM's name: ours.
 OUR_NAMES = {
+    "enable_prefix_caching": "prefix_sharing",
     "renderer_num_workers": "tokenizer_workers",
     "uvicorn_log_level": "log_level",
     "disable_uvicorn_access_log": "disable_access_log",
@@ -493,7 +504,7 @@ MEANINGLESS = frozenset(
     decode_context_parallel_size default_mm_loras disable_cascade_attn disable_custom_all_reduce disable_log_requests
     disable_log_stats disable_sliding_window distributed_executor_backend enable_auto_tool_choice enable_chunked_prefill
     enable_expert_parallel enable_flash_late_interaction enable_force_include_usage enable_log_deltas enable_log_outputs
-    enable_log_requests enable_lora_bias enable_offline_docs enable_prefix_caching enable_prompt_embeds
+    enable_log_requests enable_lora_bias enable_offline_docs enable_prompt_embeds
     enable_prompt_tokens_details enable_server_load_tracking enable_sleep_mode enable_tokenizer_info_endpoint
     enforce_eager exclude_tools_when_tool_choice_none fully_sharded_loras generation_config gpu_memory_utilization
     h11_max_header_count headless ignore_patterns interleave_mm_strings kernel_config kv_cache_dtype

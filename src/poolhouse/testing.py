@@ -199,7 +199,10 @@ class FakeEngine:
             request = replace(request, spans=chunking.spans(len(tokens)))
         if self._observer is not None:
             self._observer.tokenized(1, self.delay_seconds)
-            self._observer.ran(BatchRun(1, len(tokens), self.facts.max_tokens, ((0.0, 1),), self.delay_seconds, 0.0))
+            waits, count = ((0.0, 1),), len(tokens)
+            self._observer.ran(
+                BatchRun(1, count, self.facts.max_tokens, waits, self.delay_seconds, 0.0, computed=count)
+            )
         return Answer(
             self._array(request, request.task, tokens),
             tokens,

@@ -39,6 +39,9 @@ def test_dotted_options_become_one_mapping() -> None:
         ("m --uvicorn-log-level info", "--log-level info -- m"),
         ("--disable-uvicorn-access-log m", "--disable-access-log -- m"),
         ("m --renderer-num-workers 3", "--tokenizer-workers 3 -- m"),
+        ("m --enable-prefix-caching", "--prefix-sharing -- m"),
+        ("--no-enable-prefix-caching m", "--no-prefix-sharing -- m"),
+        ("--enable-prefix-caching=false m", "--no-prefix-sharing -- m"),
         ("m --allowed-media-domains a.test", "--allowed-media-domains a.test -- m"),
         ("--allowed-media-domains a.test b org/m", '--allowed-media-domains ["a.test", "b"] -- org/m'),
         ("m --allowed-media-domains a b --port 1", '--allowed-media-domains ["a", "b"] --port 1 -- m'),
@@ -90,11 +93,11 @@ def test_options_that_take_several_values_may_be_repeated() -> None:
 
 
 def test_options_that_mean_nothing_are_gathered_with_their_values() -> None:
-    line = "m --max-num-seqs 4 --enforce-eager n --port 80 --load-format=y --no-enable-prefix-caching --swap-space 1.5"
+    line = "m --max-num-seqs 4 --enforce-eager n --port 80 --load-format=y --no-async-scheduling --swap-space 1.5"
     words = arranged(line.split())
     assert (words[:2], words[4:]) == (["--port", "80"], ["--", "m", "n"])
     assert json.loads(words[3]) == {
-        "max_num_seqs": 4, "enforce_eager": True, "load_format": "y", "enable_prefix_caching": False, "swap_space": 1.5,
+        "max_num_seqs": 4, "enforce_eager": True, "load_format": "y", "async_scheduling": False, "swap_space": 1.5,
     }  # fmt: skip
 
 

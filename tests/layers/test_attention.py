@@ -12,12 +12,15 @@ from torch import Tensor
 
 from poolhouse import kernels
 from poolhouse.layers.attention import attend, reference, sdpa, varlen
-from poolhouse.packing.pack import Segments
+from poolhouse.packing.pack import NO_PREFIX, Prefix, Segments
 
 # Ragged; neighbours of equal length twice, so that one call takes several; a single token; longer than the windows.
 LENGTHS = (5, 5, 1, 17, 17, 17, 2, 33)
 # How many leading tokens of each are attended to: all, some; of the windows, some see none then.
 ATTENDED = (5, 3, 1, 9, 9, 17, 1, 12)
+# The first and the sixth are shared by those behind them: two of one shape, a single token, one that goes without.
+SHARED = (Prefix(0, 5), Prefix(45, 17))
+PREFIXES = (NO_PREFIX, SHARED[0], SHARED[0], SHARED[0], SHARED[0], NO_PREFIX, SHARED[1], SHARED[1])
 HEADS, WIDTH = 4, 8
 CASES = list(
     itertools.product(
@@ -39,7 +42,8 @@ def inputs(
     query, key, value = (
         2 * torch.randn(total, heads, width, generator=random) for heads in (HEADS, kv_heads, kv_heads)
     )
-    biases = torch.randn(HEADS, max(LENGTHS), max(LENGTHS), generator=random) if bias else None
+    longest = max(LENGTHS) + max(prefix.length for prefix in SHARED)
+    biases = torch.randn(HEADS, longest, longest, generator=random) if bias else None
     return (query.to(dtype), key.to(dtype), value.to(dtype)), biases
 
 
@@ -80,6 +84,44 @@ def test_a_pack_equals_each_sequence_alone(
         parts = [tensor[start:end] for tensor in tensors]
         alone = attend(*parts, Segments((length,)), bias=corner, **options)  # type: ignore[misc]
         assert torch.allclose(packed[start:end], alone, atol=5e-6)
+
+
+@pytest.mark.parametrize("attended", [None, ATTENDED])
+@pytest.mark.parametrize(("window", "kv_heads", "bias", "softcap"), [case[1:] for case in CASES if case[0]])
+def test_a_rest_behind_its_prefix_equals_the_whole_sequence(
+    window: int | None, kv_heads: int, bias: bool, softcap: float | None, attended: tuple[int, ...] | None
+) -> None:
+    tensors, biases = inputs(kv_heads, bias)
+    options: dict[str, Any] = {"scale": 0.4, "causal": True, "window": window, "softcap": softcap}
+    segments = Segments(LENGTHS, attended=attended, prefixes=PREFIXES)
+    got = sdpa.attend(*tensors, segments, bias=biases, **options)
+    assert torch.allclose(got, reference.attend(*tensors, segments, bias=biases, **options), atol=5e-6)
+    for number, ((first, before), start, end) in enumerate(zip(PREFIXES, segments.starts, segments.ends, strict=True)):
+        length = before + end - start
+        corner = None if biases is None else biases[:, :length, :length]
+        rows = [*range(first, first + before), *range(start, end)]
+        kept = None if attended is None else [before + attended[number]]
+        parts = [tensor[rows] for tensor in tensors]
+        alone = reference.attend(*parts, Segments([length], attended=kept), bias=corner, **options)  # type: ignore[misc]
+        assert torch.allclose(got[start:end], alone[before:], atol=5e-6)
+
+
+def test_half_types_behind_a_prefix_stay_near_the_definition() -> None:
+    tensors, _ = inputs(2, False, torch.bfloat16)
+    segments = Segments(LENGTHS, prefixes=PREFIXES)
+    options: dict[str, Any] = {"scale": 0.4, "causal": True}
+    got = attend(*tensors, segments, **options)
+    # Two answers and their shares are rounded besides the result: to 1/256 of values up to 8 each.
+    assert (got.float() - reference.attend(*tensors, segments, **options).float()).abs().max() < 0.07
+
+
+def test_the_keys_of_a_rest_are_those_of_its_prefix_and_its_own() -> None:
+    rows, bounds, longest = Segments((3, 2, 1), prefixes=(NO_PREFIX, Prefix(0, 3), Prefix(1, 2))).keys
+    assert rows.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 1, 2, 5]
+    assert bounds.tolist() == [0, 3, 8, 11]
+    assert longest == 5
+    rows, bounds, longest = Segments((3, 2, 1), attended=(2, 2, 1)).keys
+    assert (rows.tolist(), bounds.tolist(), longest) == ([0, 1, 3, 4, 5], [0, 2, 4, 5], 2)
 
 
 @pytest.mark.parametrize("attended", [None, ATTENDED])
@@ -152,6 +194,18 @@ def test_variable_length_kernels_stay_near_the_definition(
     got = attend(*on_device, Segments(LENGTHS, "cuda"), **options)  # type: ignore[misc]
     expected = reference.attend(*tensors, Segments(LENGTHS), **options)
     # The kernel sums in float32 and rounds weights and result: two roundings of values up to 8.
+    assert (got.cpu().float() - expected.float()).abs().max() < (0.07 if dtype == torch.bfloat16 else 0.01)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("window", [None, 0, 3, 100])
+def test_rests_behind_prefixes_stay_near_the_definition_on_cuda(window: int | None, dtype: torch.dtype) -> None:
+    tensors, _ = inputs(2, False, dtype)
+    on_device = [tensor.cuda() for tensor in tensors]
+    options: dict[str, Any] = {"scale": 0.2, "causal": True, "window": window}
+    got = attend(*on_device, Segments(LENGTHS, "cuda", prefixes=PREFIXES), **options)  # type: ignore[misc]
+    expected = reference.attend(*tensors, Segments(LENGTHS, prefixes=PREFIXES), **options)
     assert (got.cpu().float() - expected.float()).abs().max() < (0.07 if dtype == torch.bfloat16 else 0.01)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from poolhouse import kernels
 from poolhouse.kernels.build import LEVELS
 from poolhouse.layers.attention import attend, compiled, reference, sdpa
-from poolhouse.packing.pack import Segments
+from poolhouse.packing.pack import NO_PREFIX, Prefix, Segments
 
 pytestmark = pytest.mark.skipif(kernels.level() is None, reason="no compiled kernels")
 
@@ -182,10 +182,7 @@ def test_a_prefix_that_lies_elsewhere_comes_before_a_sequences_own_keys(
     before, rests = 45, (3, 60, 17)
     lengths = (before, *rests)
     tensors = fused(lengths, 4, 2, 32, dtype)
-    segments = Segments(lengths)
-    table = segments.table.copy()
-    table[1:, 3:] = (0, before)
-    segments.__dict__["table"] = table
+    segments = Segments(lengths, prefixes=(NO_PREFIX, *[Prefix(0, before)] * 3))
     got = compiled.attend(*tensors, segments, scale=0.2, causal=True, window=window)
     for start, end in zip(segments.starts[1:], segments.ends[1:], strict=True):
         whole = [torch.cat((x[:before], x[start:end])) for x in tensors]

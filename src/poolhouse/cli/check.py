@@ -183,6 +183,8 @@ def _facts(llm: LLM) -> dict[str, Any]:
     if llm.engine.facts.labels or llm.engine.facts.label_names:
         told["labels"] = list(llm.engine.facts.label_names.values()) or llm.engine.facts.labels
     told["prompts"] = list(facts.prompts)
+    if facts.longest_shared:
+        told["prefix_sharing"] = _sharing(llm)
     template = llm.engine.facts.score_template
     if template is not None:
         told["score_template"] = template.name
@@ -193,6 +195,14 @@ def _facts(llm: LLM) -> dict[str, Any]:
     told["tasks"] = {task: pipeline.description for task, pipeline in llm.model.pipelines.items()}
     told["notes"] = list(facts.notes)
     return told
+
+
+def _sharing(llm: LLM) -> str:
+    """Of which prompts a beginning runs once for all that begin so."""
+    longest = llm.model.facts.longest_shared
+    if not llm.engine.options.prefix_sharing:
+        return "switched off"
+    return "all prompts" if longest >= llm.model.facts.max_tokens else f"prompts of up to {longest} tokens"
 
 
 def _written(reader: PictureReader) -> dict[str, str]:

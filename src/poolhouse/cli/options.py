@@ -176,7 +176,8 @@ class _Walk:
                 continue
             written, equals, value = argument[2:].partition("=")
             name = written.replace("-", "_")
-            name = OUR_NAMES.get(name, name)
+            negated = "no_" * (name.startswith("no_") and name[3:] in OUR_NAMES)
+            name = negated + OUR_NAMES.get(name.removeprefix(negated), name.removeprefix(negated))
             if not argument.startswith("--") or not _exists(name):
                 typed = argument.partition("=")[0]
                 raise ConfigError(f"There is no option {typed}.{near_flag(typed, useful_options() | _OWN)}")

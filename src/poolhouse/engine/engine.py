@@ -83,7 +83,7 @@ class Engine:
         self.options = options
         self.facts = engine_facts(model, tokenizer, options, plugin)
         self._intake = Intake(model, options, tokenizer, static_tokenizer)
-        self._runner = Runner(model, options.max_batch_tokens)
+        self._runner = Runner(model, options.max_batch_tokens, options.prefix_sharing)
         self._faults = Faults()
         self._closed = False
         # Whether the interpreter is being taken down.

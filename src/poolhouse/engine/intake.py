@@ -12,7 +12,7 @@ import numpy as np
 
 from poolhouse.engine.observing import Observer
 from poolhouse.engine.options import EngineOptions
-from poolhouse.engine.queue import Arrival, CallerQueue, WaitingRequest
+from poolhouse.engine.queue import Arrival, CallerQueue, Lead, WaitingRequest
 from poolhouse.engine.request import Answer, Request, fail, start
 from poolhouse.errors import InvalidRequest, NoStep, did_you_mean
 from poolhouse.inputs.content import Content
@@ -25,6 +25,7 @@ from poolhouse.models.adapters.adapters import unknown_adapter
 from poolhouse.models.files.routes import LookedUp
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
+from poolhouse.packing.prefixes import SMALLEST_PREFIX, shared_beginnings
 from poolhouse.packing.tokens import Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
@@ -42,6 +43,7 @@ class Intake:
         self.observer: Observer | None = None
         self._model = model
         self._checks = Checks(model, options)
+        self._longest_shared = model.facts.longest_shared if options.prefix_sharing else 0
         self._tokenizer, self._static_tokenizer = tokenizer, static_tokenizer
         rules = model.facts.late_interaction
         # What late interaction makes of queries and documents, where the model does it.
@@ -110,6 +112,8 @@ class Intake:
                 fail(request.future, InvalidRequest(message, "late_chunking_params"))
             else:
                 waiting.extend(self._chunks(request, prepared, tokens, arrival, queues[request.priority]))
+        if self._longest_shared and len(waiting) > 1:
+            _find_leads(waiting, self._longest_shared)
         return waiting
 
     def _chunks(
@@ -173,6 +177,20 @@ class Intake:
         encoded = self._tokenizer.encode([prepared[index].prompt for index in rest], [limits[index] for index in rest])
         results.update(zip(rest, encoded, strict=True))
         return [results[index] for index in range(len(prepared))]
+
+
+def _find_leads(waiting: Sequence[WaitingRequest], longest: int) -> None:
+    """Tell requests of one caller what they begin with together, so that they may wait for one batch."""
+    beginnings = shared_beginnings(
+        [request.tokens for request in waiting], [request.adapter for request in waiting], longest
+    )
+    for members, common in beginnings:
+        # What prompts of one call have in common by chance, those of the caller's next call may not.
+        length = common - common % SMALLEST_PREFIX
+        first = waiting[members[0]]
+        lead = Lead(hash((first.adapter, first.tokens.ids[:length].tobytes())), length)
+        for number in members:
+            waiting[number].lead = lead
 
 
 def _encoded(tokenizer: Tokenizer, prepared: Sequence[Prepared]) -> list[Tokens | InvalidRequest]:

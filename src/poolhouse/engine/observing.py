@@ -22,6 +22,7 @@ class BatchRun:
     exceed the budget. pictures: how many it showed, each counted once.
     waits: (seconds, sequences): how long requests waited for it, those together that arrived together.
     forward_seconds, pooling_seconds: the backbone's and the pipelines' time on the device.
+    computed: those of `tokens` that ran; what prompts share in their beginnings runs once.
     """
 
     sequences: int
@@ -31,6 +32,7 @@ class BatchRun:
     forward_seconds: float
     pooling_seconds: float
     pictures: int = 0
+    computed: int = 0
 
 
 class Observer(Protocol):

@@ -93,6 +93,7 @@ def open_engine(settings: Settings) -> Engine:
         unlisted_names=() if settings.names else hub.other_names(name, folder),
         truncation_side=tokenizer.truncation_side,
         calibration=calibration,
+        prefix_sharing=settings.prefix_sharing,
         media=MediaOptions() if model.facts.pictures is None else _media(settings, model.facts.pictures),
     )
     return Engine(

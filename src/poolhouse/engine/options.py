@@ -33,6 +33,7 @@ class EngineOptions:
     truncation_side: which end of a prompt is dropped where a request does not say.
     calibration: the ranges of int8 vectors, of the task `embed`, or of `token_embed` where the model has no other.
     media: how pictures are loaded.
+    prefix_sharing: whether a beginning that several prompts have runs once for all of them, where the model can.
     """
 
     max_batch_tokens: int
@@ -49,6 +50,7 @@ class EngineOptions:
     truncation_side: Literal["left", "right"] = "right"
     calibration: Calibration | None = None
     media: MediaOptions = MediaOptions()
+    prefix_sharing: bool = True
 
 
 def engine_facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plugin: Plugin | None) -> EngineFacts:

@@ -18,6 +18,9 @@ stop a huge one, since each newcomer's tag is a later one. Within a caller the o
 
 A batch begins with one request. The others are the waiting requests nearest to it in length, because sequences of equal
 length share one attention call: of all that waits where there is one caller, else of those whose turn is near.
+
+Before these go those of its caller that begin with the same tokens (a reranker's documents behind one query), where the
+model runs a common beginning once. Each counts by what is its own.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -39,6 +42,12 @@ from poolhouse.tasks import Task
 
 # Tokens beside a batch's own among which its requests are chosen by length, while several callers wait.
 _HORIZON_TOKENS = 8192
+# What a batch may hold behind a beginning that its prompts share: so many times its tokens, since each batch runs it
+# anew, and at most so many budgets.
+_RESTS_PER_LEAD = 4
+_BUDGETS_OF_RESTS = 2
+# Tokens that are not worth a second worker, when all are idle.
+SMALLEST_SHARE = 128
 
 
 class FairQueue:
@@ -80,21 +89,26 @@ class FairQueue:
         caller.add(request)
         self.tokens += request.cost
 
-    def take(self, budget: int) -> list[WaitingRequest]:
-        """The next batch, sorted by length; empty where all that was found is cancelled."""
+    def take(self, budget: int, workers: int = 1) -> list[WaitingRequest]:
+        """The next batch, sorted by length; empty where all that was found is cancelled.
+
+        workers: how many are free, which share evenly what begins alike.
+        """
         callers = len(self._callers)
         found = self._among_all(budget) if callers > 1 else self._of_the_only_caller()
         self._sum_of_tags -= sum(caller.tag for _, caller in found.callers)
         batch, cancelled = list[WaitingRequest](), found.cancelled
         if found.first is not None:
-            batch, met = found.candidates.nearest(found.first, budget)
+            batch, met = found.batch(found.first, budget, workers)
             cancelled += met
-        for request in cancelled:
+        # One may be met by age and by length.
+        for request in dict.fromkeys(cancelled):
             self._drop(request)
         for request in batch:
             self._remove(request)
-            request.queue.tag += request.cost
-            self.virtual_time += request.cost / callers
+            cost = request.cost_beside(found.first)
+            request.queue.tag += cost
+            self.virtual_time += cost / callers
         for age, caller in found.callers:
             if caller:
                 heappush(self._callers, (caller.tag, age, caller))
@@ -170,20 +184,49 @@ class _Found(NamedTuple):
     first: WaitingRequest | None
     cancelled: list[WaitingRequest]
 
+    def batch(
+        self, first: WaitingRequest, budget: int, workers: int
+    ) -> tuple[list[WaitingRequest], list[WaitingRequest]]:
+        """What runs with the first, itself included, and cancelled requests that were met."""
+        lead, room = first.lead, budget - first.cost
+        alike = None if lead is None else first.queue.by_lead.get(lead)
+        if lead is None or alike is None:
+            others, cancelled = self.candidates.nearest(first, room)
+            return [first, *others], cancelled
+        own = first.cost - lead.length
+        rests = max(budget - lead.length, min(_RESTS_PER_LEAD * lead.length, _BUDGETS_OF_RESTS * budget))
+        if workers > 1:
+            rests = min(rests, max(SMALLEST_SHARE, -(-(alike.tokens - alike.count * lead.length) // workers)))
+        led, cancelled = alike.nearest(first, rests - own, lead.length)
+        if 1 + len(led) + len(cancelled) < alike.count:
+            return [first, *led], cancelled
+        met = {*led, *cancelled}
+        room -= sum(request.cost - lead.length for request in led)
+        others, further = self.candidates.nearest(first, room, met=met)
+        return [first, *led, *others], cancelled + further
+
+
+class Lead(NamedTuple):
+    """Tokens that several waiting prompts begin with: a hash of them, and how many."""
+
+    key: int
+    length: int
+
 
 class CallerQueue:
     """What waits of the requests of one `submit` call that have one priority; lower priorities go first.
 
-    tag: where it stands in the virtual time of its priority, in tokens.
+    tag: where it stands in the virtual time of its priority, in tokens. by_lead: those that begin alike, by length.
     """
 
-    __slots__ = ("by_age", "by_length", "priority", "submitted", "tag")
+    __slots__ = ("by_age", "by_lead", "by_length", "priority", "submitted", "tag")
 
     def __init__(self, priority: int = 0, submitted: float = 0.0) -> None:
         self.priority = priority
         self.submitted = submitted
         self.tag = 0.0
         self.by_length = ByLength()
+        self.by_lead: dict[Lead, ByLength] = {}
         # Oldest first. An OrderedDict gives up its first entry without a search.
         self.by_age: OrderedDict[WaitingRequest, None] = OrderedDict()
 
@@ -193,10 +236,17 @@ class CallerQueue:
     def add(self, request: WaitingRequest) -> None:
         self.by_age[request] = None
         self.by_length.add(request)
+        if request.lead is not None:
+            self.by_lead.setdefault(request.lead, ByLength()).add(request)
 
     def remove(self, request: WaitingRequest) -> None:
         del self.by_age[request]
         self.by_length.remove(request)
+        if request.lead is not None:
+            alike = self.by_lead[request.lead]
+            alike.remove(request)
+            if not alike.count:
+                del self.by_lead[request.lead]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -220,6 +270,7 @@ class WaitingRequest:
 
     further: tasks answered from the same pass, with the parameters of each. spans: see `Request`.
     is_chunk: whether it is a piece of a longer prompt. route: see `Routes`. queue: that of its caller.
+    lead: what it begins with like others of its caller, where a batch may hold that once.
     length: its tokens. cost: what it counts in a budget, its tokens and the patches that the tower runs over.
     """
 
@@ -234,6 +285,7 @@ class WaitingRequest:
     route: str | None = None
     arrival: Arrival = Arrival()
     queue: CallerQueue = field(default_factory=CallerQueue)
+    lead: Lead | None = None
     length: int = field(init=False)
     cost: int = field(init=False)
 
@@ -241,6 +293,12 @@ class WaitingRequest:
         self.length = self.cost = len(self.tokens)
         if self.tokens.pictures is not None:
             self.cost += self.tokens.pictures.patches
+
+    def cost_beside(self, first: WaitingRequest | None) -> int:
+        """What it counts in a batch that begins with this one."""
+        if self.lead is None or first is None or first is self:
+            return self.cost
+        return self.cost - self.lead.length * (self.lead == first.lead and self.queue is first.queue)
 
 
 def cost_of(request: WaitingRequest) -> int:
@@ -250,12 +308,13 @@ def cost_of(request: WaitingRequest) -> int:
 class ByLength:
     """Waiting requests by their length, oldest first within one; adding and removing cost the same however many wait.
 
-    Of prompts with pictures the cost stands for the length.
+    Of prompts with pictures the cost stands for the length. count, tokens: of all that wait.
     """
 
-    __slots__ = ("_by_length", "_lengths")
+    __slots__ = ("_by_length", "_lengths", "count", "tokens")
 
     def __init__(self) -> None:
+        self.count = self.tokens = 0
         self._lengths: list[int] = []
         self._by_length: dict[int, OrderedDict[WaitingRequest, None]] = {}
 
@@ -265,22 +324,33 @@ class ByLength:
             insort(self._lengths, request.cost)
             same = self._by_length[request.cost] = OrderedDict()
         same[request] = None
+        self.count += 1
+        self.tokens += request.cost
 
     def remove(self, request: WaitingRequest) -> None:
         same = self._by_length[request.cost]
         del same[request]
+        self.count -= 1
+        self.tokens -= request.cost
         if not same:
             del self._by_length[request.cost]
             del self._lengths[bisect_left(self._lengths, request.cost)]
 
-    def nearest(self, first: WaitingRequest, budget: int) -> tuple[list[WaitingRequest], list[WaitingRequest]]:
-        """A batch of at most `budget` tokens: `first` and those nearest to it in length; and cancelled ones met on the way.
+    def nearest(
+        self,
+        first: WaitingRequest,
+        room: int,
+        shared: int = 0,
+        met: Collection[WaitingRequest] = (),
+    ) -> tuple[list[WaitingRequest], list[WaitingRequest]]:
+        """Those nearest to `first` in length that have room beside it; and cancelled ones met on the way.
 
-        Of two lengths equally near, the longer goes first. A first one of more than `budget` tokens goes alone.
+        Of two lengths equally near, the longer goes first. shared: tokens of each that are not counted. met: requests to
+        pass by.
         """
-        lengths, batch, cancelled = self._lengths, [first], list[WaitingRequest]()
+        lengths, batch, cancelled = self._lengths, list[WaitingRequest](), list[WaitingRequest]()
         high = bisect_left(lengths, first.cost)
-        low, room = high - 1, budget - first.cost
+        low, room = high - 1, room + shared
         while True:
             longer = high < len(lengths) and lengths[high] <= room
             shorter = low >= 0 and lengths[low] <= room
@@ -293,7 +363,7 @@ class ByLength:
             else:
                 return batch, cancelled
             for request in self._by_length[length]:
-                if request is first:
+                if request is first or request in met:
                     continue
                 if length > room:
                     break
@@ -301,7 +371,7 @@ class ByLength:
                     cancelled.append(request)
                 else:
                     batch.append(request)
-                    room -= length
+                    room -= length - shared
 
 
 Work = TypeVar("Work")

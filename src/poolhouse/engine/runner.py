@@ -20,6 +20,7 @@ from poolhouse.errors import EngineError, NonFiniteResult, NoStep, PoolhouseErro
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
 from poolhouse.packing.pack import Batch, Segments
+from poolhouse.packing.prefixes import SharedPack
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.pipeline import Pipeline
 from poolhouse.pooling.rows import Rows
@@ -41,6 +42,7 @@ class Launched:
 
     pooled: each group's rows on the host. done: when the device is. pictures: how many it showed. started: by `time.perf_counter`.
     stopwatch: before the backbone, after it, and after the pipelines, where somebody observes.
+    saved: tokens that did not run, since prompts shared them.
     """
 
     requests: list[WaitingRequest]
@@ -49,16 +51,19 @@ class Launched:
     pictures: int = 0
     started: float = 0.0
     stopwatch: Stopwatch | None = None
+    saved: int = 0
 
 
 class Runner:
     """Runs batches of one model; budget: tokens of one batch, for the observer.
 
+    prefix_sharing: whether a beginning that several prompts have runs once for all of them, where the model can.
     asynchronous: `launch` returns before the device is done, so the next batch can be prepared meanwhile.
     """
 
-    def __init__(self, model: Model, budget: int) -> None:
+    def __init__(self, model: Model, budget: int, prefix_sharing: bool = True) -> None:
         self.model = model
+        self._longest_shared = model.facts.longest_shared if prefix_sharing else 0
         self.budget = budget
         self.device = model.facts.device
         self.asynchronous = self.device.type == "cuda"
@@ -91,28 +96,40 @@ class Runner:
             if any(request.adapter for request in requests):
                 # The rows of each adapter lie together.
                 requests = sorted(requests, key=lambda request: request.adapter or "")
-            batch = Batch.pack(
-                [request.tokens for request in requests], self.device, [request.adapter for request in requests]
-            )
+            batch, shared = self._packed(requests)
             _mark(stopwatch)
             hidden = self.model.backbone(batch)
             _mark(stopwatch)
-            groups = groups_of(requests, self.model.pipelines)
-            pooled = [(group, self._pool(group, rows_of(group, batch, hidden))) for group in groups]
+            passed = Passed.of(batch, shared, hidden)
+            # What is shared lies together anew for each group, and takes memory.
+            groups = groups_of(requests, self.model.pipelines, 1 if shared is None else hidden.shape[1])
+            pooled = [(group, self._pool(group, passed)) for group in groups]
             _mark(stopwatch)
             done = None
             if self.asynchronous:
                 done = torch.cuda.Event()
                 done.record()
             shown = 0 if batch.pictures is None else len(batch.pictures.pictures)
-            return Launched(requests, pooled, done, shown, started, stopwatch)
+            saved = 0 if shared is None else shared.saved
+            return Launched(requests, pooled, done, shown, started, stopwatch, saved)
         except Exception as error:  # noqa: BLE001 - whatever it is, callers must get it
             self._retry(requests, error)
             return None
 
-    def _pool(self, group: Group, rows: Rows) -> Rows:
+    def _packed(self, requests: Sequence[WaitingRequest]) -> tuple[Batch, SharedPack | None]:
+        """What runs, and where its rows belong where prompts share some."""
+        prompts = [request.tokens for request in requests]
+        adapters = [request.adapter for request in requests]
+        shared = None
+        if self._longest_shared and len(requests) > 1:
+            shared = SharedPack.of(prompts, self.device, adapters, self._longest_shared)
+        return (Batch.pack(prompts, self.device, adapters), None) if shared is None else (shared.batch, shared)
+
+    def _pool(self, group: Group, passed: Passed) -> Rows:
         model, task, route = self.model, group.task, group.route
         pipeline = model.pipelines[task] if route is None else model.pipeline(task, route)
+        only_lasts = passed.rows is not None and pipeline.reads_lasts and not group.of_spans
+        rows = passed.lasts(group) if only_lasts else passed.rows_of(group)
         pooled = (pipeline.of_spans(task) if group.of_spans else pipeline)(rows, group.params)
         values = pooled.values.to("cpu", non_blocking=self.asynchronous)
         segments = pooled.segments
@@ -167,16 +184,18 @@ class Runner:
         if self.observer is None or launched.stopwatch is None:
             return
         requests = launched.requests
+        tokens = sum(map(cost_of, requests))
         forward_seconds, pooling_seconds = launched.stopwatch.seconds()
         self.observer.ran(
             BatchRun(
                 len(requests),
-                sum(map(cost_of, requests)),
+                tokens,
                 self.budget,
                 waits((request.arrival for request in requests), launched.started),
                 forward_seconds,
                 pooling_seconds,
                 launched.pictures,
+                tokens - launched.saved,
             )
         )
 
@@ -220,8 +239,11 @@ class Group:
     requests: list[WaitingRequest]
 
 
-def groups_of(requests: Sequence[WaitingRequest], pipelines: Mapping[Task, Pipeline]) -> list[Group]:
-    """The groups of a batch, none of too many numbers; usually one. A request is in one for each of its tasks."""
+def groups_of(requests: Sequence[WaitingRequest], pipelines: Mapping[Task, Pipeline], width: int = 1) -> list[Group]:
+    """The groups of a batch, none of too many numbers; usually one. A request is in one for each of its tasks.
+
+    width: numbers that a row takes before its pipeline.
+    """
     alike: dict[tuple[Task, PoolingParams, bool, str | None], list[int]] = {}
     for index, request in enumerate(requests):
         of_spans = request.spans is not None
@@ -230,10 +252,10 @@ def groups_of(requests: Sequence[WaitingRequest], pipelines: Mapping[Task, Pipel
             alike.setdefault((task, params, of_spans, request.route), []).append(index)
     groups: list[Group] = []
     for (task, params, of_spans, route), members in alike.items():
-        width = pipelines[task].width if task in TOKEN_TASKS else 1
+        widest = max(width, pipelines[task].width) if task in TOKEN_TASKS else width
         groups.extend(
             Group(task, params, of_spans, route, indexes, [requests[index] for index in indexes])
-            for indexes in _slices_of(members, requests, _MAX_NUMBERS // width)
+            for indexes in _slices_of(members, requests, _MAX_NUMBERS // widest)
         )
     return groups
 
@@ -251,41 +273,68 @@ def _slices_of(members: list[int], requests: Sequence[WaitingRequest], max_rows:
     return slices
 
 
-def rows_of(group: Group, batch: Batch, hidden: Tensor) -> Rows:
-    """The rows of a group's requests. hidden: [tokens, features] of the whole batch."""
-    starts, ends = batch.segments.starts, batch.segments.ends
-    if group.of_spans:
-        # The rows of every span, as if each were a sequence of its own.
-        spans = [
-            request.spans + starts[index]
-            for index, request in zip(group.indexes, group.requests, strict=True)
-            if request.spans is not None
-        ]
-        bounds = np.concatenate(spans).tolist()
-        owners = [request.adapter for request in group.requests for _ in request.spans]  # type: ignore[union-attr]
-        return _slices(bounds, batch, hidden, owners)
-    skip, kept = _skip(group.requests), _kept(group.requests, batch)
-    if len(group.indexes) == len(batch.segments):
-        return Rows(hidden, batch.segments, batch.ids, skip, kept)
-    bounds = [(starts[index], ends[index]) for index in group.indexes]
-    return _slices(bounds, batch, hidden, [request.adapter for request in group.requests], skip, kept)
+@dataclass(frozen=True, slots=True, eq=False)
+class Passed:
+    """A batch after its pass through the backbone.
 
+    hidden: [rows that ran, features]. segments, ids: of its prompts, each whole. rows: [total], which row of hidden each
+    of their tokens has; None where they lie there in order.
+    """
 
-def _slices(
-    bounds: Sequence[Sequence[int]],
-    batch: Batch,
-    hidden: Tensor,
-    adapters: Sequence[str | None],
-    skip: Tensor | None = None,
-    kept: Tensor | None = None,
-) -> Rows:
-    return Rows(
-        torch.cat([hidden[start:end] for start, end in bounds]),
-        Segments([end - start for start, end in bounds], batch.segments.device, adapters=adapters),
-        torch.cat([batch.ids[start:end] for start, end in bounds]),
-        skip,
-        kept,
-    )
+    hidden: Tensor
+    segments: Segments
+    ids: Tensor
+    rows: Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: Batch, shared: SharedPack | None, hidden: Tensor) -> Passed:
+        if shared is None:
+            return cls(hidden, batch.segments, batch.ids)
+        return cls(hidden, shared.segments, shared.ids, shared.rows)
+
+    def lasts(self, group: Group) -> Rows:
+        """The last row of each of a group's requests."""
+        assert self.rows is not None
+        last = self.segments.last_tensor[group.indexes]
+        return Rows(self.hidden[self.rows[last]], Segments((1,) * len(last), self.segments.device), self.ids[last])
+
+    def rows_of(self, group: Group) -> Rows:
+        """The rows of a group's requests."""
+        starts, ends = self.segments.starts, self.segments.ends
+        if group.of_spans:
+            # The rows of every span, as if each were a sequence of its own.
+            spans = [
+                request.spans + starts[index]
+                for index, request in zip(group.indexes, group.requests, strict=True)
+                if request.spans is not None
+            ]
+            bounds = np.concatenate(spans).tolist()
+            owners = [request.adapter for request in group.requests for _ in request.spans]  # type: ignore[union-attr]
+            return self._slices(bounds, owners)
+        skip, kept = _skip(group.requests), _kept(group.requests, self.ids.device)
+        if len(group.indexes) == len(self.segments):
+            values = self.hidden if self.rows is None else self.hidden[self.rows]
+            return Rows(values, self.segments, self.ids, skip, kept)
+        bounds = [(starts[index], ends[index]) for index in group.indexes]
+        return self._slices(bounds, [request.adapter for request in group.requests], skip, kept)
+
+    def _slices(
+        self,
+        bounds: Sequence[Sequence[int]],
+        adapters: Sequence[str | None],
+        skip: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Rows:
+        def taken(x: Tensor) -> Tensor:
+            return torch.cat([x[start:end] for start, end in bounds])
+
+        return Rows(
+            taken(self.hidden) if self.rows is None else self.hidden[taken(self.rows)],
+            Segments([end - start for start, end in bounds], self.segments.device, adapters=adapters),
+            taken(self.ids),
+            skip,
+            kept,
+        )
 
 
 def _skip(requests: list[WaitingRequest]) -> Tensor | None:
@@ -294,12 +343,12 @@ def _skip(requests: list[WaitingRequest]) -> Tensor | None:
     return torch.tensor([request.tokens.skip for request in requests])
 
 
-def _kept(requests: list[WaitingRequest], batch: Batch) -> Tensor | None:
+def _kept(requests: list[WaitingRequest], device: torch.device) -> Tensor | None:
     """The rows that token tasks answer with, [rows of these requests]; None where these are all."""
     if all(request.tokens.kept is None for request in requests):
         return None
     kept = [np.ones(request.length, bool) if (own := request.tokens.kept) is None else own for request in requests]
-    return torch.from_numpy(np.concatenate(kept)).to(batch.ids.device, non_blocking=True)
+    return torch.from_numpy(np.concatenate(kept)).to(device, non_blocking=True)
 
 
 class Stopwatch:

@@ -26,10 +26,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from poolhouse.engine.queue import FairQueue, WaitingRequest, cost_of
+from poolhouse.engine.queue import SMALLEST_SHARE, FairQueue, WaitingRequest, cost_of
 
-# Tokens that are not worth a second worker, when all are idle.
-_SMALLEST_SHARE = 128
 # Longest wait of a free worker for more to come, in seconds and as a share of the last batch.
 _LONGEST_PAUSE = 0.02
 _PAUSE_SHARE = 0.25
@@ -116,7 +114,7 @@ class Scheduler:
                         me.changed.wait()
                     elif block and (pause := self._pause(me)) != 0:
                         me.changed.wait(pause)
-                    elif batch := self._take(self._share()):
+                    elif batch := self._take(*self._share()):
                         me.tokens, me.since = sum(map(cost_of, batch)), time.perf_counter()
                         return batch
             finally:
@@ -153,7 +151,7 @@ class Scheduler:
     @property
     def _waits_little(self) -> bool:
         """Whether what waits is not worth being shared out."""
-        if self._tokens <= min(self.budget, _SMALLEST_SHARE):
+        if self._tokens <= min(self.budget, SMALLEST_SHARE):
             return True
         (queue, *others) = self._queues.values()
         return not others and queue.is_single
@@ -198,18 +196,18 @@ class Scheduler:
         longest = min(_LONGEST_PAUSE, self._batch_seconds * _PAUSE_SHARE)
         return max(0.0, max(self._since, me.since) + longest - time.perf_counter())
 
-    def _share(self) -> int:
-        """How many tokens may be taken: those of a batch, or fewer where other workers are free to help."""
+    def _share(self) -> tuple[int, int]:
+        """How many tokens may be taken: those of a batch, or fewer where other workers are free to help; and how many are."""
         free = self.workers - len(self._running)
         self._sharing = free > 1 and not self._waits_little
         if not self._sharing:
-            return self.budget
-        return min(self.budget, max(_SMALLEST_SHARE, -(-self._tokens // free)))
+            return self.budget, 1
+        return min(self.budget, max(SMALLEST_SHARE, -(-self._tokens // free))), free
 
-    def _take(self, budget: int) -> list[WaitingRequest]:
+    def _take(self, budget: int, workers: int) -> list[WaitingRequest]:
         priority = min(self._queues)
         queue = self._queues[priority]
-        batch = queue.take(budget)
+        batch = queue.take(budget, workers)
         if not queue:
             del self._queues[priority]
         return batch

@@ -13,10 +13,12 @@ from poolhouse.packing.pack import Batch, PackedPictures
 class Backbone(Protocol):
     """Token ids in, hidden states out; the native Transformer is one, a model of transformers another.
 
-    reentrant: whether several threads may call it at once.
+    reentrant: whether several threads may call it at once. longest_shared: tokens of the longest prompt whose beginning
+    may run once for all prompts that begin so (`poolhouse.packing.prefixes`); 0 where each must lie in a pack whole.
     """
 
     reentrant: bool
+    longest_shared: int
 
     def __call__(self, batch: Batch) -> Tensor:
         """[total, hidden] in the backbone's dtype, one row per token of the pack."""

@@ -101,6 +101,7 @@ def build(plan: LoadPlan) -> Model:
             takes_nothing=plan.static is not None,
             similarity=similarity,
             pictures=reader,
+            longest_shared=served.backbone.longest_shared,
             notes=(
                 *reranker.notes,
                 *plan.picture_notes,

@@ -68,6 +68,7 @@ class Facts:
     pictures: how it reads pictures and writes prompts around them, of models that do.
     add_special_tokens: whether texts get special tokens unless their caller says no. takes_nothing: whether a text
     without tokens has an answer. similarity: how vectors are compared in scores.
+    longest_shared: that of its backbone, in tokens.
     notes: what was assumed, left out or found odd while loading, a sentence each.
     """
 
@@ -92,6 +93,7 @@ class Facts:
     add_special_tokens: bool = True
     takes_nothing: bool = False
     similarity: str = "cosine"
+    longest_shared: int = 0
     notes: tuple[str, ...] = ()
 
 

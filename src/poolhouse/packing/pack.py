@@ -23,6 +23,26 @@ class AdapterRows(NamedTuple):
     end: int
 
 
+class Prefix(NamedTuple):
+    """Rows of a pack, from `start` on, that come before those of a sequence: the beginning that it shares with others."""
+
+    start: int
+    length: int
+
+
+NO_PREFIX = Prefix(0, 0)
+
+
+class Run(NamedTuple):
+    """Neighbouring sequences of one shape and one prefix, from row `start` on: how many, their length, tokens attended to."""
+
+    start: int
+    sequences: int
+    length: int
+    keys: int
+    prefix: Prefix
+
+
 class Segments:
     """Lengths of sequences that lie end to end, with everything derived from them computed once.
 
@@ -31,6 +51,8 @@ class Segments:
     attended: leading tokens of each sequence that its tokens attend to, at least one; None where all are.
     adapters: the name of each sequence's adapter, None for a sequence without; None where all go without.
     adapter_rows: the rows of adapters; neighbouring sequences with the same adapter share an entry.
+    prefixes: rows that come before each sequence and are attended to as its first ones, `NO_PREFIX` for a sequence
+    without; None where all go without. See `poolhouse.packing.prefixes`.
     The tensors live on `device`.
     """
 
@@ -40,6 +62,7 @@ class Segments:
         device: torch.device | str = "cpu",
         attended: Sequence[int] | None = None,
         adapters: Sequence[str | None] | None = None,
+        prefixes: Sequence[Prefix] | None = None,
     ) -> None:
         self.lengths = tuple(lengths)
         self.attended = None if attended is None else tuple(attended)
@@ -50,6 +73,7 @@ class Segments:
         self.total = bounds[-1]
         self.longest = max(self.lengths, default=0)
         self.adapter_rows = () if adapters is None else self._rows_of(adapters)
+        self.prefixes = None if prefixes is None else tuple(prefixes)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -75,12 +99,19 @@ class Segments:
         return torch.tensor([0, *self.ends], dtype=torch.int32).to(self.device, non_blocking=True)
 
     @cached_property
-    def keys(self) -> tuple[Tensor, Tensor]:
-        """Rows that are attended to ([keys], int64), and their bounds as `cumulative` has those of all rows."""
-        attended = self.lengths if self.attended is None else self.attended
-        bounds = torch.tensor([0, *accumulate(attended)], dtype=torch.int32).to(self.device, non_blocking=True)
-        counts = torch.tensor(attended, dtype=torch.int64).to(self.device, non_blocking=True)
-        return (self.positions < counts[self.owner]).nonzero().flatten(), bounds
+    def keys(self) -> tuple[Tensor, Tensor, int]:
+        """Rows that each sequence attends to, those of its prefix first ([keys], int64); their bounds as `cumulative` has
+        those of all rows; and the most of one sequence."""
+        prefixes = self.prefixes or (NO_PREFIX,) * len(self)
+        attended = self.attended or self.lengths
+        counts = [prefix.length + count for prefix, count in zip(prefixes, attended, strict=True)]
+        rows = [
+            np.arange(first, first + count)
+            for prefix, start, own in zip(prefixes, self.starts, attended, strict=True)
+            for first, count in (prefix, (start, own))
+        ]
+        bounds = torch.tensor([0, *accumulate(counts)], dtype=torch.int32).to(self.device, non_blocking=True)
+        return _to(np.concatenate(rows), self.device), bounds, max(counts)
 
     @cached_property
     def owner(self) -> Tensor:
@@ -94,15 +125,16 @@ class Segments:
         return torch.arange(self.total, device=self.device) - self.starts_tensor[self.owner]
 
     @cached_property
-    def runs(self) -> list[tuple[int, int, int, int]]:
-        """Neighbouring sequences of one shape, together: (first row, how many, their length, tokens attended to)."""
-        runs: list[tuple[int, int, int, int]] = []
-        for start, length, keys in zip(self.starts, self.lengths, self.attended or self.lengths, strict=True):
-            if runs and runs[-1][2:] == (length, keys):
-                first, count, _, _ = runs[-1]
-                runs[-1] = (first, count + 1, length, keys)
+    def runs(self) -> list[Run]:
+        """Neighbouring sequences that are alike, together."""
+        runs: list[Run] = []
+        prefixes = self.prefixes or (NO_PREFIX,) * len(self.lengths)
+        shapes = zip(self.starts, self.lengths, self.attended or self.lengths, prefixes, strict=True)
+        for start, length, keys, prefix in shapes:
+            if runs and runs[-1][2:] == (length, keys, prefix):
+                runs[-1] = Run(runs[-1].start, runs[-1].sequences + 1, length, keys, prefix)
             else:
-                runs.append((start, 1, length, keys))
+                runs.append(Run(start, 1, length, keys, prefix))
         return runs
 
     @cached_property
@@ -112,8 +144,8 @@ class Segments:
         Each one's first row, its length, the tokens attended to, and the first row and length of a prefix before it.
         """
         keys = self.lengths if self.attended is None else self.attended
-        zeros = [0] * len(self.lengths)
-        columns = (self.starts, self.lengths, keys, zeros, zeros)
+        prefixes = self.prefixes or (NO_PREFIX,) * len(self.lengths)
+        columns = (self.starts, self.lengths, keys, *zip(*prefixes, strict=True))
         return np.ascontiguousarray(np.array(columns, np.int64).T)
 
     def _rows_of(self, adapters: Sequence[str | None]) -> tuple[AdapterRows, ...]:
@@ -208,7 +240,7 @@ def _axes_of(prompt: Tokens) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
 class Batch:
     """Packed token ids and what a backbone needs to know of each token.
 
-    ids: [total] int64. positions: [total] int64, from 0 in each sequence.
+    ids: [total] int64. positions: [total] int64, from 0 in each sequence, or from the end of its prefix.
     types: [total] int64 token types, or None where all are 0. pictures: those of all prompts; None for texts alone.
     """
 
@@ -224,14 +256,18 @@ class Batch:
         prompts: Sequence[Tokens],
         device: torch.device | str = "cpu",
         adapters: Sequence[str | None] | None = None,
+        prefixes: Sequence[Prefix] | None = None,
     ) -> Batch:
-        """Lay prompts end to end, in this order. adapters: see `Segments`."""
+        """Lay prompts end to end, in this order. adapters, prefixes: see `Segments`; positions go on behind a prefix."""
         attended = None
         if any(prompt.attended is not None for prompt in prompts):
             attended = [len(prompt) if prompt.attended is None else prompt.attended for prompt in prompts]
-        segments = Segments([len(prompt) for prompt in prompts], device, attended, adapters)
+        segments = Segments([len(prompt) for prompt in prompts], device, attended, adapters, prefixes)
         ids = np.concatenate([prompt.ids for prompt in prompts])
-        positions = np.concatenate([np.arange(length) for length in segments.lengths])
+        before = (0,) * len(segments) if prefixes is None else [prefix.length for prefix in prefixes]
+        positions = np.concatenate(
+            [np.arange(first, first + length) for first, length in zip(before, segments.lengths, strict=True)]
+        )
         types = None
         if any(prompt.types is not None for prompt in prompts):
             types = np.concatenate(

@@ -43,6 +43,12 @@ class Pipeline:
         """The steps for people: "mean > dense 384 > truncate > normalize"."""
         return " > ".join(step.description for step in self.steps)
 
+    @property
+    def reads_lasts(self) -> bool:
+        """Whether only the last row of each prompt counts."""
+        first = self.steps[0]
+        return isinstance(first, Reduce) and first.names == ("LAST",)
+
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         for step in self.steps:
             rows = step(rows, params)

@@ -64,7 +64,7 @@ def _calls(segments: Segments, heads: int, device: str) -> list[tuple[int, int, 
     """Neighbouring sequences of equal length that are computed together: (first row, how many, their length)."""
     max_scores = _SCORES_PER_CALL.get(device, 2**22)
     calls: list[tuple[int, int, int]] = []
-    for start, count, length, _ in segments.runs:
+    for start, count, length, *_ in segments.runs:
         together = max(1, max_scores // (heads * length * length))
         firsts = range(0, count, together)
         calls.extend((start + first * length, min(together, count - first), length) for first in firsts)

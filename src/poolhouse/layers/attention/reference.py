@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from poolhouse.packing.pack import Segments
+from poolhouse.packing.pack import NO_PREFIX, Segments
 
 
 def attend(
@@ -24,33 +24,36 @@ def attend(
     out = torch.empty_like(query)
     group = query.shape[1] // key.shape[1]
     counts = segments.attended or segments.lengths
-    for start, end, keys in zip(segments.starts, segments.ends, counts, strict=True):
-        length = end - start
+    prefixes = segments.prefixes or (NO_PREFIX,) * len(segments)
+    for start, end, count, prefix in zip(segments.starts, segments.ends, counts, prefixes, strict=True):
+        length, before = end - start, prefix.length
+        seen = [*range(prefix.start, prefix.start + before), *range(start, start + count)]
+        keys = len(seen)
         q = query[start:end].transpose(0, 1).double()
-        k = key[start : start + keys].transpose(0, 1).double().repeat_interleave(group, 0)
-        v = value[start : start + keys].transpose(0, 1).double().repeat_interleave(group, 0)
+        k = key[seen].transpose(0, 1).double().repeat_interleave(group, 0)
+        v = value[seen].transpose(0, 1).double().repeat_interleave(group, 0)
         scores = q @ k.transpose(1, 2) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         if bias is not None:
-            scores = scores + bias[:, :length, :keys].double()
-        visible = visible_mask(length, causal, window, query.device, keys)
+            scores = scores + bias[:, before : before + length, :keys].double()
+        visible = visible_mask(length, causal, window, query.device, keys, before)
         weights = scores.softmax(-1) if visible is None else masked_softmax(scores, visible)
         out[start:end] = (weights @ v).transpose(0, 1).to(out.dtype)
     return out
 
 
 def visible_mask(
-    length: int, causal: bool, window: int | None, device: torch.device, keys: int | None = None
+    length: int, causal: bool, window: int | None, device: torch.device, keys: int | None = None, before: int = 0
 ) -> Tensor | None:
     """[length, keys], true where a token (row) sees another (column); None where all see all.
 
-    keys: how many leading tokens are attended to; None: all.
+    keys: how many leading tokens are attended to, those of a prefix included; None: all. before: tokens of the prefix.
     """
-    if not causal and (window is None or window >= length - 1):
+    if not causal and (window is None or window >= before + length - 1):
         return None
-    index = torch.arange(length, device=device)
-    ahead = index[None, :keys] - index[:, None]
+    index = torch.arange(before + length, device=device)
+    ahead = index[None, :keys] - index[before:, None]
     visible = ahead <= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
     if window is not None:
         visible = visible & (ahead.abs() <= window)

@@ -34,9 +34,10 @@ def attend(
 
     right = 0 if causal else -1
     bounds, longest = segments.cumulative, segments.longest
-    if segments.attended is not None:
-        rows, bounds = segments.keys
-        key, value, longest = key[rows], value[rows], max(segments.attended)
+    if segments.attended is not None or segments.prefixes is not None:
+        # The kernel counts causality and windows from the end of the keys, which is where a rest lies behind its prefix.
+        rows, bounds, longest = segments.keys
+        key, value = key[rows], value[rows]
     grouped: dict[str, Any] = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
     out = varlen_attn(
         query,

@@ -47,6 +47,7 @@ class Deberta:
     """Token ids in, hidden states out, no padding in between."""
 
     reentrant = True
+    longest_shared = 0
 
     def __init__(self, spec: TransformerSpec, deberta: DebertaSpec, weights: Weights) -> None:
         self.deberta = deberta

@@ -107,13 +107,14 @@ class FewRows:
         self._per_key = (spec.head_dim + 1) * (1 + _MOST_HELPERS)
 
     def takes(self, segments: Segments) -> bool:
-        """Whether this is for the kernel: few rows, all of which see each other and go without adapters.
+        """Whether this is for the kernel: few rows of whole sequences, all of which see each other and go without adapters.
 
         Not where torch has more threads here than would help the kernel.
         """
         return (
             segments.total <= self.rows
             and segments.attended is None
+            and segments.prefixes is None
             and not segments.adapter_rows
             and torch.get_num_threads() <= 1 + kernels.helpers.count
         )

@@ -34,6 +34,7 @@ class Table:
     """The backbone of a static model: the row of each token."""
 
     reentrant = True
+    longest_shared = 0
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows

@@ -8,6 +8,7 @@ A block has six norm slots that a checkpoint fills or leaves, so pre-norm, post-
 
 from __future__ import annotations
 
+import sys
 from functools import cached_property
 
 import torch
@@ -48,6 +49,7 @@ class Transformer:
         self.final_norm = norm_of(weights / "final_norm", spec)
         self.output = linear_of(weights / "output") if weights / "output" else None
         self.ropes = {layer.rope for layer in spec.layers if layer.rope}
+        self.longest_shared = self._longest_shared()
         self._rows = self.layers[0].attention.qkv.padded_rows
         # The share of each hidden state in the answer, the embeddings' first; None for the last alone.
         self.shares: tuple[float, ...] | None = None
@@ -146,6 +148,14 @@ class Transformer:
         if table in self.adapted_tables:
             self.adapted_tables[table].add_to(x, ids, segments)
         return x
+
+    def _longest_shared(self) -> int:
+        """Of a causal model all, but for ropes that turn by a prompt's whole length where it is long."""
+        spec = self.spec
+        if not spec.causal or spec.alibi or self.relative is not None or spec.uncounted is not None:
+            return 0
+        by_length = [rope.original_length for rope in self.ropes if rope.scaling in ("dynamic", "longrope")]
+        return min(by_length, default=sys.maxsize)
 
     def _bias(self, length: int) -> Tensor | None:
         if self.relative is not None:

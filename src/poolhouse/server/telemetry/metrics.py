@@ -77,6 +77,9 @@ class Metrics:
         self._gauge("requests_in_flight", "Requests being answered.").set_function(lambda: self.in_flight)
         self.prompts = self._counter("prompts", "Prompts answered, by their first task.", "route", "model", "task")
         self.tokens = self._counter("prompt_tokens", "Tokens of answered prompts.", "model")
+        self.shared = self._counter(
+            "shared_tokens", "Tokens of prompts that did not run, since others of their batch begin with them.", "model"
+        )
         self.pictures = self._counter("pictures", "Pictures that the model read.", "model")
         self._truncated = self._counter("truncated_prompts", "Prompts that were cut.", "model")
         self.parse_seconds = self._histogram("parse_seconds", "Checking the fields of a body.", _SHORT)
@@ -86,10 +89,13 @@ class Metrics:
             self._histogram("queue_seconds", "Waiting for a tokenizer thread and for a batch.", _SHORT, "model"),
             self._histogram("forward_seconds", "The backbone of one batch.", _SHORT, "model"),
             self._histogram("pooling_seconds", "The pooling of one batch.", _SHORT, "model"),
-            self._histogram("batch_tokens", "Tokens of one batch.", _TOKENS, "model"),
+            self._histogram("batch_tokens", "Tokens that one batch ran.", _TOKENS, "model"),
             self._histogram("batch_sequences", "Sequences of one batch.", _SEQUENCES, "model"),
             self._histogram(
-                "batch_fill", "Tokens of one batch by its budget; over 1: a single long prompt.", _FILL, "model"
+                "batch_fill",
+                "Tokens that one batch ran by its budget; over 1: a long prompt, or many behind a long beginning.",
+                _FILL,
+                "model",
             ),
         )
         ProcessCollector(registry=self.registry)
@@ -105,7 +111,7 @@ class Metrics:
         """The observer of the engine of that name; what it counts is there from now on, as 0."""
         for counter in (self.tokens, self._truncated, *self._unanswered.values()):
             counter.labels(model)
-        return EngineMetrics(self._of_engines, self.pictures, model)
+        return EngineMetrics(self._of_engines, self.pictures, self.shared, model)
 
     def answered(self, route: str, model: str, task: str, prompts: int, tokens: int, truncated: int) -> None:
         """Count what one request was answered."""
@@ -153,8 +159,8 @@ class Metrics:
 class EngineMetrics:
     """Counts the work of an engine: an `Observer` of it."""
 
-    def __init__(self, histograms: Sequence[Histogram], pictures: Counter, model: str) -> None:
-        self.pictures = pictures.labels(model)
+    def __init__(self, histograms: Sequence[Histogram], pictures: Counter, shared: Counter, model: str) -> None:
+        self.pictures, self.shared = pictures.labels(model), shared.labels(model)
         series = [histogram.labels(model) for histogram in histograms]
         self.tokenize, self.queue, self.forward, self.pooling, self.tokens, self.sequences, self.fill = series
 
@@ -168,9 +174,10 @@ class EngineMetrics:
             self.queue.observe(seconds)
         self.forward.observe(batch.forward_seconds)
         self.pooling.observe(batch.pooling_seconds)
-        self.tokens.observe(batch.tokens)
+        self.tokens.observe(batch.computed)
         self.sequences.observe(batch.sequences)
-        self.fill.observe(batch.tokens / batch.budget)
+        self.fill.observe(batch.computed / batch.budget)
+        self.shared.inc(batch.tokens - batch.computed)
         if batch.pictures:
             self.pictures.inc(batch.pictures)
 

@@ -124,7 +124,7 @@ class AttentionPooling:
 
     def __call__(self, x: Tensor, segments: Segments) -> Tensor:
         keys, values = self.keys_values(x).unflatten(1, (2, self.heads, -1)).unbind(1)
-        runs = [(slice(start, start + count * length), count) for start, count, length, _ in segments.runs]
+        runs = [(slice(start, start + count * length), count) for start, count, length, *_ in segments.runs]
         seen = torch.cat([self._attended(keys[rows], values[rows], count) for rows, count in runs])
         x = self.out(seen)
         return self.feed_forward.add_to(x, self.norm(x))
