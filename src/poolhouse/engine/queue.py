@@ -23,9 +23,10 @@ length share one attention call: of all that waits where there is one caller, el
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -197,6 +198,22 @@ class CallerQueue:
     def remove(self, request: WaitingRequest) -> None:
         del self.by_age[request]
         self.by_length.remove(request)
+
+
+class Caller:
+    """Who submits several times and takes one turn: its queues, by priority."""
+
+    __slots__ = ("queues",)
+
+    def __init__(self) -> None:
+        self.queues: dict[int, CallerQueue] = {}
+
+    def submitting(self, priorities: Iterable[int]) -> dict[int, CallerQueue]:
+        """Its queues for what it submits now."""
+        now = time.perf_counter()
+        for priority in priorities:
+            self.queues.setdefault(priority, CallerQueue(priority)).submitted = now
+        return self.queues
 
 
 @dataclass(frozen=True, slots=True, eq=False)
