@@ -34,7 +34,7 @@ from poolhouse.engine.interface import WarmUpLevel
 from poolhouse.engine.media import Media
 from poolhouse.engine.observing import Guarded, Observer
 from poolhouse.engine.options import EngineOptions, engine_facts
-from poolhouse.engine.queue import CallerQueue, TokenizerCall, Turns
+from poolhouse.engine.queue import Caller, CallerQueue, TokenizerCall, Turns
 from poolhouse.engine.request import Answer, Pending, Request, fail
 from poolhouse.engine.runner import Runner
 from poolhouse.engine.scheduler import Scheduler
@@ -147,10 +147,13 @@ class Engine:
         """How long a prompt with these parameters may be."""
         return self._intake.limit(params)
 
-    def submit(self, requests: Sequence[Request], waits: bool = False) -> list[Future[Answer]]:
+    def submit(
+        self, requests: Sequence[Request], waits: bool = False, caller: Caller | None = None
+    ) -> list[Future[Answer]]:
         """Start work on requests; each future gets its answer or its error.
 
         waits: whether the caller does nothing but wait for them, so that its own thread may compute them.
+        caller: of calls that are one, such as the windows of a large one: they share the engine with others as one does.
         A request that cannot be answered fails alone, through its future. Cancel a future to leave the queue.
         The requests of one call share the engine fairly with those of others of their priority.
         """
@@ -161,8 +164,7 @@ class Engine:
         if not self._started:
             self._start()
         self._pending.add(requests)
-        submitted = time.perf_counter()
-        queues = {priority: CallerQueue(priority, submitted) for priority in {request.priority for request in requests}}
+        queues = (caller or Caller()).submitting({request.priority for request in requests})
         if self._media is not None:
             requests = self._media.take(requests, queues, self._prepare)
         if len(requests) <= _INLINE_REQUESTS and sum(map(_characters, requests)) <= _INLINE_CHARACTERS:

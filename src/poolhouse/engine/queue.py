@@ -26,9 +26,10 @@ model runs a common beginning once. Each counts by what is its own.
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -247,6 +248,22 @@ class CallerQueue:
             alike.remove(request)
             if not alike.count:
                 del self.by_lead[request.lead]
+
+
+class Caller:
+    """Who submits several times and takes one turn: its queues, by priority."""
+
+    __slots__ = ("queues",)
+
+    def __init__(self) -> None:
+        self.queues: dict[int, CallerQueue] = {}
+
+    def submitting(self, priorities: Iterable[int]) -> dict[int, CallerQueue]:
+        """Its queues for what it submits now."""
+        now = time.perf_counter()
+        for priority in priorities:
+            self.queues.setdefault(priority, CallerQueue(priority)).submitted = now
+        return self.queues
 
 
 @dataclass(frozen=True, slots=True, eq=False)

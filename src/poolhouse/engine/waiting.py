@@ -63,9 +63,15 @@ def all_results(futures: Sequence[Future[Answer]]) -> asyncio.Future[list[Answer
     return whole
 
 
-def with_path(error: InvalidRequest, futures: Sequence[Future[Answer]], path: Callable[[int], str]) -> InvalidRequest:
-    """The error with the path of the prompt that has it, where there are several and it does not say so itself."""
-    for index, future in enumerate(futures if len(futures) > 1 else ()):
+def with_path(
+    error: InvalidRequest, futures: Sequence[Future[Answer]], path: Callable[[int], str], several: bool | None = None
+) -> InvalidRequest:
+    """The error with the path of the prompt that has it, where there are several and it does not say so itself.
+
+    several: whether there are; None: whether these are several.
+    """
+    several = len(futures) > 1 if several is None else several
+    for index, future in enumerate(futures if several else ()):
         if future.done() and not future.cancelled() and future.exception() is error:
             where = path(index)
             named = str(error).startswith(where)

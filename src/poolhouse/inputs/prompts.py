@@ -188,6 +188,13 @@ def parse_prompts(prompts: object, parameter: str = "prompts", first: int = 0) -
     Raises:
         InvalidRequest: naming the path of the wrong value, and what is accepted there.
     """
+    return [
+        Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in check_prompts(prompts, parameter, first)
+    ]
+
+
+def check_prompts(prompts: object, parameter: str = "prompts", first: int = 0) -> list[str | Prompt]:
+    """`parse_prompts`, where a plain text stays what it is: a `Prompt` takes some times its memory."""
     if isinstance(prompts, str | Mapping) or _is_ids(prompts) or is_picture(prompts):
         return [_parse(prompts, parameter)]
     many = each(prompts, parameter)
@@ -198,7 +205,7 @@ def parse_prompts(prompts: object, parameter: str = "prompts", first: int = 0) -
     if not many:
         raise InvalidRequest("You must pass at least one prompt", parameter)
     return [
-        Prompt(prompt) if type(prompt) is str else _parse(prompt, f"{parameter}[{index}]")
+        prompt if type(prompt) is str else _parse(prompt, f"{parameter}[{index}]")
         for index, prompt in enumerate(many, first)
     ]
 

@@ -4,7 +4,7 @@ A method describes its call; `blocking` turns the description into the method th
 one that they await:
 
     describe(prompts, options) -> Call(requests, finish)
-        blocking:   submit, wait for each answer in order, finish
+        blocking:   submit some requests ahead, wait for each answer in order, finish
         coroutine:  submit, await all answers, finish
 """
 
@@ -19,15 +19,21 @@ from collections.abc import Callable, Collection, Coroutine, Generator, Iterable
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial, wraps
+from functools import wraps
+from operator import itemgetter
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 
+import numpy as np
+
 from poolhouse.engine.engine import Engine
+from poolhouse.engine.queue import Caller
 from poolhouse.engine.request import Answer, Request, pooling, pooling_outputs, prompt_fields, token_fields
 from poolhouse.engine.waiting import gather, prompt_path, with_path
 from poolhouse.errors import EngineError, InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import role_of
+from poolhouse.llm.requests import Asked
 from poolhouse.outputs import (
+    Array,
     ChunkedEmbeddingRequestOutput,
     ClassificationOutput,
     ClassificationRequestOutput,
@@ -68,22 +74,29 @@ Owner = TypeVar("Owner", bound=HasEngine)
 # vLLM's `use_tqdm`: whether to draw progress, or a function with tqdm's parameters that does.
 Progress = bool | Callable[..., Any]
 
+# A request and its answer.
+Answered = tuple[Request, Answer]
+
 # Progress is drawn only when there is enough to wait for.
 _MIN_PROMPTS_TO_DRAW = 256
+# Requests that are made and submitted at a time, at least, and how many times that are under way: enough to choose packs
+# of like lengths from, and a quarter of a pack's tokens where packs are large.
+_WINDOW, _AHEAD = 512, 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call(Generic[Result]):
     """What a method runs, and what its answers become.
 
-    finish: the result of all answers, which it gets one by one in the order of the requests.
+    requests: a list, all of which is submitted at once where there is no window; or `Asked`, which is made on the way.
+    finish: the result of all answers, which it gets one by one with their requests, in order.
     label, progress: the name of the progress bar, and whether or how it is drawn; coroutines draw none.
-    window: how many requests are submitted at once where the answers of all would not fit into memory; None: all.
+    window: how many requests are submitted at once where the answers of all would not fit into memory.
     path: where the caller gave the prompt of a request, for messages.
     """
 
-    requests: list[Request]
-    finish: Callable[[Iterable[Answer]], Result]
+    requests: list[Request] | Asked
+    finish: Callable[[Iterable[Answered]], Result]
     label: str
     progress: Progress
     window: int | None = None
@@ -108,8 +121,8 @@ def blocking(
         described = describe(llm, *args, **kwargs)
         call = described() if callable(described) else described
         total = len(call.requests)
-        with closing(_answers(llm.engine, call)) as answers:
-            return call.finish(_drawn(answers, total, call.progress, call.label))
+        with closing(_answered(llm.engine, call)) as answered:
+            return call.finish(_drawn(answered, total, call.progress, call.label))
 
     _present(method, describe, inspect.signature(describe))
     return method
@@ -133,11 +146,10 @@ def coroutine(
             if name not in signature.parameters:
                 raise TypeError(f"{method_async.__qualname__}() got an unexpected keyword argument '{name}'")
         described: Described[Result] = describe(llm, *args, **kwargs)
-        if not callable(described):
-            return described.finish(await gather(llm.engine.submit(described.requests), described.path))
-        call = await asyncio.to_thread(described)
-        answers = await gather(llm.engine.submit(call.requests), call.path)
-        return await asyncio.to_thread(call.finish, answers)
+        call = await asyncio.to_thread(described) if callable(described) else described
+        requests = list(call.requests)
+        answered = zip(requests, await gather(llm.engine.submit(requests), call.path), strict=True)
+        return await asyncio.to_thread(call.finish, answered) if callable(described) else call.finish(answered)
 
     _present(method_async, describe, signature, "_async")
     method_async.__doc__ = f"`{describe.__name__}` for coroutines; cancelling it takes {cancels} out of the queue."
@@ -156,17 +168,54 @@ def _present(
     function.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
 
 
-def _answers(engine: Engine, call: Call[Result]) -> Generator[Answer, None, None]:
-    """The answers in order; those of a window are let go before the next but one is submitted."""
-    first = 0
-    for window, futures in read_ahead(_windows(call), partial(engine.submit, waits=True)):
-        yield from results_of(futures, call.path, first)
+def of_answers(finish: Callable[[Iterable[Answer]], Result]) -> Callable[[Iterable[Answered]], Result]:
+    """The `finish` of a call whose result needs the answers alone."""
+    # Not by a loop, whose variables would keep the last request of a window.
+    return lambda answered: finish(map(itemgetter(1), answered))
+
+
+def stacked(answers: Iterable[Answer], count: int) -> Array:
+    """Answers of one vector each as one matrix, [count, dimensions]; none of them is kept.
+
+    Raises:
+        InvalidRequest: vectors of different lengths.
+    """
+    matrix: Array | None = None
+    for index, answer in enumerate(answers):
+        row = answer.array
+        if matrix is None:
+            matrix = np.empty((count, *row.shape), row.dtype)
+        if row.shape != matrix.shape[1:]:
+            raise InvalidRequest(
+                f"One matrix needs vectors of one length: prompts[0] has {matrix.shape[1]} dimensions, prompts[{index}] "
+                f"{len(row)}.",
+                "pooling_params",
+            )
+        matrix[index] = row
+    assert matrix is not None
+    return matrix
+
+
+def _answered(engine: Engine, call: Call[Result]) -> Generator[Answered, None, None]:
+    """The answers in order; those of a window are let go before another is submitted."""
+    first, total, ahead = 0, len(call.requests), 2
+    if isinstance(call.requests, Asked) and call.window is None:
+        ahead = _AHEAD
+    # Windows of one call take turns with other calls as one.
+    caller = Caller()
+    for window, futures in read_ahead(_windows(engine, call), lambda window: engine.submit(window, True, caller), ahead):
+        yield from zip(window, results_of(futures, call.path, first, total > 1), strict=True)
         first += len(futures)
         del window, futures
 
 
-def _windows(call: Call[Result]) -> Iterator[list[Request]]:
-    """The requests, so many at a time; they leave the call, since each of them keeps its answer."""
+def _windows(engine: Engine, call: Call[Result]) -> Iterator[list[Request]]:
+    """The requests, so many at a time; listed ones leave the call, since each of them keeps its answer."""
+    if isinstance(call.requests, Asked):
+        asked, size = iter(call.requests), call.window or max(_WINDOW, engine.options.max_batch_tokens // 4)
+        while window := list(itertools.islice(asked, size)):
+            yield window
+        return
     if call.window is None:
         yield call.requests
         return
@@ -177,18 +226,18 @@ def _windows(call: Call[Result]) -> Iterator[list[Request]]:
 
 
 def read_ahead(
-    groups: Iterable[T], submit: Callable[[T], Sequence[Future[Answer]]]
+    groups: Iterable[T], submit: Callable[[T], Sequence[Future[Answer]]], ahead: int = 2
 ) -> Iterator[tuple[T, Sequence[Future[Answer]]]]:
-    """Groups of prompts in order, each with the futures of its answers: while one is read, the next is under way.
+    """Groups of prompts in order, each with the futures of its answers: while one is read, the next are under way.
 
-    Leaving the loop, by an error or otherwise, cancels what still waits.
+    ahead: how many groups are there at once. Leaving the loop, by an error or otherwise, cancels what still waits.
     """
     rest = iter(groups)
     started: deque[tuple[T, Sequence[Future[Answer]]]] = deque()
     process = os.getpid()
     try:
         while True:
-            started.extend((group, submit(group)) for group in itertools.islice(rest, 2 - len(started)))
+            started.extend((group, submit(group)) for group in itertools.islice(rest, ahead - len(started)))
             if not started:
                 return
             yield started[0]
@@ -204,10 +253,13 @@ def read_ahead(
                 future.cancel()
 
 
-def results_of(futures: Sequence[Future[Answer]], path: Callable[[int], str], first: int = 0) -> Iterator[Answer]:
+def results_of(
+    futures: Sequence[Future[Answer]], path: Callable[[int], str], first: int = 0, several: bool = True
+) -> Iterator[Answer]:
     """The answers of these futures, waited for in order.
 
     path, first: where the caller gave the prompt of a request, and how many requests were before these.
+    several: whether there are others, so that an error says which one it is about.
 
     Raises:
         PoolhouseError: the first failure; of a wrong prompt, with its path.
@@ -216,24 +268,20 @@ def results_of(futures: Sequence[Future[Answer]], path: Callable[[int], str], fi
         for future in futures:
             yield future.result()
     except InvalidRequest as error:
-        raise with_path(error, futures, lambda index: path(first + index)) from None
+        raise with_path(error, futures, lambda index: path(first + index), several) from None
 
 
-def _drawn(answers: Iterable[Answer], total: int, progress: Progress, label: str) -> Iterable[Answer]:
+def _drawn(answered: Iterable[Answered], total: int, progress: Progress, label: str) -> Iterable[Answered]:
     """The answers, drawn as progress where that is wanted and there is enough to wait for."""
     if callable(progress):
-        drawn: Iterable[Answer] = progress(answers, total=total, desc=label)
+        drawn: Iterable[Answered] = progress(answered, total=total, desc=label)
     elif not progress or total < _MIN_PROMPTS_TO_DRAW:
-        drawn = answers
+        drawn = answered
     else:
         from tqdm import tqdm
 
-        drawn = tqdm(answers, total=total, desc=label, unit=" prompts", dynamic_ncols=True, disable=None)
+        drawn = tqdm(answered, total=total, desc=label, unit=" prompts", dynamic_ncols=True, disable=None)
     return drawn
-
-
-# A request and its answer.
-Answered = tuple[Request, Answer]
 
 
 def pooled(engine: Engine) -> Callable[[str, Answered], PoolingRequestOutput]:

@@ -12,21 +12,20 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import numpy as np
-
 from poolhouse.engine.open import open_engine
-from poolhouse.engine.request import Answer, Request
+from poolhouse.engine.request import Answer
 from poolhouse.engine.waiting import prompt_path
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.prompts import PromptInput, PromptsInput, TextsInput, each
 from poolhouse.inputs.templates.score import score_template
 from poolhouse.llm import calls
-from poolhouse.llm.calls import Call, Described, Progress, blocking, coroutine, read_ahead, results_of
+from poolhouse.llm.calls import Call, Described, Progress, blocking, coroutine, of_answers, read_ahead, results_of
 from poolhouse.llm.requests import (
     Adapters,
     CallOptions,
     Params,
     Variables,
+    asked_of,
     plugin_of,
     plugin_requests,
     requests_of,
@@ -136,9 +135,9 @@ class LLM:
         options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
         by_token = self.engine.facts.tasks[0] == "token_embed"
         name: Task = "token_embed" if by_token else "embed"
-        requests = requests_of(self.engine, prompts, name, options)
+        requests = asked_of(self.engine, prompts, name, options)
         build: Callable[[str, calls.Answered], Any] = calls.pooled(self.engine) if by_token else calls.embedded
-        return Call(requests, self._each(build, requests), name, use_tqdm)
+        return Call(requests, self._each(build), name, use_tqdm)
 
     embed_async = coroutine(embed)
 
@@ -163,12 +162,12 @@ class LLM:
         """
         numbers = parse_precision(precision)
         options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
-        requests = requests_of(self.engine, prompts, "embed", options)
+        requests = asked_of(self.engine, prompts, "embed", options)
 
         def finish(answers: Iterable[Answer]) -> Codes:
-            return quantize(np.stack([answer.array for answer in answers]), numbers, self.engine.facts.calibration)
+            return quantize(calls.stacked(answers, len(requests)), numbers, self.engine.facts.calibration)
 
-        return Call(requests, finish, "embed", use_tqdm)
+        return Call(requests, of_answers(finish), "embed", use_tqdm)
 
     @blocking
     def embed_sparse(
@@ -199,7 +198,7 @@ class LLM:
         def finish(answers: Iterable[Answer]) -> list[SparseRequestOutput]:
             return self._outputs(map(plan.each, answers), calls.sparse_output)
 
-        return Call(plan.requests, finish, "embed_sparse", use_tqdm, self._window(plan.head.task))
+        return Call(plan.requests, of_answers(finish), "embed_sparse", use_tqdm, self._window(plan.head.task))
 
     embed_sparse_async = coroutine(embed_sparse)
 
@@ -224,7 +223,7 @@ class LLM:
         def finish(answers: Iterable[Answer]) -> SparseMatrix:
             return SparseMatrix.of((plan.each(answer).vector for answer in answers), plan.head.width)
 
-        return Call(plan.requests, finish, "embed_sparse", use_tqdm, self._window(plan.head.task))
+        return Call(plan.requests, of_answers(finish), "embed_sparse", use_tqdm, self._window(plan.head.task))
 
     @blocking
     def embed_tokens(
@@ -254,7 +253,9 @@ class LLM:
         def describe() -> Call[TokenEmbeddings]:
             options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
             finish = calls.packing(self.engine, input_type, token_pooling_factor, precision)
-            return Call(requests_of(self.engine, prompts, "token_embed", options), finish, "embed_tokens", use_tqdm)
+            return Call(
+                asked_of(self.engine, prompts, "token_embed", options), of_answers(finish), "embed_tokens", use_tqdm
+            )
 
         return describe
 
@@ -342,7 +343,7 @@ class LLM:
                 return self._outputs(chunked.finish(list(answers)), calls.chunked)
 
             # A text may be read in several windows, each a request.
-            return Call(chunked.requests, finish, "embed_chunks", use_tqdm, path=lambda _: "texts")
+            return Call(chunked.requests, of_answers(finish), "embed_chunks", use_tqdm, path=lambda _: "texts")
 
         return describe
 
@@ -376,11 +377,11 @@ class LLM:
         options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
         plugin = plugin_of(self.engine, prompts, pooling_task)
         if plugin is not None:
-            finish = calls.from_plugin(self.engine, plugin)
+            finish = of_answers(calls.from_plugin(self.engine, plugin))
             return lambda: Call(plugin_requests(self.engine, plugin, prompts, options), finish, "plugin", use_tqdm)
         name = required_task(pooling_task, pooling_params, self.engine)
-        requests = requests_of(self.engine, prompts, name, options)
-        return Call(requests, self._each(calls.pooled(self.engine), requests), name, use_tqdm)
+        requests = asked_of(self.engine, prompts, name, options)
+        return Call(requests, self._each(calls.pooled(self.engine)), name, use_tqdm)
 
     encode_async = coroutine(encode)
 
@@ -405,8 +406,8 @@ class LLM:
             UnsupportedTask: the model is no classifier; the message says how to make it one.
         """
         options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request)
-        requests = requests_of(self.engine, prompts, "classify", options)
-        return Call(requests, self._each(calls.classified(self.engine), requests), "classify", use_tqdm)
+        requests = asked_of(self.engine, prompts, "classify", options)
+        return Call(requests, self._each(calls.classified(self.engine)), "classify", use_tqdm)
 
     classify_async = coroutine(classify)
 
@@ -434,10 +435,9 @@ class LLM:
         """
         strategy = parse_strategy(aggregation_strategy)
         options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request)
-        requests = requests_of(self.engine, prompts, "token_classify", options)
-        requests = [replace(request, offsets=True) for request in requests]
+        requests = replace(asked_of(self.engine, prompts, "token_classify", options), offsets=True)
         build = calls.labelled(self.engine, strategy, ignore_labels)
-        return Call(requests, self._each(build, requests), "token_classify", use_tqdm)
+        return Call(requests, self._each(build), "token_classify", use_tqdm)
 
     token_classify_async = coroutine(token_classify)
 
@@ -487,7 +487,7 @@ class LLM:
         def finish(answers: Iterable[Answer]) -> list[ScoringRequestOutput]:
             return self._outputs(plan.finish(list(answers)), calls.scored)
 
-        return Call(plan.requests, finish, "score", use_tqdm, path=path)
+        return Call(plan.requests, of_answers(finish), "score", use_tqdm, path=path)
 
     score_async = coroutine(score, "the pairs")
 
@@ -537,10 +537,10 @@ class LLM:
         return max(1, min(_MAX_PROMPTS, _MAX_NUMBERS // self.engine.model.pipelines[task].width))
 
     def _each(
-        self, build: Callable[[str, calls.Answered], OutputT], requests: Sequence[Request]
-    ) -> Callable[[Iterable[Answer]], list[OutputT]]:
+        self, build: Callable[[str, calls.Answered], OutputT]
+    ) -> Callable[[Iterable[calls.Answered]], list[OutputT]]:
         """What makes an output of each request and its answer."""
-        return lambda answers: self._outputs(zip(requests, answers, strict=True), build)
+        return lambda answered: self._outputs(answered, build)
 
     def _outputs(self, items: Iterable[T], build: Callable[[str, T], OutputT]) -> list[OutputT]:
         """An output of each item, with the next request id."""

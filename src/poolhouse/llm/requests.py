@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
-from poolhouse.inputs.prompts import PromptsInput, TextsInput, parse_prompts, parse_texts
+from poolhouse.inputs.prompts import Prompt, PromptsInput, TextsInput, check_prompts, parse_prompts, parse_texts
 from poolhouse.params import PoolingParams, parse_lora_requests
 from poolhouse.plans import scoring, sparse
 from poolhouse.plugins import Plugin, PluginPrompt, is_data, params_of, prompts_of, task_of
@@ -47,9 +47,51 @@ class CallOptions:
     input_type: str | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """The requests of one call, checked; each is made when its turn comes.
+
+    A request with its future and its answer takes ten times the memory of a short text, so those of a million texts are
+    never there at once. params, adapters: of each prompt. offsets: as in `Request`.
+    """
+
+    prompts: Sequence[str | Prompt]
+    task: Task
+    params: Sequence[PoolingParams]
+    adapters: Sequence[str | None]
+    options: CallOptions
+    tokenization: Tokenization
+    offsets: bool = False
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[Request]:
+        """New ones, whenever they are asked for."""
+        options = self.options
+        for prompt, params, adapter in zip(self.prompts, self.params, self.adapters, strict=True):
+            yield self.tokenization.applied(
+                Request(
+                    Prompt(prompt) if isinstance(prompt, str) else prompt,
+                    self.task,
+                    params,
+                    options.prompt_name,
+                    adapter=adapter,
+                    offsets=self.offsets,
+                    input_type=options.input_type,
+                    local_files=True,
+                )
+            )
+
+
 def requests_of(
     engine: Engine, prompts: PromptsInput, task: Task, options: CallOptions, first: int = 0
 ) -> list[Request]:
+    """A request per prompt, in order; arguments and errors as those of `asked_of`."""
+    return list(asked_of(engine, prompts, task, options, first))
+
+
+def asked_of(engine: Engine, prompts: PromptsInput, task: Task, options: CallOptions, first: int = 0) -> Asked:
     """A request per prompt, in order. first: the number of the first one, for messages.
 
     Raises:
@@ -59,7 +101,7 @@ def requests_of(
         raise UnsupportedTask(f"{_cannot(task, engine.facts.tasks)} Supported tasks: {list(engine.facts.tasks)}")
     _check_types(options.params, options.prompt_name)
     _check_tasks(options.params, task, engine)
-    parsed = parse_prompts(prompts, first=first)
+    parsed = check_prompts(prompts, first=first)
     adapters = _adapters(engine, options, len(parsed))
     tokenization = Tokenization.parse(options.tokenization)
     if options.params is None or isinstance(options.params, PoolingParams):
@@ -71,14 +113,7 @@ def requests_of(
             f"pooling_params has {len(params)} entries for {len(parsed)} prompts; give one, or one per prompt.",
             "pooling_params",
         )
-    return [
-        tokenization.applied(
-            Request(
-                prompt, task, own, options.prompt_name, adapter=adapter, input_type=options.input_type, local_files=True
-            )
-        )
-        for prompt, own, adapter in zip(parsed, params, adapters, strict=True)
-    ]
+    return Asked(parsed, task, params, adapters, options, tokenization)
 
 
 def _cannot(task: Task, tasks: Sequence[Task]) -> str:
