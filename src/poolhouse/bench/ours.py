@@ -61,8 +61,14 @@ def _embedder(spec: dict[str, Any]) -> Commands:
         np.save(output, llm.embed_array(texts, use_tqdm=False))
         return {}
 
-    def tokens(texts: list[str]) -> Result:
-        return {"tokens": sum(len(output.prompt_token_ids) for output in llm.embed(texts, use_tqdm=False))}
+    def count(texts: list[str]) -> Result:
+        """Tokens of texts, without running them."""
+        from poolhouse.engine.request import Request
+        from poolhouse.inputs.prompts import parse_prompts
+
+        task = llm.engine.facts.tasks[0]
+        requests = [Request(prompt, task) for prompt in parse_prompts(texts, "texts")]
+        return {"tokens": sum(len(one.ids) for one in llm.engine.tokenize(requests))}
 
     def rerank(query: str | list[str], documents: list[str]) -> Result:
         scores: list[float] = []
@@ -90,7 +96,7 @@ def _embedder(spec: dict[str, Any]) -> Commands:
         "latency": latency,
         "outside": outside,
         "vectors": vectors,
-        "tokens": tokens,
+        "count": count,
         "rerank": rerank,
         "memory": memory,
         "uniform": uniform,

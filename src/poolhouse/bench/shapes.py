@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +116,23 @@ def default_cache() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A checkpoint. folder: for models. cache: for what peers export of it. matrix_weights: entries of its matrices
-    without the tables that are only looked up. layers: of them."""
+    """A checkpoint on this machine.
+
+    folder: its files. cache: for what peers export of it. matrix_weights: entries of its matrices, without the tables
+    that are only looked up. options: of its config.
+    """
 
     name: str
     folder: Path
     cache: Path
     matrix_weights: int
     layers: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """Its shape in words: the name, layers by width."""
+        return f"{self.name} ({self.layers} x {self.options['hidden_size']})"
 
 
 def checkpoint(name: str, cache: Path, layers: int | None = None, overrides: Mapping[str, Any] | None = None) -> Written:

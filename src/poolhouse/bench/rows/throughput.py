@@ -48,7 +48,7 @@ def throughput(bench: Bench, shapes: Sequence[str], command: str) -> Report:
 def _row(bench: Bench, crew: Crew, ceiling: Ceiling, written: Written, reference: tuple[object, list[str], str]) -> Row:
     texts, dtype = bench.corpus, ceiling.dtype
     find_settings(crew, "throughput", texts=texts[: max(8, len(texts) // 4)])
-    tokens = crew.sides[0].process.do("tokens", texts=texts)["tokens"]
+    tokens = crew.sides[0].process.do("count", texts=texts)["tokens"]
     vectors, compared, of = reference
     found = agreement(crew, vectors, compared)
 
@@ -67,7 +67,7 @@ def _row(bench: Bench, crew: Crew, ceiling: Ceiling, written: Written, reference
     return Row(
         "throughput",
         f"{len(texts)} ragged texts of {tokens / len(texts):.0f} tokens on average",
-        _named(written),
+        written.title,
         dtype,
         "texts/s",
         crew.figures(values, 0, found),
@@ -76,7 +76,3 @@ def _row(bench: Bench, crew: Crew, ceiling: Ceiling, written: Written, reference
         ceiling_of=f"Products in {dtype}",
         notes=(*crew.notes, f"Cosines are to {of} in float32, {len(compared)} texts."),
     )
-
-
-def _named(written: Written) -> str:
-    return f"{written.name} ({written.layers} x {written.options['hidden_size']})"
