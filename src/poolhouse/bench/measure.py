@@ -180,7 +180,10 @@ class Crew:
         return values
 
     def figures(
-        self, values: Mapping[str, list[list[float]]], place: int, agreement: Mapping[str, tuple[float, float]] | None = None
+        self,
+        values: Mapping[str, list[list[float]]],
+        place: int,
+        agreement: Mapping[str, tuple[float, float]] | None = None,
     ) -> tuple[SideFigures, ...]:
         """The figures of all sides that lasted, of the one that stands at this place."""
         return tuple(side.figures(values[side.name][place], agreement or {}) for side in self.sides)

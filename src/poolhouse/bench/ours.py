@@ -1,6 +1,6 @@
 """Our side of a measurement: an `LLM` in a process of its own, that runs commands.
 
-    python -m poolhouse.bench.ours '{"model": FOLDER, ...options of LLM}'
+python -m poolhouse.bench.ours '{"model": FOLDER, ...options of LLM}'
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def _embedder(spec: dict[str, Any]) -> Commands:
 
         task = llm.engine.facts.tasks[0]
         requests = [Request(prompt, task) for prompt in parse_prompts(texts, "texts")]
-        return {"tokens": sum(len(one.ids) for one in llm.engine.tokenize(requests))}
+        longest = llm.model.facts.max_tokens
+        return {"tokens": sum(min(len(one.ids), longest) for one in llm.engine.tokenize(requests))}
 
     def rerank(query: str | list[str], documents: list[str]) -> Result:
         scores: list[float] = []
@@ -88,7 +89,10 @@ def _embedder(spec: dict[str, Any]) -> Commands:
 
     def uniform(length: int, count: int) -> Result:
         """Seconds for `count` prompts of so many tokens each, and the tokens."""
-        prompts = [{"prompt_token_ids": [1000 + (7 * text + place) % 20000 for place in range(length)]} for text in range(count)]
+        prompts = [
+            {"prompt_token_ids": [1000 + (7 * text + place) % 20000 for place in range(length)]}
+            for text in range(count)
+        ]
         return {"seconds": seconds_of(lambda: llm.embed_array(prompts, use_tqdm=False)), "tokens": length * count}  # type: ignore[arg-type]
 
     commands: dict[str, Callable[..., Result]] = {
@@ -142,7 +146,7 @@ def _ceilings(spec: dict[str, Any]) -> Commands:
     def rate(call: Callable[[], object]) -> float:
         call()
         # Other programs on the machine can only lower it.
-        return work / min(seconds_of(call) for _ in range(5))
+        return float(work / min(seconds_of(call) for _ in range(5)))
 
     @torch.inference_mode()
     def products(dtype: str) -> Result:

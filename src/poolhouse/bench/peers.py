@@ -250,7 +250,9 @@ class _CrossEncoder:
 
     def rerank(self, query: str, documents: list[str], batch_size: int) -> dict[str, Any]:
         started = time.perf_counter()
-        scores = self.model.predict([(query, text) for text in documents], batch_size=batch_size, show_progress_bar=False)
+        scores = self.model.predict(
+            [(query, text) for text in documents], batch_size=batch_size, show_progress_bar=False
+        )
         return {"seconds": time.perf_counter() - started, "scores": [float(score) for score in scores]}
 
 

@@ -188,4 +188,3 @@ class BusyLoops:
             process.kill()
         for process in self._processes:
             process.communicate()
-

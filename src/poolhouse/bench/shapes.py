@@ -95,18 +95,23 @@ SHAPES: Mapping[str, TextShape] = {
 }
 
 
-def known_shape(name: str, kinds: tuple[str, ...] = ("embed",)) -> TextShape:
-    """The shape of this name.
+def names_of(*kinds: str) -> list[str]:
+    """The names of the shapes of these kinds."""
+    return [name for name, shape in SHAPES.items() if shape.kind in kinds]
+
+
+def check_shape(name: str, *kinds: str) -> None:
+    """Refuse what is neither a shape of these kinds nor the folder of a model.
 
     Raises:
-        ConfigError: there is none of these kinds.
+        ConfigError: with the names that are possible.
     """
-    fitting = [other for other, shape in SHAPES.items() if shape.kind in kinds]
-    if name not in fitting:
+    fitting = names_of(*kinds)
+    if name not in fitting and not (Path(name) / "config.json").is_file():
         raise ConfigError(
-            f"--shape is {name!r}; it must be one of {', '.join(fitting)}.{did_you_mean(name, fitting)}"
+            f"--shape is {name!r}; it must be one of {', '.join(fitting)}, or the folder of a model."
+            f"{did_you_mean(name, fitting)}"
         )
-    return SHAPES[name]
 
 
 def default_cache() -> Path:
@@ -135,18 +140,26 @@ class Written:
         return f"{self.name} ({self.layers} x {self.options['hidden_size']})"
 
 
-def checkpoint(name: str, cache: Path, layers: int | None = None, overrides: Mapping[str, Any] | None = None) -> Written:
+def checkpoint(
+    name: str, cache: Path, layers: int | None = None, overrides: Mapping[str, Any] | None = None
+) -> Written:
     """The checkpoint of a shape, written if it is not there. layers: fewer than the shape has. overrides: of its options.
 
     Raises:
         ConfigError: more layers than the shape has. CheckpointError: the embedded model is not installed.
     """
+    if name not in SHAPES:
+        return _found(Path(name), cache)
     shape = SHAPES[name]
     whole = int(shape.options["num_hidden_layers"])
     if layers is not None and not 0 < layers <= whole:
         raise ConfigError(f"--layers is {layers}; {name} has {whole}.")
     options = dict(shape.options) | dict(overrides or {}) | {"num_hidden_layers": layers or whole}
-    parts = [name, *([f"{layers}-layers"] if layers else []), *(f"{key}-{value}" for key, value in (overrides or {}).items())]
+    parts = [
+        name,
+        *([f"{layers}-layers"] if layers else []),
+        *(f"{key}-{value}" for key, value in (overrides or {}).items()),
+    ]
     own = cache / "-".join(parts).replace("qwen3-reranker", "Qwen3-Reranker")
     folder = own / "model"
     if name == "minilm" and layers is None and not overrides:
@@ -157,6 +170,22 @@ def checkpoint(name: str, cache: Path, layers: int | None = None, overrides: Map
         _write(folder, shape, options)
         (folder / "written").touch()
     return Written(name, folder, own, _matrix_weights(options), int(options["num_hidden_layers"]), options)
+
+
+def _found(folder: Path, cache: Path) -> Written:
+    """A model that is there already; its matrices are counted by its tensors."""
+    from safetensors import safe_open
+
+    options = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping
+                sizes = tensors.get_slice(name).get_shape()
+                if len(sizes) == 2 and "embed" not in name and "pooler" not in name:
+                    count += sizes[0] * sizes[1]
+    name = folder.resolve().name
+    return Written(name, folder, cache / name, count, int(options["num_hidden_layers"]), options)
 
 
 def _matrix_weights(options: Mapping[str, Any]) -> int:
@@ -187,7 +216,8 @@ def _write(folder: Path, shape: TextShape, options: Mapping[str, Any]) -> None:
         model = made(config).to(getattr(torch, shape.dtype))
     model.save_pretrained(folder)
     _write_tokenizer(folder, shape)
-    _WRITERS.get(shape.kind, lambda *_: None)(folder, shape, options)
+    if shape.kind in _WRITERS:
+        _WRITERS[shape.kind](folder, shape, options)
 
 
 def _write_tokenizer(folder: Path, shape: TextShape) -> None:

@@ -95,7 +95,9 @@ class SideProcess:
         self.process.wait()
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
-        raise EngineError(f"{self.side} ended with status {self.process.returncode}: {said[-1] if said else 'no words'}")
+        raise EngineError(
+            f"{self.side} ended with status {self.process.returncode}: {said[-1] if said else 'no words'}"
+        )
 
 
 def pinned(cores: Sequence[int] | None) -> list[str]:

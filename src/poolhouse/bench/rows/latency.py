@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import product
 
 import numpy as np
 
@@ -29,6 +30,8 @@ from poolhouse.errors import EngineError
 QUERIES = {"7 words": "what is the capital of france today", "32 tokens": ""}
 # What the machine does meanwhile.
 CONDITIONS = {"quiet": "", "busy": "as many busy loops as cores", "half": "half the cores"}
+# How many times better than the best peer.
+_LEAST = {"quiet": 1.0, "busy": 0.8, "half": 0.8}
 _RUNS, _SECONDS = 100, 1.5
 _PERCENTILES = (50, 95)
 _HTTP = f"{US} over HTTP"
@@ -68,7 +71,12 @@ def texts_of_queries() -> dict[str, str]:
 
 
 def _rows(
-    bench: Bench, written: Written, dtype: str, condition: str, reference: tuple[object, list[str], str], ceilings: Ceilings
+    bench: Bench,
+    written: Written,
+    dtype: str,
+    condition: str,
+    reference: tuple[object, list[str], str],
+    ceilings: Ceilings,
 ) -> list[Row]:
     mine = cores()
     half = mine[: max(1, len(mine) // 2)] if condition == "half" else None
@@ -80,7 +88,7 @@ def _rows(
             name = service.name
             crew.add(name, lambda service=service: ServerProcess(service, half), needed=name == _HTTP)  # type: ignore[misc]
         found = _agreement(crew, reference)
-        outside = {name: [] for name in queries}
+        outside: dict[str, list[float]] = {name: [] for name in queries}
         values: dict[str, dict[str, list[list[float]]]] = {name: {} for name in queries}
         for number in range(1, bench.rounds + 1):
             if condition == "quiet":
@@ -97,29 +105,22 @@ def _rows(
                             kept[place] += one
         noted(ceilings, ceiling)
         floor = ceiling.megabytes / ceiling.best["reading"] if "reading" in ceiling.best else None
-        rows = []
-        for name in queries:
-            for place, percent in enumerate(_PERCENTILES):
-                for who in (US, _HTTP):
-                    rows.append(
-                        Row(
-                            "latency",
-                            ", ".join(filter(None, (f"one query of {name}", "HTTP" if who == _HTTP else "", CONDITIONS[condition])))
-                            + f", p{percent}",
-                            written.title,
-                            dtype,
-                            "ms",
-                            _ordered(crew, values[name], place, found, who),
-                            higher=False,
-                            goal=Goal(least=1.0 if condition == "quiet" else 0.8),
-                            ceiling=floor if condition == "quiet" else None,
-                            ceiling_of=f"Reading the {ceiling.megabytes:.0f} MB of weights",
-                            notes=tuple(crew.notes),
-                        )
-                    )
-            if condition == "quiet":
-                rows.append(_outside(written, dtype, name, outside[name], crew))
-    return rows
+        limit = floor if condition == "quiet" else None
+
+        def row(query: str, percent: int, who: str) -> Row:
+            way = ["HTTP"] if who == _HTTP else []
+            while_what = [CONDITIONS[condition]] if CONDITIONS[condition] else []
+            work = ", ".join([f"one query of {query}", *way, *while_what, f"p{percent}"])
+            sides = _ordered(crew, values[query], _PERCENTILES.index(percent), found, who)
+            goal = Goal(least=_LEAST[condition])
+            weights = f"Reading the {ceiling.megabytes:.0f} MB of weights"
+            notes = tuple(crew.notes)
+            return Row("latency", work, written.title, dtype, "ms", sides, False, goal, limit, weights, notes)
+
+        rows = [row(*one) for one in product(queries, _PERCENTILES, (US, _HTTP))]
+        if condition == "quiet":
+            rows += [_outside(written, dtype, name, spent, crew) for name, spent in outside.items()]
+        return rows
 
 
 def _percentiles(side: Side, text: str) -> list[float]:

@@ -34,7 +34,11 @@ def memory(bench: Bench, shapes: Sequence[str], budgets: Sequence[int], command:
                 note = f"{found['before']:.0f} MiB before loading, {found['loaded']:.0f} behind it."
                 for work, value, goal in (
                     (f"peak, packs of {budget} tokens", found["peak"], None),
-                    (f"growth over {3 * bench.rounds} passes, packs of {budget} tokens", max(0.0, grown), Goal(None, most=_FLAT)),
+                    (
+                        f"growth over {3 * bench.rounds} passes, packs of {budget} tokens",
+                        max(0.0, grown),
+                        Goal(None, most=_FLAT),
+                    ),
                 ):
                     sides = (SideFigures(US, (value,)),)
                     rows.append(Row("memory", work, written.title, dtype, "MiB", sides, False, goal, notes=(note,)))
