@@ -133,7 +133,9 @@ REGISTRIES = (
     "poolhouse.layers.attention.",
     "poolhouse.layers.kernels.",
     "poolhouse.cli.",
-    # A script for the Python of another environment.
+    "poolhouse.bench.rows.",
+    # Scripts for the Python of another environment.
+    "poolhouse.bench.peers",
     "poolhouse.bench.picture_peers",
 )
 LINES_OF_AN_IDEA = 100

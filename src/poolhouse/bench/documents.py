@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from poolhouse.bench.plots import grouped, plot
+from poolhouse.bench.page import grouped, plot
 from poolhouse.bench.report import COLUMNS, Report, Row, cells, number, remarks, title
 from poolhouse.errors import ConfigError
 from poolhouse.files import whole_file
@@ -80,12 +80,16 @@ def _machine(report: Report) -> str:
 
 
 def _goals(reports: Sequence[Report]) -> str:
-    lines = ["| work | Poolhouse | goal | measured | lowest | result |", "|---|---:|---|---:|---:|---|"]
+    lines = [
+        "| work | Poolhouse | of its ceiling | goal | measured | lowest | result |",
+        "|---|---:|---:|---|---:|---:|---|",
+    ]
     for row in (row for report in reports for row in report.rows):
         if row.verdict is not None:
             result = {True: "met", False: "**missed**", None: "open"}[row.verdict.met]
             lowest = "" if row.verdict.met is None or row.lowest_ratio is None else f"{row.lowest_ratio:.2f}"
-            ours = number(row.ours.median)
+            share = "" if row.share is None else f"{100 * row.share:.0f} %"
+            ours = f"{number(row.ours.median)} | {share}"
             lines.append(
                 f"| {title(row)} | {ours} | {row.verdict.goal} | {row.verdict.measured} | {lowest} | {result} |"
             )

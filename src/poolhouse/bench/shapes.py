@@ -210,6 +210,7 @@ def _write(folder: Path, shape: TextShape, options: Mapping[str, Any]) -> None:
     made = getattr(transformers, shape.family + classes.get(shape.kind, "Model"))
     if shape.kind == "rerank":
         config.num_labels = 1
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):

@@ -55,7 +55,11 @@ class SideProcess:
             env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"},
             text=True,
         )
-        self.ready = self._result()
+        try:
+            self.ready = self._result()
+        except BaseException:
+            self.close()
+            raise
         self.start_seconds = time.perf_counter() - started
 
     def do(self, command: str, **arguments: object) -> Result:

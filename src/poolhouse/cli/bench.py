@@ -410,7 +410,7 @@ def _print(report: Report) -> None:
 def _table(row: Row) -> Table:
     table = Table(title=title(row), title_justify="left")
     for name, justify in COLUMNS:
-        table.add_column(name, justify=justify)
+        table.add_column(name, justify=justify, no_wrap=name in ("side", "figure"))
     for line in cells(row):
         table.add_row(*line)
     return table

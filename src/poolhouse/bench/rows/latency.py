@@ -66,8 +66,8 @@ def texts_of_queries() -> dict[str, str]:
     tokenizer = Tokenizer.from_file(str(embedded_model() / "tokenizer.json"))
     tokenizer.no_padding()
     words = " ".join(passages()).split()
-    count = next(count for count in range(20, 40) if len(tokenizer.encode(" ".join(words[:count])).ids) >= 32)
-    return QUERIES | {"32 tokens": " ".join(words[:count])}
+    pieces = (" ".join(words[begin : begin + count]) for begin in range(100) for count in range(20, 31))
+    return QUERIES | {"32 tokens": next(text for text in pieces if len(tokenizer.encode(text).ids) == 32)}
 
 
 def _rows(
