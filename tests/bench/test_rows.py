@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from poolhouse.bench.measure import Bench, Crew, recorded
 from poolhouse.bench.report import Row
 from poolhouse.bench.rows import gpu, latency, memory, rerank, serve, start, throughput
 from poolhouse.bench.servers import BusyLoops, ServerProcess, Service
-from poolhouse.bench.shapes import Written
+from poolhouse.bench.shapes import SHAPES, Written
 from poolhouse.bench.sides import SideProcess, find_python, installed, pinned
 from poolhouse.errors import ConfigError, EngineError
 from poolhouse.testing import FakeEngine
@@ -52,7 +53,7 @@ def sides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, dict[str
 
 
 def replaced(written: Written, shape: str) -> Written:
-    return Written(shape, written.folder, written.cache, written.matrix_weights, written.layers, written.options)
+    return replace(written, name=shape, kind=SHAPES[shape].kind)
 
 
 def bench(*libraries: str, **options: Any) -> Bench:

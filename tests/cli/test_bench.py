@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from poolhouse.bench.rows import latency
 from tests.bench.tiny import tiny
 from tests.cli.in_process import Run, said
 
@@ -50,7 +51,10 @@ def test_throughput_to_json_html_and_documents(said: Run, nobody: str, tmp_path:
     assert "all-MiniLM-L6-v2 on" in readme.read_text()
 
 
-def test_latency_start_and_memory_of_a_tiny_model(said: Run, nobody: str, tmp_path: Path) -> None:
+def test_latency_start_and_memory_of_a_tiny_model(
+    said: Run, nobody: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "_RUNS", 5)
     model = str(tiny("bge-base", tmp_path / "cache").folder)
     common = ("--shape", model, "--dtype", "float32", "--rounds", "1", "--json", tmp_path / "out.json")
 

@@ -124,7 +124,7 @@ class Written:
     """A checkpoint on this machine.
 
     folder: its files. cache: for what peers export of it. matrix_weights: entries of its matrices, without the tables
-    that are only looked up. options: of its config.
+    that are only looked up. options: of its config. kind: as a `TextShape` has it.
     """
 
     name: str
@@ -133,6 +133,7 @@ class Written:
     matrix_weights: int
     layers: int
     options: Mapping[str, Any]
+    kind: str = "embed"
 
     @property
     def title(self) -> str:
@@ -169,7 +170,7 @@ def checkpoint(
         folder.mkdir(parents=True)
         _write(folder, shape, options)
         (folder / "written").touch()
-    return Written(name, folder, own, _matrix_weights(options), int(options["num_hidden_layers"]), options)
+    return Written(name, folder, own, _matrix_weights(options), int(options["num_hidden_layers"]), options, shape.kind)
 
 
 def _found(folder: Path, cache: Path) -> Written:
@@ -184,8 +185,12 @@ def _found(folder: Path, cache: Path) -> Written:
                 sizes = tensors.get_slice(name).get_shape()
                 if len(sizes) == 2 and "embed" not in name and "pooler" not in name:
                     count += sizes[0] * sizes[1]
-    name = folder.resolve().name
-    return Written(name, folder, cache / name, count, int(options["num_hidden_layers"]), options)
+    name, made = folder.resolve().name, " ".join(options.get("architectures") or ())
+    ends = {"ForSequenceClassification": "rerank", "ForCausalLM": "causal"}
+    kind = next((kind for end, kind in ends.items() if made.endswith(end)), "embed")
+    if any(folder.glob("*_Dense")):
+        kind = "colbert"
+    return Written(name, folder, cache / name, count, int(options["num_hidden_layers"]), options, kind)
 
 
 def _matrix_weights(options: Mapping[str, Any]) -> int:

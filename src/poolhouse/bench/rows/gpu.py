@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from poolhouse.bench.measure import Bench, Ceiling, Crew, Side, agreement, ceiling_of, noted, reference_vectors
 from poolhouse.bench.report import Ceilings, Goal, Report, Row
-from poolhouse.bench.shapes import SHAPES, Written, checkpoint
+from poolhouse.bench.shapes import Written, checkpoint
 from poolhouse.bench.sides import US, SideProcess, our_side, peer_side
 from poolhouse.errors import EngineError
 
@@ -58,13 +58,13 @@ def _add_sides(bench: Bench, crew: Crew, written: Written) -> None:
     library = "sentence-transformers"
     if library in bench.libraries:
         python, version = bench.libraries[library]
-        kind = SHAPES[written.name].kind
+        kind = written.kind
         peer = peer_side(python, library, model, **options, kind=kind)
         crew.add(f"{library} {version}", lambda: SideProcess(library, peer))
 
 
 def _rows(bench: Bench, crew: Crew, ceiling: Ceiling, written: Written) -> list[Row]:
-    rerank = SHAPES[written.name].kind == "rerank"
+    rerank = written.kind == "rerank"
     found = {}
     if not rerank:
         vectors, texts, _ = reference_vectors(bench, written)

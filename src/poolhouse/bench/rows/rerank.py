@@ -9,7 +9,7 @@ import numpy as np
 
 from poolhouse.bench.measure import Bench, Crew, Side, find_settings, llm_options
 from poolhouse.bench.report import Goal, Report, Row
-from poolhouse.bench.shapes import SHAPES, Written, checkpoint
+from poolhouse.bench.shapes import Written, checkpoint
 from poolhouse.bench.sides import US, SideProcess, our_side, peer_side
 from poolhouse.data import passages, short_texts
 from poolhouse.settings import Settings
@@ -73,7 +73,7 @@ def _agreement(scores: Sequence[float], reference: Sequence[float]) -> tuple[flo
 
 
 def _add_sides(bench: Bench, crew: Crew, written: Written, dtype: str) -> None:
-    model, kind, options = str(written.folder), SHAPES[written.name].kind, llm_options(dtype)
+    model, kind, options = str(written.folder), written.kind, llm_options(dtype)
     crew.add(US, lambda: SideProcess(US, our_side(model, **options)), needed=True)
     if kind == "causal" and "prefix_sharing" in Settings.model_fields:
         command = our_side(model, **options, prefix_sharing=False)
