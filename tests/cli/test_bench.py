@@ -96,7 +96,7 @@ def test_serve_starts_our_server_and_loads_it(said: Run, nobody: str, tmp_path: 
         *("--rounds", "1", "--peers", nobody, "--json", tmp_path / "out.json"),
     )
     assert done.status == 0, done.error
-    rate, wait = json.loads((tmp_path / "out.json").read_text())["rows"]
+    rate, wait, _ = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [side["name"] for side in rate["sides"]] == ["Poolhouse", "Poolhouse offline"]
     assert "Not installed, so not compared: Infinity, vLLM" in done.out.decode()
     assert wait["unit"] == "ms"

@@ -13,6 +13,7 @@ from poolhouse.bench.sides import US, SideProcess, our_side
 from poolhouse.errors import EngineError
 
 _OFFLINE = f"{US} offline"
+_PERCENTILES = (50, 99)
 _GOALS = {_OFFLINE: 0.85, "vLLM": 3.0, "Infinity": 1.5}
 
 
@@ -24,7 +25,7 @@ def serve(bench: Bench, shape: str, load: Load, texts: list[str], command: str) 
     for dtype in bench.possible_types(notes):
         model = str(written.folder)
         rates: dict[str, list[float]] = {}
-        waits: dict[str, list[float]] = {}
+        waits: dict[tuple[str, float], list[float]] = {}
         left: list[str] = []
         services = [our_server(model, dtype), *peer_servers(bench, model, dtype)]
         for number in range(1, bench.rounds + 1):
@@ -42,7 +43,8 @@ def serve(bench: Bench, shape: str, load: Load, texts: list[str], command: str) 
                     continue
                 rates.setdefault(service.name, []).append(done.items_per_second)
                 assert done.latency_ms is not None
-                waits.setdefault(service.name, []).append(dict(done.latency_ms.percentiles)[50])
+                for percent, wait in done.latency_ms.percentiles:
+                    waits.setdefault((service.name, percent), []).append(wait)
                 if service.name == US:
                     bench.progress(f"{shape}, {dtype}, offline, {number} of {bench.rounds}")
                     rates.setdefault(_OFFLINE, []).append(_offline(model, dtype, texts, load))
@@ -52,8 +54,10 @@ def serve(bench: Bench, shape: str, load: Load, texts: list[str], command: str) 
             if any(side.name.startswith(against) for side in sides):
                 goal = Goal(against, least)
                 rows.append(Row("serve", work, written.title, dtype, "texts/s", sides, True, goal, notes=tuple(left)))
-        p50 = tuple(SideFigures(name, tuple(values)) for name, values in waits.items() if name in rates)
-        rows.append(Row("serve", f"{work}, p50", written.title, dtype, "ms", p50, False, notes=tuple(left)))
+        for percent in _PERCENTILES:
+            names = [name for name in rates if (name, percent) in waits]
+            sides = tuple(SideFigures(name, tuple(waits[name, percent])) for name in names)
+            rows.append(Row("serve", f"{work}, p{percent}", written.title, dtype, "ms", sides, False, notes=tuple(left)))
     return bench.report(command, rows, None, notes)
 
 
@@ -61,7 +65,7 @@ def _loaded(service: Service, load: Load, texts: list[str]) -> LoadReport:
     server = ServerProcess(service)
     try:
         own = replace(load, url=server.url, backend=service.backend, endpoint=service.path, model=NAME)
-        report = LoadReport.of(own, run_load(own, texts), (50, 99))
+        report = LoadReport.of(own, run_load(own, texts), _PERCENTILES)
     finally:
         server.close()
     if report.failures:
