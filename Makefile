@@ -42,8 +42,9 @@ docs: .venv/.test
 	$(BIN)/python -m tests.docs.written
 	$(PYTEST) -q tests/models --write-models-table
 
+# Speed beside sentence-transformers; PEERS names an environment with more peers.
 bench: .venv/.test
-	$(BIN)/poolhouse bench
+	$(BIN)/poolhouse bench $(if $(PEERS),--peers $(PEERS))
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .coverage

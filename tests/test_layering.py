@@ -134,7 +134,9 @@ REGISTRIES = (
     "poolhouse.layers.attention.",
     "poolhouse.kernels.",
     "poolhouse.cli.",
-    # A script for the Python of another environment.
+    "poolhouse.bench.rows.",
+    # Scripts for the Python of another environment.
+    "poolhouse.bench.peers",
     "poolhouse.bench.picture_peers",
 )
 LINES_OF_AN_IDEA = 100

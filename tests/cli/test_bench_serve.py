@@ -102,6 +102,7 @@ def test_the_client_draws_no_heavy_library() -> None:
         (["--texts", "8"], ["compare", "--texts", "8"]),
         (["compare", "--texts", "8"], ["compare", "--texts", "8"]),
         (["serve", "--seed", "1"], ["serve", "--seed", "1"]),
+        (["gpu"], ["gpu"]),
         (["--help"], ["--help"]),
     ],
 )

@@ -1,1 +1,1 @@
-"""Bench: this engine beside a reference library, and loads on running servers."""
+"""Bench: this engine beside its peers, each side in its own process, and loads on running servers."""

@@ -5,19 +5,17 @@ Both sides compute the same vectors of the same files, each in its own process, 
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from poolhouse.bench.compare import US, Commands, Figure, Result, SideProcess, figure, serve_commands, timed
 from poolhouse.bench.made_up import Shape, write_colqwen3
+from poolhouse.bench.measure import Bench, Crew, Side
+from poolhouse.bench.report import Goal, Report, Row, SideFigures
+from poolhouse.bench.sides import US, Commands, Result, SideProcess, seconds_of, serve_commands
 from poolhouse.data import short_texts
-from poolhouse.errors import ConfigError
 from poolhouse.inputs.prompts import ContentInput, PromptsInput
 from poolhouse.vectors.max_sim import max_sim
 
@@ -27,100 +25,70 @@ _SIZES = ((620, 877), (877, 620), (960, 540), (300, 1100), (448, 448), (96, 96))
 _SHAPE = Shape(layers=8, width=512, tower_layers=8, tower_width=512, dimensions=128, max_tokens=768)
 # MaxSim of one query with so many pages of so many rows.
 _PAGES, _ROWS, _QUERY_ROWS = 1000, 1024, 32
+_NAME = f"ColQwen3 ({_SHAPE.layers} x {_SHAPE.width})"
+_THEM = "colpali-engine"
 
 
-@dataclass(frozen=True, slots=True)
-class PicturesReport:
-    """What was measured.
-
-    rows: vectors of all pages. batch_sizes: the best of the other side, for pages and for texts; 0 without another side.
-    difference: of a page's vectors between both sides, one minus the lowest cosine; the sides resize pictures by different
-    libraries. max_sim_ms: one query against 1,000 pages of 1,024 rows, all in memory.
-    """
-
-    pages: int
-    texts: int
-    rows: int
-    rounds: int
-    batch_sizes: tuple[int, int]
-    difference: float
-    max_sim_ms: float
-    figures: tuple[Figure, ...]
-
-    def as_json(self) -> str:
-        return json.dumps(asdict(self), indent=2)
-
-
-def compare_pictures(
-    peers: Path | None, pages: int, texts: int, rounds: int, progress: Callable[[str], None]
-) -> PicturesReport:
-    """Measure pages and texts per second, `rounds` times; beside colpali-engine where `peers` is a Python that has it.
+def compare_pictures(bench: Bench, pages: int, command: str) -> Report:
+    """Pages and `bench.texts` texts per second, in turn; beside colpali-engine where it is installed.
 
     Raises:
-        ConfigError: `peers` is no file. EngineError: a side that does not run.
+        EngineError: our side does not run.
     """
-    if peers is not None and not peers.is_file():
-        raise ConfigError(f"--peers is {str(peers)!r}; it must be the Python of an environment with colpali-engine.")
-    with tempfile.TemporaryDirectory() as folder:
-        progress("a model with random weights")
-        model = write_colqwen3(Path(folder) / "model", _SHAPE)
+    notes = bench.missing(_THEM)
+    with tempfile.TemporaryDirectory() as folder, Crew(bench.progress) as crew:
+        bench.progress("a model with random weights")
+        model = str(write_colqwen3(Path(folder) / "model", _SHAPE))
         files = _draw_pages(Path(folder), pages)
-        queries = short_texts(texts, 5, 60)
-        ours = SideProcess(US, str(model), [sys.executable, "-m", "poolhouse.bench.pictures", str(model)])
-        theirs = None
-        if peers is not None:
-            script = Path(__file__).with_name("picture_peers.py")
-            theirs = SideProcess("colpali-engine", str(model), [str(peers), "-P", str(script), str(model)])
-        try:
-            return _measured(ours, theirs, files, queries, rounds, progress)
-        finally:
-            for side in (ours, theirs):
-                if side is not None:
-                    side.close()
+        work: dict[str, dict[str, list[str]]] = {
+            "pages": {"files": files},
+            "texts": {"texts": short_texts(bench.texts, 5, 60)},
+        }
+        ours = [sys.executable, "-m", "poolhouse.bench.pictures", model]
+        crew.add(US, lambda: SideProcess(US, ours), needed=True)
+        if _THEM in bench.libraries:
+            python, version = bench.libraries[_THEM]
+            theirs = [str(python), "-P", str(Path(__file__).with_name("picture_peers.py")), model]
+            crew.add(f"{_THEM} {version}", lambda: SideProcess(_THEM, theirs))
+        rows = [_row(bench, crew, name, arguments) for name, arguments in work.items()]
+        if len(crew.sides) > 1:
+            lowest = _lowest_cosine(crew.sides[0], crew.sides[1], files[0])
+            notes.append(f"The lowest cosine of a page's vectors with {_THEM}'s is {lowest:.6f}.")
+        times = [1000 * crew.sides[0].process.do("max_sim")["seconds"] for _ in range(bench.rounds)]
+    sides = (SideFigures(US, tuple(times)),)
+    work_of = f"MaxSim of one query with {_PAGES} pages of {_ROWS} rows"
+    rows.append(Row("pictures", work_of, "128 dimensions", "float32", "ms", sides, False, Goal(None, most=150.0)))
+    return bench.report(command, rows, None, notes)
 
 
-def _measured(
-    ours: SideProcess,
-    theirs: SideProcess | None,
-    files: list[str],
-    queries: list[str],
-    rounds: int,
-    progress: Callable[[str], None],
-) -> PicturesReport:
-    work: dict[str, dict[str, object]] = {"pages": {"files": files}, "texts": {"texts": queries}}
-    sizes = dict.fromkeys(work, 0)
-    rows = {name: ours.do(name, **arguments)["rows"] for name, arguments in work.items()}  # and warms it
-    if theirs is not None:
-        progress("batch sizes of colpali-engine")
-        for name, arguments in work.items():
-            seconds = {size: theirs.do(name, batch_size=size, **arguments)["seconds"] for size in _BATCH_SIZES}
-            sizes[name] = min(seconds, key=lambda size: seconds[size])
-    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
-    for number in range(1, rounds + 1):
-        progress(f"round {number} of {rounds}")
-        for name, arguments in work.items():
-            count = len(next(iter(arguments.values())))  # type: ignore[arg-type]
-            us = count / ours.do(name, **arguments)["seconds"]
-            them = us if theirs is None else count / theirs.do(name, batch_size=sizes[name], **arguments)["seconds"]
-            pairs[name].append((us, them))
-    return PicturesReport(
-        pages=len(files),
-        texts=len(queries),
-        rows=int(rows["pages"]),
-        rounds=rounds,
-        batch_sizes=(sizes["pages"], sizes["texts"]),
-        difference=0.0 if theirs is None else _difference(ours, theirs, files[0]),
-        max_sim_ms=1000 * ours.do("max_sim")["seconds"],
-        figures=tuple(figure(name, f"{name}/s", pairs[name], lambda us, them: us / them) for name in work),
-    )
+def _row(bench: Bench, crew: Crew, name: str, arguments: dict[str, list[str]]) -> Row:
+    count = len(next(iter(arguments.values())))
+
+    def trial(side: Side) -> None:
+        if US in side.name:
+            side.process.do(name, **arguments)  # warms it
+            return
+        crew.progress(f"batch sizes of {side.name}")
+        seconds = {size: side.process.do(name, batch_size=size, **arguments)["seconds"] for size in _BATCH_SIZES}
+        side.setting = {"batch_size": min(seconds, key=lambda size: seconds[size])}
+
+    def rate(side: Side) -> list[float]:
+        return [count / side.process.do(name, **arguments, **side.setting)["seconds"]]
+
+    crew.each(trial)
+    values = crew.rounds(bench.rounds, rate, name)
+    what = f"{count} pages of six sizes" if name == "pages" else f"{count} queries"
+    sides = crew.figures(values, 0)
+    return Row("pictures", what, _NAME, "float32", f"{name}/s", sides, goal=Goal(least=1.3), notes=tuple(crew.notes))
 
 
-def _difference(ours: SideProcess, theirs: SideProcess, file: str) -> float:
+def _lowest_cosine(ours: Side, theirs: Side, file: str) -> float:
+    """Of a page's vectors between both sides, which resize pictures by different libraries."""
     vectors = []
     for side in (ours, theirs):
-        side.do("vectors", file=file, output=f"{file}.npy")
+        side.process.do("vectors", file=file, output=f"{file}.npy")
         vectors.append(np.load(f"{file}.npy"))
-    return float(1 - (vectors[0] * vectors[1]).sum(axis=1).min())
+    return float((vectors[0] * vectors[1]).sum(axis=1).min())
 
 
 def _draw_pages(folder: Path, count: int) -> list[str]:
@@ -162,7 +130,7 @@ def _poolhouse(model: str) -> Commands:
             answers = llm.encode(prompts, pooling_task="token_embed", input_type=input_type, use_tqdm=False)
             rows = sum(len(answer.outputs.data) for answer in answers)
 
-        return {**timed(run), "rows": rows}
+        return {"seconds": seconds_of(run), "rows": rows}
 
     def vectors(file: str, output: str) -> Result:
         content: ContentInput = {"content": [{"type": "image", "image": file}]}
@@ -175,7 +143,7 @@ def _poolhouse(model: str) -> Commands:
         query = random.standard_normal((_QUERY_ROWS, _SHAPE.dimensions), np.float32)
         documents = [random.standard_normal((_ROWS, _SHAPE.dimensions), np.float32) for _ in range(_PAGES)]
         max_sim(query, documents)
-        return timed(lambda: max_sim(query, documents))
+        return {"seconds": seconds_of(lambda: max_sim(query, documents))}
 
     return {"pages": pages, "texts": texts, "vectors": vectors, "max_sim": best_scores}
 

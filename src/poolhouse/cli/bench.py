@@ -1,35 +1,49 @@
-"""`poolhouse bench`: measures this engine beside sentence-transformers, or any running server."""
+"""`poolhouse bench`: each row of the goals by name, beside peers; loads on servers; reports as JSON, HTML and documents."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from contextlib import ExitStack
-from enum import StrEnum
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import orjson
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from poolhouse.bench.compare import Figure, Report, compare
-from poolhouse.bench.load import BACKENDS, Load, LoadReport, run_load
-from poolhouse.bench.pictures import PicturesReport, compare_pictures
+from poolhouse.bench.load import Load
+from poolhouse.bench.measure import TYPES, Bench, recorded
+from poolhouse.bench.report import COLUMNS, Report, Row, cells, read_report, remarks, title
+from poolhouse.bench.shapes import check_shape, default_cache
+from poolhouse.cli import load as loads
 from poolhouse.cli import texts as files
-from poolhouse.cli.options import Model
-from poolhouse.data import ragged_texts, short_texts
 from poolhouse.errors import ConfigError, did_you_mean
 from poolhouse.files import whole_file
 
 bench = typer.Typer(
-    help="Measure speed: `compare` this engine with sentence-transformers, or load a running server with `serve`.",
+    help="Measure speed, beside every peer that is installed: on your machine, with your limits.",
     epilog="`poolhouse bench` alone is `poolhouse bench compare`.",
     no_args_is_help=True,
 )
-_COMMANDS = ("compare", "pictures", "serve")
+_LIKE_COMPARE = "compare"
+
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option("--shape", help="A shape of random weights, or the folder of a model; repeat it for several."),
+]
+Layers = Annotated[int | None, typer.Option(min=1, help="Fewer layers than the shape has, to save time.")]
+Types = Annotated[str, typer.Option("--dtype", help=f"Types with commas: {', '.join(TYPES)}.")]
+Rounds = Annotated[int, typer.Option(min=1, help="How often each side is measured.")]
+Peers = Annotated[
+    list[Path] | None,
+    typer.Option(help="A Python with peers, or its environment's folder; repeat it for several. None: our own."),
+]
+Cache = Annotated[Path | None, typer.Option(help="Where random checkpoints and exports are kept.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report here too.")]
+HtmlFile = Annotated[Path | None, typer.Option("--html", help="Write a page with plots here.")]
+_ALL = ",".join(TYPES)
 
 
 def name_comparison(arguments: Sequence[str]) -> list[str]:
@@ -39,267 +53,364 @@ def name_comparison(arguments: Sequence[str]) -> list[str]:
         ConfigError: a first argument that is nearly a command, and no path of this machine.
     """
     first = arguments[0] if arguments else ""
-    if first in (*_COMMANDS, "--help"):
+    commands = [one.name or "" for one in bench.registered_commands]
+    if first in (*commands, "--help"):
         return list(arguments)
-    if not first.startswith("-") and not Path(first).exists() and (near := did_you_mean(first, _COMMANDS)):
+    if not first.startswith("-") and not Path(first).exists() and (near := did_you_mean(first, commands)):
         raise ConfigError(f"No such command 'bench {first}'.{near}")
-    return ["compare", *arguments]
+    return [_LIKE_COMPARE, *arguments]
 
 
 @bench.command("compare")
-def compare_command(
-    model: Model = None,
+def compare(
+    model: Annotated[str | None, typer.Argument(help="Folder of a model; none: the embedded default.")] = None,
     texts: Annotated[int, typer.Option(min=1, help="How many ragged texts.")] = 512,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 5,
+    rounds: Rounds = 5,
+    dtype: Types = "float32",
+    peers: Peers = None,
+    cache: Cache = None,
     output: JsonFile = None,
+    html: HtmlFile = None,
 ) -> None:
-    """Measure throughput, latency and start-up beside sentence-transformers, in turn, each in its own process."""
-    with Console(stderr=True).status("starting") as status:
-        report = compare(model, texts, rounds, status.update)
-    Console(soft_wrap=True).print(_figures(report.figures), *_lines(report), sep="\n")
-    _write(report, output)
+    """Measure throughput, one query and start-up in turn: `throughput`, `latency` and `start` in one, in float32.
+
+    Beside sentence-transformers, which may be in our own environment, and what else is installed.
+    """
+    from poolhouse.bench.rows.latency import latency
+    from poolhouse.bench.rows.start import start
+    from poolhouse.bench.rows.throughput import throughput
+
+    shapes = _shapes([model] if model else None, "minilm", "embed")
+    line = recorded(sys.argv[1:])
+    with _bench(rounds, texts, dtype, peers, cache, None) as own:
+        reports = [throughput(own, shapes, line), latency(own, shapes, ["quiet"], line), start(own, shapes, (), line)]
+        rows = [row for report in reports for row in report.rows]
+        notes = [note for report in reports for note in report.notes]
+        whole = own.report(line, rows, reports[0].ceilings, notes)
+    _finish(whole, output, html)
+
+
+@bench.command("throughput")
+def throughput_command(
+    shape: Shapes = None,
+    layers: Layers = None,
+    dtype: Types = _ALL,
+    texts: Annotated[int, typer.Option(min=1, help="How many ragged texts.")] = 256,
+    rounds: Rounds = 5,
+    peers: Peers = None,
+    cache: Cache = None,
+    output: JsonFile = None,
+    html: HtmlFile = None,
+) -> None:
+    """Measure texts per second for ragged texts, per shape and type, beside every library that embeds."""
+    from poolhouse.bench.rows.throughput import throughput
+
+    shapes = _shapes(shape, "minilm", "embed")
+    with _bench(rounds, texts, dtype, peers, cache, layers) as own:
+        report = throughput(own, shapes, recorded(sys.argv[1:]))
+    _finish(report, output, html)
+
+
+@bench.command("latency")
+def latency_command(
+    shape: Shapes = None,
+    layers: Layers = None,
+    dtype: Types = _ALL,
+    under: Annotated[
+        str, typer.Option(help="With commas: quiet; busy (a busy loop per core); half (of the cores).")
+    ] = "quiet,busy,half",
+    rounds: Rounds = 5,
+    peers: Peers = None,
+    cache: Cache = None,
+    output: JsonFile = None,
+    html: HtmlFile = None,
+) -> None:
+    """Measure one query of 7 words and of 32 tokens, by `LLM.embed_array` and over HTTP."""
+    from poolhouse.bench.rows.latency import CONDITIONS, latency
+
+    shapes = _shapes(shape, "minilm", "embed")
+    conditions = _several(under, "--under", tuple(CONDITIONS))
+    with _bench(rounds, 1, dtype, peers, cache, layers) as own:
+        report = latency(own, shapes, conditions, recorded(sys.argv[1:]))
+    _finish(report, output, html)
+
+
+@bench.command("start")
+def start_command(
+    shape: Shapes = None,
+    layers: Layers = None,
+    dtype: Types = "float32",
+    earlier: Annotated[
+        str | None, typer.Option(help="Command of an earlier version, to compare `serve` with: 'path/to/poolhouse'.")
+    ] = None,
+    rounds: Rounds = 5,
+    peers: Peers = None,
+    cache: Cache = None,
+    output: JsonFile = None,
+    html: HtmlFile = None,
+) -> None:
+    """Measure a fresh process until its first vector: `LLM`, and `serve` over HTTP."""
+    from poolhouse.bench.rows.start import start
+
+    shapes = _shapes(shape, "minilm", "embed")
+    with _bench(rounds, 1, dtype, peers, cache, layers) as own:
+        report = start(own, shapes, shlex.split(earlier or ""), recorded(sys.argv[1:]))
+    _finish(report, output, html)
+
+
+@bench.command("rerank")
+def rerank_command(
+    kind: Annotated[
+        str, typer.Option(help="With commas: cross-encoder, colbert, causal (with a beginning that prompts share).")
+    ] = "cross-encoder,colbert,causal",
+    shape: Annotated[str | None, typer.Option(help="Another shape, or the folder of a model, for one kind.")] = None,
+    layers: Layers = None,
+    dtype: Types = "float32",
+    texts: Annotated[int, typer.Option(min=2, help="How many documents.")] = 100,
+    rounds: Rounds = 5,
+    peers: Peers = None,
+    cache: Cache = None,
+    output: JsonFile = None,
+    html: HtmlFile = None,
+) -> None:
+    """Measure one query with many documents, beside CrossEncoder, PyLate and the code of a card."""
+    from poolhouse.bench.rows.rerank import KINDS, rerank
+
+    kinds = _several(kind, "--kind", tuple(KINDS))
+    if shape is not None:
+        if len(kinds) > 1:
+            raise ConfigError("--shape is for one --kind.")
+        check_shape(shape, {"cross-encoder": "rerank"}.get(kinds[0], kinds[0]))
+    with _bench(rounds, texts, dtype, peers, cache, layers) as own:
+        report = rerank(own, kinds, shape, recorded(sys.argv[1:]))
+    _finish(report, output, html)
+
+
+@bench.command("memory")
+def memory_command(
+    shape: Shapes = None,
+    layers: Layers = None,
+    dtype: Types = "float32",
+    budgets: Annotated[
+        str, typer.Option(help="Tokens of a pack (`max_num_batched_tokens`), with commas.")
+    ] = "2048,8192,32768",
+    texts: Annotated[int, typer.Option(min=1, help="How many ragged texts.")] = 256,
+    rounds: Annotated[int, typer.Option(min=1, help="A third of how often the texts are read.")] = 3,
+    cache: Cache = None,
+    output: JsonFile = None,
+    html: HtmlFile = None,
+) -> None:
+    """Measure the resident memory of our process before and after loading, at its peak, and how it grows."""
+    from poolhouse.bench.rows.memory import memory
+
+    shapes = _shapes(shape, "minilm", "embed")
+    try:
+        sizes = [int(size) for size in budgets.split(",")]
+    except ValueError:
+        sizes = [0]
+    if min(sizes) < 1:
+        raise ConfigError(f"--budgets is {budgets!r}; it must be numbers from 1, such as 2048,32768.")
+    with _bench(rounds, texts, dtype, None, cache, layers) as own:
+        report = memory(own, shapes, sizes, recorded(sys.argv[1:]))
+    _finish(report, output, html)
+
+
+@bench.command("gpu")
+def gpu_command(
+    shape: Shapes = None,
+    layers: Layers = None,
+    texts: Annotated[int, typer.Option(min=1, help="How many ragged texts.")] = 4096,
+    rounds: Rounds = 5,
+    peers: Peers = None,
+    cache: Cache = None,
+    output: JsonFile = None,
+    html: HtmlFile = None,
+) -> None:
+    """Measure tokens per second on CUDA in bfloat16, for texts of 32 to 2,048 tokens and ragged ones.
+
+    Exits with status 1 where there is no CUDA device.
+    """
+    from poolhouse.bench.rows.gpu import cuda_device, gpu
+
+    shapes = _shapes(shape, "minilm", "embed", "rerank")
+    cuda_device()
+    with _bench(rounds, texts, "bfloat16", peers, cache, layers) as own:
+        report = gpu(own, shapes, recorded(sys.argv[1:]))
+    _finish(report, output, html)
 
 
 @bench.command("pictures")
 def pictures(
-    peers: Annotated[
-        Path | None, typer.Option(help="The Python of an environment with colpali-engine, to compare with.")
-    ] = None,
+    peers: Peers = None,
     pages: Annotated[int, typer.Option(min=1, help="How many pages, of six sizes.")] = 24,
     texts: Annotated[int, typer.Option(min=1, help="How many queries.")] = 128,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 5,
+    rounds: Rounds = 5,
     output: JsonFile = None,
+    html: HtmlFile = None,
 ) -> None:
     """Measure pages and queries per second on a small ColQwen3 with random weights, beside colpali-engine.
 
     Its model has 8 layers of 512 features in each half. Also times MaxSim of one query against 1,000 pages.
     """
-    with Console(stderr=True).status("starting") as status:
-        report = compare_pictures(peers, pages, texts, rounds, status.update)
-    Console(soft_wrap=True).print(_figures(report.figures), *_picture_lines(report, peers is not None), sep="\n")
-    _write(report, output)
+    from poolhouse.bench.pictures import compare_pictures
 
-
-def _picture_lines(report: PicturesReport, compared: bool) -> list[str]:
-    lines = [
-        f"{report.pages} pages with {report.rows} vectors, {report.texts} queries, {report.rounds} rounds, float32; medians.",
-        f"MaxSim of one query with 1,000 pages of 1,024 rows: {report.max_sim_ms:.0f} ms.",
-    ]
-    if compared:
-        lines.append(
-            f"The reference is colpali-engine at its best batch sizes, {report.batch_sizes[0]} and "
-            f"{report.batch_sizes[1]}; the lowest cosine of a page's vectors is {1 - report.difference:.6f}."
-        )
-    return lines
-
-
-def _write(report: Report | LoadReport | PicturesReport, output: Path | None) -> None:
-    if output is not None:
-        with whole_file(output) as part:
-            part.write_text(report.as_json() + "\n", encoding="utf-8")
-
-
-def _figures(figures: Sequence[Figure]) -> Table:
-    table = Table("measure", "unit")
-    for heading in ("Poolhouse", "reference", "times better", "lowest"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for figure in figures:
-        table.add_row(
-            figure.name,
-            figure.unit,
-            f"{figure.ours:.2f}",
-            f"{figure.theirs:.2f}",
-            f"{figure.ratio:.2f}",
-            f"{figure.lowest_ratio:.2f}",
-        )
-    return table
-
-
-def _lines(report: Report) -> list[str]:
-    reached = 100 * report.figures[0].ours / report.ceiling_texts_per_second
-    ceiling = (
-        f"float32 matrix products here: {report.gemm_gflops:.0f} GFLOP/s by torch.mm, {report.prepacked_gflops:.0f} with "
-        f"a prepacked weight; at the better rate the model's matrices alone would allow "
-        f"{report.ceiling_texts_per_second:.0f} texts/s, and Poolhouse reaches {reached:.0f} % of that."
-    )
-    return [
-        f"{report.texts} texts of {report.mean_tokens:.0f} tokens on average, {report.rounds} rounds, float32; medians.",
-        f"The reference is sentence-transformers at its best batch size, {report.batch_size}; 'lowest' is the ratio of our worst round.",
-        ceiling,
-    ]
-
-
-# Above this share of a core the client slows what it measures.
-_BUSY_CLIENT = 0.8
-
-
-class Encoding(StrEnum):
-    """How vectors come."""
-
-    float = "float"
-    base64 = "base64"
+    with _bench(rounds, texts, "float32", peers, None, None) as own:
+        report = compare_pictures(own, pages, recorded(sys.argv[1:]))
+    _finish(report, output, html)
 
 
 @bench.command("serve")
 def serve(
-    base_url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:8000",
-    backend: Annotated[str, typer.Option(help=f"The dialect and route: {', '.join(BACKENDS)}.")] = "openai-embeddings",
-    endpoint: Annotated[str | None, typer.Option(help="Another path than the backend's own.")] = None,
-    model: Annotated[str | None, typer.Option(help="`model` of the bodies; none leaves it out.")] = None,
-    api_key: Annotated[str | None, typer.Option(help="Sent as a bearer token.")] = None,
-    requests: Annotated[int, typer.Option("--num-requests", "--num-prompts", min=1, help="How many count.")] = 1000,
-    concurrency: Annotated[
-        int, typer.Option("--concurrency", "--max-concurrency", min=1, help="Most requests in flight.")
-    ] = 32,
-    request_rate: Annotated[
-        float,
-        typer.Option(help="Requests per second, at random times (Poisson); inf: each as soon as one is answered."),
-    ] = math.inf,
-    items: Annotated[
-        int,
-        typer.Option("--items-per-request", "--random-batch-size", min=1, help="Texts, or documents, of a request."),
-    ] = 1,
-    words: Annotated[
-        str, typer.Option(help="Words of a text: a number, a range, or `ragged` as in `bench compare`.")
-    ] = "8-16",
-    dataset: Annotated[
-        Path | None,
-        typer.Option("--dataset", "--dataset-path", help="A file of texts instead, as `embed --input` reads them."),
-    ] = None,
-    encoding: Annotated[Encoding, typer.Option("--encoding-format", help="How vectors come.")] = Encoding.float,
-    extra: Annotated[str | None, typer.Option("--extra-body", help="A JSON object of fields for every body.")] = None,
-    warmup: Annotated[
-        int, typer.Option("--warmup", "--num-warmups", min=0, help="Requests beforehand that do not count.")
-    ] = 64,
-    seed: Annotated[int, typer.Option(help="Of the texts and of the arrivals.")] = 0,
-    percentiles: Annotated[
-        str, typer.Option("--percentiles", "--metric-percentiles", help="Of the latency, with commas.")
-    ] = "50,90,99",
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which a request has failed.")] = 60.0,
+    base_url: loads.BaseUrl = None,
+    backend: loads.BackendName = "openai-embeddings",
+    endpoint: loads.Endpoint = None,
+    model: loads.ModelName = None,
+    api_key: loads.ApiKey = None,
+    requests: loads.Requests = 1000,
+    concurrency: loads.Concurrency = 32,
+    request_rate: loads.RequestRate = float("inf"),
+    items: loads.Items = 1,
+    words: loads.Words = "8-16",
+    dataset: loads.Dataset = None,
+    encoding: loads.EncodingFormat = loads.Encoding.float,
+    extra: loads.ExtraBody = None,
+    warmup: loads.Warmup = 64,
+    seed: loads.Seed = 0,
+    percentiles: loads.Percentiles = "50,90,99",
+    timeout: loads.Timeout = 60.0,
+    start: Annotated[
+        bool, typer.Option("--start", help="Start servers instead: ours, Infinity's, vLLM's, TEI's; and compare them.")
+    ] = False,
+    shape: Annotated[str, typer.Option(help="With --start: a shape, or the folder of a model.")] = "minilm",
+    layers: Layers = None,
+    dtype: Types = "float32",
+    rounds: Annotated[int, typer.Option(min=1, help="With --start: how often each server is started and loaded.")] = 3,
+    peers: Peers = None,
+    cache: Cache = None,
     output: JsonFile = None,
+    html: HtmlFile = None,
 ) -> None:
-    """Load a running server of any dialect, and report rates, latencies and failures.
+    """Load a running server of any dialect, and report rates, latencies and failures; or start servers and compare.
 
     Exits with status 1 when every request failed. With a rate, latency counts from when a request was due.
     """
-    shares = _percentiles(percentiles)
+    shares = loads.percentiles_of(percentiles)
     if dataset is not None and output is not None:
         files.refuse_same_file(str(dataset), output)
-    load = Load(
-        url=base_url,
-        backend=_known(backend),
-        endpoint=_path(endpoint),
+    asked = Load(
+        url=base_url or "http://127.0.0.1:8000",
+        backend=loads.known_backend(backend),
+        endpoint=loads.path_of(endpoint),
         model=model,
         api_key=api_key,
         requests=requests,
         concurrency=concurrency,
-        requests_per_second=_rate(request_rate),
+        requests_per_second=loads.rate_of(request_rate),
         items_per_request=items,
         encoding=encoding,
-        extra=_object(extra),
+        extra=loads.object_of(extra),
         warmup=warmup,
         seconds_to_wait=timeout,
         seed=seed,
     )
-    texts = _texts(words, dataset, (warmup + requests) * items, seed)
-    report = LoadReport.of(load, run_load(load, texts), shares)
-    Console(soft_wrap=True).print(_load_table(report), *_load_lines(report), sep="\n")
-    _write(report, output)
-    if not report.successes:
-        raise typer.Exit(1)
+    texts = loads.texts_of(words, dataset, (warmup + requests) * items, seed)
+    if not start:
+        if html is not None or peers is not None:
+            raise ConfigError("--peers and --html belong to --start, which starts servers and compares them.")
+        loads.load_one(asked, texts, shares, output)
+        return
+    if base_url is not None:
+        raise ConfigError("--start starts servers of its own; leave --base-url out.")
+    check_shape(shape, "embed")
+    from poolhouse.bench.rows import serve as row
+
+    with _bench(rounds, requests, dtype, peers, cache, layers) as own:
+        report = row.serve(own, shape, asked, texts, recorded(sys.argv[1:]))
+    _finish(report, output, html)
 
 
-def _known(backend: str) -> str:
-    if backend not in BACKENDS:
-        raise ConfigError(
-            f"There is no backend {backend!r}; there are: {', '.join(BACKENDS)}.{did_you_mean(backend, BACKENDS)}"
-        )
-    return backend
+@bench.command("report")
+def report_command(
+    reports: Annotated[list[Path], typer.Argument(help="JSON files that --json wrote.")],
+    html: HtmlFile = None,
+    docs: Annotated[Path | None, typer.Option(help="Write a document of Markdown, and its plots beside it.")] = None,
+    readme: Annotated[Path | None, typer.Option(help="A file whose table between the marks is written anew.")] = None,
+) -> None:
+    """Put reports together: print them, and write a page, a document, or the table of a README."""
+    from poolhouse.bench.documents import write_document, write_table
+    from poolhouse.bench.page import page
+
+    read = [read_report(path) for path in reports]
+    if docs is not None:
+        write_document(read, docs)
+    if readme is not None:
+        write_table(read, readme)
+    for report in read:
+        _print(report)
+    if html is not None:
+        with whole_file(html) as part:
+            part.write_text(page(read), encoding="utf-8")
 
 
-def _path(endpoint: str | None) -> str | None:
-    return endpoint if endpoint is None or endpoint.startswith("/") else f"/{endpoint}"
+def _shapes(given: Sequence[str] | None, default: str, *kinds: str) -> list[str]:
+    shapes = list(given or (default,))
+    for shape in shapes:
+        check_shape(shape, *kinds)
+    return shapes
 
 
-def _rate(rate: float) -> float | None:
-    if math.isnan(rate) or rate <= 0:
-        raise ConfigError(f"--request-rate is {rate:g}; it must be more than 0, or inf.")
-    return None if math.isinf(rate) else rate
+def _several(text: str, option: str, possible: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in possible:
+            raise ConfigError(
+                f"{option} is {text!r}; it must be some of {', '.join(possible)}, with commas.{did_you_mean(name, possible)}"
+            )
+    return names
 
 
-def _object(text: str | None) -> dict[str, object] | None:
-    if text is None:
-        return None
-    try:
-        fields = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise ConfigError(f"--extra-body is not valid JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise ConfigError('--extra-body must be a JSON object, such as {"dimensions": 64}.')
-    return fields
+@contextmanager
+def _bench(
+    rounds: int, texts: int, dtype: str, peers: Sequence[Path] | None, cache: Path | None, layers: int | None
+) -> Iterator[Bench]:
+    """What all rows need, while a line on standard error says what is being done."""
+    types = _several(dtype, "--dtype", TYPES)
+    with Console(stderr=True).status("starting") as status:
+        progress: Callable[[str], None] = status.update
+        own = Bench(rounds, texts, types, tuple(peers or ()), cache or default_cache(), layers, progress)
+        _ = own.libraries  # a wrong --peers fails here
+        yield own
 
 
-def _percentiles(text: str) -> list[float]:
-    try:
-        shares = [float(share) for share in text.split(",")]
-    except ValueError:
-        shares = [math.nan]
-    if not all(0 <= share <= 100 for share in shares):
-        raise ConfigError(f"--percentiles is {text!r}; it must be numbers from 0 to 100, such as 50,90,99.")
-    return shares
+def _finish(report: Report, output: Path | None, html: Path | None) -> None:
+    """Print a report, and write it where that was asked for."""
+    _print(report)
+    if output is not None:
+        with whole_file(output) as part:
+            part.write_text(report.as_json() + "\n", encoding="utf-8")
+    if html is not None:
+        from poolhouse.bench.page import page
+
+        with whole_file(html) as part:
+            part.write_text(page([report]), encoding="utf-8")
 
 
-def _texts(words: str, dataset: Path | None, count: int, seed: int) -> list[str]:
-    """At most `count` texts; of a file, those that it has."""
-    if dataset is not None:
-        with ExitStack() as stack:
-            rows = files.opened(str(dataset), None, None, stack)
-            texts = [text for _, text in rows.numbered if text.strip()]
-        if not texts:
-            raise files.nothing_in(str(dataset))
-        return texts
-    if words == "ragged":
-        return ragged_texts(count, seed)
-    fewest, dash, largest = words.partition("-")
-    try:
-        low, high = int(fewest), int(largest if dash else fewest)
-    except ValueError:
-        low, high = 0, 0
-    if not 0 < low <= high:
-        raise ConfigError(f"--words is {words!r}; it must be a number, a range such as 8-16, or ragged.")
-    return short_texts(count, low, high, seed)
+def _print(report: Report) -> None:
+    console = Console(soft_wrap=True)
+    console.print(*report.machine.lines(), sep="\n")
+    for row in report.rows:
+        console.print("", _table(row), *remarks(row), sep="\n", highlight=False)
+    if report.ceilings is not None:
+        found = [f"products in {dtype} {rate:.0f} GFLOP/s" for dtype, rate in report.ceilings.products.items()]
+        found += [f"reading {size} MB {rate:.1f} GB/s" for size, rate in report.ceilings.reading.items()]
+        console.print("", f"This machine: {', '.join(found)}.", sep="\n", highlight=False)
+    console.print(*report.notes, sep="\n", highlight=False)
 
 
-def _load_table(report: LoadReport) -> Table:
-    table = Table("measure", show_header=False)
-    table.add_column(justify="right", no_wrap=True)
-    rows: list[tuple[str, str]] = [
-        ("answered", f"{report.successes} of {report.requests}"),
-        ("duration, s", f"{report.seconds:.2f}"),
-        ("requests/s", f"{report.requests_per_second:.1f}"),
-        ("items/s", f"{report.items_per_second:.1f}"),
-    ]
-    if report.tokens:
-        rows.append(("tokens/s", f"{report.tokens_per_second:.0f}"))
-    if report.latency_ms is not None:
-        rows.append(("latency mean, ms", f"{report.latency_ms.mean:.2f}"))
-        rows += [(f"latency p{share:g}, ms", f"{value:.2f}") for share, value in report.latency_ms.percentiles]
-        rows.append(("latency max, ms", f"{report.latency_ms.max:.2f}"))
-    rows.append(("bytes received", str(report.bytes_received)))
-    for row in rows:
-        table.add_row(*row)
+def _table(row: Row) -> Table:
+    table = Table(title=title(row), title_justify="left")
+    for name, justify in COLUMNS:
+        table.add_column(name, justify=justify, no_wrap=name in ("side", "figure"))
+    for line in cells(row):
+        table.add_row(*line)
     return table
-
-
-def _load_lines(report: LoadReport) -> list[str]:
-    rate = "as fast as answered" if report.request_rate is None else f"{report.request_rate:g} requests/s"
-    lines = [
-        f"{report.backend} at {report.url.rstrip('/')}{report.endpoint}",
-        f"{report.items_per_request} item(s) per request, at most {report.concurrency} requests at once, {rate}.",
-    ]
-    if report.client_load > _BUSY_CLIENT:
-        lines.append(
-            f"This client was busy for {100 * report.client_load:.0f} % of the time: the server may be faster than that."
-        )
-    lines += [f"{failed.count} failed, {failed.kind}: {failed.message}" for failed in report.failures]
-    return lines

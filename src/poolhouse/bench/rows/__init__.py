@@ -1,0 +1,1 @@
+"""Rows of `poolhouse bench`: one file per command, each a function that makes a report."""
