@@ -114,7 +114,7 @@ class Runner:
         model, task, route = self.model, group.task, group.route
         pipeline = model.pipelines[task] if route is None else model.pipeline(task, route)
         pooled = (pipeline.of_spans(task) if group.of_spans else pipeline)(rows, group.params)
-        values = pooled.values.to("cpu", non_blocking=self.asynchronous)
+        values = pooled.values.to("cpu", non_blocking=True) if self.asynchronous else pooled.values.cpu()
         segments = pooled.segments
         if group.of_spans:
             segments = Segments([len(request.spans) for request in group.requests if request.spans is not None])
@@ -143,7 +143,7 @@ class Runner:
     def _arrays(self, group: Group, rows: Rows) -> Iterator[Array | PoolhouseError]:
         """The answer of each request to the group's task, or what is wrong with it."""
         values: Array = rows.values.numpy()
-        finite: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(values), axis=1)
+        finite: npt.NDArray[np.bool_] = np.isfinite(values)
         all_finite = bool(finite.all())
         several = group.task in TOKEN_TASKS or group.of_spans
         for request, begin, end in zip(group.requests, rows.segments.starts, rows.segments.ends, strict=True):
