@@ -141,9 +141,12 @@ class PoolingParams:
         Raises:
             InvalidRequest, UnsupportedDimensions: naming the field.
         """
+        given = [name for name in _ALL_PARAMS if getattr(self, name) is not None]
+        if not given:
+            return
         tasks = (task, *further)
         known = [name for name in _ALL_PARAMS if any(name in _params_of(task) for task in tasks)]
-        wrong = [name for name in _ALL_PARAMS if name not in known and getattr(self, name) is not None]
+        wrong = [name for name in given if name not in known]
         if wrong:
             who = f"Tasks {list(tasks)} only support" if further else f"Task '{task}' only supports"
             raise InvalidRequest(

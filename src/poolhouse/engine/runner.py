@@ -131,7 +131,7 @@ class Runner:
         only_lasts = passed.rows is not None and pipeline.reads_lasts and not group.of_spans
         rows = passed.lasts(group) if only_lasts else passed.rows_of(group)
         pooled = (pipeline.of_spans(task) if group.of_spans else pipeline)(rows, group.params)
-        values = pooled.values.to("cpu", non_blocking=self.asynchronous)
+        values = pooled.values.to("cpu", non_blocking=True) if self.asynchronous else pooled.values.cpu()
         segments = pooled.segments
         if group.of_spans:
             segments = Segments([len(request.spans) for request in group.requests if request.spans is not None])
@@ -160,7 +160,7 @@ class Runner:
     def _arrays(self, group: Group, rows: Rows) -> Iterator[Array | PoolhouseError]:
         """The answer of each request to the group's task, or what is wrong with it."""
         values: Array = rows.values.numpy()
-        finite: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(values), axis=1)
+        finite: npt.NDArray[np.bool_] = np.isfinite(values)
         all_finite = bool(finite.all())
         several = group.task in TOKEN_TASKS or group.of_spans
         for request, begin, end in zip(group.requests, rows.segments.starts, rows.segments.ends, strict=True):

@@ -33,6 +33,8 @@ class Rows:
     def one_each(self, values: Tensor) -> Rows:
         """The result of a reduction: values has one row per prompt."""
         segments = Segments((1,) * len(self.segments), self.segments.device)
+        if len(segments) == 1 and len(self.ids):
+            return Rows(values, segments, self.ids[:1])
         # A prompt without rows gets the id of the next token, which nobody reads.
         last = max(len(self.ids) - 1, 0)
         ids = self.ids if len(self.ids) else self.ids.new_zeros(1)
@@ -80,6 +82,8 @@ def last(rows: Rows) -> Tensor:
 
 def mean(rows: Rows) -> Tensor:
     """The mean of each prompt's rows."""
+    if len(rows.segments) == 1 and rows.skip is None and len(rows.values):
+        return rows.values.mean(0, keepdim=True, dtype=torch.float32)
     total, lengths = _sum(rows)
     return total / lengths
 

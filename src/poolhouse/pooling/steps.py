@@ -242,7 +242,11 @@ class Normalize(Step):
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         wanted = self.default if params.use_activation is None else params.use_activation
-        return rows.with_values(F.normalize(rows.values, dim=-1)) if wanted else rows
+        if not wanted:
+            return rows
+        # As `F.normalize`, which takes twice as long to call.
+        lengths = torch.linalg.vector_norm(rows.values, 2, -1, True)
+        return rows.with_values(rows.values / lengths.clamp_min_(1e-12))
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,7 @@ class FewRows:
     def __call__(
         self, x: Tensor, segments: Segments, ropes: Mapping[RopeSpec, tuple[Tensor, Tensor]], bias: Tensor | None
     ) -> Tensor:
-        """What the last block answers: [rows, hidden] like x. Arguments as those of a block."""
+        """What the last block answers: [rows, hidden] like x, in its place where that is possible. Arguments as a block's."""
         rows = len(x)
         blocks = self._blocks
         # What the kernel reads, kept until it is done.
@@ -158,7 +158,8 @@ class FewRows:
         bias = None if bias is None else bias.float().contiguous()
         padded = -(-longest // _WIDTH) * _WIDTH
         room = torch.empty(rows * self._per_row + padded * self._per_key + _WIDTH)
-        hidden = torch.empty(x.shape).copy_(x)
+        # x is a tensor of our own, which the blocks may change.
+        hidden = x if x.dtype == torch.float32 and x.is_contiguous() else torch.empty(x.shape).copy_(x)
         self._kernel(
             ctypes.addressof(self._spec),
             ctypes.addressof(blocks),
