@@ -21,12 +21,13 @@ NormKind = Literal["layer", "rms", "rms_float", "rms_plus_1"]
 _ARGUMENTS = (
     kernels.ADDRESS,
     *[kernels.COUNT] * 5,
-    kernels.ADDRESS,
+    *[kernels.ADDRESS] * 2,
     kernels.REAL,
     kernels.COUNT,
     kernels.ADDRESS,
     *[kernels.COUNT] * 2,
 )
+_SQUARES_ARGUMENTS = (kernels.ADDRESS, *[kernels.COUNT] * 5, kernels.ADDRESS, kernels.COUNT)
 
 
 class Norm(Protocol):
@@ -56,23 +57,9 @@ class RMSNorm:
         self.kind = kind
         self._wide = self.weight.float().contiguous()
 
-    def _kernel(self, x: Tensor) -> Callable[..., None] | None:
-        """What norms x in one pass, where it can."""
-        possible = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.ndim in (2, 3)
-        if not possible or x.shape[-1] % 16 or x.stride(-1) != 1 or torch.is_grad_enabled():
-            return None
-        return kernels.function("poolhouse_rms_norm", *_ARGUMENTS)
-
     def __call__(self, x: Tensor) -> Tensor:
-        if (kernel := self._kernel(x)) is not None:
-            rows, heads = x.shape[0], 1 if x.ndim == 2 else x.shape[1]
-            out = x.new_empty(x.shape)
-            wide, threads = self._wide, torch.get_num_threads()
-            steps = (x.stride(0), 0 if x.ndim == 2 else x.stride(1))
-            shape = (rows, heads, *steps, x.shape[-1])
-            rounded, half = self.kind == "rms", x.dtype == torch.bfloat16
-            kernel(x.data_ptr(), *shape, wide.data_ptr(), self.eps, rounded, out.data_ptr(), half, threads)
-            return out
+        if (found := self._kernels(x)) is not None:
+            return self._compiled(x, *found)
         if x.dtype == torch.float32:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         wide = x.float()
@@ -80,3 +67,26 @@ class RMSNorm:
         if self.kind == "rms":
             return self.weight * scaled.to(x.dtype)
         return (scaled * self.weight.float()).to(x.dtype)
+
+    def _kernels(self, x: Tensor) -> tuple[Callable[..., None], Callable[..., None]] | None:
+        """What norms x in one pass, and what squares it, where they can."""
+        possible = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.ndim in (2, 3)
+        if not possible or x.shape[-1] % 16 or x.stride(-1) != 1 or torch.is_grad_enabled():
+            return None
+        norm = kernels.function("poolhouse_rms_norm", *_ARGUMENTS)
+        squares = kernels.function("poolhouse_squares", *_SQUARES_ARGUMENTS)
+        return None if norm is None or squares is None else (norm, squares)
+
+    def _compiled(self, x: Tensor, norm: Callable[..., None], squares: Callable[..., None]) -> Tensor:
+        heads, head_step = (1, 0) if x.ndim == 2 else (x.shape[1], x.stride(1))
+        given = (x.data_ptr(), x.shape[0], heads, x.stride(0), head_step, x.shape[-1])
+        out, threads, factors = x.new_empty(x.shape), torch.get_num_threads(), None
+        half = x.dtype == torch.bfloat16
+        if half:
+            # torch sums: in another order, five of a million numbers would differ by a rounding.
+            squared = torch.empty(x.shape, dtype=torch.float32)
+            squares(*given, squared.data_ptr(), threads)
+            factors = torch.rsqrt(squared.mean(-1) + self.eps)
+        address = 0 if factors is None else factors.data_ptr()
+        norm(*given, self._wide.data_ptr(), address, self.eps, self.kind == "rms", out.data_ptr(), half, threads)
+        return out
