@@ -70,10 +70,20 @@ inline Floats exponential(Floats x) {
     return series * (Floats)power;
 }
 
+// 1 / x for x from 1 on, by a first guess and a step of Newton's: quicker than a division, 1e-7 of the result at most.
+inline Floats inverse(Floats x) {
+#if defined(__AVX512VNNI__)
+    const Floats guess = (Floats)_mm512_rcp14_ps((__m512)x);
+#else
+    const Floats guess = (Floats)_mm256_rcp_ps((__m256)x);
+#endif
+    return guess * (2.0f - x * guess);
+}
+
 // x times the share of a normal distribution below x; Abramowitz and Stegun 7.1.26, 1.5e-7 from the error function.
 inline Floats gelu(Floats x) {
     const Floats distance = (Floats)((Ints)x & 0x7fffffff) * 0.70710678f;
-    const Floats t = 1.0f / (distance * 0.3275911f + 1.0f);
+    const Floats t = inverse(distance * 0.3275911f + 1.0f);
     Floats series = all(1.061405429f);
     series = series * t - 1.453152027f;
     series = series * t + 1.421413741f;
