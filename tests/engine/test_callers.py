@@ -91,6 +91,15 @@ def test_who_only_waits_computes_a_short_text_itself(engine: Engine, workers: in
             time.sleep(0.001)
 
 
+def test_a_turn_holds_no_more_than_a_batch(engine: Engine) -> None:
+    own, backbone = noted(engine, max_batch_tokens=8)
+    with own:
+        futures = own.submit([ids(3, 4, 5, 6, 2) for _ in range(2)], waits=True)
+        assert all(np.isfinite(future.result(60).array).all() for future in futures)
+        assert len(backbone.threads) == 2
+        assert all(name.startswith("poolhouse-device") for name in backbone.threads)
+
+
 def test_it_runs_on_one_core_and_no_setting_of_the_caller_changes(engine: Engine) -> None:
     assert has_one_core()
     before = torch.get_num_threads()

@@ -50,7 +50,7 @@ class Workers:
 
     def __init__(self, runner: Runner, scheduler: Scheduler, faults: Faults, one_core_tokens: int = 0) -> None:
         self._runner, self._scheduler, self._faults = runner, scheduler, faults
-        self._one_core_tokens = one_core_tokens
+        self._one_core_tokens = min(one_core_tokens, scheduler.budget)
         # None is the all-core worker, as in the scheduler.
         numbers: list[int | None] = list(range(scheduler.workers))
         if scheduler.workers > 1:

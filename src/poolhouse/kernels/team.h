@@ -3,7 +3,8 @@
 // At a barrier of OpenMP every thread waits for every other. Where neighbours keep the cores busy, a thread that was not
 // given a core yet costs a time slice, dozens of times per query. Here the leader offers turns; whoever is awake takes the
 // next one, and the leader waits only for turns that a helper has taken. A helper that lost its core in the middle of one
-// makes the team rest: the leader goes on alone, and tries again after a second, or longer each time that it was in vain.
+// makes the team rest: the leader goes on alone, and tries again after 0.2 seconds, or longer each time that it was in
+// vain.
 //
 //     leader   offer(phase) -> takes turns until none is left -> waits for those that helpers took -> the next phase
 //     helper   sleeps -> woken once per piece of work -> takes turns, spins for a moment between phases -> sleeps
@@ -34,7 +35,7 @@ constexpr int MOST_HELPERS = 3;
 constexpr int64_t IDLE = 60000;
 // A turn takes some ten microseconds. Who does not end it in this time has lost its core.
 constexpr int64_t LATE = 250000;
-constexpr int64_t SHORTEST_REST = 1000000000, LONGEST_REST = 32 * SHORTEST_REST;
+constexpr int64_t SHORTEST_REST = 200000000, LONGEST_REST = 64 * SHORTEST_REST;
 
 struct Team {
     // The phase that is offered: how many turns << 16 | the next one.
@@ -146,7 +147,7 @@ class Leader {
             team->resting_until = nanoseconds() + team->rest;
             team->rest = team->rest < LONGEST_REST ? 2 * team->rest : LONGEST_REST;
         } else if (helped) {
-            team->rest = SHORTEST_REST;
+            team->rest = team->rest / 2 > SHORTEST_REST ? team->rest / 2 : SHORTEST_REST;
         }
         team->led.store(false, std::memory_order_release);
     }

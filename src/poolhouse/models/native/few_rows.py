@@ -26,8 +26,9 @@ from poolhouse.packing.pack import Segments
 if TYPE_CHECKING:
     from poolhouse.models.native.transformer import Block
 
-# A pack of no more rows is run so. Beyond, oneDNN's products catch up.
-_MOST_ROWS = 64
+# A pack of no more rows is run so. Beyond, oneDNN's products catch up; with AMX, which only it uses, they do so sooner. (What
+# AMX does was not measured: its products take a fifth of the time, and a call of an operator as long as everywhere.)
+_MOST_ROWS, _MOST_BESIDE_AMX = 64, 16
 # The kernel's numbers of the activations that it knows.
 _ACTIVATIONS = {"": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4}
 # As in team.h.
@@ -71,12 +72,14 @@ class FewRows:
     rows: of a pack that it takes, at most. helpers: threads that help it at most.
     """
 
-    rows, helpers = _MOST_ROWS, _MOST_HELPERS
+    helpers = _MOST_HELPERS
 
     def __init__(
         self, kernel: Callable[..., None], spec: TransformerSpec, layers: Sequence[Block], dtype: torch.dtype
     ) -> None:
         self._kernel, self._layers, self._dtype = kernel, layers, dtype
+        beside_amx = dtype == torch.bfloat16 and "amx_bf16" in kernels.cpu_flags()
+        self.rows = _MOST_BESIDE_AMX if beside_amx else _MOST_ROWS
         # What the kernel reads besides weights: floats, which live as long as this.
         self._kept: list[Tensor] = []
         first = layers[0]
@@ -123,15 +126,15 @@ class FewRows:
     def of(cls, spec: TransformerSpec, layers: Sequence[Block]) -> FewRows | None:
         """None where the kernel cannot run these blocks, or there is none.
 
-        It takes float32, and bfloat16 with layer norms, of blocks whose products have multiples of 64 columns, laid out
-        as it reads them; without experts, softcaps, norms on what is added, and changes by adapters.
+        It takes float32 and bfloat16, of blocks whose products have multiples of 64 columns, laid out as it reads them;
+        without experts, softcaps, norms on what is added, and changes by adapters.
         """
         kernel = _kernel()
         if kernel is None or spec.softcap is not None or spec.head_dim % _WIDTH:
             return None
         dtypes = {product.dtype for layer in layers for product in _products(layer)}
         dtype = dtypes.pop() if len(dtypes) == 1 else None
-        if dtype != torch.float32 and not (dtype == torch.bfloat16 and spec.norm == "layer"):
+        if dtype not in (torch.float32, torch.bfloat16):
             return None
         if len({layer.rope.dim for layer in spec.layers if layer.rope is not None}) > 1:
             return None
