@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 import torch
 
 from poolhouse.errors import CheckpointError
+from poolhouse.layers.adapted import AdaptedLinear, LowRank
+from poolhouse.layers.feed_forward import FeedForward
 from poolhouse.layers.norm import NormKind, RMSNorm
 from poolhouse.models.native.families import family_of
+from poolhouse.packing.pack import Batch, Read, Segments
 from tests.models.parity import (
     Parity,
     Record,
@@ -22,6 +26,7 @@ from tests.models.parity import (
     packed,
     reference,
     save,
+    texts,
     worst,
 )
 
@@ -209,3 +214,31 @@ def test_bidirectional_llama_sees_both_sides_and_takes_the_mean(tmp_path: Path) 
         change_config(tmp_path, is_causal=None, **changes)
         assert worst(packed(load(tmp_path).transformer), expected) == 0
     assert family_of({"model_type": "llama_bidirec"}).pooling == "MEAN"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "name", ["Llama", "Qwen3", "Gemma2", "Bert", "ModernBert", "Roberta", "Albert", "adapter", "mixed layers"]
+)
+def test_rows_that_are_read_alone_equal_those_of_the_whole_answer(name: str, tmp_path: Path) -> None:
+    family = {"adapter": "Llama", "mixed layers": "Bert"}.get(name, name)
+    options = TINY if family in ("Llama", "Qwen3", "Gemma2") else TINY | {"head_dim": None, "pad_token_id": 0}
+    save(tmp_path, family, options)
+    transformer = load(tmp_path).transformer
+    adapters = None
+    if name == "adapter":
+        adapters = [None, "law", None, "law", "law", None]
+        change = LowRank(torch.randn(32, 2), torch.randn(2, 48))
+        for layer in transformer.layers:
+            assert isinstance(layer.feed_forward, FeedForward)
+            down = AdaptedLinear(layer.feed_forward.down)
+            down.changes["law"] = change
+            layer.feed_forward.down = down
+    if name == "mixed layers":
+        transformer.mix_layers(1, (0.5, 0.2, 0.3, 0.1))
+    batch = Batch.pack(texts(), adapters=adapters)
+    whole = transformer(batch)
+    for rows in (batch.segments.starts_tensor, batch.segments.last_tensor):
+        read = Read(rows, Segments((1,) * len(rows), adapters=adapters))
+        got = transformer(replace(batch, read=read))
+        assert got.shape == (len(rows), 32)
+        assert (got - whole[rows]).abs().max() < 1e-5 * whole.abs().max()

@@ -38,8 +38,10 @@ class Held:
         self.entered.set()
         assert self.go_on.wait(60)
         self.packs.append(len(batch.segments.lengths))
-        hidden = self.backbone(batch)
-        return hidden if self.harm is None else self.harm(hidden, batch.ids == BROKEN)
+        hidden, broken = self.backbone(batch), batch.ids == BROKEN
+        if batch.read is not None:
+            broken = broken[batch.read.rows]
+        return hidden if self.harm is None else self.harm(hidden, broken)
 
 
 class Raising:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,10 +19,10 @@ from poolhouse.engine.request import Answer, Timing, fail, start
 from poolhouse.errors import EngineError, NonFiniteResult, NoStep, PoolhouseError
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
-from poolhouse.packing.pack import Batch, Segments
+from poolhouse.packing.pack import Batch, Read, Segments
 from poolhouse.packing.prefixes import SharedPack
 from poolhouse.params import PoolingParams
-from poolhouse.pooling.pipeline import Pipeline
+from poolhouse.pooling.pipeline import Pipeline, Place
 from poolhouse.pooling.rows import Rows
 from poolhouse.tasks import TOKEN_TASKS, Task
 
@@ -97,12 +97,15 @@ class Runner:
                 # The rows of each adapter lie together.
                 requests = sorted(requests, key=lambda request: request.adapter or "")
             batch, shared = self._packed(requests)
+            place = self._place(requests)
+            if place is not None:
+                batch = replace(batch, read=_read(place, requests, batch, shared))
             _mark(stopwatch)
             hidden = self.model.backbone(batch)
             _mark(stopwatch)
             passed = Passed.of(batch, shared, hidden)
             # What is shared lies together anew for each group, and takes memory.
-            groups = groups_of(requests, self.model.pipelines, 1 if shared is None else hidden.shape[1])
+            groups = groups_of(requests, self.model.pipelines, hidden.shape[1] if passed.rows is not None else 1)
             pooled = [(group, self._pool(group, passed)) for group in groups]
             _mark(stopwatch)
             done = None
@@ -125,11 +128,21 @@ class Runner:
             shared = SharedPack.of(prompts, self.device, adapters, self._longest_shared)
         return (Batch.pack(prompts, self.device, adapters), None) if shared is None else (shared.batch, shared)
 
+    def _place(self, requests: Sequence[WaitingRequest]) -> Place | None:
+        """Where the only row of each prompt stands that is read; None where more are, or the model answers with all."""
+        if not self.model.facts.picks or any(request.spans is not None for request in requests):
+            return None
+        asked = {(request.task, request.route) for request in requests}
+        asked |= {(task, request.route) for request in requests for task, _ in request.further}
+        places = {self._pipeline(task, route).place for task, route in asked}
+        return places.pop() if len(places) == 1 else None
+
+    def _pipeline(self, task: Task, route: str | None) -> Pipeline:
+        return self.model.pipelines[task] if route is None else self.model.pipeline(task, route)
+
     def _pool(self, group: Group, passed: Passed) -> Rows:
-        model, task, route = self.model, group.task, group.route
-        pipeline = model.pipelines[task] if route is None else model.pipeline(task, route)
-        only_lasts = passed.rows is not None and pipeline.reads_lasts and not group.of_spans
-        rows = passed.lasts(group) if only_lasts else passed.rows_of(group)
+        task = group.task
+        pipeline, rows = self._pipeline(task, group.route), passed.rows_of(group)
         pooled = (pipeline.of_spans(task) if group.of_spans else pipeline)(rows, group.params)
         values = pooled.values.to("cpu", non_blocking=True) if self.asynchronous else pooled.values.cpu()
         segments = pooled.segments
@@ -273,30 +286,34 @@ def _slices_of(members: list[int], requests: Sequence[WaitingRequest], max_rows:
     return slices
 
 
+def _read(place: Place, requests: Sequence[WaitingRequest], batch: Batch, shared: SharedPack | None) -> Read:
+    segments = batch.segments if shared is None else shared.segments
+    rows = segments.starts_tensor if place == "first" else segments.last_tensor
+    one_each = Segments((1,) * len(rows), segments.device, adapters=[request.adapter for request in requests])
+    return Read(rows if shared is None else shared.rows[rows], one_each)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Passed:
     """A batch after its pass through the backbone.
 
     hidden: [rows that ran, features]. segments, ids: of its prompts, each whole. rows: [total], which row of hidden each
-    of their tokens has; None where they lie there in order.
+    of their tokens has; None where they lie there in order. Where one row of each prompt is read, all is of these.
     """
 
     hidden: Tensor
     segments: Segments
     ids: Tensor
     rows: Tensor | None = None
+    one_each: bool = False
 
     @classmethod
     def of(cls, batch: Batch, shared: SharedPack | None, hidden: Tensor) -> Passed:
+        if batch.read is not None:
+            return cls(hidden, batch.read.segments, batch.ids[batch.read.rows], one_each=True)
         if shared is None:
             return cls(hidden, batch.segments, batch.ids)
         return cls(hidden, shared.segments, shared.ids, shared.rows)
-
-    def lasts(self, group: Group) -> Rows:
-        """The last row of each of a group's requests."""
-        assert self.rows is not None
-        last = self.segments.last_tensor[group.indexes]
-        return Rows(self.hidden[self.rows[last]], Segments((1,) * len(last), self.segments.device), self.ids[last])
 
     def rows_of(self, group: Group) -> Rows:
         """The rows of a group's requests."""
@@ -311,7 +328,8 @@ class Passed:
             bounds = np.concatenate(spans).tolist()
             owners = [request.adapter for request in group.requests for _ in request.spans]  # type: ignore[union-attr]
             return self._slices(bounds, owners)
-        skip, kept = _skip(group.requests), _kept(group.requests, self.ids.device)
+        # What a row that counts alone is read by leaves out no others.
+        skip, kept = (None, None) if self.one_each else (_skip(group.requests), _kept(group.requests, self.ids.device))
         if len(group.indexes) == len(self.segments):
             values = self.hidden if self.rows is None else self.hidden[self.rows]
             return Rows(values, self.segments, self.ids, skip, kept)

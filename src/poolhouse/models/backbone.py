@@ -15,13 +15,15 @@ class Backbone(Protocol):
 
     reentrant: whether several threads may call it at once. longest_shared: tokens of the longest prompt whose beginning
     may run once for all prompts that begin so (`poolhouse.packing.prefixes`); 0 where each must lie in a pack whole.
+    picks: whether it answers with the rows of `Batch.read` alone, where a batch names some.
     """
 
     reentrant: bool
     longest_shared: int
+    picks: bool
 
     def __call__(self, batch: Batch) -> Tensor:
-        """[total, hidden] in the backbone's dtype, one row per token of the pack."""
+        """[total, hidden] in the backbone's dtype, one row per token of the pack, or one per row that is read."""
         ...
 
 

@@ -102,6 +102,7 @@ def build(plan: LoadPlan) -> Model:
             similarity=similarity,
             pictures=reader,
             longest_shared=served.backbone.longest_shared,
+            picks=served.backbone.picks,
             notes=(
                 *reranker.notes,
                 *plan.picture_notes,

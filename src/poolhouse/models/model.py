@@ -68,7 +68,7 @@ class Facts:
     pictures: how it reads pictures and writes prompts around them, of models that do.
     add_special_tokens: whether texts get special tokens unless their caller says no. takes_nothing: whether a text
     without tokens has an answer. similarity: how vectors are compared in scores.
-    longest_shared: that of its backbone, in tokens.
+    longest_shared, picks: those of its backbone.
     notes: what was assumed, left out or found odd while loading, a sentence each.
     """
 
@@ -94,6 +94,7 @@ class Facts:
     takes_nothing: bool = False
     similarity: str = "cosine"
     longest_shared: int = 0
+    picks: bool = False
     notes: tuple[str, ...] = ()
 
 

@@ -237,11 +237,23 @@ def _axes_of(prompt: Tokens) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """The rows of a pack that are read at all, one of each prompt; what is behind them in the last layer is not needed.
+
+    rows: [prompts] int64. segments: of these rows, one long each.
+    """
+
+    rows: Tensor
+    segments: Segments
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Packed token ids and what a backbone needs to know of each token.
 
     ids: [total] int64. positions: [total] int64, from 0 in each sequence, or from the end of its prefix.
     types: [total] int64 token types, or None where all are 0. pictures: those of all prompts; None for texts alone.
+    read: what is read of the answer, for backbones that then answer with no more (`Backbone.picks`); None: all rows.
     """
 
     ids: Tensor
@@ -249,6 +261,7 @@ class Batch:
     segments: Segments
     types: Tensor | None = None
     pictures: PackedPictures | None = None
+    read: Read | None = None
 
     @classmethod
     def pack(

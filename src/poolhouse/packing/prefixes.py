@@ -80,7 +80,7 @@ class SharedPack:
 
     @property
     def saved(self) -> int:
-        """Tokens that are not computed again."""
+        """Tokens that do not run again."""
         return self.segments.total - self.batch.segments.total
 
 

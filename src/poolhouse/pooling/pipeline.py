@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import dropwhile
+from typing import Literal
 
 import torch
 
@@ -26,6 +27,8 @@ from poolhouse.pooling.steps import (
 )
 from poolhouse.tasks import TOKEN_TASKS, SparseHead, Task
 
+Place = Literal["first", "last"]
+
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
@@ -44,10 +47,14 @@ class Pipeline:
         return " > ".join(step.description for step in self.steps)
 
     @property
-    def reads_lasts(self) -> bool:
-        """Whether only the last row of each prompt counts."""
-        first = self.steps[0]
-        return isinstance(first, Reduce) and first.names == ("LAST",)
+    def place(self) -> Place | None:
+        """Where the only row of each prompt stands that counts; None where several do."""
+        reduce = self.steps[0]
+        if not isinstance(reduce, Reduce):
+            return None
+        if reduce.names == ("CLS",) and reduce.include_prompt:
+            return "first"
+        return "last" if reduce.names == ("LAST",) else None
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
         for step in self.steps:

@@ -19,6 +19,7 @@ class Packed:
     # Modules of transformers may keep what they computed last, such as the frequencies of a rope that grows.
     reentrant = False
     longest_shared = 0
+    picks = False
 
     def __init__(self, forward: Forward, position_offset: int, shown: Shown | None = None) -> None:
         self.forward = forward
@@ -45,6 +46,7 @@ class Unpacked:
 
     reentrant = False
     longest_shared = 0
+    picks = False
 
     def __init__(self, forward: Forward, hidden_size: int, shown: Shown | None = None) -> None:
         self.forward = forward

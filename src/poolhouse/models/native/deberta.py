@@ -48,6 +48,7 @@ class Deberta:
 
     reentrant = True
     longest_shared = 0
+    picks = False
 
     def __init__(self, spec: TransformerSpec, deberta: DebertaSpec, weights: Weights) -> None:
         self.deberta = deberta

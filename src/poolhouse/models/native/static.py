@@ -35,6 +35,7 @@ class Table:
 
     reentrant = True
     longest_shared = 0
+    picks = False
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows

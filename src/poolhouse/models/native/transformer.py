@@ -27,7 +27,7 @@ from poolhouse.models.backbone import PictureRows, Tower
 from poolhouse.models.native.few_rows import FewRows
 from poolhouse.models.native.spec import LayerSpec, TransformerSpec
 from poolhouse.models.native.weights import Weights
-from poolhouse.packing.pack import Batch, PackedPictures, Segments
+from poolhouse.packing.pack import Batch, PackedPictures, Read, Segments
 
 Ropes = dict[RopeSpec, tuple[Tensor, Tensor]]
 
@@ -36,6 +36,7 @@ class Transformer:
     """Token ids in, hidden states out, no padding in between."""
 
     reentrant = True
+    picks = True
 
     def __init__(self, spec: TransformerSpec, weights: Weights) -> None:
         self.spec = spec
@@ -59,7 +60,10 @@ class Transformer:
         self.adapted_tables: dict[str, AdaptedTable] = {}
 
     def __call__(self, batch: Batch) -> Tensor:
-        """[total, hidden], in the type of the weights; hidden is the width of `output` where there is one."""
+        """[total, hidden], in the type of the weights; hidden is the width of `output` where there is one.
+
+        Where the batch says what is read, [prompts, hidden] of these rows.
+        """
         x = self._embed(batch)
         shown = None if batch.pictures is None else self._shown(x, batch.pictures)
         longest = batch.segments.longest
@@ -69,20 +73,26 @@ class Transformer:
         bias = self._bias(longest)
         few_rows = self.few_rows if self.shares is None and shown is None else None
         if few_rows is not None and few_rows.takes(batch.segments):
-            return self._answer(few_rows(x, batch.segments, ropes, bias))
+            x = few_rows(x, batch.segments, ropes, bias)
+            return self._answer(x if batch.read is None else x[batch.read.rows])
         if missing := self._rows(total) - total:
             # Rows that are not read, so that products have one of few sizes.
             x = F.pad(x, (0, 0, 0, missing))
             filler = (0, 0, 0, 0, 0, missing)
             ropes = {rope: (F.pad(cos, filler), F.pad(sin, filler)) for rope, (cos, sin) in ropes.items()}
         mixed = None if self.shares is None else x * self.shares[0]
+        # The last layer need not go on with rows that nobody reads.
+        read = batch.read if mixed is None and shown is None else None
         for number, layer in enumerate(self.layers, 1):
-            x = layer(x, batch.segments, ropes, bias)
+            x = layer(x, batch.segments, ropes, bias, read if number == len(self.layers) else None)
             if batch.pictures is not None and shown is not None and number <= len(shown.deep):
                 x = x.index_add(0, batch.pictures.filled, batch.pictures.taken(shown.deep[number - 1]))
             if mixed is not None and self.shares is not None and number < len(self.layers):
                 mixed = mixed.add_(x, alpha=self.shares[number])
-        if missing:
+        if batch.read is not None and read is None:
+            x = x[batch.read.rows]
+            mixed = None if mixed is None else mixed[batch.read.rows]
+        elif missing and read is None:
             x = x[:total]
             mixed = None if mixed is None else mixed[:total]
         return self._answer(x, mixed)
@@ -178,8 +188,13 @@ class Block:
         self.ffn_out = norm_of(weights / "ffn_out", spec)
         self.ffn_post = norm_of(weights / "ffn_post", spec)
 
-    def __call__(self, x: Tensor, segments: Segments, ropes: Ropes, bias: Tensor | None) -> Tensor:
+    def __call__(
+        self, x: Tensor, segments: Segments, ropes: Ropes, bias: Tensor | None, read: Read | None = None
+    ) -> Tensor:
+        """[total, hidden] in and out; with `read`, out come its rows alone."""
         mixed = self.attention.mix(x if self.attn_in is None else self.attn_in(x), segments, ropes, bias)
+        if read is not None:
+            x, mixed, segments = x[read.rows], mixed[read.rows], read.segments
         x = _add(x, self.attention.out, mixed, self.attn_out, segments)
         if self.attn_post is not None:
             x = self.attn_post(x)

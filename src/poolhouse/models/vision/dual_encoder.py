@@ -50,6 +50,7 @@ class DualEncoder:
 
     reentrant = True
     longest_shared = 0
+    picks = False
 
     def __init__(
         self, text: Transformer, tower: Tower, pooled: Callable[[Batch], Tensor], padding: Padding | None = None
