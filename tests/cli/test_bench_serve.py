@@ -84,8 +84,8 @@ def test_what_cannot_be_measured_is_one_clear_line(arguments: list[str], words: 
 
 def test_the_client_draws_no_heavy_library() -> None:
     code = (
-        "import sys; from poolhouse.cli.commands import app\n"
-        "try: app(['bench', 'serve', '--base-url', 'http://127.0.0.1:9', '--num-requests', '1'])\n"
+        "import sys; from poolhouse.cli.commands import commands\n"
+        "try: commands()(['bench', 'serve', '--base-url', 'http://127.0.0.1:9', '--num-requests', '1'])\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'transformers', 'starlette', 'httpx'} & set(sys.modules)))"
     )

@@ -229,8 +229,8 @@ def test_bench_reports_both_sides(tmp_path: Path) -> None:
 
 def test_help_needs_no_heavy_library() -> None:
     code = (
-        "import sys; from poolhouse.cli.commands import app\n"
-        "try: app(['--help'])\n"
+        "import sys; from poolhouse.cli.commands import commands\n"
+        "try: commands()(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'starlette'} & set(sys.modules)"
     )

@@ -60,7 +60,14 @@ def test_standard_input_is_read_as_lines_and_a_job_of_it_goes_on(place: Path, mo
 
 @pytest.mark.parametrize("ending", ["yaml", "json"])
 def test_a_job_is_a_file_that_the_line_may_change(ending: str, place: Path, model: str, said: Run) -> None:
-    job = {"inputs": ["in.jsonl"], "out": "a", "model": model, "task": "embed,tokens", "keep": ["id"], "overflow": "truncate"}
+    job = {
+        "inputs": ["in.jsonl"],
+        "out": "a",
+        "model": model,
+        "task": "embed,tokens",
+        "keep": ["id"],
+        "overflow": "truncate",
+    }
     # JSON is YAML too.
     Path(f"job.{ending}").write_text(json.dumps({name.replace("_", "-"): value for name, value in job.items()}))
     done = said("run", f"job.{ending}", "--out", "b", "--precision", "float16")

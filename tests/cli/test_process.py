@@ -238,3 +238,39 @@ def test_the_format_is_known_before_options_are_read(
         (tmp_path / "serve.yaml").write_text(file)
         environment = {**environment, "POOLHOUSE_CONFIG": str(tmp_path / "serve.yaml")}
     assert wants_json(words, environment) is wanted
+
+
+def test_torch_is_loaded_beside_other_imports() -> None:
+    script = """
+import sys, threading
+from poolhouse.cli import process
+process.begin(["serve"])
+for thread in threading.enumerate():
+    if thread is not threading.current_thread():
+        thread.join()
+assert "torch" not in sys.modules
+if sys.platform == "linux":
+    assert "libtorch_cpu.so" in open("/proc/self/maps").read()
+import torch
+assert torch.ones(3).sum() == 3
+process.begin(["serve"])
+"""
+    ended = run(script)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_garbage_is_collected_again_once_models_are_there() -> None:
+    script = """
+import gc
+from poolhouse.cli import process
+process.begin(["serve"])
+assert not gc.isenabled()
+from poolhouse.server.process.run import _Server
+from poolhouse.settings import ServerSettings
+from poolhouse.testing import FakeEngine
+_Server(lambda: [FakeEngine()], ServerSettings(host="127.0.0.1", port=0))._load()
+assert gc.isenabled()
+assert gc.get_freeze_count() > 10000
+"""
+    ended = run(script)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -11,7 +11,7 @@ import typer
 
 import poolhouse
 from poolhouse import LLM, ConfigError, PoolerConfig, UnsupportedTask
-from poolhouse.cli.commands import app
+from poolhouse.cli.commands import commands as command_line
 from poolhouse.cli.options import Written, as_typed, flag, on_the_line, spelled
 from poolhouse.cli.sources import gather
 from poolhouse.settings import OUR_NAMES, ServerSettings, Settings, useful_options
@@ -106,7 +106,7 @@ def test_a_value_that_does_not_fit_names_the_option_as_it_was_written(name: str,
 def commands() -> dict[str, list[str]]:
     """The long options of every command but `serve`, whose words are arranged first."""
     found = {}
-    root: Any = typer.main.get_command(app)
+    root: Any = typer.main.get_command(command_line())
     bench = root.commands["bench"]
     for name, command in (*root.commands.items(), *((f"bench {word}", one) for word, one in bench.commands.items())):
         if name not in ("serve", "bench"):

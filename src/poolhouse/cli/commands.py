@@ -10,24 +10,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from poolhouse.cli import bench, calibrate, check, embed, jobs, serve
+from poolhouse.cli import serve
 from poolhouse.cli.options import Written, arranged, as_typed, join_dotted, on_the_line, spelled
 from poolhouse.errors import ConfigError, PoolhouseError
 from poolhouse.settings import MEANINGLESS
 from poolhouse.version import __version__
-
-app = typer.Typer(
-    name="poolhouse",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-app.command("serve")(serve.serve)
-app.command("embed")(embed.embed)
-app.command("run")(jobs.run_job)
-app.command("calibrate")(calibrate.calibrate)
-app.command("check")(check.check)
-app.add_typer(bench.bench, name="bench")
 
 
 def _print_version(requested: bool) -> None:
@@ -36,7 +23,6 @@ def _print_version(requested: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -45,11 +31,28 @@ def _root(
     """An inference engine and server for pooling models."""
 
 
+def commands(first: str | None = None) -> typer.Typer:
+    """The command line whose first argument is this: all commands, but for `serve` that one alone, which starts sooner."""
+    app = typer.Typer(name="poolhouse", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+    app.callback()(_root)
+    app.command("serve")(serve.serve)
+    if first != "serve":
+        from poolhouse.cli import bench, calibrate, check, embed, jobs
+
+        app.command("embed")(embed.embed)
+        app.command("run")(jobs.run_job)
+        app.command("calibrate")(calibrate.calibrate)
+        app.command("check")(check.check)
+        app.add_typer(bench.bench, name="bench")
+    return app
+
+
 def run(arguments: Sequence[str]) -> None:
     """Run the command of these arguments; an error becomes one line, with options as they were typed."""
     arguments = list(arguments)
     typed = as_typed(arguments)
-    options = _options_of(arguments, typed)
+    app = commands(*arguments[:1])
+    options = _options_of(app, arguments, typed)
     # A warning is for the user; the line of our code that raised it is not.
     warnings.formatwarning = lambda message, *_, **__: f"poolhouse: {spelled(str(message), options)}\n"
     # Here former names were typed by a person, to whom Python would not show these warnings.
@@ -66,7 +69,9 @@ def run(arguments: Sequence[str]) -> None:
             # Whole files into a folder, which is a job.
             arguments[0] = "run"
         if arguments[:1] == ["bench"]:
-            arguments[1:] = bench.name_comparison(arguments[1:])
+            from poolhouse.cli.bench import name_comparison
+
+            arguments[1:] = name_comparison(arguments[1:])
         app(arguments, obj=typed)
     except PoolhouseError as error:
         print(f"poolhouse: {spelled(str(error), options)}", file=sys.stderr)
@@ -76,7 +81,7 @@ def run(arguments: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def _options_of(arguments: Sequence[str], typed: Mapping[str, str]) -> dict[str, Written]:
+def _options_of(app: typer.Typer, arguments: Sequence[str], typed: Mapping[str, str]) -> dict[str, Written]:
     """The options of the command that a line names, by their names in Python."""
     command = typer.main.get_command(app)
     for argument in arguments:
@@ -104,4 +109,4 @@ def _let_signals_end() -> None:
             signal.signal(number, stop)
 
 
-__all__ = ["app", "run"]
+__all__ = ["commands", "run"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import re
@@ -22,7 +23,11 @@ _JSON_IN_A_FILE = re.compile(rb"""^log[-_]format\s*:\s*["']?json\b""", re.MULTIL
 
 
 def begin(arguments: Sequence[str]) -> None:
-    """Make the process stop on signals, own its standard streams, and write JSON where that is configured."""
+    """Make the process stop on signals, own its standard streams, and write JSON where that is configured.
+
+    Also begin to load torch, and collect no garbage meanwhile: imports make half a million objects that stay, and the
+    collector would walk them many times. `poolhouse.server.process.run` ends that.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         # To the first process of a container a signal without a handler does nothing. There is nothing to tidy up yet.
         signal.signal(number, lambda *_: os._exit(0))
@@ -34,6 +39,12 @@ def begin(arguments: Sequence[str]) -> None:
             os.open(os.devnull, os.O_RDWR)
     if wants_json(arguments, os.environ):
         speak_json()
+    gc.disable()
+    from poolhouse.engine.process import let_threads_wait_shortly, load_torch_ahead
+
+    # OpenMP looks at that when torch is loaded.
+    let_threads_wait_shortly()
+    load_torch_ahead()
 
 
 def wants_json(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:

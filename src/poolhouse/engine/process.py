@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -47,6 +48,25 @@ def let_threads_wait_shortly() -> None:
         os.environ["GOMP_SPINCOUNT"] = _SPINS
         # Of our own: not for the programs that this process starts.
         _set_by_us.append("GOMP_SPINCOUNT")
+
+
+def load_torch_ahead() -> None:
+    """Begin to map torch's largest library, in a thread; it takes 0.2 s and needs no interpreter, so other imports go on.
+
+    `import torch` then finds it loaded. Where that cannot be, it loads it itself.
+    """
+    found = find_spec("torch") if sys.platform.startswith("linux") and "torch" not in sys.modules else None
+    if found is None or found.origin is None or (opened := _of_glibc("dlopen")) is None:
+        return
+    libraries = Path(found.origin).parent / "lib"
+
+    def load() -> None:
+        # The first one for all to see, as torch has it: it names the libraries beneath.
+        opened(bytes(libraries / "libtorch_global_deps.so"), os.RTLD_NOW | os.RTLD_GLOBAL)
+        opened(bytes(libraries / "libtorch_cpu.so"), os.RTLD_NOW)
+
+    # No daemon: a process that ends waits for it.
+    threading.Thread(target=load, name="poolhouse-torch").start()
 
 
 def limit_threads_to_quota() -> None:
