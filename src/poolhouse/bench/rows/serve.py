@@ -57,7 +57,9 @@ def serve(bench: Bench, shape: str, load: Load, texts: list[str], command: str) 
         for percent in _PERCENTILES:
             names = [name for name in rates if (name, percent) in waits]
             sides = tuple(SideFigures(name, tuple(waits[name, percent])) for name in names)
-            rows.append(Row("serve", f"{work}, p{percent}", written.title, dtype, "ms", sides, False, notes=tuple(left)))
+            rows.append(
+                Row("serve", f"{work}, p{percent}", written.title, dtype, "ms", sides, False, notes=tuple(left))
+            )
     return bench.report(command, rows, None, notes)
 
 
