@@ -176,6 +176,8 @@ def test_the_table_of_a_readme_stands_between_its_marks(tmp_path: Path) -> None:
     assert "old" not in first
     write_table([REPORT], path)
     assert path.read_text() == first
+    write_table([REPORT], path, tmp_path / "docs" / "performance.md")
+    assert "\n[docs/performance.md](docs/performance.md) has all rows" in path.read_text()
     path.write_text("no marks")
     with pytest.raises(ConfigError, match="has no marks"):
         write_table([REPORT], path)

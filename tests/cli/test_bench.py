@@ -51,27 +51,28 @@ def test_throughput_to_json_html_and_documents(said: Run, nobody: str, tmp_path:
     assert "all-MiniLM-L6-v2 on" in readme.read_text()
 
 
-def test_latency_start_and_memory_of_a_tiny_model(
-    said: Run, nobody: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("line", "units"),
+    [
+        ("latency --under quiet", ["ms"] * 10),
+        ("start", ["s", "s"]),
+        ("memory --budgets 2048 --texts 8", ["MiB", "MiB"]),
+    ],
+)
+def test_rows_of_a_tiny_model(
+    line: str, units: list[str], said: Run, nobody: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latency, "_RUNS", 5)
     model = str(tiny("bge-base", tmp_path / "cache").folder)
+    peers = () if line.startswith("memory") else ("--peers", nobody)
     common = ("--shape", model, "--dtype", "float32", "--rounds", "1", "--json", tmp_path / "out.json")
-
-    def rows(*arguments: str) -> list[dict[str, object]]:
-        done = said("bench", *arguments, *common)
-        assert done.status == 0, done.error
-        found: list[dict[str, object]] = json.loads((tmp_path / "out.json").read_text())["rows"]
-        return found
-
-    for row in rows("latency", "--under", "quiet", "--peers", nobody):
-        names = [side["name"] for side in row["sides"]]  # type: ignore[attr-defined]
-        assert set(names) <= {"Poolhouse", "Poolhouse over HTTP"}
-        assert all(side["median"] > 0 for side in row["sides"])  # type: ignore[attr-defined]
-    assert [row["unit"] for row in rows("start", "--peers", nobody)] == ["s", "s"]
-    found = rows("memory", "--budgets", "2048", "--texts", "8")
-    assert [row["unit"] for row in found] == ["MiB", "MiB"]
-    assert "MiB before loading" in str(found[0]["notes"])
+    done = said("bench", *line.split(), *common, *peers)
+    assert done.status == 0, done.error
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["unit"] for row in rows] == units
+    for row in rows:
+        assert {side["name"] for side in row["sides"]} <= {"Poolhouse", "Poolhouse over HTTP"}
+        assert all(side["median"] > 0 or "growth" in row["work"] for side in row["sides"])
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,7 @@ def test_serve_starts_our_server_and_loads_it(said: Run, nobody: str, tmp_path: 
         ),
         ("throughput --peers nowhere", "--peers is 'nowhere'; it must be a Python"),
         ("throughput --layers 7", "--layers is 7; minilm has 6."),
+        ("throughput --shape . --layers 1", "--shape is '.'"),
         ("latency --under noisy", "--under is 'noisy'; it must be some of quiet, busy, half"),
         ("rerank --kind cross", "--kind is 'cross'"),
         ("rerank --shape minilm-reranker", "--shape is for one --kind."),

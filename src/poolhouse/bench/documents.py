@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,8 +55,8 @@ def write_document(reports: Sequence[Report], path: Path) -> None:
         part.write_text("\n".join(parts), encoding="utf-8")
 
 
-def write_table(reports: Sequence[Report], path: Path) -> None:
-    """Write the short table of a README anew, between its marks.
+def write_table(reports: Sequence[Report], path: Path, docs: Path | None = None) -> None:
+    """Write the short table of a README anew, between its marks. docs: the document that it leads to.
 
     Raises:
         ConfigError: the file has no marks.
@@ -65,8 +66,12 @@ def write_table(reports: Sequence[Report], path: Path) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ConfigError(f"{path} has no marks; write {BEGIN} and {END} where the table goes.")
+    more = ""
+    if docs is not None:
+        target = Path(os.path.relpath(docs, path.parent)).as_posix()
+        more = f"\n[{target}]({target}) has all rows, goals and plots, and the commands.\n"
     with whole_file(path) as part:
-        part.write_text(f"{before}{BEGIN}\n{_short(reports)}{END}{after}", encoding="utf-8")
+        part.write_text(f"{before}{BEGIN}\n{_short(reports)}{more}{END}{after}", encoding="utf-8")
 
 
 def _machine(report: Report) -> str:

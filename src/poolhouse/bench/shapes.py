@@ -100,11 +100,11 @@ def names_of(*kinds: str) -> list[str]:
     return [name for name, shape in SHAPES.items() if shape.kind in kinds]
 
 
-def check_shape(name: str, *kinds: str) -> None:
-    """Refuse what is neither a shape of these kinds nor the folder of a model.
+def check_shape(name: str, *kinds: str, layers: int | None = None) -> None:
+    """Refuse what is neither a shape of these kinds nor the folder of a model, and more layers than a shape has.
 
     Raises:
-        ConfigError: with the names that are possible.
+        ConfigError: with what is possible.
     """
     fitting = names_of(*kinds)
     if name not in fitting and not (Path(name) / "config.json").is_file():
@@ -112,6 +112,17 @@ def check_shape(name: str, *kinds: str) -> None:
             f"--shape is {name!r}; it must be one of {', '.join(fitting)}, or the folder of a model."
             f"{did_you_mean(name, fitting)}"
         )
+    _check_layers(name, layers)
+
+
+def _check_layers(name: str, layers: int | None) -> None:
+    if layers is None:
+        return
+    if name not in SHAPES:
+        raise ConfigError(f"--layers shortens random weights; {name} is a model as it is.")
+    whole = int(SHAPES[name].options["num_hidden_layers"])
+    if not 0 < layers <= whole:
+        raise ConfigError(f"--layers is {layers}; {name} has {whole}.")
 
 
 def default_cache() -> Path:
@@ -149,12 +160,11 @@ def checkpoint(
     Raises:
         ConfigError: more layers than the shape has. CheckpointError: the embedded model is not installed.
     """
+    _check_layers(name, layers)
     if name not in SHAPES:
         return _found(Path(name), cache)
     shape = SHAPES[name]
     whole = int(shape.options["num_hidden_layers"])
-    if layers is not None and not 0 < layers <= whole:
-        raise ConfigError(f"--layers is {layers}; {name} has {whole}.")
     options = dict(shape.options) | dict(overrides or {}) | {"num_hidden_layers": layers or whole}
     parts = [
         name,

@@ -105,7 +105,7 @@ def throughput_command(
     """Measure texts per second for ragged texts, per shape and type, beside every library that embeds."""
     from poolhouse.bench.rows.throughput import throughput
 
-    shapes = _shapes(shape, "minilm", "embed")
+    shapes = _shapes(shape, "minilm", "embed", layers=layers)
     with _bench(rounds, texts, dtype, peers, cache, layers) as own:
         report = throughput(own, shapes, recorded(sys.argv[1:]))
     _finish(report, output, html)
@@ -128,7 +128,7 @@ def latency_command(
     """Measure one query of 7 words and of 32 tokens, by `LLM.embed_array` and over HTTP."""
     from poolhouse.bench.rows.latency import CONDITIONS, latency
 
-    shapes = _shapes(shape, "minilm", "embed")
+    shapes = _shapes(shape, "minilm", "embed", layers=layers)
     conditions = _several(under, "--under", tuple(CONDITIONS))
     with _bench(rounds, 1, dtype, peers, cache, layers) as own:
         report = latency(own, shapes, conditions, recorded(sys.argv[1:]))
@@ -152,7 +152,7 @@ def start_command(
     """Measure a fresh process until its first vector: `LLM`, and `serve` over HTTP."""
     from poolhouse.bench.rows.start import start
 
-    shapes = _shapes(shape, "minilm", "embed")
+    shapes = _shapes(shape, "minilm", "embed", layers=layers)
     with _bench(rounds, 1, dtype, peers, cache, layers) as own:
         report = start(own, shapes, shlex.split(earlier or ""), recorded(sys.argv[1:]))
     _finish(report, output, html)
@@ -203,7 +203,7 @@ def memory_command(
     """Measure the resident memory of our process before and after loading, at its peak, and how it grows."""
     from poolhouse.bench.rows.memory import memory
 
-    shapes = _shapes(shape, "minilm", "embed")
+    shapes = _shapes(shape, "minilm", "embed", layers=layers)
     try:
         sizes = [int(size) for size in budgets.split(",")]
     except ValueError:
@@ -232,7 +232,7 @@ def gpu_command(
     """
     from poolhouse.bench.rows.gpu import cuda_device, gpu
 
-    shapes = _shapes(shape, "minilm", "embed", "rerank")
+    shapes = _shapes(shape, "minilm", "embed", "rerank", layers=layers)
     cuda_device()
     with _bench(rounds, texts, "bfloat16", peers, cache, layers) as own:
         report = gpu(own, shapes, recorded(sys.argv[1:]))
@@ -321,7 +321,7 @@ def serve(
         return
     if base_url is not None:
         raise ConfigError("--start starts servers of its own; leave --base-url out.")
-    check_shape(shape, "embed")
+    check_shape(shape, "embed", layers=layers)
     from poolhouse.bench.rows import serve as row
 
     with _bench(rounds, requests, dtype, peers, cache, layers) as own:
@@ -344,7 +344,7 @@ def report_command(
     if docs is not None:
         write_document(read, docs)
     if readme is not None:
-        write_table(read, readme)
+        write_table(read, readme, docs)
     for report in read:
         _print(report)
     if html is not None:
@@ -352,10 +352,10 @@ def report_command(
             part.write_text(page(read), encoding="utf-8")
 
 
-def _shapes(given: Sequence[str] | None, default: str, *kinds: str) -> list[str]:
+def _shapes(given: Sequence[str] | None, default: str, *kinds: str, layers: int | None = None) -> list[str]:
     shapes = list(given or (default,))
     for shape in shapes:
-        check_shape(shape, *kinds)
+        check_shape(shape, *kinds, layers=layers)
     return shapes
 
 
