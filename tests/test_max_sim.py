@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from poolhouse.kernels.build import LEVELS
 from poolhouse.outputs import Array
 from poolhouse.vectors import max_sim as kernel
 from poolhouse.vectors.max_sim import max_sim, max_sim_packed, max_sim_pairs, max_sim_tensors, row_offsets
@@ -56,9 +57,18 @@ def in_pairs(query: Array, documents: Sequence[Array]) -> Array:
 
 
 FORMS: list[Callable[[Array, Sequence[Array]], Array]] = [max_sim, packed, in_pairs, with_tensors]
+
+
+@pytest.fixture(params=["0", *(one.name for one in LEVELS)])
+def level(request: pytest.FixtureRequest, at_level: Callable[[str], None]) -> None:
+    """Once without compiled kernels, and with those of each level."""
+    at_level(request.param)
+
+
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=12)
 
 
+@pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 # Numbers per block, from less than a row's to more than all.
 @pytest.mark.parametrize("most", [1, 7, 24, 10_000])
@@ -88,18 +98,77 @@ def test_each_query_meets_the_document_at_its_place(lengths: list[tuple[int, int
     assert max_sim_pairs(queries, documents) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_products_may_all_be_negative(form: Callable[[Array, Sequence[Array]], Array]) -> None:
     query, document = np.array([[1, 0], [2, 0]], np.float32), np.array([[-1, 5], [-3, 0]], np.float32)
     assert form(query, [document, document[:0], document[1:]]).tolist() == [-3, 0, -9]
 
 
+@pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_a_document_longer_than_a_block_is_one_document(form: Callable[[Array, Sequence[Array]], Array]) -> None:
     query, documents = unit_rows(40, 16, 5), texts([3, 9_000, 0, 5], 16)
     expected = [float((query @ document.T).max(axis=1).sum()) if len(document) else 0 for document in documents]
     assert kernel.MAX_PRODUCTS < 9_000 * 40
     assert form(query, documents) == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("query_rows", [1, 7, 16, 33, 100])
+@pytest.mark.parametrize("form", [max_sim, packed], ids=lambda form: form.__name__)
+def test_queries_of_any_number_of_rows_meet_documents_of_any(
+    form: Callable[[Array, Sequence[Array]], Array], query_rows: int
+) -> None:
+    # Around the tiles of 6 and 8 rows, and more than stay in the nearest cache.
+    query, documents = unit_rows(query_rows, 20, 3), texts([1, 5, 6, 7, 8, 9, 16, 0, 230, 700], 20)
+    expected = [double_loop(query, document) for document in documents]
+    assert form(query, documents) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("form", [max_sim, packed], ids=lambda form: form.__name__)
+def test_what_is_not_finite_is_in_the_score_of_its_document(
+    form: Callable[[Array, Sequence[Array]], Array], wrong: float
+) -> None:
+    query, documents = np.abs(unit_rows(5, 8, 2)), texts([9, 30, 4], 8)
+    expected = form(query, documents)
+    for row in (0, 13, 29):
+        spoilt = documents[1].copy()
+        spoilt[row, 3] = wrong
+        scores = form(query, [documents[0], spoilt, documents[2]])
+        assert scores[[0, 2]].tolist() == expected[[0, 2]].tolist()
+        assert str(scores[1]) == str(wrong)
+
+
+@pytest.mark.usefixtures("level")
+def test_documents_that_do_not_lie_plain_score_alike() -> None:
+    query, documents = unit_rows(5, 8, 2), texts([9, 30, 4], 8)
+    expected = [double_loop(query, document) for document in documents]
+    turned = [np.asfortranarray(document) for document in documents]
+    assert max_sim(np.asfortranarray(query), turned) == pytest.approx(expected, abs=1e-5)
+    assert max_sim(query[:, ::-1], [document[:, ::-1] for document in documents]) == pytest.approx(expected, abs=1e-5)
+    assert max_sim(query, [document.astype(np.float64) for document in documents]) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ValueError, match=r"shape|mismatch"):
+        max_sim(query, [document[:, :7] for document in documents])
+
+
+@pytest.mark.parametrize("cores", ["1", "2", "5"])
+def test_much_work_is_shared_by_threads(cores: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, documents = unit_rows(64, 128, 5), texts([3000, 1, 0, 5000, 20, 8000], 128)
+    monkeypatch.setattr(kernel, "_cores", lambda: int(cores))
+    expected = [float((query @ document.T).max(axis=1).sum()) if len(document) else 0 for document in documents]
+    assert max_sim(query, documents) == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_a_user_may_limit_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert kernel._cores() == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "2,1")
+    assert kernel._cores() >= 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "100000")
+    assert kernel._cores() < 100_000
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

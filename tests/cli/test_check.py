@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from poolhouse import kernels
 from poolhouse.cli import check
 from poolhouse.cli.check import Golden
 from tests.checkpoints import save_checkpoint
@@ -43,6 +44,7 @@ def test_json_tells_what_the_table_tells(said: Run, model: Path) -> None:
     assert told["verdict"].startswith("OK: ")
     assert "modules.json" in told["not_compared"]
     assert (told["model"], told["width"], told["dtype"], told["device"]) == (str(model), 32, "float32", "cpu")
+    assert told["compiled_kernels"] == (kernels.level() or "none")
     assert list(told["tasks"]) == ["embed", "token_embed"]
     assert isinstance(told["notes"], list)
     assert (told["decision"]["runner"], told["decision"]["pooling"]) == ("native family bert", "CLS (its family)")

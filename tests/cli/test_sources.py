@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from poolhouse import kernels
 from poolhouse.cli.sources import _of_kubernetes, gather
 from poolhouse.errors import ConfigError
 from poolhouse.settings import ServerSettings, Settings, known_options
@@ -145,7 +146,8 @@ def test_a_misspelt_variable_is_refused(tmp_path: Path) -> None:
         gathered(tmp_path, environment={"POOLHOUSE_MAX_MODEL_LENG": "5"})
     with pytest.raises(ConfigError, match="POOLHOUSE_API_KY is no option"):
         gathered(tmp_path, environment={"POOLHOUSE_API_KY": "secret"})
-    assert gathered(tmp_path, environment={"POOLHOUSE_OF_OUR_OWN": "x"}) == gathered(tmp_path)
+    for name in ("POOLHOUSE_OF_OUR_OWN", kernels.VARIABLE):
+        assert gathered(tmp_path, environment={name: "0"}) == gathered(tmp_path)
 
 
 @pytest.mark.parametrize(

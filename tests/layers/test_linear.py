@@ -79,10 +79,10 @@ def test_products_come_in_few_sizes(few: bool, monkeypatch: pytest.MonkeyPatch) 
     linear, *_ = made(torch.float32, bias=True, prepacked=True)
     assert (linear.transposed is not None) == few
     sizes = {count: linear.padded_rows(count) for count in range(25, 2049)}
-    assert len(set(sizes.values())) <= 30
+    assert len(set(sizes.values())) <= 40
     for count, rows in sizes.items():
-        # A quarter more at most, but for the least step.
-        assert count <= rows <= max(count * 5 / 4, count + 15)
+        # An eighth more at most, but for the least step.
+        assert count <= rows <= max(count * 9 / 8, count + 15)
         assert linear.padded_rows(rows) == rows
     assert [linear.padded_rows(count) for count in (2049, 2052, 4097, 5040)] == [2176, 2176, 4224, 5120]
 

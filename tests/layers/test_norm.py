@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
+from poolhouse.kernels.build import LEVELS
 from poolhouse.layers.norm import LayerNorm, NormKind, RMSNorm
 
 THEIRS = {"rms": LlamaRMSNorm, "rms_float": Olmo2RMSNorm, "rms_plus_1": GemmaRMSNorm}
@@ -25,19 +28,54 @@ def theirs(kind: str, dtype: torch.dtype) -> nn.Module:
     return module.to(dtype)
 
 
+levels = pytest.mark.parametrize("level", ["0", *(one.name for one in LEVELS)])
+AtLevel = Callable[[str], None]
+
+
+@levels
 @pytest.mark.parametrize("kind", THEIRS)
-def test_rms_norms_equal_transformers_in_float32(kind: NormKind) -> None:
+def test_rms_norms_equal_transformers_in_float32(kind: NormKind, level: str, at_level: AtLevel) -> None:
+    at_level(level)
     module = theirs(kind, torch.float32)
     x = rows(torch.float32)
-    assert torch.allclose(RMSNorm(module.weight, 1e-5, kind)(x), module(x), atol=1e-5)
+    with torch.inference_mode():
+        assert torch.allclose(RMSNorm(module.weight, 1e-5, kind)(x), module(x), atol=1e-5)
 
 
+@levels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", THEIRS)
-def test_rms_norms_equal_transformers_bit_for_bit_in_half_types(kind: NormKind, dtype: torch.dtype) -> None:
+def test_rms_norms_equal_transformers_bit_for_bit_in_half_types(
+    kind: NormKind, dtype: torch.dtype, level: str, at_level: AtLevel
+) -> None:
+    at_level(level)
     module = theirs(kind, dtype)
-    x = rows(dtype)
-    assert torch.equal(RMSNorm(module.weight, 1e-5, kind)(x), module(x))
+    # So many that sums in another order would change some of them.
+    x = torch.cat([scale * rows(dtype) for scale in torch.linspace(0.1, 9, 200).to(dtype)])
+    with torch.inference_mode():
+        assert torch.equal(RMSNorm(module.weight, 1e-5, kind)(x), module(x))
+        # Heads, as views of a wider row.
+        heads = x.view(-1, 4, 96)[:, 1:3]
+        assert torch.equal(RMSNorm(module.weight, 1e-5, kind)(heads), module(heads))
+
+
+@levels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_are_normed_where_they_lie(dtype: torch.dtype, level: str, at_level: AtLevel) -> None:
+    at_level(level)
+    norm = RMSNorm(torch.linspace(0.5, 2, 32).to(dtype), 1e-5, "rms")
+    product = torch.randn(70, 8 * 32, generator=torch.Generator().manual_seed(5)).to(dtype)
+    product[4, 7], product[9, 40] = torch.nan, torch.inf
+    before = product.clone()
+    heads = product.split([3 * 32, 5 * 32], -1)[1].view(70, 5, 32)
+    with torch.inference_mode():
+        got = norm(heads)
+        alone = torch.stack([torch.stack([norm(row[None])[0] for row in rows]) for rows in heads.contiguous()])
+        turned = norm(heads.transpose(0, 1)).transpose(0, 1)
+    assert got.is_contiguous()
+    assert torch.equal(got.nan_to_num(7), alone.nan_to_num(7))
+    assert torch.equal(turned.nan_to_num(7), alone.nan_to_num(7))
+    assert torch.equal(product.nan_to_num(7), before.nan_to_num(7))
 
 
 def test_the_order_of_casts_changes_bfloat16_numbers() -> None:

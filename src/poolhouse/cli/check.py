@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from poolhouse import kernels
 from poolhouse.cli.options import Model, with_options
 from poolhouse.data import passages, queries
 from poolhouse.engine.request import Request
@@ -159,6 +160,7 @@ def _facts(llm: LLM) -> dict[str, Any]:
         "parameters": facts.sizes.parameters,
         "dtype": str(facts.dtype).removeprefix("torch."),
         "device": str(facts.device),
+        "compiled_kernels": kernels.level() or "none",
         "max_tokens": facts.max_tokens,
     }
     if "embed" in llm.engine.facts.tasks:

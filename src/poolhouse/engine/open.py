@@ -14,6 +14,7 @@ from typing import Literal, ParamSpec, TypeVar
 
 import torch
 
+from poolhouse import kernels
 from poolhouse.engine.engine import Engine
 from poolhouse.engine.media import MediaOptions
 from poolhouse.engine.options import EngineOptions
@@ -63,6 +64,8 @@ def open_engine(settings: Settings) -> Engine:
     name, folder = _named_folder(settings)
     pooler = PoolerConfig.parse(settings.pooler_config)
     calibration = None if settings.int8_calibration is None else Calibration.load(settings.int8_calibration)
+    # Says which ones there are, or that the environment asks for something else.
+    kernels.level()
     model = _in_its_own_thread(load, folder, _load_options(settings, name, pooler))
     model = _with_first_task(pooler.task, model)
     tokenizer_folder, tokenizer = _tokenizer(settings, model)

@@ -395,9 +395,26 @@ class Work {
     }
 };
 
+// Multiplications that are worth waking another thread for.
+constexpr int64_t WORTH_A_THREAD = 1 << 19;
+
+// How many threads a call is worth, of those that there are.
+int64_t worth(const Call& call, int64_t threads) {
+    if (threads < 2) return 1;
+    int64_t pairs = 0;
+    for (int64_t number = 0; number < call.count; ++number) {
+        const Segment& segment = call.segments[number];
+        const int64_t keys = segment.prefix_length + segment.keys, seen = 2 * call.window + 1;
+        pairs += segment.length * (call.window >= 0 && seen < keys ? seen : keys);
+    }
+    const int64_t most = 2 * pairs * call.heads * call.head_dim / WORTH_A_THREAD;
+    return most < 1 ? 1 : most < threads ? most : threads;
+}
+
 template <class Number, class Kind>
 void attend(const Call& call, int64_t threads) {
     const int64_t rows = Work<Number, Kind>::most_rows(call);
+    threads = worth(call, threads);
     if (threads < 2) {
         Work<Number, Kind> work(call);
         for (int64_t number = 0; number < call.count; ++number) {

@@ -42,10 +42,10 @@ LEVELS = (
     Level("avx512", _AVX512_NEEDS, ("-mavx2", "-mfma", *(f"-m{name}" for name in _AVX512))),
     Level("avx2", frozenset({"avx2", "fma"}), ("-mavx2", "-mfma")),
 )
-# Numbers that are not finite keep their meaning: nothing of -ffast-math.
+# Numbers that are not finite keep their meaning, and every operation is rounded as it is written: nothing of -ffast-math.
 _FLAGS = (
-    *("-std=c++17", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    *("-std=c++17", "-O3", "-shared", "-fPIC", "-pthread", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
 )
 
 

@@ -23,10 +23,23 @@ inline V zero() { return _mm512_setzero_ps(); }
 inline V add(V a, V b) { return _mm512_add_ps(a, b); }
 inline V subtract(V a, V b) { return _mm512_sub_ps(a, b); }
 inline V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+inline V divide(V a, V b) { return _mm512_div_ps(a, b); }
+// The second where it is NaN.
+inline V smaller(V a, V b) { return _mm512_min_ps(a, b); }
+// Infinity where a is larger than b, else x.
+inline V infinite_where(V a, V b, V x) {
+    return _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), _mm512_set1_ps(__builtin_inff()));
+}
+inline V negative(V x) { return _mm512_xor_ps(x, _mm512_set1_ps(-0.0f)); }
+inline V magnitude(V x) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), x); }
+inline V with_sign_of(V x, V sign) { return _mm512_or_ps(x, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign)); }
 inline V multiply_add(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 inline V multiply_subtract(V a, V b, V c) { return _mm512_fmsub_ps(a, b, c); }
 // b where one is NaN.
 inline V larger(V a, V b) { return _mm512_max_ps(a, b); }
+inline V larger_or_nan(V a, V b) {
+    return _mm512_mask_mov_ps(_mm512_max_ps(a, b), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a);
+}
 inline float largest(V x) { return _mm512_reduce_max_ps(x); }
 inline float sum(V x) { return _mm512_reduce_add_ps(x); }
 // The nearest whole number.
@@ -65,9 +78,20 @@ inline V zero() { return _mm256_setzero_ps(); }
 inline V add(V a, V b) { return _mm256_add_ps(a, b); }
 inline V subtract(V a, V b) { return _mm256_sub_ps(a, b); }
 inline V mul(V a, V b) { return _mm256_mul_ps(a, b); }
+inline V divide(V a, V b) { return _mm256_div_ps(a, b); }
+inline V smaller(V a, V b) { return _mm256_min_ps(a, b); }
+inline V infinite_where(V a, V b, V x) {
+    return _mm256_blendv_ps(x, _mm256_set1_ps(__builtin_inff()), _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+}
+inline V negative(V x) { return _mm256_xor_ps(x, _mm256_set1_ps(-0.0f)); }
+inline V magnitude(V x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+inline V with_sign_of(V x, V sign) { return _mm256_or_ps(x, _mm256_and_ps(_mm256_set1_ps(-0.0f), sign)); }
 inline V multiply_add(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 inline V multiply_subtract(V a, V b, V c) { return _mm256_fmsub_ps(a, b, c); }
 inline V larger(V a, V b) { return _mm256_max_ps(a, b); }
+inline V larger_or_nan(V a, V b) {
+    return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+}
 inline float largest(V x) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
@@ -99,10 +123,9 @@ inline void store(uint16_t* to, V x) {
 
 #endif
 
-// 2^x. Relative error 1.2e-7 with DEGREE 5, 3e-6 with 4; 0 below 2^-126, NaN stays NaN; x is at most 126.
+// 2^part, at most half from 0. Relative error 1.2e-7 with DEGREE 5, 3e-6 with 4.
 template <int DEGREE>
-inline V power_of_2(V x) {
-    const V whole = rounded(x), part = subtract(x, whole);
+inline V power_of_part(V part) {
     V value;
     if constexpr (DEGREE == 5) {
         value = multiply_add(all(0.001327647129073739f), part, all(0.009675541892647743f));
@@ -116,7 +139,30 @@ inline V power_of_2(V x) {
         value = multiply_add(value, part, all(0.6931217908859253f));
         value = multiply_add(value, part, all(1.0f));
     }
-    return scaled(value, whole, x);
+    return value;
+}
+
+// 2^x; 0 below 2^-126, NaN stays NaN; x is at most 126.
+template <int DEGREE>
+inline V power_of_2(V x) {
+    const V whole = rounded(x);
+    return scaled(power_of_part<DEGREE>(subtract(x, whole)), whole, x);
+}
+
+// e^x. Relative error 2e-7; 0 below 2^-126, infinite from e^87 on, NaN stays NaN.
+inline V exponential(V given) {
+    // Of a number and NaN the second operand stays.
+    const V x = larger(all(-88.0f), smaller(all(87.0f), given));
+    const V whole = rounded(mul(x, all(1.44269504f)));
+    // log2(e) in two parts, so that the difference is exact for large x too.
+    const V part = multiply_add(x, all(1.925963033500e-8f), multiply_subtract(x, all(1.44269502162933f), whole));
+    return infinite_where(given, all(87.0f), scaled(power_of_part<5>(part), whole, whole));
+}
+
+inline V rounded_to_bfloat16(V x) {
+    uint16_t narrow[WIDTH];
+    store(narrow, x);
+    return load(narrow);
 }
 
 // Bytes that will be read soon.

@@ -1,11 +1,13 @@
-// Parallel: one function on several threads, those of the OpenMP library that torch has loaded, so that there is no second
-// pool of threads beside torch's. Without that library everything runs in the caller's thread.
+// Parallel: one function on several threads. `each` takes those of the OpenMP library that torch has loaded, so that there
+// is no second pool of threads beside torch's; without that library everything runs in the caller's thread.
+// `each_of_its_own` starts threads and ends them, for long work of threads that should have no pool of OpenMP's.
 
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <dlfcn.h>
+#include <pthread.h>
 
 #define KERNEL extern "C" __attribute__((visibility("default")))
 
@@ -41,6 +43,24 @@ void each(int64_t count, int64_t threads, Work work) {
     }
     Turns<Work> turns{work, count};
     entry()(Turns<Work>::run, &turns, static_cast<unsigned>(threads), 0);
+}
+
+template <class Work>
+void each_of_its_own(int64_t count, int64_t threads, Work work) {
+    constexpr int64_t MOST = 64;
+    threads = threads < count ? threads : count;
+    Turns<Work> turns{work, count};
+    pthread_t started[MOST];
+    int64_t running = 0;
+    const auto run = [](void* self) -> void* {
+        Turns<Work>::run(self);
+        return nullptr;
+    };
+    // Whoever cannot be started leaves its turns to the others.
+    while (running + 1 < threads && running < MOST && pthread_create(&started[running], nullptr, run, &turns) == 0)
+        ++running;
+    Turns<Work>::run(&turns);
+    while (running > 0) pthread_join(started[--running], nullptr);
 }
 
 }  // namespace parallel

@@ -13,7 +13,7 @@ For a short query that takes up to twice as long as the product itself. `Linear.
                                             are applied while the result is written
 
 Why pad: oneDNN compiles and keeps a kernel for every number of rows and every shape of a matrix (0.5 ms, 0.4 MiB), and
-packs have any number of rows. So only _SIZES numbers between two powers of two are used, at most a quarter (or 15 rows)
+packs have any number of rows. So only _SIZES numbers between two powers of two are used, at most an eighth (or 15 rows)
 more than needed; beyond _MANY_ROWS, where pages of pictures are, multiples of _LARGEST_STEP. A model that pads its hidden states once, to `padded_rows`, spares every layer a copy.
 """
 
@@ -45,7 +45,7 @@ if torch.backends.cpu.get_cpu_capability() == "AVX512":
 _FEW_ROWS = 24
 _SMALL = 3 * 2**20
 # Numbers of rows between two powers of two, and the least distance between two of them.
-_SIZES = 4
+_SIZES = 8
 _MIN_STEP = 16
 _MANY_ROWS, _LARGEST_STEP = 2048, 128
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poolhouse import kernels
+
 # The order of casts in RMSNorm, named after who uses it. In bfloat16 a quarter of the results differ.
 #   rms        Llama: scale, cast back to the input's type, then multiply by the weight.
 #   rms_float  multiply by the weight in float32, then cast back.
 #   rms_plus_1 Gemma: the stored weight is an offset from 1; multiplied in float32, then cast back.
 NormKind = Literal["layer", "rms", "rms_float", "rms_plus_1"]
+
+
+_ARGUMENTS = (
+    kernels.ADDRESS,
+    *[kernels.COUNT] * 5,
+    *[kernels.ADDRESS] * 2,
+    kernels.REAL,
+    kernels.COUNT,
+    kernels.ADDRESS,
+    *[kernels.COUNT] * 2,
+)
+_SQUARES_ARGUMENTS = (kernels.ADDRESS, *[kernels.COUNT] * 5, kernels.ADDRESS, kernels.COUNT)
 
 
 class Norm(Protocol):
@@ -40,8 +55,11 @@ class RMSNorm:
         self.weight = weight.float() + 1 if kind == "rms_plus_1" else weight
         self.eps = eps
         self.kind = kind
+        self._wide = self.weight.float().contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
+        if (found := self._kernels(x)) is not None:
+            return self._compiled(x, *found)
         if x.dtype == torch.float32:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         wide = x.float()
@@ -49,3 +67,26 @@ class RMSNorm:
         if self.kind == "rms":
             return self.weight * scaled.to(x.dtype)
         return (scaled * self.weight.float()).to(x.dtype)
+
+    def _kernels(self, x: Tensor) -> tuple[Callable[..., None], Callable[..., None]] | None:
+        """What norms x in one pass, and what squares it, where they can."""
+        possible = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.ndim in (2, 3)
+        if not possible or x.shape[-1] % 16 or x.stride(-1) != 1 or torch.is_grad_enabled():
+            return None
+        norm = kernels.function("poolhouse_rms_norm", *_ARGUMENTS)
+        squares = kernels.function("poolhouse_squares", *_SQUARES_ARGUMENTS)
+        return None if norm is None or squares is None else (norm, squares)
+
+    def _compiled(self, x: Tensor, norm: Callable[..., None], squares: Callable[..., None]) -> Tensor:
+        heads, head_step = (1, 0) if x.ndim == 2 else (x.shape[1], x.stride(1))
+        given = (x.data_ptr(), x.shape[0], heads, x.stride(0), head_step, x.shape[-1])
+        out, threads, factors = x.new_empty(x.shape), torch.get_num_threads(), None
+        half = x.dtype == torch.bfloat16
+        if half:
+            # torch sums: in another order, five of a million numbers would differ by a rounding.
+            squared = torch.empty(x.shape, dtype=torch.float32)
+            squares(*given, squared.data_ptr(), threads)
+            factors = torch.rsqrt(squared.mean(-1) + self.eps)
+        address = 0 if factors is None else factors.data_ptr()
+        norm(*given, self._wide.data_ptr(), address, self.eps, self.kind == "rms", out.data_ptr(), half, threads)
+        return out

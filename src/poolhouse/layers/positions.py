@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from poolhouse import kernels
 from poolhouse.packing.pack import Segments
 
 
@@ -86,12 +88,40 @@ def axial_table(rope: RopeSpec, places: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the leading features of each head, in the type of cos and sin; x: [total, heads, head_dim]."""
+    """Rotate the leading features of each head, in the type of cos and sin; x: [total, heads, head_dim].
+
+    x is overwritten where a compiled kernel does this in one pass. The answer is the same to the last bit.
+    """
     dim = cos.shape[-1]
+    if (kernel := _kernel(x, cos, sin)) is not None:
+        kernel(
+            x.data_ptr(),
+            *x.shape[:2],
+            *x.stride()[:2],
+            cos.data_ptr(),
+            sin.data_ptr(),
+            dim,
+            x.dtype == torch.bfloat16,
+            cos.dtype == torch.bfloat16,
+            torch.get_num_threads(),
+        )
+        return x
     rotated = x if x.shape[-1] == dim else x[..., :dim]
     first, second = rotated.chunk(2, -1)
     rotated = (rotated * cos + torch.cat((-second, first), -1) * sin).to(x.dtype)
     return rotated if x.shape[-1] == dim else torch.cat((rotated, x[..., dim:]), -1)
+
+
+_ARGUMENTS = (kernels.ADDRESS, *[kernels.COUNT] * 4, *[kernels.ADDRESS] * 2, *[kernels.COUNT] * 4)
+_TYPES = frozenset({(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)})
+
+
+def _kernel(x: Tensor, cos: Tensor, sin: Tensor) -> Callable[..., None] | None:
+    """What rotates x in place, where it can."""
+    plain = x.device.type == "cpu" and x.stride(2) == 1 and cos.is_contiguous() and sin.is_contiguous()
+    if not plain or len(cos) != len(x) or (x.dtype, cos.dtype) not in _TYPES or torch.is_grad_enabled():
+        return None
+    return kernels.function("poolhouse_rotate", *_ARGUMENTS)
 
 
 def relative_bias(table: Tensor, length: int, max_distance: int = 128) -> Tensor:

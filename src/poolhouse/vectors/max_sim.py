@@ -8,13 +8,14 @@ at a time, which stays in the processor's cache: beside its inputs and a number 
     blocks of rows           | d0 and d1  | d2, a part | d2, the rest  | d3  |
 
 A block holds whole documents, or a part of one that is longer than a block. The maxima of a part are carried on to the
-next part.
+next part. Floats are compared by a compiled kernel where there is one (`poolhouse.kernels`), which stores no products.
 
 Source: Khattab and Zaharia 2020, "ColBERT".
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from poolhouse import kernels
 from poolhouse.vectors.precision import Calibration, Codes, Floats, Precision, dequantize
 
 if TYPE_CHECKING:
@@ -45,6 +47,10 @@ def max_sim(query: Floats, documents: Sequence[Floats]) -> Floats:
     query: [rows, width]. documents: [rows, width] each.
     """
     lengths = [len(document) for document in documents]
+    query = np.asarray(query, dtype=np.float32)
+    if _kernel() is not None and all(_lies_plain(document, query.shape[-1]) for document in documents):
+        addresses = [document.__array_interface__["data"][0] for document in documents]
+        return _compiled(query, np.array(addresses, np.int64), np.array(lengths, np.int64))
     kept = [document for document in documents if len(document)]
     width = query.shape[-1]
     gathered = np.empty((_max_rows(1, width, MAX_PRODUCTS), width), np.float32)
@@ -71,6 +77,10 @@ def max_sim_packed(
     query: [rows, width] floats. documents: [all rows, width] in that precision, end to end ([all rows, width / 8] of
     bits); they are turned back into floats a block at a time. offsets: [documents + 1], where each begins, and the end.
     """
+    query = np.asarray(query, dtype=np.float32)
+    if _kernel() is not None and _lies_plain(documents, query.shape[-1]):
+        starts = documents.ctypes.data + np.asarray(offsets[:-1], np.int64) * documents.strides[0]
+        return _compiled(query, starts, np.asarray(offsets[1:] - offsets[:-1], np.int64))
 
     def rows(block: _RowBlock) -> Floats:
         codes = documents[block.start : block.start + block.rows]
@@ -166,6 +176,53 @@ def _row_blocks(offsets: RowOffsets, max_rows: int) -> Iterator[_RowBlock]:
         first += 1
 
 
+_ARGUMENTS = (
+    kernels.ADDRESS,
+    *[kernels.COUNT] * 2,
+    *[kernels.ADDRESS] * 2,
+    kernels.COUNT,
+    kernels.ADDRESS,
+    kernels.COUNT,
+)
+
+
+def _kernel() -> Callable[..., None] | None:
+    return kernels.function("poolhouse_max_sim", *_ARGUMENTS)
+
+
+def _lies_plain(documents: Codes, width: int) -> bool:
+    """Whether the kernel can read rows of that width where they lie."""
+    return (
+        documents.dtype == np.float32
+        and documents.ndim == 2
+        and documents.shape[1] == width > 0
+        and documents.flags.c_contiguous
+    )
+
+
+def _compiled(query: Floats, addresses: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Floats:
+    """The score of each document, [documents]; of each its address and how many rows of floats lie there."""
+    kernel = _kernel()
+    assert kernel is not None
+    query = np.ascontiguousarray(query)
+    scores = np.zeros(len(lengths), np.float32)
+    part_scores = np.empty_like(scores)
+    lengths = np.ascontiguousarray(lengths)
+    for first in range(0, len(query), MAX_QUERY_ROWS):
+        part = query[first : first + MAX_QUERY_ROWS]
+        addressed = (part.ctypes.data, *part.shape, addresses.ctypes.data, lengths.ctypes.data)
+        kernel(*addressed, len(lengths), part_scores.ctypes.data, _cores())
+        scores += part_scores
+    return scores
+
+
+def _cores() -> int:
+    """How many cores this process may use; OMP_NUM_THREADS limits them, as it does for numpy and torch."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(limit)) if limit.isdecimal() and int(limit) > 0 else cores
+
+
 def _max_rows(query_rows: int, width: int, max_products: int) -> int:
     """How many rows of documents are compared with a query at once."""
     return max(1, min(max_products // query_rows, _NUMBERS_PER_PRODUCT * max_products // max(width, 1)))
@@ -181,7 +238,6 @@ def _scores(
     query: Floats, offsets: RowOffsets, rows: Callable[[_RowBlock], Floats], max_rows: int | None = None
 ) -> Floats:
     """Scores from what `rows` gives of each block of the documents that are not empty. max_rows: of a block."""
-    query = np.asarray(query, dtype=np.float32)
     scores = np.zeros(len(offsets) - 1, np.float32)
     filled, starts = _filled(offsets)
     for part in range(0, len(query), MAX_QUERY_ROWS):

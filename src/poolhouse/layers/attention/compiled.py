@@ -63,7 +63,8 @@ def attend(
         query.dtype == torch.bfloat16,
         torch.get_num_threads(),
     )
-    out[segments.total :] = 0
+    if rows > segments.total:
+        out[segments.total :] = 0
     return out
 
 
