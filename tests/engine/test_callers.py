@@ -265,13 +265,14 @@ def test_closing_waits_for_a_turn(engine: Engine) -> None:
     own, backbone = noted(engine)
     backbone.go_on.clear()
     answers: list[Answer] = []
-    in_thread(lambda: answers.append(asked(own, 3, 4, 5)))
+    asking = in_thread(lambda: answers.append(asked(own, 3, 4, 5)))
     assert backbone.entered.wait(60)
     closing = in_thread(own.close)
     closing.join(0.3)
     assert closing.is_alive()
     backbone.go_on.set()
     closing.join(60)
+    asking.join(60)
     assert len(answers) == 1
     with pytest.raises(EngineClosed):
         asked(own, 3, 4, 5)
