@@ -33,9 +33,9 @@ def windows(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, object
     seen: list[tuple[int, object]] = []
     submit = llm.engine.submit
 
-    def watched(requests: Sequence[Request], caller: Caller) -> list[Future[Answer]]:
+    def watched(requests: Sequence[Request], waits: bool, caller: Caller) -> list[Future[Answer]]:
         seen.append((len(requests), caller))
-        return submit(requests, caller)
+        return submit(requests, waits, caller)
 
     monkeypatch.setattr(calls, "window_of", lambda _: 4)
     monkeypatch.setattr(llm.engine, "submit", watched)
@@ -59,7 +59,7 @@ def test_no_more_than_two_windows_are_there_at_once(llm: LLM, monkeypatch: pytes
     submitted: list[weakref.ref[Future[Answer]]] = []
     alive: list[int] = []
 
-    def answer_at_once(requests: Sequence[Request], caller: Caller) -> list[Future[Answer]]:
+    def answer_at_once(requests: Sequence[Request], waits: bool, caller: Caller) -> list[Future[Answer]]:
         submitted.extend(weakref.ref(request.future) for request in requests)
         alive.append(sum(future() is not None for future in submitted))
         for request in requests:
