@@ -11,11 +11,18 @@ from pathlib import Path
 # No network at run time; libraries read this when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Several processes share the cores here: a thread that spins at a barrier takes the time of the one that it waits for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import hypothesis
 import pytest
 import torch
 
 from tests.models.parity import Parity, Record
+
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("poolhouse", deadline=None)
+hypothesis.settings.load_profile("poolhouse")
 
 _TABLE = Path(__file__).parent.parent / "docs" / "models.md"
 _MARKS = re.compile(r"(<!-- parity:begin -->\n).*(<!-- parity:end -->)", re.DOTALL)
