@@ -135,6 +135,22 @@ def test_what_cannot_be_measured_is_one_clear_line(
     assert not Path("out.json").exists()
 
 
+def test_the_comparison_has_sentence_transformers_of_our_own_environment(
+    said: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "_RUNS", 5)
+    done = said("bench", "--rounds", "1", "--texts", "8", "--json", tmp_path / "out.json")
+    assert done.status == 0, done.error
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert {row["command"] for row in rows} == {"throughput", "latency", "start"}
+    assert {row["dtype"] for row in rows} == {"float32"}
+    for row in (row for row in rows if "outside" not in row["work"]):
+        names = {side["name"].split()[0] for side in row["sides"]}
+        assert "Poolhouse" in names
+        assert "sentence-transformers" in names or row["work"].startswith("serve")
+    assert "ours is better by" in done.out.decode()
+
+
 def test_a_gpu_row_needs_one(said: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

@@ -214,19 +214,6 @@ def test_check_names_a_tensor_that_nobody_claims(tmp_path: Path) -> None:
     assert "encoder.layer.0.extra.weight" in done.stderr
 
 
-def test_bench_reports_both_sides(tmp_path: Path) -> None:
-    done = run("bench", "--rounds", "1", "--texts", "8", "--json", str(tmp_path / "report.json"))
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
-    assert {row["command"] for row in rows} == {"throughput", "latency", "start"}
-    assert {row["dtype"] for row in rows} == {"float32"}
-    for row in (row for row in rows if "outside" not in row["work"]):
-        names = {side["name"].split()[0] for side in row["sides"]}
-        assert "Poolhouse" in names
-        assert "sentence-transformers" in names or row["work"].startswith("serve")
-    assert "ours is better by" in done.stdout
-
-
 def test_help_needs_no_heavy_library() -> None:
     code = (
         "import sys; from poolhouse.cli.commands import commands\n"
