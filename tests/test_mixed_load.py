@@ -72,7 +72,7 @@ def test_large_answers_are_pooled_in_slices_that_equal_the_whole(
     rows: list[int] = []
     pool = runner.Runner._pool
     monkeypatch.setattr(
-        runner.Runner, "_pool", lambda self, *asked: rows.append(len(asked[-1].values)) or pool(self, *asked)
+        runner.Runner, "_pool", lambda self, *asked: rows.append(len(asked[0].requests)) or pool(self, *asked)
     )
     monkeypatch.setattr(runner, "_MAX_NUMBERS", 15)
     sliced = [future.result(60).array for future in llm.engine.submit([Request(**one) for one in requests])]

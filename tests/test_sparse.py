@@ -164,7 +164,7 @@ def test_a_corpus_is_read_a_window_at_a_time(splade: LLM, monkeypatch: pytest.Mo
     sizes: list[int] = []
     submit = splade.engine.submit
     monkeypatch.setattr(
-        splade.engine, "submit", lambda requests, caller: (sizes.append(len(requests)), submit(requests, caller))[1]
+        splade.engine, "submit", lambda requests, *how: (sizes.append(len(requests)), submit(requests, *how))[1]
     )
     got = splade.embed_sparse([*TEXTS, TEXTS[0]])
     assert [size for size in sizes if size] == [2, 2, 2, 1]
@@ -177,7 +177,7 @@ def test_two_windows_are_in_memory_at_once(splade: LLM, monkeypatch: pytest.Monk
     submitted: list[weakref.ref[Future[Answer]]] = []
     alive: list[int] = []
 
-    def answer_at_once(requests: list[Request], caller: object) -> list[Future[Answer]]:
+    def answer_at_once(requests: list[Request], *_: object) -> list[Future[Answer]]:
         submitted.extend(weakref.ref(request.future) for request in requests)
         alive.append(sum(future() is not None for future in submitted))
         for request in requests:

@@ -62,8 +62,11 @@ def main() -> None:
 def _version(module: str) -> str | None:
     """The version of a library that can be imported, as far as that is known without importing all of it."""
     try:
+        if module == "colpali_engine":
+            # `picture_peers.py` completes a torchvision that does not fit before it imports this.
+            return importlib.metadata.version("colpali-engine")
         importlib.import_module(module)
-        if module in ("sentence_transformers", "pylate", "colpali_engine"):
+        if module in ("sentence_transformers", "pylate"):
             importlib.import_module("transformers").PreTrainedModel  # noqa: B018 - fails where parts do not fit together
         return importlib.metadata.version(module.replace("_", "-"))
     except Exception:  # noqa: BLE001 - a library that does not work is not there

@@ -83,6 +83,8 @@ class Transformer:
         mixed = None if self.shares is None else x * self.shares[0]
         # The last layer need not go on with rows that nobody reads.
         read = batch.read if mixed is None and shown is None else None
+        if read is not None and (filler_rows := self._rows(len(read.rows)) - len(read.rows)):
+            read = Read(F.pad(read.rows, (0, filler_rows)), read.segments)
         for number, layer in enumerate(self.layers, 1):
             x = layer(x, batch.segments, ropes, bias, read if number == len(self.layers) else None)
             if batch.pictures is not None and shown is not None and number <= len(shown.deep):
@@ -92,7 +94,9 @@ class Transformer:
         if batch.read is not None and read is None:
             x = x[batch.read.rows]
             mixed = None if mixed is None else mixed[batch.read.rows]
-        elif missing and read is None:
+        elif batch.read is not None:
+            x = x[: len(batch.read.rows)]
+        elif missing:
             x = x[:total]
             mixed = None if mixed is None else mixed[:total]
         return self._answer(x, mixed)
