@@ -11,7 +11,6 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
