@@ -409,11 +409,14 @@ def _optimized(file: Path, spec: dict[str, Any]) -> Path:
 
 
 def _quantized(file: Path) -> Path:
+    from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     target = file.with_name("int8.onnx")
     if not target.is_file():
-        quantize_dynamic(str(file), str(target), per_channel=True, weight_type=QuantType.QInt8)
+        # The types of what lies between operators are not written in an export; all of it is float32.
+        options = {"DefaultTensorType": TensorProto.FLOAT}
+        quantize_dynamic(str(file), str(target), per_channel=True, weight_type=QuantType.QInt8, extra_options=options)
     return target
 
 
