@@ -2,9 +2,9 @@
 
     *.cpp --build.py--> one library per level of instructions --chosen by this CPU's flags--> `function(name, ...)`
 
-A kernel is a function of the C ABI: addresses and sizes in, nothing kept but sleeping threads. It is called without the interpreter's lock, from
-any thread. Who calls one has another way where `function` answers None: another CPU, no compiler, sources that are newer
-than the library, or POOLHOUSE_KERNELS=0.
+A kernel is a function of the C ABI: addresses and sizes in, nothing kept but sleeping threads. It is called without the
+interpreter's lock, from any thread. Who calls one has another way where `function` answers None: another CPU, no compiler,
+sources that are newer than the library, or POOLHOUSE_KERNELS=0.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 # Types of arguments: an address, a number of things, a real number.
 ADDRESS, COUNT, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+# The numbers of the activations that kernels know, as activations.h has them.
+ACTIVATIONS = {name: number for number, name in enumerate(("none", "relu", "gelu", "gelu_tanh", "silu"))}
 
 
 class _Helpers(threading.local):

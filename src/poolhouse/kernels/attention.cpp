@@ -17,6 +17,7 @@
 
 #include "lanes.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace {
 
@@ -143,23 +144,6 @@ inline __m256 units(const uint16_t* row, int64_t at, int64_t count) {
         return _mm256_insertf128_ps(_mm256_setzero_ps(), _mm_loadu_ps(from), 0);
     }
 }
-
-// The thread's own memory, kept from call to call.
-struct Scratch {
-    char* memory = nullptr;
-    size_t size = 0;
-
-    ~Scratch() { std::free(memory); }
-    char* of(size_t bytes) {
-        if (bytes > size) {
-            std::free(memory);
-            size = (bytes + 4095) / 4096 * 4096;
-            memory = static_cast<char*>(std::aligned_alloc(64, size));
-            if (memory == nullptr) std::abort();
-        }
-        return memory;
-    }
-};
 
 // One thread's way through pieces of work. Number: how the pack is stored. Kind: how it is multiplied.
 template <class Number, class Kind>

@@ -10,7 +10,7 @@
 //
 // Sums, norms and the residual stream are in float32. What enters a product is in the type of the weights.
 
-#include "lanes.h"
+#include "activations.h"
 #include "parallel.h"
 #include "team.h"
 
@@ -38,7 +38,7 @@ struct Block {
 
 struct Spec {
     int64_t hidden, heads, kv_heads, head_dim, rotated, inner;
-    int64_t activation;  // 0 none, 1 gelu, 2 gelu by tanh, 3 silu, 4 relu
+    int64_t activation;  // see activations.h
     int64_t gated, causal, root_mean_square, half;
     float eps, scale;
 };
@@ -48,47 +48,6 @@ struct Spec {
 using lanes::V;
 constexpr int64_t PANEL = 64, WIDTH = lanes::WIDTH;
 constexpr float LOG2_E = 1.4426950408889634f;
-
-inline V exponential(V x) {
-    const V power = _mm512_min_ps(lanes::mul(x, lanes::all(LOG2_E)), lanes::all(126.0f));
-    return lanes::power_of_2<5>(power);
-}
-
-inline V divided(V a, V b) { return _mm512_div_ps(a, b); }
-
-// x * Phi(x); Abramowitz and Stegun 7.1.26, absolute error of erf 1.5e-7.
-inline V gelu(V x) {
-    const V scaled = lanes::mul(x, lanes::all(0.70710678118654752f)), size = _mm512_abs_ps(scaled);
-    const V t = divided(lanes::all(1.0f), lanes::multiply_add(size, lanes::all(0.3275911f), lanes::all(1.0f)));
-    V tail = lanes::multiply_add(lanes::all(1.061405429f), t, lanes::all(-1.453152027f));
-    tail = lanes::multiply_add(tail, t, lanes::all(1.421413741f));
-    tail = lanes::multiply_add(tail, t, lanes::all(-0.284496736f));
-    tail = lanes::multiply_add(tail, t, lanes::all(0.254829592f));
-    tail = lanes::mul(lanes::mul(tail, t), exponential(lanes::subtract(lanes::zero(), lanes::mul(size, size))));
-    // tail = 1 - erf(|scaled|); half of it is what lies beyond x.
-    const V half = lanes::mul(tail, lanes::all(0.5f));
-    const V share = _mm512_mask_sub_ps(half, _mm512_cmp_ps_mask(x, lanes::zero(), _CMP_NLT_UQ), lanes::all(1.0f), half);
-    return lanes::mul(x, share);
-}
-
-// x / (1 + e^(-y))
-inline V gated_by(V x, V y) {
-    return divided(x, lanes::add(lanes::all(1.0f), exponential(lanes::subtract(lanes::zero(), y))));
-}
-
-inline V activated(V x, int64_t activation) {
-    switch (activation) {
-        case 1: return gelu(x);
-        case 2: {
-            const V cube = lanes::mul(lanes::mul(x, x), x);
-            const V inner = lanes::multiply_add(cube, lanes::all(0.044715f), x);
-            return gated_by(x, lanes::mul(inner, lanes::all(1.5957691216057308f)));
-        }
-        case 3: return gated_by(x, x);
-        case 4: return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, lanes::zero(), _CMP_NLE_UQ), x);
-        default: return x;
-    }
-}
 
 // Where a product is written: floats with what is added to them, or the operand of the next product.
 template <class Out>
@@ -152,7 +111,7 @@ void tile(const Operand* x, int64_t in, const Operand* panel, const float* bias,
     }
     for (int row = 0; row < ROWS; ++row)
         for (int v = 0; v < VECTORS; ++v) {
-            V sum = activated(sums[row][v], target.activation);
+            V sum = lanes::activated(sums[row][v], target.activation);
             const int64_t at = row * target.stride + v * WIDTH;
             if (target.added != nullptr) sum = lanes::add(sum, lanes::load(target.added + at));
             lanes::store(target.to + at, sum);
@@ -314,7 +273,8 @@ struct Attention {
         const V top = lanes::all(lanes::largest(most));
         V sum = lanes::zero();
         for (int64_t j = 0; j < size; j += WIDTH) {
-            const V weight = exponential(lanes::subtract(lanes::load(scores + j), top));
+            const V below = lanes::subtract(lanes::load(scores + j), top);
+            const V weight = lanes::power_of_2<5>(lanes::mul(below, lanes::all(LOG2_E)));
             sum = lanes::add(sum, weight);
             lanes::store(scores + j, weight);
         }
@@ -357,7 +317,7 @@ void run(const Spec& spec, const Block* blocks, int64_t count, float* x, int64_t
                 const float* gate = wide + row * inner;
                 for (int64_t i = 0; i < spec.inner; i += WIDTH)
                     lanes::store(hidden + row * spec.inner + i,
-                                 lanes::mul(activated(lanes::load(gate + i), spec.activation), lanes::load(gate + spec.inner + i)));
+                                 lanes::mul(lanes::activated(lanes::load(gate + i), spec.activation), lanes::load(gate + spec.inner + i)));
             }
         } else {
             multiply(leader, block->up, narrow, rows, Target<Operand>{hidden, inner, nullptr, spec.activation});

@@ -11,7 +11,9 @@
 #include <cstring>
 #include <immintrin.h>
 
+#include "activations.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace {
 
@@ -40,73 +42,9 @@ typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
 typedef Element Elements __attribute__((vector_size(LANES * sizeof(Element))));
 
-inline Floats all(float x) { return Floats{} + x; }
-
 inline Floats load(const float* from) {
     Floats x;
     memcpy(&x, from, sizeof x);
-    return x;
-}
-
-enum Activation : int64_t { NONE, RELU, GELU, GELU_TANH };
-
-// Added and taken off again, it leaves the nearest whole number; the lowest bits of the sum are that number.
-constexpr float ROUND = 12582912.0f;
-
-// e^x for x in [-87, 87]: 2^whole times the series of 2^part, part in [-1/2, 1/2]; 2e-7 of the result at most.
-inline Floats exponential(Floats x) {
-    const Floats scaled = x * 1.44269504f;
-    const Floats rounded = scaled + ROUND;
-    const Floats part = scaled - (rounded - ROUND);
-    Floats series = all(1.5252734e-5f);
-    series = series * part + 1.5403530e-4f;
-    series = series * part + 1.3333558e-3f;
-    series = series * part + 9.6181291e-3f;
-    series = series * part + 5.5504109e-2f;
-    series = series * part + 2.4022651e-1f;
-    series = series * part + 6.9314718e-1f;
-    series = series * part + 1.0f;
-    const Ints power = ((Ints)rounded - 0x4b400000 + 127) << 23;
-    return series * (Floats)power;
-}
-
-// 1 / x for x from 1 on, by a first guess and a step of Newton's: quicker than a division, 1e-7 of the result at most.
-inline Floats inverse(Floats x) {
-#if defined(__AVX512VNNI__)
-    const Floats guess = (Floats)_mm512_rcp14_ps((__m512)x);
-#else
-    const Floats guess = (Floats)_mm256_rcp_ps((__m256)x);
-#endif
-    return guess * (2.0f - x * guess);
-}
-
-// x times the share of a normal distribution below x; Abramowitz and Stegun 7.1.26, 1.5e-7 from the error function.
-inline Floats gelu(Floats x) {
-    const Floats distance = (Floats)((Ints)x & 0x7fffffff) * 0.70710678f;
-    const Floats t = inverse(distance * 0.3275911f + 1.0f);
-    Floats series = all(1.061405429f);
-    series = series * t - 1.453152027f;
-    series = series * t + 1.421413741f;
-    series = series * t - 0.284496736f;
-    series = series * t + 0.254829592f;
-    const Floats square = distance * distance;
-    const Floats tail = series * t * 0.5f * exponential(square < 87.0f ? -square : all(-87.0f));
-    return x * (x < 0.0f ? tail : 1.0f - tail);
-}
-
-// x (1 + tanh u) / 2 = x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
-inline Floats gelu_tanh(Floats x) {
-    const Floats twice = x * (x * x * 0.0713548163f + 1.5957691216f);
-    const Floats bounded = twice > 87.0f ? all(87.0f) : twice < -87.0f ? all(-87.0f) : twice;
-    return x / (1.0f + exponential(-bounded));
-}
-
-template <int64_t ACTIVATION>
-inline Floats activated(Floats x) {
-    // Written so that NaN stays NaN.
-    if constexpr (ACTIVATION == RELU) return x < 0.0f ? all(0.0f) : x;
-    if constexpr (ACTIVATION == GELU) return gelu(x);
-    if constexpr (ACTIVATION == GELU_TANH) return gelu_tanh(x);
     return x;
 }
 
@@ -130,22 +68,8 @@ struct Rows {
     }
 };
 
-// Memory of this thread for quantised rows, kept for the next call.
-struct Room {
-    Element* elements = nullptr;
-    int64_t size = 0;
-    ~Room() { free(elements); }
-    Element* of(int64_t wanted) {
-        if (wanted > size) {
-            free(elements);
-            size = (wanted + 63) / 64 * 64;
-            elements = static_cast<Element*>(aligned_alloc(64, size * sizeof(Element)));
-        }
-        return elements;
-    }
-};
-
-thread_local Room room;
+// Of quantised rows.
+thread_local Scratch scratch;
 
 // Whole numbers, halves to the even one, of the product as float32 holds it: no sum that a compiler could fuse with it.
 inline Ints nearest(Floats x) {
@@ -261,7 +185,7 @@ __attribute__((noinline)) void multiply(const Element* elements, int64_t width, 
 }
 
 // The answers of the sums of a few rows in one panel.
-template <int64_t ACTIVATION>
+template <lanes::Activation ACTIVATION>
 void finish(const int32_t* sums, const Steps& steps, int64_t row, const Rows& rows, const Weight& weight, int64_t panel) {
     for (int64_t v = 0; v < VECTORS; ++v) {
         const int64_t at = panel * PANEL + v * LANES, left = weight.out - at;
@@ -275,7 +199,7 @@ void finish(const int32_t* sums, const Steps& steps, int64_t row, const Rows& ro
             memcpy(&whole, sums + r * PANEL + v * LANES, sizeof whole);
             if constexpr (!FROM_ZERO) whole -= totals * steps.zero[row + r];
             const Floats value = __builtin_convertvector(whole, Floats) * column_steps;
-            Floats result = activated<ACTIVATION>(value * steps.size[row + r] + bias);
+            Floats result = (Floats)lanes::activated<ACTIVATION>((lanes::V)(value * steps.size[row + r] + bias));
             float* to = rows.y + r * rows.y_stride + at;
             if (left >= LANES) {
                 if (rows.residual != nullptr) result += load(rows.residual + r * rows.residual_stride + at);
@@ -290,7 +214,7 @@ void finish(const int32_t* sums, const Steps& steps, int64_t row, const Rows& ro
     }
 }
 
-template <int64_t ACTIVATION>
+template <lanes::Activation ACTIVATION>
 void tiles(const Element* elements, const Steps& steps, const Rows& rows, const Weight& weight, int64_t panel) {
     // Tiles of nearly equal height: 9 rows are 5 and 4.
     const int64_t count = (rows.count + TALL - 1) / TALL;
@@ -314,17 +238,12 @@ void tiles(const Element* elements, const Steps& steps, const Rows& rows, const 
 
 // The answers of up to BLOCK rows in some panels.
 void block(const Rows& rows, const Weight& weight, int64_t activation, int64_t first, int64_t last) {
-    Element* elements = room.of(rows.count * weight.width);
+    auto* elements = reinterpret_cast<Element*>(scratch.of(rows.count * weight.width * sizeof(Element)));
     Steps steps;
     for (int64_t r = 0; r < rows.count; ++r)
         quantise(rows.x + r * rows.x_stride, weight.in, weight.width, elements + r * weight.width, steps, r);
     for (int64_t panel = first; panel < last; ++panel) {
-        switch (activation) {
-            case RELU: tiles<RELU>(elements, steps, rows, weight, panel); break;
-            case GELU: tiles<GELU>(elements, steps, rows, weight, panel); break;
-            case GELU_TANH: tiles<GELU_TANH>(elements, steps, rows, weight, panel); break;
-            default: tiles<NONE>(elements, steps, rows, weight, panel); break;
-        }
+        lanes::with_activation(activation, [&](auto kind) { tiles<kind.value>(elements, steps, rows, weight, panel); });
     }
 }
 

@@ -45,6 +45,18 @@ void each(int64_t count, int64_t threads, Work work) {
     entry()(Turns<Work>::run, &turns, static_cast<unsigned>(threads), 0);
 }
 
+// work(first, last) for ranges that make up `count` rows, each once, on as many threads as all rows together are worth.
+template <class Work>
+void ranges(int64_t count, int64_t threads, int64_t worth, Work work) {
+    threads = threads < worth ? threads : worth;
+    // Four for each thread, so that one that begins late keeps no other waiting for long.
+    const int64_t part = threads < 2 ? count : (count + 4 * threads - 1) / (4 * threads);
+    each(count == 0 ? 0 : (count + part - 1) / part, threads, [=](int64_t turn) {
+        const int64_t first = turn * part;
+        work(first, first + part < count ? first + part : count);
+    });
+}
+
 template <class Work>
 void each_of_its_own(int64_t count, int64_t threads, Work work) {
     constexpr int64_t MOST = 64;

@@ -43,11 +43,7 @@ void norm_row(const Number* from, int64_t width, const float* weight, const floa
 template <class Number, class Work>
 void each_row(const Number* from, int64_t rows, int64_t heads, int64_t row_step, int64_t head_step, int64_t width,
               int64_t threads, Work work) {
-    const int64_t worth = rows * heads * width / WORTH_A_THREAD;
-    threads = threads < worth ? threads : worth;
-    const int64_t part = threads < 2 ? rows : (rows + 4 * threads - 1) / (4 * threads);
-    parallel::each(rows == 0 ? 0 : (rows + part - 1) / part, threads, [=](int64_t turn) {
-        const int64_t first = turn * part, last = first + part < rows ? first + part : rows;
+    parallel::ranges(rows, threads, rows * heads * width / WORTH_A_THREAD, [=](int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row)
             for (int64_t head = 0; head < heads; ++head)
                 work(from + row * row_step + head * head_step, row * heads + head);

@@ -31,11 +31,7 @@ void turn(Number* __restrict x, const Angle* __restrict cosines, const Angle* __
 template <class Number, class Angle, bool ROUNDED>
 void rotate(Number* x, int64_t rows, int64_t heads, int64_t row_step, int64_t head_step, const Angle* cosines,
             const Angle* sines, int64_t width, int64_t threads) {
-    const int64_t features = heads * width, worth = rows * features / WORTH_A_THREAD;
-    threads = threads < worth ? threads : worth;
-    const int64_t part = threads < 2 ? rows : (rows + 4 * threads - 1) / (4 * threads);
-    parallel::each(rows == 0 ? 0 : (rows + part - 1) / part, threads, [=](int64_t turn_number) {
-        const int64_t first = turn_number * part, last = first + part < rows ? first + part : rows;
+    parallel::ranges(rows, threads, rows * heads * width / WORTH_A_THREAD, [=](int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row)
             for (int64_t head = 0; head < heads; ++head)
                 turn<Number, Angle, ROUNDED>(x + row * row_step + head * head_step, cosines + row * width,

@@ -38,8 +38,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     **dict.fromkeys(("linear", "identity"), lambda x: x),
 }
 
-# Of those that the compiled kernel knows, its numbers.
-_COMPILED: dict[Callable[[Tensor], Tensor], int] = {F.silu: 0, _gelu_tanh: 1, F.gelu: 2}
 _ARGUMENTS = (kernels.ADDRESS, *[kernels.COUNT] * 2, kernels.ADDRESS, *[kernels.COUNT] * 3)
 
 
@@ -61,7 +59,6 @@ class FeedForward:
     def __init__(self, up: Product, down: Product, activation: str, gated: bool) -> None:
         self.up, self.down, self.gated = up, down, gated
         self.activation = ACTIVATIONS[activation]
-        self.compiled = _COMPILED.get(self.activation)
         # "other" is one that no kernel knows.
         self.name = _NAMES.get(self.activation, "other")
         self.fused = self.name if not gated and self.name in fusable else ""
@@ -81,11 +78,12 @@ class FeedForward:
         hidden = self.up(x, segments=segments)
         if not self.gated:
             return self.activation(hidden)
-        if self.compiled is not None and (kernel := _gated(hidden)) is not None:
+        number = kernels.ACTIVATIONS.get(self.name)
+        if number is not None and (kernel := _gated(hidden)) is not None:
             rows, width = len(hidden), hidden.shape[1] // 2
             out = hidden.new_empty(rows, width)
             half = hidden.dtype == torch.bfloat16
-            kernel(hidden.data_ptr(), rows, width, out.data_ptr(), self.compiled, half, torch.get_num_threads())
+            kernel(hidden.data_ptr(), rows, width, out.data_ptr(), number, half, torch.get_num_threads())
             return out
         gate, value = hidden.chunk(2, -1)
         return self.activation(gate).mul_(value)

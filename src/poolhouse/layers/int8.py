@@ -26,7 +26,6 @@ from poolhouse import kernels
 from poolhouse.layers.linear import applied, rounded_rows
 from poolhouse.packing.pack import Segments
 
-_ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 # The smallest number that a row's largest is taken for: a row of zeros has no step.
 _LEAST = 1e-30
 _LEVELS = 127  # of a weight
@@ -131,7 +130,15 @@ class _Compiled:
             residual = residual if residual.stride(-1) == 1 else residual.contiguous()
             added, stride = residual.data_ptr(), residual.stride(0)
         self.run(
-            *(x.data_ptr(), x.stride(0), rows, features, self.out_features, *self.addresses, _ACTIVATIONS[activation]),
+            *(
+                x.data_ptr(),
+                x.stride(0),
+                rows,
+                features,
+                self.out_features,
+                *self.addresses,
+                kernels.ACTIVATIONS[activation],
+            ),
             *(added, stride, y.data_ptr(), self.out_features, torch.get_num_threads()),
         )
         return y

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 # A pack of no more rows is run so. Beyond, oneDNN's products catch up; with AMX, which only it uses, they do so sooner. (What
 # AMX does was not measured: its products take a fifth of the time, and a call of an operator as long as everywhere.)
 _MOST_ROWS, _MOST_BESIDE_AMX = 64, 16
-# The kernel's numbers of the activations that it knows.
-_ACTIVATIONS = {"": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4}
 # As in team.h.
 _MOST_HELPERS = 3
 # Floats that one of its registers holds.
@@ -95,7 +93,7 @@ class FewRows:
             spec.head_dim,
             rotated,
             feed_forward.down.in_features,
-            _ACTIVATIONS[feed_forward.name],
+            kernels.ACTIVATIONS[feed_forward.name],
             spec.gated,
             spec.causal,
             spec.norm != "layer",
@@ -224,7 +222,7 @@ def _is_plain(layer: Block, spec: TransformerSpec) -> bool:
         len(_products(layer)) == 4
         and all(product.panels is not None for product in _products(layer))
         and isinstance(feed_forward, FeedForward)
-        and feed_forward.name in _ACTIVATIONS
+        and feed_forward.name in kernels.ACTIVATIONS
         and feed_forward.down.in_features % 64 == 0
         and layer.attn_out is None
         and layer.ffn_out is None
