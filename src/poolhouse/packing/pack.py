@@ -111,7 +111,7 @@ class Segments:
             for first, count in (prefix, (start, own))
         ]
         bounds = torch.tensor([0, *accumulate(counts)], dtype=torch.int32).to(self.device, non_blocking=True)
-        return _to(np.concatenate(rows), self.device), bounds, max(counts)
+        return on_device(np.concatenate(rows), self.device), bounds, max(counts)
 
     @cached_property
     def owner(self) -> Tensor:
@@ -208,9 +208,9 @@ class PackedPictures:
         return cls(
             pictures=tuple(distinct),
             pixels=torch.from_numpy(pixels).to(device, non_blocking=True),
-            filled=_to(filled, device),
-            source=None if len(taken) == rows else _to(taken, device),
-            axes=None if axes is None else _to(axes, device),
+            filled=on_device(filled, device),
+            source=None if len(taken) == rows else on_device(taken, device),
+            axes=None if axes is None else on_device(axes, device),
             prompts=shown,
         )
 
@@ -287,10 +287,10 @@ class Batch:
                 [np.zeros_like(prompt.ids) if prompt.types is None else prompt.types for prompt in prompts]
             )
         return cls(
-            ids=_to(ids, device),
-            positions=_to(positions, device),
+            ids=on_device(ids, device),
+            positions=on_device(positions, device),
             segments=segments,
-            types=None if types is None else _to(types, device),
+            types=None if types is None else on_device(types, device),
             pictures=PackedPictures.of(prompts, device),
         )
 
@@ -305,5 +305,6 @@ class Batch:
         return torch.where(uncounted, -1, self.positions - before + before[starts])
 
 
-def _to(array: np.ndarray[tuple[int, ...], np.dtype[np.int64]], device: torch.device | str) -> Tensor:
+def on_device(array: np.ndarray[tuple[int, ...], np.dtype[np.int64]], device: torch.device | str) -> Tensor:
+    """The numbers as a tensor, copied without waiting."""
     return torch.from_numpy(array).to(device, non_blocking=True)

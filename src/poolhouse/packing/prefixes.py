@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poolhouse.packing.pack import NO_PREFIX, Batch, Prefix, Segments
+from poolhouse.packing.pack import NO_PREFIX, Batch, Prefix, Segments, on_device
 from poolhouse.packing.tokens import Ids, Tokens
 
 # A shorter beginning, or one that saves fewer tokens, costs more in calls of attention than it saves.
@@ -74,8 +74,8 @@ class SharedPack:
         return cls(
             Batch.pack(pieces.tokens, device, owners, pieces.prefixes),
             Segments([len(prompt) for prompt in prompts], device, adapters=adapters),
-            _to(np.concatenate([prompt.ids for prompt in prompts]), device),
-            _to(np.concatenate([part for parts in pieces.rows for part in parts]), device),
+            on_device(np.concatenate([prompt.ids for prompt in prompts]), device),
+            on_device(np.concatenate([part for parts in pieces.rows for part in parts]), device),
         )
 
     @property
@@ -194,7 +194,3 @@ class _Run:
     def hold(self, saved: int, groups: list[tuple[int, int, int]]) -> None:
         self.saved += saved
         self.groups += groups
-
-
-def _to(array: Ids, device: torch.device | str) -> Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)
