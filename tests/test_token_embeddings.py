@@ -270,7 +270,7 @@ def test_a_missing_library_is_named_with_what_to_install(
         return found(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.setattr("poolhouse.vectors.token_embeddings.import_module", without)
+    monkeypatch.setattr("poolhouse.files.import_module", without)
     with pytest.raises(ConfigError, match=rf"{missing}, which.* is not installed: pip install 'poolhouse\[{extra}\]'"):
         call(tmp_path)
 

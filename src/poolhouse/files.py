@@ -11,8 +11,9 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from poolhouse.errors import CheckpointError, ConfigError
 
@@ -181,6 +182,55 @@ def save_tensors(
         save_file(dict(arrays), part, metadata)
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error)) from None
+
+
+def pyarrow_module(name: str, what: str, instead: str = "") -> Any:
+    """A module of pyarrow, which is no requirement. what: the files that need it. instead: what can be done without.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        raise ConfigError(
+            f"{what} need pyarrow, which is not installed: pip install 'poolhouse[arrow]'.{instead}"
+        ) from None
+
+
+class GrowingMatrix:
+    """A .npy file of rows that come block by block; its header, which says how many there are, is written at the end.
+
+    stream: can be sought in; it stays open. A file without a row stays empty.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._rows = self._width = 0
+        self._descr: object = None
+
+    def write(self, block: np.ndarray[Any, Any]) -> None:
+        """Rows, [rows, width] of one width and type."""
+        import numpy as np
+
+        if not self._rows:
+            self._width, self._descr = block.shape[1], np.lib.format.dtype_to_descr(block.dtype)
+            self._header()
+        self._rows += len(block)
+        self._stream.write(np.ascontiguousarray(block).data)
+
+    def finish(self) -> None:
+        """Say in the header how many rows there are."""
+        if self._rows:
+            self._stream.seek(0)
+            self._header()
+
+    def _header(self) -> None:
+        import numpy as np
+
+        # numpy leaves room in it for any number of rows.
+        header = {"shape": (self._rows, self._width), "fortran_order": False, "descr": self._descr}
+        np.lib.format.write_array_header_1_0(self._stream, header)
 
 
 def same_file(one: str | int | Path, other: str | int | Path) -> bool:

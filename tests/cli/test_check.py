@@ -20,14 +20,7 @@ from tests.models.test_colqwen3 import DESCRIBED, END, LAYOUTS, made
 __all__ = ["said"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_checkpoint(folder, "bert, wordpiece")
-    return folder
-
-
-def test_a_model_that_answers_is_well_and_what_it_was_not_compared_with_is_said(said: Run, model: Path) -> None:
+def test_a_model_that_answers_is_well_and_what_it_was_not_compared_with_is_said(said: Run, model: str) -> None:
     done = said("check", model)
     assert done.status == 0
     words = "OK: the model loads and answers. It was compared with nothing: the checkpoint has no modules.json"
@@ -38,7 +31,7 @@ def test_a_model_that_answers_is_well_and_what_it_was_not_compared_with_is_said(
     )  # fmt: skip
 
 
-def test_json_tells_what_the_table_tells(said: Run, model: Path) -> None:
+def test_json_tells_what_the_table_tells(said: Run, model: str) -> None:
     done = said("check", model, "--json")
     told = json.loads(done.out)
     assert (done.status, told["ok"], told["comparisons"]) == (0, True, [])
@@ -73,7 +66,7 @@ def test_the_prompts_around_pictures_are_told(said: Run, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_a_difference_is_a_verdict_and_a_status(
-    options: tuple[str, ...], said: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+    options: tuple[str, ...], said: Run, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = (Golden(2.0, "one", "two", "dense"),)
     monkeypatch.setitem(check.GOLDEN, str(model), values)  # type: ignore[arg-type]
@@ -154,7 +147,7 @@ def test_int8_is_compared_with_float32(
     assert "Int8 products are computed by" in " ".join(done.out.decode().split())
 
 
-def test_int8_that_is_far_from_float32_is_a_verdict(said: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_that_is_far_from_float32_is_a_verdict(said: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "_LEAST_INT8_COSINE", 0.999999)
     done = said("check", model, "--quantization", "int8")
     assert done.status == 1
@@ -163,7 +156,7 @@ def test_int8_that_is_far_from_float32_is_a_verdict(said: Run, model: Path, monk
     assert said("check", model, "--quantization", "int8", "--no-reference").status == 0
 
 
-def test_a_quantisation_that_is_not_there_is_named_as_typed(said: Run, model: Path) -> None:
+def test_a_quantisation_that_is_not_there_is_named_as_typed(said: Run, model: str) -> None:
     done = said("check", model, "--quantization", "int4")
     assert (done.status, done.error.count("--quantization: possible are none and 'int8'")) == (2, 1)
     done = said("check", model, "--quantization", "int8", "--dtype", "bfloat16")

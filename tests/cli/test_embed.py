@@ -21,19 +21,11 @@ import pytest
 from poolhouse import LLM, ConfigError, TokenEmbeddings
 from poolhouse.files import whole_file
 from poolhouse.vectors.precision import Calibration
-from tests.checkpoints import save_checkpoint
 from tests.cli.in_process import Run, said
 
 __all__ = ["said"]
 
 OLD = b"what stood there\n"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_checkpoint(folder, "bert, wordpiece")
-    return str(folder)
 
 
 @pytest.fixture

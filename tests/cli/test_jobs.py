@@ -10,17 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from poolhouse import LLM
-from tests.checkpoints import save_checkpoint
 from tests.cli.in_process import Run, said
 
 __all__ = ["said"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_checkpoint(folder, "bert, wordpiece")
-    return str(folder)
 
 
 @pytest.fixture

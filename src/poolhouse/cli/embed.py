@@ -19,7 +19,7 @@ from poolhouse.cli import texts as files
 from poolhouse.cli.options import with_options
 from poolhouse.cli.pages import DEFAULT_DPI, Aside, Page, files_of
 from poolhouse.errors import ConfigError, did_you_mean
-from poolhouse.files import whole_file
+from poolhouse.files import GrowingMatrix, whole_file
 from poolhouse.inputs.prompts import role_of
 from poolhouse.params import PoolingParams
 from poolhouse.settings import Settings
@@ -262,23 +262,6 @@ def _json_lines(stream: IO[bytes]) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _numpy_matrix(stream: IO[bytes]) -> Iterator[Write]:
-    """Rows as they come; the file's header, which says how many there are, is written again at the end."""
-    count, width, dtype = 0, 0, np.dtype(np.float32)
-
-    def write_header() -> None:
-        # numpy leaves room in it for any number of rows.
-        header = {"shape": (count, width), "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
-        np.lib.format.write_array_header_1_0(stream, header)
-
-    def write(texts: Sequence[str | Page], rows: Codes, truncated: Sequence[bool]) -> None:
-        nonlocal count, width, dtype
-        if not count:
-            width, dtype = rows.shape[1], rows.dtype
-            write_header()
-        count += len(rows)
-        stream.write(np.ascontiguousarray(rows).data)
-
-    yield write
-    if count:
-        stream.seek(0)
-        write_header()
+    matrix = GrowingMatrix(stream)
+    yield lambda _, rows, __: matrix.write(rows)
+    matrix.finish()

@@ -13,9 +13,9 @@ import typer
 import yaml
 
 from poolhouse.cli.options import with_options
-from poolhouse.cli.texts import Dimensions, PromptName
+from poolhouse.cli.texts import Dimensions, PromptName, check_input_format
 from poolhouse.errors import ConfigError, did_you_mean
-from poolhouse.jobs.job import FORMS, INPUT_FORMS, TASKS, Job, OutputForm, parse_tasks
+from poolhouse.jobs.job import FORMS, READ_AS, TASKS, Job, OutputForm, parse_tasks
 from poolhouse.settings import Settings, split_values
 from poolhouse.vectors.precision import PRECISIONS, parse_precision
 
@@ -48,9 +48,7 @@ def run_job(
     image_column: Annotated[str | None, typer.Option(help="Column of pictures, instead of texts.")] = None,
     id: Annotated[str | None, typer.Option(help="Column that names rows; none: file and row number.")] = None,  # noqa: A002
     keep: Annotated[list[str] | None, typer.Option(help="Columns that come along, with commas.")] = None,
-    input_format: Annotated[
-        str | None, typer.Option(help=f"{', '.join(dict.fromkeys(INPUT_FORMS.values()))}; none: by each ending.")
-    ] = None,
+    input_format: Annotated[str | None, typer.Option(help=f"{', '.join(READ_AS)}; none: by each ending.")] = None,
     form: Annotated[str | None, typer.Option("--format", "-f", help=f"{', '.join(FORMS)}. (parquet)")] = None,
     precision: Annotated[str | None, typer.Option(help=f"Of vectors: {', '.join(PRECISIONS)}. (float32)")] = None,
     dimensions: Dimensions = None,
@@ -130,10 +128,7 @@ def _job(inputs: Sequence[str], given: Mapping[str, object]) -> Job:
     form: OutputForm | None = next((one for one in FORMS if one == values.get("form", "parquet")), None)
     if form is None:
         raise ConfigError(f"--format {values['form']} is not one of {', '.join(FORMS)}.")
-    input_form = values.get("input_form")
-    if input_form is not None and input_form not in INPUT_FORMS.values():
-        possible = tuple(dict.fromkeys(INPUT_FORMS.values()))
-        raise ConfigError(f"--input-format {input_form} is not one of {', '.join(possible)}.")
+    check_input_format(values.get("input_form"))
     for name in ("shard_rows", "shard_bytes", "max_errors", "dimensions"):
         if name in values and type(values[name]) is not int:
             raise ConfigError(f"--{name.replace('_', '-')} must be a whole number, got {values[name]!r}.")

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Generic, TypeVar
 
@@ -27,7 +26,8 @@ from poolhouse.errors import (
     UnsupportedDimensions,
     did_you_mean,
 )
-from poolhouse.files import same_file
+from poolhouse.files import pyarrow_module, same_file
+from poolhouse.jobs.job import READ_AS, ROW_FORMS
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
 
@@ -45,15 +45,6 @@ _AT_ONCE = 4096
 # Pages, which are pictures of some megabytes.
 _PAGES_AT_ONCE = 24
 
-# How a file is read, by its ending; all others hold a text per line.
-_BY_ENDING = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
-FORMS = ("lines", *dict.fromkeys(_BY_ENDING.values()))
 # Endings of files that are not read: they hold no text per line.
 _NOT_LINES = frozenset(
     """
@@ -65,10 +56,10 @@ _NOT_LINES = frozenset(
 # Fields of requests that are the same for all texts: an error of theirs belongs to no single text.
 _OF_ALL = ("prompt_name", "input_type", "task", "adapter", "lora_request")
 
-_HELP = f"A file with a text per line, {', '.join(_BY_ENDING)}; - is standard input."
+_HELP = f"A file with a text per line, {', '.join(ROW_FORMS)}; - is standard input."
 Input = Annotated[str, typer.Option("--input", "-i", help=_HELP)]
 InputFormat = Annotated[
-    str | None, typer.Option(help=f"How to read --input: {', '.join(FORMS)}; none: by the file's ending, else lines.")
+    str | None, typer.Option(help=f"How to read --input: {', '.join(READ_AS)}; none: by the file's ending, else lines.")
 ]
 Column = Annotated[
     str | None, typer.Option(help="Where the text stands in a row of --input, but for files of lines (text).")
@@ -179,7 +170,7 @@ def of_pages(files: Sequence[Path], dpi: float, aside: Aside) -> Texts[Page]:
 def opened(source: str, form: str | None, column: str | None, stack: contextlib.ExitStack) -> Texts[str]:
     """The texts of a file, or of standard input ("-"); the stack closes it.
 
-    A line ends with \\n or \\r\\n, and an empty one is an empty text. form: one of FORMS; None goes by the ending.
+    A line ends with \\n or \\r\\n, and an empty one is an empty text. form: one of READ_AS; None goes by the ending.
 
     Raises:
         ConfigError: what cannot be read so, now or while it is read, naming the line or row.
@@ -221,18 +212,23 @@ def nothing_in(source: str) -> ConfigError:
     return ConfigError(f"There is no text in {'standard input' if source == '-' else source}.")
 
 
+def check_input_format(form: str | None) -> None:
+    """Raise ConfigError for a form of files that there is not; None is any."""
+    if form is not None and form not in READ_AS:
+        raise ConfigError(f"--input-format {form} is not one of {', '.join(READ_AS)}.{did_you_mean(form, READ_AS)}")
+
+
 def _form(source: str, form: str | None) -> str:
-    if form is not None and form not in FORMS:
-        raise ConfigError(f"--input-format {form} is not one of {', '.join(FORMS)}.{did_you_mean(form, FORMS)}")
+    check_input_format(form)
     ending = "" if source == "-" else Path(source).suffix.lower()
     if form is None and ending in PAGES:
         raise ConfigError(f"{source}: PDF files and pictures are no --input but arguments: poolhouse embed {source}")
     if form is None and ending in _NOT_LINES:
         raise ConfigError(
-            f"{source}: files that end with {ending} are not read. What is: a text per line, {', '.join(_BY_ENDING)}. "
+            f"{source}: files that end with {ending} are not read. What is: a text per line, {', '.join(ROW_FORMS)}. "
             f"--input-format says what a file holds, whatever its name."
         )
-    return form or _BY_ENDING.get(ending, "lines")
+    return form or ROW_FORMS.get(ending, "lines")
 
 
 def _count_lines(path: Path) -> int:
@@ -322,12 +318,7 @@ def _of_table(lines: Iterable[str], where: str, column: str, separator: str) -> 
 def _parquet(source: str, column: str, stack: contextlib.ExitStack) -> Texts[str]:
     if source == "-":
         raise ConfigError("Parquet is read from a file, not from standard input.")
-    try:
-        parquet = import_module("pyarrow.parquet")
-    except ImportError:
-        raise ConfigError(
-            "Parquet files need pyarrow, which is not installed: pip install 'poolhouse[arrow]'."
-        ) from None
+    parquet = pyarrow_module("pyarrow.parquet", "Parquet files")
     stream = stack.enter_context(Path(source).open("rb"))  # noqa: SIM115 - the stack closes it
     try:
         file = stack.enter_context(parquet.ParquetFile(stream))

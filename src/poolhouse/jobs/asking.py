@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,13 @@ from poolhouse.errors import ConfigError, InvalidRequest, PoolhouseError, Unsupp
 from poolhouse.inputs.prompts import PromptInput
 from poolhouse.jobs.job import Job, JobTask
 from poolhouse.jobs.source import Place, Row
+from poolhouse.llm.calls import entity_finder
 from poolhouse.llm.requests import CallOptions, requests_of, score_plan
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
 from poolhouse.plans import sparse
 from poolhouse.plans.scoring import ScoreOptions, ScorePlan
 from poolhouse.tasks import Task
-from poolhouse.vectors.entities import entities, probabilities
 from poolhouse.vectors.precision import QUANTIZED, Codes, quantize
 
 # Fields of requests that are the same for all rows: an error of theirs belongs to no row.
@@ -127,6 +127,7 @@ class Asker:
         """
         failed = list(asked.failed)
         rows: list[Row] = []
+        requests: list[Request] = []
         answers: list[list[Answer]] = []
         scores: list[float] = []
         each = len(futures) // max(len(asked.rows), 1)
@@ -137,6 +138,7 @@ class Asker:
                     scores.append(asked.plans[number].finish(own)[0].score)
                 answers.append(own)
                 rows.append(row)
+                requests.append(asked.requests[number * each])
             except PoolhouseError as error:
                 if isinstance(error, UnsupportedDimensions):
                     error.args = (f"--dimensions: {error}",)
@@ -145,7 +147,7 @@ class Asker:
                     raise
                 failed.append(Failed(row, _reason(error)))
         if self.tasks:
-            columns = self._columns(rows, [own[0] for own in answers])
+            columns = self._columns(requests, [own[0] for own in answers])
         else:
             columns = [Column("score", np.asarray(scores, np.float32))]
         truncated = [any(answer.tokens.truncated for answer in own) for own in answers]
@@ -221,7 +223,7 @@ class Asker:
         except UnsupportedTask as error:
             raise ConfigError(f"--task score: {error}") from None
 
-    def _columns(self, rows: Sequence[Row], answers: Sequence[Answer]) -> list[Column]:
+    def _columns(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Column]:
         columns: list[Column] = []
         for task in self.job.tasks:
             wanted = self._task(task)
@@ -235,7 +237,7 @@ class Asker:
             elif task == "classify":
                 columns += self._classes(arrays)
             else:
-                columns += self._entities(rows, answers, arrays)
+                columns += self._entities(requests, answers, arrays)
         return columns
 
     def _embeddings(self, arrays: Sequence[Array]) -> list[Column]:
@@ -267,21 +269,15 @@ class Asker:
             columns.insert(0, Column("label", [names.get(index, f"LABEL_{index}") for index in best]))
         return columns
 
-    def _entities(self, rows: Sequence[Row], answers: Sequence[Answer], arrays: Sequence[Array]) -> list[Column]:
-        labels = self.engine.facts.label_names
-        if not self.engine.model.pipelines["token_classify"].activates(PoolingParams()):
-            arrays = [probabilities(array) for array in arrays]
-        found = []
-        for row, answer, array in zip(rows, answers, arrays, strict=True):
-            assert answer.tokens.offsets is not None
-            parts = entities(row.values[self.job.column], array, answer.tokens.offsets, labels)
-            found.append(
-                [
-                    {"label": one.label, "score": one.score, "start": one.start, "end": one.end, "text": one.text}
-                    for one in parts
-                ]
-            )
-        return [Column("entities", found)]
+    def _entities(
+        self, requests: Sequence[Request], answers: Sequence[Answer], arrays: Sequence[Array]
+    ) -> list[Column]:
+        find = entity_finder(self.engine)
+        found = [
+            find((request, replace(answer, array=array)))
+            for request, answer, array in zip(requests, answers, arrays, strict=True)
+        ]
+        return [Column("entities", [[asdict(entity) for entity in own] for own in found])]
 
 
 def check_precision(job: Job) -> None:

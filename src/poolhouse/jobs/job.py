@@ -20,15 +20,16 @@ TASKS: tuple[JobTask, ...] = get_args(JobTask)
 OutputForm = Literal["parquet", "jsonl", "npy"]
 FORMS: tuple[OutputForm, ...] = get_args(OutputForm)
 
-# How a file is read, by its ending.
-INPUT_FORMS = {
-    ".txt": "lines",
+# How a file of rows is read, by its ending; and with those that hold a text per line.
+ROW_FORMS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
+INPUT_FORMS = {".txt": "lines", **ROW_FORMS}
+READ_AS = tuple(dict.fromkeys(INPUT_FORMS.values()))
 STANDARD_INPUT = "-"
 # Other names of tasks, of the engine and of vLLM.
 _ALIASES: Mapping[str, JobTask] = {
@@ -182,7 +183,7 @@ def form_of(name: str, input_form: str | None) -> str:
     if form is None:
         raise ConfigError(
             f"{name}: what it holds cannot be told from its ending. These are read: {', '.join(INPUT_FORMS)}; "
-            f"--input-format says what others hold: {', '.join(dict.fromkeys(INPUT_FORMS.values()))}."
+            f"--input-format says what others hold: {', '.join(READ_AS)}."
         )
     return form
 

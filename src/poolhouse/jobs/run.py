@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from poolhouse.engine.engine import Engine
 from poolhouse.errors import ConfigError, PoolhouseError
+from poolhouse.files import pyarrow_module
 from poolhouse.jobs.asking import Answered, Asker, Failed, check_precision
 from poolhouse.jobs.job import Job, input_files, stated
-from poolhouse.jobs.shards import MANIFEST, Journal, Shard, ShardFile, arrow, kinds_of, misfit
+from poolhouse.jobs.shards import MANIFEST, Journal, Shard, ShardFile, kinds_of, misfit
 from poolhouse.jobs.source import Place, Row, Source
 from poolhouse.llm.calls import read_ahead
 from poolhouse.version import __version__
@@ -89,7 +90,7 @@ def run(job: Job, open_model: Callable[[], LLM], tell: Callable[[Progress], None
     """
     check_precision(job)
     if job.form == "parquet":
-        arrow()
+        pyarrow_module("pyarrow.parquet", "Parquet files")
     files = input_files(job.inputs, job.input_form, job.out)
     source = Source(files, job.columns, job.input_form)
     source.check()

@@ -24,6 +24,7 @@ import numpy as np
 import orjson
 
 from poolhouse.errors import ConfigError
+from poolhouse.files import GrowingMatrix, pyarrow_module, whole_file
 from poolhouse.jobs.asking import Answered, Column
 from poolhouse.jobs.job import Job
 from poolhouse.jobs.source import Place, Row
@@ -107,7 +108,8 @@ class Journal:
 
     def finish(self, manifest: Mapping[str, object]) -> None:
         """Write what came of the job."""
-        _replace(self.out / MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2) + b"\n")
+        with whole_file(self.out / MANIFEST) as part:
+            part.write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2) + b"\n")
 
     def close(self) -> None:
         self._stream.close()
@@ -173,8 +175,9 @@ class Journal:
 
     def _tidy(self) -> None:
         """Remove what a killed process left half written, and write the errors anew."""
-        for part in self.out.glob(".part-*"):
-            part.unlink(missing_ok=True)
+        for pattern in (".part-*", ".poolhouse-*.part"):
+            for part in self.out.glob(pattern):
+                part.unlink(missing_ok=True)
         found = [error for shard in self.shards for error in shard.errors]
         if found or (self.out / ERRORS).exists():
             with (self.out / ERRORS).open("wb") as stream:
@@ -233,7 +236,8 @@ class _Parquet:
 
     def __init__(self, path: Path, job: Job, types: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
         self.path, self.job = path, job
-        self.arrow, self.parquet = arrow()
+        self.arrow = pyarrow_module("pyarrow", "Parquet files")
+        self.parquet = pyarrow_module("pyarrow.parquet", "Parquet files")
         named = {name: getattr(self.arrow, kind)() for name, kind in kinds.items()}
         self.types: Mapping[str, Any] = {**named, **types, "file": self.arrow.string(), "row": self.arrow.int64()}
         self.writer: Any = None
@@ -292,47 +296,22 @@ class _JsonLines:
 
 
 class _Matrix:
-    """Rows as they come; the header, which says how many there are, is written again at the end."""
-
     def __init__(self, path: Path, *_: object) -> None:
         self.stream = path.open("wb")
-        self.rows, self.width, self.dtype = 0, 0, np.dtype(np.float32)
+        self.matrix = GrowingMatrix(self.stream)
 
     def write(self, answered: Answered) -> None:
         values = answered.columns[0].values
         assert isinstance(values, np.ndarray)
-        if not self.rows:
-            self.width, self.dtype = values.shape[1], values.dtype
-            self._header()
-        self.rows += len(values)
-        self.stream.write(np.ascontiguousarray(values).data)
+        self.matrix.write(values)
 
     def close(self) -> None:
-        if self.rows and not self.stream.closed:
-            self.stream.seek(0)
-            self._header()
+        if not self.stream.closed:
+            self.matrix.finish()
         self.stream.close()
-
-    def _header(self) -> None:
-        # numpy leaves room in it for any number of rows.
-        descr = np.lib.format.dtype_to_descr(self.dtype)
-        header = {"shape": (self.rows, self.width), "fortran_order": False, "descr": descr}
-        np.lib.format.write_array_header_1_0(self.stream, header)
 
 
 _WRITERS: Mapping[str, Any] = {"parquet": _Parquet, "jsonl": _JsonLines, "npy": _Matrix}
-
-
-def arrow() -> tuple[Any, Any]:
-    """pyarrow and its Parquet.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        return import_module("pyarrow"), import_module("pyarrow.parquet")
-    except ImportError:
-        raise ConfigError("Parquet needs pyarrow, which is not installed: pip install 'poolhouse[arrow]'.") from None
 
 
 def _named(answered: Answered, job: Job) -> Iterator[tuple[str, list[Any]]]:
@@ -396,12 +375,3 @@ def _as_text(value: object) -> str:
 def _write_lines(stream: IO[bytes], lines: Sequence[Mapping[str, object]]) -> None:
     for line in lines:
         stream.write(orjson.dumps(line, default=_as_text, option=orjson.OPT_APPEND_NEWLINE))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}")
-    with part.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)

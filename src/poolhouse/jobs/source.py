@@ -6,13 +6,13 @@ import csv
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import orjson
 
 from poolhouse.errors import ConfigError, did_you_mean
+from poolhouse.files import pyarrow_module
 from poolhouse.jobs.job import STANDARD_INPUT, form_of
 
 # Rows that a Parquet file gives at a time.
@@ -55,7 +55,6 @@ class Source:
     def __init__(self, files: Sequence[str], columns: Sequence[str], input_form: str | None) -> None:
         self.files, self.columns, self.input_form = files, columns, input_form
         self._sizes = [0 if name == STANDARD_INPUT else Path(name).stat().st_size for name in files]
-        self._bytes_read = 0
 
     def rows(self, start: Place) -> Iterator[Row]:
         """All rows from a place on.
@@ -198,12 +197,7 @@ class Source:
             yield Row(name, begun, after, values, problem)
 
     def _opened(self, name: str) -> Any:
-        try:
-            parquet = import_module("pyarrow.parquet")
-        except ImportError:
-            raise ConfigError(
-                "Parquet files need pyarrow, which is not installed: pip install 'poolhouse[arrow]'."
-            ) from None
+        parquet = pyarrow_module("pyarrow.parquet", "Parquet files")
         if name == STANDARD_INPUT:
             raise ConfigError("Parquet is read from a file, not from standard input.")
         try:
@@ -219,7 +213,7 @@ class Source:
 
     def _parquet(self, name: str, start: Place) -> Iterator[Row]:
         """Row groups before `start` are passed over, not read."""
-        index = self.files.index(name)
+        size = self._sizes[start.file]
         with self._opened(name) as file:
             counts = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
             total, first, number = sum(counts), 0, 0
@@ -233,13 +227,8 @@ class Source:
                 for values in zip(*cells, strict=True):
                     number += 1
                     if number > start.row:
-                        offset = self._sizes[index] * number // max(total, 1)
-                        yield Row(
-                            name,
-                            number,
-                            Place(start.file, number, offset),
-                            dict(zip(self.columns, values, strict=True)),
-                        )
+                        after = Place(start.file, number, size * number // max(total, 1))
+                        yield Row(name, number, after, dict(zip(self.columns, values, strict=True)))
 
 
 def _is_clean(text: str) -> bool:

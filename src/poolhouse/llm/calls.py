@@ -39,6 +39,7 @@ from poolhouse.outputs import (
     ClassificationRequestOutput,
     EmbeddingOutput,
     EmbeddingRequestOutput,
+    Entity,
     PoolingRequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
@@ -317,13 +318,16 @@ def classified(engine: Engine) -> Callable[[str, Answered], ClassificationReques
     return build
 
 
-def labelled(
-    engine: Engine, strategy: Strategy, ignored: Collection[str]
-) -> Callable[[str, Answered], TokenClassificationRequestOutput]:
-    """The labels of a prompt's tokens, and the entities that they make."""
+def entity_finder(
+    engine: Engine, strategy: Strategy = "simple", ignored: Collection[str] = ("O",)
+) -> Callable[[Answered], list[Entity]]:
+    """What finds the entities of a text that was asked for the labels of its tokens and for offsets.
+
+    It raises UnsupportedTask where the model's rows are no labels of tokens.
+    """
     pipeline = engine.model.pipelines["token_classify"]
 
-    def build(request_id: str, answered: Answered) -> TokenClassificationRequestOutput:
+    def find(answered: Answered) -> list[Entity]:
         request, answer = answered
         text, offsets, scores = request.prompt.text, answer.tokens.offsets, answer.array
         if engine.facts.token_weights:
@@ -336,8 +340,20 @@ def labelled(
         assert offsets is not None
         if not pipeline.activates(request.params):
             scores = probabilities(scores)
-        found = entities(text, scores, offsets, engine.facts.label_names, strategy, ignored)
-        output = TokenClassificationOutput(answer.array, tuple(found))
+        return entities(text, scores, offsets, engine.facts.label_names, strategy, ignored)
+
+    return find
+
+
+def labelled(
+    engine: Engine, strategy: Strategy, ignored: Collection[str]
+) -> Callable[[str, Answered], TokenClassificationRequestOutput]:
+    """The labels of a prompt's tokens, and the entities that they make."""
+    find = entity_finder(engine, strategy, ignored)
+
+    def build(request_id: str, answered: Answered) -> TokenClassificationRequestOutput:
+        _, answer = answered
+        output = TokenClassificationOutput(answer.array, tuple(find(answered)))
         return TokenClassificationRequestOutput(request_id, output, **prompt_fields(answer))
 
     return build

@@ -8,14 +8,13 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from poolhouse.errors import ConfigError, InvalidRequest, PoolhouseError
-from poolhouse.files import save_tensors, whole_file
+from poolhouse.files import pyarrow_module, save_tensors, whole_file
 from poolhouse.vectors.max_sim import RowOffsets, max_sim_packed, row_offsets
 from poolhouse.vectors.precision import Calibration, Codes, Floats, Precision, dequantize, parse_precision, quantize
 
@@ -267,14 +266,8 @@ def _embeddings(arrays: Arrays, precision: str, names: Sequence[str] | None) -> 
 
 
 def _pyarrow() -> Any:
-    try:
-        # By name: its annotations differ between versions.
-        return import_module("pyarrow")
-    except ImportError:
-        raise ConfigError(
-            "Arrow files need pyarrow, which is not installed: pip install 'poolhouse[arrow]'. "
-            ".npz and .safetensors need nothing."
-        ) from None
+    # By name: its annotations differ between versions.
+    return pyarrow_module("pyarrow", "Arrow files", " .npz and .safetensors need nothing.")
 
 
 _WRITERS: Mapping[str, Callable[[Path], contextlib.AbstractContextManager[Write]]] = {
