@@ -9,7 +9,6 @@ from poolhouse.bench.report import Goal, Report, Row, SideFigures
 from poolhouse.bench.shapes import checkpoint
 from poolhouse.bench.sides import US, SideProcess, our_side
 
-BUDGETS = (2048, 8192, 32768)
 # Growth behind the first third of the passes that counts as flat, in MiB.
 _FLAT = 32.0
 

@@ -75,7 +75,7 @@ class FewRows:
     def __init__(
         self, kernel: Callable[..., None], spec: TransformerSpec, layers: Sequence[Block], dtype: torch.dtype
     ) -> None:
-        self._kernel, self._layers, self._dtype = kernel, layers, dtype
+        self._kernel, self._layers = kernel, layers
         beside_amx = dtype == torch.bfloat16 and "amx_bf16" in kernels.cpu_flags()
         self.rows = _MOST_BESIDE_AMX if beside_amx else _MOST_ROWS
         # What the kernel reads besides weights: floats, which live as long as this.
