@@ -202,7 +202,7 @@ def _said(progress: Progress) -> str:
         f"{progress.new_tokens / seconds:,.0f} tokens/s",
         f"{progress.truncated / max(progress.rows, 1):.1%} cut",
         *([f"{progress.errors:,} set aside"] if progress.errors else []),
-        *([] if progress.seconds_left is None else [f"{_time(progress.seconds_left)} left"]),
+        *([f"{_time(progress.seconds_left)} left"] if progress.seconds_left else []),
     ]
     return ", ".join(parts)
 
