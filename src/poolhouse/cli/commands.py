@@ -37,10 +37,11 @@ def commands(first: str | None = None) -> typer.Typer:
     app.callback()(_root)
     app.command("serve")(serve.serve)
     if first != "serve":
-        from poolhouse.cli import bench, calibrate, check, embed, jobs
+        from poolhouse.cli import bench, calibrate, check, embed, jobs, run_batch
 
         app.command("embed")(embed.embed)
         app.command("run")(jobs.run_job)
+        app.command("run-batch")(run_batch.run_batch)
         app.command("calibrate")(calibrate.calibrate)
         app.command("check")(check.check)
         app.add_typer(bench.bench, name="bench")

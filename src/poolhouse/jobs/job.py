@@ -112,8 +112,14 @@ class Job:
         value = asdict(self)
         for name in ("out", "max_errors", "shard_rows", "shard_bytes", "inputs"):
             del value[name]
-        options = {name: _plain(one) for name, one in self.options.items() if name not in _MAY_CHANGE}
-        return _plain({**value, "options": options, "files": _identity(folder)})  # type: ignore[no-any-return]
+        del value["options"]
+        return {**_plain(value), **checkpoint(self.options, folder)}
+
+
+def checkpoint(options: Mapping[str, object], folder: Path) -> dict[str, Any]:
+    """What decides the answers of an engine: its options, and the files in its folder."""
+    decisive = {name: _plain(one) for name, one in options.items() if name not in _MAY_CHANGE}
+    return {"options": decisive, "files": _identity(folder)}
 
 
 def parse_tasks(names: Iterable[str]) -> tuple[JobTask, ...]:
