@@ -58,7 +58,16 @@ def test_the_table_names_every_route_once() -> None:
 def test_every_row_says_whose_words_a_route_speaks() -> None:
     dialects = {dialect for _, _, dialect, _ in rows()}
     assert dialects == {
-        *("Poolhouse", "vLLM", "OpenAI", "OpenAI, vLLM", "vLLM, TEI", "vLLM, TEI, Voyage, Cohere, Weaviate", "every one", "TEI"),
+        *(
+            "Poolhouse",
+            "vLLM",
+            "OpenAI",
+            "OpenAI, vLLM",
+            "vLLM, TEI",
+            "vLLM, TEI, Voyage, Cohere, Weaviate",
+            "every one",
+            "TEI",
+        ),
         *("Cohere, vLLM", "Cohere", "Jina", "Voyage", "Infinity", "NVIDIA"),
         *("Ollama", "llama.cpp", "llama.cpp, OpenAI", "Azure", "Weaviate", "SIE"),
     }

@@ -16,16 +16,13 @@ from poolhouse.inputs.prompts import PromptInput
 from poolhouse.jobs.job import Job, JobTask
 from poolhouse.jobs.source import Place, Row
 from poolhouse.llm.calls import entity_finder
-from poolhouse.llm.requests import CallOptions, requests_of, score_plan
+from poolhouse.llm.requests import CallOptions, is_of_all, requests_of, score_plan
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
 from poolhouse.plans import sparse
 from poolhouse.plans.scoring import ScoreOptions, ScorePlan
 from poolhouse.tasks import Task
 from poolhouse.vectors.precision import QUANTIZED, Codes, quantize
-
-# Fields of requests that are the same for all rows: an error of theirs belongs to no row.
-_OF_ALL = ("dimensions", "prompt_name", "input_type", "task", "instruction")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +109,7 @@ class Asker:
             try:
                 requests = self._requests(prompts)
             except InvalidRequest as error:
-                if error.parameter in _OF_ALL:
+                if is_of_all(error, self.engine):
                     raise
                 kept, requests = self._one_by_one(kept, prompts, failed)
             return Asked(kept, failed, requests, [], rows[-1].after)
@@ -143,7 +140,7 @@ class Asker:
                 if isinstance(error, UnsupportedDimensions):
                     error.args = (f"--dimensions: {error}",)
                     raise
-                if not self.engine.alive or getattr(error, "parameter", None) in _OF_ALL:
+                if is_of_all(error, self.engine):
                     raise
                 failed.append(Failed(row, _reason(error)))
         if self.tasks:
@@ -219,7 +216,7 @@ class Asker:
     def _plan(self, query: str, document: str) -> ScorePlan:
         try:
             options = ScoreOptions(instruction=self.job.instruction)
-            return score_plan(self.engine, [query], [document], self.options, options)[0]
+            return score_plan(self.engine, [query], [document], self.options, options)
         except UnsupportedTask as error:
             raise ConfigError(f"--task score: {error}") from None
 
