@@ -77,12 +77,16 @@ class Asker:
 
     def __init__(self, engine: Engine, job: Job) -> None:
         self.engine, self.job = engine, job
-        self.options = CallOptions(PoolingParams(dimensions=job.dimensions), job.prompt_name, input_type=job.input_type)
+        # Smaller sizes are cut of the largest.
+        params = PoolingParams(dimensions=max(job.sizes, default=None))
+        self.options = CallOptions(params, job.prompt_name, input_type=job.input_type)
         self.tasks = () if "score" in job.tasks else tuple(dict.fromkeys(self._task(task) for task in job.tasks))
         if job.image_column is not None and not engine.facts.pictures:
             raise ConfigError(f"{engine.facts.name} reads texts alone, no pictures; leave --image-column out.")
-        if job.dimensions is not None and "embed" not in self.tasks and "token_embed" not in self.tasks:
+        if job.sizes and "embed" not in self.tasks and "token_embed" not in self.tasks:
             raise ConfigError("--dimensions is for the tasks embed and tokens.")
+        if len(job.sizes) > 1:
+            self._check_sizes()
         if job.instruction is not None and "score" not in job.tasks:
             raise ConfigError(
                 "--instruction is for --task score; --prompt-name and --input-type choose prompts of others."
@@ -239,13 +243,43 @@ class Asker:
 
     def _embeddings(self, arrays: Sequence[Array]) -> list[Column]:
         if not arrays:
-            return [Column("embedding", np.zeros((0, 0), np.float32))]
-        calibration = self.engine.facts.calibration
-        return [Column("embedding", quantize(np.stack(arrays), self.job.precision, calibration))]
+            return [Column(name, np.zeros((0, 0), np.float32)) for name, _ in self._named_sizes("embedding")]
+        rows, calibration = np.stack(arrays), self.engine.facts.calibration
+        return [
+            Column(name, quantize(self._cut(rows, size, "embed"), self.job.precision, calibration))
+            for name, size in self._named_sizes("embedding")
+        ]
 
     def _tokens(self, arrays: Sequence[Array]) -> list[Column]:
         precision, calibration = self.job.precision, self.engine.facts.calibration
-        return [Column("token_embeddings", [quantize(array, precision, calibration) for array in arrays])]
+        return [
+            Column(name, [quantize(self._cut(rows, size, "token_embed"), precision, calibration) for rows in arrays])
+            for name, size in self._named_sizes("token_embeddings")
+        ]
+
+    def _named_sizes(self, name: str) -> list[tuple[str, int | None]]:
+        """Columns of vectors and the size of each; None: as they came."""
+        sizes = self.job.sizes
+        return [(f"{name}_{size}", size) for size in sizes] if len(sizes) > 1 else [(name, None)]
+
+    def _cut(self, rows: Array, size: int | None, task: Task) -> Array:
+        """Vectors cut to a size, of unit length where the model's are: as its pipeline does, whose last two steps these are."""
+        if size is None or size == rows.shape[-1]:
+            return rows
+        cut = np.ascontiguousarray(rows[..., :size])
+        if not self.engine.model.pipelines[task].activates(self.engine.options.default_params):
+            return cut
+        unit: Array = cut / np.maximum(np.linalg.norm(cut, axis=-1, keepdims=True), np.float32(1e-12))
+        return unit
+
+    def _check_sizes(self) -> None:
+        """Raise ConfigError for a size that the model does not offer."""
+        facts = self.engine.model.facts
+        for size in self.job.sizes:
+            try:
+                facts.matryoshka.check(size, facts.name)
+            except UnsupportedDimensions as error:
+                raise ConfigError(f"--dimensions: {error}") from None
 
     def _sparse(self, answers: Sequence[Answer], arrays: Sequence[Array]) -> list[Column]:
         head = sparse.head_of(self.engine)
