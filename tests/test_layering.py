@@ -28,7 +28,7 @@ LINES = [
     ["vectors"],
     ["kernels"],
     # Single files without a common subject: these know each other.
-    ["errors", "tasks", "params", "outputs", "settings", "plugins", "files", "data", "version"],
+    ["errors", "tasks", "params", "outputs", "settings", "plugins", "files", "journal", "data", "version"],
     ["packing"],
 ]
 WORDS = 9
@@ -54,6 +54,7 @@ INSIDE = {
         ["routing"],
         ["call"],
         ["engines"],
+        ["batches"],
         ["telemetry", "wire"],
         ["security"],
     ],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,8 @@ from poolhouse.inputs.prompts import Prompt
 from poolhouse.llm import calls
 from poolhouse.packing.tokens import Tokens
 from poolhouse.params import PoolingParams
+from tests.checkpoints import save_checkpoint
+from tests.models.tiny import save_m3
 
 TEXTS = [f"text {number} " * (1 + number * 7 % 5) for number in range(9)]
 
@@ -146,3 +151,93 @@ def test_prompts_wait_as_texts(llm: LLM) -> None:
     assert [*asked.prompts[:9]] == TEXTS
     assert [request.prompt.text for request in asked] == [*TEXTS, "one"]
     assert isinstance(asked.prompts[9], Prompt)
+
+
+def test_the_windows_of_a_coroutine_are_one_caller_too(llm: LLM, windows: list[tuple[int, object]]) -> None:
+    outputs = asyncio.run(llm.embed_async(TEXTS))
+    assert [size for size, _ in windows] == [4, 4, 1]
+    assert len({caller for _, caller in windows}) == 1
+    found = [output.outputs.embedding for output in outputs]
+    assert np.abs(np.array(found) - llm.embed_array(TEXTS)).max() < 1e-5
+    with pytest.raises(InvalidRequest, match=r"^prompts\[8\]: "):
+        asyncio.run(llm.embed_async([*TEXTS[:8], "far too long " * 1000]))
+
+
+def test_a_large_coroutine_that_is_cancelled_leaves_nothing_behind(llm: LLM, windows: list[tuple[int, object]]) -> None:
+    async def cancelled() -> None:
+        release = llm.engine.hold(time.monotonic() + 30)
+        try:
+            task = asyncio.create_task(llm.embed_async(TEXTS * 100))
+            while len(windows) < 2:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        finally:
+            # Before the loop ends, which waits for its threads.
+            release()
+
+    asyncio.run(cancelled())
+    deadline = time.monotonic() + 60
+    while llm.engine.pending and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert llm.engine.pending == 0
+    assert len(windows) == 2
+
+
+@pytest.mark.parametrize("one_query", [True, False])
+@pytest.mark.parametrize("kind", ["embedder", "reranker", "late"])
+def test_scores_are_planned_in_windows(
+    kind: str, one_query: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending, options = {
+        "embedder": ("Model", {}),
+        "reranker": ("ForSequenceClassification", {"num_labels": 1}),
+        "late": ("Model", {}),
+    }[kind]
+    save_checkpoint(tmp_path / "model", "bert, wordpiece", ending, **options)
+    more: dict[str, Any] = {"pooler_config": {"task": "token_embed"}} if kind == "late" else {}
+    queries: Any = TEXTS[3] if one_query else TEXTS[::-1]
+    long = "far too long " * 1000
+    with LLM(str(tmp_path / "model"), **more) as llm:
+        whole = llm.score(queries, TEXTS)
+        monkeypatch.setattr(calls, "window_of", lambda _: 4)
+        sizes: list[int] = []
+        drawn: list[int] = []
+        submit = llm.engine.submit
+
+        def watched(requests: Sequence[Request], waits: bool, caller: Caller) -> list[Future[Answer]]:
+            sizes.append(len(requests))
+            return submit(requests, waits, caller)
+
+        def bar(items: Any, total: int, desc: str) -> Any:
+            drawn.append(total)
+            return items
+
+        monkeypatch.setattr(llm.engine, "submit", watched)
+        for outputs in (llm.score(queries, TEXTS, use_tqdm=bar), asyncio.run(llm.score_async(queries, TEXTS))):
+            scores = [output.outputs.score for output in outputs]
+            assert np.abs(np.array(scores) - [output.outputs.score for output in whole]).max() < 1e-5
+            assert [output.prompt_token_ids for output in outputs] == [output.prompt_token_ids for output in whole]
+        requests = 9 if kind == "reranker" else 12 if one_query else 18
+        assert drawn == [requests]
+        assert sum(sizes) == 2 * requests
+        assert max(sizes) == 4
+        for place in (0, 5, 8):
+            with pytest.raises(InvalidRequest, match=rf"^data_2\[{place}\]: "):
+                llm.score(queries, [*TEXTS[:place], long, *TEXTS[place + 1 :]])
+            if not one_query and kind != "reranker":
+                with pytest.raises(InvalidRequest, match=rf"^data_1\[{place}\]: "):
+                    llm.score([*TEXTS[:place], long, *TEXTS[place + 1 :]], TEXTS)
+        with pytest.raises(InvalidRequest, match="got 7:9"):
+            llm.score(TEXTS[:7], TEXTS)
+        assert len(llm.score(queries, TEXTS)) == 9
+
+
+def test_sparse_requests_are_made_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_m3(tmp_path)
+    with LLM(str(tmp_path)) as llm:
+        whole = llm.embed_sparse(TEXTS)
+        monkeypatch.setattr(LLM, "_window", lambda *_: 4)
+        for outputs in (llm.embed_sparse(TEXTS), asyncio.run(llm.embed_sparse_async(TEXTS))):
+            assert [one.outputs.ids.tolist() for one in outputs] == [one.outputs.ids.tolist() for one in whole]

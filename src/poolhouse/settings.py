@@ -287,6 +287,11 @@ class ServerSettings(BaseModel):
         "Server", "fast", "Before requests are taken: run nothing, a short prompt, or full packs of every length."
     )
 
+    batch_dir: str | None = option(
+        "Batches", None, "Folder of uploaded files and batches; none: /v1/files and /v1/batches are off."
+    )
+    max_file_bytes: int = option("Batches", 512 * 1024 * 1024, "Largest file that may be uploaded.", ge=1)
+
     max_body_bytes: int = option("Limits", 64 * 1024 * 1024, "Largest request body.", ge=1)
     max_json_depth: int = option("Limits", 32, "Deepest nesting of a request body.", ge=2)
     max_client_batch_size: int = option("Limits", 8192, "Most inputs, or documents, of one request.", ge=1)

@@ -117,3 +117,15 @@ def test_what_cannot_be_is_said_in_a_line(
     assert done.status == 2
     assert message in done.error
     assert done.error.count("\n") == 1
+
+
+def test_several_sizes_are_written_with_commas(place: Path, model: str, said: Run) -> None:
+    words = ("run", "in.jsonl", "--model", model, "--matryoshka-dimensions", "8,32", "--format", "jsonl")
+    done = said(*words, "--out", "a", "--dimensions", "32,8")
+    assert done.status == 0, done
+    row = json.loads(Path("a/part-00000.jsonl").read_text().splitlines()[0])
+    assert (len(row["embedding_32"]), len(row["embedding_8"])) == (32, 8)
+    done = said(*words, "--out", "b", "--dimensions", "8")
+    assert len(json.loads(Path("b/part-00000.jsonl").read_text().splitlines()[0])["embedding"]) == 8
+    done = said(*words, "--out", "c", "--dimensions", "8,x")
+    assert (done.status, "--dimensions must be numbers, such as 256 or 256,64" in done.error) == (2, True)

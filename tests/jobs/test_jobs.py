@@ -247,6 +247,51 @@ def test_broken_rows_of_tables(llm: LLM, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_several_sizes_come_from_one_pass(form: Any, precision: Any, llm: LLM, tmp_path: Path) -> None:
+    name = write(tmp_path / "in.jsonl", made(30))
+    with LLM(str(llm.model.facts.path), matryoshka_dimensions=[8, 16, 32]) as cut:
+        passes = 0
+        observed = cut.engine.submit
+
+        def counted(requests: Any, *rest: Any) -> Any:
+            nonlocal passes
+            passes += len(requests)
+            return observed(requests, *rest)
+
+        cut.engine.submit = counted  # type: ignore[method-assign]
+        job = Job((name,), tmp_path / "out", form=form, precision=precision, dimensions=(16, 32, 8), id="id")
+        go(job, cut)
+        assert passes == 30
+        rows = read(job.out)
+        assert list(rows[0]) == ["id", "embedding_16", "embedding_32", "embedding_8", "truncated"]
+        for size in (8, 16, 32):
+            params = PoolingParams(dimensions=size)
+            for number in (0, 7, 29):
+                # One by one.
+                (expected,) = cut.embed_array([words(number)], pooling_params=params, precision=precision)
+                found = np.asarray(rows[number][f"embedding_{size}"])
+                # A number on the edge of a step may fall to either side of it.
+                assert np.abs(found - np.asarray(expected, np.float64)).max() <= (1 if precision == "int8" else 1e-5)
+
+
+def test_sizes_of_vectors_that_are_not_of_unit_length_are_only_cut(llm: LLM, tmp_path: Path) -> None:
+    name = write(tmp_path / "in.jsonl", made(9))
+    options: dict[str, Any] = {"matryoshka_dimensions": [8, 32], "pooler_config": {"use_activation": False}}
+    with LLM(str(llm.model.facts.path), **options) as cut:
+        job = Job((name,), tmp_path / "out", tasks=("embed", "tokens"), dimensions=(32, 8), id="id", form="jsonl")
+        go(job, cut)
+        rows = read(job.out)
+        for size in (8, 32):
+            params = PoolingParams(dimensions=size)
+            expected = cut.embed_array(texts(9), pooling_params=params)
+            assert close([row[f"embedding_{size}"] for row in rows], expected)
+            tokens = cut.encode(texts(9), pooling_task="token_embed", pooling_params=params)
+            for row, output in zip(rows, tokens, strict=True):
+                assert close(row[f"token_embeddings_{size}"], output.outputs.data)
+
+
 def test_too_many_errors_stop_a_job_that_can_go_on(llm: LLM, tmp_path: Path) -> None:
     rows = [{**row, "text": None if row["id"] % 5 == 0 else row["text"]} for row in made(40)]
     name = write(tmp_path / "in.jsonl", rows)
@@ -393,6 +438,10 @@ def test_one_process_at_a_time_writes_to_a_folder(llm: LLM, tmp_path: Path) -> N
         ({"image_column": "text"}, "reads texts alone, no pictures"),
         ({"precision": "int8", "tasks": ("tokens",), "form": "npy"}, "--format npy is for --task embed alone"),
         ({"dimensions": 7}, "--dimensions"),
+        ({"dimensions": (32, 7)}, "--dimensions"),
+        ({"dimensions": (8, 8)}, "--dimensions are different numbers from 1, got 8, 8"),
+        ({"dimensions": (8, 0)}, "--dimensions are different numbers from 1"),
+        ({"dimensions": (16, 8), "form": "npy"}, "--format npy holds one matrix per file"),
         ({"instruction": "x"}, "--instruction is for --task score"),
         ({"inputs": ("nowhere.parquet",)}, "There is no file nowhere.parquet"),
         ({"tasks": ()}, "--task names each task once"),

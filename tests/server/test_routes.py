@@ -38,7 +38,7 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
     section = PAGE.read_text(encoding="utf-8").split("## Routes\n", 1)[1].split("\n## ", 1)[0]
     for line in section.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if re.fullmatch(r"(GET|POST)(, (GET|POST))*", cells[0]):
+        if re.fullmatch(r"(GET|POST|DELETE)(, (GET|POST|DELETE))*", cells[0]):
             methods, paths, dialect, words = cells
             yield methods, paths, dialect, words
 
@@ -58,7 +58,16 @@ def test_the_table_names_every_route_once() -> None:
 def test_every_row_says_whose_words_a_route_speaks() -> None:
     dialects = {dialect for _, _, dialect, _ in rows()}
     assert dialects == {
-        *("Poolhouse", "vLLM", "OpenAI, vLLM", "vLLM, TEI", "vLLM, TEI, Voyage, Cohere, Weaviate", "every one", "TEI"),
+        *(
+            "Poolhouse",
+            "vLLM",
+            "OpenAI",
+            "OpenAI, vLLM",
+            "vLLM, TEI",
+            "vLLM, TEI, Voyage, Cohere, Weaviate",
+            "every one",
+            "TEI",
+        ),
         *("Cohere, vLLM", "Cohere", "Jina", "Voyage", "Infinity", "NVIDIA"),
         *("Ollama", "llama.cpp", "llama.cpp, OpenAI", "Azure", "Weaviate", "SIE"),
     }

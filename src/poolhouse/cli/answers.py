@@ -214,7 +214,7 @@ def _answer(task: JobTask, fields: Fields, given: _Given, options: dict[str, obj
                 yield asker.ask(rows)
 
         count = 0
-        for asked_rows, futures in read_ahead(groups(), lambda one: llm.engine.submit(one.requests)):
+        for asked_rows, futures in read_ahead(llm.engine, groups(), lambda one: one.requests):
             answered, failed = asker.answered(asked_rows, futures)
             for one in failed[:1]:
                 raise ConfigError(f"{inputs.unit} {one.row.number} of {inputs.where}: {one.reason}")

@@ -39,10 +39,11 @@ def commands(first: str | None = None) -> typer.Typer:
     app.callback()(_root)
     app.command("serve")(serve.serve)
     if first != "serve":
-        from poolhouse.cli import answers, bench, calibrate, check, compare, download, embed, jobs
+        from poolhouse.cli import answers, bench, calibrate, check, compare, download, embed, jobs, run_batch
 
         app.command("embed")(embed.embed)
         app.command("run")(jobs.run_job)
+        app.command("run-batch")(run_batch.run_batch)
         for command in (answers.rerank, answers.classify, answers.ner, answers.sparse, answers.similarity):
             app.command(command.__name__)(command)
         app.command("compare")(compare.compare)

@@ -13,7 +13,7 @@ import typer
 import yaml
 
 from poolhouse.cli.options import with_options
-from poolhouse.cli.texts import Dimensions, PromptName, check_input_format
+from poolhouse.cli.texts import PromptName, check_input_format
 from poolhouse.errors import ConfigError, did_you_mean
 from poolhouse.jobs.job import FORMS, READ_AS, TASKS, Job, OutputForm, parse_tasks
 from poolhouse.settings import Settings, split_values
@@ -51,7 +51,10 @@ def run_job(
     input_format: Annotated[str | None, typer.Option(help=f"{', '.join(READ_AS)}; none: by each ending.")] = None,
     form: Annotated[str | None, typer.Option("--format", "-f", help=f"{', '.join(FORMS)}. (parquet)")] = None,
     precision: Annotated[str | None, typer.Option(help=f"Of vectors: {', '.join(PRECISIONS)}. (float32)")] = None,
-    dimensions: Dimensions = None,
+    dimensions: Annotated[
+        str | None,
+        typer.Option(help="Length of the vectors, for Matryoshka models; several, with commas, are a column each."),
+    ] = None,
     prompt_name: PromptName = None,
     input_type: Annotated[str | None, typer.Option(help="What the texts are, query or document.")] = None,
     instruction: Annotated[str | None, typer.Option(help="With --task score: of rerankers that read one.")] = None,
@@ -129,7 +132,9 @@ def _job(inputs: Sequence[str], given: Mapping[str, object]) -> Job:
     if form is None:
         raise ConfigError(f"--format {values['form']} is not one of {', '.join(FORMS)}.")
     check_input_format(values.get("input_form"))
-    for name in ("shard_rows", "shard_bytes", "max_errors", "dimensions"):
+    if values.get("dimensions") is not None:
+        values["dimensions"] = _sizes(values["dimensions"])
+    for name in ("shard_rows", "shard_bytes", "max_errors"):
         if name in values and type(values[name]) is not int:
             raise ConfigError(f"--{name.replace('_', '-')} must be a whole number, got {values[name]!r}.")
     return Job(**{**values, "out": Path(values["out"]), "form": form}, options=options)
@@ -161,6 +166,16 @@ def _several(value: object, name: str) -> tuple[str, ...]:
     if name == "inputs":
         return tuple(value)
     return tuple(part for one in value for part in split_values(one) or ())  # type: ignore[attr-defined]
+
+
+def _sizes(value: object) -> int | tuple[int, ...]:
+    """One size or several: of a line as a text, of a job's file as a number or a list."""
+    listed = value if isinstance(value, list | tuple) else str(value).split(",")
+    try:
+        sizes = tuple(int(str(one)) for one in listed)
+    except ValueError:
+        raise ConfigError(f"--dimensions must be numbers, such as 256 or 256,64, got {value!r}.") from None
+    return sizes[0] if len(sizes) == 1 else sizes
 
 
 def _name_of(field: str) -> str:

@@ -8,7 +8,6 @@ import itertools
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Generic, TypeVar
@@ -34,7 +33,7 @@ from poolhouse.tasks import Task
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from poolhouse.engine.request import Answer
+    from poolhouse.engine.request import Answer, Request
     from poolhouse.inputs.prompts import PromptInput
     from poolhouse.llm import LLM
     from poolhouse.llm.requests import CallOptions
@@ -52,9 +51,6 @@ _NOT_LINES = frozenset(
     .rar .safetensors .sqlite .tar .tgz .xls .xlsx .xz .yaml .yml .zip .zst
     """.split()  # noqa: SIM905
 )
-
-# Fields of requests that are the same for all texts: an error of theirs belongs to no single text.
-_OF_ALL = ("prompt_name", "input_type", "task", "adapter", "lora_request")
 
 _HELP = f"A file with a text per line, {', '.join(ROW_FORMS)}; - is standard input."
 Input = Annotated[str, typer.Option("--input", "-i", help=_HELP)]
@@ -107,13 +103,13 @@ def answered(
         PoolhouseError: of the first text that could not be answered, naming its line or row.
     """
     from poolhouse.llm.calls import read_ahead
-    from poolhouse.llm.requests import requests_of
+    from poolhouse.llm.requests import is_of_all, requests_of
 
-    def submit(group: tuple[Sequence[int], list[Item_co]]) -> list[Future[Answer]]:
+    def requests(group: tuple[Sequence[int], list[Item_co]]) -> list[Request]:
         prompts: list[PromptInput] = [text if isinstance(text, str) else text.prompt for text in group[1]]
-        return llm.engine.submit(requests_of(llm.engine, prompts, task, options))
+        return requests_of(llm.engine, prompts, task, options)
 
-    for (numbers, group), futures in read_ahead(texts.groups(group_size or _AT_ONCE), submit):
+    for (numbers, group), futures in read_ahead(llm.engine, texts.groups(group_size or _AT_ONCE), requests):
         kept, answers = [], []
         for number, text, future in zip(numbers, group, futures, strict=True):
             try:
@@ -123,9 +119,9 @@ def answered(
                 if isinstance(error, UnsupportedDimensions):
                     error.args = (f"--dimensions: {error}",)
                     raise
-                parameter = getattr(error, "parameter", None)
-                if parameter in _OF_ALL:
+                if is_of_all(error, llm.engine):
                     raise
+                parameter = getattr(error, "parameter", None)
                 where = f"{texts.unit} {number} of {texts.where}" if isinstance(text, str) else text.name
                 message = f"{where}: {_for_commands(error, llm).removeprefix(f'{parameter}: ')}"
                 if texts.aside is None or not isinstance(error, InvalidRequest):

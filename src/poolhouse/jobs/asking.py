@@ -16,16 +16,13 @@ from poolhouse.inputs.prompts import PromptInput
 from poolhouse.jobs.job import Job, JobTask
 from poolhouse.jobs.source import Place, Row
 from poolhouse.llm.calls import entity_finder
-from poolhouse.llm.requests import CallOptions, requests_of, score_plan
+from poolhouse.llm.requests import CallOptions, is_of_all, requests_of, score_plan
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
 from poolhouse.plans import sparse
 from poolhouse.plans.scoring import ScoreOptions, ScorePlan
 from poolhouse.tasks import Task
 from poolhouse.vectors.precision import QUANTIZED, Codes, quantize
-
-# Fields of requests that are the same for all rows: an error of theirs belongs to no row.
-_OF_ALL = ("dimensions", "prompt_name", "input_type", "task", "instruction")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,12 +77,16 @@ class Asker:
 
     def __init__(self, engine: Engine, job: Job) -> None:
         self.engine, self.job = engine, job
-        self.options = CallOptions(PoolingParams(dimensions=job.dimensions), job.prompt_name, input_type=job.input_type)
+        # Smaller sizes are cut of the largest.
+        params = PoolingParams(dimensions=max(job.sizes, default=None))
+        self.options = CallOptions(params, job.prompt_name, input_type=job.input_type)
         self.tasks = () if "score" in job.tasks else tuple(dict.fromkeys(self._task(task) for task in job.tasks))
         if job.image_column is not None and not engine.facts.pictures:
             raise ConfigError(f"{engine.facts.name} reads texts alone, no pictures; leave --image-column out.")
-        if job.dimensions is not None and "embed" not in self.tasks and "token_embed" not in self.tasks:
+        if job.sizes and "embed" not in self.tasks and "token_embed" not in self.tasks:
             raise ConfigError("--dimensions is for the tasks embed and tokens.")
+        if len(job.sizes) > 1:
+            self._check_sizes()
         if job.instruction is not None and "score" not in job.tasks:
             raise ConfigError(
                 "--instruction is for --task score; --prompt-name and --input-type choose prompts of others."
@@ -112,7 +113,7 @@ class Asker:
             try:
                 requests = self._requests(prompts)
             except InvalidRequest as error:
-                if error.parameter in _OF_ALL:
+                if is_of_all(error, self.engine):
                     raise
                 kept, requests = self._one_by_one(kept, prompts, failed)
             return Asked(kept, failed, requests, [], rows[-1].after)
@@ -143,7 +144,7 @@ class Asker:
                 if isinstance(error, UnsupportedDimensions):
                     error.args = (f"--dimensions: {error}",)
                     raise
-                if not self.engine.alive or getattr(error, "parameter", None) in _OF_ALL:
+                if is_of_all(error, self.engine):
                     raise
                 failed.append(Failed(row, _reason(error)))
         if self.tasks:
@@ -219,7 +220,7 @@ class Asker:
     def _plan(self, query: str, document: str) -> ScorePlan:
         try:
             options = ScoreOptions(instruction=self.job.instruction)
-            return score_plan(self.engine, [query], [document], self.options, options)[0]
+            return score_plan(self.engine, [query], [document], self.options, options)
         except UnsupportedTask as error:
             raise ConfigError(f"--task score: {error}") from None
 
@@ -242,13 +243,43 @@ class Asker:
 
     def _embeddings(self, arrays: Sequence[Array]) -> list[Column]:
         if not arrays:
-            return [Column("embedding", np.zeros((0, 0), np.float32))]
-        calibration = self.engine.facts.calibration
-        return [Column("embedding", quantize(np.stack(arrays), self.job.precision, calibration))]
+            return [Column(name, np.zeros((0, 0), np.float32)) for name, _ in self._named_sizes("embedding")]
+        rows, calibration = np.stack(arrays), self.engine.facts.calibration
+        return [
+            Column(name, quantize(self._cut(rows, size, "embed"), self.job.precision, calibration))
+            for name, size in self._named_sizes("embedding")
+        ]
 
     def _tokens(self, arrays: Sequence[Array]) -> list[Column]:
         precision, calibration = self.job.precision, self.engine.facts.calibration
-        return [Column("token_embeddings", [quantize(array, precision, calibration) for array in arrays])]
+        return [
+            Column(name, [quantize(self._cut(rows, size, "token_embed"), precision, calibration) for rows in arrays])
+            for name, size in self._named_sizes("token_embeddings")
+        ]
+
+    def _named_sizes(self, name: str) -> list[tuple[str, int | None]]:
+        """Columns of vectors and the size of each; None: as they came."""
+        sizes = self.job.sizes
+        return [(f"{name}_{size}", size) for size in sizes] if len(sizes) > 1 else [(name, None)]
+
+    def _cut(self, rows: Array, size: int | None, task: Task) -> Array:
+        """Vectors cut to a size, of unit length where the model's are: as its pipeline does, whose last two steps these are."""
+        if size is None or size == rows.shape[-1]:
+            return rows
+        cut = np.ascontiguousarray(rows[..., :size])
+        if not self.engine.model.pipelines[task].activates(self.engine.options.default_params):
+            return cut
+        unit: Array = cut / np.maximum(np.linalg.norm(cut, axis=-1, keepdims=True), np.float32(1e-12))
+        return unit
+
+    def _check_sizes(self) -> None:
+        """Raise ConfigError for a size that the model does not offer."""
+        facts = self.engine.model.facts
+        for size in self.job.sizes:
+            try:
+                facts.matryoshka.check(size, facts.name)
+            except UnsupportedDimensions as error:
+                raise ConfigError(f"--dimensions: {error}") from None
 
     def _sparse(self, answers: Sequence[Answer], arrays: Sequence[Array]) -> list[Column]:
         head = sparse.head_of(self.engine)

@@ -55,6 +55,7 @@ class Job:
     image_column: of pictures: paths, URLs, bytes, or datasets' {"bytes", "path"}. id: a column that names rows; None:
     rows are named by file and number. keep: columns that come along.
     shard_rows, shard_bytes: a file of the output has no more rows than this, or is ended behind so many bytes.
+    dimensions: of vectors; several are columns of their own, from one pass.
     max_errors: rows that may be set aside; one more stops the job. None: none stops it, any lets it end with an error.
     options: of the engine, see `poolhouse.settings.Settings`.
     """
@@ -71,7 +72,7 @@ class Job:
     input_form: str | None = None
     form: OutputForm = "parquet"
     precision: Precision = "float32"
-    dimensions: int | None = None
+    dimensions: int | tuple[int, ...] | None = None
     prompt_name: str | None = None
     input_type: str | None = None
     instruction: str | None = None
@@ -91,6 +92,10 @@ class Job:
             raise ConfigError("--format npy is for --task embed alone; parquet and jsonl take all tasks.")
         if self.form == "npy" and (self.id or self.keep):
             raise ConfigError("--format npy holds vectors alone; --id and --keep are for parquet and jsonl.")
+        if len(set(self.sizes)) != len(self.sizes) or any(type(size) is not int or size < 1 for size in self.sizes):
+            raise ConfigError(f"--dimensions are different numbers from 1, got {', '.join(map(str, self.sizes))}.")
+        if self.form == "npy" and len(self.sizes) > 1:
+            raise ConfigError("--format npy holds one matrix per file; parquet and jsonl take several --dimensions.")
         if self.image_column is not None and ("score" in self.tasks or "entities" in self.tasks):
             raise ConfigError("--image-column is for embed, sparse, tokens and classify.")
         if min(self.shard_rows, self.shard_bytes) < 1 or (self.max_errors is not None and self.max_errors < 0):
@@ -98,6 +103,13 @@ class Job:
         several = (*self.keep, *([self.id] if self.id else ()))
         if len(set(several)) != len(several):
             raise ConfigError(f"--id and --keep name each column once, got {', '.join(several)}.")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of vectors; none is that of the model."""
+        if self.dimensions is None:
+            return ()
+        return self.dimensions if isinstance(self.dimensions, tuple) else (self.dimensions,)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -112,8 +124,14 @@ class Job:
         value = asdict(self)
         for name in ("out", "max_errors", "shard_rows", "shard_bytes", "inputs"):
             del value[name]
-        options = {name: _plain(one) for name, one in self.options.items() if name not in _MAY_CHANGE}
-        return _plain({**value, "options": options, "files": _identity(folder)})  # type: ignore[no-any-return]
+        del value["options"]
+        return {**_plain(value), **checkpoint(self.options, folder)}
+
+
+def checkpoint(options: Mapping[str, object], folder: Path) -> dict[str, Any]:
+    """What decides the answers of an engine: its options, and the files in its folder."""
+    decisive = {name: _plain(one) for name, one in options.items() if name not in _MAY_CHANGE}
+    return {"options": decisive, "files": _identity(folder)}
 
 
 def parse_tasks(names: Iterable[str]) -> tuple[JobTask, ...]:

@@ -110,7 +110,7 @@ def run(job: Job, open_model: Callable[[], LLM], tell: Callable[[Progress], None
         ):
             fitted = _fitted(groups, journal, types, job)
             for asked, futures in read_ahead(
-                (asker.ask(rows) for rows in fitted), lambda asked: llm.engine.submit(asked.requests)
+                llm.engine, (asker.ask(rows) for rows in fitted), lambda asked: asked.requests
             ):
                 progress.seconds = time.monotonic() - started
                 answered, failed = asker.answered(asked, futures)

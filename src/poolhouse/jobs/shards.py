@@ -16,7 +16,6 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -28,6 +27,7 @@ from poolhouse.files import GrowingMatrix, pyarrow_module, whole_file
 from poolhouse.jobs.asking import Answered, Column
 from poolhouse.jobs.job import Job
 from poolhouse.jobs.source import Place, Row
+from poolhouse.journal import JournalFile, differences
 
 JOURNAL, ERRORS, MANIFEST = "journal.jsonl", "errors.jsonl", "manifest.json"
 
@@ -65,18 +65,18 @@ class Journal:
         is_new = not self.path.exists()
         if is_new and any(out.iterdir()):
             raise ConfigError(f"--out {out} holds other files; name a new folder, or that of the job to go on with.")
-        self._stream: IO[bytes] = self.path.open("a+b")
+        self._lines = JournalFile(self.path, out)
         self.shards: list[Shard] = []
         self.kinds: dict[str, str] | None = None
         try:
-            self._hold()
-            self.continued = not is_new and self._read(fingerprint, inputs)
-            if not self.continued:
-                self._stream.truncate(0)
-                self._append({"job": fingerprint, "inputs": list(inputs)})
+            self.continued = bool(self._lines.entries)
+            if self.continued:
+                self._read(fingerprint, inputs)
+            else:
+                self._lines.append({"job": fingerprint, "inputs": list(inputs)})
             self._tidy()
         except BaseException:
-            self._stream.close()
+            self._lines.close()
             raise
 
     @property
@@ -95,7 +95,7 @@ class Journal:
 
     def add(self, shard: Shard) -> None:
         """A shard is whole, and its rows are not computed again."""
-        self._append({**asdict(shard), "after": list(shard.after)})
+        self._lines.append({**asdict(shard), "after": list(shard.after)})
         self.shards.append(shard)
         if shard.errors:
             with (self.out / ERRORS).open("ab") as stream:
@@ -103,7 +103,7 @@ class Journal:
 
     def fix_kinds(self, kinds: dict[str, str]) -> None:
         """Remember what the columns that come along hold, for all files of the job."""
-        self._append({"kinds": kinds})
+        self._lines.append({"kinds": kinds})
         self.kinds = kinds
 
     def finish(self, manifest: Mapping[str, object]) -> None:
@@ -112,52 +112,23 @@ class Journal:
             part.write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2) + b"\n")
 
     def close(self) -> None:
-        self._stream.close()
+        self._lines.close()
 
-    def _hold(self) -> None:
-        try:
-            fcntl = import_module("fcntl")
-        except ImportError:
-            return  # another system: two jobs in one folder are the user's care
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"Another process writes to {self.out}.") from None
-
-    def _read(self, fingerprint: Mapping[str, Any], inputs: Sequence[Mapping[str, object]]) -> bool:
-        """Read the lines that are whole; False where there is none. The last one may be torn, and is cut off."""
-        self._stream.seek(0)
-        whole = 0
-        lines: list[dict[str, Any]] = []
-        for line in self._stream:
-            try:
-                lines.append(orjson.loads(line))
-            except orjson.JSONDecodeError:
-                break
-            if not line.endswith(b"\n"):
-                lines.pop()
-                break
-            whole += len(line)
-        if not lines:
-            return False
-        if "job" not in lines[0]:
+    def _read(self, fingerprint: Mapping[str, Any], inputs: Sequence[Mapping[str, object]]) -> None:
+        head, *entries = self._lines.entries
+        if "job" not in head:
             raise ConfigError(f"{self.path} is no journal of a job.")
-        self._compare(lines[0], fingerprint, inputs)
-        self._stream.truncate(whole)
-        for entry in lines[1:]:
+        self._compare(head, fingerprint, inputs)
+        for entry in entries:
             if "kinds" in entry:
                 self.kinds = entry["kinds"]
             else:
                 self.shards.append(Shard(**{**entry, "after": Place(*entry["after"])}))
-        return True
 
     def _compare(
         self, head: Mapping[str, Any], fingerprint: Mapping[str, Any], inputs: Sequence[Mapping[str, object]]
     ) -> None:
-        before = head["job"]
-        differ = [name for name in {**before, **fingerprint} if before.get(name) != fingerprint.get(name)]
-        if differ:
-            said = "; ".join(f"{name} was {before.get(name)!r}, now {fingerprint.get(name)!r}" for name in differ)
+        if said := differences(head["job"], fingerprint):
             raise ConfigError(f"--out {self.out} holds a job with other options: {said}. Name another folder.")
         for old, new in zip(head["inputs"], inputs, strict=False):
             if old != dict(new):
@@ -166,12 +137,6 @@ class Journal:
                 )
         if len(head["inputs"]) != len(inputs):
             raise ConfigError(f"The job in {self.out} was begun with {len(head['inputs'])} files, not {len(inputs)}.")
-
-    def _append(self, line: Mapping[str, object]) -> None:
-        self._stream.seek(0, os.SEEK_END)
-        self._stream.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
 
     def _tidy(self) -> None:
         """Remove what a killed process left half written, and write the errors anew."""

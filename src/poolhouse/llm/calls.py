@@ -16,7 +16,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -26,12 +26,13 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, Ty
 import numpy as np
 
 from poolhouse.engine.engine import Engine
+from poolhouse.engine.options import EngineOptions
 from poolhouse.engine.queue import Caller
 from poolhouse.engine.request import Answer, Request, pooling, pooling_outputs, prompt_fields, token_fields
 from poolhouse.engine.waiting import gather, prompt_path, with_path
 from poolhouse.errors import EngineError, InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import role_of
-from poolhouse.llm.requests import Asked
+from poolhouse.llm.requests import Asked, AskedScores
 from poolhouse.outputs import (
     Array,
     ChunkedEmbeddingRequestOutput,
@@ -62,6 +63,17 @@ T = TypeVar("T")
 Result = TypeVar("Result")
 
 
+class Submits(Protocol):
+    """An engine, as far as calls need it."""
+
+    @property
+    def options(self) -> EngineOptions: ...
+
+    def submit(
+        self, requests: Sequence[Request], waits: bool = ..., caller: Caller | None = ...
+    ) -> list[Future[Answer]]: ...
+
+
 class HasEngine(Protocol):
     """An LLM, whose methods are described."""
 
@@ -89,14 +101,14 @@ _WINDOW = 1024
 class Call(Generic[Result]):
     """What a method runs, and what its answers become.
 
-    requests: a list, all of which is submitted at once where there is no window; or `Asked`, which is made on the way.
+    requests: a list, all of which is submitted at once; or what makes them on the way, a window at a time.
     finish: the result of all answers, which it gets one by one with their requests, in order.
     label, progress: the name of the progress bar, and whether or how it is drawn; coroutines draw none.
-    window: how many requests are submitted at once where the answers of all would not fit into memory.
+    window: how many requests are submitted at once, where their answers are large.
     path: where the caller gave the prompt of a request, for messages.
     """
 
-    requests: list[Request] | Asked
+    requests: list[Request] | Asked | AskedScores
     finish: Callable[[Iterable[Answered]], Result]
     label: str
     progress: Progress
@@ -148,6 +160,8 @@ def coroutine(
                 raise TypeError(f"{method_async.__qualname__}() got an unexpected keyword argument '{name}'")
         described: Described[Result] = describe(llm, *args, **kwargs)
         call = await asyncio.to_thread(described) if callable(described) else described
+        if not isinstance(call.requests, list) and len(call.requests) > _window_of(llm.engine, call):
+            return await _in_thread(llm.engine, call)
         requests = list(call.requests)
         answered = zip(requests, await gather(llm.engine.submit(requests), call.path), strict=True)
         return await asyncio.to_thread(call.finish, answered) if callable(described) else call.finish(answered)
@@ -155,6 +169,49 @@ def coroutine(
     _present(method_async, describe, signature, "_async")
     method_async.__doc__ = f"`{describe.__name__}` for coroutines; cancelling it takes {cancels} out of the queue."
     return method_async
+
+
+async def _in_thread(engine: Engine, call: Call[Result]) -> Result:
+    """The result of a large call, whose windows a thread waits for; cancelling it takes what waits out of the queue."""
+    stoppable = _Stoppable(engine)
+
+    def work() -> Result:
+        with closing(_answered(stoppable, call)) as answered:
+            return call.finish(answered)
+
+    try:
+        return await asyncio.to_thread(work)
+    except asyncio.CancelledError:
+        stoppable.stop()
+        raise
+
+
+class _Stoppable:
+    """An engine for one call, which another thread may stop: what is under way is cancelled, and no more is taken."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.options = engine.options
+        self._engine = engine
+        self._windows: deque[Sequence[Future[Answer]]] = deque(maxlen=2)
+        self._stopped = False
+
+    def submit(
+        self, requests: Sequence[Request], waits: bool = False, caller: Caller | None = None
+    ) -> list[Future[Answer]]:
+        """As `Engine.submit`; a coroutine's requests are never computed by who waits for them."""
+        futures = self._engine.submit(requests, False, caller)
+        self._windows.append(futures)
+        if self._stopped:
+            self.stop()
+            raise CancelledError
+        return futures
+
+    def stop(self) -> None:
+        # First: what is submitted from now on is seen here, or sees this.
+        self._stopped = True
+        for futures in list(self._windows):
+            for future in futures:
+                future.cancel()
 
 
 def _present(
@@ -197,12 +254,10 @@ def stacked(answers: Iterable[Answer], count: int) -> Array:
     return matrix
 
 
-def _answered(engine: Engine, call: Call[Result]) -> Generator[Answered, None, None]:
+def _answered(engine: Submits, call: Call[Result]) -> Generator[Answered, None, None]:
     """The answers in order; those of a window are let go before another is submitted."""
     first, total = 0, len(call.requests)
-    # Windows of one call take turns with other calls as one.
-    caller = Caller()
-    for window, futures in read_ahead(_windows(engine, call), lambda window: engine.submit(window, True, caller)):
+    for window, futures in read_ahead(engine, _windows(engine, call), lambda window: window, True):
         yield from zip(window, results_of(futures, call.path, first, total > 1), strict=True)
         first += len(futures)
         del window, futures
@@ -213,35 +268,35 @@ def window_of(max_batch_tokens: int) -> int:
     return max(_WINDOW, max_batch_tokens // 2)
 
 
-def _windows(engine: Engine, call: Call[Result]) -> Iterator[list[Request]]:
-    """The requests, so many at a time; listed ones leave the call, since each of them keeps its answer."""
-    if isinstance(call.requests, Asked):
-        asked, size = iter(call.requests), call.window or window_of(engine.options.max_batch_tokens)
-        while window := list(itertools.islice(asked, size)):
-            yield window
-        return
-    if call.window is None:
+def _windows(engine: Submits, call: Call[Result]) -> Iterator[list[Request]]:
+    """The requests, so many at a time."""
+    if isinstance(call.requests, list):
         yield call.requests
         return
-    rest = deque(call.requests)
-    call.requests.clear()
-    while rest:
-        yield [rest.popleft() for _ in range(min(call.window, len(rest)))]
+    asked, size = iter(call.requests), _window_of(engine, call)
+    while window := list(itertools.islice(asked, size)):
+        yield window
+
+
+def _window_of(engine: Submits, call: Call[Result]) -> int:
+    return call.window or window_of(engine.options.max_batch_tokens)
 
 
 def read_ahead(
-    groups: Iterable[T], submit: Callable[[T], Sequence[Future[Answer]]]
+    engine: Submits, groups: Iterable[T], requests_of: Callable[[T], Sequence[Request]], waits: bool = False
 ) -> Iterator[tuple[T, Sequence[Future[Answer]]]]:
-    """Groups of prompts in order, each with the futures of its answers: while one is read, the next is under way.
+    """Groups in order, each with the futures of its answers: while one is read, the next is under way.
 
-    Leaving the loop, by an error or otherwise, cancels what still waits.
+    All groups share the engine with other calls as one caller. waits: see `Engine.submit`. Leaving the loop, by an error
+    or otherwise, cancels what still waits.
     """
-    rest = iter(groups)
+    rest, caller = iter(groups), Caller()
     started: deque[tuple[T, Sequence[Future[Answer]]]] = deque()
     process = os.getpid()
     try:
         while True:
-            started.extend((group, submit(group)) for group in itertools.islice(rest, 2 - len(started)))
+            for group in itertools.islice(rest, 2 - len(started)):
+                started.append((group, engine.submit(requests_of(group), waits, caller)))
             if not started:
                 return
             yield started[0]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import re
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from poolhouse.engine.open import open_engine
-from poolhouse.engine.request import Answer
+from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import prompt_path
-from poolhouse.errors import InvalidRequest
+from poolhouse.errors import InvalidRequest, PoolhouseError, did_you_mean
 from poolhouse.inputs.prompts import PromptInput, PromptsInput, TextsInput, each
 from poolhouse.inputs.templates.score import score_template
 from poolhouse.llm import calls
@@ -26,13 +27,14 @@ from poolhouse.llm.requests import (
     Params,
     Variables,
     asked_of,
+    asked_scores,
     plugin_of,
     plugin_requests,
     requests_of,
     required_task,
-    score_plan,
-    sparse_plan,
+    sparse_asked,
 )
+from poolhouse.llm.streams import Stream
 from poolhouse.outputs import (
     ChunkedEmbeddingRequestOutput,
     ClassificationRequestOutput,
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 OutputT = TypeVar("OutputT", bound=RequestOutput[Any])
 
+# Items of a stream that are asked together where each answer is large.
+_LARGE_WINDOW = 256
 # SPLADE answers with the whole vocabulary: a window of answers holds at most so many numbers (256 MB), or prompts.
 _MAX_NUMBERS, _MAX_PROMPTS = 2**26, 4096
 
@@ -193,12 +197,12 @@ class LLM:
             UnsupportedTask: the model has no sparse vectors. InvalidRequest: for the first prompt that could not be answered.
         """
         options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, input_type=input_type)
-        plan = sparse_plan(self.engine, prompts, options, SparseOptions(top_k=top_k, threshold=threshold))
+        plan, asked = sparse_asked(self.engine, prompts, options, SparseOptions(top_k=top_k, threshold=threshold))
 
         def finish(answers: Iterable[Answer]) -> list[SparseRequestOutput]:
             return self._outputs(map(plan.each, answers), calls.sparse_output)
 
-        return Call(plan.requests, of_answers(finish), "embed_sparse", use_tqdm, self._window(plan.head.task))
+        return Call(asked, of_answers(finish), "embed_sparse", use_tqdm, self._window(plan.head.task))
 
     embed_sparse_async = coroutine(embed_sparse)
 
@@ -218,12 +222,12 @@ class LLM:
     ) -> Described[SparseMatrix]:
         """`embed_sparse` as one matrix in compressed rows, for a corpus; cuts are not reported here."""
         options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, input_type=input_type)
-        plan = sparse_plan(self.engine, prompts, options, SparseOptions(top_k=top_k, threshold=threshold))
+        plan, asked = sparse_asked(self.engine, prompts, options, SparseOptions(top_k=top_k, threshold=threshold))
 
         def finish(answers: Iterable[Answer]) -> SparseMatrix:
             return SparseMatrix.of((plan.each(answer).vector for answer in answers), plan.head.width)
 
-        return Call(plan.requests, of_answers(finish), "embed_sparse", use_tqdm, self._window(plan.head.task))
+        return Call(asked, of_answers(finish), "embed_sparse", use_tqdm, self._window(plan.head.task))
 
     @blocking
     def embed_tokens(
@@ -293,13 +297,14 @@ class LLM:
         rest = iter(each(prompts, "prompts"))
         blocks = iter(lambda: list(itertools.islice(rest, prompts_per_block)), [])
 
-        def submit(block: tuple[int, list[PromptInput]]) -> list[Future[Answer]]:
+        def requests(block: tuple[int, list[PromptInput]]) -> list[Request]:
             first, own = block
-            return self.engine.submit(requests_of(self.engine, own, "token_embed", options, first))
+            return requests_of(self.engine, own, "token_embed", options, first)
 
+        numbered = zip(itertools.count(0, prompts_per_block), blocks)
         return (
             pack(results_of(futures, prompt_path, first))
-            for (first, _), futures in read_ahead(zip(itertools.count(0, prompts_per_block), blocks), submit)
+            for (first, _), futures in read_ahead(self.engine, numbered, requests)
         )
 
     @blocking
@@ -482,12 +487,13 @@ class LLM:
             weights=None if weights is None else tuple(weights),
             processor_options=mm_processor_kwargs or {},
         )
-        plan, path = score_plan(self.engine, data_1, data_2, options, score_options)
+        window = calls.window_of(self.engine.options.max_batch_tokens)
+        asked = asked_scores(self.engine, data_1, data_2, options, score_options, window)
 
         def finish(answers: Iterable[Answer]) -> list[ScoringRequestOutput]:
-            return self._outputs(plan.finish(list(answers)), calls.scored)
+            return self._outputs(asked.finish(answers), calls.scored)
 
-        return Call(plan.requests, of_answers(finish), "score", use_tqdm, path=path)
+        return Call(asked, of_answers(finish), "score", use_tqdm, path=asked.path)
 
     score_async = coroutine(score, "the pairs")
 
@@ -511,6 +517,63 @@ class LLM:
             lora_request=lora_request,
             tokenization_kwargs=tokenization_kwargs,
         )
+
+    def stream(
+        self,
+        items: Iterable[Any],
+        task: str = "embed",
+        *,
+        window: int | None = None,
+        on_error: str = "raise",
+        **options: Any,
+    ) -> Generator[RequestOutput[Any] | PoolhouseError, None, None]:
+        """Outputs of items that come one by one, in order; the items are read, tokenised and computed ahead.
+
+        items: prompts as for `embed`, or pairs (query, document) of `score`; any iterable, without an end too.
+        task: embed, token_embed, classify, token_classify, embed_sparse or score: outputs and options are those of the
+            method of that name, for all items alike; those of token_embed are of `encode`.
+        window: items that are asked together; no more than twice as many are in memory. None: 1024 or more, and 256 where
+            answers are large.
+        on_error: "raise" ends the stream at the first item that cannot be answered; "return" puts its error, an
+            `InvalidRequest`, in the place of its output.
+
+        Leaving the loop, or `close()` of the generator, cancels what waits.
+
+        Raises:
+            InvalidRequest, UnsupportedTask: for wrong options, at once.
+        """
+        described = {
+            "embed": LLM.embed,
+            "token_embed": partial(LLM.encode, pooling_task="token_embed"),
+            "classify": LLM.classify,
+            "token_classify": LLM.token_classify,
+            "embed_sparse": LLM.embed_sparse,
+            "score": LLM.score,
+        }
+        if task not in described:
+            near = did_you_mean(task, described)
+            raise InvalidRequest(f"task must be one of {list(described)}, got {task!r}.{near}", "task", task)
+        if isinstance(items, str | Mapping):
+            raise InvalidRequest("items must be many, such as a list or a generator; embed takes one.", "items")
+        describe, pairs = _description(described[task]), task == "score"
+
+        def call_of(own: Sequence[Any]) -> Call[list[Any]]:
+            if not pairs:
+                if any(isinstance(one, int) for one in own):
+                    # Many numbers would be the ids of one prompt.
+                    raise InvalidRequest("a number is no prompt.", "prompts")
+                return cast("Call[list[Any]]", describe(self, own, **options))
+            ((query, document),) = [_pair(one) for one in own]
+            return cast("Call[list[Any]]", describe(self, query, document, **options))
+
+        # What is wrong with the options is said before the first item is read.
+        call_of([("a", "b")] if pairs else ["a"])
+        if window is None:
+            named = self.engine.facts.tasks[0] if task == "embed" else task
+            large = named in ("token_embed", "token_classify", "embed_sparse")
+            window = _LARGE_WINDOW if large else calls.window_of(self.engine.options.max_batch_tokens)
+        name = "pairs" if pairs else "prompts"
+        return Stream(self.engine, call_of, pairs, name, window, on_error).outputs(items)
 
     def close(self) -> None:
         """Finish what was submitted and free the engine's threads."""
@@ -545,6 +608,25 @@ class LLM:
     def _outputs(self, items: Iterable[T], build: Callable[[str, T], OutputT]) -> list[OutputT]:
         """An output of each item, with the next request id."""
         return [build(str(next(self._numbers)), item) for item in items]
+
+
+def _description(method: Any) -> Callable[..., object]:
+    """What a method describes its calls by."""
+    if isinstance(method, partial):
+        return partial(inspect.unwrap(method.func), *method.args, **method.keywords)
+    described: Callable[..., object] = inspect.unwrap(method)
+    return described
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    """The query and the document of a pair.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise InvalidRequest("a pair is a tuple of a query and a document.", "pairs")
+    return item[0], item[1]
 
 
 # Engines of unpickled or copied LLMs by the key of the original. Kept, because a pool of processes unpickles its function,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 from poolhouse.engine.engine import Engine
-from poolhouse.engine.request import Request
-from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
-from poolhouse.inputs.prompts import Prompt, PromptsInput, TextsInput, check_prompts, parse_prompts, parse_texts
+from poolhouse.engine.request import Answer, Request
+from poolhouse.errors import InvalidRequest, PoolhouseError, UnsupportedDimensions, UnsupportedTask, did_you_mean
+from poolhouse.inputs.content import TextOrContent
+from poolhouse.inputs.prompts import Prompt, PromptsInput, TextsInput, check_prompts, parse_texts
 from poolhouse.params import PoolingParams, parse_lora_requests
 from poolhouse.plans import scoring, sparse
 from poolhouse.plugins import Plugin, PluginPrompt, is_data, params_of, prompts_of, task_of
@@ -22,6 +25,20 @@ class NamedAdapter(Protocol):
 
     @property
     def lora_name(self) -> str: ...
+
+
+# Fields of requests that are the same for all prompts of a call: an error of theirs belongs to none of them.
+_OF_ALL = frozenset(
+    """
+    adapter dimensions input_type instruction lora_request pooling_params prompt_name task tokenization_kwargs
+    """.split()  # noqa: SIM905
+)
+
+
+def is_of_all(error: PoolhouseError, engine: Engine) -> bool:
+    """Whether an error is no single prompt's: of an option of all of them, or of an engine that is lost."""
+    parameter = error.parameter if isinstance(error, InvalidRequest) else None
+    return parameter in _OF_ALL or isinstance(error, UnsupportedDimensions) or not engine.alive
 
 
 # What callers may give: parameters for all prompts or for each, adapters likewise, and vLLM's dictionaries of options.
@@ -132,12 +149,12 @@ def _cannot(task: Task, tasks: Sequence[Task]) -> str:
 
 def score_plan(
     engine: Engine,
-    data_1: TextsInput,
-    data_2: TextsInput,
+    queries: Sequence[TextOrContent],
+    documents: Sequence[TextOrContent],
     options: CallOptions,
     score_options: scoring.ScoreOptions,
-) -> tuple[scoring.ScorePlan, Callable[[int], str]]:
-    """Requests of `LLM.score` and how their answers become scores, and the path of a request's text for messages.
+) -> scoring.ScorePlan:
+    """Requests of `LLM.score`, and how their answers become scores.
 
     Raises:
         InvalidRequest, UnsupportedTask: see `poolhouse.plans.scoring.plan`.
@@ -147,23 +164,88 @@ def score_plan(
     if not tokenization.add_special_tokens:
         raise InvalidRequest("add_special_tokens=False means nothing to pairs.", "add_special_tokens")
     (adapter,) = _adapters(engine, options, 1)
-    queries, documents = parse_texts(data_1, "data_1"), parse_texts(data_2, "data_2")
     plan = scoring.plan(engine, queries, documents, replace(score_options, params=params))
     requests = [tokenization.applied(replace(request, adapter=adapter, local_files=True)) for request in plan.requests]
-    first_document = len(requests) - len(documents)
+    return replace(plan, requests=requests)
 
-    def path(index: int) -> str:
-        """Requests of documents come last; a list of documents may share one."""
-        if first_document < 0:
+
+class AskedScores:
+    """The requests of many pairs, planned window by window; `finish` makes scores of their answers in the same windows.
+
+    plan: of the pairs from one number to another. queries, pairs: how many there are. Where texts are read apart, the one
+    query of all documents is a request in each window.
+    """
+
+    def __init__(self, plan: Callable[[int, int], scoring.ScorePlan], queries: int, pairs: int, window: int) -> None:
+        self._plan, self._queries, self._pairs, self._window = plan, queries, pairs, min(window, pairs)
+        # What is wrong with all pairs is found before any is asked.
+        self._first: scoring.ScorePlan | None = plan(0, self._window)
+        self._each = len(self._first.requests)
+        self._under_way: deque[tuple[scoring.ScorePlan, int]] = deque()
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self._pairs, self._window)
+        return whole * self._each + (rest + self._beside(rest) if rest else 0)
+
+    def __iter__(self) -> Iterator[Request]:
+        for begin in range(0, self._pairs, self._window):
+            plan, self._first = self._first or self._plan(begin, min(begin + self._window, self._pairs)), None
+            requests = plan.requests
+            self._under_way.append((replace(plan, requests=[]), len(requests)))
+            yield from requests
+            del plan, requests
+
+    def finish(self, answers: Iterable[Answer]) -> Iterator[scoring.Score]:
+        """The scores, in order; the answers of a window are let go with it."""
+        rest = iter(answers)
+        # Reading an answer is what makes the requests of its window.
+        for answer in rest:
+            plan, count = self._under_way.popleft()
+            yield from plan.finish([answer, *islice(rest, count - 1)])
+
+    def path(self, index: int) -> str:
+        """Where the caller gave the text of a request; a list of documents may share one."""
+        if self._each < self._window:
             return "data_2"
-        return f"data_1[{index}]" if index < first_document else f"data_2[{index - first_document}]"
+        number, index = divmod(index, self._each)
+        begin = number * self._window
+        queries = self._beside(min(self._window, self._pairs - begin))
+        if index < queries:
+            return f"data_1[{index if self._queries == 1 else begin + index}]"
+        return f"data_2[{begin + index - queries}]"
 
-    return replace(plan, requests=requests), path
+    def _beside(self, documents: int) -> int:
+        """Requests of a window beside those of its documents, which come last."""
+        if self._each <= self._window:
+            return 0
+        return 1 if self._queries == 1 else documents
 
 
-def sparse_plan(
+def asked_scores(
+    engine: Engine,
+    data_1: TextsInput,
+    data_2: TextsInput,
+    options: CallOptions,
+    score_options: scoring.ScoreOptions,
+    window: int,
+) -> AskedScores:
+    """The pairs of `LLM.score`; errors as those of `score_plan`. window: pairs that are planned at a time."""
+    queries, documents = parse_texts(data_1, "data_1"), parse_texts(data_2, "data_2")
+    scoring.check_lengths(queries, documents)
+    if engine.facts.listwise is not None:
+        # It reads all documents of a query together.
+        window = len(documents)
+
+    def plan(begin: int, end: int) -> scoring.ScorePlan:
+        own = queries if len(queries) == 1 else queries[begin:end]
+        return score_plan(engine, own, documents[begin:end], options, score_options)
+
+    return AskedScores(plan, len(queries), len(documents), window)
+
+
+def sparse_asked(
     engine: Engine, prompts: PromptsInput, options: CallOptions, sparse_options: sparse.SparseOptions
-) -> sparse.SparsePlan:
+) -> tuple[sparse.SparsePlan, Asked]:
     """Requests of `LLM.embed_sparse`, and what becomes of their answers.
 
     Raises:
@@ -171,17 +253,10 @@ def sparse_plan(
     """
     tokenization = Tokenization.parse(options.tokenization)
     params = tokenization.params(_one_for_all(options, "embed_sparse takes one PoolingParams for all prompts."))
-    parsed = parse_prompts(prompts)
-    sparse_options = replace(
-        sparse_options, params=params, prompt_name=options.prompt_name, input_type=options.input_type
-    )
-    plan = sparse.plan(engine, parsed, sparse_options)
+    parsed = check_prompts(prompts)
+    plan = sparse.plan(engine, (), replace(sparse_options, params=params))
     adapters = _adapters(engine, options, len(parsed))
-    requests = [
-        tokenization.applied(replace(request, adapter=adapter, local_files=True))
-        for request, adapter in zip(plan.requests, adapters, strict=True)
-    ]
-    return replace(plan, requests=requests)
+    return plan, Asked(parsed, plan.head.task, [plan.params] * len(parsed), adapters, options, tokenization)
 
 
 def plugin_of(engine: Engine, prompts: object, pooling_task: str | None) -> Plugin | None:

@@ -79,7 +79,7 @@ def plan(
     Raises:
         InvalidRequest: lists that do not fit. UnsupportedTask: a model that cannot score, and why.
     """
-    _check_lengths(queries, documents)
+    check_lengths(queries, documents)
     if options.params.late_chunking_params is not None:
         raise InvalidRequest("Scores are of whole texts; late chunking makes vectors.", "late_chunking_params")
     if options.mode is not None:
@@ -110,7 +110,8 @@ def plan(
     )
 
 
-def _check_lengths(queries: Sequence[TextOrContent], documents: Sequence[TextOrContent]) -> None:
+def check_lengths(queries: Sequence[TextOrContent], documents: Sequence[TextOrContent]) -> None:
+    """Raise InvalidRequest for lists that do not fit together."""
     if not queries:
         raise InvalidRequest("At least one text element must be given", "data_1")
     if not documents:

@@ -48,9 +48,13 @@ class Sparse:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SparsePlan:
-    """Requests to run, and how the answer of each becomes its sparse vector; no answer needs another."""
+    """Requests to run, and how the answer of each becomes its sparse vector; no answer needs another.
+
+    params: of the requests.
+    """
 
     head: SparseHead
+    params: PoolingParams
     requests: list[Request]
     each: Callable[[Answer], Sparse]
 
@@ -78,7 +82,7 @@ def plan(engine: PoolingEngine, prompts: Sequence[Prompt], options: SparseOption
         vector = vector_of(engine, head, answer.array, answer.tokens)
         return Sparse(_pruned(vector, options), answer.tokens, answer.chunks)
 
-    return SparsePlan(head, requests, each)
+    return SparsePlan(head, params, requests, each)
 
 
 def head_of(engine: PoolingEngine) -> SparseHead:

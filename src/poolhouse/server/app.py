@@ -13,15 +13,18 @@ A request goes through these, from the outside to the inside, and its reply back
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.server import openapi, security
-from poolhouse.server.dialects import DIALECTS
+from poolhouse.server.batches.lines import Requester
+from poolhouse.server.batches.store import Store
+from poolhouse.server.dialects import DIALECTS, batches
 from poolhouse.server.engines import Engines, with_adapters
 from poolhouse.server.routing import Addressed, Dialect, Dispatch, Heads
 from poolhouse.server.telemetry import tracing
@@ -42,21 +45,43 @@ def create_app(
     served.metrics.follow(_queue(served, engine) for engine in served.by_name.values())
     for engine in engines:
         engine.observe(served.metrics.engine(engine.facts.name))
+    store = None if settings.batch_dir is None else Store(Path(settings.batch_dir), settings, _alive(engines))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        if store is not None:
+            await store.start()
         yield
+        if store is not None:
+            await store.stop()
         for engine in engines:
             await asyncio.to_thread(engine.close, settings.shutdown_seconds)
         if traces is not None:
             await asyncio.to_thread(traces.close)
 
-    answering = errors.Answering(errors.SHAPES[settings.error_format], served.tasks_by_model)
+    dialects = (*dialects, batches.dialect(store, dialects))
     pages = () if settings.disable_fastapi_docs else (openapi.dialect(dialects, settings),)
-    dispatch = Dispatch(Starlette(lifespan=lifespan), (*dialects, *pages), served, answering)
+    dispatch = Dispatch(Starlette(lifespan=lifespan), (*dialects, *pages), served, _answering(served))
+    if store is not None:
+        store.app = RequestObserver(dispatch)
     guarded = security.guarded(dispatch, settings)
     listeners: list[Listener] = [served.metrics, *([] if traces is None else [traces]), RequestLog(settings)]
     return Addressed(RequestObserver(Heads(guarded), listeners), settings.root_path)
+
+
+def requester(engines: Sequence[PoolingEngine], settings: ServerSettings) -> Requester:
+    """Answers the lines of batch files by the same routes, for a caller without a server."""
+    served = Engines(with_adapters(engines), settings, Metrics())
+    dispatch = Dispatch(Starlette(), DIALECTS, served, _answering(served))
+    return Requester(RequestObserver(dispatch), _alive(engines))
+
+
+def _answering(served: Engines) -> errors.Answering:
+    return errors.Answering(errors.SHAPES[served.settings.error_format], served.tasks_by_model)
+
+
+def _alive(engines: Sequence[PoolingEngine]) -> Callable[[], bool]:
+    return lambda: all(engine.alive for engine in engines)
 
 
 def _queue(served: Engines, engine: PoolingEngine) -> Queue:

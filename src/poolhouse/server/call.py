@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -30,6 +31,8 @@ JsonObject = Mapping[str, object]
 _SECONDS_UNWATCHED = 0.05
 # Replies of more numbers than this are written in a thread, so that the event loop goes on.
 _LARGE = 50_000
+# What a request of a batch adds to its priority: it waits for all of clients, which may order theirs below this.
+_BEHIND = 2**31
 # Texts of more characters, or lists of more ids, are tokenised and decoded in a thread.
 _LONG = 200_000
 
@@ -38,6 +41,7 @@ class Call:
     """One request: the server's engines and the HTTP request; then the chosen engine, and its latest answers.
 
     started: when the body was there, by `time.perf_counter`; replies count their time from here.
+    `scope["state"]["behind"]` marks a request of a batch, which waits for those of clients.
     """
 
     __slots__ = ("answered", "engine", "engines", "http", "started")
@@ -96,13 +100,16 @@ class Call:
             of the first prompt that has one.
         """
         engine, state = self.engine, self.http.scope["state"]
+        behind = state.get("behind", False)
+        if behind:
+            requests = [replace(request, priority=request.priority + _BEHIND) for request in requests]
         # Failures too are counted and logged by their model.
         state["model"] = engine.facts.name
         submitted = time.perf_counter()
         futures = [request.future for request in requests]
-        with self.engines.accepted(engine, requests):
+        with self.engines.accepted(engine, requests, behind):
             try:
-                answers = await self._answered(futures)
+                answers = await self._answered(futures, watched=not behind)
             except InvalidRequest as error:
                 raise _located(error, futures, location) from None
         self.answered = answers
@@ -111,12 +118,15 @@ class Call:
             tracing.note(state["steps"], submitted, answers)
         return answers
 
-    async def _answered(self, futures: Sequence[Future[Answer]]) -> list[Answer]:
+    async def _answered(self, futures: Sequence[Future[Answer]], watched: bool) -> list[Answer]:
+        """Answers in order. watched: whether there is a client that may leave, and a limit of time."""
         loop = asyncio.get_running_loop()
         answering = all_results(futures)
         watches: list[asyncio.Task[None]] = []
         # Most answers are there before it pays to watch whether the client still waits for them.
-        later = loop.call_later(_SECONDS_UNWATCHED, lambda: watches.append(loop.create_task(self._watch(answering))))
+        later = loop.call_later(
+            _SECONDS_UNWATCHED, lambda: watches.append(loop.create_task(self._watch(answering))) if watched else None
+        )
         try:
             return await answering
         except BaseException:

@@ -104,14 +104,17 @@ class Engines:
             self.check_items(len(value), parameter)
 
     @contextmanager
-    def accepted(self, engine: PoolingEngine, requests: Sequence[Request]) -> Iterator[None]:
+    def accepted(self, engine: PoolingEngine, requests: Sequence[Request], behind: bool = False) -> Iterator[None]:
         """Submit requests to an engine of these; they count as waiting until the block ends.
+
+        behind: of a batch, which itself bounds how many wait: they take no place from those of clients.
 
         Raises:
             Overloaded: the queue is full.
         """
         name = engine.facts.name
-        self._admissions[name].enter(len(requests))
+        if not behind:
+            self._admissions[name].enter(len(requests))
         try:
             if len(requests) == 1:
                 self._singles[name].put(requests[0])
@@ -119,7 +122,8 @@ class Engines:
                 submit(engine, requests)
             yield
         finally:
-            self._admissions[name].leave(len(requests))
+            if not behind:
+                self._admissions[name].leave(len(requests))
 
 
 def unknown(model: str) -> str:

@@ -37,7 +37,8 @@ _SCHEMES: Json = {
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
     "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
 }
-# The parameter of every path that has one.
+# The parameters of paths.
+_IN_PATH = {"file_id": "The id of a file.", "batch_id": "The id of a batch."}
 _MODEL = "The name of a served model; it may hold slashes."
 # How pydantic names a type where others have the same name: by its module.
 _QUALIFIED = re.compile(r"poolhouse__\w+")
@@ -174,7 +175,7 @@ def _in_short(schema: Json) -> Json:
 def _bodies(route: Route) -> tuple[type[BaseModel], ...]:
     """The models that may read a route's body."""
     if route.body is None:
-        return ()
+        return () if route.form is None else (route.form,)
     return route.body if isinstance(route.body, tuple) else (route.body,)
 
 
@@ -194,7 +195,7 @@ def _operation(endpoint: Endpoint, types: _Types, keys: bool) -> Json:
             "name": parameter,
             "in": "path",
             "required": True,
-            "description": _MODEL,
+            "description": _IN_PATH.get(parameter, _MODEL),
             "schema": {"type": "string", "minLength": 1},
         }
         for parameter in endpoint.parameters
@@ -205,7 +206,8 @@ def _operation(endpoint: Endpoint, types: _Types, keys: bool) -> Json:
     if parameters:
         operation["parameters"] = parameters
     if bodies:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": types.any_of(bodies)}}}
+        kind = "application/json" if route.form is None else "multipart/form-data"
+        operation["requestBody"] = {"required": True, "content": {kind: {"schema": types.any_of(bodies)}}}
     return operation | ({"security": []} if keys and open_to_all else {})
 
 

@@ -41,6 +41,7 @@ class Route:
     errors: of this route; by default those of its dialect, and none where there is no body to refuse.
     others: further paths of the same route, which the document leaves out. hidden: the document leaves out `path` too.
     read: makes the object of a body, which may be of another kind than JSON.
+    form: a multipart form, which `answer` reads itself; for the document.
     """
 
     method: str
@@ -55,6 +56,7 @@ class Route:
     others: tuple[str, ...] = ()
     hidden: bool = False
     read: Callable[[Request, ServerSettings], Awaitable[JsonObject]] = read_json
+    form: type[BaseModel] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import ConfigError, EngineError
 from poolhouse.server.app import create_app
+from poolhouse.server.batches import store
 from poolhouse.server.process.connections import Edge, bounded_protocol
 from poolhouse.server.process.listening import Listeners
 from poolhouse.server.process.loading import Starting, Stopping
@@ -52,6 +54,8 @@ def serve(open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerS
     """
     api_keys(settings)
     tracing.check(settings)
+    if settings.batch_dir is not None:
+        store.check(Path(settings.batch_dir))
     server = _Server(open_engines, settings)
     # uvicorn raises the signal again once it has stopped; by then the work is done, so it counts as a success.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,0 +1,1 @@
+"""Batches: files of requests in OpenAI's form, through the routes of this server, behind all live requests."""
