@@ -54,6 +54,8 @@ INSIDE = {
         ["routing"],
         ["call"],
         ["engines"],
+        ["on_demand"],
+        ["models_dir", "served"],
         ["telemetry", "wire"],
         ["security"],
     ],

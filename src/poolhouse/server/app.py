@@ -23,7 +23,9 @@ from poolhouse.engine.interface import PoolingEngine
 from poolhouse.server import openapi, security
 from poolhouse.server.dialects import DIALECTS
 from poolhouse.server.engines import Engines, with_adapters
+from poolhouse.server.on_demand import OnDemand
 from poolhouse.server.routing import Addressed, Dialect, Dispatch, Heads
+from poolhouse.server.served import Served
 from poolhouse.server.telemetry import tracing
 from poolhouse.server.telemetry.logs import RequestLog
 from poolhouse.server.telemetry.metrics import Metrics, Queue
@@ -33,13 +35,18 @@ from poolhouse.settings import ServerSettings
 
 
 def create_app(
-    engines: Sequence[PoolingEngine], settings: ServerSettings | None = None, dialects: Sequence[Dialect] = DIALECTS
+    engines: Sequence[PoolingEngine],
+    settings: ServerSettings | None = None,
+    dialects: Sequence[Dialect] = DIALECTS,
+    on_demand: OnDemand | None = None,
 ) -> ASGIApp:
-    """The HTTP application over these engines; it closes them when it is shut down."""
+    """The HTTP application over these engines, and models on demand; it closes them when it is shut down."""
     settings = settings or ServerSettings()
     traces = tracing.open_traces(settings)
-    served = Engines(with_adapters(engines), settings, Metrics())
-    served.metrics.follow(_queue(served, engine) for engine in served.by_name.values())
+    served = Engines(with_adapters(engines), settings, Metrics(), on_demand)
+    served.metrics.follow(map(_queue, served.always))
+    if on_demand is not None:
+        on_demand.report_to(served.metrics)
     for engine in engines:
         engine.observe(served.metrics.engine(engine.facts.name))
 
@@ -48,6 +55,8 @@ def create_app(
         yield
         for engine in engines:
             await asyncio.to_thread(engine.close, settings.shutdown_seconds)
+        if on_demand is not None:
+            await on_demand.close()
         if traces is not None:
             await asyncio.to_thread(traces.close)
 
@@ -59,6 +68,7 @@ def create_app(
     return Addressed(RequestObserver(Heads(guarded), listeners), settings.root_path)
 
 
-def _queue(served: Engines, engine: PoolingEngine) -> Queue:
-    facts = engine.facts
-    return Queue(facts.name, facts.parent or facts.name, lambda: served.waiting(engine), lambda: engine.running)
+def _queue(served: Served) -> Queue:
+    engine = served.engine
+    parent = engine.facts.parent or served.name
+    return Queue(served.name, parent, lambda: served.admission.waiting, lambda: engine.running)
