@@ -205,7 +205,8 @@ def _without_tag(call: Call, model: str | None) -> str | None:
 
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PART = re.compile(rf"(\d+(?:\.\d*)?|\.\d+)({'|'.join(_UNITS)})")
+_PART = rf"(\d+\.?\d*|\.\d+)({'|'.join(_UNITS)})"
+_DURATION = re.compile(rf"([+-]?)((?:{_PART})+)")
 # Longer is for ever: a century.
 _LONGEST = 100 * 365 * 86400.0
 
@@ -216,20 +217,18 @@ def _seconds(duration: float | str) -> float:
     Raises:
         InvalidRequest: it is neither.
     """
-    if isinstance(duration, str):
-        text = duration.strip()
-        parts = _PART.findall(text.lstrip("+-"))
-        if text and "".join(map("".join, parts)) == text.lstrip("+-"):
-            sign = -1 if text.startswith("-") else 1
-            duration = sign * sum(float(number) * _UNITS[unit] for number, unit in parts)
-        else:
-            try:
-                duration = float(text)
-            except ValueError:
-                duration = math.nan
-    if math.isnan(duration):
+    found = _DURATION.fullmatch(duration) if isinstance(duration, str) else None
+    if found is not None:
+        parts = re.findall(_PART, found[2])
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in parts) * (-1 if found[1] == "-" else 1)
+    else:
+        try:
+            seconds = float(duration)
+        except ValueError:
+            seconds = math.nan
+    if math.isnan(seconds):
         raise InvalidRequest("keep_alive is seconds, or a duration such as 5m; 0 unloads, -1 keeps.", "keep_alive")
-    return duration if 0 <= duration <= _LONGEST else math.inf
+    return seconds if 0 <= seconds <= _LONGEST else math.inf
 
 
 def _dimensions(engine: PoolingEngine, requested: int) -> int | None:
