@@ -183,10 +183,10 @@ def test_options_are_refused_by_name(tmp_path: Path) -> None:
     for options, words in (
         (["--models-dir", str(tmp_path / "missing")], "--models-dir: [Errno 2] No such file or directory"),
         ([*there, "--models-config", str(tmp_path / "own.json")], "there is no option 'dtyp'. Did you mean 'dtype'?"),
-        ([*there, "--models-config", str(tmp_path / "wrong.json")], "one: --max-num-batched-tokens"),
+        ([*there, "--models-config", str(tmp_path / "wrong.json")], "one: max_num_batched_tokens"),
         ([*there, "--models-config", str(tmp_path / "list.json")], "it is a mapping of a model's name to its options"),
         ([*there, "--models-config", str(tmp_path / "no.json")], "--models-config: [Errno 2]"),
-        (["--models-config", str(tmp_path / "own.json")], "--models-config is for the models of --models-dir"),
+        (["--models-config", str(tmp_path / "own.json")], "--models-config: it is for the models of --models-dir"),
         ([*there, "--memory-limit", "much"], "write bytes, or a number with a unit such as 24GiB"),
         ([*there, "--unload-after", "-1"], "--unload-after"),
     ):

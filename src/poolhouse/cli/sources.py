@@ -73,12 +73,12 @@ def gather(
     try:
         sources.append(_Source(with_our_names(options), [{"model": model} for model in models], line))
         server, engines, of_all = _settings(sources)
-        by_name = {} if server.models_config is None else read_models_config(Path(server.models_config))
-        if by_name and not server.models_dir:
-            raise ConfigError("models_config is for the models of models_dir, which is missing.")
-        return Gathered(server, engines, written, of_all, by_name)
+        if server.models_config and not server.models_dir:
+            raise ConfigError("models_config: it is for the models of models_dir, which is missing.")
     except ConfigError as error:
         raise ConfigError(spelled(str(error), written)) from None
+    by_name = read_models_config(Path(server.models_config)) if server.models_config else {}
+    return Gathered(server, engines, written, of_all, by_name)
 
 
 @dataclass(frozen=True, slots=True)
