@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
+import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -19,11 +20,13 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from poolhouse import LLM
+from poolhouse import LLM, asgi
 from poolhouse.cli.serve import _models_dir
 from poolhouse.cli.sources import gather
+from poolhouse.errors import ConfigError
 from poolhouse.server.app import create_app
 from poolhouse.server.on_demand import OnDemand
+from poolhouse.settings import ServerSettings
 from tests.checkpoints import save_checkpoint
 from tests.server.running import free_port, served
 from tests.server.sockets import wait_until
@@ -103,6 +106,17 @@ def test_a_model_beside_the_folder_is_always_loaded_and_options_are_for_all(fold
         assert (details["one:latest"], details["fünf:latest"]) == ("F32", "BF16")
 
 
+def test_another_server_has_them_too(folder: Path, expected: dict[str, Any]) -> None:
+    app = pickle.loads(pickle.dumps(asgi(models_dir=folder, memory_limit="10MiB", device="cpu")))
+    # Started twice, as servers may do.
+    for _ in range(2):
+        with TestClient(app) as http:
+            for name in NAMES[:3]:
+                vector = embed(http, name).json()["data"][0]["embedding"]
+                np.testing.assert_allclose(vector, expected[name], atol=1e-5)
+            assert [one["state"] for one in listed(http).values()].count("loaded") == 2
+
+
 def test_a_stop_while_a_model_loads_ends_the_process(tmp_path: Path) -> None:
     script = (
         "import sys, time, pathlib, poolhouse.server.process.run as run\n"
@@ -176,25 +190,43 @@ def test_memory_goes_back_however_often_a_model_is_loaded(tmp_path: Path) -> Non
     assert after[-1] - after[4] < 2e6, after
 
 
-def test_options_are_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "own.json").write_text(json.dumps({"one": {"dtyp": "float32"}}))
-    (tmp_path / "wrong.json").write_text(json.dumps({"one": {"max_num_batched_tokens": 0}}))
-    (tmp_path / "list.json").write_text("[1]")
-    there = ["--models-dir", str(tmp_path)]
-    for options, words in (
-        (["--models-dir", str(tmp_path / "missing")], "--models-dir: [Errno 2] No such file or directory"),
-        ([*there, "--models-config", str(tmp_path / "own.json")], "there is no option 'dtyp'. Did you mean 'dtype'?"),
-        ([*there, "--models-config", str(tmp_path / "wrong.json")], "one: max_num_batched_tokens"),
-        ([*there, "--models-config", str(tmp_path / "list.json")], "it is a mapping of a model's name to its options"),
-        ([*there, "--models-config", str(tmp_path / "no.json")], "--models-config: [Errno 2]"),
-        (["--models-config", str(tmp_path / "own.json")], "--models-config: it is for the models of --models-dir"),
-        ([*there, "--memory-limit", "much"], "write bytes, or a number with a unit such as 24GiB"),
-        ([*there, "--unload-after", "-1"], "--unload-after"),
-    ):
-        process = subprocess.run(
-            [sys.executable, "-m", "poolhouse.cli", "serve", *options, "--port", "0", "--host", "127.0.0.1"],
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        assert process.returncode != 0, options
-        assert words in process.stderr.splitlines()[-1], (options, process.stderr)
-        assert "Traceback" not in process.stderr
+@pytest.mark.parametrize(
+    ("options", "file", "words"),
+    [
+        ({}, '{"one": {"dtyp": "float32"}}', "there is no option 'dtyp'. Did you mean 'dtype'?"),
+        ({}, '{"one": {"max_num_batched_tokens": 0}}', "one: max_num_batched_tokens: Input should be greater"),
+        ({}, '{"one": {"port": 9}}', "'port' is an option of the server, not of one model."),
+        ({}, '{"one": 5}', "options are a mapping such as"),
+        ({}, "[1]", "it is a mapping of a model's name to its options, got [1]."),
+        ({}, "one: {", "is not valid YAML"),
+        ({}, None, "--models-config: [Errno 2] No such file"),
+        ({"models_dir": None}, "{}", "--models-config: it is for the models of --models-dir, which is missing."),
+        ({"memory_limit": "much"}, "{}", "--memory-limit: write bytes, or a number with a unit such as 24GiB"),
+        ({"memory_limit": "0"}, "{}", "--memory-limit: Input should be greater than or equal to 1"),
+        ({"unload_after": "-1"}, "{}", "--unload-after: Input should be greater than or equal to 0"),
+    ],
+)
+def test_options_are_refused_by_name(tmp_path: Path, options: dict[str, Any], file: str | None, words: str) -> None:
+    if file is not None:
+        (tmp_path / "own.yaml").write_text(file)
+    given = {"models_dir": str(tmp_path), "models_config": str(tmp_path / "own.yaml"), **options}
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        gather([], {name: value for name, value in given.items() if value is not None}, None, {})
+
+
+@pytest.mark.parametrize(
+    ("written", "count"),
+    [("512", 512), ("24GiB", 24 * 2**30), ("1.5Gi", 3 * 2**29), ("8GB", 8 * 10**9), ("300 MiB", 300 * 2**20)],
+)
+def test_a_limit_of_memory_may_have_a_unit(written: str, count: int) -> None:
+    assert ServerSettings.parse(memory_limit=written).memory_limit == count
+
+
+def test_a_folder_that_is_missing_stops_the_start(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "poolhouse.cli", "serve", "--models-dir", str(tmp_path / "missing"), "--port", "0"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert process.returncode == 2
+    said = process.stderr.splitlines()[-1]
+    assert said.startswith("poolhouse: --models-dir: [Errno 2] No such file or directory")

@@ -372,6 +372,17 @@ def test_an_engine_that_dies_is_closed_and_the_others_go_on(house: House) -> Non
         assert metric(http, 'poolhouse_model_unloads_total{model="a",reason="died"}') == 1
 
 
+def test_where_a_device_is_lost_the_server_is_not_healthy(house: House) -> None:
+    house.prepare = lambda engine: engine.describe(device="cuda")
+    with house.served() as http:
+        assert embed(http, "a").status_code == 200
+        assert http.get("/health").status_code == 200
+        house.engines["a"].die(EngineError("the device is lost"))
+        until(lambda: http.get("/health").status_code == 503)
+        assert http.get("/health/ready").json() == {"status": "failed"}
+        assert http.get("/health/live").status_code == 200
+
+
 # --- Folders ---
 
 

@@ -50,8 +50,9 @@ class Engines:
 
     @property
     def alive(self) -> bool:
-        """Whether every engine can answer."""
-        return all(served.engine.alive for served in self._loaded.values())
+        """Whether every engine can answer that is always loaded, and no device is lost."""
+        lost = self.on_demand is not None and self.on_demand.fatal is not None
+        return not lost and all(served.engine.alive for served in self._loaded.values())
 
     @property
     def only(self) -> bool:
@@ -198,7 +199,9 @@ class AdaptedEngine:
     def __init__(self, engine: PoolingEngine, adapter: str) -> None:
         self.engine = engine
         beneath = engine.facts
-        self.facts = replace(beneath, name=adapter, aliases=(), unlisted_names=(), adapters=(), parent=beneath.name)
+        self.facts = replace(
+            beneath, name=adapter, aliases=(), unlisted_names=(), adapters=(), parent=beneath.name, weight_bytes=0
+        )
         self.limit, self.tokenize = engine.limit, engine.tokenize
         self.detokenize, self.token_strings, self.on_fatal = engine.detokenize, engine.token_strings, engine.on_fatal
 

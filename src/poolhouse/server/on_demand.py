@@ -107,6 +107,8 @@ class OnDemand:
         self.limit = settings.memory_limit
         self.metrics: Metrics | None = None
         self.closed = False
+        # What a device was lost of: no model runs on it any more, until the process is started again.
+        self.fatal: EngineError | None = None
         self._models: dict[str, _Model] = {}
         self._skipped: dict[str, str] = {}
         self._queue: deque[_Model] = deque()
@@ -475,6 +477,8 @@ class OnDemand:
         if model is None or model.resident is None or model.resident.served.engine.alive:
             return
         log.error("The engine of %s died, and is closed: %s", name, error)
+        if model.resident.served.engine.facts.device != "cpu":
+            self.fatal = error or EngineError(f"The engine of {name} died.")
         model.failure = _Failure(f"its engine died: {error}"[:_MAX_REASON], time.monotonic())
         self._evict(model, "died")
 

@@ -135,6 +135,8 @@ class _Server(uvicorn.Server):
         dead = [engine.facts.name for engine in self.engines if not engine.alive]
         if dead and self.starting.application is not None:
             self.die(EngineError(f"The engine of {', '.join(dead)} died; the log says why."))
+        if self.on_demand is not None and self.on_demand.fatal is not None:
+            self.die(self.on_demand.fatal)
         if self.certificates is not None and counter % (10 * _SECONDS_TO_REFRESH) == 0:
             self._refresh(self.certificates)
         return await super().on_tick(counter)
