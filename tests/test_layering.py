@@ -55,6 +55,8 @@ INSIDE = {
         ["call"],
         ["engines"],
         ["batches"],
+        ["on_demand"],
+        ["models_dir", "served"],
         ["telemetry", "wire"],
         ["security"],
     ],

@@ -233,6 +233,20 @@ class GrowingMatrix:
         np.lib.format.write_array_header_1_0(self._stream, header)
 
 
+# Files of weights, the first that is there is read.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def weight_files(variant: str | None = None) -> list[str]:
+    """The names under which a folder may hold its weights, or their index; the first that is there is read.
+
+    variant: which of several weights; its name stands before the last ending, as transformers writes it.
+    """
+    if variant is None:
+        return list(_WEIGHTS)
+    return [f"{stem}.{variant}.{ending}" for stem, _, ending in (name.rpartition(".") for name in _WEIGHTS)]
+
+
 def same_file(one: str | int | Path, other: str | int | Path) -> bool:
     """Whether two paths, or open descriptors, are the same ordinary file."""
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, get_args
@@ -291,6 +292,25 @@ class ServerSettings(BaseModel):
         "Batches", None, "Folder of uploaded files and batches; none: /v1/files and /v1/batches are off."
     )
     max_file_bytes: int = option("Batches", 512 * 1024 * 1024, "Largest file that may be uploaded.", ge=1)
+    models_dir: tuple[str, ...] = option(
+        "Models on demand", (), "Folders whose models are loaded when requests ask for them; a hub's cache is one."
+    )
+    models_config: str | None = option(
+        "Models on demand", None, "YAML or JSON file: options of single models of these folders, by name."
+    )
+    memory_limit: int | None = option(
+        "Models on demand", None, "Memory of all models: bytes, or 24GiB; those used least lately are closed.", ge=1
+    )
+    unload_after: float | None = option(
+        "Models on demand", None, "Seconds after which a model that nobody uses is closed; none: never.", ge=0
+    )
+    load_timeout: float = option(
+        "Models on demand",
+        300.0,
+        "How long a request waits for its model; then it gets 503, and loading goes on.",
+        gt=0,
+    )
+    pin: tuple[str, ...] = option("Models on demand", (), "Models that are not closed once they are loaded.")
 
     max_body_bytes: int = option("Limits", 64 * 1024 * 1024, "Largest request body.", ge=1)
     max_json_depth: int = option("Limits", 32, "Deepest nesting of a request body.", ge=2)
@@ -342,11 +362,25 @@ class ServerSettings(BaseModel):
 
     @field_validator(
         *("allowed_origins", "allowed_methods", "allowed_headers", "disable_access_log_for_endpoints"),
+        *("models_dir", "pin"),
         mode="before",
     )
     @classmethod
     def _several_in_one_text(cls, value: object) -> object:
-        return split_values(value)
+        return split_values(os.fspath(value) if isinstance(value, os.PathLike) else value)
+
+    @field_validator("memory_limit", mode="before")
+    @classmethod
+    def _with_a_unit(cls, value: object) -> object:
+        found = (
+            re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", value, re.I) if isinstance(value, str) else None
+        )
+        if found is None:
+            if isinstance(value, str):
+                raise ValueError("write bytes, or a number with a unit such as 24GiB, 512MiB or 8GB")
+            return value
+        number, unit, binary = found.groups()
+        return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
 
     @field_validator("root_path")
     @classmethod

@@ -36,7 +36,7 @@ _HEADERS = re.compile(
     r"content-type|metadata|retry-after|x-(compute|total|tokenization|queue|inference)-.*|x-poolhouse-.*"
 )
 _TIMES = re.compile(r"x-(compute|total|tokenization|queue|inference)-time")
-_CLOCKS = ("created", "unix", "modified_at", "total_duration")
+_CLOCKS = ("created", "unix", "modified_at", "total_duration", "last_used")
 _ID = re.compile(r"^([a-z-]+)-[0-9a-f-]{16,36}$")
 
 

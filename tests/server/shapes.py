@@ -87,6 +87,10 @@ _MODEL = {
     "tasks?": [str],
     "modalities?": [str],
     "prompts?": list,
+    "state?": {"loaded"},
+    **dict.fromkeys(("reason?", "expires?"), None),
+    **dict.fromkeys(("weight_bytes?", "memory_bytes?"), int),
+    "last_used?": {"<time>"},
     "limits?": dict,
 }
 _COHERE_MODEL = {

@@ -14,7 +14,7 @@ import typer
 
 from poolhouse.cli import process
 from poolhouse.cli.options import spelled, with_options
-from poolhouse.cli.sources import gather
+from poolhouse.cli.sources import Gathered, gather
 from poolhouse.errors import ConfigError, PoolhouseError
 from poolhouse.settings import ServerSettings, Settings, known_options, with_our_names
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from poolhouse.engine.engine import Engine
+    from poolhouse.server.models_dir import Checkpoint, ModelsDir
 
 
 @with_options(Settings, ServerSettings)
@@ -45,14 +46,15 @@ def serve(
     Every option may also stand in the file of --config, or in the environment as POOLHOUSE_<OPTION>.
     """
     options = {**options, **json.loads(other_options)}
-    server, engines, written = gather(models or [], options, config, os.environ, context.obj)
+    gathered = gather(models or [], options, config, os.environ, context.obj)
+    server, engines, written = gathered.server, gathered.engines, gathered.written
     if server.log_format == "json":
         # `process.begin` reads a config file only roughly, and may have missed it.
         process.speak_json()
     from poolhouse.server.process.run import serve as run
 
     try:
-        run(lambda: _open(engines), server)
+        run(lambda: _open(engines), server, _models_dir(gathered))
     except PoolhouseError as error:
         error.args = (spelled(str(error), written),)
         raise
@@ -86,14 +88,38 @@ def asgi(
     models = [model] if isinstance(model, str) else list(model or ())
     file = None if config is None else Path(config)
     as_in_python = {name: name for name in {*options, *known_options()}}
-    server, engines, _ = gather(models, options, file, os.environ, as_in_python)
+    gathered = gather(models, options, file, os.environ, as_in_python)
     from poolhouse.server.process.loading import hosted
 
-    return hosted(partial(_open, engines), server)
+    return hosted(partial(_open, gathered.engines), gathered.server, _models_dir(gathered))
+
+
+def _models_dir(gathered: Gathered) -> ModelsDir | None:
+    """The folders of models on demand, if there are such."""
+    folders = tuple(Path(folder).expanduser() for folder in gathered.server.models_dir)
+    if not folders:
+        return None
+    from poolhouse.server.models_dir import ModelsDir
+
+    return ModelsDir(folders, gathered.shared, gathered.by_name, _open_one, _memory_of)
+
+
+def _open_one(settings: Settings) -> Engine:
+    from poolhouse.engine.open import open_engine
+
+    return open_engine(settings)
+
+
+def _memory_of(settings: Settings, checkpoint: Checkpoint) -> tuple[int, int]:
+    from poolhouse.engine.open import memory_of
+
+    return memory_of(settings, checkpoint.config, checkpoint.numbers, checkpoint.other_bytes)
 
 
 def _open(all_settings: tuple[Settings, ...]) -> list[Engine]:
     """One engine after the other; where one cannot be opened, none stays open."""
+    if not all_settings:
+        return []
     from poolhouse.engine.open import open_engine
 
     with ExitStack() as opened:

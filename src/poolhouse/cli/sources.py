@@ -6,6 +6,7 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -31,14 +32,27 @@ _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
 Options = Mapping[str, object]
 
 
+class Gathered(NamedTuple):
+    """The server's settings, those of each model in their order, and how each option was written.
+
+    shared: the settings of models on demand. by_name: what --models-config sets for one of them.
+    """
+
+    server: ServerSettings
+    engines: tuple[Settings, ...]
+    written: dict[str, Written]
+    shared: Settings
+    by_name: Mapping[str, Options]
+
+
 def gather(
     models: Sequence[str],
     options: Mapping[str, object],
     config: Path | None,
     environment: Mapping[str, str],
     typed: Mapping[str, str] | None = None,
-) -> tuple[ServerSettings, tuple[Settings, ...], dict[str, Written]]:
-    """The server's settings and those of each model, in their order; and how each option was written.
+) -> Gathered:
+    """All settings, of whatever source.
 
     models, options: of the command line. config: the file of --config; none: POOLHOUSE_CONFIG names it, if any.
     typed: options of the line that were not written as we would, by their names in Python.
@@ -58,9 +72,13 @@ def gather(
         written |= names
     try:
         sources.append(_Source(with_our_names(options), [{"model": model} for model in models], line))
-        return *_settings(sources), written
+        server, engines, of_all = _settings(sources)
+        if server.models_config and not server.models_dir:
+            raise ConfigError("models_config: it is for the models of models_dir, which is missing.")
     except ConfigError as error:
         raise ConfigError(spelled(str(error), written)) from None
+    by_name = read_models_config(Path(server.models_config)) if server.models_config else {}
+    return Gathered(server, engines, written, of_all, by_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +93,23 @@ class _Source:
     written: Mapping[str, Written]
 
 
-def _settings(sources: Sequence[_Source]) -> tuple[ServerSettings, tuple[Settings, ...]]:
+# What belongs to one model, and not to all of a folder.
+_OF_ONE_MODEL = (
+    "model",
+    "served_model_name",
+    "revision",
+    "tokenizer",
+    "tokenizer_revision",
+    "lora_modules",
+    "merge_adapter",
+)
+
+
+def _settings(sources: Sequence[_Source]) -> tuple[ServerSettings, tuple[Settings, ...], Settings]:
     shared = {name: value for source in sources for name, value in source.options.items()}
     server = ServerSettings.parse(**{name: shared.pop(name) for name in ServerSettings.model_fields if name in shared})
-    entries = next((source.models for source in reversed(sources) if source.models), [{"model": None}])
+    nothing: list[Options] = [] if server.models_dir else [{"model": None}]
+    entries = next((source.models for source in reversed(sources) if source.models), nothing)
     # What the command line sets for all models wins over what the file sets for one.
     last = {name: value for name, value in sources[-1].options.items() if name in shared}
     if len(entries) > 1 and shared.get("served_model_name") is not None:
@@ -86,7 +117,8 @@ def _settings(sources: Sequence[_Source]) -> tuple[ServerSettings, tuple[Setting
         last.pop("served_model_name", None)
     engines = tuple(Settings.parse(**{**shared, **entry, **last}) for entry in entries)
     _refuse_clashes(engines)
-    return server, engines
+    of_all = {name: value for name, value in {**shared, **last}.items() if name not in _OF_ONE_MODEL}
+    return server, engines, Settings.parse(**of_all) if server.models_dir else Settings()
 
 
 def _one_name_each(entries: Sequence[Options], names: object) -> list[Options]:
@@ -153,12 +185,7 @@ def read_config(path: Path) -> tuple[list[Options], dict[str, object], dict[str,
     Raises:
         ConfigError: no such file, no mapping in YAML, or an option that does not exist, naming the nearest.
     """
-    try:
-        content = yaml.load(path.read_bytes(), Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except OSError as error:
-        raise ConfigError(f"--config: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    content = _loaded(path, "--config")
     typed: dict[str, str] = {}
     options = _checked(path, {} if content is None else content, known_options() | {"models"}, typed)
     if "config" in options:
@@ -171,6 +198,35 @@ def read_config(path: Path) -> tuple[list[Options], dict[str, object], dict[str,
     if not isinstance(models, list):
         raise ConfigError(f"{path}: models: is a list of names, or of mappings with model: and options of its own.")
     return [_entry(path, model, typed) for model in models], with_our_names(options), typed
+
+
+def read_models_config(path: Path) -> Mapping[str, Options]:
+    """Options of models on demand, by the names of these, from a file in YAML or JSON.
+
+    Raises:
+        ConfigError: no such file, no mapping of names, an option that does not exist, or a value that does not fit.
+    """
+    content = _loaded(path, "--models-config")
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: it is a mapping of a model's name to its options, got {content!r}.")
+    known = known_options() - set(ServerSettings.model_fields) - {"model", "served_model_name"}
+    found = {str(name): with_our_names(_checked(path, options or {}, known, {})) for name, options in content.items()}
+    for name, options in found.items():
+        try:
+            Settings.parse(**options)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {name}: {error}") from None
+    return found
+
+
+def _loaded(path: Path, option: str) -> object:
+    """The value of a file in YAML. option: the one that names the file, for errors."""
+    try:
+        return yaml.load(path.read_bytes(), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise ConfigError(f"{option}: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
 
 
 def _entry(path: Path, entry: object, typed: dict[str, str]) -> Options:

@@ -40,7 +40,8 @@ class EngineFacts:
     pictures: whether it reads pictures.
     score_template: what joins pairs, where the tokenizer does not. listwise: makes the prompts of a model that scores all
     documents of a query together. calibration: the stored ranges of int8 vectors; None where a fixed range serves.
-    dtype, device: of the weights, by torch's names ("float32", "cpu"). max_batch_tokens: tokens of one pack.
+    dtype, device: of the weights, by torch's names ("float32", "cpu"). weight_bytes: what they take in memory; 0 where
+    nobody knows. max_batch_tokens: tokens of one pack.
     """
 
     name: str
@@ -67,6 +68,7 @@ class EngineFacts:
     calibration: Calibration | None = None
     dtype: str = "float32"
     device: str = "cpu"
+    weight_bytes: int = 0
     max_batch_tokens: int | None = None
     tokenizer_threads: int | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -34,7 +34,7 @@ from poolhouse.models.files.hub import locate
 from poolhouse.models.files.routes import StaticWeights
 from poolhouse.models.load import load
 from poolhouse.models.model import Model
-from poolhouse.models.plan import LoadOptions
+from poolhouse.models.plan import LoadOptions, device_of, dtype_of
 from poolhouse.params import PoolerConfig, PoolingParams
 from poolhouse.plugins import load_plugin
 from poolhouse.settings import Settings
@@ -103,6 +103,28 @@ def open_engine(settings: Settings) -> Engine:
         None if plugin is None else load_plugin(plugin, settings, tokenizer),
         static_tokenizer,
     )
+
+
+def memory_of(settings: Settings, config: Mapping[str, object], numbers: int, other_bytes: int) -> tuple[int, int]:
+    """Bytes that the weights of a model will take, and packs of prompts beside them, before it is loaded.
+
+    numbers: floating-point numbers of its weights. other_bytes: of its other tensors.
+
+    Raises:
+        ConfigError: a device, or a type of numbers, that there is none of.
+    """
+    device = device_of(settings.device)
+    width = dtype_of(settings.dtype, config, None, device).itemsize
+    tokens = settings.max_num_batched_tokens or (_CPU_BATCH_TOKENS if device.type == "cpu" else _CUDA_BATCH_TOKENS)
+    features = next((size for key in _FEATURES if isinstance(size := config.get(key), int)), _MANY_FEATURES)
+    return numbers * width + other_bytes, tokens * features * width * _NUMBERS_PER_FEATURE
+
+
+# What configs call the features of a hidden state; where none says it, there are so many.
+_FEATURES = ("hidden_size", "d_model", "dim", "n_embd")
+_MANY_FEATURES = 1024
+# Of one token on its way through a block: the residual, query, key and value, and four times its features within.
+_NUMBERS_PER_FEATURE = 16
 
 
 def _media(settings: Settings, reader: PictureReader) -> MediaOptions:

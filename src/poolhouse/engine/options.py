@@ -82,6 +82,7 @@ def engine_facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plu
         calibration=options.calibration,
         dtype=str(facts.dtype).removeprefix("torch."),
         device=facts.device.type,
+        weight_bytes=model.weight_bytes,
         max_batch_tokens=options.max_batch_tokens,
         tokenizer_threads=options.tokenizer_threads,
     )

@@ -233,6 +233,14 @@ def release_freed_memory() -> None:
         trim(0)
 
 
+def release_memory() -> None:
+    """As `release_freed_memory`, and that of CUDA devices too, which torch keeps for tensors to come."""
+    release_freed_memory()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def _of_glibc(name: str) -> Callable[..., object] | None:
     """A function of glibc; None where another C library is in use."""
     if not sys.platform.startswith("linux"):

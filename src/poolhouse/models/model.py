@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import FunctionType, ModuleType
 
 import torch
+from torch import Tensor
 
 from poolhouse.inputs.late_interaction import LateInteraction
 from poolhouse.inputs.listwise import ListwiseTokens
@@ -51,6 +54,26 @@ class Model:
     def tasks(self) -> tuple[Task, ...]:
         """What it can do; the first is what a request means that names no task."""
         return tuple(self.pipelines)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors that it holds, each once, however many layers share it."""
+        seen: set[int] = set()
+        found: dict[object, int] = {}
+        waiting: list[object] = [self]
+        while waiting:
+            one = waiting.pop()
+            if id(one) in seen or isinstance(one, type | ModuleType | FunctionType):
+                continue
+            seen.add(id(one))
+            if not isinstance(one, Tensor):
+                waiting += gc.get_referents(one)
+            elif one.is_mkldnn:
+                found[id(one)] = one.numel() * one.element_size()
+            else:
+                storage = one.untyped_storage()
+                found[storage.device, storage.data_ptr()] = storage.nbytes()
+        return sum(found.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,9 @@ from poolhouse.server.batches.lines import Requester
 from poolhouse.server.batches.store import Store
 from poolhouse.server.dialects import DIALECTS, batches
 from poolhouse.server.engines import Engines, with_adapters
+from poolhouse.server.on_demand import OnDemand
 from poolhouse.server.routing import Addressed, Dialect, Dispatch, Heads
+from poolhouse.server.served import Served
 from poolhouse.server.telemetry import tracing
 from poolhouse.server.telemetry.logs import RequestLog
 from poolhouse.server.telemetry.metrics import Metrics, Queue
@@ -36,13 +38,18 @@ from poolhouse.settings import ServerSettings
 
 
 def create_app(
-    engines: Sequence[PoolingEngine], settings: ServerSettings | None = None, dialects: Sequence[Dialect] = DIALECTS
+    engines: Sequence[PoolingEngine],
+    settings: ServerSettings | None = None,
+    dialects: Sequence[Dialect] = DIALECTS,
+    on_demand: OnDemand | None = None,
 ) -> ASGIApp:
-    """The HTTP application over these engines; it closes them when it is shut down."""
+    """The HTTP application over these engines, and models on demand; it closes them when it is shut down."""
     settings = settings or ServerSettings()
     traces = tracing.open_traces(settings)
-    served = Engines(with_adapters(engines), settings, Metrics())
-    served.metrics.follow(_queue(served, engine) for engine in served.by_name.values())
+    served = Engines(with_adapters(engines), settings, Metrics(), on_demand)
+    served.metrics.follow(map(_queue, served.always))
+    if on_demand is not None:
+        on_demand.report_to(served.metrics)
     for engine in engines:
         engine.observe(served.metrics.engine(engine.facts.name))
     store = None if settings.batch_dir is None else Store(Path(settings.batch_dir), settings, _alive(engines))
@@ -56,6 +63,8 @@ def create_app(
             await store.stop()
         for engine in engines:
             await asyncio.to_thread(engine.close, settings.shutdown_seconds)
+        if on_demand is not None:
+            await on_demand.close()
         if traces is not None:
             await asyncio.to_thread(traces.close)
 
@@ -84,6 +93,7 @@ def _alive(engines: Sequence[PoolingEngine]) -> Callable[[], bool]:
     return lambda: all(engine.alive for engine in engines)
 
 
-def _queue(served: Engines, engine: PoolingEngine) -> Queue:
-    facts = engine.facts
-    return Queue(facts.name, facts.parent or facts.name, lambda: served.waiting(engine), lambda: engine.running)
+def _queue(served: Served) -> Queue:
+    engine = served.engine
+    parent = engine.facts.parent or served.name
+    return Queue(served.name, parent, lambda: served.admission.waiting, lambda: engine.running)

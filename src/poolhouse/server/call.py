@@ -19,10 +19,11 @@ from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import all_results, with_path
 from poolhouse.errors import InputTooLong, InvalidRequest
 from poolhouse.server.engines import Engines
+from poolhouse.server.served import Served
 from poolhouse.server.telemetry import tracing
 from poolhouse.server.telemetry.metrics import route_of
 from poolhouse.server.wire.encoding import dumps
-from poolhouse.server.wire.errors import Disconnected, Refused, Shape
+from poolhouse.server.wire.errors import Disconnected, Refused, Shape, Unavailable
 from poolhouse.settings import ServerSettings
 
 FieldsT = TypeVar("FieldsT", bound=BaseModel)
@@ -33,6 +34,8 @@ _SECONDS_UNWATCHED = 0.05
 _LARGE = 50_000
 # What a request of a batch adds to its priority: it waits for all of clients, which may order theirs below this.
 _BEHIND = 2**31
+# When to ask again for a model that is being loaded.
+_SECONDS_TO_ASK_AGAIN = 5.0
 # Texts of more characters, or lists of more ids, are tokenised and decoded in a thread.
 _LONG = 200_000
 
@@ -40,18 +43,20 @@ _LONG = 200_000
 class Call:
     """One request: the server's engines and the HTTP request; then the chosen engine, and its latest answers.
 
-    started: when the body was there, by `time.perf_counter`; replies count their time from here.
+    started: when the body was there, by `time.perf_counter`; replies count their time from here. load_seconds: how much of
+    it was spent on waiting for the model. held: the model that it keeps in memory.
     `scope["state"]["behind"]` marks a request of a batch, which waits for those of clients.
     """
 
-    __slots__ = ("answered", "engine", "engines", "http", "started")
+    __slots__ = ("answered", "engines", "held", "http", "load_seconds", "started")
 
-    engine: PoolingEngine
     answered: Sequence[Answer]
 
     def __init__(self, engines: Engines, http: HttpRequest) -> None:
         self.engines = engines
         self.http = http
+        self.held: Served | None = None
+        self.load_seconds = 0.0
         self.started = time.perf_counter()
 
     @property
@@ -68,14 +73,65 @@ class Call:
         """From here on, errors of this request have that shape."""
         self.http.state.error_shape = shape
 
-    def use(self, model: str | None) -> PoolingEngine:
-        """Choose the engine of that name; without a name, the first.
+    @property
+    def engine(self) -> PoolingEngine:
+        """The chosen engine."""
+        assert self.held is not None, "Call.use comes first"
+        return self.held.engine
+
+    async def use(self, model: str | None, any_name: bool = False) -> PoolingEngine:
+        """Choose the engine of that name; without a name, the first. It stays in memory until the request ends.
+
+        any_name: a single model answers to every name. A model on demand is loaded if it is not in memory.
 
         Raises:
-            UnknownModel: no such name.
+            UnknownModel: no such name. Unavailable: it cannot be loaded, or not soon. Disconnected: the client is gone.
         """
-        self.engine = self.engines.engine(model)
+        name = await self.engines.find(model, any_name)
+        if self.held is None or self.held.name != name:
+            # Whoever held one model while it waits for another would keep the memory that this one needs.
+            self.release()
+            held = self.engines.use(name)
+            self.held = held if isinstance(held, Served) else await self._loaded(name, held)
         return self.engine
+
+    def release(self) -> None:
+        """The request needs its engine no more."""
+        if self.held is not None:
+            held, self.held = self.held, None
+            held.release()
+
+    async def _loaded(self, name: str, loading: asyncio.Future[Served]) -> Served:
+        """The model that is being loaded. The load goes on if nobody waits for it."""
+        if loading.done():
+            return loading.result()
+        # Failures too are counted and logged by their model.
+        self.http.scope["state"]["model"] = name
+        seconds, began = self.settings.load_timeout, time.perf_counter()
+        gone = asyncio.ensure_future(self._gone())
+        held: Served | None = None
+        try:
+            await asyncio.wait((loading, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                held = loading.result()
+                self.load_seconds = time.perf_counter() - began
+                return held
+            if gone.done():
+                raise Disconnected
+            raise Unavailable(
+                f"The model `{name}` was not loaded within {seconds:g} seconds (--load-timeout); ask again soon.",
+                _SECONDS_TO_ASK_AGAIN,
+            )
+        finally:
+            gone.cancel()
+            if held is None and not loading.cancel() and loading.exception() is None:
+                loading.result().release()
+
+    async def _gone(self) -> None:
+        """Until the client hangs up."""
+        while (await self.http.receive())["type"] != "http.disconnect":
+            # A body that nobody reads.
+            pass
 
     def parse(self, body: JsonObject, fields: type[FieldsT]) -> FieldsT:
         """The fields of a body.
@@ -99,15 +155,16 @@ class Call:
             Overloaded: the queue is full. Refused: too long a wait. Disconnected: the client is gone. Otherwise the error
             of the first prompt that has one.
         """
-        engine, state = self.engine, self.http.scope["state"]
+        held, state = self.held, self.http.scope["state"]
+        assert held is not None, "Call.use comes first"
         behind = state.get("behind", False)
         if behind:
             requests = [replace(request, priority=request.priority + _BEHIND) for request in requests]
         # Failures too are counted and logged by their model.
-        state["model"] = engine.facts.name
+        state["model"] = held.engine.facts.name
         submitted = time.perf_counter()
         futures = [request.future for request in requests]
-        with self.engines.accepted(engine, requests, behind):
+        with held.accepted(requests, behind):
             try:
                 answers = await self._answered(futures, watched=not behind)
             except InvalidRequest as error:

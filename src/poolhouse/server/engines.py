@@ -1,20 +1,20 @@
-"""Engines: those of one server by name, adapters among them, and how many prompts may wait for each."""
+"""Engines: the models of one server by name, adapters among them: those that are always loaded, and those on demand."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from poolhouse.engine.interface import PoolingEngine, WarmUpLevel
+from poolhouse.engine.interface import EngineFacts, PoolingEngine, WarmUpLevel
 from poolhouse.engine.observing import Observer
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import EngineError, InvalidRequest, UnknownModel
+from poolhouse.server.on_demand import OnDemand
+from poolhouse.server.served import Admission, Listed, Served
 from poolhouse.server.telemetry.metrics import Metrics
-from poolhouse.server.wire.errors import Overloaded
 from poolhouse.settings import ServerSettings
 
 # Names of models in one message, and characters of an unknown name.
@@ -22,71 +22,145 @@ _MAX_NAMES, _MAX_NAME = 20, 200
 
 
 class Engines:
-    """Engines by the names that requests may use; the first is the default."""
+    """Models by the names that requests may use. Of those that are always loaded, the first is the default."""
 
-    def __init__(self, engines: Sequence[PoolingEngine], settings: ServerSettings, metrics: Metrics) -> None:
-        names: dict[str, PoolingEngine] = {}
-        for engine in engines:
-            for name in (engine.facts.name, *engine.facts.aliases):
-                # Of engines that share a name, the first has it.
-                names.setdefault(name, engine)
-        self.by_name: Mapping[str, PoolingEngine] = names
-        self._unlisted = {name: engine for engine in reversed(engines) for name in engine.facts.unlisted_names}
+    def __init__(
+        self,
+        engines: Sequence[PoolingEngine],
+        settings: ServerSettings,
+        metrics: Metrics,
+        on_demand: OnDemand | None = None,
+    ) -> None:
         self.settings = settings
         self.metrics = metrics
         self.started = int(time.time())
-        self._singles = {engine.facts.name: SingleRequests(engine) for engine in names.values()}
-        self._admissions = {engine.facts.name: Admission(settings.max_queued_prompts) for engine in names.values()}
+        self.on_demand = on_demand
+        self.always = [Served(engine.facts.name, engine, Admission(settings.max_queued_prompts)) for engine in engines]
+        self._loaded: dict[str, Served] = {}
+        for served in self.always:
+            for name in (served.name, *served.engine.facts.aliases):
+                # Of engines that share a name, the first has it.
+                self._loaded.setdefault(name, served)
+        self._unlisted = {name: one for one in reversed(self.always) for name in one.engine.facts.unlisted_names}
 
     @property
     def load(self) -> int:
         """Prompts that wait or run."""
-        return sum(admission.waiting for admission in self._admissions.values())
+        return sum(one.waiting for one in {one.model: one for one in self.listed()}.values())
+
+    @property
+    def alive(self) -> bool:
+        """Whether every engine can answer that is always loaded, and no device is lost."""
+        lost = self.on_demand is not None and self.on_demand.fatal is not None
+        return not lost and all(served.engine.alive for served in self._loaded.values())
 
     @property
     def only(self) -> bool:
         """Whether one model is served, without adapters; its names do not count."""
-        return len(self._admissions) == 1
+        return len({one.model for one in self.listed()}) == 1
 
     @property
     def names(self) -> str:
         """The names that requests may use, for messages; the first of many."""
-        names = list(self.by_name)
+        names = [one.name for one in self.listed()]
         more = len(names) - _MAX_NAMES
         return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
     @property
     def tasks_by_model(self) -> str:
-        """The tasks of each model, for messages; empty where one model is served."""
-        several = {engine.facts.name: engine.facts.tasks for engine in list(self.by_name.values())[:_MAX_NAMES]}
+        """The tasks of each model that is always loaded, for messages; empty where one model is served."""
+        several = {served.name: served.engine.facts.tasks for served in list(self._loaded.values())[:_MAX_NAMES]}
         listed = "; ".join(f"`{name}`: {', '.join(tasks)}" for name, tasks in several.items())
         return f"Served models and their tasks: {listed}." if len(several) > 1 else ""
 
-    def waiting(self, engine: PoolingEngine) -> int:
-        """Prompts of one engine that wait or run."""
-        return self._admissions[engine.facts.name].waiting
+    def listed(self) -> Iterator[Listed]:
+        """Every name that lists show: first those of models that are always loaded."""
+        for name, served in self._loaded.items():
+            facts = served.engine.facts
+            yield Listed(
+                name=name,
+                model=served.name,
+                facts=facts,
+                state="loaded" if served.engine.alive else "failed",
+                weight_bytes=facts.weight_bytes,
+                waiting=served.admission.waiting,
+                since=self.started,
+                memory_bytes=facts.weight_bytes,
+                last_used=served.last_used,
+                reason=None if served.engine.alive else str(served.engine.fatal or "The engine is shut down."),
+            )
+        if self.on_demand is not None:
+            yield from self.on_demand.listed()
 
-    def engine(self, model: str | None) -> PoolingEngine:
-        """The engine of that name; without a name, the first.
+    def described(self, name: str) -> Listed:
+        """What lists show of a name that `find` gave; one that they leave out is shown as its model."""
+        served = self._unlisted.get(name)
+        by_name = {one.name: one for one in self.listed()}
+        return by_name[name] if name in by_name or served is None else replace(by_name[served.name], name=name)
+
+    async def refreshed(self) -> list[Listed]:
+        """As `listed`, after a look at the folders of models on demand."""
+        if self.on_demand is not None:
+            await self.on_demand.rescan()
+        return list(self.listed())
+
+    async def find(self, model: str | None, any_name: bool = False) -> str:
+        """A name under which `use` knows the model; without a name, the first model.
+
+        any_name: a single model answers to every name, as in servers that have one model only.
 
         Raises:
-            UnknownModel: no such name.
+            UnknownModel: no such name. InvalidRequest: none is given, and there is no first model.
         """
-        if model is None or model == "":
-            return next(iter(self.by_name.values()))
-        if model in self._unlisted and model not in self.by_name:
-            return self._unlisted[model]
-        if model not in self.by_name:
+        name, on_demand = self._known(model, any_name), self.on_demand
+        if on_demand is not None and (name is None or (name in on_demand and on_demand.failed(name))):
+            await on_demand.rescan()
+            name = self._known(model, any_name)
+        if name is not None:
+            return name
+        if model:
             raise UnknownModel(f"{unknown(model)} Served models: {self.names}.", None)
-        return self.by_name[model]
+        raise InvalidRequest(f"Several models are served, or none; name one by `model`: {self.names}.", "model")
 
-    def single_or_named(self, model: str | None) -> PoolingEngine:
-        """As `engine`, but a single model answers to every name, as in servers that have one model only.
+    def use(self, name: str) -> Served | asyncio.Future[Served]:
+        """The model of a name that `find` gave, held by this request; a future where it must be loaded first.
 
         Raises:
-            UnknownModel: there are several models, and none of that name.
+            Unavailable, Overloaded: see `OnDemand.use`.
         """
-        return self.engine(None if self.only and model not in self.by_name else model)
+        served = self._loaded.get(name) or self._unlisted.get(name)
+        if served is not None:
+            return served.hold()
+        assert self.on_demand is not None
+        return self.on_demand.use(name)
+
+    def has(self, name: str) -> bool:
+        """Whether lists show that name."""
+        return name in self._loaded or name in (self.on_demand or ())
+
+    def keep(self, name: str, seconds: float) -> None:
+        """How long a model on demand stays in memory after the request that uses it; `math.inf`: for ever."""
+        if self.on_demand is not None:
+            self.on_demand.keep(name, seconds)
+
+    def unload(self, name: str) -> None:
+        """Close a model on demand as soon as nobody uses it."""
+        if self.on_demand is not None:
+            self.on_demand.unload(name)
+
+    def first(self, fits: Callable[[EngineFacts], bool]) -> str | None:
+        """The first model that fits, of those whose facts are known; None where none does."""
+        return next((one.name for one in self.listed() if one.facts is not None and fits(one.facts)), None)
+
+    def _known(self, model: str | None, any_name: bool) -> str | None:
+        on_demand = self.on_demand or ()
+        if model and (model in self._loaded or model in self._unlisted or model in on_demand):
+            return model
+        if model and not (any_name and self.only):
+            return None
+        names = [one.name for one in self.listed()]
+        # Of several on demand, none comes first.
+        return names[0] if self.always or len(names) == 1 else None
 
     def check_items(self, items: int, parameter: str) -> None:
         """Raise InvalidRequest for more inputs than one request may hold."""
@@ -102,28 +176,6 @@ class Engines:
         """As `check_items`, before the inputs are parsed: parsing millions would stop the event loop for seconds."""
         if isinstance(value, list) and value and not isinstance(value[0], int):
             self.check_items(len(value), parameter)
-
-    @contextmanager
-    def accepted(self, engine: PoolingEngine, requests: Sequence[Request], behind: bool = False) -> Iterator[None]:
-        """Submit requests to an engine of these; they count as waiting until the block ends.
-
-        behind: of a batch, which itself bounds how many wait: they take no place from those of clients.
-
-        Raises:
-            Overloaded: the queue is full.
-        """
-        name = engine.facts.name
-        if not behind:
-            self._admissions[name].enter(len(requests))
-        try:
-            if len(requests) == 1:
-                self._singles[name].put(requests[0])
-            else:
-                submit(engine, requests)
-            yield
-        finally:
-            if not behind:
-                self._admissions[name].leave(len(requests))
 
 
 def unknown(model: str) -> str:
@@ -147,7 +199,9 @@ class AdaptedEngine:
     def __init__(self, engine: PoolingEngine, adapter: str) -> None:
         self.engine = engine
         beneath = engine.facts
-        self.facts = replace(beneath, name=adapter, aliases=(), unlisted_names=(), adapters=(), parent=beneath.name)
+        self.facts = replace(
+            beneath, name=adapter, aliases=(), unlisted_names=(), adapters=(), parent=beneath.name, weight_bytes=0
+        )
         self.limit, self.tokenize = engine.limit, engine.tokenize
         self.detokenize, self.token_strings, self.on_fatal = engine.detokenize, engine.token_strings, engine.on_fatal
 
@@ -178,76 +232,3 @@ class AdaptedEngine:
     def warm_up(self, level: WarmUpLevel) -> None: ...
 
     def close(self, drain_seconds: float = 30.0) -> None: ...
-
-
-# The rate of answers is a mean that forgets half of the past in so many seconds.
-_HALF_LIFE_SECONDS = 10.0
-_MAX_RETRY_SECONDS = 60.0
-
-
-class Admission:
-    """Counts the prompts that were accepted and not yet answered; belongs to one event loop.
-
-    max_waiting: prompts at once. While nothing waits, a request of any size is accepted.
-    """
-
-    def __init__(self, max_waiting: int) -> None:
-        self.max_waiting = max_waiting
-        self.waiting = 0
-        self._rate = 0.0
-        self._seen = time.monotonic()
-
-    def enter(self, prompts: int) -> None:
-        """Accept that many prompts.
-
-        Raises:
-            Overloaded: too many wait already.
-        """
-        if self.waiting and self.waiting + prompts > self.max_waiting:
-            raise Overloaded(
-                f"The server is overloaded: {self.waiting} prompts wait, and {self.max_waiting} may. Come again later.",
-                self._retry_after(prompts),
-            )
-        self.waiting += prompts
-
-    def leave(self, prompts: int) -> None:
-        """That many are answered, or wait no longer."""
-        self.waiting -= prompts
-        now = time.monotonic()
-        passed = max(now - self._seen, 1e-6)
-        self._seen = now
-        kept: float = 0.5 ** (passed / _HALF_LIFE_SECONDS)
-        self._rate = kept * self._rate + (1 - kept) * prompts / passed
-
-    def _retry_after(self, prompts: int) -> float:
-        """Seconds until there should be room, at the rate of the last while."""
-        too_many = self.waiting + prompts - self.max_waiting
-        return min(too_many / self._rate if self._rate else 1.0, _MAX_RETRY_SECONDS)
-
-
-class SingleRequests:
-    """Collects requests of one prompt, and submits them in one call per turn of the event loop.
-
-    Tokenising many short texts in one call, and waking the engine once, costs little more than doing it for one text.
-    """
-
-    def __init__(self, engine: PoolingEngine) -> None:
-        self.engine = engine
-        self._requests: list[Request] = []
-
-    def put(self, request: Request) -> None:
-        """Submit the request before the loop's next turn."""
-        if not self._requests:
-            asyncio.get_running_loop().call_soon(self._submit)
-        self._requests.append(request)
-
-    def _submit(self) -> None:
-        requests, self._requests = self._requests, []
-        submit(self.engine, requests)
-
-
-def submit(engine: PoolingEngine, requests: Sequence[Request]) -> None:
-    """Submit requests; their futures carry every error."""
-    # The tokenizer's own exceptions, not a signal: the futures carry them.
-    with suppress(KeyboardInterrupt, SystemExit):
-        engine.submit(requests)

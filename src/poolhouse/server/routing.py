@@ -157,12 +157,15 @@ class Dispatch:
         call = Call(self.engines, http)
         if shape is not None:
             call.speak(shape)
-        if route.body is None:
-            return await route.answer(call)
-        body = await route.read(http, self.engines.settings)
-        fields = body if isinstance(route.body, tuple) else call.parse(body, route.body)
-        call.started = time.perf_counter()
-        return await route.answer(call, fields)
+        try:
+            if route.body is None:
+                return await route.answer(call)
+            body = await route.read(http, self.engines.settings)
+            fields = body if isinstance(route.body, tuple) else call.parse(body, route.body)
+            call.started = time.perf_counter()
+            return await route.answer(call, fields)
+        finally:
+            call.release()
 
     def _by_pattern(self, path: str, scope: Scope) -> Endpoint | None:
         for pattern, endpoint in self.patterns:

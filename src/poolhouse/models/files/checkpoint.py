@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
-from poolhouse.files import Folder, JsonObject
+from poolhouse.files import Folder, JsonObject, weight_files
 
 Config = Mapping[str, Any]
 
@@ -103,10 +103,6 @@ class TensorFiles(Mapping[str, Tensor]):
             self._pickled.update({_current_name(name): tensor for name, tensor in unpickled(path).items()})
 
 
-# Files of weights, the first that is there is read.
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
 def unpickled(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a file of `torch.save`, of today's format or of the one before torch 1.6; it runs no code.
 
@@ -146,19 +142,11 @@ def _weights(folder: Folder, variant: str | None) -> Path:
     Raises:
         CheckpointError: none, naming the variants that are there.
     """
-    files = [folder.path / _of_variant(name, variant) for name in _WEIGHTS]
+    files = [folder.path / name for name in weight_files(variant)]
     found = next((file for file in files if file.is_file()), None)
     if found is None:
         raise CheckpointError(_nothing_found(folder.path, [file.name for file in files], variant))
     return found
-
-
-def _of_variant(name: str, variant: str | None) -> str:
-    """The name of the same file of a variant, whose name stands before the last ending, as transformers writes it."""
-    if variant is None:
-        return name
-    stem, _, ending = name.rpartition(".")
-    return f"{stem}.{variant}.{ending}"
 
 
 def _nothing_found(folder: Path, looked_for: list[str], variant: str | None) -> str:

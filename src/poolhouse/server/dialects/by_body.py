@@ -25,7 +25,7 @@ async def invocations(call: Call, body: JsonObject) -> Response:
         call.speak(tei.shape)
         return await tei.by_model(call, body)
     model = body.get("model")
-    targets = _targets(call.use(model if isinstance(model, str) else None), body.get("task"))
+    targets = _targets(await call.use(model if isinstance(model, str) else None), body.get("task"))
     for target in targets:
         if target.fits(body):
             return await target.answer(call, call.parse(body, target.fields))

@@ -17,7 +17,6 @@ from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.content import TextOrContent
@@ -27,6 +26,7 @@ from poolhouse.server.dialects._fields import Lenient, Many, Strict
 from poolhouse.server.dialects._hosted import EmbeddingType, EmbedOptions
 from poolhouse.server.dialects._pairs import Scored
 from poolhouse.server.routing import Dialect, Route
+from poolhouse.server.served import Listed
 from poolhouse.server.wire import errors
 from poolhouse.server.wire.contract import Errors, Matrix
 from poolhouse.server.wire.encoding import dumps
@@ -113,7 +113,7 @@ async def embed_v2(call: Call, fields: EmbedFields) -> Response:
 
 
 async def _embed(call: Call, fields: EmbedFields, version: int) -> Response:
-    engine = call.use(fields.model)
+    engine = await call.use(fields.model)
     name, contents = fields.contents()
     answers = await _hosted.embed(call, contents, fields.options(engine.facts.max_tokens), parameter=name)
     kinds: list[EmbeddingType] = list(dict.fromkeys(fields.embedding_types or ["float"]))
@@ -151,7 +151,7 @@ async def rerank_v2(call: Call, fields: RerankFields) -> Response:
 
 async def answer_rerank(call: Call, fields: RerankFields, version: int) -> Response:
     """The reply to a body of Cohere's rerank."""
-    call.use(fields.model)
+    await call.use(fields.model)
     scored = await _hosted.rerank(
         call,
         fields.query,
@@ -175,14 +175,13 @@ async def answer_rerank(call: Call, fields: RerankFields, version: int) -> Respo
 async def models(call: Call) -> Response:
     """The served models; `?endpoint=` leaves those that it can ask."""
     endpoint = call.http.query_params.get("endpoint")
-    known = [_model(name, engine) for name, engine in call.engines.by_name.items()]
+    known = [_model(one) for one in await call.engines.refreshed()]
     return as_json({"models": [model for model in known if endpoint is None or endpoint in model["endpoints"]]})
 
 
 async def model(call: Call) -> Response:
     """One of the served models."""
-    name = call.path_params["model"]
-    return as_json(_model(name, health.named(call.engines, name)))
+    return as_json(_model(await health.named(call.engines, call.path_params["model"])))
 
 
 def rerank_meta(version: int, scored: Scored) -> Meta:
@@ -218,20 +217,22 @@ def _document_text(document: str | Document, fields: Sequence[str] | None, index
     return "\n".join(texts)
 
 
-def _model(name: str, engine: PoolingEngine) -> Model:
-    facts = engine.facts
-    # Whatever has vectors, or one score for a pair, reranks.
-    embeds = "embed" in facts.tasks
-    can: dict[Endpoint, bool] = {
-        "embed": embeds,
-        "rerank": embeds or "token_embed" in facts.tasks or facts.labels == 1,
-        "classify": facts.labels > 1,
-    }
+def _model(listed: Listed) -> Model:
+    facts, can = listed.facts, dict[Endpoint, bool]()
+    # What a model can do is known once it was loaded.
+    if facts is not None:
+        # Whatever has vectors, or one score for a pair, reranks.
+        embeds = "embed" in facts.tasks
+        can = {
+            "embed": embeds,
+            "rerank": embeds or "token_embed" in facts.tasks or facts.labels == 1,
+            "classify": facts.labels > 1,
+        }
     return {
-        "name": name,
+        "name": listed.name,
         "endpoints": [endpoint for endpoint, there in can.items() if there],
         "finetuned": False,
-        "context_length": facts.max_tokens,
+        "context_length": None if facts is None else facts.max_tokens,
         "tokenizer_url": None,
         "default_endpoints": [],
     }
@@ -315,7 +316,7 @@ class Model(TypedDict):
     name: str
     endpoints: list[Endpoint]
     finetuned: bool
-    context_length: int
+    context_length: int | None
     tokenizer_url: None
     default_endpoints: list[str]
 

@@ -8,11 +8,12 @@ from typing import Literal
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from poolhouse.engine.interface import PoolingEngine
+from poolhouse.engine.interface import EngineFacts
 from poolhouse.errors import UnknownModel
 from poolhouse.server.call import Call, as_json
 from poolhouse.server.engines import Engines
 from poolhouse.server.routing import Dialect, Route
+from poolhouse.server.served import Listed, State
 from poolhouse.server.wire.contract import Errors
 from poolhouse.server.wire.probes import report
 from poolhouse.tasks import Task
@@ -31,7 +32,7 @@ async def live(call: Call) -> Response:
 
 async def ready(call: Call) -> Response:
     """200 while every engine can answer, else 503."""
-    return report(200, "ready") if _ready(call.engines) else report(503, "failed")
+    return report(200, "ready") if call.engines.alive else report(503, "failed")
 
 
 async def load(call: Call) -> Response:
@@ -53,58 +54,61 @@ async def metrics(call: Call) -> Response:
 
 async def models(call: Call) -> Response:
     """The served models, with the tasks and the limit of each."""
-    return as_json(listed(call.engines))
+    return as_json(await listed(call.engines))
 
 
 async def model(call: Call) -> Response:
     """One of the served models, by any of its names."""
-    return as_json(found(call.engines, call.path_params["model"]))
+    return as_json(await found(call.engines, call.path_params["model"]))
 
 
-def listed(engines: Engines) -> dict[str, object]:
+async def listed(engines: Engines) -> dict[str, object]:
     """The served models and adapters, as OpenAI lists them."""
-    return {"object": "list", "data": [about(engines, name) for name in engines.by_name]}
+    return {"object": "list", "data": [about(engines, one) for one in await engines.refreshed()]}
 
 
-def found(engines: Engines, name: str) -> dict[str, object]:
+async def found(engines: Engines, name: str) -> dict[str, object]:
     """The model of that name; all of them where a path ends before it.
 
     Raises:
         UnknownModel: there is none; its message names those there are.
     """
-    if name == "":
-        return listed(engines)
-    named(engines, name)
-    return about(engines, name)
+    return await listed(engines) if name == "" else about(engines, await named(engines, name))
 
 
-def named(engines: Engines, name: str) -> PoolingEngine:
-    """The engine of a name in a path.
+async def named(engines: Engines, name: str) -> Listed:
+    """What lists show of a name in a path.
 
     Raises:
         UnknownModel: there is none; its message names those there are.
     """
     try:
-        return engines.engine(name)
+        return engines.described(await engines.find(name))
     except UnknownModel as error:
         raise UnknownModel(str(error), "model", name) from None
 
 
-def about(engines: Engines, name: str) -> dict[str, object]:
-    """The description of a served model, under any of its names."""
-    engine, settings = engines.engine(name), engines.settings
+def about(engines: Engines, one: Listed) -> dict[str, object]:
+    """The description of a served model, under any of its names. What it can do is known once it was loaded."""
+    facts, settings = one.facts, engines.settings
     return {
-        "id": name,
+        "id": one.name,
         "object": "model",
-        "created": engines.started,
+        "created": int(one.since),
         "owned_by": "poolhouse",
-        "root": engine.facts.name,
-        "parent": engine.facts.parent,
-        "max_model_len": engine.facts.max_tokens,
-        "model_type": _model_type(engine),
-        "tasks": list(engine.facts.tasks),
-        "modalities": ["text", "image"] if engine.facts.pictures else ["text"],
-        "prompts": sorted(engine.facts.prompts),
+        "root": one.model,
+        "parent": None if facts is None else facts.parent,
+        "max_model_len": None if facts is None else facts.max_tokens,
+        "model_type": None if facts is None else _model_type(facts),
+        "tasks": [] if facts is None else list(facts.tasks),
+        "modalities": ["text", "image"] if facts is not None and facts.pictures else ["text"],
+        "prompts": [] if facts is None else sorted(facts.prompts),
+        "state": one.state,
+        "reason": one.reason,
+        "weight_bytes": one.weight_bytes,
+        "memory_bytes": one.memory_bytes,
+        "last_used": one.last_used,
+        "expires": one.expires,
         "limits": {
             "max_client_batch_size": settings.max_client_batch_size,
             "max_queued_prompts": settings.max_queued_prompts,
@@ -117,18 +121,14 @@ def about(engines: Engines, name: str) -> dict[str, object]:
 
 def answer(engines: Engines) -> Response:
     """An empty 200 while every engine can answer, else an empty 503."""
-    return Response(status_code=200 if _ready(engines) else 503)
+    return Response(status_code=200 if engines.alive else 503)
 
 
-def _model_type(engine: PoolingEngine) -> str:
+def _model_type(facts: EngineFacts) -> str:
     """Xinference's type of a model, by which its clients choose the route."""
-    if "classify" in engine.facts.tasks and engine.facts.labels == 1:
+    if "classify" in facts.tasks and facts.labels == 1:
         return "rerank"
-    return "embedding" if {"embed", "token_embed"} & set(engine.facts.tasks) else "classifier"
-
-
-def _ready(engines: Engines) -> bool:
-    return all(engine.alive for engine in engines.by_name.values())
+    return "embedding" if {"embed", "token_embed"} & set(facts.tasks) else "classifier"
 
 
 class Probe(TypedDict):
@@ -159,7 +159,11 @@ class Limits(TypedDict):
 
 
 class Model(TypedDict):
-    """A served model, or an adapter of one."""
+    """A served model, or an adapter of one; null, or empty, is what is not known before it was loaded.
+
+    `weight_bytes`: of its files, or of its weights in memory. `memory_bytes`: what counts for --memory-limit. `last_used`,
+    `expires`: seconds since 1970. `reason`: why it failed.
+    """
 
     id: str
     object: Literal["model"]
@@ -167,11 +171,17 @@ class Model(TypedDict):
     owned_by: str
     root: str
     parent: str | None
-    max_model_len: int
-    model_type: Literal["embedding", "rerank", "classifier"]
+    max_model_len: int | None
+    model_type: Literal["embedding", "rerank", "classifier"] | None
     tasks: list[Task]
     modalities: list[Literal["text", "image"]]
     prompts: list[str]
+    state: State
+    reason: str | None
+    weight_bytes: int
+    memory_bytes: int
+    last_used: float | None
+    expires: float | None
     limits: Limits
     permission: list[object]
 

@@ -13,7 +13,6 @@ from pydantic import AliasChoices, Field, StringConstraints, ValidationError
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnsupportedTask
@@ -27,6 +26,7 @@ from poolhouse.server.dialects._replies import TokenCounts
 from poolhouse.server.dialects.vllm.classify import label_names, ranked_labels
 from poolhouse.server.engines import Engines
 from poolhouse.server.routing import Dialect, Route
+from poolhouse.server.served import Listed
 from poolhouse.server.wire import errors
 from poolhouse.server.wire.contract import Cut, Errors, Matrix, Vector
 from poolhouse.server.wire.encoding import dumps
@@ -96,7 +96,7 @@ async def alive(call: Call) -> Response:
 
 async def models(call: Call) -> Response:
     """The served models and what they can do."""
-    data = [_model(call.engines, name, engine) for name, engine in call.engines.by_name.items()]
+    data = [_model(call.engines, one) for one in await call.engines.refreshed()]
     return as_json({"data": data, "object": "list"})
 
 
@@ -113,7 +113,7 @@ async def embeddings_image(call: Call, fields: ImageFields) -> Response:
 
 
 async def _embed(call: Call, fields: ImageFields, of_pictures: bool) -> Response:
-    engine = call.use(fields.name)
+    engine = await call.use(fields.name)
     inputs = [fields.input] if isinstance(fields.input, str) else fields.input
     contents = _hosted.pictures(inputs, "input") if of_pictures else inputs
     task: Task = "embed" if "embed" in engine.facts.tasks else "token_embed"
@@ -130,7 +130,7 @@ async def _embed(call: Call, fields: ImageFields, of_pictures: bool) -> Response
 
 async def rerank(call: Call, fields: RerankFields) -> Response:
     """Documents by how well they answer a query, best first."""
-    call.use(fields.name)
+    await call.use(fields.name)
     scored = await _hosted.rerank(call, fields.query, fields.documents, use_activation=not fields.raw_scores)
     results: list[Ranked] = [
         {
@@ -146,7 +146,7 @@ async def rerank(call: Call, fields: RerankFields) -> Response:
 
 async def classify(call: Call, fields: ClassifyFields) -> Response:
     """Every label of each input, likeliest first."""
-    facts = call.use(fields.name).facts
+    facts = (await call.use(fields.name)).facts
     if "classify" not in facts.tasks:
         raise UnsupportedTask(f"The model `{facts.name}` has no labels; its tasks: {list(facts.tasks)}.", "model")
     call.engines.check_items(len(fields.input), "input")
@@ -167,15 +167,18 @@ def _tail(call: Call, answers: Sequence[Answer]) -> Tail:
     }
 
 
-def _model(engines: Engines, name: str, engine: PoolingEngine) -> Model:
-    capabilities: list[Capability] = [task for task in engine.facts.tasks if task in ("embed", "classify")]
-    if engine.facts.labels in (0, 1):
-        capabilities.append("rerank")
-    if engine.facts.pictures and {"embed", "token_embed"} & set(engine.facts.tasks):
-        capabilities.append("image_embed")
-    waiting = engines.waiting(engine)
+def _model(engines: Engines, listed: Listed) -> Model:
+    facts, waiting = listed.facts, listed.waiting
+    capabilities: list[Capability] = []
+    # What a model can do is known once it was loaded.
+    if facts is not None:
+        capabilities = [task for task in facts.tasks if task in ("embed", "classify")]
+        if facts.labels in (0, 1):
+            capabilities.append("rerank")
+        if facts.pictures and {"embed", "token_embed"} & set(facts.tasks):
+            capabilities.append("image_embed")
     return {
-        "id": name,
+        "id": listed.name,
         "stats": {
             "queue_fraction": waiting / engines.settings.max_queued_prompts,
             "queue_absolute": waiting,
@@ -184,7 +187,7 @@ def _model(engines: Engines, name: str, engine: PoolingEngine) -> Model:
         },
         "object": "model",
         "owned_by": "infinity",
-        "created": engines.started,
+        "created": int(listed.since),
         "backend": "poolhouse",
         "capabilities": capabilities,
     }

@@ -73,7 +73,7 @@ async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
     """One vector per input, or one per token where `return_multivector` asks."""
     if fields.late_chunking and fields.return_multivector:
         raise InvalidRequest("late_chunking gives a vector per chunk; leave return_multivector out.", "late_chunking")
-    call.use(fields.model)
+    await call.use(fields.model)
     contents = _hosted.contents_of(fields.input, "input")
     named = fields.embedding_type
     kinds: list[EmbeddingType] = list(dict.fromkeys([named] if isinstance(named, str) else named))
@@ -87,7 +87,7 @@ async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
 
 async def multi_vector(call: Call, fields: MultiVectorFields) -> Response:
     """One vector per token of each input."""
-    call.use(fields.model)
+    await call.use(fields.model)
     options = EmbedOptions(fields.input_type, fields.dimensions, truncate=None if fields.truncate else "NONE")
     contents = _hosted.contents_of(fields.input, "input")
     answers = await _hosted.embed(call, contents, options, task="token_embed")
@@ -114,7 +114,7 @@ async def _write(
 
 async def rerank(call: Call, fields: RerankFields) -> Response:
     """Documents by how well they answer a query, best first."""
-    engine = call.use(fields.model)
+    engine = await call.use(fields.model)
     query = _hosted.content_of(fields.query, "query", "query")
     documents = _hosted.contents_of(fields.documents, "documents")
     scored = await _hosted.rerank(call, query, documents)

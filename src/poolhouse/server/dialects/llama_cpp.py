@@ -60,7 +60,7 @@ class RerankFields(Strict):
 
 async def embedding(call: Call, fields: ContentFields) -> Response:
     """The vectors of each input: one, or one per token where the model has no other."""
-    call.engine = engine = call.engines.single_or_named(fields.model)
+    engine = await call.use(fields.model, any_name=True)
     task: Task = "embed" if "embed" in engine.facts.tasks else "token_embed"
     if task not in engine.facts.tasks:
         raise UnsupportedTask(
@@ -95,7 +95,7 @@ async def embeddings(call: Call, body: JsonObject) -> Response:
 
 async def reranking(call: Call, fields: RerankFields) -> Response:
     """Documents by how well they answer a query, best first."""
-    call.engine = engine = call.engines.single_or_named(fields.model)
+    engine = await call.use(fields.model, any_name=True)
     name, documents = ("documents", fields.documents) if fields.texts is None else ("texts", fields.texts)
     scored = await _hosted.rerank(call, fields.query, documents or [], parameter=name, truncate=False)
     best = scored.best(fields.top_n)

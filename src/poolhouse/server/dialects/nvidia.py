@@ -55,13 +55,13 @@ class RankingFields(Strict):
 
 async def ranking(call: Call, fields: RankingFields) -> Response:
     """Passages by how well they answer a query, best first."""
-    call.use(fields.model)
+    await call.use(fields.model)
     return await _rank(call, fields)
 
 
 async def reranking(call: Call, fields: RankingFields) -> Response:
     """The same of the model that the path names, where the body names none."""
-    call.use(fields.model or call.path_params["model"])
+    await call.use(fields.model or call.path_params["model"])
     return await _rank(call, fields)
 
 

@@ -7,6 +7,8 @@ is called, and `:latest` means nothing.
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 import time
 from datetime import UTC, datetime
 from typing import Literal
@@ -16,7 +18,7 @@ from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from poolhouse.engine.interface import PoolingEngine
+from poolhouse.engine.interface import EngineFacts, PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InputTooLong, InvalidRequest
 from poolhouse.server.call import Call, as_json
@@ -24,8 +26,8 @@ from poolhouse.server.dialects import _hosted, _replies
 from poolhouse.server.dialects._fields import Many, Strict
 from poolhouse.server.dialects._hosted import EmbedOptions
 from poolhouse.server.dialects.tei.info import is_splade
-from poolhouse.server.engines import Engines
 from poolhouse.server.routing import Dialect, Route
+from poolhouse.server.served import Listed
 from poolhouse.server.wire import errors
 from poolhouse.server.wire.contract import Errors, Matrix, Vector
 from poolhouse.server.wire.encoding import dumps
@@ -48,8 +50,19 @@ class Options(Strict):
 class _Fields(Strict):
     model: str | None = Field(None, description="A served model; a single one answers to any name.")
     options: Options = Options()
-    keep_alive: object = Field(None, description="Without effect: models stay loaded.")
+    keep_alive: float | str | None = Field(
+        None, description="How long a model on demand stays in memory: seconds, or 5m; 0 unloads it, -1 keeps it."
+    )
     images: object = Field(None, description="Refused: Ollama's API embeds texts alone.")
+
+    @property
+    def keep_seconds(self) -> float | None:
+        """Seconds of keep_alive; None where it is left out.
+
+        Raises:
+            InvalidRequest: no duration.
+        """
+        return None if self.keep_alive is None else _seconds(self.keep_alive)
 
     def refuse_pictures(self) -> None:
         """Raise InvalidRequest for pictures, which Ollama's API would leave out without a word."""
@@ -81,8 +94,10 @@ class ShowFields(Strict):
 async def embed(call: Call, fields: EmbedFields) -> Response:
     """One vector of unit length per text."""
     fields.refuse_pictures()
-    engine = _use(call, fields.model)
     texts = fields.input if isinstance(fields.input, list) else [fields.input] if fields.input else []
+    if not texts and fields.keep_seconds == 0:
+        return await _unload(call, fields)
+    engine = await _use(call, fields)
     options = EmbedOptions(
         dimensions=_dimensions(engine, fields.dimensions),
         # SPLADE's weights are no directions, and stay as they are.
@@ -98,7 +113,7 @@ async def embed(call: Call, fields: EmbedFields) -> Response:
                 "model": engine.facts.name,
                 "embeddings": np.stack(_hosted.arrays_of(answers)) if answers else [],
                 "total_duration": round((time.perf_counter() - call.started) * 1e9),
-                "load_duration": 0,
+                "load_duration": round(call.load_seconds * 1e9),
                 "prompt_eval_count": _replies.tokens_of(answers),
             }
         )
@@ -109,7 +124,9 @@ async def embed(call: Call, fields: EmbedFields) -> Response:
 async def embeddings(call: Call, fields: EmbeddingsFields) -> Response:
     """The vector of one text, as the model has it."""
     fields.refuse_pictures()
-    engine = _use(call, fields.model)
+    if not fields.prompt and fields.keep_seconds == 0:
+        return await _unload(call, fields)
+    engine = await _use(call, fields)
     answers: list[Answer] = []
     if fields.prompt:
         options = EmbedOptions(max_tokens=_max_tokens(engine, fields.options))
@@ -119,40 +136,42 @@ async def embeddings(call: Call, fields: EmbeddingsFields) -> Response:
 
 async def tags(call: Call) -> Response:
     """The served models."""
-    return as_json({"models": [_listed(call.engines, name) for name in call.engines.by_name]})
+    return as_json({"models": [_listed(one) for one in await call.engines.refreshed()]})
 
 
 async def running(call: Call) -> Response:
-    """The models in memory: all that are served."""
+    """The models in memory, and when each leaves it."""
     models: list[Running] = [
         {
-            **_listed(call.engines, name),
-            "expires_at": _NEVER,
-            "size_vram": 0,
-            "context_length": engine.facts.max_tokens,
+            **_listed(one),
+            "size": one.memory_bytes,
+            "expires_at": _NEVER if one.expires is None else _time(one.expires),
+            "size_vram": 0 if one.facts.device == "cpu" else one.memory_bytes,
+            "context_length": one.facts.max_tokens,
         }
-        for name, engine in call.engines.by_name.items()
+        for one in call.engines.listed()
+        if one.state == "loaded" and one.facts is not None
     ]
     return as_json({"models": models})
 
 
 async def show(call: Call, fields: ShowFields) -> Response:
-    """What a model is."""
-    engine = _use(call, fields.model or fields.name)
-    facts: dict[str, str | int] = {
-        "general.architecture": _FAMILY,
-        f"{_FAMILY}.context_length": engine.facts.max_tokens,
-    }
-    if engine.facts.width is not None:
-        facts[f"{_FAMILY}.embedding_length"] = engine.facts.width
+    """What a model is; of one that was never loaded only what its files say."""
+    engines = call.engines
+    one = engines.described(await engines.find(_without_tag(call, fields.model or fields.name), any_name=True))
+    facts: dict[str, str | int] = {"general.architecture": _FAMILY}
+    if one.facts is not None:
+        facts[f"{_FAMILY}.context_length"] = one.facts.max_tokens
+        if one.facts.width is not None:
+            facts[f"{_FAMILY}.embedding_length"] = one.facts.width
     body: ShowReply = {
         "modelfile": "",
         "parameters": "",
         "template": "",
-        "details": _details(engine),
+        "details": _details(one.facts),
         "model_info": facts,
-        "capabilities": ["embedding"] if "embed" in engine.facts.tasks else [],
-        "modified_at": _time(call.engines.started),
+        "capabilities": ["embedding"] if one.facts is not None and "embed" in one.facts.tasks else [],
+        "modified_at": _time(one.since),
     }
     return as_json(body)
 
@@ -162,12 +181,54 @@ async def version(_: Call) -> Response:
     return as_json({"version": __version__})
 
 
-def _use(call: Call, model: str | None) -> PoolingEngine:
-    """Choose the engine of a name that may have a tag."""
-    if model is not None and model not in call.engines.by_name:
-        model = model.removesuffix(_TAG)
-    call.engine = call.engines.single_or_named(model)
-    return call.engine
+async def _use(call: Call, fields: _Fields) -> PoolingEngine:
+    """Choose the engine of a name that may have a tag, and say how long it stays."""
+    seconds = fields.keep_seconds
+    engine = await call.use(_without_tag(call, fields.model), any_name=True)
+    if seconds is not None:
+        call.engines.keep(engine.facts.name, seconds)
+    return engine
+
+
+async def _unload(call: Call, fields: _Fields) -> Response:
+    """Close a model, without loading it before."""
+    name = await call.engines.find(_without_tag(call, fields.model), any_name=True)
+    call.engines.unload(name)
+    empty: EmbedReply | EmbeddingsReply = {"embedding": []}
+    if isinstance(fields, EmbedFields):
+        empty = {"model": name, "embeddings": [], "total_duration": 0, "load_duration": 0, "prompt_eval_count": 0}
+    return as_json(empty)
+
+
+def _without_tag(call: Call, model: str | None) -> str | None:
+    return model if model is None or call.engines.has(model) else model.removesuffix(_TAG)
+
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = rf"(\d+\.?\d*|\.\d+)({'|'.join(_UNITS)})"
+_DURATION = re.compile(rf"([+-]?)((?:{_PART})+)")
+# Longer is for ever: a century.
+_LONGEST = 100 * 365 * 86400.0
+
+
+def _seconds(duration: float | str) -> float:
+    """Seconds of a number, or of Go's form of a duration (1h30m); less than none is for ever.
+
+    Raises:
+        InvalidRequest: it is neither.
+    """
+    found = _DURATION.fullmatch(duration) if isinstance(duration, str) else None
+    if found is not None:
+        parts = re.findall(_PART, found[2])
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in parts) * (-1 if found[1] == "-" else 1)
+    else:
+        try:
+            seconds = float(duration)
+        except ValueError:
+            seconds = math.nan
+    if math.isnan(seconds):
+        raise InvalidRequest("keep_alive is seconds, or a duration such as 5m; 0 unloads, -1 keeps.", "keep_alive")
+    return seconds if 0 <= seconds <= _LONGEST else math.inf
 
 
 def _dimensions(engine: PoolingEngine, requested: int) -> int | None:
@@ -181,27 +242,28 @@ def _max_tokens(engine: PoolingEngine, options: Options) -> int | None:
     return options.num_ctx if options.num_ctx is not None and options.num_ctx < engine.facts.max_tokens else None
 
 
-def _listed(engines: Engines, name: str) -> Listed:
+def _listed(one: Listed) -> Tagged:
+    name = one.name
     tagged = name if ":" in name.rpartition("/")[2] else f"{name}{_TAG}"
     return {
         "name": tagged,
         "model": tagged,
-        "modified_at": _time(engines.started),
-        "size": 0,
+        "modified_at": _time(one.since),
+        "size": one.weight_bytes,
         # The server does not know the files' digest; clients tell models apart by this one.
         "digest": hashlib.sha256(name.encode()).hexdigest(),
-        "details": _details(engines.by_name[name]),
+        "details": _details(one.facts),
     }
 
 
-def _details(engine: PoolingEngine) -> Details:
+def _details(facts: EngineFacts | None) -> Details:
     return {
-        "parent_model": engine.facts.parent or "",
+        "parent_model": (facts and facts.parent) or "",
         "format": "safetensors",
         "family": _FAMILY,
         "families": [_FAMILY],
         "parameter_size": "",
-        "quantization_level": _DTYPES.get(engine.facts.dtype, engine.facts.dtype),
+        "quantization_level": "" if facts is None else _DTYPES.get(facts.dtype, facts.dtype),
     }
 
 
@@ -250,7 +312,7 @@ class Details(TypedDict):
     quantization_level: str
 
 
-class Listed(TypedDict):
+class Tagged(TypedDict):
     """A served model."""
 
     name: str
@@ -264,10 +326,10 @@ class Listed(TypedDict):
 class TagsReply(TypedDict):
     """The reply of /api/tags."""
 
-    models: list[Listed]
+    models: list[Tagged]
 
 
-class Running(Listed):
+class Running(Tagged):
     """A model in memory."""
 
     expires_at: str

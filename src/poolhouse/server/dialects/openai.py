@@ -145,7 +145,7 @@ class EmbeddingFields(VectorFields):
 
 async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
     """One vector per input."""
-    engine = call.use(fields.model)
+    engine = await call.use(fields.model)
     task = fields.pooling_task(engine)
     fields.apply_task(engine)
     requests = fields.requests(call.engines, task, fields.params())

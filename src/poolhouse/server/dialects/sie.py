@@ -126,7 +126,7 @@ async def encode(call: Call, body: JsonObject) -> Response:
     """Dense, sparse and token vectors of each item, from one pass."""
     fields = _parsed(call, body, EncodeFields)
     write = _writer(call.http)
-    engine = call.use(call.path_params["model"])
+    engine = await call.use(call.path_params["model"])
     params = fields.params or EncodeParams()
     options = params.options or EncodeOptions()
     if params.instruction or options.instruction:
@@ -181,7 +181,7 @@ async def score_items(call: Call, body: JsonObject) -> Response:
     """Items by how well they answer a query, best first."""
     fields = _parsed(call, body, ScoreFields)
     write = _writer(call.http)
-    engine = call.use(call.path_params["model"])
+    engine = await call.use(call.path_params["model"])
     options = fields.options or ScoreOptions()
     mode = None if options.score_mode is None else _MODES[options.score_mode]
     weights = None if options.score_weights is None else tuple(options.score_weights)

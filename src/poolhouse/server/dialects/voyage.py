@@ -71,7 +71,7 @@ class RerankFields(Strict):
 
 async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
     """One vector per input."""
-    call.use(fields.model)
+    await call.use(fields.model)
     texts = [fields.input] if isinstance(fields.input, str) else fields.input
     answers = await _hosted.embed(call, texts, _options(fields))
     return await _write(call, answers, fields, fields.encoding_format == "base64", _usage(answers))
@@ -79,7 +79,7 @@ async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
 
 async def multimodal_embeddings(call: Call, fields: MultimodalFields) -> Response:
     """One vector per input, each of texts and pictures together."""
-    call.use(fields.model)
+    await call.use(fields.model)
     call.engines.check_items(len(fields.inputs), "inputs")
     inputs = _hosted.contents_of(fields.inputs, "inputs")
     answers = await _hosted.embed(call, inputs, _options(fields), parameter="inputs")
@@ -115,7 +115,7 @@ async def _write(
 
 async def rerank(call: Call, fields: RerankFields) -> Response:
     """Documents by how well they answer a query, best first, as `data`."""
-    engine = call.use(fields.model)
+    engine = await call.use(fields.model)
     scored = await _hosted.rerank(call, fields.query, fields.documents, truncate=fields.truncation)
     data: list[Ranked] = [{"relevance_score": score, "index": index} for index, score in scored.best(fields.top_k)]
     if fields.return_documents:

@@ -15,7 +15,7 @@ from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from poolhouse.engine.interface import PoolingEngine
+from poolhouse.engine.interface import EngineFacts
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.content import TextOrContent
 from poolhouse.server.call import Call, as_json
@@ -66,7 +66,7 @@ class RerankFields(Strict):
 
 async def vectors(call: Call, fields: VectorFields) -> Response:
     """The vector of one text."""
-    _use_first(call, lambda engine: "embed" in engine.facts.tasks)
+    await _use_first(call, lambda facts: "embed" in facts.tasks)
     role = {"query": "query", "passage": "document", None: None}[fields.config.task_type]
     options = EmbedOptions(role, fields.config.dimensions)
     answers = await _hosted.embed(call, [fields.text], options, parameter="text")
@@ -76,7 +76,7 @@ async def vectors(call: Call, fields: VectorFields) -> Response:
 
 async def vectorize(call: Call, fields: VectorizeFields) -> Response:
     """The vectors of texts, and those of pictures."""
-    _use_first(call, lambda engine: "embed" in engine.facts.tasks and (engine.facts.pictures or not fields.images))
+    await _use_first(call, lambda facts: "embed" in facts.tasks and (facts.pictures or not fields.images))
     texts = len(fields.texts)
     contents: list[TextOrContent] = [*fields.texts, *_hosted.pictures(fields.images, "images")]
     requests = _hosted.requests(call, contents, EmbedOptions(), parameter="texts")
@@ -91,7 +91,7 @@ async def vectorize(call: Call, fields: VectorizeFields) -> Response:
 
 async def rerank(call: Call, fields: RerankFields) -> Response:
     """The score of each document, in the order of the documents."""
-    _use_first(call, lambda engine: "classify" in engine.facts.tasks and engine.facts.labels == 1)
+    await _use_first(call, lambda facts: "classify" in facts.tasks and facts.labels == 1)
     if (fields.documents is None) == (fields.text is None):
         raise InvalidRequest("Give documents, or one property.", "documents")
     documents = [fields.text] if fields.text is not None else fields.documents or []
@@ -106,7 +106,8 @@ async def rerank(call: Call, fields: RerankFields) -> Response:
 
 async def meta(call: Call) -> Response:
     """The first model, as /v1/models has it."""
-    return as_json(health.about(call.engines, next(iter(call.engines.by_name))))
+    engines = call.engines
+    return as_json(health.about(engines, engines.described(await engines.find(None))))
 
 
 async def live(_: Call) -> Response:
@@ -126,9 +127,9 @@ def in_order(query: str, documents: Sequence[str], scored: Scored) -> RerankRepl
     return {"query": query, "scores": [{"document": document, "score": one.score} for document, one in pairs]}
 
 
-def _use_first(call: Call, fits: Callable[[PoolingEngine], bool]) -> None:
-    """Choose the first engine that fits; where none does, the first."""
-    call.engine = next(filter(fits, call.engines.by_name.values()), call.engines.engine(None))
+async def _use_first(call: Call, fits: Callable[[EngineFacts], bool]) -> None:
+    """Choose the first model that fits; where none does, the first."""
+    await call.use(call.engines.first(fits))
 
 
 def shape(failure: Failure) -> Response:

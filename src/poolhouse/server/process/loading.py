@@ -13,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import PoolhouseError
 from poolhouse.server.app import create_app
+from poolhouse.server.models_dir import ModelsDir
+from poolhouse.server.on_demand import OnDemand
 from poolhouse.server.process.connections import Edge
 from poolhouse.server.routing import Addressed
 from poolhouse.server.security import api_keys, is_probe
@@ -24,14 +26,16 @@ from poolhouse.settings import ServerSettings
 log = logging.getLogger("poolhouse")
 
 
-def hosted(open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerSettings) -> ASGIApp:
+def hosted(
+    open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerSettings, models_dir: ModelsDir | None = None
+) -> ASGIApp:
     """An application for another server than ours; its engines are opened when it is started, or at the first request.
 
     Raises:
         ConfigError: keys that cannot be used.
     """
     api_keys(settings)
-    return Addressed(Edge(Hosted(open_engines, settings)), settings.root_path)
+    return Addressed(Edge(Hosted(open_engines, settings, models_dir)), settings.root_path)
 
 
 class Loading:
@@ -154,13 +158,19 @@ class Hosted(Loading):
     copy, by pickle or `copy`, is one that has not loaded.
     """
 
-    def __init__(self, open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        open_engines: Callable[[], Sequence[PoolingEngine]],
+        settings: ServerSettings,
+        models_dir: ModelsDir | None = None,
+    ) -> None:
         super().__init__(self._build, SHAPES[settings.error_format])
         self.open_engines = open_engines
         self.settings = settings
+        self.models_dir = models_dir
 
-    def __reduce__(self) -> tuple[type[Hosted], tuple[Callable[[], Sequence[PoolingEngine]], ServerSettings]]:
-        return Hosted, (self.open_engines, self.settings)
+    def __reduce__(self) -> tuple[type[Hosted], tuple[object, ...]]:
+        return Hosted, (self.open_engines, self.settings, self.models_dir)
 
     async def _early(self, scope: Scope, receive: Receive, send: Send) -> None:
         loading = self._begin()
@@ -189,7 +199,10 @@ class Hosted(Loading):
             engines = self.open_engines()
             for engine in engines:
                 engine.warm_up(self.settings.warmup)
-            self.application = create_app(engines, self.settings)
+            on_demand = None
+            if self.models_dir is not None:
+                on_demand = OnDemand.beside(engines, self.models_dir, self.settings)
+            self.application = create_app(engines, self.settings, on_demand=on_demand)
         except BaseException as error:
             expected = isinstance(error, PoolhouseError | OSError)
             log.error("The model could not be loaded: %s", error, exc_info=None if expected else error)

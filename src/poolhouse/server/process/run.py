@@ -21,6 +21,8 @@ from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import ConfigError, EngineError
 from poolhouse.server.app import create_app
 from poolhouse.server.batches import store
+from poolhouse.server.models_dir import ModelsDir
+from poolhouse.server.on_demand import OnDemand
 from poolhouse.server.process.connections import Edge, bounded_protocol
 from poolhouse.server.process.listening import Listeners
 from poolhouse.server.process.loading import Starting, Stopping
@@ -41,11 +43,13 @@ _ROUNDS_TO_ACCEPT, _SECONDS_PER_ROUND = 5, 0.02
 _SECONDS_TO_REFRESH = 10
 
 
-def serve(open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerSettings) -> None:
+def serve(
+    open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerSettings, models_dir: ModelsDir | None = None
+) -> None:
     """Load models and answer requests until SIGTERM or SIGINT; then finish those in flight and return.
 
-    The address answers at once, with 503 until the engines are open; then it is printed. A stop waits for
-    `shutdown_seconds`; what comes meanwhile gets 503.
+    The address answers at once, with 503 until the engines are open; then it is printed. Models of `models_dir` are opened
+    when requests ask for them. A stop waits for `shutdown_seconds`; what comes meanwhile gets 503.
 
     Raises:
         ConfigError: keys, certificates or traces that cannot be used.
@@ -56,7 +60,7 @@ def serve(open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerS
     tracing.check(settings)
     if settings.batch_dir is not None:
         store.check(Path(settings.batch_dir))
-    server = _Server(open_engines, settings)
+    server = _Server(open_engines, settings, models_dir)
     # uvicorn raises the signal again once it has stopped; by then the work is done, so it counts as a success.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
@@ -66,7 +70,7 @@ def serve(open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerS
         give_up_unread()
     if server.failure is not None:
         raise server.failure
-    if server.starting.thread is not None and server.starting.thread.is_alive():
+    if server.loads:
         # Stopped while loading. A thread inside torch while the interpreter is taken down would abort the process.
         logging.shutdown()
         os._exit(0)
@@ -75,10 +79,17 @@ def serve(open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerS
 class _Server(uvicorn.Server):
     """Prints where it listens, once it answers; refuses what it cannot answer in time; stops when an engine dies."""
 
-    def __init__(self, open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        open_engines: Callable[[], Sequence[PoolingEngine]],
+        settings: ServerSettings,
+        models_dir: ModelsDir | None,
+    ) -> None:
         self.open_engines = open_engines
+        self.models_dir = models_dir
         self.settings = settings
         self.engines: Sequence[PoolingEngine] = ()
+        self.on_demand: OnDemand | None = None
         self.failure: BaseException | None = None
         shape = SHAPES[settings.error_format]
         self.starting = Starting(self._load, shape, ready=self._print_address, failed=self.die)
@@ -94,6 +105,12 @@ class _Server(uvicorn.Server):
             if settings.enable_ssl_refresh and self.config.ssl is not None
             else None
         )
+
+    @property
+    def loads(self) -> bool:
+        """Whether a thread loads a model, or closes one."""
+        starts = self.starting.thread is not None and self.starting.thread.is_alive()
+        return starts or (self.on_demand is not None and self.on_demand.busy)
 
     def run_until_stopped(self) -> None:
         """Serve; the unix socket is gone afterwards."""
@@ -122,6 +139,8 @@ class _Server(uvicorn.Server):
         dead = [engine.facts.name for engine in self.engines if not engine.alive]
         if dead and self.starting.application is not None:
             self.die(EngineError(f"The engine of {', '.join(dead)} died; the log says why."))
+        if self.on_demand is not None and self.on_demand.fatal is not None:
+            self.die(self.on_demand.fatal)
         if self.certificates is not None and counter % (10 * _SECONDS_TO_REFRESH) == 0:
             self._refresh(self.certificates)
         return await super().on_tick(counter)
@@ -147,7 +166,9 @@ class _Server(uvicorn.Server):
         for engine in self.engines:
             engine.on_fatal(self.die)
             engine.warm_up(self.settings.warmup)
-        app = create_app(self.engines, self.settings)
+        if self.models_dir is not None:
+            self.on_demand = OnDemand.beside(self.engines, self.models_dir, self.settings)
+        app = create_app(self.engines, self.settings, on_demand=self.on_demand)
         # Models and modules stay: the garbage collector need not walk them again for every few thousand requests. Nor now:
         # it would find a megabyte, in 0.1 s. `poolhouse.cli.process` turned it off.
         gc.freeze()
@@ -156,6 +177,9 @@ class _Server(uvicorn.Server):
 
     def _print_address(self) -> None:
         names = ", ".join(engine.facts.name for engine in self.engines)
+        if self.on_demand is not None:
+            count = len(self.on_demand.names)
+            names += f"{names and ', and '}{count} model{'s' * (count != 1)} on demand"
         log.info("Application startup complete.")
         say(f"Poolhouse serves {names} on {self._address()}")
 
@@ -165,6 +189,8 @@ class _Server(uvicorn.Server):
     def _refuse_the_rest(self) -> None:
         for engine in self.engines:
             engine.close(0)
+        if self.on_demand is not None:
+            self.on_demand.refuse_all()
 
     def _refresh(self, certificates: CertificateFiles) -> None:
         try:

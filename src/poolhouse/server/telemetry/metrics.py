@@ -28,6 +28,8 @@ from poolhouse.engine.observing import BatchRun
 from poolhouse.server.telemetry.observer import Observation
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+# Loading a model takes longer.
+_LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 # Steps within the server and the engine are shorter than requests.
 _SHORT = (0.0001, 0.00025, 0.0005, *_SECONDS)
 _TOKENS = tuple(2**power for power in range(4, 18))
@@ -98,6 +100,13 @@ class Metrics:
                 "model",
             ),
         )
+        self.loads = self._counter("model_loads", "Loads of models on demand.", "model")
+        self.load_failures = self._counter("model_load_failures", "Loads that failed.", "model")
+        self.unloads = self._counter("model_unloads", "Models that were closed, and why.", "model", "reason")
+        self.load_seconds = self._histogram("model_load_seconds", "Loading one model on demand.", _LONG, "model")
+        self._queues: dict[str, Queue] = {}
+        self.registry.register(QueuedPrompts(self._queues))
+        self.registry.register(VllmNames(self, self._queues))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -121,10 +130,8 @@ class Metrics:
             self._truncated.labels(model).inc(truncated)
 
     def follow(self, queues: Iterable[Queue]) -> None:
-        """Report these queues, each name once, and what is counted of their models under vLLM's names too."""
-        by_name = {queue.name: queue for queue in queues}
-        self.registry.register(QueuedPrompts(by_name))
-        self.registry.register(VllmNames(self, by_name))
+        """Report these queues too, each name once, and what is counted of their models under vLLM's names too."""
+        self._queues.update({queue.name: queue for queue in queues})
 
     def started(self, scope: Scope) -> None:
         """Count a request as in flight."""
@@ -182,6 +189,34 @@ class EngineMetrics:
             self.pictures.inc(batch.pictures)
 
 
+class ModelStates(Collector):
+    """The states of models on demand, and what they take.
+
+    read: name, state and memory of each model. total: memory of all that are loaded. limit: of it, None without one.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Iterable[tuple[str, str, int]]],
+        total: Callable[[], int],
+        limit: int | None,
+        states: Sequence[str],
+    ) -> None:
+        self.read, self.total, self.limit, self.states = read, total, limit, states
+
+    def collect(self) -> Iterator[Metric]:
+        states = GaugeMetricFamily("poolhouse_model_state", "1 for the state of a model.", labels=("model", "state"))
+        sizes = GaugeMetricFamily("poolhouse_model_bytes", "Memory of a loaded model.", labels=("model",))
+        for name, current, memory_bytes in self.read():
+            for state in self.states:
+                states.add_metric((name, state), state == current)
+            sizes.add_metric((name,), memory_bytes)
+        yield from (states, sizes)
+        yield GaugeMetricFamily("poolhouse_models_bytes", "Memory of all loaded models.", self.total())
+        if self.limit is not None:
+            yield GaugeMetricFamily("poolhouse_memory_limit_bytes", "What they may take together.", self.limit)
+
+
 # vLLM numbers the engines of one model; there is one.
 _LABELS = ("model_name", "engine")
 _ENGINE = "0"
@@ -197,7 +232,7 @@ class QueuedPrompts(Collector):
         queued = GaugeMetricFamily(
             "poolhouse_queued_prompts", "Prompts that were accepted and have no answer yet.", labels=("model",)
         )
-        for queue in self.queues.values():
+        for queue in list(self.queues.values()):
             queued.add_metric((queue.name,), queue.waiting())
         yield queued
 
@@ -208,7 +243,6 @@ class VllmNames(Collector):
     def __init__(self, metrics: Metrics, queues: Mapping[str, Queue]) -> None:
         self.metrics = metrics
         self.queues = queues
-        self.models = {name: queue.model for name, queue in queues.items()}
 
     def collect(self) -> Iterator[Metric]:
         yield from self._queues()
@@ -228,7 +262,7 @@ class VllmNames(Collector):
         running = GaugeMetricFamily("vllm:num_requests_running", "Prompts in a batch.", labels=_LABELS)
         waiting = GaugeMetricFamily("vllm:num_requests_waiting", "Prompts that wait for a batch.", labels=_LABELS)
         accepted: Tally[str] = Tally()
-        for queue in self.queues.values():
+        for queue in list(self.queues.values()):
             accepted[queue.model] += queue.waiting()
         for model, prompts in accepted.items():
             # Pieces of long prompts run one by one, so more may run than were accepted.
@@ -245,7 +279,7 @@ class VllmNames(Collector):
         totals: dict[str, float] = defaultdict(float)
         buckets: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for sample in self._samples(seconds.collect()):
-            model = self.models[sample.labels["model"]]
+            model = self.queues[sample.labels["model"]].model
             if sample.name.endswith("_bucket"):
                 buckets[model][sample.labels["le"]] += sample.value
             elif sample.name.endswith("_sum"):
@@ -259,13 +293,13 @@ class VllmNames(Collector):
         sums: dict[str, float] = defaultdict(float)
         for sample in self._samples(families):
             if sample.name.endswith("_total"):
-                sums[self.models[sample.labels["model"]]] += sample.value
+                sums[self.queues[sample.labels["model"]].model] += sample.value
         return sums
 
     def _samples(self, families: Iterable[Metric]) -> Iterator[Sample]:
         """Those that belong to a model; requests that were refused before have none."""
         for family in families:
-            yield from (sample for sample in family.samples if sample.labels["model"] in self.models)
+            yield from (sample for sample in family.samples if sample.labels["model"] in self.queues)
 
 
 @cache

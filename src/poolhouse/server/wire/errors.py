@@ -60,6 +60,14 @@ class Overloaded(Refused):
         self.retry_after = retry_after
 
 
+class Unavailable(Refused):
+    """A model that cannot be used now; after `retry_after` seconds it may be."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message, 503)
+        self.retry_after = retry_after
+
+
 class NoRoute(Refused):
     """No route takes the path, or its method; `allowed` are the methods that the path takes."""
 
@@ -145,6 +153,9 @@ def failure_of(error: Exception) -> Failure:
         case Overloaded():
             seconds = str(max(1, math.ceil(error.retry_after)))
             return Failure(429, str(error), "Too Many Requests", None, {"Retry-After": seconds}, error)
+        case Unavailable():
+            seconds = str(max(1, math.ceil(error.retry_after)))
+            return Failure(503, str(error), "ServiceUnavailableError", "model", {"Retry-After": seconds}, error)
         case NoRoute():
             headers = {"Allow": ", ".join(error.allowed)} if error.allowed else {}
             return Failure(error.status, str(error), HTTPStatus(error.status).phrase, None, headers, error)

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, UnsupportedTask
 from poolhouse.server.wire.contract import STATUSES, Errors
-from poolhouse.server.wire.errors import Failure, Refused, WrongContentType, as_json
+from poolhouse.server.wire.errors import Failure, Refused, Unavailable, WrongContentType, as_json
 
 ErrorType = Literal["Empty", "Overloaded", "Validation", "Backend", "Unhealthy"]
 
@@ -43,6 +43,8 @@ def _kind(failure: Failure) -> tuple[int, ErrorType]:
             return 415, "Validation"
         case Refused() if failure.status == 429:
             return 429, "Overloaded"
+        case Unavailable():
+            return 503, "Unhealthy"
         case Refused():
             return failure.status, "Validation"
         case UnsupportedTask():

@@ -54,7 +54,7 @@ async def by_model(call: Call, body: JsonObject) -> Response:
     if isinstance(body.get("inputs"), dict):
         return await similarity(call, call.parse(body, SimilarityFields))
     model = body.get("model")
-    engine = call.use(model if isinstance(model, str) else None)
+    engine = await call.use(model if isinstance(model, str) else None)
     if "classify" in engine.facts.tasks:
         return await predict(call, call.parse(body, PredictFields))
     if is_splade(engine):
@@ -74,14 +74,14 @@ async def vertex(call: Call, body: JsonObject) -> Response:
 
 async def about(call: Call) -> Response:
     """The model and the server's limits."""
-    engine = call.use(call.http.query_params.get("model"))
+    engine = await call.use(call.http.query_params.get("model"))
     return as_json(info(engine, call.settings))
 
 
 async def embed(call: Call, fields: EmbedFields) -> Response:
     """One vector per input, as a bare list."""
     call.engines.check_list(fields.inputs, "inputs")
-    splade = is_splade(call.use(fields.model))
+    splade = is_splade(await call.use(fields.model))
     if splade and fields.normalize:
         raise UnsupportedTask("`normalize` is not available for SPLADE models", "normalize")
     answers, took = await _run(
@@ -103,7 +103,7 @@ async def embed_all(call: Call, fields: TokenFields) -> Response:
 
 async def embed_sparse(call: Call, fields: TokenFields) -> Response:
     """The entries of each input's sparse vector, by rising index."""
-    engine = call.use(fields.model)
+    engine = await call.use(fields.model)
     call.engines.check_list(fields.inputs, "inputs")
     prompts = fields.prompts()
     call.engines.check_items(len(prompts), "inputs")
@@ -119,7 +119,7 @@ async def predict(call: Call, fields: PredictFields) -> Response:
     texts, single = fields.texts()
     prompts = [Prompt(text, pair=pair) for text, pair in texts]
     answers, took = await _run(call, fields, "classify", prompts=prompts, use_activation=not fields.raw_scores)
-    names = label_names(call.use(fields.model))
+    names = label_names(await call.use(fields.model))
     lists = [ranked_labels(answer, names) for answer in answers]
     return await call.write(lambda: dumps(lists[0] if single else lists), answers, took)
 
@@ -143,7 +143,7 @@ async def similarity(call: Call, fields: SimilarityFields) -> Response:
 
 async def rerank(call: Call, fields: RerankFields) -> Response:
     """Texts by how well they answer a query, best first."""
-    engine = call.use(fields.model)
+    engine = await call.use(fields.model)
     if not fields.texts or (not fields.query and "" in fields.texts):
         raise EmptyInput("texts")
     params = fields.params()
@@ -165,7 +165,7 @@ async def embeddings(call: Call, fields: OpenAIFields) -> Response:
     """OpenAI's embeddings with TEI's errors and headers."""
     fields.refuse_nothing()
     # TEI serves one model, by whatever name it is called.
-    fields.model = call.engines.single_or_named(fields.model).facts.name
+    fields.model = (await call.use(fields.model, any_name=True)).facts.name
     response = await openai.embeddings(call, fields)
     read = characters(fields.prompts(call.engines))
     response.headers.update(headers(call.engine, call.answered, read, call.started))
@@ -182,7 +182,7 @@ async def _run(
     dimensions: int | None = None,
 ) -> tuple[list[Answer], dict[str, str]]:
     """Answers of one task, and the headers with its cost."""
-    engine = call.use(fields.model)
+    engine = await call.use(fields.model)
     if task not in engine.facts.tasks:
         raise UnsupportedTask(
             f"The model `{engine.facts.name}` does not have this route; its tasks: {list(engine.facts.tasks)}.", "model"

@@ -16,7 +16,7 @@ from poolhouse.server.wire.encoding import dumps
 
 async def tokenize(call: Call, fields: TokenizeFields) -> Response:
     """The tokens of each text, with the characters that each stands for."""
-    engine = call.use(fields.model)
+    engine = await call.use(fields.model)
     texts = fields.texts()
     call.engines.check_items(len(texts), "inputs")
     call.note_items(len(texts))
@@ -43,7 +43,7 @@ async def tokenize(call: Call, fields: TokenizeFields) -> Response:
 
 async def decode(call: Call, fields: DecodeFields) -> Response:
     """The text of each list of ids."""
-    engine = call.use(fields.model)
+    engine = await call.use(fields.model)
     lists = fields.lists()
     call.engines.check_items(len(lists), "ids")
     call.note_items(len(lists))

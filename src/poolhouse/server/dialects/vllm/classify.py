@@ -38,7 +38,7 @@ class ClassifyTokensFields(Inputs):
 
 async def classify(call: Call, fields: ClassifyFields) -> Response:
     """The likeliest label of each input, and the probability of every label."""
-    engine = call.use(fields.model)
+    engine = await call.use(fields.model)
     if "classify" not in engine.facts.tasks:
         raise UnsupportedTask(
             f"The model does not support Classification API. Supported tasks: {list(engine.facts.tasks)}", "model"
@@ -51,7 +51,7 @@ async def classify(call: Call, fields: ClassifyFields) -> Response:
 
 async def classify_tokens(call: Call, fields: ClassifyTokensFields) -> Response:
     """The entities of each input: label, score, and where they stand in characters."""
-    engine = call.use(fields.model)
+    engine = await call.use(fields.model)
     if "token_classify" not in engine.facts.tasks or not engine.facts.label_names:
         raise UnsupportedTask(
             f"The model has no labels for tokens. Supported tasks: {list(engine.facts.tasks)}",

@@ -79,7 +79,7 @@ class PoolingFields(VectorFields):
 
 async def pooling(call: Call, fields: PoolingFields) -> Response:
     """One row, or one row per token, for each input."""
-    engine = call.use(fields.model)
+    engine = await call.use(fields.model)
     if fields.task is not None and fields.tasks is not None:
         raise InvalidRequest("Give task or tasks, not both.", "tasks")
     params = fields.params(

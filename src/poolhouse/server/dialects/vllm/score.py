@@ -129,7 +129,7 @@ class RerankFields(PairFields):
 
 async def score_pairs(call: Call, fields: ScoreFields) -> Response:
     """A score per pair: one query with one or many documents, or as many queries as documents."""
-    engine = call.use(fields.model)
+    engine = await call.use(fields.model)
     fields.refuse_limits_beyond(engine.facts.max_tokens)
     scored = await _score(call, fields, fields.pairs())
     body = {
@@ -147,7 +147,7 @@ async def rerank(
     call: Call, fields: RerankFields, more: Callable[[Scored], Mapping[str, object]] | None = None
 ) -> Response:
     """Documents by how well they answer a query, best first. more: further fields of the reply."""
-    engine = call.use(fields.model)
+    engine = await call.use(fields.model)
     fields.cut_to(engine.facts.max_tokens)
     pairs = fields.pairs()
     scored = await _score(call, fields, pairs)

@@ -84,7 +84,7 @@ async def tokenize(call: Call, body: JsonObject) -> Response:
         call.speak(tei.shape)
         return await tei.tokenize(call, call.parse(body, tei.TokenizeFields))
     fields = call.parse(body, TokenizeFields)
-    engine = _engine(call, fields.model)
+    engine = await _engine(call, fields.model)
     request = fields.request(call.engines, engine)
 
     def make() -> bytes:
@@ -104,14 +104,14 @@ async def tokenize(call: Call, body: JsonObject) -> Response:
 
 async def detokenize(call: Call, fields: DetokenizeFields) -> Response:
     """The text of token ids, special tokens included."""
-    engine = _engine(call, fields.model)
+    engine = await _engine(call, fields.model)
     return await call.compute(lambda: dumps({"prompt": engine.detokenize(fields.tokens)}), len(fields.tokens))
 
 
-def _engine(call: Call, model: str | None) -> PoolingEngine:
+async def _engine(call: Call, model: str | None) -> PoolingEngine:
     """The engine of that name; an unknown one is answered with those there are, as vLLM does on these routes alone."""
     try:
-        engine = call.use(model)
+        engine = await call.use(model)
     except UnknownModel:
         raise UnknownModel(f"{unknown(str(model))} Valid aliases: {call.engines.names}.", "model") from None
     call.note_items(1)
