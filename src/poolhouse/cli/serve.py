@@ -21,7 +21,7 @@ from poolhouse.settings import ServerSettings, Settings, known_options, with_our
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from poolhouse.engine.engine import Engine
+    from poolhouse.engine.interface import PoolingEngine
 
 
 @with_options(Settings, ServerSettings)
@@ -92,11 +92,14 @@ def asgi(
     return hosted(partial(_open, engines), server)
 
 
-def _open(all_settings: tuple[Settings, ...]) -> list[Engine]:
+def _open(all_settings: tuple[Settings, ...]) -> list[PoolingEngine]:
     """One engine after the other; where one cannot be opened, none stays open."""
-    from poolhouse.engine.open import open_engine
+    from poolhouse.engine.replicas import start_engine
 
+    engines: list[PoolingEngine] = []
     with ExitStack() as opened:
-        engines = [opened.enter_context(open_engine(settings)) for settings in all_settings]
+        for settings in all_settings:
+            engines.append(engine := start_engine(settings))
+            opened.callback(engine.close)
         opened.pop_all()
     return engines

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from poolhouse.engine.observing import Observer
+from poolhouse.engine.queue import Caller
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import EngineError
 from poolhouse.inputs.limits import Limit
-from poolhouse.inputs.listwise import ListwisePrompts
+from poolhouse.inputs.listwise import PacksDocuments
 from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.packing.tokens import Tokens
 from poolhouse.params import PoolingParams
@@ -41,6 +42,8 @@ class EngineFacts:
     score_template: what joins pairs, where the tokenizer does not. listwise: makes the prompts of a model that scores all
     documents of a query together. calibration: the stored ranges of int8 vectors; None where a fixed range serves.
     dtype, device: of the weights, by torch's names ("float32", "cpu"). max_batch_tokens: tokens of one pack.
+    activated: the tasks that answer probabilities, or vectors of unit length, where a request says nothing.
+    path: the folder of its files.
     """
 
     name: str
@@ -62,13 +65,16 @@ class EngineFacts:
     routed: bool = False
     pictures: bool = False
     score_template: ScoreTemplate | None = None
-    listwise: ListwisePrompts | None = None
+    listwise: PacksDocuments | None = None
     plugin: Plugin | None = None
     calibration: Calibration | None = None
     dtype: str = "float32"
     device: str = "cpu"
     max_batch_tokens: int | None = None
     tokenizer_threads: int | None = None
+
+    activated: frozenset[Task] = frozenset()
+    path: str = ""
 
     token_weights: bool = field(init=False)
 
@@ -137,4 +143,50 @@ class PoolingEngine(Protocol):
 
     def close(self, drain_seconds: float = ...) -> None:
         """Answer what was accepted, for at most `drain_seconds`, then stop; the rest fails with EngineClosed."""
+        ...
+
+
+class OfflineEngine(PoolingEngine, Protocol):
+    """What `LLM` uses too; `Engine`, in this process, and `poolhouse.engine.replicas.Replicas`, in others, are two."""
+
+    @property
+    def processes(self) -> int:
+        """How many processes run the model."""
+        ...
+
+    def submit(
+        self, requests: Sequence[Request], waits: bool = ..., caller: Caller | None = ...
+    ) -> list[Future[Answer]]:
+        """Start work on requests; see `Engine.submit`."""
+        ...
+
+    def load_adapter(self, name: str, source: str) -> None:
+        """Make the adapter of a folder or hub id available under a name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """One replica, as metrics show it. outstanding: prompts that it has and did not answer yet."""
+
+    number: int
+    up: bool
+    restarts: int
+    outstanding: int
+
+
+@runtime_checkable
+class Replicated(Protocol):
+    """An engine whose model runs in several processes, each of which may die and be started again."""
+
+    @property
+    def states(self) -> tuple[ReplicaState, ...]: ...
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no replica can answer at present; None while one can."""
+        ...
+
+    def restart(self) -> None:
+        """Replace the processes one after the other, without losing a request; returns when all are new."""
         ...

@@ -84,6 +84,8 @@ def engine_facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plu
         device=facts.device.type,
         max_batch_tokens=options.max_batch_tokens,
         tokenizer_threads=options.tokenizer_threads,
+        path=facts.path,
+        activated=frozenset(task for task, pipeline in model.pipelines.items() if pipeline.activates(PoolingParams())),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from poolhouse.engine.engine import Engine
+from poolhouse.engine.interface import OfflineEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import ConfigError, InvalidRequest, PoolhouseError, UnsupportedDimensions, UnsupportedTask
 from poolhouse.inputs.prompts import PromptInput
@@ -78,7 +78,7 @@ class Asker:
         ConfigError: the model cannot do a task of the job.
     """
 
-    def __init__(self, engine: Engine, job: Job) -> None:
+    def __init__(self, engine: OfflineEngine, job: Job) -> None:
         self.engine, self.job = engine, job
         self.options = CallOptions(PoolingParams(dimensions=job.dimensions), job.prompt_name, input_type=job.input_type)
         self.tasks = () if "score" in job.tasks else tuple(dict.fromkeys(self._task(task) for task in job.tasks))

@@ -25,7 +25,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, Ty
 
 import numpy as np
 
-from poolhouse.engine.engine import Engine
+from poolhouse.engine.interface import OfflineEngine
 from poolhouse.engine.queue import Caller
 from poolhouse.engine.request import Answer, Request, pooling, pooling_outputs, prompt_fields, token_fields
 from poolhouse.engine.waiting import gather, prompt_path, with_path
@@ -66,7 +66,7 @@ class HasEngine(Protocol):
     """An LLM, whose methods are described."""
 
     @property
-    def engine(self) -> Engine: ...
+    def engine(self) -> OfflineEngine: ...
 
 
 Owner = TypeVar("Owner", bound=HasEngine)
@@ -197,7 +197,7 @@ def stacked(answers: Iterable[Answer], count: int) -> Array:
     return matrix
 
 
-def _answered(engine: Engine, call: Call[Result]) -> Generator[Answered, None, None]:
+def _answered(engine: OfflineEngine, call: Call[Result]) -> Generator[Answered, None, None]:
     """The answers in order; those of a window are let go before another is submitted."""
     first, total = 0, len(call.requests)
     # Windows of one call take turns with other calls as one.
@@ -213,10 +213,11 @@ def window_of(max_batch_tokens: int) -> int:
     return max(_WINDOW, max_batch_tokens // 2)
 
 
-def _windows(engine: Engine, call: Call[Result]) -> Iterator[list[Request]]:
+def _windows(engine: OfflineEngine, call: Call[Result]) -> Iterator[list[Request]]:
     """The requests, so many at a time; listed ones leave the call, since each of them keeps its answer."""
     if isinstance(call.requests, Asked):
-        asked, size = iter(call.requests), call.window or window_of(engine.options.max_batch_tokens)
+        asked = iter(call.requests)
+        size = call.window or engine.processes * window_of(engine.facts.max_batch_tokens or 0)
         while window := list(itertools.islice(asked, size)):
             yield window
         return
@@ -288,7 +289,7 @@ def _drawn(answered: Iterable[Answered], total: int, progress: Progress, label: 
     return drawn
 
 
-def pooled(engine: Engine) -> Callable[[str, Answered], PoolingRequestOutput]:
+def pooled(engine: OfflineEngine) -> Callable[[str, Answered], PoolingRequestOutput]:
     """The rows of any task, and what each stands for where they are those of chunks."""
 
     def build(request_id: str, answered: Answered) -> PoolingRequestOutput:
@@ -306,7 +307,7 @@ def embedded(request_id: str, answered: Answered) -> EmbeddingRequestOutput:
     return EmbeddingRequestOutput(request_id, EmbeddingOutput(answer.array), **prompt_fields(answer))
 
 
-def classified(engine: Engine) -> Callable[[str, Answered], ClassificationRequestOutput]:
+def classified(engine: OfflineEngine) -> Callable[[str, Answered], ClassificationRequestOutput]:
     """The probabilities of a prompt, and the name of the likeliest label."""
     labels = engine.facts.label_names
 
@@ -319,13 +320,12 @@ def classified(engine: Engine) -> Callable[[str, Answered], ClassificationReques
 
 
 def entity_finder(
-    engine: Engine, strategy: Strategy = "simple", ignored: Collection[str] = ("O",)
+    engine: OfflineEngine, strategy: Strategy = "simple", ignored: Collection[str] = ("O",)
 ) -> Callable[[Answered], list[Entity]]:
     """What finds the entities of a text that was asked for the labels of its tokens and for offsets.
 
     It raises UnsupportedTask where the model's rows are no labels of tokens.
     """
-    pipeline = engine.model.pipelines["token_classify"]
 
     def find(answered: Answered) -> list[Entity]:
         request, answer = answered
@@ -338,7 +338,8 @@ def entity_finder(
             )
         assert text is not None
         assert offsets is not None
-        if not pipeline.activates(request.params):
+        activates = request.params.use_activation
+        if not ("token_classify" in engine.facts.activated if activates is None else activates):
             scores = probabilities(scores)
         return entities(text, scores, offsets, engine.facts.label_names, strategy, ignored)
 
@@ -346,7 +347,7 @@ def entity_finder(
 
 
 def labelled(
-    engine: Engine, strategy: Strategy, ignored: Collection[str]
+    engine: OfflineEngine, strategy: Strategy, ignored: Collection[str]
 ) -> Callable[[str, Answered], TokenClassificationRequestOutput]:
     """The labels of a prompt's tokens, and the entities that they make."""
     find = entity_finder(engine, strategy, ignored)
@@ -383,7 +384,7 @@ def sparse_output(request_id: str, text: Sparse) -> SparseRequestOutput:
 
 
 def packing(
-    engine: Engine, input_type: str | None, factor: float | None, precision: str
+    engine: OfflineEngine, input_type: str | None, factor: float | None, precision: str
 ) -> Callable[[Iterable[Answer]], TokenEmbeddings]:
     """How answers become one packed matrix of token vectors; see `LLM.embed_tokens`.
 
@@ -401,7 +402,7 @@ def packing(
     return pack
 
 
-def from_plugin(engine: Engine, plugin: Plugin) -> Callable[[Iterable[Answer]], list[PoolingRequestOutput]]:
+def from_plugin(engine: OfflineEngine, plugin: Plugin) -> Callable[[Iterable[Answer]], list[PoolingRequestOutput]]:
     """One output, whose `outputs` is what the plugin makes of the answers and which has no id, as in vLLM."""
 
     def finish(answers: Iterable[Answer]) -> list[PoolingRequestOutput]:

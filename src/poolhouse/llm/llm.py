@@ -12,10 +12,11 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from poolhouse.engine.open import open_engine
+from poolhouse.engine.interface import OfflineEngine
+from poolhouse.engine.replicas import start_engine
 from poolhouse.engine.request import Answer
 from poolhouse.engine.waiting import prompt_path
-from poolhouse.errors import InvalidRequest
+from poolhouse.errors import ConfigError, InvalidRequest
 from poolhouse.inputs.prompts import PromptInput, PromptsInput, TextsInput, each
 from poolhouse.inputs.templates.score import score_template
 from poolhouse.llm import calls
@@ -51,13 +52,12 @@ from poolhouse.plans.scoring import ScoreOptions
 from poolhouse.plans.sparse import SparseOptions
 from poolhouse.plugins import PluginPrompt
 from poolhouse.settings import Settings
-from poolhouse.tasks import Task
+from poolhouse.tasks import SparseHead, Task
 from poolhouse.vectors.entities import parse_strategy
 from poolhouse.vectors.precision import Codes, parse_precision, quantize
 from poolhouse.vectors.token_embeddings import TokenEmbeddings
 
 if TYPE_CHECKING:
-    from poolhouse.engine.engine import Engine
     from poolhouse.models.model import Model
 
 T = TypeVar("T")
@@ -81,11 +81,11 @@ class LLM:
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
         self.settings = Settings.parse(model=model, **options)
         self._key = uuid.uuid4().hex
-        self._engine: Engine | None = open_engine(self.settings)
+        self._engine: OfflineEngine | None = start_engine(self.settings)
         self._numbers = itertools.count()
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> OfflineEngine:
         """What answers; of a copy, opened when it is first asked for."""
         if self._engine is None:
             self._engine = _engine_of_copies(self._key, self.settings)
@@ -100,6 +100,17 @@ class LLM:
 
     @property
     def model(self) -> Model:
+        """The model itself.
+
+        Raises:
+            ConfigError: it is in other processes.
+        """
+        from poolhouse.engine.engine import Engine
+
+        if not isinstance(self.engine, Engine):
+            raise ConfigError(
+                f"replicas={self.settings.replicas}: the model is in other processes; this needs replicas=1."
+            )
         return self.engine.model
 
     @blocking
@@ -198,7 +209,7 @@ class LLM:
         def finish(answers: Iterable[Answer]) -> list[SparseRequestOutput]:
             return self._outputs(map(plan.each, answers), calls.sparse_output)
 
-        return Call(plan.requests, of_answers(finish), "embed_sparse", use_tqdm, self._window(plan.head.task))
+        return Call(plan.requests, of_answers(finish), "embed_sparse", use_tqdm, _window(plan.head))
 
     embed_sparse_async = coroutine(embed_sparse)
 
@@ -223,7 +234,7 @@ class LLM:
         def finish(answers: Iterable[Answer]) -> SparseMatrix:
             return SparseMatrix.of((plan.each(answer).vector for answer in answers), plan.head.width)
 
-        return Call(plan.requests, of_answers(finish), "embed_sparse", use_tqdm, self._window(plan.head.task))
+        return Call(plan.requests, of_answers(finish), "embed_sparse", use_tqdm, _window(plan.head))
 
     @blocking
     def embed_tokens(
@@ -520,21 +531,18 @@ class LLM:
     def __repr__(self) -> str:
         if self._engine is None:
             return f"LLM({self.settings.model or 'the embedded default'!r}: a copy, not open yet)"
-        facts, tasks = self.model.facts, ", ".join(self.engine.facts.tasks)
-        width = f", {facts.width} dimensions" if "embed" in self.engine.facts.tasks else ""
-        where = f"{str(facts.dtype).removeprefix('torch.')} on {facts.device}"
+        facts, processes = self.engine.facts, self.engine.processes
+        width = f", {facts.width} dimensions" if "embed" in facts.tasks else ""
+        where = f"{facts.dtype} on {facts.device if processes > 1 else self.model.facts.device}"
+        by = f"{processes} replicas" if processes > 1 else self.model.facts.served_by
         state = "" if self.engine.alive else ", closed"
-        return f"LLM({facts.name!r}: {tasks}{width}, {where}, {facts.served_by}{state})"
+        return f"LLM({facts.name!r}: {', '.join(facts.tasks)}{width}, {where}, {by}{state})"
 
     def __enter__(self) -> LLM:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _window(self, task: Task) -> int:
-        """How many answers of a task are in memory at once, where each of them may be as wide as a vocabulary."""
-        return max(1, min(_MAX_PROMPTS, _MAX_NUMBERS // self.engine.model.pipelines[task].width))
 
     def _each(
         self, build: Callable[[str, calls.Answered], OutputT]
@@ -547,16 +555,22 @@ class LLM:
         return [build(str(next(self._numbers)), item) for item in items]
 
 
+def _window(head: SparseHead) -> int:
+    """How many answers are in memory at once, where each of them may be as wide as a vocabulary."""
+    width = 1 if head.unit == "token" else head.width
+    return max(1, min(_MAX_PROMPTS, _MAX_NUMBERS // width))
+
+
 # Engines of unpickled or copied LLMs by the key of the original. Kept, because a pool of processes unpickles its function,
 # and an LLM with it, for every piece of work.
-_copies: dict[str, Engine] = {}
+_copies: dict[str, OfflineEngine] = {}
 _opening = threading.Lock()
 
 
-def _engine_of_copies(key: str, settings: Settings) -> Engine:
+def _engine_of_copies(key: str, settings: Settings) -> OfflineEngine:
     """The engine that the copies of one LLM share in this process; a new one where none is open."""
     with _opening:
         engine = _copies.get(key)
         if engine is None or not engine.alive:
-            engine = _copies[key] = open_engine(settings)
+            engine = _copies[key] = start_engine(settings)
         return engine

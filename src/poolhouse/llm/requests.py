@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from poolhouse.engine.engine import Engine
+from poolhouse.engine.interface import OfflineEngine
 from poolhouse.engine.request import Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
 from poolhouse.inputs.prompts import Prompt, PromptsInput, TextsInput, check_prompts, parse_prompts, parse_texts
@@ -85,13 +85,13 @@ class Asked:
 
 
 def requests_of(
-    engine: Engine, prompts: PromptsInput, task: Task, options: CallOptions, first: int = 0
+    engine: OfflineEngine, prompts: PromptsInput, task: Task, options: CallOptions, first: int = 0
 ) -> list[Request]:
     """A request per prompt, in order; arguments and errors as those of `asked_of`."""
     return list(asked_of(engine, prompts, task, options, first))
 
 
-def asked_of(engine: Engine, prompts: PromptsInput, task: Task, options: CallOptions, first: int = 0) -> Asked:
+def asked_of(engine: OfflineEngine, prompts: PromptsInput, task: Task, options: CallOptions, first: int = 0) -> Asked:
     """A request per prompt, in order. first: the number of the first one, for messages.
 
     Raises:
@@ -131,7 +131,7 @@ def _cannot(task: Task, tasks: Sequence[Task]) -> str:
 
 
 def score_plan(
-    engine: Engine,
+    engine: OfflineEngine,
     data_1: TextsInput,
     data_2: TextsInput,
     options: CallOptions,
@@ -162,7 +162,7 @@ def score_plan(
 
 
 def sparse_plan(
-    engine: Engine, prompts: PromptsInput, options: CallOptions, sparse_options: sparse.SparseOptions
+    engine: OfflineEngine, prompts: PromptsInput, options: CallOptions, sparse_options: sparse.SparseOptions
 ) -> sparse.SparsePlan:
     """Requests of `LLM.embed_sparse`, and what becomes of their answers.
 
@@ -184,7 +184,7 @@ def sparse_plan(
     return replace(plan, requests=requests)
 
 
-def plugin_of(engine: Engine, prompts: object, pooling_task: str | None) -> Plugin | None:
+def plugin_of(engine: OfflineEngine, prompts: object, pooling_task: str | None) -> Plugin | None:
     """The plugin, where the call is meant for it.
 
     Raises:
@@ -200,7 +200,7 @@ def plugin_of(engine: Engine, prompts: object, pooling_task: str | None) -> Plug
 
 
 def plugin_requests(
-    engine: Engine, plugin: Plugin, data: PromptsInput | PluginPrompt, options: CallOptions
+    engine: OfflineEngine, plugin: Plugin, data: PromptsInput | PluginPrompt, options: CallOptions
 ) -> list[Request]:
     """Requests for the prompts that a plugin builds from the caller's data.
 
@@ -220,7 +220,7 @@ _NO_TASK = """`pooling_task` is required. Choose one of these, or use the method
 - rewards and token classification: `pooling_task="token_classify"`"""
 
 
-def required_task(name: str | None, params: Params, engine: Engine) -> Task:
+def required_task(name: str | None, params: Params, engine: OfflineEngine) -> Task:
     """The task of a call of `LLM.encode`, by its `pooling_task` or by its parameters.
 
     Raises:
@@ -241,7 +241,7 @@ def _one_for_all(options: CallOptions, error: str) -> PoolingParams | None:
     return options.params
 
 
-def _adapters(engine: Engine, options: CallOptions, prompts: int) -> list[str | None]:
+def _adapters(engine: OfflineEngine, options: CallOptions, prompts: int) -> list[str | None]:
     """The adapter's name for each prompt; an adapter that a request brings is loaded once.
 
     Raises:
@@ -253,14 +253,11 @@ def _adapters(engine: Engine, options: CallOptions, prompts: int) -> list[str | 
         raise InvalidRequest("lora_request and task both choose an adapter; give one of them.", "task")
     requests = parse_lora_requests(options.lora, prompts)
     for request in {request for request in requests if request and request.lora_path}:
-        adapters = engine.model.adapters
-        if adapters is None:
-            raise InvalidRequest("Adapters are for models of the native families.", "lora_request", request.lora_name)
-        adapters.load(request.lora_name, request.lora_path)
+        engine.load_adapter(request.lora_name, request.lora_path)
     return [None if request is None else request.lora_name for request in requests]
 
 
-def _check_tasks(params: Params, task: Task, engine: Engine) -> None:
+def _check_tasks(params: Params, task: Task, engine: OfflineEngine) -> None:
     """Raise InvalidRequest for parameters that name another task than the call."""
     several = params if isinstance(params, Sequence) else (params,)
     for name in {one.task for one in several if one is not None and one.task is not None}:

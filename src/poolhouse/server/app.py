@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from poolhouse.engine.interface import PoolingEngine
+from poolhouse.engine.interface import PoolingEngine, Replicated
 from poolhouse.server import openapi, security
 from poolhouse.server.dialects import DIALECTS
 from poolhouse.server.engines import Engines, with_adapters
@@ -40,6 +40,7 @@ def create_app(
     traces = tracing.open_traces(settings)
     served = Engines(with_adapters(engines), settings, Metrics())
     served.metrics.follow(_queue(served, engine) for engine in served.by_name.values())
+    served.metrics.follow_replicas({one.facts.name: one for one in engines if isinstance(one, Replicated)})
     for engine in engines:
         engine.observe(served.metrics.engine(engine.facts.name))
 

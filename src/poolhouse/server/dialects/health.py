@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
+from typing import Literal, NotRequired
 
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from poolhouse.engine.interface import PoolingEngine
+from poolhouse.engine.interface import PoolingEngine, Replicated
 from poolhouse.errors import UnknownModel
 from poolhouse.server.call import Call, as_json
 from poolhouse.server.engines import Engines
@@ -31,7 +31,10 @@ async def live(call: Call) -> Response:
 
 async def ready(call: Call) -> Response:
     """200 while every engine can answer, else 503."""
-    return report(200, "ready") if _ready(call.engines) else report(503, "failed")
+    if not all(engine.alive for engine in call.engines.by_name.values()):
+        return report(503, "failed")
+    troubles = _troubles(call.engines)
+    return report(503, "restarting", "; ".join(troubles)) if troubles else report(200, "ready")
 
 
 async def load(call: Call) -> Response:
@@ -128,13 +131,21 @@ def _model_type(engine: PoolingEngine) -> str:
 
 
 def _ready(engines: Engines) -> bool:
-    return all(engine.alive for engine in engines.by_name.values())
+    return all(engine.alive for engine in engines.by_name.values()) and not _troubles(engines)
+
+
+def _troubles(engines: Engines) -> list[str]:
+    """Of models that run in replicas of which none is up: why."""
+    replicated = [engine for engine in engines.by_name.values() if isinstance(engine, Replicated)]
+    # A model may have several names.
+    return list(dict.fromkeys(trouble for engine in replicated if (trouble := engine.trouble) is not None))
 
 
 class Probe(TypedDict):
-    """The state of the server, for a supervisor."""
+    """The state of the server, for a supervisor. reason: why no replica of a model is up."""
 
-    status: Literal["live", "ready", "loading", "failed"]
+    status: Literal["live", "ready", "loading", "failed", "restarting"]
+    reason: NotRequired[str]
 
 
 class Load(TypedDict):
