@@ -342,6 +342,8 @@ def test_a_rolling_restart_loses_no_request(checkpoint: str, alone: LLM) -> None
             while not ended.is_set():
                 np.testing.assert_allclose(vectors(llm), expected, atol=2e-6)
                 rounds += 1
+                # New replicas need the cores too, to start.
+                time.sleep(0.05)
             return rounds
 
         with ThreadPoolExecutor(4) as pool:

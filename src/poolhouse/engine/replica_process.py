@@ -9,6 +9,7 @@ The reader is there from the first moment: where the channel ends, the other pro
 from __future__ import annotations
 
 import gc
+import io
 import logging
 import os
 import pickle
@@ -285,8 +286,24 @@ class _Records(logging.Handler):
         self.outbox.put(("log", record.levelno, message))
 
 
+class _Lines(io.TextIOBase):
+    """A standard stream whose lines are logged: progress bars of libraries, mostly."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            # Of a progress bar, the last state counts.
+            if last := line.rstrip("\r").rpartition("\r")[2].rstrip():
+                log.info("%s", last)
+        return len(text)
+
+
 def _log_to(outbox: SimpleQueue[tuple[Any, ...] | None], level: int) -> None:
-    """Let all that is logged, warned of and raised by nobody's hand end in the log of the front end."""
+    """Let all that is logged, printed, warned of and raised by nobody's hand end in the log of the front end."""
+    sys.stdout = sys.stderr = _Lines()
     logging.root.addHandler(_Records(outbox))
     logging.getLogger("poolhouse").setLevel(level)
     warnings.showwarning = lambda message, *_, **__: log.warning("%s", message)
