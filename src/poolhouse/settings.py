@@ -30,6 +30,9 @@ def panel_of(field: FieldInfo) -> str:
     return str(extra["panel"]) if isinstance(extra, dict) else "Options"
 
 
+_MAX_REPLICAS = 256
+
+
 class Settings(BaseModel):
     """One engine: its model, how it is loaded, and how it treats requests."""
 
@@ -118,6 +121,12 @@ class Settings(BaseModel):
         le=64,
     )
     tokenizer_workers: int = option("Prompts and packs", 2, "Threads that tokenize.", ge=1, le=64)
+
+    replicas: int | Literal["auto"] = option(
+        "Replicas",
+        1,
+        "Processes that run the model, each on a GPU or on its share of the cores; 1: this one; auto: one per GPU, or per 8 cores.",
+    )
 
     allowed_media_domains: tuple[str, ...] = option(
         "Pictures",
@@ -208,6 +217,19 @@ class Settings(BaseModel):
         if value in (None, "", "none", "auto"):
             return None
         raise ValueError("leave it out: quantization='int8' has nothing to configure, and no other way exists")
+
+    @field_validator("replicas", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: object) -> object:
+        if value == "auto":
+            return value
+        try:
+            count = 1 if value is None else int(str(value))
+        except ValueError:
+            count = 0
+        if not 1 <= count <= _MAX_REPLICAS:
+            raise ValueError(f"possible are numbers from 1 to {_MAX_REPLICAS}, and 'auto'")
+        return count
 
     @field_validator("model_impl", mode="before")
     @classmethod
@@ -474,6 +496,7 @@ def split_values(value: object) -> object:
 
 # vLLM's name: ours.
 OUR_NAMES = {
+    "data_parallel_size": "replicas",
     "enable_prefix_caching": "prefix_sharing",
     "renderer_num_workers": "tokenizer_workers",
     "uvicorn_log_level": "log_level",
@@ -539,7 +562,7 @@ MEANINGLESS = frozenset(
     additional_config aggregate_engine_logging api_server_count async_scheduling attention_backend attention_config
     block_size calculate_kv_scales code_revision compilation_config config_format cpu_offload_gb cudagraph_capture_sizes cudagraph_metrics
     data_parallel_address data_parallel_backend data_parallel_external_lb data_parallel_hybrid_lb data_parallel_rank
-    data_parallel_rpc_port data_parallel_size data_parallel_size_local data_parallel_start_rank
+    data_parallel_rpc_port data_parallel_size_local data_parallel_start_rank
     decode_context_parallel_size default_mm_loras disable_cascade_attn disable_custom_all_reduce disable_log_requests
     disable_log_stats disable_sliding_window distributed_executor_backend enable_auto_tool_choice enable_chunked_prefill
     enable_expert_parallel enable_flash_late_interaction enable_force_include_usage enable_log_deltas enable_log_outputs

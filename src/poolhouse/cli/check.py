@@ -110,6 +110,8 @@ def _checked(
     from poolhouse.llm import LLM
 
     options.setdefault("overflow", "truncate")
+    # What is looked at must be in this process.
+    options["replicas"] = 1
     comparisons: list[Compared] = []
 
     def found(compared: Compared) -> None:
@@ -200,7 +202,7 @@ def _facts(llm: LLM) -> dict[str, Any]:
 def _sharing(llm: LLM) -> str:
     """Of which prompts a beginning runs once for all that begin so."""
     longest = llm.model.facts.longest_shared
-    if not llm.engine.options.prefix_sharing:
+    if not llm.settings.prefix_sharing:
         return "switched off"
     return "all prompts" if longest >= llm.model.facts.max_tokens else f"prompts of up to {longest} tokens"
 

@@ -44,7 +44,9 @@ def begin(arguments: Sequence[str]) -> None:
 
     # OpenMP looks at that when torch is loaded.
     let_threads_wait_shortly()
-    load_torch_ahead()
+    if _last(arguments, "--replicas") is None and _last(arguments, "--data-parallel-size") is None:
+        # Replicas load it, each in its own process.
+        load_torch_ahead()
 
 
 def wants_json(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:

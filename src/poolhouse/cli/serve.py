@@ -21,7 +21,7 @@ from poolhouse.settings import ServerSettings, Settings, known_options, with_our
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from poolhouse.engine.engine import Engine
+    from poolhouse.engine.interface import PoolingEngine
     from poolhouse.server.models_dir import Checkpoint, ModelsDir
 
 
@@ -104,10 +104,10 @@ def _models_dir(gathered: Gathered) -> ModelsDir | None:
     return ModelsDir(folders, gathered.shared, gathered.by_name, _open_one, _memory_of)
 
 
-def _open_one(settings: Settings) -> Engine:
-    from poolhouse.engine.open import open_engine
+def _open_one(settings: Settings) -> PoolingEngine:
+    from poolhouse.engine.replicas import start_engine
 
-    return open_engine(settings)
+    return start_engine(settings)
 
 
 def _memory_of(settings: Settings, checkpoint: Checkpoint) -> tuple[int, int]:
@@ -116,13 +116,16 @@ def _memory_of(settings: Settings, checkpoint: Checkpoint) -> tuple[int, int]:
     return memory_of(settings, checkpoint.config, checkpoint.numbers, checkpoint.other_bytes)
 
 
-def _open(all_settings: tuple[Settings, ...]) -> list[Engine]:
+def _open(all_settings: tuple[Settings, ...]) -> list[PoolingEngine]:
     """One engine after the other; where one cannot be opened, none stays open."""
     if not all_settings:
         return []
-    from poolhouse.engine.open import open_engine
+    from poolhouse.engine.replicas import start_engine
 
+    engines: list[PoolingEngine] = []
     with ExitStack() as opened:
-        engines = [opened.enter_context(open_engine(settings)) for settings in all_settings]
+        for settings in all_settings:
+            engines.append(engine := start_engine(settings))
+            opened.callback(engine.close)
         opened.pop_all()
     return engines

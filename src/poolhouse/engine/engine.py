@@ -135,6 +135,11 @@ class Engine:
         """Sequences of the batches on the device."""
         return self._workers.running
 
+    @property
+    def processes(self) -> int:
+        """How many processes run the model: this one."""
+        return 1
+
     def on_fatal(self, callback: Callable[[EngineError], None]) -> None:
         """Call back, in a thread of the engine, when it dies; at once if it is dead."""
         self._faults.on_fatal(callback)
@@ -229,6 +234,16 @@ class Engine:
     def special_ids(self) -> frozenset[int]:
         """The ids of special tokens."""
         return self.tokenizer.decoder.special_ids
+
+    def load_adapter(self, name: str, source: str) -> None:
+        """Make the adapter of a folder or hub id available under a name; a no-op if it is.
+
+        Raises:
+            InvalidRequest: the name is taken, or the model takes no adapter. CheckpointError: its files.
+        """
+        if self.model.adapters is None:
+            raise InvalidRequest("Adapters are for models of the native families.", "lora_request", name)
+        self.model.adapters.load(name, source)
 
     def close(self, drain_seconds: float = 30.0) -> None:
         """Answer what was accepted, for at most `drain_seconds`, then stop; the rest fails with EngineClosed.

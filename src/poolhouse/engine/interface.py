@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from poolhouse.engine.observing import Observer
+from poolhouse.engine.queue import Caller
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import EngineError
 from poolhouse.inputs.limits import Limit
-from poolhouse.inputs.listwise import ListwisePrompts
+from poolhouse.inputs.listwise import PacksDocuments
 from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.packing.tokens import Tokens
-from poolhouse.params import PoolingParams
+from poolhouse.params import Matryoshka, PoolingParams
 from poolhouse.plugins import Plugin
 from poolhouse.tasks import SparseHead, Task
 from poolhouse.vectors.precision import Calibration
@@ -42,6 +43,8 @@ class EngineFacts:
     documents of a query together. calibration: the stored ranges of int8 vectors; None where a fixed range serves.
     dtype, device: of the weights, by torch's names ("float32", "cpu"). weight_bytes: what they take in memory; 0 where
     nobody knows. max_batch_tokens: tokens of one pack.
+    activated: the tasks that answer probabilities, or vectors of unit length, where a request says nothing.
+    path: the folder of its files. matryoshka: to which sizes vectors may be cut.
     """
 
     name: str
@@ -63,7 +66,7 @@ class EngineFacts:
     routed: bool = False
     pictures: bool = False
     score_template: ScoreTemplate | None = None
-    listwise: ListwisePrompts | None = None
+    listwise: PacksDocuments | None = None
     plugin: Plugin | None = None
     calibration: Calibration | None = None
     dtype: str = "float32"
@@ -71,6 +74,10 @@ class EngineFacts:
     weight_bytes: int = 0
     max_batch_tokens: int | None = None
     tokenizer_threads: int | None = None
+
+    activated: frozenset[Task] = frozenset()
+    matryoshka: Matryoshka | None = None
+    path: str = ""
 
     token_weights: bool = field(init=False)
 
@@ -139,4 +146,50 @@ class PoolingEngine(Protocol):
 
     def close(self, drain_seconds: float = ...) -> None:
         """Answer what was accepted, for at most `drain_seconds`, then stop; the rest fails with EngineClosed."""
+        ...
+
+
+class OfflineEngine(PoolingEngine, Protocol):
+    """What `LLM` uses too; `Engine`, in this process, and `poolhouse.engine.replicas.Replicas`, in others, are two."""
+
+    @property
+    def processes(self) -> int:
+        """How many processes run the model."""
+        ...
+
+    def submit(
+        self, requests: Sequence[Request], waits: bool = ..., caller: Caller | None = ...
+    ) -> list[Future[Answer]]:
+        """Start work on requests; see `Engine.submit`."""
+        ...
+
+    def load_adapter(self, name: str, source: str) -> None:
+        """Make the adapter of a folder or hub id available under a name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """One replica, as metrics show it. outstanding: prompts that it has and did not answer yet."""
+
+    number: int
+    up: bool
+    restarts: int
+    outstanding: int
+
+
+@runtime_checkable
+class Replicated(Protocol):
+    """An engine whose model runs in several processes, each of which may die and be started again."""
+
+    @property
+    def states(self) -> tuple[ReplicaState, ...]: ...
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no replica can answer at present; None while one can."""
+        ...
+
+    def restart(self) -> None:
+        """Replace the processes one after the other, without losing a request; returns when all are new."""
         ...

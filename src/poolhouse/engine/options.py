@@ -85,6 +85,11 @@ def engine_facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plu
         weight_bytes=model.weight_bytes,
         max_batch_tokens=options.max_batch_tokens,
         tokenizer_threads=options.tokenizer_threads,
+        path=facts.path,
+        matryoshka=facts.matryoshka,
+        activated=frozenset(
+            task for task, pipeline in model.pipelines.items() if pipeline.activates(options.default_params)
+        ),
     )
 
 

@@ -16,10 +16,11 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -82,6 +83,14 @@ def limit_threads_to_quota() -> None:
     if cores < torch.get_num_threads():
         log.info("This process may use %g CPUs: torch gets %d threads, not %d.", quota, cores, torch.get_num_threads())
         torch.set_num_threads(cores)
+
+
+def environment_of_replicas(threads: str) -> dict[str, str]:
+    """The environment of processes that share this one's cores: so many threads each, unless the user chose a number."""
+    environment = {name: value for name, value in os.environ.items() if name not in _set_by_us}
+    if not any(name in environment for name in _COUNTS):
+        environment["OMP_NUM_THREADS"] = threads
+    return environment
 
 
 class _OpenMP:
@@ -149,27 +158,75 @@ def has_one_core() -> bool:
         return _openmp().count() == 1
 
 
+def usable_cores() -> int:
+    """How many cores this process may keep busy: by its affinity, and by the quota of its cgroup."""
+    cores, quota = len(_affinity()), cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _affinity() -> list[int]:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def shares_of_cores(processes: int) -> list[tuple[int, ...]]:
+    """The cores of this process divided among so many: neighbours, which share a node and caches, stay together.
+
+    More processes than cores take turns on them.
+    """
+    cores = sorted(_affinity(), key=_place_of)
+    count = len(cores)
+    if processes > count:
+        return [(cores[number % count],) for number in range(processes)]
+    bounds = [number * count // processes for number in range(processes + 1)]
+    return [tuple(cores[begin:end]) for begin, end in pairwise(bounds)]
+
+
+def _place_of(core: int) -> tuple[int, int, int]:
+    """Its node of memory, its physical core, itself: two threads of one core are neighbours."""
+    folder = Path(f"/sys/devices/system/cpu/cpu{core}")
+    try:
+        node = min((int(path.name[4:]) for path in folder.glob("node[0-9]*")), default=0)
+        return node, int((folder / "topology" / "core_id").read_text()), core
+    except (OSError, ValueError):
+        return 0, core, core
+
+
+def stay_on(cores: Iterable[int]) -> None:
+    """Run on these cores alone, where the system can; to be called before torch counts them."""
+    if hasattr(os, "sched_setaffinity"):
+        with suppress(OSError):  # a core that was taken away meanwhile
+            os.sched_setaffinity(0, cores)
+
+
 def cpu_quota(process: Path = Path("/proc/self")) -> float | None:
     """CPUs' worth of time that cgroups allow this process, by the narrowest of its own and those above; None: no limit.
 
     process: its folder in /proc.
     """
+    quotas = [quota for folder in _cgroups(process, "cpu") if (quota := _quota(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _cgroups(process: Path, controller: str) -> list[Path]:
+    """The folders of the process's cgroups that may limit what this controller counts; none on other systems than Linux."""
     try:
         memberships = (process / "cgroup").read_text().splitlines()
         mounts = (process / "mountinfo").read_text().splitlines()
     except OSError:
-        return None  # another system than Linux
-    quotas = [quota for folder in _folders(memberships, mounts) if (quota := _quota(folder)) is not None]
-    return min(quotas, default=None)
+        return []
+    return list(_folders(memberships, mounts, controller))
 
 
-def _folders(memberships: list[str], mounts: list[str]) -> Iterator[Path]:
-    """The folders of the process's cgroups that may limit CPU time, each followed by those above it."""
+def _folders(memberships: list[str], mounts: list[str], controller: str) -> Iterator[Path]:
+    """Those folders, each followed by those above it."""
     for line in memberships:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        for root, point in _mounted(mounts, controllers):
+        for root, point in _mounted(mounts, controllers, controller):
             # A container often sees only the part of the tree below its own cgroup.
             inside = os.path.relpath(path, root)
             folder = point if inside.startswith("..") else point / inside
@@ -180,13 +237,13 @@ def _folders(memberships: list[str], mounts: list[str]) -> Iterator[Path]:
                 folder = folder.parent
 
 
-def _mounted(mounts: list[str], controllers: str) -> Iterator[tuple[str, Path]]:
+def _mounted(mounts: list[str], controllers: str, controller: str) -> Iterator[tuple[str, Path]]:
     """(root within the tree, where it is mounted) of trees of cgroups: version 2 where no controllers are named, else 1."""
     for line in mounts:
         where, _, what = line.partition(" - ")
         root, point = where.split(" ")[3:5]
         kind, options = what.split(" ")[0], what.split(" ")[-1]
-        if kind == ("cgroup" if controllers else "cgroup2") and (not controllers or "cpu" in options.split(",")):
+        if kind == ("cgroup" if controllers else "cgroup2") and (not controllers or controller in options.split(",")):
             yield root, Path(point)
 
 
@@ -239,6 +296,38 @@ def release_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def resident_memory(pid: int) -> int | None:
+    """Bytes of a process that lie in memory; None where that is not known."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def spare_memory(process: Path = Path("/proc/self")) -> int | None:
+    """Bytes that may still be taken, by the machine and by the narrowest cgroup; None where that is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        spare = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return None
+    return min([spare, *(left for folder in _cgroups(process, "memory") if (left := _left(folder)) is not None)])
+
+
+def _left(folder: Path) -> int | None:
+    """Bytes that a cgroup has left, cached files not counted as used; None where it has no limit."""
+    names = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for limit, usage in names:
+        try:
+            allowed = int((folder / limit).read_text())
+            used = int((folder / usage).read_text())
+            counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # the other version of cgroups, or "max"
+            continue
+        return max(0, allowed - used + int(counts.get("total_inactive_file", counts.get("inactive_file", 0))))
+    return None
 
 
 def _of_glibc(name: str) -> Callable[..., object] | None:

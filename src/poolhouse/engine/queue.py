@@ -251,11 +251,13 @@ class CallerQueue:
 
 
 class Caller:
-    """Who submits several times and takes one turn: its queues, by priority."""
+    """Who submits several times and takes one turn: its queues, by priority. number: which one it is, of this process."""
 
-    __slots__ = ("queues",)
+    __slots__ = ("number", "queues")
+    _numbers = count()
 
     def __init__(self) -> None:
+        self.number = next(self._numbers)
         self.queues: dict[int, CallerQueue] = {}
 
     def submitting(self, priorities: Iterable[int]) -> dict[int, CallerQueue]:

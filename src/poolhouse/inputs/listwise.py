@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from poolhouse.errors import InputTooLong
 from poolhouse.inputs.limits import Limit
@@ -40,6 +41,14 @@ class ListwisePrompt:
     prompt: str
     documents: int
     cut: int = 0
+
+
+class PacksDocuments(Protocol):
+    """What writes the prompts of a listwise reranker."""
+
+    def pack(self, query: str, documents: Sequence[str], instruction: str | None, limit: Limit) -> list[ListwisePrompt]:
+        """Prompts that hold all documents in their order."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from poolhouse.engine.engine import Engine
+from poolhouse.engine.interface import OfflineEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import ConfigError, InvalidRequest, PoolhouseError, UnsupportedDimensions, UnsupportedTask
 from poolhouse.inputs.prompts import PromptInput
@@ -75,7 +75,7 @@ class Asker:
         ConfigError: the model cannot do a task of the job.
     """
 
-    def __init__(self, engine: Engine, job: Job) -> None:
+    def __init__(self, engine: OfflineEngine, job: Job) -> None:
         self.engine, self.job = engine, job
         # Smaller sizes are cut of the largest.
         params = PoolingParams(dimensions=max(job.sizes, default=None))
@@ -267,15 +267,15 @@ class Asker:
         if size is None or size == rows.shape[-1]:
             return rows
         cut = np.ascontiguousarray(rows[..., :size])
-        if not self.engine.model.pipelines[task].activates(self.engine.options.default_params):
+        if task not in self.engine.facts.activated:
             return cut
         unit: Array = cut / np.maximum(np.linalg.norm(cut, axis=-1, keepdims=True), np.float32(1e-12))
         return unit
 
     def _check_sizes(self) -> None:
         """Raise ConfigError for a size that the model does not offer."""
-        facts = self.engine.model.facts
-        for size in self.job.sizes:
+        facts = self.engine.facts
+        for size in self.job.sizes if facts.matryoshka is not None else ():
             try:
                 facts.matryoshka.check(size, facts.name)
             except UnsupportedDimensions as error:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poolhouse.engine.engine import Engine
+from poolhouse.engine.interface import OfflineEngine
 from poolhouse.errors import ConfigError, PoolhouseError
 from poolhouse.files import pyarrow_module
 from poolhouse.jobs.asking import Answered, Asker, Failed, check_precision
@@ -97,7 +97,7 @@ def run(job: Job, open_model: Callable[[], LLM], tell: Callable[[Progress], None
     inputs = stated(files)
     with contextlib.ExitStack() as stack:
         llm = stack.enter_context(open_model())
-        journal = Journal(job.out, job.fingerprint(Path(llm.model.facts.path)), inputs)
+        journal = Journal(job.out, job.fingerprint(Path(llm.engine.facts.path)), inputs)
         stack.callback(journal.close)
         asker = Asker(llm.engine, job)
         progress = _begun(journal, source)
@@ -312,14 +312,14 @@ def _too_many(progress: Progress, job: Job, last: Failed) -> str:
 
 
 def _manifest(
-    job: Job, journal: Journal, progress: Progress, engine: Engine, inputs: Sequence[Mapping[str, object]]
+    job: Job, journal: Journal, progress: Progress, engine: OfflineEngine, inputs: Sequence[Mapping[str, object]]
 ) -> dict[str, object]:
     facts = engine.facts
     return {
         "poolhouse": __version__,
         "model": facts.name,
         "dtype": facts.dtype,
-        "job": job.fingerprint(Path(engine.model.facts.path)),
+        "job": job.fingerprint(Path(facts.path)),
         "inputs": list(inputs),
         "rows": progress.rows,
         "tokens": progress.tokens,

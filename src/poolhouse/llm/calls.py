@@ -25,8 +25,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, Ty
 
 import numpy as np
 
-from poolhouse.engine.engine import Engine
-from poolhouse.engine.options import EngineOptions
+from poolhouse.engine.interface import EngineFacts, OfflineEngine
 from poolhouse.engine.queue import Caller
 from poolhouse.engine.request import Answer, Request, pooling, pooling_outputs, prompt_fields, token_fields
 from poolhouse.engine.waiting import gather, prompt_path, with_path
@@ -67,7 +66,10 @@ class Submits(Protocol):
     """An engine, as far as calls need it."""
 
     @property
-    def options(self) -> EngineOptions: ...
+    def facts(self) -> EngineFacts: ...
+
+    @property
+    def processes(self) -> int: ...
 
     def submit(
         self, requests: Sequence[Request], waits: bool = ..., caller: Caller | None = ...
@@ -78,7 +80,7 @@ class HasEngine(Protocol):
     """An LLM, whose methods are described."""
 
     @property
-    def engine(self) -> Engine: ...
+    def engine(self) -> OfflineEngine: ...
 
 
 Owner = TypeVar("Owner", bound=HasEngine)
@@ -171,7 +173,7 @@ def coroutine(
     return method_async
 
 
-async def _in_thread(engine: Engine, call: Call[Result]) -> Result:
+async def _in_thread(engine: OfflineEngine, call: Call[Result]) -> Result:
     """The result of a large call, whose windows a thread waits for; cancelling it takes what waits out of the queue."""
     stoppable = _Stoppable(engine)
 
@@ -189,8 +191,8 @@ async def _in_thread(engine: Engine, call: Call[Result]) -> Result:
 class _Stoppable:
     """An engine for one call, which another thread may stop: what is under way is cancelled, and no more is taken."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.options = engine.options
+    def __init__(self, engine: OfflineEngine) -> None:
+        self.facts, self.processes = engine.facts, engine.processes
         self._engine = engine
         self._windows: deque[Sequence[Future[Answer]]] = deque(maxlen=2)
         self._stopped = False
@@ -263,9 +265,9 @@ def _answered(engine: Submits, call: Call[Result]) -> Generator[Answered, None, 
         del window, futures
 
 
-def window_of(max_batch_tokens: int) -> int:
-    """How many requests of a call are submitted at a time, by the tokens of a pack."""
-    return max(_WINDOW, max_batch_tokens // 2)
+def window_of(engine: Submits) -> int:
+    """How many requests of a call are submitted at a time, by the tokens of a pack and the processes that have packs."""
+    return engine.processes * max(_WINDOW, (engine.facts.max_batch_tokens or 0) // 2)
 
 
 def _windows(engine: Submits, call: Call[Result]) -> Iterator[list[Request]]:
@@ -279,7 +281,7 @@ def _windows(engine: Submits, call: Call[Result]) -> Iterator[list[Request]]:
 
 
 def _window_of(engine: Submits, call: Call[Result]) -> int:
-    return call.window or window_of(engine.options.max_batch_tokens)
+    return call.window or window_of(engine)
 
 
 def read_ahead(
@@ -343,7 +345,7 @@ def _drawn(answered: Iterable[Answered], total: int, progress: Progress, label: 
     return drawn
 
 
-def pooled(engine: Engine) -> Callable[[str, Answered], PoolingRequestOutput]:
+def pooled(engine: OfflineEngine) -> Callable[[str, Answered], PoolingRequestOutput]:
     """The rows of any task, and what each stands for where they are those of chunks."""
 
     def build(request_id: str, answered: Answered) -> PoolingRequestOutput:
@@ -361,7 +363,7 @@ def embedded(request_id: str, answered: Answered) -> EmbeddingRequestOutput:
     return EmbeddingRequestOutput(request_id, EmbeddingOutput(answer.array), **prompt_fields(answer))
 
 
-def classified(engine: Engine) -> Callable[[str, Answered], ClassificationRequestOutput]:
+def classified(engine: OfflineEngine) -> Callable[[str, Answered], ClassificationRequestOutput]:
     """The probabilities of a prompt, and the name of the likeliest label."""
     labels = engine.facts.label_names
 
@@ -374,13 +376,12 @@ def classified(engine: Engine) -> Callable[[str, Answered], ClassificationReques
 
 
 def entity_finder(
-    engine: Engine, strategy: Strategy = "simple", ignored: Collection[str] = ("O",)
+    engine: OfflineEngine, strategy: Strategy = "simple", ignored: Collection[str] = ("O",)
 ) -> Callable[[Answered], list[Entity]]:
     """What finds the entities of a text that was asked for the labels of its tokens and for offsets.
 
     It raises UnsupportedTask where the model's rows are no labels of tokens.
     """
-    pipeline = engine.model.pipelines["token_classify"]
 
     def find(answered: Answered) -> list[Entity]:
         request, answer = answered
@@ -393,7 +394,8 @@ def entity_finder(
             )
         assert text is not None
         assert offsets is not None
-        if not pipeline.activates(request.params):
+        activates = request.params.use_activation
+        if not ("token_classify" in engine.facts.activated if activates is None else activates):
             scores = probabilities(scores)
         return entities(text, scores, offsets, engine.facts.label_names, strategy, ignored)
 
@@ -401,7 +403,7 @@ def entity_finder(
 
 
 def labelled(
-    engine: Engine, strategy: Strategy, ignored: Collection[str]
+    engine: OfflineEngine, strategy: Strategy, ignored: Collection[str]
 ) -> Callable[[str, Answered], TokenClassificationRequestOutput]:
     """The labels of a prompt's tokens, and the entities that they make."""
     find = entity_finder(engine, strategy, ignored)
@@ -438,7 +440,7 @@ def sparse_output(request_id: str, text: Sparse) -> SparseRequestOutput:
 
 
 def packing(
-    engine: Engine, input_type: str | None, factor: float | None, precision: str
+    engine: OfflineEngine, input_type: str | None, factor: float | None, precision: str
 ) -> Callable[[Iterable[Answer]], TokenEmbeddings]:
     """How answers become one packed matrix of token vectors; see `LLM.embed_tokens`.
 
@@ -456,7 +458,7 @@ def packing(
     return pack
 
 
-def from_plugin(engine: Engine, plugin: Plugin) -> Callable[[Iterable[Answer]], list[PoolingRequestOutput]]:
+def from_plugin(engine: OfflineEngine, plugin: Plugin) -> Callable[[Iterable[Answer]], list[PoolingRequestOutput]]:
     """One output, whose `outputs` is what the plugin makes of the answers and which has no id, as in vLLM."""
 
     def finish(answers: Iterable[Answer]) -> list[PoolingRequestOutput]:

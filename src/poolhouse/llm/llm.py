@@ -13,10 +13,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from poolhouse.engine.open import open_engine
+from poolhouse.engine.interface import OfflineEngine
+from poolhouse.engine.replicas import start_engine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import prompt_path
-from poolhouse.errors import InvalidRequest, PoolhouseError, did_you_mean
+from poolhouse.errors import ConfigError, InvalidRequest, PoolhouseError, did_you_mean
 from poolhouse.inputs.prompts import PromptInput, PromptsInput, TextsInput, each
 from poolhouse.inputs.templates.score import score_template
 from poolhouse.llm import calls
@@ -59,7 +60,6 @@ from poolhouse.vectors.precision import Codes, parse_precision, quantize
 from poolhouse.vectors.token_embeddings import TokenEmbeddings
 
 if TYPE_CHECKING:
-    from poolhouse.engine.engine import Engine
     from poolhouse.models.model import Model
 
 T = TypeVar("T")
@@ -85,11 +85,11 @@ class LLM:
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
         self.settings = Settings.parse(model=model, **options)
         self._key = uuid.uuid4().hex
-        self._engine: Engine | None = open_engine(self.settings)
+        self._engine: OfflineEngine | None = start_engine(self.settings)
         self._numbers = itertools.count()
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> OfflineEngine:
         """What answers; of a copy, opened when it is first asked for."""
         if self._engine is None:
             self._engine = _engine_of_copies(self._key, self.settings)
@@ -104,6 +104,17 @@ class LLM:
 
     @property
     def model(self) -> Model:
+        """The model itself.
+
+        Raises:
+            ConfigError: it is in other processes.
+        """
+        from poolhouse.engine.engine import Engine
+
+        if not isinstance(self.engine, Engine):
+            raise ConfigError(
+                f"replicas={self.settings.replicas}: the model is in other processes; this needs replicas=1."
+            )
         return self.engine.model
 
     @blocking
@@ -487,7 +498,7 @@ class LLM:
             weights=None if weights is None else tuple(weights),
             processor_options=mm_processor_kwargs or {},
         )
-        window = calls.window_of(self.engine.options.max_batch_tokens)
+        window = calls.window_of(self.engine)
         asked = asked_scores(self.engine, data_1, data_2, options, score_options, window)
 
         def finish(answers: Iterable[Answer]) -> list[ScoringRequestOutput]:
@@ -571,7 +582,7 @@ class LLM:
         if window is None:
             named = self.engine.facts.tasks[0] if task == "embed" else task
             large = named in ("token_embed", "token_classify", "embed_sparse")
-            window = _LARGE_WINDOW if large else calls.window_of(self.engine.options.max_batch_tokens)
+            window = _LARGE_WINDOW if large else calls.window_of(self.engine)
         name = "pairs" if pairs else "prompts"
         return Stream(self.engine, call_of, pairs, name, window, on_error).outputs(items)
 
@@ -583,21 +594,18 @@ class LLM:
     def __repr__(self) -> str:
         if self._engine is None:
             return f"LLM({self.settings.model or 'the embedded default'!r}: a copy, not open yet)"
-        facts, tasks = self.model.facts, ", ".join(self.engine.facts.tasks)
-        width = f", {facts.width} dimensions" if "embed" in self.engine.facts.tasks else ""
-        where = f"{str(facts.dtype).removeprefix('torch.')} on {facts.device}"
+        facts, processes = self.engine.facts, self.engine.processes
+        width = f", {facts.width} dimensions" if "embed" in facts.tasks else ""
+        where = f"{facts.dtype} on {facts.device if processes > 1 else self.model.facts.device}"
+        by = f"{processes} replicas" if processes > 1 else self.model.facts.served_by
         state = "" if self.engine.alive else ", closed"
-        return f"LLM({facts.name!r}: {tasks}{width}, {where}, {facts.served_by}{state})"
+        return f"LLM({facts.name!r}: {', '.join(facts.tasks)}{width}, {where}, {by}{state})"
 
     def __enter__(self) -> LLM:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _window(self, task: Task) -> int:
-        """How many answers of a task are in memory at once, where each of them may be as wide as a vocabulary."""
-        return max(1, min(_MAX_PROMPTS, _MAX_NUMBERS // self.engine.model.pipelines[task].width))
 
     def _each(
         self, build: Callable[[str, calls.Answered], OutputT]
@@ -631,14 +639,14 @@ def _pair(item: Any) -> tuple[Any, Any]:
 
 # Engines of unpickled or copied LLMs by the key of the original. Kept, because a pool of processes unpickles its function,
 # and an LLM with it, for every piece of work.
-_copies: dict[str, Engine] = {}
+_copies: dict[str, OfflineEngine] = {}
 _opening = threading.Lock()
 
 
-def _engine_of_copies(key: str, settings: Settings) -> Engine:
+def _engine_of_copies(key: str, settings: Settings) -> OfflineEngine:
     """The engine that the copies of one LLM share in this process; a new one where none is open."""
     with _opening:
         engine = _copies.get(key)
         if engine is None or not engine.alive:
-            engine = _copies[key] = open_engine(settings)
+            engine = _copies[key] = start_engine(settings)
         return engine

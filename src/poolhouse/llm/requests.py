@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal, Protocol
 
-from poolhouse.engine.engine import Engine
+from poolhouse.engine.interface import OfflineEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest, PoolhouseError, UnsupportedDimensions, UnsupportedTask, did_you_mean
 from poolhouse.inputs.content import TextOrContent
@@ -35,7 +35,7 @@ _OF_ALL = frozenset(
 )
 
 
-def is_of_all(error: PoolhouseError, engine: Engine) -> bool:
+def is_of_all(error: PoolhouseError, engine: OfflineEngine) -> bool:
     """Whether an error is no single prompt's: of an option of all of them, or of an engine that is lost."""
     parameter = error.parameter if isinstance(error, InvalidRequest) else None
     return parameter in _OF_ALL or isinstance(error, UnsupportedDimensions) or not engine.alive
@@ -102,13 +102,13 @@ class Asked:
 
 
 def requests_of(
-    engine: Engine, prompts: PromptsInput, task: Task, options: CallOptions, first: int = 0
+    engine: OfflineEngine, prompts: PromptsInput, task: Task, options: CallOptions, first: int = 0
 ) -> list[Request]:
     """A request per prompt, in order; arguments and errors as those of `asked_of`."""
     return list(asked_of(engine, prompts, task, options, first))
 
 
-def asked_of(engine: Engine, prompts: PromptsInput, task: Task, options: CallOptions, first: int = 0) -> Asked:
+def asked_of(engine: OfflineEngine, prompts: PromptsInput, task: Task, options: CallOptions, first: int = 0) -> Asked:
     """A request per prompt, in order. first: the number of the first one, for messages.
 
     Raises:
@@ -148,7 +148,7 @@ def _cannot(task: Task, tasks: Sequence[Task]) -> str:
 
 
 def score_plan(
-    engine: Engine,
+    engine: OfflineEngine,
     queries: Sequence[TextOrContent],
     documents: Sequence[TextOrContent],
     options: CallOptions,
@@ -222,7 +222,7 @@ class AskedScores:
 
 
 def asked_scores(
-    engine: Engine,
+    engine: OfflineEngine,
     data_1: TextsInput,
     data_2: TextsInput,
     options: CallOptions,
@@ -244,7 +244,7 @@ def asked_scores(
 
 
 def sparse_asked(
-    engine: Engine, prompts: PromptsInput, options: CallOptions, sparse_options: sparse.SparseOptions
+    engine: OfflineEngine, prompts: PromptsInput, options: CallOptions, sparse_options: sparse.SparseOptions
 ) -> tuple[sparse.SparsePlan, Asked]:
     """Requests of `LLM.embed_sparse`, and what becomes of their answers.
 
@@ -259,7 +259,7 @@ def sparse_asked(
     return plan, Asked(parsed, plan.head.task, [plan.params] * len(parsed), adapters, options, tokenization)
 
 
-def plugin_of(engine: Engine, prompts: object, pooling_task: str | None) -> Plugin | None:
+def plugin_of(engine: OfflineEngine, prompts: object, pooling_task: str | None) -> Plugin | None:
     """The plugin, where the call is meant for it.
 
     Raises:
@@ -275,7 +275,7 @@ def plugin_of(engine: Engine, prompts: object, pooling_task: str | None) -> Plug
 
 
 def plugin_requests(
-    engine: Engine, plugin: Plugin, data: PromptsInput | PluginPrompt, options: CallOptions
+    engine: OfflineEngine, plugin: Plugin, data: PromptsInput | PluginPrompt, options: CallOptions
 ) -> list[Request]:
     """Requests for the prompts that a plugin builds from the caller's data.
 
@@ -295,7 +295,7 @@ _NO_TASK = """`pooling_task` is required. Choose one of these, or use the method
 - rewards and token classification: `pooling_task="token_classify"`"""
 
 
-def required_task(name: str | None, params: Params, engine: Engine) -> Task:
+def required_task(name: str | None, params: Params, engine: OfflineEngine) -> Task:
     """The task of a call of `LLM.encode`, by its `pooling_task` or by its parameters.
 
     Raises:
@@ -316,7 +316,7 @@ def _one_for_all(options: CallOptions, error: str) -> PoolingParams | None:
     return options.params
 
 
-def _adapters(engine: Engine, options: CallOptions, prompts: int) -> list[str | None]:
+def _adapters(engine: OfflineEngine, options: CallOptions, prompts: int) -> list[str | None]:
     """The adapter's name for each prompt; an adapter that a request brings is loaded once.
 
     Raises:
@@ -328,14 +328,11 @@ def _adapters(engine: Engine, options: CallOptions, prompts: int) -> list[str | 
         raise InvalidRequest("lora_request and task both choose an adapter; give one of them.", "task")
     requests = parse_lora_requests(options.lora, prompts)
     for request in {request for request in requests if request and request.lora_path}:
-        adapters = engine.model.adapters
-        if adapters is None:
-            raise InvalidRequest("Adapters are for models of the native families.", "lora_request", request.lora_name)
-        adapters.load(request.lora_name, request.lora_path)
+        engine.load_adapter(request.lora_name, request.lora_path)
     return [None if request is None else request.lora_name for request in requests]
 
 
-def _check_tasks(params: Params, task: Task, engine: Engine) -> None:
+def _check_tasks(params: Params, task: Task, engine: OfflineEngine) -> None:
     """Raise InvalidRequest for parameters that name another task than the call."""
     several = params if isinstance(params, Sequence) else (params,)
     for name in {one.task for one in several if one is not None and one.task is not None}:

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from poolhouse.engine.engine import Engine
+from poolhouse.engine.interface import OfflineEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest, PoolhouseError
 from poolhouse.llm.calls import Call, read_ahead
@@ -30,7 +30,7 @@ class Stream:
     on_error: whether what is wrong with an item is raised in its turn, or takes the place of its output.
     """
 
-    engine: Engine
+    engine: OfflineEngine
     describe: Describe
     apart: bool
     name: str

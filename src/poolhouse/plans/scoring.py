@@ -23,7 +23,7 @@ from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.content import Content, TextOrContent
-from poolhouse.inputs.listwise import ListwisePrompt, ListwisePrompts
+from poolhouse.inputs.listwise import ListwisePrompt, PacksDocuments
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.outputs import Array
@@ -180,7 +180,7 @@ def _pair(
 
 def _listwise(
     engine: PoolingEngine,
-    prompts: ListwisePrompts,
+    prompts: PacksDocuments,
     queries: Sequence[TextOrContent],
     documents: Sequence[TextOrContent],
     options: ScoreOptions,

@@ -20,7 +20,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from poolhouse.engine.interface import PoolingEngine
+from poolhouse.engine.interface import PoolingEngine, Replicated
 from poolhouse.server import openapi, security
 from poolhouse.server.batches.lines import Requester
 from poolhouse.server.batches.store import Store
@@ -50,6 +50,7 @@ def create_app(
     served.metrics.follow(map(_queue, served.always))
     if on_demand is not None:
         on_demand.report_to(served.metrics)
+    served.metrics.follow_replicas({one.facts.name: one for one in engines if isinstance(one, Replicated)})
     for engine in engines:
         engine.observe(served.metrics.engine(engine.facts.name))
     store = None if settings.batch_dir is None else Store(Path(settings.batch_dir), settings, _alive(engines))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
+from typing import Literal, NotRequired
 
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from poolhouse.engine.interface import EngineFacts
+from poolhouse.engine.interface import EngineFacts, Replicated
 from poolhouse.errors import UnknownModel
 from poolhouse.server.call import Call, as_json
 from poolhouse.server.engines import Engines
@@ -32,7 +32,10 @@ async def live(call: Call) -> Response:
 
 async def ready(call: Call) -> Response:
     """200 while every engine can answer, else 503."""
-    return report(200, "ready") if call.engines.alive else report(503, "failed")
+    if not call.engines.alive:
+        return report(503, "failed")
+    troubles = _troubles(call.engines)
+    return report(503, "restarting", "; ".join(troubles)) if troubles else report(200, "ready")
 
 
 async def load(call: Call) -> Response:
@@ -121,7 +124,7 @@ def about(engines: Engines, one: Listed) -> dict[str, object]:
 
 def answer(engines: Engines) -> Response:
     """An empty 200 while every engine can answer, else an empty 503."""
-    return Response(status_code=200 if engines.alive else 503)
+    return Response(status_code=200 if engines.alive and not _troubles(engines) else 503)
 
 
 def _model_type(facts: EngineFacts) -> str:
@@ -131,10 +134,17 @@ def _model_type(facts: EngineFacts) -> str:
     return "embedding" if {"embed", "token_embed"} & set(facts.tasks) else "classifier"
 
 
-class Probe(TypedDict):
-    """The state of the server, for a supervisor."""
+def _troubles(engines: Engines) -> list[str]:
+    """Of models that run in replicas of which none is up: why."""
+    replicated = [served.engine for served in engines.always if isinstance(served.engine, Replicated)]
+    return [trouble for engine in replicated if (trouble := engine.trouble) is not None]
 
-    status: Literal["live", "ready", "loading", "failed"]
+
+class Probe(TypedDict):
+    """The state of the server, for a supervisor. reason: why no replica of a model is up."""
+
+    status: Literal["live", "ready", "loading", "failed", "restarting"]
+    reason: NotRequired[str]
 
 
 class Load(TypedDict):

@@ -10,15 +10,18 @@ import os
 import signal
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from poolhouse.engine.interface import PoolingEngine
-from poolhouse.errors import ConfigError, EngineError
+from poolhouse.engine.interface import PoolingEngine, Replicated
+from poolhouse.errors import ConfigError, EngineError, PoolhouseError
 from poolhouse.server.app import create_app
 from poolhouse.server.batches import store
 from poolhouse.server.models_dir import ModelsDir
@@ -64,6 +67,9 @@ def serve(
     # uvicorn raises the signal again once it has stopped; by then the work is done, so it counts as a success.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
+    if hasattr(signal, "SIGHUP"):
+        before = signal.getsignal(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, lambda *_: server.renew(before))
     try:
         server.run_until_stopped()
     finally:
@@ -128,6 +134,15 @@ class _Server(uvicorn.Server):
     def stop(self) -> None:
         """Stop as soon as what is in flight is answered."""
         self.should_exit = True
+
+    def renew(self, otherwise: signal.Handlers | Callable[[int, FrameType | None], Any] | int | None) -> None:
+        """Replace the processes of all replicas, without losing a request. otherwise: what SIGHUP does where there are none."""
+        replicated = [engine for engine in self.engines if isinstance(engine, Replicated)]
+        if replicated and self.starting.application is not None:
+            threading.Thread(target=_restart, args=(replicated,), name="poolhouse-renew", daemon=True).start()
+        elif not replicated:
+            signal.signal(signal.SIGHUP, otherwise)
+            os.kill(os.getpid(), signal.SIGHUP)
 
     def die(self, error: BaseException) -> None:
         """Stop as on SIGTERM, and let `serve` raise the error. May be called from any thread."""
@@ -198,6 +213,14 @@ class _Server(uvicorn.Server):
                 log.info("New connections get the renewed certificate.")
         except OSError as error:
             log.error("The renewed certificate cannot be used, the old one stays: %s", error)
+
+
+def _restart(engines: Sequence[Replicated]) -> None:
+    for engine in engines:
+        try:
+            engine.restart()
+        except PoolhouseError as error:
+            log.error("SIGHUP: the processes of a model were not renewed, and go on: %s", error)
 
 
 def _configured(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:

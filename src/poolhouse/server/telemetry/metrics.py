@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 from starlette.types import Scope
 
+from poolhouse.engine.interface import Replicated
 from poolhouse.engine.observing import BatchRun
 from poolhouse.server.telemetry.observer import Observation
 
@@ -133,6 +134,11 @@ class Metrics:
         """Report these queues too, each name once, and what is counted of their models under vLLM's names too."""
         self._queues.update({queue.name: queue for queue in queues})
 
+    def follow_replicas(self, engines: Mapping[str, Replicated]) -> None:
+        """Report the replicas of these engines, by the names of their models."""
+        if engines:
+            self.registry.register(ReplicaStates(engines))
+
     def started(self, scope: Scope) -> None:
         """Count a request as in flight."""
         self.in_flight += 1
@@ -235,6 +241,28 @@ class QueuedPrompts(Collector):
         for queue in list(self.queues.values()):
             queued.add_metric((queue.name,), queue.waiting())
         yield queued
+
+
+class ReplicaStates(Collector):
+    """The replicas of each model that has any."""
+
+    def __init__(self, engines: Mapping[str, Replicated]) -> None:
+        self.engines = engines
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ("model", "replica")
+        up = GaugeMetricFamily("poolhouse_replica_up", "Whether a replica takes requests.", labels=labels)
+        restarts = CounterMetricFamily("poolhouse_replica_restarts", "Deaths of a replica.", labels=labels)
+        outstanding = GaugeMetricFamily(
+            "poolhouse_replica_outstanding_prompts", "Prompts that a replica has and did not answer yet.", labels=labels
+        )
+        for name, engine in self.engines.items():
+            for state in engine.states:
+                where = (name, str(state.number))
+                up.add_metric(where, state.up)
+                restarts.add_metric(where, state.restarts)
+                outstanding.add_metric(where, state.outstanding)
+        yield from (up, restarts, outstanding)
 
 
 class VllmNames(Collector):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -28,9 +30,10 @@ SPELLINGS = {
 _RETRY_SECONDS = 5
 
 
-def report(status: int, state: str) -> Response:
+def report(status: int, state: str, reason: str | None = None) -> Response:
     """The reply to a probe."""
-    return Response(f'{{"status":"{state}"}}', status, media_type="application/json")
+    state = json.dumps({"status": state} | ({} if reason is None else {"reason": reason}), separators=(",", ":"))
+    return Response(state, status, media_type="application/json")
 
 
 async def turn_away(scope: Scope, receive: Receive, send: Send, shape: Shape, state: str, message: str) -> None:
