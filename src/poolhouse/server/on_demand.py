@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, ParamSpec, TypeVar, get_args
 
@@ -345,7 +345,8 @@ class OnDemand:
         started = time.perf_counter()
         engine = await self._in_thread(self._open, name, settings)
         seconds = time.perf_counter() - started
-        model.facts = engine.facts
+        # Lists show it afterwards too; these parts hold a tokenizer, and would keep it.
+        model.facts = replace(engine.facts, listwise=None, plugin=None, score_template=None, calibration=None)
         resident = self._resident(model, engine, (engine.facts.weight_bytes or weights) + packs)
         del engine
         log.info("%s is loaded, in %.1f seconds; it takes %s.", name, seconds, _shown(resident.memory_bytes))
