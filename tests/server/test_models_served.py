@@ -201,6 +201,8 @@ def test_memory_goes_back_however_often_a_model_is_loaded(tmp_path: Path) -> Non
         ({}, "one: {", "is not valid YAML"),
         ({}, None, "--models-config: [Errno 2] No such file"),
         ({"models_dir": None}, "{}", "--models-config: it is for the models of --models-dir, which is missing."),
+        ({"lora_modules": "law=x"}, "{}", "--lora-modules: it is for one model; those of --models-dir have theirs"),
+        ({"served_model_name": "x"}, "{}", "--served-model-name: it is for one model"),
         ({"memory_limit": "much"}, "{}", "--memory-limit: write bytes, or a number with a unit such as 24GiB"),
         ({"memory_limit": "0"}, "{}", "--memory-limit: Input should be greater than or equal to 1"),
         ({"unload_after": "-1"}, "{}", "--unload-after: Input should be greater than or equal to 0"),

@@ -117,6 +117,9 @@ def _settings(sources: Sequence[_Source]) -> tuple[ServerSettings, tuple[Setting
         last.pop("served_model_name", None)
     engines = tuple(Settings.parse(**{**shared, **entry, **last}) for entry in entries)
     _refuse_clashes(engines)
+    lost = [name for name in _OF_ONE_MODEL if shared.get(name) is not None]
+    if lost and not engines:
+        raise ConfigError(f"{lost[0]}: it is for one model; those of models_dir have theirs in models_config.")
     of_all = {name: value for name, value in {**shared, **last}.items() if name not in _OF_ONE_MODEL}
     return server, engines, Settings.parse(**of_all) if server.models_dir else Settings()
 

@@ -158,9 +158,11 @@ class Engines:
             return model
         if model and not (any_name and self.only):
             return None
-        names = [one.name for one in self.listed()]
+        if self.always:
+            return self.always[0].name
         # Of several on demand, none comes first.
-        return names[0] if self.always or len(names) == 1 else None
+        names = [] if self.on_demand is None else self.on_demand.names
+        return names[0] if len(names) == 1 else None
 
     def check_items(self, items: int, parameter: str) -> None:
         """Raise InvalidRequest for more inputs than one request may hold."""

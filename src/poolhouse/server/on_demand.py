@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, ParamSpec, TypeVar, get_args
 
@@ -44,7 +44,7 @@ _SECONDS_TO_RESCAN = 0.2
 # Characters of a reason, and seconds after which to ask again for what is being loaded.
 _MAX_REASON, _SECONDS_TO_ASK_AGAIN = 500, 5.0
 
-Reason = Literal["idle", "memory", "request", "died"]
+Reason = Literal["idle", "memory", "request", "died", "stop"]
 
 
 @dataclass(slots=True, eq=False)
@@ -111,6 +111,7 @@ class OnDemand:
         self.fatal: EngineError | None = None
         self._models: dict[str, _Model] = {}
         self._skipped: dict[str, str] = {}
+        self._taken_told: set[str] = set()
         self._queue: deque[_Model] = deque()
         self._working: asyncio.Task[None] | None = None
         self._closing: dict[_Resident, asyncio.Task[None]] = {}
@@ -250,6 +251,9 @@ class OnDemand:
             _settle(model, EngineClosed("The server was stopped before it could answer."))
             if model.resident is not None:
                 model.resident.served.engine.close(0)
+        for resident in self._closing:
+            if resident.served.holds:
+                resident.served.engine.close(0)
 
     async def close(self) -> None:
         """Close all models, within the time that a stop may take."""
@@ -259,7 +263,9 @@ class OnDemand:
         for model in list(self._models.values()):
             _settle(model, EngineClosed("The server was stopped before it could answer."))
             if model.resident is not None:
-                await asyncio.to_thread(model.resident.served.engine.close, self.settings.shutdown_seconds)
+                self._evict(model, "stop")
+        if self._closing:
+            await asyncio.wait(self._closing.values(), timeout=self.settings.shutdown_seconds)
 
     def _take(self, found: Mapping[str, Checkpoint]) -> None:
         """Add what is new, and take away what is gone once it is not in memory."""
@@ -267,9 +273,9 @@ class OnDemand:
         for name, checkpoint in found.items():
             model = self._models.get(name)
             if name in self.taken:
-                if self._skipped.get(name) is None:
+                if name not in self._taken_told:
                     log.info("%s is skipped: a model that is always loaded has its name.", checkpoint.folder)
-                self._skipped[name] = "taken"
+                    self._taken_told.add(name)
             elif model is None:
                 admission = Admission(self.settings.max_queued_prompts)
                 self._models[name] = _Model(checkpoint, now, admission)
@@ -312,6 +318,9 @@ class OnDemand:
                 await self._load(model)
             except Exception as error:  # noqa: BLE001 - whoever waits raises it, and the next model is loaded
                 outcome = self._failed(model, error)
+                # What it had read goes back; the error refers to it.
+                del error
+                await self._in_thread(_tidy)
             self._queue.popleft()
             model.loading = False
             if outcome is not None:
@@ -336,7 +345,8 @@ class OnDemand:
         started = time.perf_counter()
         engine = await self._in_thread(self._open, name, settings)
         seconds = time.perf_counter() - started
-        model.facts = engine.facts
+        # Lists show it afterwards too; these parts hold a tokenizer, and would keep it.
+        model.facts = replace(engine.facts, listwise=None, plugin=None, score_template=None, calibration=None)
         resident = self._resident(model, engine, (engine.facts.weight_bytes or weights) + packs)
         del engine
         log.info("%s is loaded, in %.1f seconds; it takes %s.", name, seconds, _shown(resident.memory_bytes))
@@ -511,6 +521,10 @@ class DoesNotFit(PoolhouseError):
 def _close(served: Served, drain_seconds: float) -> None:
     """Close an engine, and give its memory back."""
     served.take_engine().close(drain_seconds)
+    _tidy()
+
+
+def _tidy() -> None:
     gc.collect()
     release_memory()
 

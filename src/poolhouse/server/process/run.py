@@ -89,7 +89,7 @@ class _Server(uvicorn.Server):
         self,
         open_engines: Callable[[], Sequence[PoolingEngine]],
         settings: ServerSettings,
-        models_dir: ModelsDir | None,
+        models_dir: ModelsDir | None = None,
     ) -> None:
         self.open_engines = open_engines
         self.models_dir = models_dir
