@@ -83,6 +83,7 @@ def cosines(llm: LLM, lines: Sequence[str]) -> list[float]:
     [
         {"io_processor_plugin": "pairwise"},
         {"io_processor_plugin": "by_name"},
+        {"io_processor_plugin": "pairwise", "replicas": 2},
         {"hf_overrides": {"io_processor_plugin": "pairwise"}},
     ],
 )

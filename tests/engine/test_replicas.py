@@ -21,7 +21,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from poolhouse import LLM, CheckpointError, ConfigError, EngineClosed, EngineError, InvalidRequest, PoolingParams
+from poolhouse import (
+    LLM,
+    CheckpointError,
+    ConfigError,
+    EngineClosed,
+    EngineError,
+    InvalidRequest,
+    LoRARequest,
+    PoolingParams,
+)
 from poolhouse.engine import process, replicas
 from poolhouse.engine.interface import Replicated
 from poolhouse.engine.observing import BatchRun
@@ -30,6 +39,7 @@ from poolhouse.engine.request import Answer, Request
 from poolhouse.inputs.prompts import Conversation, Prompt
 from poolhouse.outputs import Array
 from poolhouse.settings import Settings
+from tests import test_adapters
 from tests.checkpoints import save_checkpoint
 
 TEXTS = [("the moon pulls the sea " * (1 + number % 9))[: 5 + 7 * (number % 23)] for number in range(300)]
@@ -279,6 +289,22 @@ def when_all_are_down_requests_wait_and_the_reason_is_known(llm: LLM) -> None:
         engine.tokenize([Request(Prompt("a"), "embed")])
     assert kept.result(60).array.shape == (32,)
     eventually(lambda: engine.trouble is None and all_up(llm), "both are up again")
+
+
+def test_an_adapter_that_a_request_brings_is_there_after_a_death_too(tmp_path: Path) -> None:
+    expected = test_adapters.save_adapter(tmp_path, 0)
+    adapter = LoRARequest("sea", 1, str(tmp_path))
+    with LLM(replicas=2) as llm:
+        assert np.abs(vectors(llm, test_adapters.TEXTS) - expected).max() > 0.01
+        np.testing.assert_allclose(llm.embed_array(test_adapters.TEXTS, lora_request=adapter), expected, atol=1e-5)
+        for pid in pids(llm):
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: engine_of(llm).trouble is not None, "both are down")
+        # By its name alone, which the new processes know.
+        again = llm.engine.submit([Request(Prompt(text), "embed", adapter="sea") for text in test_adapters.TEXTS])
+        np.testing.assert_allclose(np.stack([one.result(60).array for one in again]), expected, atol=1e-5)
+        with pytest.raises(InvalidRequest, match="There is an adapter 'sea'"):
+            llm.embed("a", lora_request=LoRARequest("sea", 2, str(tmp_path.parent)))
 
 
 class Poison:

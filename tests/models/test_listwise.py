@@ -145,6 +145,12 @@ def test_a_query_that_leaves_no_room_is_the_side_to_shorten(folder: Path) -> Non
         llm.score("x " * 400, ["short"])
 
 
+def test_replicas_write_the_same_prompts(folder: Path) -> None:
+    with LLM(str(folder)) as one, LLM(str(folder), replicas=2) as two:
+        expected = scores(one, QUERY, DOCUMENTS * 40, instruction="Find cats")
+        np.testing.assert_allclose(scores(two, QUERY, DOCUMENTS * 40, instruction="Find cats"), expected, atol=1e-5)
+
+
 def test_special_tokens_in_texts_are_taken_out(folder: Path) -> None:
     with LLM(str(folder)) as llm:
         clean = scores(llm, "q", ["one", "two"])
