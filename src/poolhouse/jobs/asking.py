@@ -275,7 +275,9 @@ class Asker:
     def _check_sizes(self) -> None:
         """Raise ConfigError for a size that the model does not offer."""
         facts = self.engine.facts
-        for size in self.job.sizes if facts.matryoshka is not None else ():
+        if facts.matryoshka is None:
+            return
+        for size in self.job.sizes:
             try:
                 facts.matryoshka.check(size, facts.name)
             except UnsupportedDimensions as error:

@@ -213,7 +213,7 @@ class LLM:
         def finish(answers: Iterable[Answer]) -> list[SparseRequestOutput]:
             return self._outputs(map(plan.each, answers), calls.sparse_output)
 
-        return Call(asked, of_answers(finish), "embed_sparse", use_tqdm, self._window(plan.head.task))
+        return Call(asked, of_answers(finish), "embed_sparse", use_tqdm, _window(plan.head))
 
     embed_sparse_async = coroutine(embed_sparse)
 
@@ -238,7 +238,7 @@ class LLM:
         def finish(answers: Iterable[Answer]) -> SparseMatrix:
             return SparseMatrix.of((plan.each(answer).vector for answer in answers), plan.head.width)
 
-        return Call(asked, of_answers(finish), "embed_sparse", use_tqdm, self._window(plan.head.task))
+        return Call(asked, of_answers(finish), "embed_sparse", use_tqdm, _window(plan.head))
 
     @blocking
     def embed_tokens(
@@ -635,6 +635,12 @@ def _pair(item: Any) -> tuple[Any, Any]:
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise InvalidRequest("a pair is a tuple of a query and a document.", "pairs")
     return item[0], item[1]
+
+
+def _window(head: SparseHead) -> int:
+    """How many answers are in memory at once, where each of them may be as wide as a vocabulary."""
+    width = 1 if head.unit == "token" else head.width
+    return max(1, min(_MAX_PROMPTS, _MAX_NUMBERS // width))
 
 
 # Engines of unpickled or copied LLMs by the key of the original. Kept, because a pool of processes unpickles its function,
