@@ -19,6 +19,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "poolhouse"
 # never import each other.
 LINES = [
     ["cli"],
+    ["batch"],
     ["bench", "jobs"],
     ["llm", "server", "testing"],
     ["plans"],

@@ -24,6 +24,8 @@ from poolhouse.plans.scoring import ScoreOptions, ScorePlan
 from poolhouse.tasks import Task
 from poolhouse.vectors.precision import QUANTIZED, Codes, quantize
 
+# Rows that are asked and answered together; pictures are megabytes each, and answers of tokens hundreds of kilobytes.
+_ROWS, _TOKEN_ROWS, _PICTURE_ROWS = 2048, 512, 32
 # Fields of requests that are the same for all rows: an error of theirs belongs to no row.
 _OF_ALL = ("dimensions", "prompt_name", "input_type", "task", "instruction")
 
@@ -33,10 +35,12 @@ class Column:
     """What a task gives for each row.
 
     values: [rows, width] numbers, a list of [vectors, width] numbers, or a list with a value per row.
+    like: of a list of arrays one without a row, which says what they hold where there is none.
     """
 
     name: str
     values: Codes | Sequence[Any]
+    like: Codes | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,14 +245,20 @@ class Asker:
         return columns
 
     def _embeddings(self, arrays: Sequence[Array]) -> list[Column]:
-        if not arrays:
-            return [Column("embedding", np.zeros((0, 0), np.float32))]
-        calibration = self.engine.facts.calibration
-        return [Column("embedding", quantize(np.stack(arrays), self.job.precision, calibration))]
+        matrix = np.stack(arrays) if arrays else self._no_vectors("embed")
+        return [Column("embedding", self._quantized(matrix))]
 
     def _tokens(self, arrays: Sequence[Array]) -> list[Column]:
-        precision, calibration = self.job.precision, self.engine.facts.calibration
-        return [Column("token_embeddings", [quantize(array, precision, calibration) for array in arrays])]
+        like = self._quantized(self._no_vectors("token_embed"))
+        return [Column("token_embeddings", [self._quantized(array) for array in arrays], like)]
+
+    def _quantized(self, vectors: Array) -> Codes:
+        return quantize(vectors, self.job.precision, self.engine.facts.calibration)
+
+    def _no_vectors(self, task: Task) -> Array:
+        """[0, width] of a task."""
+        asked = self.job.dimensions or self.engine.options.default_params.dimensions
+        return np.zeros((0, asked or self.engine.model.pipelines[task].width), np.float32)
 
     def _sparse(self, answers: Sequence[Answer], arrays: Sequence[Array]) -> list[Column]:
         head = sparse.head_of(self.engine)
@@ -257,13 +267,14 @@ class Asker:
             for answer, array in zip(answers, arrays, strict=True)
         ]
         return [
-            Column("sparse_indices", [vector.ids for vector in vectors]),
-            Column("sparse_values", [vector.weights for vector in vectors]),
+            Column("sparse_indices", [vector.ids for vector in vectors], np.zeros(0, np.int32)),
+            Column("sparse_values", [vector.weights for vector in vectors], np.zeros(0, np.float32)),
         ]
 
     def _classes(self, arrays: Sequence[Array]) -> list[Column]:
         names = self.engine.facts.label_names
-        columns = [Column("probabilities", np.stack(arrays) if arrays else np.zeros((0, 0), np.float32))]
+        none = np.zeros((0, self.engine.facts.labels), np.float32)
+        columns = [Column("probabilities", np.stack(arrays) if arrays else none)]
         if names and self.engine.facts.labels > 1:
             best = [int(array.argmax()) for array in arrays]
             columns.insert(0, Column("label", [names.get(index, f"LABEL_{index}") for index in best]))
@@ -278,6 +289,11 @@ class Asker:
             for request, answer, array in zip(requests, answers, arrays, strict=True)
         ]
         return [Column("entities", [[asdict(entity) for entity in own] for own in found])]
+
+
+def rows_at_once(job: Job) -> int:
+    """How many rows are asked together."""
+    return _PICTURE_ROWS if job.image_column else _TOKEN_ROWS if "tokens" in job.tasks else _ROWS
 
 
 def check_precision(job: Job) -> None:

@@ -88,7 +88,7 @@ class LLM:
     def engine(self) -> Engine:
         """What answers; of a copy, opened when it is first asked for."""
         if self._engine is None:
-            self._engine = _engine_of_copies(self._key, self.settings)
+            self._engine = shared_engine(self._key, self.settings)
         return self._engine
 
     def __getstate__(self) -> dict[str, object]:
@@ -547,14 +547,14 @@ class LLM:
         return [build(str(next(self._numbers)), item) for item in items]
 
 
-# Engines of unpickled or copied LLMs by the key of the original. Kept, because a pool of processes unpickles its function,
-# and an LLM with it, for every piece of work.
+# Engines of unpickled or copied LLMs by the key of the original, and of `poolhouse.batch` by its options. Kept, because a
+# pool of processes unpickles its function, and an LLM with it, for every piece of work.
 _copies: dict[str, Engine] = {}
 _opening = threading.Lock()
 
 
-def _engine_of_copies(key: str, settings: Settings) -> Engine:
-    """The engine that the copies of one LLM share in this process; a new one where none is open."""
+def shared_engine(key: str, settings: Settings) -> Engine:
+    """The engine of this process that all with this key share, such as copies of one LLM; a new one where none is open."""
     with _opening:
         engine = _copies.get(key)
         if engine is None or not engine.alive:
