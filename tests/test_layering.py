@@ -32,7 +32,7 @@ LINES = [
     ["errors", "tasks", "params", "outputs", "settings", "plugins", "files", "data", "version"],
     ["packing"],
 ]
-WORDS = 9
+WORDS = next(number for number, rooms in enumerate(LINES) if "errors" in rooms)
 # The same within the two large rooms.
 INSIDE = {
     "models": [
