@@ -70,8 +70,8 @@ clean:
 
 # Lies on top of .venv, whose packages it sees.
 .venv/.scale: .venv/.test
-	$(PYTHON) -m venv .venv/scale
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	$(BIN)/python -m venv .venv/scale
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > \
 		"$$(.venv/scale/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
 	.venv/scale/bin/pip --disable-pip-version-check --quiet install -c constraints.txt 'poolhouse[scale]'
 	touch $@

@@ -104,8 +104,8 @@ class Embedder:
             )
         self._errors, self._lists = errors, lists
         self._names = _names(output, self._job)
-        # Carried along: what a function is called in `settings` may be another in each process.
-        self._key = f"{self.settings!r}"
+        # Made here and carried along: a function among the settings has another address in each process.
+        self._key = repr(self.settings)
         self._opened: Asker | None = None
 
     def __call__(self, batch: BatchT) -> BatchT:
