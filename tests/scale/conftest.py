@@ -26,7 +26,7 @@ from poolhouse.models.files.hub import embedded_model
 from tests.docs.pages import ROOT
 
 LIBRARIES = ("ray", "pyspark", "daft", "dask", "distributed", "duckdb", "polars", "lance", "qdrant_client", "pgvector")
-FILES, ROWS = 6, 1024
+FILES, ROWS = 4, 1024
 # Sums of a pack come in another order than those of another pack, in float32.
 TOLERANCE = 1e-5
 
@@ -118,10 +118,10 @@ class Script:
 
     def end(self) -> None:
         """Wait for its end, which must be a good one."""
-        self.process.communicate(timeout=200)
+        self.process.communicate(timeout=400)
         assert self.process.returncode == 0, self.said()[-4000:]
 
-    def until(self, done: Callable[[], object], seconds: float = 150) -> None:
+    def until(self, done: Callable[[], object], seconds: float = 300) -> None:
         """Wait for something, as long as the process runs."""
         end = time.monotonic() + seconds
         while not done():
