@@ -9,7 +9,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 KERNELS := $(wildcard src/poolhouse/kernels/*.cpp src/poolhouse/kernels/*.h) src/poolhouse/kernels/build.py
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo quick check test lint types slow docs bench clean
+.PHONY: demo quick check test test-scale lint types slow docs bench clean
 
 # Search a small corpus from Python and over HTTP.
 demo: .venv/.demo
@@ -25,6 +25,10 @@ check: lint types quick
 # All tests, with coverage.
 test: .venv/.test
 	$(PYTEST) -n auto --maxprocesses 8 --dist loadfile --cov --cov-report=term
+
+# The recipes of docs/scale.md under Ray, Spark, Daft and Dask, and the loaders of databases. Spark needs Java.
+test-scale: .venv/.scale
+	HF_HUB_OFFLINE=1 .venv/scale/bin/python -m pytest -q tests/scale
 
 lint: .venv/.test
 	$(BIN)/ruff check .
@@ -62,4 +66,12 @@ clean:
 .venv/.test: .venv/.torch pyproject.toml hatch_build.py $(KERNELS)
 	$(PIP) install -c constraints.txt -e '.[test,clients,lint]'
 	$(BIN)/poolhouse download demo
+	touch $@
+
+# Lies on top of .venv, whose packages it sees.
+.venv/.scale: .venv/.test
+	$(BIN)/python -m venv .venv/scale
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > \
+		"$$(.venv/scale/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	.venv/scale/bin/pip --disable-pip-version-check --quiet install -c constraints.txt 'poolhouse[scale]'
 	touch $@

@@ -44,7 +44,8 @@ class EngineFacts:
     dtype, device: of the weights, by torch's names ("float32", "cpu"). weight_bytes: what they take in memory; 0 where
     nobody knows. max_batch_tokens: tokens of one pack.
     activated: the tasks that answer probabilities, or vectors of unit length, where a request says nothing.
-    path: the folder of its files. matryoshka: to which sizes vectors may be cut.
+    path: the folder of its files. matryoshka: to which sizes vectors may be cut. widths: of a row of each task,
+    where a request says nothing.
     """
 
     name: str
@@ -77,6 +78,7 @@ class EngineFacts:
 
     activated: frozenset[Task] = frozenset()
     matryoshka: Matryoshka | None = None
+    widths: Mapping[Task, int] = field(default_factory=dict)
     path: str = ""
 
     token_weights: bool = field(init=False)

@@ -87,6 +87,9 @@ def engine_facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plu
         tokenizer_threads=options.tokenizer_threads,
         path=facts.path,
         matryoshka=facts.matryoshka,
+        widths={
+            task: options.default_params.dimensions or pipeline.width for task, pipeline in model.pipelines.items()
+        },
         activated=frozenset(
             task for task, pipeline in model.pipelines.items() if pipeline.activates(options.default_params)
         ),

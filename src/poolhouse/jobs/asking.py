@@ -24,16 +24,21 @@ from poolhouse.plans.scoring import ScoreOptions, ScorePlan
 from poolhouse.tasks import Task
 from poolhouse.vectors.precision import QUANTIZED, Codes, quantize
 
+# Rows that are asked and answered together; pictures are megabytes each, and answers of tokens hundreds of kilobytes.
+_ROWS, _TOKEN_ROWS, _PICTURE_ROWS = 2048, 512, 32
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Column:
     """What a task gives for each row.
 
     values: [rows, width] numbers, a list of [vectors, width] numbers, or a list with a value per row.
+    like: of a list of arrays one without a row, which says what they hold where there is none.
     """
 
     name: str
     values: Codes | Sequence[Any]
+    like: Codes | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -242,20 +247,25 @@ class Asker:
         return columns
 
     def _embeddings(self, arrays: Sequence[Array]) -> list[Column]:
-        if not arrays:
-            return [Column(name, np.zeros((0, 0), np.float32)) for name, _ in self._named_sizes("embedding")]
-        rows, calibration = np.stack(arrays), self.engine.facts.calibration
+        rows = np.stack(arrays) if arrays else self._no_vectors("embed")
         return [
-            Column(name, quantize(self._cut(rows, size, "embed"), self.job.precision, calibration))
+            Column(name, self._quantized(self._cut(rows, size, "embed")))
             for name, size in self._named_sizes("embedding")
         ]
 
     def _tokens(self, arrays: Sequence[Array]) -> list[Column]:
-        precision, calibration = self.job.precision, self.engine.facts.calibration
-        return [
-            Column(name, [quantize(self._cut(rows, size, "token_embed"), precision, calibration) for rows in arrays])
-            for name, size in self._named_sizes("token_embeddings")
-        ]
+        columns = []
+        for name, size in self._named_sizes("token_embeddings"):
+            none, *cut = (self._cut(rows, size, "token_embed") for rows in (self._no_vectors("token_embed"), *arrays))
+            columns.append(Column(name, [self._quantized(rows) for rows in cut], self._quantized(none)))
+        return columns
+
+    def _quantized(self, vectors: Array) -> Codes:
+        return quantize(vectors, self.job.precision, self.engine.facts.calibration)
+
+    def _no_vectors(self, task: Task) -> Array:
+        """[0, width] of a task."""
+        return np.zeros((0, max(self.job.sizes, default=self.engine.facts.widths[task])), np.float32)
 
     def _named_sizes(self, name: str) -> list[tuple[str, int | None]]:
         """Columns of vectors and the size of each; None: as they came."""
@@ -290,13 +300,14 @@ class Asker:
             for answer, array in zip(answers, arrays, strict=True)
         ]
         return [
-            Column("sparse_indices", [vector.ids for vector in vectors]),
-            Column("sparse_values", [vector.weights for vector in vectors]),
+            Column("sparse_indices", [vector.ids for vector in vectors], np.zeros(0, np.int32)),
+            Column("sparse_values", [vector.weights for vector in vectors], np.zeros(0, np.float32)),
         ]
 
     def _classes(self, arrays: Sequence[Array]) -> list[Column]:
         names = self.engine.facts.label_names
-        columns = [Column("probabilities", np.stack(arrays) if arrays else np.zeros((0, 0), np.float32))]
+        none = np.zeros((0, self.engine.facts.labels), np.float32)
+        columns = [Column("probabilities", np.stack(arrays) if arrays else none)]
         if names and self.engine.facts.labels > 1:
             best = [int(array.argmax()) for array in arrays]
             columns.insert(0, Column("label", [names.get(index, f"LABEL_{index}") for index in best]))
@@ -311,6 +322,11 @@ class Asker:
             for request, answer, array in zip(requests, answers, arrays, strict=True)
         ]
         return [Column("entities", [[asdict(entity) for entity in own] for own in found])]
+
+
+def rows_at_once(job: Job) -> int:
+    """How many rows are asked together."""
+    return _PICTURE_ROWS if job.image_column else _TOKEN_ROWS if "tokens" in job.tasks else _ROWS
 
 
 def check_precision(job: Job) -> None:

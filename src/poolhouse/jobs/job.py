@@ -31,6 +31,15 @@ ROW_FORMS = {
 INPUT_FORMS = {".txt": "lines", **ROW_FORMS}
 READ_AS = tuple(dict.fromkeys(INPUT_FORMS.values()))
 STANDARD_INPUT = "-"
+# Columns that a task may give.
+COLUMNS: Mapping[JobTask, tuple[str, ...]] = {
+    "embed": ("embedding",),
+    "sparse": ("sparse_indices", "sparse_values"),
+    "tokens": ("token_embeddings",),
+    "classify": ("label", "probabilities"),
+    "entities": ("entities",),
+    "score": ("score",),
+}
 # Other names of tasks, of the engine and of vLLM.
 _ALIASES: Mapping[str, JobTask] = {
     "token_embed": "tokens",

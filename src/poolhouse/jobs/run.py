@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from poolhouse.engine.interface import OfflineEngine
 from poolhouse.errors import ConfigError, PoolhouseError
 from poolhouse.files import pyarrow_module
-from poolhouse.jobs.asking import Answered, Asker, Failed, check_precision
+from poolhouse.jobs.asking import Answered, Asker, Failed, check_precision, rows_at_once
 from poolhouse.jobs.job import Job, input_files, stated
 from poolhouse.jobs.shards import MANIFEST, Journal, Shard, ShardFile, kinds_of, misfit
 from poolhouse.jobs.source import Place, Row, Source
@@ -33,8 +33,6 @@ from poolhouse.version import __version__
 if TYPE_CHECKING:
     from poolhouse.llm import LLM
 
-# Rows that are asked and answered together; pictures are megabytes each, and answers of tokens hundreds of kilobytes.
-_ROWS, _TOKEN_ROWS, _PICTURE_ROWS = 2048, 512, 32
 # Groups that are read ahead, and those that wait to be written.
 _AHEAD = 2
 
@@ -256,8 +254,7 @@ def _begun(journal: Journal, source: Source) -> Progress:
 
 def _groups(source: Source, start: Place, job: Job) -> Generator[list[Row], None, None]:
     """Groups of rows, read ahead by a thread."""
-    size = _PICTURE_ROWS if job.image_column else _TOKEN_ROWS if "tokens" in job.tasks else _ROWS
-    size = min(size, job.shard_rows)
+    size = min(rows_at_once(job), job.shard_rows)
     waiting: queue.Queue[list[Row] | BaseException | None] = queue.Queue(_AHEAD)
     left = threading.Event()
 

@@ -24,7 +24,8 @@ import orjson
 
 from poolhouse.errors import ConfigError
 from poolhouse.files import GrowingMatrix, pyarrow_module, whole_file
-from poolhouse.jobs.asking import Answered, Column
+from poolhouse.jobs.arrow import arrow_array
+from poolhouse.jobs.asking import Answered
 from poolhouse.jobs.job import Job
 from poolhouse.jobs.source import Place, Row
 from poolhouse.journal import JournalFile, differences
@@ -214,7 +215,7 @@ class _Parquet:
             of_type = self.types[name]
             arrays[name] = pa.array(map(_as_cell, cells) if pa.types.is_string(of_type) else cells, of_type)
         for column in answered.columns:
-            arrays[column.name] = self._array(column)
+            arrays[column.name] = arrow_array(column)
         arrays["truncated"] = pa.array(answered.truncated, pa.bool_())
         table = pa.table(arrays)
         if self.writer is None:
@@ -224,19 +225,6 @@ class _Parquet:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
-
-    def _array(self, column: Column) -> Any:
-        pa, values = self.arrow, column.values
-        if isinstance(values, np.ndarray):
-            return _vectors(pa, values) if values.ndim == 2 else pa.array(values)
-        if not len(values) or not isinstance(values[0], np.ndarray):
-            return pa.array(values, _ENTITIES(pa) if column.name == "entities" else None)
-        offsets = np.concatenate(([0], np.cumsum([len(one) for one in values]))).astype(np.int32)
-        flat = np.concatenate(values)
-        if column.name == "sparse_indices":
-            flat = flat.astype(np.int32)
-        inner = _vectors(pa, flat) if flat.ndim == 2 else pa.array(flat)
-        return pa.ListArray.from_arrays(pa.array(offsets), inner)
 
 
 class _JsonLines:
@@ -314,17 +302,6 @@ def misfit(row: Row, kinds: Mapping[str, str]) -> str | None:
 
 
 _KINDS: Mapping[str, set[type]] = {"int64": {int}, "float64": {int, float}, "bool_": {bool}}
-
-
-def _vectors(pa: Any, matrix: Any) -> Any:
-    """[rows, width] as fixed-size lists, without a copy; bit patterns of small floats stay integers."""
-    flat = pa.array(np.ascontiguousarray(matrix).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, max(matrix.shape[1], 1))
-
-
-def _ENTITIES(pa: Any) -> Any:  # noqa: N802
-    fields = {"label": pa.string(), "score": pa.float32(), "start": pa.int32(), "end": pa.int32(), "text": pa.string()}
-    return pa.list_(pa.struct(list(fields.items())))
 
 
 def _as_cell(value: object) -> str | None:

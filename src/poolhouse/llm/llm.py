@@ -54,7 +54,7 @@ from poolhouse.plans.scoring import ScoreOptions
 from poolhouse.plans.sparse import SparseOptions
 from poolhouse.plugins import PluginPrompt
 from poolhouse.settings import Settings
-from poolhouse.tasks import Task
+from poolhouse.tasks import SparseHead, Task
 from poolhouse.vectors.entities import parse_strategy
 from poolhouse.vectors.precision import Codes, parse_precision, quantize
 from poolhouse.vectors.token_embeddings import TokenEmbeddings
@@ -92,7 +92,7 @@ class LLM:
     def engine(self) -> OfflineEngine:
         """What answers; of a copy, opened when it is first asked for."""
         if self._engine is None:
-            self._engine = _engine_of_copies(self._key, self.settings)
+            self._engine = shared_engine(self._key, self.settings)
         return self._engine
 
     def __getstate__(self) -> dict[str, object]:
@@ -643,14 +643,14 @@ def _window(head: SparseHead) -> int:
     return max(1, min(_MAX_PROMPTS, _MAX_NUMBERS // width))
 
 
-# Engines of unpickled or copied LLMs by the key of the original. Kept, because a pool of processes unpickles its function,
-# and an LLM with it, for every piece of work.
+# Engines of unpickled or copied LLMs by the key of the original, and of `poolhouse.batch` by its options. Kept, because a
+# pool of processes unpickles its function, and an LLM with it, for every piece of work.
 _copies: dict[str, OfflineEngine] = {}
 _opening = threading.Lock()
 
 
-def _engine_of_copies(key: str, settings: Settings) -> OfflineEngine:
-    """The engine that the copies of one LLM share in this process; a new one where none is open."""
+def shared_engine(key: str, settings: Settings) -> OfflineEngine:
+    """The engine of this process that all with this key share, such as copies of one LLM; a new one where none is open."""
     with _opening:
         engine = _copies.get(key)
         if engine is None or not engine.alive:
