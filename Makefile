@@ -59,5 +59,5 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.torch pyproject.toml hatch_build.py $(KERNELS)
-	$(PIP) install -c constraints.txt -e '.[test,clients,lint]'
+	$(PIP) install -c constraints.txt -e '.[test,clients,deploy,lint]'
 	touch $@
