@@ -10,6 +10,9 @@ import httpx
 import promql_parser as promql
 import pytest
 import yaml
+from grafana_foundation_sdk.cog import plugins
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.checkpoints import save_checkpoint
@@ -131,6 +134,30 @@ def test_the_variables_are_filled_from_what_a_server_counts(exposed: Exposed) ->
         for word in target["expr"].split('=~"$')[1:]
     }
     assert used == names - {"datasource"}
+
+
+def read_by_grafana(board: dict[str, Any]) -> dict[str, Any]:
+    """What is left of a dashboard that Grafana's own classes have read."""
+    plugins.register_default_plugins()
+    left: dict[str, Any] = json.loads(JSONEncoder().encode(Dashboard.from_json(board)))
+    return left
+
+
+def lost(given: Any, left: Any, place: str = "") -> list[str]:
+    """Where something is missing or different."""
+    if isinstance(given, dict) and isinstance(left, dict):
+        return [found for name in given for found in lost(given[name], left.get(name, ...), f"{place}/{name}")]
+    if isinstance(given, list) and isinstance(left, list) and len(given) == len(left):
+        return [found for n, pair in enumerate(zip(given, left, strict=True)) for found in lost(*pair, f"{place}/{n}")]
+    return [] if given == left else [place]
+
+
+def test_grafana_knows_every_field() -> None:
+    board = dashboard()
+    assert lost(board, read_by_grafana(board)) == []
+    board["panels"][1]["fieldConfig"]["defaults"]["units"] = "s"
+    board["refreshh"] = "30s"
+    assert lost(board, read_by_grafana(board)) == ["/panels/1/fieldConfig/defaults/units", "/refreshh"]
 
 
 def test_panels_have_a_place_of_their_own_and_are_explained() -> None:
