@@ -60,7 +60,11 @@ def _kubectl(words: list[str]) -> None:
         entries = {word.split("=")[1] for word in words if word.startswith("--from-file")}
         assert entries == {settings["key"], settings["metricsKey"]}
     else:
-        assert words[0] in ("rollout", "port-forward")
+        assert words[0] in ("rollout", "port-forward", "apply", "wait")
+    files = [word for flag, word in pairwise(words) if flag == "-f"]
+    assert all((ROOT / file).is_file() for file in files)
+    job = yaml.safe_load((DEPLOY / "job.yaml").read_text())["metadata"]["name"]
+    assert set(re.findall(r"\bjob/(\S+)", " ".join(words))) <= {job}
 
 
 # Programs that need a cluster, or a registry of images.
