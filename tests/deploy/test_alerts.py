@@ -1,4 +1,4 @@
-"""The alerts, by Prometheus' own tool: they can be read, and fire when they should. `.ci/run` fetches it."""
+"""The alerts, by Prometheus' own tool: they can be read, and fire when they should. `.ci/promtool` fetches it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALERTS = CHART / "files" / "alerts.yaml"
 TESTS = Path(__file__).parent / "alerts_test.yaml"
 PROMTOOL = shutil.which("promtool") or shutil.which("promtool", path=str(Path(sys.executable).parent))
 
-with_promtool = pytest.mark.skipif(PROMTOOL is None, reason="needs promtool, of Debian's package prometheus")
+with_promtool = pytest.mark.skipif(PROMTOOL is None, reason="needs promtool, which .ci/promtool fetches")
 
 
 def promtool(*words: str | Path) -> subprocess.CompletedProcess[str]:
