@@ -14,7 +14,7 @@ import yaml
 from poolhouse.cli.sources import gather
 from poolhouse.settings import known_options
 from tests.deploy.rendered import CHART, DEPLOY, config_of, render
-from tests.docs.pages import PAGES, Block, blocks, commands
+from tests.docs.pages import OF_CLUSTERS, PAGES, Block, blocks, commands
 
 ROOT = DEPLOY.parent
 PAGE = "docs/deploy.md"
@@ -67,8 +67,7 @@ def _kubectl(words: list[str]) -> None:
     assert set(re.findall(r"\bjob/(\S+)", " ".join(words))) <= {job}
 
 
-# Programs that need a cluster, or a registry of images.
-OF_CLUSTERS: dict[str, Callable[[list[str]], None]] = {"docker": _docker, "helm": _helm, "kubectl": _kubectl}
+_CHECKS: dict[str, Callable[[list[str]], None]] = {"docker": _docker, "helm": _helm, "kubectl": _kubectl}
 
 
 def lines_of(block: Block) -> list[list[str]]:
@@ -80,7 +79,7 @@ def test_commands_name_what_is_there(page: str) -> None:
     for block in blocks(page):
         for program, *words in lines_of(block):
             if program in OF_CLUSTERS:
-                OF_CLUSTERS[program](words)
+                _CHECKS[program](words)
 
 
 def test_the_values_of_the_page_fit_the_chart(tmp_path: Path) -> None:

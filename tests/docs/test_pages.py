@@ -29,9 +29,8 @@ from poolhouse import LLM
 from poolhouse.cli import process
 from poolhouse.server.process import run as server_process
 from tests.cli.in_process import Run, said
-from tests.deploy.test_documents import OF_CLUSTERS
 from tests.docs.checkpoints import lay_out
-from tests.docs.pages import PAGES, ROOT, Block, blocks, commands
+from tests.docs.pages import OF_CLUSTERS, PAGES, ROOT, Block, blocks, commands
 from tests.docs.shown import compare, parse, printed
 from tests.server.documented import Document
 from tests.server.running import Running, served
