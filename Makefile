@@ -64,7 +64,7 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.torch pyproject.toml hatch_build.py $(KERNELS)
-	$(PIP) install -c constraints.txt -e '.[test,clients,lint]'
+	$(PIP) install -c constraints.txt -e '.[test,clients,deploy,lint]'
 	$(BIN)/poolhouse download demo
 	touch $@
 

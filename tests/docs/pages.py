@@ -14,6 +14,8 @@ from textwrap import dedent
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+# Programs whose commands `tests/deploy/test_documents.py` holds against the files of deploy/.
+OF_CLUSTERS = ("docker", "helm", "kubectl")
 
 _BLOCK = re.compile(
     r"(?:<!-- (?P<mark>not run|from): (?P<value>[^>]*) -->\n\s*)?"
