@@ -54,7 +54,7 @@ INSIDE = {
         ["routing"],
         ["call"],
         ["engines"],
-        ["telemetry", "wire"],
+        ["page", "telemetry", "wire"],
         ["security"],
     ],
 }

@@ -87,6 +87,8 @@ _MODEL = {
     "tasks?": [str],
     "modalities?": [str],
     "prompts?": list,
+    "labels?": list,
+    "sparse?": (str, None),
     "limits?": dict,
 }
 _COHERE_MODEL = {

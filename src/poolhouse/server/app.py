@@ -5,6 +5,7 @@ A request goes through these, from the outside to the inside, and its reply back
     Addressed        where the application is mounted, one path for each probe
     RequestObserver  the id; log, metrics and traces
     Heads            HEAD as GET without the body
+    Page             the page for browsers, which needs no key
     security         limits on URL and headers, CORS, keys
     Dispatch         the route of the path; reads the body, checks its fields
     Route.answer     a function of a dialect: Call.use, Call.answers, Call.write
@@ -23,6 +24,7 @@ from poolhouse.engine.interface import PoolingEngine
 from poolhouse.server import openapi, security
 from poolhouse.server.dialects import DIALECTS
 from poolhouse.server.engines import Engines, with_adapters
+from poolhouse.server.page import Page
 from poolhouse.server.routing import Addressed, Dialect, Dispatch, Heads
 from poolhouse.server.telemetry import tracing
 from poolhouse.server.telemetry.logs import RequestLog
@@ -55,8 +57,9 @@ def create_app(
     pages = () if settings.disable_fastapi_docs else (openapi.dialect(dialects, settings),)
     dispatch = Dispatch(Starlette(lifespan=lifespan), (*dialects, *pages), served, answering)
     guarded = security.guarded(dispatch, settings)
+    shown = Page(guarded) if settings.page else guarded
     listeners: list[Listener] = [served.metrics, *([] if traces is None else [traces]), RequestLog(settings)]
-    return Addressed(RequestObserver(Heads(guarded), listeners), settings.root_path)
+    return Addressed(RequestObserver(Heads(shown), listeners), settings.root_path)
 
 
 def _queue(served: Engines, engine: PoolingEngine) -> Queue:

@@ -105,6 +105,8 @@ def about(engines: Engines, name: str) -> dict[str, object]:
         "tasks": list(engine.facts.tasks),
         "modalities": ["text", "image"] if engine.facts.pictures else ["text"],
         "prompts": sorted(engine.facts.prompts),
+        "labels": [engine.facts.label_names[index] for index in sorted(engine.facts.label_names)],
+        "sparse": None if engine.facts.sparse is None else engine.facts.sparse.unit,
         "limits": {
             "max_client_batch_size": settings.max_client_batch_size,
             "max_queued_prompts": settings.max_queued_prompts,
@@ -172,6 +174,8 @@ class Model(TypedDict):
     tasks: list[Task]
     modalities: list[Literal["text", "image"]]
     prompts: list[str]
+    labels: list[str]
+    sparse: Literal["token", "vocabulary", "feature"] | None
     limits: Limits
     permission: list[object]
 

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.errors import PoolhouseError
 from poolhouse.server.app import create_app
+from poolhouse.server.page import Page
 from poolhouse.server.process.connections import Edge
 from poolhouse.server.routing import Addressed
 from poolhouse.server.security import api_keys, is_probe
@@ -40,15 +41,16 @@ class Loading:
     load: builds the application. application: None until it takes requests.
     """
 
-    def __init__(self, load: Callable[[], ASGIApp], shape: Shape) -> None:
+    def __init__(self, load: Callable[[], ASGIApp], settings: ServerSettings) -> None:
         self.load = load
-        self.shape: Shape = shape
+        self.settings = settings
+        self.shape: Shape = SHAPES[settings.error_format]
         self.application: ASGIApp | None = None
         self.thread: threading.Thread | None = None
         self._loading: Future[ASGIApp] | None = None
         self._lock = threading.Lock()
         # Replies show the id of their request; a line in the log for each probe would be too much.
-        self._unloaded = RequestObserver(self._answer)
+        self._unloaded = RequestObserver(Page(self._answer) if settings.page else self._answer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -105,11 +107,11 @@ class Starting(Loading):
     def __init__(
         self,
         load: Callable[[], ASGIApp],
-        shape: Shape,
+        settings: ServerSettings,
         ready: Callable[[], None],
         failed: Callable[[BaseException], None],
     ) -> None:
-        super().__init__(load, shape)
+        super().__init__(load, settings)
         self.ready = ready
         self.failed = failed
 
@@ -155,9 +157,8 @@ class Hosted(Loading):
     """
 
     def __init__(self, open_engines: Callable[[], Sequence[PoolingEngine]], settings: ServerSettings) -> None:
-        super().__init__(self._build, SHAPES[settings.error_format])
+        super().__init__(self._build, settings)
         self.open_engines = open_engines
-        self.settings = settings
 
     def __reduce__(self) -> tuple[type[Hosted], tuple[Callable[[], Sequence[PoolingEngine]], ServerSettings]]:
         return Hosted, (self.open_engines, self.settings)
