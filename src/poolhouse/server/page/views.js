@@ -184,11 +184,13 @@ const words = {
     const documents = await tokenVectors(calls, [...values.texts], "document", values);
     return { query: query.data[0], documents: documents.data };
   },
-  draw({ query, documents }, values) {
+  draw({ query, documents }, values, model) {
+    // Of models that are for one vector per text, scores of token vectors are means.
+    const mean = does(model, "embed") ? query.data.length : 1;
     const asked = names(values.query, query.tokens);
     const answered = documents.map((item, index) => {
       const matrix = products(query.data, item.data);
-      return { item, index, matrix, score: maxSim(matrix), named: names(values.texts[index], item.tokens) };
+      return { item, index, matrix, score: maxSim(matrix) / mean, named: names(values.texts[index], item.tokens) };
     }).sort((a, b) => b.score - a.score);
     const shown = answered.flatMap(({ matrix, item }) => best(matrix, -1).filter((_, row) => item.tokens.spans[row][1] > 0));
     const colors = scale(shown);
@@ -209,7 +211,8 @@ const words = {
         answered.flatMap(({ index, matrix, named }) => best(matrix, row).map((value, at) => [String(index + 1), named[at].name, number(value, 3)])))));
     };
     draw(-1);
-    return [picker("Tokens of the query", asked, draw), colors.legend(), below, list, whole];
+    return [picker("Tokens of the query", asked, draw), colors.legend(), below,
+      h("p", { class: "hint", text: `A score is the ${mean > 1 ? "mean" : "sum"} of the best product of each token of the query.` }), list, whole];
   },
 };
 
@@ -274,14 +277,15 @@ function patches(picture, { grid: [rows, columns] }, below) {
     const column = Math.min(Math.floor(columns * event.offsetX / veil.clientWidth), columns - 1);
     below.replaceChildren(h("b", { class: "number", text: number(values[row * columns + column], 3) }), ` line ${row + 1}, column ${column + 1} of ${rows} × ${columns}`);
   });
-  const shown = folded("The strongest patches, as a table", () => table("Strongest patches", ["line", "column", "product"], strongest()));
+  const listed = () => table(`Strongest patches of ${picture.name}`, ["line", "column", "product"], strongest());
+  const shown = folded("The strongest patches, as a table", listed);
   return {
     element, table: shown,
     light(next, colors) {
       values = next;
       strongest = () => values.map((value, at) => ({ value, at })).sort((a, b) => b.value - a.value).slice(0, 12)
         .map(({ value, at }) => [String(Math.floor(at / columns) + 1), String(at % columns + 1), number(value, 3)]);
-      if (shown.open) shown.lastChild.replaceWith(table("Strongest patches", ["line", "column", "product"], strongest()));
+      if (shown.childElementCount > 1) shown.lastChild.replaceWith(listed());
       const context = veil.getContext("2d");
       const image = context.createImageData(columns, rows);
       values.forEach((value, at) => image.data.set([9, 40, 46, Math.round(225 * (1 - colors.share(value) ** 1.5))], 4 * at));
