@@ -9,7 +9,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 KERNELS := $(wildcard src/poolhouse/kernels/*.cpp src/poolhouse/kernels/*.h) src/poolhouse/kernels/build.py
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo quick check test lint types slow docs bench clean
+.PHONY: demo quick check test test-browser lint types slow docs bench clean
 
 # Search a small corpus from Python and over HTTP.
 demo: .venv/.demo
@@ -25,6 +25,14 @@ check: lint types quick
 # All tests, with coverage.
 test: .venv/.test
 	$(PYTEST) -n auto --maxprocesses 8 --dist loadfile --cov --cov-report=term
+
+# The page in a real browser: CHROMIUM names one that is not on the path.
+CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
+test-browser:
+	@test -n "$(CHROMIUM)" || { echo "There is no browser: apt-get install chromium, or make test-browser CHROMIUM=/path/to/chrome."; exit 1; }
+	@command -v curl > /dev/null || { echo "There is no curl, which the page's examples use: apt-get install curl."; exit 1; }
+	@$(MAKE) --no-print-directory .venv/.browser
+	$(PYTEST) -q tests/browser --browser $(CHROMIUM)
 
 lint: .venv/.test
 	$(BIN)/ruff check .
@@ -62,4 +70,8 @@ clean:
 .venv/.test: .venv/.torch pyproject.toml hatch_build.py $(KERNELS)
 	$(PIP) install -c constraints.txt -e '.[test,clients,lint]'
 	$(BIN)/poolhouse download demo
+	touch $@
+
+.venv/.browser: .venv/.test
+	$(PIP) install -c constraints.txt -e '.[browser]'
 	touch $@
