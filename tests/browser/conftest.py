@@ -22,10 +22,26 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if config.getoption("--browser") else True
 
 
-MODELS = ("MiniLM", "classifier", "reranker", "ner", "splade", "colbert", "colqwen3", "bge-m3", "with-prompts")
+MODELS = (
+    "all-MiniLM-L6-v2",
+    "classifier",
+    "reranker",
+    "ner",
+    "splade",
+    "colbert",
+    "colqwen3",
+    "bge-m3",
+    "with-prompts",
+)
 # Tasks with a model that can do them.
 TASKS = [
-    *(("similarity", "MiniLM"), ("rerank", "MiniLM"), ("words", "MiniLM"), ("map", "MiniLM"), ("server", "MiniLM")),
+    *(
+        ("similarity", "all-MiniLM-L6-v2"),
+        ("rerank", "all-MiniLM-L6-v2"),
+        ("words", "all-MiniLM-L6-v2"),
+        ("map", "all-MiniLM-L6-v2"),
+        ("server", "all-MiniLM-L6-v2"),
+    ),
     *(
         ("labels", "classifier"),
         ("rerank", "reranker"),
@@ -55,7 +71,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of models of every kind."""
     home = tmp_path_factory.mktemp("models")
     lay_out(home)
-    (home / "path" / "to" / "MiniLM").symlink_to(home / "path" / "to" / "model")
+    (home / "path" / "to" / "all-MiniLM-L6-v2").symlink_to(home / "path" / "to" / "model")
     words = [f"path/to/{name}" for name in MODELS]
     with served(home, *words, "--served-model-name", *MODELS) as client:
         yield str(client.base_url).rstrip("/")
@@ -94,6 +110,12 @@ class Opened:
         self.page.locator(".calls:not([hidden]), .result .problem").first.wait_for(timeout=60_000)
         self.page.locator(".output:not([aria-busy])").wait_for()
         return self
+
+    def unfold(self, title: str) -> None:
+        """Open the first part of that title; what is in it is made then."""
+        part = self.page.locator("details.folded", has=self.page.get_by_text(title, exact=True)).first
+        part.locator("summary").click()
+        part.locator(":scope > :nth-child(2)").wait_for()
 
     def texts(self, selector: str) -> list[str]:
         """The text of each element, as it is seen."""

@@ -70,7 +70,7 @@ class made_up:
 
 
 def test_the_browser_itself_lets_nothing_go_elsewhere(opened: Opener, url: str) -> None:
-    shown = opened(url).task("similarity", "MiniLM")
+    shown = opened(url).task("similarity", "all-MiniLM-L6-v2")
     shown.allowed = ["Content Security Policy", "violates the following"]
     with socket.create_server(("127.0.0.1", 0)) as elsewhere:
         blocked = shown.page.evaluate(
@@ -184,13 +184,13 @@ def test_it_waits_for_models_that_load(opened: Opener) -> None:
 
 
 def test_errors_are_shown_as_the_server_words_them(opened: Opener, url: str) -> None:
-    shown = opened(url).task("similarity", "MiniLM")
+    shown = opened(url).task("similarity", "all-MiniLM-L6-v2")
     shown.allowed = [f"{REFUSED} 400"]
     long = "word " * 400
     shown.page.get_by_label("Texts", exact=True).fill(f"{long}\nshort")
     shown.page.get_by_label("Cut texts that are too long").uncheck()
     shown.run()
-    body = {"model": "MiniLM", "input": [long.strip(), "short"]}
+    body = {"model": "all-MiniLM-L6-v2", "input": [long.strip(), "short"]}
     expected = httpx.post(f"{url}/v1/embeddings", json=body, trust_env=False).json()["message"]
     assert (shown.texts(".result .problem b"), shown.texts(".result .problem p")) == (["400 Bad Request"], [expected])
     shown.page.get_by_label("Cut texts that are too long").check()
@@ -200,12 +200,21 @@ def test_errors_are_shown_as_the_server_words_them(opened: Opener, url: str) -> 
     assert "cut: it has 402 tokens" in shown.page.inner_text(".cuts")
 
 
-@pytest.mark.parametrize("texts", ["", "   \n\n  ", "one alone"])
-def test_too_few_texts_are_not_sent(opened: Opener, url: str, texts: str) -> None:
-    shown = opened(url).task("similarity", "MiniLM")
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ("", "Give at least 2 texts."),
+        ("   \n\n  ", "Give at least 2 texts."),
+        ("one alone", "Give at least 2 texts."),
+        ("text\n" * 1001, "Here are 1\u202f001 texts; at most 400 can be drawn."),
+    ],
+    ids=["empty", "blank", "one", "many"],
+)
+def test_what_cannot_be_drawn_is_not_sent(opened: Opener, url: str, texts: str, words: str) -> None:
+    shown = opened(url).task("similarity", "all-MiniLM-L6-v2")
     shown.page.get_by_label("Texts", exact=True).fill(texts)
     shown.run()
-    assert shown.texts(".result .problem p") == ["Give at least 2 texts."]
+    assert shown.texts(".result .problem p") == [words]
     assert not [one for one in shown.asked if one.method == "POST"]
 
 
@@ -232,7 +241,7 @@ def test_a_server_that_is_gone_is_an_error_and_not_a_hang(opened: Opener) -> Non
 
 
 def test_a_hundred_texts_and_long_ones(opened: Opener, url: str) -> None:
-    shown = opened(url).task("similarity", "MiniLM")
+    shown = opened(url).task("similarity", "all-MiniLM-L6-v2")
     texts = [f"text {number} " + "long " * (200 if number % 10 == 0 else number % 7) for number in range(100)]
     shown.page.get_by_label("Texts", exact=True).fill("\n".join(texts))
     assert shown.page.locator(".amount").inner_text() == "100 texts"
@@ -246,7 +255,7 @@ def test_a_hundred_texts_and_long_ones(opened: Opener, url: str) -> None:
 
 
 def test_texts_may_have_lines_where_blank_lines_divide_them(opened: Opener, url: str) -> None:
-    shown = opened(url).task("similarity", "MiniLM")
+    shown = opened(url).task("similarity", "all-MiniLM-L6-v2")
     shown.page.get_by_label("Texts", exact=True).fill("a\nb\r\n\n  \n\nc\n\n\nd")
     assert shown.page.locator(".amount").inner_text() == "4 texts"
     shown.page.get_by_label("Texts: what divides them").select_option("blank")
@@ -257,7 +266,7 @@ def test_texts_may_have_lines_where_blank_lines_divide_them(opened: Opener, url:
 
 
 def test_what_is_written_stays_when_the_task_or_the_model_changes(opened: Opener, url: str) -> None:
-    shown = opened(url).task("similarity", "MiniLM")
+    shown = opened(url).task("similarity", "all-MiniLM-L6-v2")
     shown.page.get_by_label("Texts", exact=True).fill("mine\nyours")
     shown.run()
     shown.page.locator("nav a", has_text="Rerank").click()
@@ -268,11 +277,11 @@ def test_what_is_written_stays_when_the_task_or_the_model_changes(opened: Opener
     wait_until(lambda: "splade" in shown.page.title(), "the model")
     assert shown.page.get_by_label("Texts", exact=True).input_value() == "mine\nyours"
     shown.page.go_back()
-    wait_until(lambda: "MiniLM" in shown.page.title(), "the model before")
+    wait_until(lambda: "all-MiniLM-L6-v2" in shown.page.title(), "the model before")
 
 
 def test_everything_is_done_by_keyboard(opened: Opener, url: str) -> None:
-    shown = opened(url).task("similarity", "MiniLM")
+    shown = opened(url).task("similarity", "all-MiniLM-L6-v2")
     keys = shown.page.keyboard
     focused = "document.activeElement.textContent || document.activeElement.id"
     keys.press("Tab")
@@ -301,7 +310,7 @@ def test_everything_is_done_by_keyboard(opened: Opener, url: str) -> None:
 
 
 def test_the_theme_can_be_chosen_and_is_kept(opened: Opener, url: str) -> None:
-    shown = opened(url, color_scheme="dark").task("similarity", "MiniLM")
+    shown = opened(url, color_scheme="dark").task("similarity", "all-MiniLM-L6-v2")
 
     def paper() -> str:
         return str(shown.page.evaluate("getComputedStyle(document.body).backgroundColor"))

@@ -12,10 +12,8 @@ FOLDER = Path(__file__).parent.parent.parent / "docs" / "pictures"
 MOST_BYTES = 150_000
 SIZE = {"width": 1180, "height": 760}
 SHOWN = {
-    "page-similarity": ("similarity", "MiniLM", "light"),
-    "page-words": ("words", "MiniLM", "dark"),
-    "page-rerank": ("rerank", "MiniLM", "light"),
-    "page-map": ("map", "MiniLM", "light"),
+    "page-similarity": ("similarity", "all-MiniLM-L6-v2", "light"),
+    "page-words": ("words", "all-MiniLM-L6-v2", "dark"),
 }
 
 

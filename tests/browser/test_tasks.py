@@ -36,12 +36,14 @@ def given(opened: Any, label: str) -> list[str]:
 
 
 def unit(url: str, texts: list[str]) -> Any:
-    vectors = np.array([item["embedding"] for item in ask(url, "v1/embeddings", model="MiniLM", input=texts)["data"]])
+    vectors = np.array(
+        [item["embedding"] for item in ask(url, "v1/embeddings", model="all-MiniLM-L6-v2", input=texts)["data"]]
+    )
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def test_similarities_are_cosines(opened: Opener, url: str) -> None:
-    shown = opened(url).task("similarity", "MiniLM").run()
+    shown = opened(url).task("similarity", "all-MiniLM-L6-v2").run()
     texts = given(shown, "Texts")
     cosines = unit(url, texts) @ unit(url, texts).T
     cells = np.array([read(text) for text in shown.texts(".heatmap td[data-left]")]).reshape(len(texts), len(texts))
@@ -53,13 +55,13 @@ def test_similarities_are_cosines(opened: Opener, url: str) -> None:
     expected = np.round(10 * (between - between.min()) / np.ptp(between))
     assert np.abs(np.array(steps) - expected).max() <= 1
     assert (min(steps), max(steps)) == (0, 10)
-    tokens = ask(url, "v1/embeddings", model="MiniLM", input=texts)["usage"]["prompt_tokens"]
+    tokens = ask(url, "v1/embeddings", model="all-MiniLM-L6-v2", input=texts)["usage"]["prompt_tokens"]
     assert re.fullmatch(rf"{tokens} tokens · [\d.\u202f]+ ms · nothing cut", shown.page.inner_text(".status"))
 
 
 def test_the_most_alike_are_a_table_too(opened: Opener, url: str) -> None:
-    shown = opened(url).task("similarity", "MiniLM").run()
-    shown.page.get_by_text("The most alike, as a table").click()
+    shown = opened(url).task("similarity", "all-MiniLM-L6-v2").run()
+    shown.unfold("The most alike, as a table")
     values = [read(text) for text in shown.texts(".result .plain td.number")]
     assert len(values) == 8 * 7 / 2
     assert values == sorted(values, reverse=True)
@@ -76,7 +78,9 @@ def sent(shown: Any) -> list[str]:
     return [one.post_data for one in shown.asked if one.method == "POST"]
 
 
-@pytest.mark.parametrize(("model", "mode"), [("MiniLM", ""), ("MiniLM", "colbert"), ("reranker", "")])
+@pytest.mark.parametrize(
+    ("model", "mode"), [("all-MiniLM-L6-v2", ""), ("all-MiniLM-L6-v2", "colbert"), ("reranker", "")]
+)
 def test_documents_are_ranked_by_their_scores(opened: Opener, url: str, model: str, mode: str) -> None:
     shown = opened(url).task("rerank", model)
     if mode:
@@ -96,7 +100,7 @@ def test_documents_are_ranked_by_their_scores(opened: Opener, url: str, model: s
     assert shown.texts(".ranked .note") == [f"given as {index + 1}" for index in order]
 
 
-@pytest.mark.parametrize(("model", "mode"), [("colbert", None), ("MiniLM", "colbert")])
+@pytest.mark.parametrize(("model", "mode"), [("colbert", None), ("all-MiniLM-L6-v2", "colbert")])
 def test_words_are_coloured_and_add_up_to_the_score(opened: Opener, url: str, model: str, mode: str | None) -> None:
     shown = opened(url).task("words", model).run()
     (query,), documents = given(shown, "Query"), given(shown, "Documents")
@@ -118,7 +122,7 @@ def test_words_are_coloured_and_add_up_to_the_score(opened: Opener, url: str, mo
 
 def test_words_of_every_script_stay_whole(opened: Opener, url: str) -> None:
     texts = ["naïve 🙂🙃 café", "潮はなぜ満ちるのか。", "لماذا يحدث المد والجزر؟", "👩‍👩‍👧 family", "a\u0301 combined"]
-    shown = opened(url).task("words", "MiniLM")
+    shown = opened(url).task("words", "all-MiniLM-L6-v2")
     shown.page.get_by_label("Documents", exact=True).fill("\n".join(texts))
     shown.run()
     assert sorted(shown.page.locator(".colored").all_text_contents()) == sorted(texts)
@@ -183,7 +187,7 @@ def test_pages_are_ranked_and_lit_by_the_query(opened: Opener, url: str, tmp_pat
     values = [read(text) for text in shown.texts(".pages .score .number")]
     assert np.abs(np.array(values) - [item["relevance_score"] for item in ranked]).max() < 0.0051
     # The veil is thinnest over the patch with the largest product, which the table names.
-    shown.page.get_by_text("The strongest patches, as a table").first.click()
+    shown.unfold("The strongest patches, as a table")
     line, column = (
         int(read(text))
         for text in shown.page.locator(".pages .plain tbody tr").first.locator("th, td").all_text_contents()[:2]
@@ -200,13 +204,13 @@ def test_pages_are_ranked_and_lit_by_the_query(opened: Opener, url: str, tmp_pat
 
 
 def test_places_on_the_map_are_principal_components(opened: Opener, url: str) -> None:
-    shown = opened(url).task("map", "MiniLM").run()
+    shown = opened(url).task("map", "all-MiniLM-L6-v2").run()
     texts = given(shown, "Texts")
     centred = unit(url, texts) - unit(url, texts).mean(0)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
     expected = left[:, :2] * values[:2]
     expected = (expected - expected.min(0)) / np.ptp(expected, axis=0)
-    shown.page.get_by_text("The places, as a table").click()
+    shown.unfold("The places, as a table")
     got = np.array([read(text) for text in shown.texts(".plain td.number")]).reshape(-1, 2)
     for axis in range(2):
         column = got[:, axis]
@@ -216,18 +220,18 @@ def test_places_on_the_map_are_principal_components(opened: Opener, url: str) ->
 
 
 def test_the_server_view_counts_what_is_done(opened: Opener, url: str) -> None:
-    shown = opened(url).task("server", "MiniLM")
+    shown = opened(url).task("server", "all-MiniLM-L6-v2")
     assert shown.texts(".server tbody th") == shown.texts("#model option")
     # Two readings are a rate.
     wait_until(lambda: shown.texts(".card .large")[0] != "–", "a rate")
-    ask(url, "v1/embeddings", model="MiniLM", input=["word " * 100] * 8)
+    ask(url, "v1/embeddings", model="all-MiniLM-L6-v2", input=["word " * 100] * 8)
     wait_until(lambda: int(re.sub(r"\D", "", shown.texts(".card .large")[0])) > 0, "tokens")
 
 
 def test_models_show_the_tasks_that_they_can_do(opened: Opener, url: str) -> None:
     shown = opened(url)
     expected = {
-        "MiniLM": ["Similarity", "Rerank", "Words", "Map"],
+        "all-MiniLM-L6-v2": ["Similarity", "Rerank", "Words", "Map"],
         "classifier": ["Labels"],
         "reranker": ["Rerank"],
         "ner": ["Entities"],
@@ -247,7 +251,9 @@ LANGUAGES = ("curl", "Python", "JavaScript")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize(("task", "model"), [("similarity", "MiniLM"), ("words", "colbert"), ("rerank", "MiniLM")])
+@pytest.mark.parametrize(
+    ("task", "model"), [("similarity", "all-MiniLM-L6-v2"), ("words", "colbert"), ("rerank", "all-MiniLM-L6-v2")]
+)
 def test_the_calls_shown_are_programs_that_get_the_same(
     opened: Opener, url: str, language: str, task: str, model: str, tmp_path: Path
 ) -> None:

@@ -44,7 +44,9 @@ export function bars(items, { least = 0, most = 1, digits = 3, ranked = false } 
 
 /** The ends of a scale of bars: from 0, or below it, to 1, or the largest. */
 export function ends(values) {
-  const most = Math.max(...values, 0), least = Math.min(...values, 0);
+  // Not by the arguments of a call, which may be too many.
+  const most = values.reduce((top, value) => Math.max(top, value), 0);
+  const least = values.reduce((low, value) => Math.min(low, value), 0);
   return { least, most: most > 0 ? most : least < 0 ? 0 : 1 };
 }
 

@@ -13,9 +13,9 @@ const readsTokens = (model) => does(model, "token_embed");
 /** A problem with the fields that the page can tell itself. */
 export class Missing extends Error {}
 
-function needed(list, least, what) {
+function needed(list, least, what, most = Infinity) {
   if (list.length < least) throw new Missing(least === 1 ? `Give ${what} first.` : `Give at least ${least} ${what}.`);
-  return list;
+  if (list.length > most) throw new Missing(`Here are ${count(list.length)} ${what}; at most ${count(most)} can be drawn.`);
 }
 
 const cutField = () => flag({ label: "Cut texts that are too long", value: true });
@@ -42,7 +42,7 @@ const similarity = {
   can: (model) => does(model, "embed"),
   fields: (model) => ({ texts: texts({ label: "Texts", value: examples.ALIKE }), ...readAs(model), cut: cutField() }),
   async run(values, model, calls) {
-    needed(values.texts, 2, "texts");
+    needed(values.texts, 2, "texts", 400);
     const reply = await calls.post("v1/embeddings", { input: [...values.texts], ...reading(values), ...cutting(values) });
     return { items: reply.data, unit: reply.data.map(({ embedding }) => unit(embedding)) };
   },
@@ -94,7 +94,7 @@ const map = {
   can: (model) => does(model, "embed"),
   fields: (model) => ({ texts: texts({ label: "Texts", value: examples.TOPICS, rows: 14 }), ...readAs(model), cut: cutField() }),
   async run(values, model, calls) {
-    needed(values.texts, 3, "texts");
+    needed(values.texts, 3, "texts", 2000);
     const reply = await calls.post("v1/embeddings", { input: [...values.texts], ...reading(values), ...cutting(values) });
     const vectors = reply.data.map(({ embedding }) => unit(embedding));
     return { items: reply.data, vectors, ...axes(vectors) };
@@ -374,7 +374,7 @@ const sparse = {
   draw(items, { texts: given }) {
     const seenIn = new Map();
     for (const { data } of items) for (const { token_id } of data) seenIn.set(token_id, (seenIn.get(token_id) ?? 0) + 1);
-    const most = Math.max(...items.flatMap(({ data }) => data.map(({ weight }) => weight)), 0) || 1;
+    const { most } = ends(items.flatMap(({ data }) => data.map(({ weight }) => weight)));
     return [h("ul", { class: "documents columns" }, items.map((item, index) => {
       const all = [...item.data].sort((a, b) => b.weight - a.weight).map(({ token, token_id, weight }) => ({
         value: weight, label: token ?? `#${token_id}`, class: seenIn.get(token_id) > 1 ? "shared" : null,
