@@ -9,7 +9,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 KERNELS := $(wildcard src/poolhouse/kernels/*.cpp src/poolhouse/kernels/*.h) src/poolhouse/kernels/build.py
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo quick check test test-scale lint types slow docs bench clean
+.PHONY: demo quick check test test-browser test-scale lint types slow docs bench clean
 
 # Search a small corpus from Python and over HTTP.
 demo: .venv/.demo
@@ -29,6 +29,14 @@ test: .venv/.test
 # The recipes of docs/scale.md under Ray, Spark, Daft and Dask, and the loaders of databases. Spark needs Java.
 test-scale: .venv/.scale
 	HF_HUB_OFFLINE=1 .venv/scale/bin/python -m pytest -q tests/scale
+
+# The page in a real browser: CHROMIUM names one that is not on the path.
+CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
+test-browser:
+	@test -n "$(CHROMIUM)" || { echo "There is no browser: apt-get install chromium, or make test-browser CHROMIUM=/path/to/chrome."; exit 1; }
+	@command -v curl > /dev/null || { echo "There is no curl, which the page's examples use: apt-get install curl."; exit 1; }
+	@$(MAKE) --no-print-directory .venv/.browser
+	$(PYTEST) -q tests/browser --browser $(CHROMIUM)
 
 lint: .venv/.test
 	$(BIN)/ruff check .
@@ -74,4 +82,8 @@ clean:
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > \
 		"$$(.venv/scale/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
 	.venv/scale/bin/pip --disable-pip-version-check --quiet install -c constraints.txt 'poolhouse[scale]'
+	touch $@
+
+.venv/.browser: .venv/.test
+	$(PIP) install -c constraints.txt -e '.[browser]'
 	touch $@

@@ -45,6 +45,8 @@ _cases: Counter[str] = Counter()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-slow", action="store_true", help="write the tests that took long into tests/slow.txt")
+    parser.addoption("--browser", help="a Chromium, which tests/browser opens; without it they are left out")
+    parser.addoption("--write-pictures", action="store_true", help="write the pictures of the page into docs/pictures")
     parser.addoption("--write-models-table", action="store_true", help="write the measured parity into docs/models.md")
 
 

@@ -58,7 +58,7 @@ INSIDE = {
         ["batches"],
         ["on_demand"],
         ["models_dir", "served"],
-        ["telemetry", "wire"],
+        ["page", "telemetry", "wire"],
         ["security"],
     ],
 }

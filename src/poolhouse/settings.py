@@ -369,6 +369,7 @@ class ServerSettings(BaseModel):
     allow_credentials: bool = option("Security", False, "Whether CORS allows credentials.")
     trust_request_chat_template: bool = option("Security", False, "Take chat templates from requests.")
     disable_fastapi_docs: bool = option("Security", False, "No /docs and no /openapi.json.")
+    page: bool = option("Security", True, "The page that browsers get at /, which tries each task.")
 
     log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = option(
         "Observability", "info", "Level of the server's own log."

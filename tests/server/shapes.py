@@ -91,6 +91,8 @@ _MODEL = {
     **dict.fromkeys(("reason?", "expires?"), None),
     **dict.fromkeys(("weight_bytes?", "memory_bytes?"), int),
     "last_used?": {"<time>"},
+    "labels?": list,
+    "sparse?": (str, None),
     "limits?": dict,
 }
 _COHERE_MODEL = {

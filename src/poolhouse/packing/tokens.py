@@ -41,7 +41,8 @@ class Picture:
     grid: rows and columns of its patches, before the tower merges any; None for tiles of one size.
     ids: [tokens], what its one placeholder becomes, marks around it included.
     filled: [tokens], which of these are replaced by the tower's rows, in order; there are as many rows.
-    extent: rows and columns of merged patches, which positions of three axes count; None for plain positions.
+    extent: rows and columns of the cells of the picture that its rows stand for, line by line; None where these are no grid.
+    Positions of three axes count them.
     more: what the tower of a transformers model reads beside pixels, by the name of its argument; arrays whose first
     dimension goes over pictures or tiles.
     """
@@ -67,6 +68,11 @@ class Picture:
     def patches(self) -> int:
         """Rows that the tower runs over; of tiles, which say no patches, those that it gives."""
         return self.rows if self.grid is None else self.grid[0] * self.grid[1]
+
+    @property
+    def answered(self) -> Picture:
+        """Where it stands in a prompt, without what a tower reads."""
+        return Picture(self.pixels[:0].copy(), self.ids, self.filled, self.grid, self.extent)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,5 +127,8 @@ class Tokens:
 
     @property
     def answered(self) -> Tokens:
-        """The tokens as an answer keeps them: which are pictures', and no more, so that the memory of these goes."""
-        return self if self.pictures is None else replace(self, pictures=Pictures((), self.pictures.filled))
+        """The tokens as an answer keeps them: where pictures stand, and no more, so that the memory of these goes."""
+        if self.pictures is None:
+            return self
+        shown = tuple(picture.answered for picture in self.pictures.pictures)
+        return replace(self, pictures=Pictures(shown, self.pictures.filled))

@@ -5,6 +5,7 @@ A request goes through these, from the outside to the inside, and its reply back
     Addressed        where the application is mounted, one path for each probe
     RequestObserver  the id; log, metrics and traces
     Heads            HEAD as GET without the body
+    Page             the page for browsers, which needs no key
     security         limits on URL and headers, CORS, keys
     Dispatch         the route of the path; reads the body, checks its fields
     Route.answer     a function of a dialect: Call.use, Call.answers, Call.write
@@ -27,6 +28,7 @@ from poolhouse.server.batches.store import Store
 from poolhouse.server.dialects import DIALECTS, batches
 from poolhouse.server.engines import Engines, with_adapters
 from poolhouse.server.on_demand import OnDemand
+from poolhouse.server.page import Page
 from poolhouse.server.routing import Addressed, Dialect, Dispatch, Heads
 from poolhouse.server.served import Served
 from poolhouse.server.telemetry import tracing
@@ -75,8 +77,9 @@ def create_app(
     if store is not None:
         store.app = RequestObserver(dispatch)
     guarded = security.guarded(dispatch, settings)
+    shown = Page(guarded) if settings.page else guarded
     listeners: list[Listener] = [served.metrics, *([] if traces is None else [traces]), RequestLog(settings)]
-    return Addressed(RequestObserver(Heads(guarded), listeners), settings.root_path)
+    return Addressed(RequestObserver(Heads(shown), listeners), settings.root_path)
 
 
 def requester(engines: Sequence[PoolingEngine], settings: ServerSettings) -> Requester:

@@ -106,6 +106,8 @@ def about(engines: Engines, one: Listed) -> dict[str, object]:
         "tasks": [] if facts is None else list(facts.tasks),
         "modalities": ["text", "image"] if facts is not None and facts.pictures else ["text"],
         "prompts": [] if facts is None else sorted(facts.prompts),
+        "labels": [] if facts is None else [facts.label_names[index] for index in sorted(facts.label_names)],
+        "sparse": None if facts is None or facts.sparse is None else facts.sparse.unit,
         "state": one.state,
         "reason": one.reason,
         "weight_bytes": one.weight_bytes,
@@ -186,6 +188,8 @@ class Model(TypedDict):
     tasks: list[Task]
     modalities: list[Literal["text", "image"]]
     prompts: list[str]
+    labels: list[str]
+    sparse: Literal["token", "vocabulary", "feature"] | None
     state: State
     reason: str | None
     weight_bytes: int

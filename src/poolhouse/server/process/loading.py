@@ -15,6 +15,7 @@ from poolhouse.errors import PoolhouseError
 from poolhouse.server.app import create_app
 from poolhouse.server.models_dir import ModelsDir
 from poolhouse.server.on_demand import OnDemand
+from poolhouse.server.page import Page
 from poolhouse.server.process.connections import Edge
 from poolhouse.server.routing import Addressed
 from poolhouse.server.security import api_keys, is_probe
@@ -44,15 +45,16 @@ class Loading:
     load: builds the application. application: None until it takes requests.
     """
 
-    def __init__(self, load: Callable[[], ASGIApp], shape: Shape) -> None:
+    def __init__(self, load: Callable[[], ASGIApp], settings: ServerSettings) -> None:
         self.load = load
-        self.shape: Shape = shape
+        self.settings = settings
+        self.shape: Shape = SHAPES[settings.error_format]
         self.application: ASGIApp | None = None
         self.thread: threading.Thread | None = None
         self._loading: Future[ASGIApp] | None = None
         self._lock = threading.Lock()
         # Replies show the id of their request; a line in the log for each probe would be too much.
-        self._unloaded = RequestObserver(self._answer)
+        self._unloaded = RequestObserver(Page(self._answer) if settings.page else self._answer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -109,11 +111,11 @@ class Starting(Loading):
     def __init__(
         self,
         load: Callable[[], ASGIApp],
-        shape: Shape,
+        settings: ServerSettings,
         ready: Callable[[], None],
         failed: Callable[[BaseException], None],
     ) -> None:
-        super().__init__(load, shape)
+        super().__init__(load, settings)
         self.ready = ready
         self.failed = failed
 
@@ -164,9 +166,8 @@ class Hosted(Loading):
         settings: ServerSettings,
         models_dir: ModelsDir | None = None,
     ) -> None:
-        super().__init__(self._build, SHAPES[settings.error_format])
+        super().__init__(self._build, settings)
         self.open_engines = open_engines
-        self.settings = settings
         self.models_dir = models_dir
 
     def __reduce__(self) -> tuple[type[Hosted], tuple[object, ...]]:

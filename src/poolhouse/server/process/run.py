@@ -98,7 +98,7 @@ class _Server(uvicorn.Server):
         self.on_demand: OnDemand | None = None
         self.failure: BaseException | None = None
         shape = SHAPES[settings.error_format]
-        self.starting = Starting(self._load, shape, ready=self._print_address, failed=self.die)
+        self.starting = Starting(self._load, settings, ready=self._print_address, failed=self.die)
         self.stopping = Stopping(self.starting, shape)
         super().__init__(_configured(Addressed(Edge(self.stopping), settings.root_path), settings))
         try:

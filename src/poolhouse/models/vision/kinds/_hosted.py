@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -72,9 +73,13 @@ class FixedPictures:
         defaults = {} if "size" in settings else {"size": {"height": side, "width": side}}
         self._back_end = BackEnd(kind, settings, **defaults)
         self._side, self._tokens, self._filled = side, tokens, tokens == filled
+        rows = int(np.count_nonzero(self._filled))
+        sides = math.isqrt(rows)
+        self._extent = (sides, sides) if sides**2 == rows else None
 
     def __call__(self, image: PILImage, options: Mapping[str, object]) -> Picture:
-        return Picture(squares(self._back_end(image, options)["pixel_values"], self._side), self._tokens, self._filled)
+        pixels = squares(self._back_end(image, options)["pixel_values"], self._side)
+        return Picture(pixels, self._tokens, self._filled, extent=self._extent)
 
 
 def squares(pixels: npt.NDArray[Any], side: int) -> npt.NDArray[np.float32]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, Literal, NotRequired
 
+import numpy as np
 import orjson
 from pydantic import Field, StrictInt, model_validator
 from starlette.responses import Response
@@ -16,7 +18,7 @@ from typing_extensions import TypedDict
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer, pooling_outputs, shown
 from poolhouse.engine.request import Request as EngineRequest
-from poolhouse.errors import ConfigError, EngineError, InvalidRequest
+from poolhouse.errors import ConfigError, EngineError, InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import parse_prompts, role_of
 from poolhouse.outputs import Array, SparseVector
 from poolhouse.params import PoolingParams
@@ -29,7 +31,7 @@ from poolhouse.server.dialects.openai import BYTES, METADATA, LateChunking, List
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire import encoding
 from poolhouse.server.wire.contract import Cut, Matrix, Vector
-from poolhouse.tasks import Task, parse_task
+from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
 from poolhouse.vectors.token_pooling import check_factor, pooled
 
 # The task of /pooling that is none of the engine's.
@@ -56,6 +58,9 @@ class PoolingFields(VectorFields):
     threshold: float | None = Field(None, description="Sparse vectors: leave out entries that weigh less.")
     token_pooling_factor: float | None = Field(
         None, ge=1, description="Of token_embed: about one vector per so many tokens, by clusters; for documents."
+    )
+    return_tokens: bool = Field(
+        False, description="Of token_embed and token_classify: what each row stands for, in `tokens` of an answer."
     )
     step_tag_id: int | None = Field(None, description="Process rewards: the token whose rows are wanted.")
     returned_token_ids: Many[StrictInt] | None = Field(
@@ -88,6 +93,8 @@ async def pooling(call: Call, fields: PoolingFields) -> Response:
     )
     if fields.token_pooling_factor is not None:
         _check_token_pooling(fields, engine)
+    if fields.return_tokens:
+        _check_return_tokens(fields, engine)
     if fields.task == "plugin":
         return await _of_plugin(call, fields, params)
     if fields.task == SPARSE:
@@ -98,6 +105,8 @@ async def pooling(call: Call, fields: PoolingFields) -> Response:
     task = engine.facts.tasks[0] if fields.task is None else parse_task(fields.task, engine.facts.tasks, (SPARSE,))
     requests = fields.requests(call.engines, task, params)
     names = Names("pooling", "pooling", "data")
+    if fields.return_tokens:
+        return await _with_tokens(call, fields, requests, names)
     if fields.token_pooling_factor is None:
         return await reply(call, fields, requests, names)
     how = fields.encoding_of(task, engine)
@@ -115,6 +124,52 @@ def _check_token_pooling(fields: PoolingFields, engine: PoolingEngine) -> None:
     if fields.late_chunking_params is not None:
         raise InvalidRequest("Vectors are pooled by clusters or by chunks, not both.", "token_pooling_factor")
     check_factor(fields.token_pooling_factor, role_of(fields.input_type))
+
+
+def _check_return_tokens(fields: PoolingFields, engine: PoolingEngine) -> None:
+    """Raise InvalidRequest where rows are to be explained, and are none of tokens, or several tokens each."""
+    task = fields.task or engine.facts.tasks[0]
+    of_tokens = fields.tasks is None and task not in ("plugin", SPARSE)
+    if not of_tokens or parse_task(task, engine.facts.tasks) not in TOKEN_TASKS:
+        raise InvalidRequest("return_tokens belongs to the tasks 'token_embed' and 'token_classify'.", "return_tokens")
+    if fields.late_chunking_params is not None or fields.token_pooling_factor is not None:
+        raise InvalidRequest("return_tokens needs a row per token; leave out chunks and clusters.", "return_tokens")
+    if fields.encoding_format not in _IN_JSON:
+        raise InvalidRequest("return_tokens comes as float or base64.", "return_tokens")
+
+
+async def _with_tokens(call: Call, fields: PoolingFields, requests: Sequence[EngineRequest], names: Names) -> Response:
+    """The rows of each input, and what each of them stands for."""
+    engine, task = call.engine, requests[0].task
+    how = fields.encoding_of(task, engine)
+    # Only texts have characters.
+    answers = await call.answers([replace(one, offsets=one.prompt.text is not None) for one in requests])
+    arrays = [shown(answer.array, task, engine.facts.token_weights) for answer in answers]
+    tokens = await asyncio.to_thread(lambda: [_tokens(engine, answer) for answer in answers])
+    more = [{"tokens": of_rows} | _replies.cut(answer) for of_rows, answer in zip(tokens, answers, strict=True)]
+    return await write(call, fields, answers, arrays, names, how, more)
+
+
+def _tokens(engine: PoolingEngine, answer: Answer) -> RowTokens:
+    """What each row of an answer stands for.
+
+    Raises:
+        UnsupportedTask: its rows are not those of its tokens (pooled steps).
+    """
+    tokens = answer.tokens
+    rows = np.arange(len(tokens)) if tokens.kept is None else np.flatnonzero(tokens.kept)
+    if len(rows) != len(answer.array):
+        raise UnsupportedTask("return_tokens needs a row per token, and this model's rows are others.", "return_tokens")
+    bounds = np.zeros((len(rows), 2), np.int64) if tokens.offsets is None else tokens.offsets.bounds[rows]
+    pictures: list[PictureRows] = []
+    if tokens.pictures is not None:
+        filled, end = np.flatnonzero(tokens.pictures.filled), 0
+        for picture in tokens.pictures.pictures:
+            begin, end = end, end + picture.rows
+            first, last = np.searchsorted(rows, filled[[begin, end - 1]]).tolist()
+            whole = picture.extent is not None and math.prod(picture.extent) == last - first + 1
+            pictures.append({"rows": (first, last + 1), "grid": picture.extent if whole else None})
+    return {"strings": engine.token_strings(tokens.ids[rows].tolist()), "spans": bounds.tolist(), "pictures": pictures}
 
 
 def _clustered(answers: Sequence[Answer], factor: float) -> list[Array]:
@@ -264,6 +319,24 @@ class Entry(TypedDict):
 Value = Vector | Matrix | list[Entry] | str
 
 
+class PictureRows(TypedDict):
+    """A picture: its first row and the one after its last, and how many lines and columns of cells these are.
+
+    Cells go line by line; null where the rows are no grid.
+    """
+
+    rows: tuple[int, int]
+    grid: tuple[int, int] | None
+
+
+class RowTokens(TypedDict):
+    """What each row stands for: a vocabulary entry, and the characters of the input, none of which are [0, 0]."""
+
+    strings: list[str]
+    spans: list[tuple[int, int]]
+    pictures: list[PictureRows]
+
+
 class Pooled(Cut):
     """The answer to an input: a row, a row per token, either in base64 with its shape, or the entries of a sparse vector."""
 
@@ -272,6 +345,7 @@ class Pooled(Cut):
     data: Value | dict[TaskOrSparse, Value]
     shape: NotRequired[list[int]]
     shapes: NotRequired[dict[TaskOrSparse, list[int]]]
+    tokens: NotRequired[RowTokens]
     late_chunking: NotRequired[LateChunking]
 
 
