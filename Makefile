@@ -56,8 +56,10 @@ clean:
 
 .venv/.demo: .venv/.torch pyproject.toml hatch_build.py $(KERNELS)
 	$(PIP) install -c constraints.txt -e '.[demo]'
+	$(BIN)/poolhouse download demo
 	touch $@
 
 .venv/.test: .venv/.torch pyproject.toml hatch_build.py $(KERNELS)
 	$(PIP) install -c constraints.txt -e '.[test,clients,lint]'
+	$(BIN)/poolhouse download demo
 	touch $@

@@ -33,14 +33,21 @@ def _root(
 
 def commands(first: str | None = None) -> typer.Typer:
     """The command line whose first argument is this: all commands, but for `serve` that one alone, which starts sooner."""
-    app = typer.Typer(name="poolhouse", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+    app = typer.Typer(
+        name="poolhouse", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=first != "serve"
+    )
     app.callback()(_root)
     app.command("serve")(serve.serve)
     if first != "serve":
-        from poolhouse.cli import bench, calibrate, check, embed, jobs
+        from poolhouse.cli import answers, bench, calibrate, check, compare, download, embed, jobs
 
         app.command("embed")(embed.embed)
         app.command("run")(jobs.run_job)
+        for command in (answers.rerank, answers.classify, answers.ner, answers.sparse, answers.similarity):
+            app.command(command.__name__)(command)
+        app.command("compare")(compare.compare)
+        app.command("models")(download.models)
+        app.command("download")(download.download)
         app.command("calibrate")(calibrate.calibrate)
         app.command("check")(check.check)
         app.add_typer(bench.bench, name="bench")

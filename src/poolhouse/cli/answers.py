@@ -1,0 +1,241 @@
+"""`poolhouse classify | ner | sparse | rerank | similarity`: answers about texts, a JSON line for each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import orjson
+import typer
+
+from poolhouse.cli import texts as files
+from poolhouse.cli.embed import check_are_texts
+from poolhouse.cli.options import with_options
+from poolhouse.errors import ConfigError
+from poolhouse.settings import Settings
+
+if TYPE_CHECKING:
+    from poolhouse.jobs.asking import Answered
+    from poolhouse.jobs.job import JobTask
+    from poolhouse.llm import LLM
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """Where texts come from: the line, or a file; and where answers go."""
+
+    texts: Sequence[str] | None
+    source: str
+    input_format: str | None
+    column: str | None
+    output: Path | None
+    model: str | None
+
+    def opened(self, stack: contextlib.ExitStack) -> files.Texts[str]:
+        """The texts; the stack closes their file."""
+        if not self.texts:
+            files.refuse_same_file(self.source, self.output)
+            return files.opened(self.source, self.input_format, self.column, stack)
+        check_are_texts(self.texts, self.source, self.model)
+        for flag, value in (("--column", self.column), ("--input-format", self.input_format)):
+            if value is not None:
+                raise ConfigError(f"{flag} is for --input.")
+        return files.of_the_line(self.texts)
+
+    def all(self, stack: contextlib.ExitStack) -> list[str]:
+        """All texts, of which there is one at least."""
+        found = [text for _, text in self.opened(stack).numbered]
+        if not found:
+            raise files.nothing_in(self.source)
+        return found
+
+
+Texts = Annotated[list[str] | None, typer.Argument(help="Texts; none: read them from --input.")]
+Documents = Annotated[list[str] | None, typer.Argument(help="Documents; none: read them from --input.")]
+ModelName = Annotated[str | None, typer.Option("--model", help="Folder or hub id; none: the embedded default.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write; none: standard output.")]
+# Fields of a line, of the answers to some texts and their numbers.
+Fields = Callable[["LLM", "Answered", int], Mapping[str, object]]
+
+# Texts that are in memory at once, twice.
+_AT_ONCE = 1024
+# `similarity` compares each with each.
+_MOST_COMPARED = 5000
+
+
+@with_options(Settings)
+def classify(
+    texts: Texts = None,
+    model: ModelName = None,
+    source: files.Input = "-",
+    input_format: files.InputFormat = None,
+    column: files.Column = None,
+    output: Output = None,
+    *,
+    options: dict[str, object],
+) -> None:
+    """Write the most likely label of each text, and the probability of each label."""
+
+    def fields(llm: LLM, answered: Answered, index: int) -> Mapping[str, object]:
+        row = _row(answered, index)
+        probabilities: np.ndarray = row["probabilities"]
+        names = llm.engine.facts.label_names
+        if names:
+            named = {names.get(number, f"LABEL_{number}"): value for number, value in enumerate(probabilities)}
+            return {**row, "probabilities": named}
+        return row
+
+    _answer("classify", fields, _Given(texts, source, input_format, column, output, model), options)
+
+
+@with_options(Settings)
+def ner(
+    texts: Texts = None,
+    model: ModelName = None,
+    source: files.Input = "-",
+    input_format: files.InputFormat = None,
+    column: files.Column = None,
+    output: Output = None,
+    *,
+    options: dict[str, object],
+) -> None:
+    """Write the entities of each text: label, text, score, and where it begins and ends, in characters."""
+    given = _Given(texts, source, input_format, column, output, model)
+    _answer("entities", lambda _, answered, index: _row(answered, index), given, options)
+
+
+@with_options(Settings)
+def sparse(
+    texts: Texts = None,
+    model: ModelName = None,
+    source: files.Input = "-",
+    input_format: files.InputFormat = None,
+    column: files.Column = None,
+    output: Output = None,
+    prompt_name: files.PromptName = None,
+    input_type: Annotated[str | None, typer.Option(help="What the texts are, query or document.")] = None,
+    *,
+    options: dict[str, object],
+) -> None:
+    """Write the sparse vector of each text: vocabulary entries, their numbers and weights, the heaviest first."""
+
+    def fields(llm: LLM, answered: Answered, index: int) -> Mapping[str, object]:
+        row = _row(answered, index)
+        ids, weights = np.asarray(row["sparse_indices"]), np.asarray(row["sparse_values"])
+        order = np.argsort(-weights, kind="stable")
+        ids, weights = ids[order], weights[order]
+        return {"tokens": llm.engine.token_strings(ids.tolist()), "indices": ids, "values": weights}
+
+    asked = {"prompt_name": prompt_name, "input_type": input_type}
+    _answer("sparse", fields, _Given(texts, source, input_format, column, output, model), options, **asked)
+
+
+@with_options(Settings)
+def rerank(
+    query: Annotated[str, typer.Argument(help="What is looked for.")],
+    documents: Documents = None,
+    model: ModelName = None,
+    source: files.Input = "-",
+    input_format: files.InputFormat = None,
+    column: files.Column = None,
+    output: Output = None,
+    top_n: Annotated[int | None, typer.Option("--top-n", "-n", min=1, help="Write the best so many alone.")] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="What makes a document fit, for models that read one.")
+    ] = None,
+    *,
+    options: dict[str, object],
+) -> None:
+    """Write documents from the best to the worst for a query: score, index from 0, and text."""
+    with contextlib.ExitStack() as stack:
+        found = _Given(documents, source, input_format, column, output, model).all(stack)
+        llm = stack.enter_context(_opened(model, options))
+        stream = stack.enter_context(files.output_stream(output))
+        scores = np.array([one.outputs.score for one in llm.score(query, found, instruction=instruction)])
+        for index in np.argsort(-scores, kind="stable")[:top_n].tolist():
+            _write_line(stream, {"score": scores[index], "index": index, "text": found[index]})
+
+
+@with_options(Settings)
+def similarity(
+    texts: Texts = None,
+    model: ModelName = None,
+    source: files.Input = "-",
+    input_format: files.InputFormat = None,
+    column: files.Column = None,
+    output: Output = None,
+    prompt_name: files.PromptName = None,
+    dimensions: files.Dimensions = None,
+    *,
+    options: dict[str, object],
+) -> None:
+    """Write how alike texts are: for each its text and the cosine with every text, in order."""
+    with contextlib.ExitStack() as stack:
+        found = _Given(texts, source, input_format, column, output, model).all(stack)
+        if len(found) > _MOST_COMPARED:
+            raise ConfigError(
+                f"There are {len(found)} texts; similarity compares each with each, up to {_MOST_COMPARED}."
+            )
+        llm = stack.enter_context(_opened(model, options))
+        stream = stack.enter_context(files.output_stream(output))
+        from poolhouse.params import PoolingParams
+
+        params = PoolingParams(dimensions=dimensions)
+        rows = llm.embed_array(found, pooling_params=params, prompt_name=prompt_name)
+        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        for text, row in zip(found, rows, strict=True):
+            _write_line(stream, {"text": text, "similarity": rows @ row})
+
+
+def _answer(task: JobTask, fields: Fields, given: _Given, options: dict[str, object], **asked: str | None) -> None:
+    """A line for each text, by a task of jobs. asked: what all texts are asked with, see `Job`."""
+    from poolhouse.jobs.asking import Asker
+    from poolhouse.jobs.job import Job
+    from poolhouse.jobs.source import Place, Row
+    from poolhouse.llm.calls import read_ahead
+
+    with contextlib.ExitStack() as stack:
+        inputs = given.opened(stack)
+        llm = stack.enter_context(_opened(given.model, options))
+        asker = Asker(llm.engine, Job((given.source,), Path(), tasks=(task,), **asked))  # type: ignore[arg-type]
+        stream = stack.enter_context(files.output_stream(given.output))
+        progress = stack.enter_context(files.progress_bar(inputs))
+
+        def groups() -> Iterator[Any]:
+            for numbers, group in inputs.groups(_AT_ONCE):
+                rows = [
+                    Row(inputs.where, number, Place(), {"text": text})
+                    for number, text in zip(numbers, group, strict=True)
+                ]
+                yield asker.ask(rows)
+
+        count = 0
+        for asked_rows, futures in read_ahead(groups(), lambda one: llm.engine.submit(one.requests)):
+            answered, failed = asker.answered(asked_rows, futures)
+            for one in failed[:1]:
+                raise ConfigError(f"{inputs.unit} {one.row.number} of {inputs.where}: {one.reason}")
+            for index, (row, cut) in enumerate(zip(answered.rows, answered.truncated, strict=True)):
+                line = {"text": row.values["text"], **fields(llm, answered, index)}
+                _write_line(stream, {**line, "truncated": True} if cut else line)
+            count += len(answered.rows)
+            progress.update(len(answered.rows))
+        if not count:
+            raise files.nothing_in(given.source)
+
+
+def _row(answered: Answered, index: int) -> dict[str, Any]:
+    return {column.name: column.values[index] for column in answered.columns}
+
+
+def _opened(model: str | None, options: dict[str, object]) -> LLM:
+    from poolhouse.llm import LLM
+
+    return LLM(model, **options)
+
+
+def _write_line(stream: IO[bytes], line: Mapping[str, object]) -> None:
+    stream.write(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
