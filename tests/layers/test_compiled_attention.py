@@ -93,9 +93,26 @@ def test_heads_of_any_size_and_number_equal_the_definition(
     at_level(level)
     lengths = (5, 33, 70)
     tensors = fused(lengths, heads, kv_heads, width, dtype)
-    assert compiled.can_run(tensors[0], tensors[1], 0.5, None, None)
+    assert compiled.can_run(tensors[0], tensors[1], 0.5, None)
     for options in ({"causal": False, "window": 9}, {"causal": True, "window": None}):
         check(tensors, Segments(lengths), **options)
+
+
+@levels
+@dtypes
+@pytest.mark.parametrize("attended", [False, True])
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (False, 40)])
+def test_a_bias_is_added_to_the_scaled_scores(
+    causal: bool, window: int | None, attended: bool, dtype: torch.dtype, level: str, at_level: AtLevel
+) -> None:
+    at_level(level)
+    lengths = (5, 33, 300, 1)
+    tensors = fused(lengths, 4, 2, 24, dtype)
+    bias = torch.randn(4, 300, 300, generator=torch.Generator().manual_seed(1)) * 3
+    counts = [1 + length * 2 // 3 for length in lengths] if attended else None
+    segments = Segments(lengths, attended=counts)
+    got = check(tensors, segments, causal=causal, window=window, bias=bias)
+    assert not torch.allclose(got, check(tensors, segments, causal=causal, window=window), atol=0.1)
 
 
 @dtypes
@@ -232,18 +249,16 @@ def test_it_takes_its_turn_where_it_can_and_only_there(at_level: AtLevel) -> Non
         attend(*tensors, segments, scale=0.2),
         compiled.attend(*tensors, segments, scale=0.2, causal=False, window=None),
     )
-    bias = torch.zeros(4, 9, 9)
-    assert compiled.can_run(query, key, 0.2, None, None)
-    assert not compiled.can_run(query, key, 0.2, bias, None)
-    assert not compiled.can_run(query, key, 0.2, None, 5.0)
-    assert not compiled.can_run(query, key, -0.2, None, None)
-    assert not compiled.can_run(query.half(), key.half(), 0.2, None, None)
-    assert not compiled.can_run(query[..., :12], key[..., :12], 0.2, None, None)
-    assert not compiled.can_run(query.to("meta"), key.to("meta"), 0.2, None, None)
+    assert compiled.can_run(query, key, 0.2, None)
+    assert not compiled.can_run(query, key, 0.2, 5.0)
+    assert not compiled.can_run(query, key, -0.2, None)
+    assert not compiled.can_run(query.half(), key.half(), 0.2, None)
+    assert not compiled.can_run(query[..., :12], key[..., :12], 0.2, None)
+    assert not compiled.can_run(query.to("meta"), key.to("meta"), 0.2, None)
     wide = torch.zeros(2, 1, 264)
-    assert not compiled.can_run(wide, wide, 0.2, None, None)
+    assert not compiled.can_run(wide, wide, 0.2, None)
     at_level("0")
-    assert not compiled.can_run(query, key, 0.2, None, None)
+    assert not compiled.can_run(query, key, 0.2, None)
     assert torch.equal(attend(*tensors, segments, scale=0.2), sdpa.attend(*tensors, segments, scale=0.2))
 
 

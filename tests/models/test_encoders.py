@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from poolhouse import kernels
 from poolhouse.errors import CheckpointError
+from poolhouse.packing.pack import Batch
+from poolhouse.packing.tokens import Tokens
 from tests.models.parity import (
     Parity,
     Record,
@@ -22,6 +26,7 @@ from tests.models.parity import (
     packed,
     reference,
     save,
+    texts,
     worst,
 )
 
@@ -196,6 +201,24 @@ def test_modernberts_config_before_transformers_5_means_the_same(tmp_path: Path)
     config |= {"global_attn_every_n_layers": 2, "global_rope_theta": 80000.0, "local_rope_theta": 5000.0}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert worst(packed(load(tmp_path).transformer), expected) < 1e-5
+
+
+@torch.inference_mode()
+@pytest.mark.skipif(kernels.level() is None, reason="no compiled kernels")
+@pytest.mark.parametrize("row", ROWS)
+def test_tables_are_read_in_one_pass_to_the_last_bit(row: str, tmp_path: Path) -> None:
+    save(tmp_path, *ROWS[row])
+    transformer = load(tmp_path).transformer
+    pack = Batch.pack([*texts(), Tokens(np.array([9, 1, 1, 7]), np.array([0, 0, 1, 1]))])
+    assert transformer._plain_tables is not None
+    got = transformer._embed(pack)
+    transformer.__dict__["_plain_tables"] = None
+    assert torch.equal(got, transformer._embed(pack))
+    # A number that is in no table is torch's error, and nothing is read.
+    del transformer.__dict__["_plain_tables"]
+    for wrong in (-1, len(transformer.tokens), 2**60):
+        with pytest.raises(IndexError):
+            transformer._embed(Batch.pack([Tokens(np.array([5, wrong]))]))
 
 
 @pytest.mark.parametrize("row", ["bert", "distilbert", "albert", "modernbert", "nomic_bert", "gte"])

@@ -116,10 +116,29 @@ def test_in_bfloat16_it_is_nearer_to_float32_than_block_by_block(row: str, tmp_p
     assert 0 < error(got) < error(block_by_block(transformer, pack))
 
 
-@pytest.mark.parametrize("row", ["bert", "qwen3"])
-def test_helpers_change_nothing(row: str, tmp_path: Path) -> None:
+@torch.inference_mode()
+@pytest.mark.parametrize("row", ROWS)
+def test_in_int8_it_is_block_by_block_to_the_last_bit(row: str, tmp_path: Path) -> None:
+    """So a short pack and a long one answer the same: a difference in the last bit could push a number over a rounding."""
     save(tmp_path, *ROWS[row])
-    transformer, packs = load(tmp_path).transformer, [batch(9), batch(20, 30), batch(64)]
+    transformer = load(tmp_path, int8=True).transformer
+    assert transformer.few_rows is not None
+    for lengths in [(1,), (6,), (7,), (3, 1, 9), (13, 16, 17), (32, 32), (64,)]:
+        pack = batch(*lengths)
+        assert transformer.few_rows.takes(pack.segments)
+        assert torch.equal(transformer(pack), block_by_block(transformer, pack))
+    # The same texts in a pack that is too long.
+    texts = [Tokens(np.arange(5 + number, 15 + number)) for number in range(7)]
+    together = transformer(Batch.pack(texts))
+    assert not transformer.few_rows.takes(Batch.pack(texts).segments)
+    assert torch.equal(together, torch.cat([transformer(Batch.pack([text])) for text in texts]))
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
+@pytest.mark.parametrize("row", ["bert", "modernbert", "qwen3"])
+def test_helpers_change_nothing(row: str, int8: bool, tmp_path: Path) -> None:
+    save(tmp_path, *ROWS[row])
+    transformer, packs = load(tmp_path, int8=int8).transformer, [batch(9), batch(20, 30), batch(64)]
     alone = [transformer(pack) for pack in packs]
 
     def helped(number: int) -> bool:
@@ -177,14 +196,17 @@ def test_longer_packs_and_more_threads_go_block_by_block(tmp_path: Path) -> None
 )
 def test_what_the_kernel_cannot_run_goes_block_by_block(family: str, options: dict[str, Any], tmp_path: Path) -> None:
     save(tmp_path, family, options)
+    assert load(tmp_path, int8=True).transformer.few_rows is None
     transformer = load(tmp_path).transformer
     assert transformer.few_rows is None
     assert worst([transformer(Batch.pack([text])) for text in texts()], reference(tmp_path, family)) < 1e-5
 
 
-def test_not_a_number_stays_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
+def test_not_a_number_stays_one(int8: bool, tmp_path: Path) -> None:
     save(tmp_path, *ROWS["bert"])
-    transformer = load(tmp_path).transformer
+    transformer = load(tmp_path, int8=int8).transformer
+    assert transformer.few_rows is not None
     transformer.tokens[7] = torch.nan
     got = transformer(Batch.pack([Tokens(np.array([5, 7, 9])), Tokens(np.array([5, 9]))]))
     assert got[:3].isnan().any(1).all()

@@ -18,14 +18,14 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from poolhouse import LLM
+from poolhouse import LLM, kernels
 from poolhouse.errors import CheckpointError, ConfigError
 from poolhouse.files import Folder
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 from poolhouse.models.pipelines import embed_pipelines
 from poolhouse.packing.pack import Segments
 from poolhouse.params import PoolerConfig, PoolingParams
-from poolhouse.pooling.rows import REDUCTIONS, Rows
+from poolhouse.pooling.rows import REDUCTIONS, Rows, unit
 from poolhouse.pooling.steps import Reduce
 
 NO_FILES = SentenceTransformersFiles(Folder(Path()), described=False)
@@ -84,6 +84,36 @@ def test_sums_are_taken_in_float32() -> None:
     pooled = REDUCTIONS["MEAN_SQRT_LEN"](ones)
     assert pooled.dtype == torch.float32
     assert pooled[0].item() == pytest.approx(512**0.5)
+
+
+@pytest.mark.parametrize("level", ["", "avx512", "avx2", "0"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [16, 48, 384, 40])
+def test_means_and_unit_lengths_are_those_of_float64(
+    width: int, dtype: torch.dtype, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if level:
+        monkeypatch.setenv(kernels.VARIABLE, level)
+    kernels.forget()
+    try:
+        lengths = (1, 63, 0, 64, 65, 5000, 0)
+        wide = torch.randn(sum(lengths), width + 8, generator=torch.Generator().manual_seed(width)).to(dtype) + 3
+        values = wide[:, 8:]
+        means = REDUCTIONS["MEAN"](Rows(values, Segments(lengths), torch.arange(len(values))))
+        expected = torch.stack([part.double().sum(0) / max(len(part), 1) for part in values.split(lengths)])
+        assert means.dtype == torch.float32
+        # The kernel adds 64 numbers near 3, then 79 of these sums: each addition rounds by 6e-8 of what is there, in either
+        # direction. torch adds 5000 one after another.
+        compiled = kernels.level() is not None and width % 16 == 0
+        assert (means - expected).abs().max() < (2e-6 if compiled else 2e-5)
+        rows = torch.cat([means, torch.full((1, width), torch.nan), torch.full((1, width), torch.inf)])
+        units = unit(rows)
+        assert (units[:-2] - torch.nn.functional.normalize(means.double())).abs().max() < 1e-6
+        assert units[-2:].isnan().all()
+        assert torch.equal(units[2], torch.zeros(width))
+    finally:
+        monkeypatch.undo()
+        kernels.forget()
 
 
 def test_cut_then_normalise() -> None:

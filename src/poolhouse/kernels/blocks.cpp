@@ -7,20 +7,26 @@
 //
 //     float32   [out / 64, in, 64]          a panel: 64 columns, row by row
 //     bfloat16  [out / 64, in / 2, 64, 2]   two neighbouring rows together, for one instruction
+//     int8      [out / 64, in / 4, 64, 4]   as `Int8Linear` lays them out
 //
-// Sums, norms and the residual stream are in float32. What enters a product is in the type of the weights.
+// Sums, norms and the residual stream are in float32. What enters a product is in the type of the weights; rows of int8 are
+// quantised as they come. In int8 every number goes through the very operations of longer packs, which go block by block.
 
 #include "activations.h"
+#include "attention.h"
+#include "int8.h"
+#include "norms.h"
 #include "parallel.h"
+#include "scratch.h"
 #include "team.h"
-
-#include <cmath>
 
 namespace {
 
 struct Matrix {
     const void* weight;
-    const float* bias;  // [out], or null
+    const float* bias;      // [out], or null; never null in int8
+    const float* steps;     // these two in int8 alone: what a whole number of each column is worth,
+    const int32_t* totals;  // and the sum of its whole numbers
     int64_t out, in;
 };
 
@@ -39,34 +45,55 @@ struct Block {
 struct Spec {
     int64_t hidden, heads, kv_heads, head_dim, rotated, inner;
     int64_t activation;  // see activations.h
-    int64_t gated, causal, root_mean_square, half;
+    int64_t gated, causal, root_mean_square;
+    int64_t type;  // of the weights, see Type
     float eps, scale;
 };
+
+enum Type : int64_t { FLOAT32, BFLOAT16, INT8 };
 
 #ifdef __AVX512F__
 
 using lanes::V;
-constexpr int64_t PANEL = 64, WIDTH = lanes::WIDTH;
-constexpr float LOG2_E = 1.4426950408889634f;
+constexpr int64_t PANEL = 64, WIDTH = lanes::WIDTH, MOST_ROWS = 64;
 
-// Where a product is written: floats with what is added to them, or the operand of the next product.
-template <class Out>
+// Where a product is written, and what is added to it.
 struct Target {
-    Out* to;
+    float* to;
     int64_t stride;
     const float* added;  // [rows, stride], or null
     int64_t activation;
 };
 
+// The rows that enter a product, without gaps, in the type of the weights.
+template <class Number>
+struct Operand {
+    Number* rows;
+    void take(int64_t row, const float* from, int64_t size) {
+        for (int64_t i = 0; i < size; i += WIDTH) lanes::store(rows + row * size + i, lanes::load(from + i));
+    }
+};
+
+template <>
+struct Operand<int8_t> {
+    int8::Element* rows;
+    int8::Steps steps;
+    void take(int64_t row, const float* from, int64_t size) {
+        int8::quantise(from, size, size, rows + row * size, steps, row);
+    }
+};
+
+static_assert(PANEL == int8::PANEL && MOST_ROWS <= int8::BLOCK);
+
 // ROWS rows times `VECTORS` vectors of a panel, from column `column` of it on.
-template <int ROWS, int VECTORS, class Operand, class Out>
-void tile(const Operand* x, int64_t in, const Operand* panel, const float* bias, Target<Out> target) {
+template <int ROWS, int VECTORS, class Number>
+void tile(const Number* x, int64_t in, const Number* panel, const float* bias, Target target) {
     V sums[ROWS][VECTORS];
     for (int v = 0; v < VECTORS; ++v) {
         const V first = bias == nullptr ? lanes::zero() : lanes::load(bias + v * WIDTH);
         for (int row = 0; row < ROWS; ++row) sums[row][v] = first;
     }
-    if constexpr (sizeof(Operand) == sizeof(float)) {
+    if constexpr (sizeof(Number) == sizeof(float)) {
         for (int64_t k = 0; k < in; ++k) {
             V weights[VECTORS];
             for (int v = 0; v < VECTORS; ++v) weights[v] = lanes::load(panel + k * PANEL + v * WIDTH);
@@ -120,8 +147,8 @@ void tile(const Operand* x, int64_t in, const Operand* panel, const float* bias,
 
 constexpr int64_t TALLEST = 6;
 
-template <class Operand, class Out>
-void some_rows(int64_t rows, const Operand* x, int64_t in, const Operand* panel, const float* bias, Target<Out> target) {
+template <class Number>
+void some_rows(int64_t rows, const Number* x, int64_t in, const Number* panel, const float* bias, Target target) {
     constexpr int VECTORS = PANEL / WIDTH;
     switch (rows) {
         case 1: return tile<1, VECTORS>(x, in, panel, bias, target);
@@ -134,198 +161,150 @@ void some_rows(int64_t rows, const Operand* x, int64_t in, const Operand* panel,
 }
 
 // target = activation(x @ weight + bias) + added
-template <class Operand, class Out>
-void multiply(team::Leader& leader, const Matrix& matrix, const Operand* x, int64_t rows, Target<Out> target) {
-    const auto* weight = static_cast<const Operand*>(matrix.weight);
+template <class Number>
+void multiply(team::Leader& leader, const Matrix& matrix, const Operand<Number>& x, int64_t rows, Target target) {
+    const auto* weight = static_cast<const Number*>(matrix.weight);
     // Tiles of nearly equal height; a panel stays in the cache while they pass.
     const int64_t tiles = (rows + TALLEST - 1) / TALLEST, low = rows / tiles, taller = rows % tiles;
     leader.each(matrix.out / PANEL, [&](int64_t number, int) {
         const int64_t column = number * PANEL;
-        const Operand* panel = weight + column * matrix.in;
+        const Number* panel = weight + column * matrix.in;
         const float* bias = matrix.bias == nullptr ? nullptr : matrix.bias + column;
         for (int64_t turn = 0, row = 0; turn < tiles; ++turn) {
             const int64_t count = low + (turn < taller), at = row * target.stride + column;
             const float* added = target.added == nullptr ? nullptr : target.added + at;
-            const Target<Out> there{target.to + at, target.stride, added, target.activation};
-            some_rows(count, x + row * matrix.in, matrix.in, panel, bias, there);
+            const Target there{target.to + at, target.stride, added, target.activation};
+            some_rows(count, x.rows + row * matrix.in, matrix.in, panel, bias, there);
             row += count;
         }
     });
 }
 
+template <>
+void multiply(team::Leader& leader, const Matrix& matrix, const Operand<int8_t>& x, int64_t count, Target target) {
+    const auto* packed = static_cast<const int8_t*>(matrix.weight);
+    const int8::Weight weight{matrix.in, matrix.out, matrix.in, packed, matrix.steps, matrix.totals, matrix.bias};
+    const int8::Rows rows{nullptr, target.added, target.to, count, 0, target.stride, target.stride};
+    leader.each(weight.panels(), [&](int64_t panel, int) {
+        lanes::with_activation(target.activation, [&](auto kind) {
+            int8::tiles<kind.value>(x.rows, x.steps, rows, weight, panel);
+        });
+    });
+}
+
 // One row of `size` numbers; `to` may be `from`.
-template <class Out>
-void normalized(const Spec& spec, const Norm& norm, const float* from, Out* to, int64_t size) {
-    V sum = lanes::zero(), squares = lanes::zero();
-    float mean = 0.0f;
-    if (!spec.root_mean_square) {
-        for (int64_t i = 0; i < size; i += WIDTH) sum = lanes::add(sum, lanes::load(from + i));
-        mean = lanes::sum(sum) / float(size);
-    }
-    for (int64_t i = 0; i < size; i += WIDTH) {
-        const V x = lanes::subtract(lanes::load(from + i), lanes::all(mean));
-        squares = lanes::multiply_add(x, x, squares);
-    }
-    const V factor = lanes::all(1.0f / std::sqrt(lanes::sum(squares) / float(size) + spec.eps));
-    for (int64_t i = 0; i < size; i += WIDTH) {
-        const V x = lanes::mul(lanes::subtract(lanes::load(from + i), lanes::all(mean)), factor);
-        const V weight = lanes::load(norm.weight + i);
-        lanes::store(to + i, norm.bias == nullptr ? lanes::mul(x, weight) : lanes::multiply_add(x, weight, lanes::load(norm.bias + i)));
-    }
+void normalized(const Spec& spec, const Norm& norm, const float* from, float* to, int64_t size) {
+    if (spec.root_mean_square)
+        norms::rms_row<float, false>(from, size, norm.weight, norms::rms_factor(from, size, spec.eps), to);
+    else norms::layer_row(from, size, norm.weight, norm.bias, spec.eps, to);
 }
 
-template <class Out>
-void converted(const float* from, Out* to, int64_t size) {
-    for (int64_t i = 0; i < size; i += WIDTH) lanes::store(to + i, lanes::load(from + i));
-}
-
-// The operand of a product: all rows, behind a norm where there is one.
-template <class Operand>
-void operand(const Spec& spec, const Norm& norm, const float* x, Operand* to, int64_t rows) {
-    for (int64_t row = 0; row < rows; ++row) {
-        const float* from = x + row * spec.hidden;
-        if (norm.weight != nullptr) normalized(spec, norm, from, to + row * spec.hidden, spec.hidden);
-        else converted(from, to + row * spec.hidden, spec.hidden);
-    }
-}
-
-// Pairs of features a half apart are turned.
+// Pairs of features a half apart are turned, every operation rounded by itself.
 void rotate(float* x, const float* cosines, const float* sines, int64_t rotated) {
     const int64_t half = rotated / 2;
     for (int64_t i = 0; i < half; i += WIDTH) {
         const V first = lanes::load(x + i), second = lanes::load(x + half + i);
-        lanes::store(x + i, lanes::subtract(lanes::mul(first, lanes::load(cosines + i)), lanes::mul(second, lanes::load(sines + i))));
-        lanes::store(x + half + i, lanes::multiply_add(
-            second, lanes::load(cosines + half + i), lanes::mul(first, lanes::load(sines + half + i))));
+        const auto turned = [&](int64_t at, V own) { return lanes::mul(own, lanes::load(cosines + at)); };
+        const auto crossed = [&](int64_t at, V other) { return lanes::mul(other, lanes::load(sines + at)); };
+        lanes::store(x + i, lanes::subtract(turned(i, first), crossed(i, second)));
+        lanes::store(x + half + i, lanes::add(turned(half + i, second), crossed(half + i, first)));
     }
 }
 
-// What the attention of one block reads and writes. qkv: [rows, all heads]. bias: [heads, longest, longest], or null.
-// keys: room for [head_dim, padded keys] and a row of scores, for each of those who work.
-template <class Operand>
+// Attention of one block: heads of queries, keys and values side by side, [rows, all heads]; first norms and positions.
 struct Attention {
     const Spec& spec;
     const Block& block;
     float* qkv;
-    const int64_t rows, *bounds, sequences;
-    const float* bias;
-    const int64_t longest;
-    float* keys;
-    Operand* to;
+    int64_t rows;
+    attention::Call call;
 
-    int64_t dim() const { return spec.head_dim; }
-    int64_t stride() const { return (spec.heads + 2 * spec.kv_heads) * dim(); }
-
-    // Norms and positions of one head of queries or keys.
+    // Of one head of queries or keys.
     void prepare(int64_t head) const {
         const Norm& norm = head < spec.heads ? block.query : block.key;
         if (norm.weight == nullptr && block.cosines == nullptr) return;
         for (int64_t row = 0; row < rows; ++row) {
-            float* x = qkv + row * stride() + head * dim();
-            if (norm.weight != nullptr) normalized(spec, norm, x, x, dim());
+            float* x = qkv + row * call.query_row + head * spec.head_dim;
+            if (norm.weight != nullptr) normalized(spec, norm, x, x, spec.head_dim);
             if (block.cosines != nullptr)
                 rotate(x, block.cosines + row * spec.rotated, block.sines + row * spec.rotated, spec.rotated);
         }
     }
 
     // One head of keys, and the heads of queries that look at it.
-    void operator()(int64_t kv, int who) const {
+    void operator()(int64_t kv, int) const {
         const int64_t group = spec.heads / spec.kv_heads;
         prepare(spec.heads + kv);
         for (int64_t head = kv * group; head < (kv + 1) * group; ++head) prepare(head);
-        float* own = keys + who * padded(longest) * (dim() + 1);
-        for (int64_t sequence = 0; sequence < sequences; ++sequence) {
-            const int64_t begin = bounds[sequence], length = bounds[sequence + 1] - begin;
-            const float* key = qkv + begin * stride() + (spec.heads + kv) * dim();
-            for (int64_t d = 0; d < dim(); ++d)
-                for (int64_t j = 0; j < padded(length); ++j)
-                    own[d * padded(length) + j] = j < length ? key[j * stride() + d] : 0.0f;
-            for (int64_t head = kv * group; head < (kv + 1) * group; ++head)
-                for (int64_t i = 0; i < length; ++i)
-                    token(head, i, begin, length, own, key + spec.kv_heads * dim());
-        }
-    }
-
-    static int64_t padded(int64_t length) { return (length + WIDTH - 1) / WIDTH * WIDTH; }
-
-    void token(int64_t head, int64_t i, int64_t begin, int64_t length, const float* columns, const float* value) const {
-        const int64_t size = padded(length);
-        const float* query = qkv + (begin + i) * stride() + head * dim();
-        float* scores = const_cast<float*>(columns) + dim() * size;
-        // The keys that this token sees.
-        int64_t from = 0, end = spec.causal ? i + 1 : length;
-        if (block.window >= 0) {
-            from = i > block.window ? i - block.window : 0;
-            end = i + block.window + 1 < end ? i + block.window + 1 : end;
-        }
-        for (int64_t j = 0; j < size; j += WIDTH) {
-            V sum = lanes::zero();
-            for (int64_t d = 0; d < dim(); ++d)
-                sum = lanes::multiply_add(lanes::all(query[d]), lanes::load(columns + d * size + j), sum);
-            lanes::store(scores + j, lanes::mul(sum, lanes::all(spec.scale)));
-        }
-        if (bias != nullptr)
-            for (int64_t j = from; j < end; ++j) scores[j] += bias[(head * longest + i) * longest + j];
-        for (int64_t j = 0; j < from; ++j) scores[j] = -INFINITY;
-        for (int64_t j = end; j < size; ++j) scores[j] = -INFINITY;
-        V most = lanes::load(scores);
-        for (int64_t j = WIDTH; j < size; j += WIDTH) most = lanes::larger(most, lanes::load(scores + j));
-        const V top = lanes::all(lanes::largest(most));
-        V sum = lanes::zero();
-        for (int64_t j = 0; j < size; j += WIDTH) {
-            const V below = lanes::subtract(lanes::load(scores + j), top);
-            const V weight = lanes::power_of_2<5>(lanes::mul(below, lanes::all(LOG2_E)));
-            sum = lanes::add(sum, weight);
-            lanes::store(scores + j, weight);
-        }
-        const V share = lanes::all(1.0f / lanes::sum(sum));
-        for (int64_t d = 0; d < dim(); d += WIDTH) {
-            V mixed = lanes::zero();
-            for (int64_t j = from; j < end; ++j)
-                mixed = lanes::multiply_add(lanes::all(scores[j]), lanes::load(value + j * stride() + d), mixed);
-            lanes::store(to + (begin + i) * spec.heads * dim() + head * dim() + d, lanes::mul(mixed, share));
-        }
+        attention::Work<float, attention::Floats> work(call);
+        for (int64_t number = 0; number < call.count; ++number) work.run(call.segments[number], kv);
     }
 };
 
-template <class Operand>
-void run(const Spec& spec, const Block* blocks, int64_t count, float* x, int64_t rows, const int64_t* bounds,
-         int64_t sequences, const float* bias, int64_t longest, float* room, int64_t helpers) {
+// Numbers that are worth more than one thread.
+constexpr int64_t WORTH_A_PHASE = 1 << 13;
+
+// work(row, who) for all rows, several at a turn.
+template <class Work>
+void each_row(team::Leader& leader, int64_t rows, int64_t size, Work work) {
+    const int64_t part = rows * size < WORTH_A_PHASE ? rows : (rows + 7) / 8;
+    leader.each((rows + part - 1) / part, [&](int64_t turn, int who) {
+        for (int64_t row = turn * part; row < rows && row < (turn + 1) * part; ++row) work(row, who);
+    });
+}
+
+template <class Number>
+void run(const Spec& spec, const Block* blocks, int64_t count, float* x, int64_t rows,
+         const attention::Segment* segments, int64_t sequences, const float* bias, int64_t longest, int64_t helpers) {
     team::Leader leader(helpers);
-    const int64_t attended = spec.heads * spec.head_dim, joined = attended + 2 * spec.kv_heads * spec.head_dim;
-    const int64_t inner = spec.gated ? 2 * spec.inner : spec.inner;
-    // wide: query, key and value, or both halves of a gated layer. narrow: what enters a product.
-    float* wide = room;
-    float* keys = wide + rows * (joined > inner ? joined : inner);
-    const int64_t padded = Attention<Operand>::padded(longest);
-    auto* narrow = reinterpret_cast<Operand*>(keys + (team::MOST_HELPERS + 1) * padded * (spec.head_dim + 1));
+    const int64_t hidden = spec.hidden, inner = spec.inner, attended = spec.heads * spec.head_dim;
+    const int64_t keys = spec.kv_heads * spec.head_dim, joined = attended + 2 * keys;
+    const int64_t up = spec.gated ? 2 * inner : inner;
+    const auto larger = [](int64_t a, int64_t b) { return a > b ? a : b; };
+    const int64_t widest = larger(hidden, larger(attended, inner));
+    // wide: query, key and value, or what `up` answers. mixed: what attention answers. lines: a row for each who works.
+    static thread_local Scratch scratch;
+    const int64_t floats = rows * (larger(joined, up) + attended) + (team::MOST_HELPERS + 1) * widest;
+    auto* wide = reinterpret_cast<float*>(scratch.of(floats * sizeof(float) + rows * widest * sizeof(Number)));
+    float *mixed = wide + rows * larger(joined, up), *lines = mixed + rows * attended;
+    Operand<Number> entering;
+    entering.rows = reinterpret_cast<decltype(entering.rows)>(wide + floats);
+
+    // x --after?--> x --before?--> what enters the next product.
+    const auto norm_rows = [&](const Norm* after, const Norm* before) {
+        each_row(leader, rows, hidden, [&](int64_t row, int who) {
+            float *own = x + row * hidden, *line = lines + who * widest;
+            if (after != nullptr && after->weight != nullptr) normalized(spec, *after, own, own, hidden);
+            if (before == nullptr) return;
+            if (before->weight != nullptr) normalized(spec, *before, own, line, hidden);
+            entering.take(row, before->weight != nullptr ? line : own, hidden);
+        });
+    };
+
+    norm_rows(nullptr, &blocks->attn_in);
     for (const Block* block = blocks; block < blocks + count; ++block) {
-        operand(spec, block->attn_in, x, narrow, rows);
-        multiply(leader, block->qkv, narrow, rows, Target<float>{wide, joined, nullptr, 0});
-        leader.each(spec.kv_heads, Attention<Operand>{
-            spec, *block, wide, rows, bounds, sequences, bias, longest, keys, narrow});
-        multiply(leader, block->out, narrow, rows, Target<float>{x, spec.hidden, x, 0});
-        if (block->attn_post.weight != nullptr)
-            for (int64_t row = 0; row < rows; ++row)
-                normalized(spec, block->attn_post, x + row * spec.hidden, x + row * spec.hidden, spec.hidden);
-        operand(spec, block->ffn_in, x, narrow, rows);
-        auto* hidden = reinterpret_cast<Operand*>(wide);
-        if (spec.gated) {
-            multiply(leader, block->up, narrow, rows, Target<float>{wide, inner, nullptr, 0});
-            hidden = narrow;
-            for (int64_t row = 0; row < rows; ++row) {
-                const float* gate = wide + row * inner;
-                for (int64_t i = 0; i < spec.inner; i += WIDTH)
-                    lanes::store(hidden + row * spec.inner + i,
-                                 lanes::mul(lanes::activated(lanes::load(gate + i), spec.activation), lanes::load(gate + spec.inner + i)));
-            }
-        } else {
-            multiply(leader, block->up, narrow, rows, Target<Operand>{hidden, inner, nullptr, spec.activation});
-        }
-        multiply(leader, block->down, hidden, rows, Target<float>{x, spec.hidden, x, 0});
-        if (block->ffn_post.weight != nullptr)
-            for (int64_t row = 0; row < rows; ++row)
-                normalized(spec, block->ffn_post, x + row * spec.hidden, x + row * spec.hidden, spec.hidden);
+        multiply(leader, block->qkv, entering, rows, Target{wide, joined, nullptr, 0});
+        const float *key = wide + attended, *value = key + keys;
+        leader.each(spec.kv_heads, Attention{spec, *block, wide, rows, {
+            wide, key, value, mixed, joined, spec.head_dim, joined, spec.head_dim, joined, spec.head_dim, attended,
+            spec.head_dim, segments, sequences, spec.heads, spec.kv_heads, spec.head_dim, block->window,
+            spec.causal != 0, spec.scale * attention::LOG2_E, bias, longest}});
+        each_row(leader, rows, attended, [&](int64_t row, int) { entering.take(row, mixed + row * attended, attended); });
+        multiply(leader, block->out, entering, rows, Target{x, hidden, x, 0});
+        norm_rows(&block->attn_post, &block->ffn_in);
+        multiply(leader, block->up, entering, rows, Target{wide, up, nullptr, spec.gated ? 0 : spec.activation});
+        each_row(leader, rows, up, [&](int64_t row, int who) {
+            const float *gate = wide + row * up, *values = gate + inner;
+            float* line = lines + who * widest;
+            if (!spec.gated) return entering.take(row, gate, inner);
+            lanes::with_activation(spec.activation, [&](auto kind) {
+                for (int64_t i = 0; i < inner; i += WIDTH)
+                    lanes::store(line + i, lanes::mul(lanes::activated<kind.value>(lanes::load(gate + i)), lanes::load(values + i)));
+            });
+            entering.take(row, line, inner);
+        });
+        multiply(leader, block->down, entering, rows, Target{x, hidden, x, 0});
+        norm_rows(&block->ffn_post, block + 1 < blocks + count ? &block[1].attn_in : nullptr);
     }
 }
 
@@ -342,17 +321,24 @@ KERNEL void poolhouse_blocks_run(int64_t* answer) {
 #endif
 }
 
-// x: [rows, hidden], which becomes the answer of the last block. bounds: [sequences + 1]. room: as `models/native/few_rows.py` counts it.
-// helpers: how many threads may help.
+// x: [rows, hidden], which becomes the answer of the last block; at most 64 rows. segments: [sequences, 5], as
+// attention::Segment. bias: [heads, longest, longest], or null. helpers: how many threads may help.
 KERNEL void poolhouse_blocks(const void* spec, const void* blocks, int64_t count, float* x, int64_t rows,
-                             const int64_t* bounds, int64_t sequences, const float* bias, int64_t longest, float* room,
+                             const void* segments, int64_t sequences, const float* bias, int64_t longest,
                              int64_t helpers) {
 #ifdef __AVX512F__
     const auto& own = *static_cast<const Spec*>(spec);
     const auto* all = static_cast<const Block*>(blocks);
-    if (own.half) run<uint16_t>(own, all, count, x, rows, bounds, sequences, bias, longest, room, helpers);
-    else run<float>(own, all, count, x, rows, bounds, sequences, bias, longest, room, helpers);
+    const auto* table = static_cast<const attention::Segment*>(segments);
+    const auto by = [&](auto number) {
+        run<decltype(number)>(own, all, count, x, rows, table, sequences, bias, longest, helpers);
+    };
+    switch (own.type) {
+        case BFLOAT16: return by(uint16_t());
+        case INT8: return by(int8_t());
+        default: return by(float());
+    }
 #else
-    (void)spec, (void)blocks, (void)count, (void)x, (void)rows, (void)bounds, (void)sequences, (void)bias, (void)longest, (void)room, (void)helpers;
+    (void)spec, (void)blocks, (void)count, (void)x, (void)rows, (void)segments, (void)sequences, (void)bias, (void)longest, (void)helpers;
 #endif
 }

@@ -7,7 +7,7 @@
 // vain.
 //
 //     leader   offer(phase) -> takes turns until none is left -> waits for those that helpers took -> the next phase
-//     helper   sleeps -> woken once per piece of work -> takes turns, spins for a moment between phases -> sleeps
+//     helper   sleeps -> woken once per piece of work -> takes turns, spins for a moment between phases -> sleeps at its end
 
 #pragma once
 
@@ -93,7 +93,8 @@ struct Team {
                     continue;
                 }
                 for (int i = 0; i < 16; ++i) _mm_pause();
-                if (nanoseconds() - since > IDLE) break;
+                // Not beyond the end of the work: the core is for whoever reads the answer.
+                if (!team.led.load(std::memory_order_acquire) || nanoseconds() - since > IDLE) break;
             }
             team.asleep.fetch_add(1);
             syscall(SYS_futex, &team.pieces, FUTEX_WAIT_PRIVATE, piece, nullptr, nullptr, 0);

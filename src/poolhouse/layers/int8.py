@@ -29,6 +29,8 @@ from poolhouse.packing.pack import Segments
 # The smallest number that a row's largest is taken for: a row of zeros has no step.
 _LEAST = 1e-30
 _LEVELS = 127  # of a weight
+# Columns and rows of a weight that `panels` needs whole, as those of `Linear` are.
+_PANEL, _GROUPS = 64, 16
 
 
 class Int8Linear:
@@ -42,6 +44,11 @@ class Int8Linear:
         whole, steps = quantised(weight.float())
         product = _Compiled if compiled_layout() is not None else _ByTorch
         self.product: _Compiled | _ByTorch = product(whole, steps, bias)
+        self.dtype = torch.int8
+        # Where the laid out weight, its steps, its totals and the bias lie, in whole panels that other kernels read.
+        self.panels: tuple[int, int, int, int] | None = None
+        if isinstance(self.product, _Compiled) and not self.out_features % _PANEL and not self.in_features % _GROUPS:
+            self.panels = self.product.addresses
 
     def padded_rows(self, count: int) -> int:
         """See `Linear.padded_rows`."""
@@ -109,7 +116,10 @@ class _Compiled:
         self.steps = F.pad(steps, (0, missing))
         self.totals = filled.sum(1, dtype=torch.int32)
         self.bias = torch.zeros(outputs) if bias is None else F.pad(bias.float(), (0, missing))
-        self.addresses = tuple(one.data_ptr() for one in (self.packed, self.steps, self.totals, self.bias))
+        self.addresses = (
+            *(self.packed.data_ptr(), self.steps.data_ptr()),
+            *(self.totals.data_ptr(), self.bias.data_ptr()),
+        )
         self.run = _linear()
 
     def padded_rows(self, count: int) -> int:

@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poolhouse import kernels
 from poolhouse.packing.pack import Segments
+
+_MEANS = (
+    *(kernels.ADDRESS, kernels.COUNT, kernels.COUNT, kernels.ADDRESS, kernels.COUNT),
+    *(kernels.ADDRESS, kernels.COUNT, kernels.COUNT),
+)
+_UNITS = (kernels.ADDRESS, *[kernels.COUNT] * 3, kernels.ADDRESS, kernels.COUNT)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,8 +89,14 @@ def last(rows: Rows) -> Tensor:
 
 def mean(rows: Rows) -> Tensor:
     """The mean of each prompt's rows."""
-    if len(rows.segments) == 1 and rows.skip is None and len(rows.values):
-        return rows.values.mean(0, keepdim=True, dtype=torch.float32)
+    values, segments = rows.values, rows.segments
+    if rows.skip is None and _is_plain(values, torch.float32, torch.bfloat16):
+        kernel = kernels.function("poolhouse_means", *_MEANS)
+        if kernel is not None:
+            means = torch.empty(len(segments), values.shape[1])
+            given = (values.data_ptr(), values.stride(0), values.shape[1], segments.table.ctypes.data, len(segments))
+            kernel(*given, means.data_ptr(), values.dtype == torch.bfloat16, torch.get_num_threads())
+            return means
     total, lengths = _sum(rows)
     return total / lengths
 
@@ -116,6 +129,25 @@ REDUCTIONS: dict[str, Reduction] = {
     "WEIGHTEDMEAN": weighted_mean,
     "MEAN_SQRT_LEN": mean_sqrt_len,
 }
+
+
+def unit(values: Tensor) -> Tensor:
+    """[rows, features] over the length of each row, as `F.normalize`, which takes twice as long to call."""
+    if _is_plain(values, torch.float32):
+        kernel = kernels.function("poolhouse_units", *_UNITS)
+        if kernel is not None:
+            units = torch.empty(values.shape)
+            given = (values.data_ptr(), len(values), values.stride(0), values.shape[1])
+            kernel(*given, units.data_ptr(), torch.get_num_threads())
+            return units
+    lengths: Tensor = torch.linalg.vector_norm(values, 2, -1, True)
+    return values / lengths.clamp_min_(1e-12)
+
+
+def _is_plain(values: Tensor, *dtypes: torch.dtype) -> bool:
+    """Whether a kernel can read a matrix."""
+    plain = values.dtype in dtypes and values.device.type == "cpu" and values.ndim == 2 and not values.requires_grad
+    return plain and values.shape[1] % 16 == 0 and values.stride(1) == 1
 
 
 def _sum(rows: Rows) -> tuple[Tensor, Tensor]:

@@ -38,8 +38,8 @@ def attend(
         limited = segments.attended is not None and (causal or window is not None)
         if varlen.can_run(query, bias, softcap, limited):
             return varlen.attend(query, key, value, segments, scale=scale, causal=causal, window=window)
-    elif compiled.can_run(query, key, scale, bias, softcap):
-        return compiled.attend(query, key, value, segments, scale=scale, causal=causal, window=window)
+    elif compiled.can_run(query, key, scale, softcap):
+        return compiled.attend(query, key, value, segments, scale=scale, causal=causal, window=window, bias=bias)
     return sdpa.attend(
         query, key, value, segments, scale=scale, causal=causal, window=window, bias=bias, softcap=softcap
     )

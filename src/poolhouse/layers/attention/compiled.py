@@ -15,20 +15,19 @@ _ARGUMENTS = (
     *[kernels.COUNT] * 8,
     kernels.ADDRESS,
     *[kernels.COUNT] * 6,
-    kernels.REAL,
-    *[kernels.COUNT] * 2,
+    *(kernels.REAL, kernels.ADDRESS),
+    *[kernels.COUNT] * 3,
 )
 _TYPES = (torch.float32, torch.bfloat16)
 # Widths of heads, and heads that share one of keys, for which the kernel has room.
 _WIDEST, _MOST_SHARING = 256, 256
 
 
-def can_run(query: Tensor, key: Tensor, scale: float, bias: Tensor | None, softcap: float | None) -> bool:
-    """The kernel takes float32 and bfloat16, heads of a multiple of 8 features, no bias and no softcap."""
+def can_run(query: Tensor, key: Tensor, scale: float, softcap: float | None) -> bool:
+    """The kernel takes float32 and bfloat16, heads of a multiple of 8 features, and no softcap."""
     return (
         query.device.type == "cpu"
         and query.dtype in _TYPES
-        and bias is None
         and softcap is None
         and query.shape[2] % 8 == 0
         and query.shape[2] <= _WIDEST
@@ -39,7 +38,15 @@ def can_run(query: Tensor, key: Tensor, scale: float, bias: Tensor | None, softc
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, segments: Segments, *, scale: float, causal: bool, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    *,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """See `poolhouse.layers.attention.attend`."""
     kernel = _kernel()
@@ -49,6 +56,7 @@ def attend(
     rows, heads, width = query.shape
     out = query.new_empty(rows, heads, width)
     table = segments.table
+    bias = None if bias is None else bias.float().contiguous()
     kernel(
         *(x.data_ptr() for x in (query, key, value, out)),
         *(stride for x in (query, key, value, out) for stride in x.stride()[:2]),
@@ -60,6 +68,8 @@ def attend(
         -1 if window is None else window,
         causal,
         scale,
+        None if bias is None else bias.data_ptr(),
+        0 if bias is None else bias.shape[-1],
         query.dtype == torch.bfloat16,
         torch.get_num_threads(),
     )

@@ -1,8 +1,8 @@
 """Few rows: all blocks of a Transformer over a short pack by one call of a kernel, in the thread that calls it.
 
 A query of ten tokens is a hundred operators, each of which takes longer to call than to compute. The kernel reads the
-weights where oneDNN laid them out, so nothing is held twice. It takes what most encoders are: see `FewRows.of`. All else,
-and longer packs, go block by block.
+weights where oneDNN or `Int8Linear` laid them out, so nothing is held twice. It takes what most encoders are: see
+`FewRows.of`. All else, and longer packs, go block by block.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from poolhouse import kernels
 from poolhouse.layers.feed_forward import FeedForward
+from poolhouse.layers.int8 import Int8Linear
 from poolhouse.layers.linear import Linear
 from poolhouse.layers.norm import LayerNorm, Norm, RMSNorm
 from poolhouse.layers.positions import RopeSpec
@@ -31,14 +32,19 @@ if TYPE_CHECKING:
 _MOST_ROWS, _MOST_BESIDE_AMX = 64, 16
 # As in team.h.
 _MOST_HELPERS = 3
-# Floats that one of its registers holds.
-_WIDTH = 16
+# The numbers of the types of weights, as blocks.cpp has them.
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+# Floats that one of its registers holds; heads for which its attention has room.
+_WIDTH, _MOST_HEADS = 16, 256
 
 _ADDRESS, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 class _Matrix(ctypes.Structure):
-    _fields_ = (("weight", _ADDRESS), ("bias", _ADDRESS), ("out", _COUNT), ("inputs", _COUNT))
+    _fields_ = (
+        *((name, _ADDRESS) for name in ("weight", "bias", "steps", "totals")),
+        *((name, _COUNT) for name in ("out", "inputs")),
+    )
 
 
 class _Norm(ctypes.Structure):
@@ -58,7 +64,7 @@ class _Block(ctypes.Structure):
 class _Spec(ctypes.Structure):
     _fields_ = (
         *((name, _COUNT) for name in ("hidden", "heads", "kv_heads", "head_dim", "rotated", "inner", "activation")),
-        *((name, _COUNT) for name in ("gated", "causal", "root_mean_square", "half")),
+        *((name, _COUNT) for name in ("gated", "causal", "root_mean_square", "type")),
         ("eps", _REAL),
         ("scale", _REAL),
     )
@@ -83,7 +89,7 @@ class FewRows:
         first = layers[0]
         feed_forward = first.feed_forward
         assert isinstance(feed_forward, FeedForward)
-        query, key, _ = first.attention.sizes
+        _, key, _ = first.attention.sizes
         scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
         rotated = max((layer.rope.dim for layer in spec.layers if layer.rope is not None), default=0)
         self._spec = _Spec(
@@ -97,15 +103,11 @@ class FewRows:
             spec.gated,
             spec.causal,
             spec.norm != "layer",
-            dtype == torch.bfloat16,
+            _TYPES[dtype],
             spec.norm_eps,
             scale,
         )
         self._blocks = (_Block * len(layers))(*(self._block(layer) for layer in layers))
-        # Floats that each row, and each key of the longest sequence, takes of the kernel's room.
-        hidden, inner = self._spec.hidden, self._spec.inner * (2 if spec.gated else 1)
-        self._per_row = max(query + 2 * key, inner) + max(hidden, query, self._spec.inner)
-        self._per_key = (spec.head_dim + 1) * (1 + _MOST_HELPERS)
 
     def takes(self, segments: Segments) -> bool:
         """Whether this is for the kernel: few rows of whole sequences, all of which see each other and go without adapters.
@@ -124,15 +126,17 @@ class FewRows:
     def of(cls, spec: TransformerSpec, layers: Sequence[Block]) -> FewRows | None:
         """None where the kernel cannot run these blocks, or there is none.
 
-        It takes float32 and bfloat16, of blocks whose products have multiples of 64 columns, laid out as it reads them;
-        without experts, softcaps, norms on what is added, and changes by adapters.
+        It takes float32, bfloat16 and int8, of blocks whose products have multiples of 64 columns, laid out as it reads
+        them; without experts, softcaps, norms on what is added, and changes by adapters.
         """
         kernel = _kernel()
-        if kernel is None or spec.softcap is not None or spec.head_dim % _WIDTH:
+        if kernel is None or spec.softcap is not None or spec.head_dim % _WIDTH or spec.heads > _MOST_HEADS:
+            return None
+        if spec.attention_scale is not None and spec.attention_scale <= 0:
             return None
         dtypes = {product.dtype for layer in layers for product in _products(layer)}
         dtype = dtypes.pop() if len(dtypes) == 1 else None
-        if dtype not in (torch.float32, torch.bfloat16):
+        if dtype not in _TYPES:
             return None
         if len({layer.rope.dim for layer in spec.layers if layer.rope is not None}) > 1:
             return None
@@ -144,7 +148,6 @@ class FewRows:
         self, x: Tensor, segments: Segments, ropes: Mapping[RopeSpec, tuple[Tensor, Tensor]], bias: Tensor | None
     ) -> Tensor:
         """What the last block answers: [rows, hidden] like x, in its place where that is possible. Arguments as a block's."""
-        rows = len(x)
         blocks = self._blocks
         # What the kernel reads, kept until it is done.
         tables = {rope: (cos.float().contiguous(), sin.float().contiguous()) for rope, (cos, sin) in ropes.items()}
@@ -155,10 +158,7 @@ class FewRows:
                 if layer.attention.layer.rope is not None:
                     cos, sin = tables[layer.attention.layer.rope]
                     block.cosines, block.sines = cos.data_ptr(), sin.data_ptr()
-        longest = segments.longest
         bias = None if bias is None else bias.float().contiguous()
-        padded = -(-longest // _WIDTH) * _WIDTH
-        room = torch.empty(rows * self._per_row + padded * self._per_key + _WIDTH)
         # x is a tensor of our own, which the blocks may change.
         hidden = x if x.dtype == torch.float32 and x.is_contiguous() else torch.empty(x.shape).copy_(x)
         self._kernel(
@@ -166,12 +166,11 @@ class FewRows:
             ctypes.addressof(blocks),
             len(blocks),
             hidden.data_ptr(),
-            rows,
-            (ctypes.c_int64 * (len(segments) + 1))(*segments.starts, segments.total),
+            len(x),
+            segments.table.ctypes.data,
             len(segments),
             None if bias is None else bias.data_ptr(),
-            longest,
-            room.data_ptr(),
+            segments.longest,
             kernels.helpers.count,
         )
         return hidden.to(x.dtype)
@@ -190,8 +189,12 @@ class FewRows:
         )
 
     def _matrix(self, linear: object) -> _Matrix:
+        if isinstance(linear, Int8Linear):
+            assert linear.panels is not None
+            packed, steps, totals, bias = linear.panels
+            return _Matrix(packed, bias, steps, totals, linear.out_features, linear.in_features)
         assert isinstance(linear, Linear)
-        return _Matrix(linear.panels, self._floats(linear.bias), linear.out_features, linear.in_features)
+        return _Matrix(linear.panels, self._floats(linear.bias), None, None, linear.out_features, linear.in_features)
 
     def _norm(self, norm: Norm | None) -> _Norm:
         if norm is None:
@@ -207,13 +210,13 @@ class FewRows:
         return self._kept[-1].data_ptr()
 
 
-def _products(layer: Block) -> list[Linear]:
+def _products(layer: Block) -> list[Linear | Int8Linear]:
     """Those that are plain, as all of a block are that the kernel takes."""
     attention, feed_forward = layer.attention, layer.feed_forward
     if not isinstance(feed_forward, FeedForward):
         return []
     products = (attention.qkv, attention.out, feed_forward.up, feed_forward.down)
-    return [product for product in products if isinstance(product, Linear)]
+    return [product for product in products if isinstance(product, Linear | Int8Linear)]
 
 
 def _is_plain(layer: Block, spec: TransformerSpec) -> bool:
@@ -246,16 +249,5 @@ def _kernel() -> Callable[..., None] | None:
     asked(ctypes.addressof(answer))
     if not answer.value:
         return None
-    return kernels.function(
-        "poolhouse_blocks",
-        *[kernels.ADDRESS] * 2,
-        kernels.COUNT,
-        kernels.ADDRESS,
-        kernels.COUNT,
-        kernels.ADDRESS,
-        kernels.COUNT,
-        kernels.ADDRESS,
-        kernels.COUNT,
-        kernels.ADDRESS,
-        kernels.COUNT,
-    )
+    arguments = (*[kernels.ADDRESS] * 2, *[kernels.COUNT, kernels.ADDRESS] * 3, *[kernels.COUNT] * 2)
+    return kernels.function("poolhouse_blocks", *arguments)

@@ -8,13 +8,16 @@ A block has six norm slots that a checkpoint fills or leaves, so pre-norm, post-
 
 from __future__ import annotations
 
+import ctypes
 import sys
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poolhouse import kernels
 from poolhouse.errors import CheckpointError, EngineError
 from poolhouse.layers.adapted import AdaptedTable
 from poolhouse.layers.attention import attend
@@ -30,6 +33,20 @@ from poolhouse.models.native.weights import Weights
 from poolhouse.packing.pack import Batch, PackedPictures, Read, Segments
 
 Ropes = dict[RopeSpec, tuple[Tensor, Tensor]]
+
+_TABLE = (("rows", ctypes.c_void_p), ("count", ctypes.c_int64))
+_EMBED = (*(kernels.ADDRESS, kernels.COUNT), *[kernels.ADDRESS] * 5, kernels.COUNT)
+
+
+class _Tables(ctypes.Structure):
+    """As in embed.cpp."""
+
+    _fields_ = (
+        *((f"{name}_{part}", kind) for name in ("tokens", "types", "positions") for part, kind in _TABLE),
+        *(("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p)),
+        *((name, ctypes.c_int64) for name in ("width", "offset", "root_mean_square")),
+        *(("scale", ctypes.c_float), ("eps", ctypes.c_float)),
+    )
 
 
 class Transformer:
@@ -139,23 +156,67 @@ class Transformer:
         return shown
 
     def _embed(self, batch: Batch) -> Tensor:
+        # A table of one row has one type for all (RoBERTa).
+        types = batch.types if self.types is not None and len(self.types) > 1 else None
+        positions, uncounted = batch.positions, self.spec.uncounted
+        if self.positions is not None and uncounted is not None:
+            positions = batch.positions_without(uncounted)
+        x = self._embedded_at_once(batch.ids, types, positions)
+        if x is None:
+            x = self._embedded(batch, types, positions)
+        return x if self.project is None else self.project(x, segments=batch.segments)
+
+    def _embedded(self, batch: Batch, types: Tensor | None, positions: Tensor) -> Tensor:
         x = self._adapted("tokens", F.embedding(batch.ids, self.tokens), batch.ids, batch.segments)
         if self.spec.embedding_scale != 1.0:
             # The factor is rounded to the type of the weights first, as the reference does.
             x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
         if self.types is not None:
-            # A table of one row has one type for all (RoBERTa).
-            types = batch.types if len(self.types) > 1 else None
             x = x + (self.types[0] if types is None else F.embedding(types, self.types))
             x = self._adapted("types", x, types, batch.segments)
         if self.positions is not None:
-            uncounted = self.spec.uncounted
-            positions = batch.positions if uncounted is None else batch.positions_without(uncounted)
             rows = positions + self.spec.position_offset
             x = self._adapted("positions", x + F.embedding(rows, self.positions), rows, batch.segments)
-        if self.embedding_norm is not None:
-            x = self.embedding_norm(x)
-        return x if self.project is None else self.project(x, segments=batch.segments)
+        return x if self.embedding_norm is None else self.embedding_norm(x)
+
+    def _embedded_at_once(self, ids: Tensor, types: Tensor | None, positions: Tensor) -> Tensor | None:
+        """The same by a kernel, to the last bit; None where it cannot, or a number is in no table."""
+        tables = None if self.adapted_tables else self._plain_tables
+        if tables is None:
+            return None
+        kernel, given = tables
+        x, found = self.tokens.new_empty(len(ids), self.tokens.shape[1]), ctypes.c_int64(0)
+        kernel(
+            *(ctypes.addressof(given), len(ids), ids.data_ptr(), None if types is None else types.data_ptr()),
+            *(positions.data_ptr(), x.data_ptr(), ctypes.addressof(found), torch.get_num_threads()),
+        )
+        return x if found.value else None
+
+    @cached_property
+    def _plain_tables(self) -> tuple[Callable[..., None], _Tables] | None:
+        """The kernel that reads the tables, and where they lie; None where it cannot read them, or there is none."""
+        kernel = kernels.function("poolhouse_embed", *_EMBED)
+        norm, width = self.embedding_norm, self.tokens.shape[1]
+        read = [table for table in (self.tokens, self.types, self.positions) if table is not None]
+        if isinstance(norm, LayerNorm | RMSNorm):
+            read.append(norm.weight)
+        elif norm is not None:
+            return None
+        plain = all(one.dtype == torch.float32 and one.device.type == "cpu" and one.is_contiguous() for one in read)
+        if kernel is None or not plain or width % 16:
+            return None
+
+        def place(values: Tensor | None) -> int | None:
+            return None if values is None else values.data_ptr()
+
+        tables = ((place(one), 0 if one is None else len(one)) for one in (self.tokens, self.types, self.positions))
+        return kernel, _Tables(
+            *(part for table in tables for part in table),
+            place(None if norm is None else norm.weight),
+            place(norm.bias if isinstance(norm, LayerNorm) else None),
+            *(width, self.spec.position_offset, isinstance(norm, RMSNorm)),
+            *(self.spec.embedding_scale, 0.0 if norm is None else norm.eps),
+        )
 
     def _adapted(self, table: str, x: Tensor, ids: Tensor | None, segments: Segments) -> Tensor:
         """x, a tensor of our own, with what adapters change in the rows `ids` of a table."""

@@ -1,43 +1,17 @@
-// RMS norm: each row by its root mean square, times a weight, in one pass over memory; sums are float32.
+// Norms of many rows, in one pass over memory.
 //
-// A caller may give the factors of the rows instead, from the sums of `poolhouse_squares` in an order of its own: a sum in
-// another order moves some numbers in bfloat16 by a rounding.
+// A caller may give the factors of an RMS norm's rows, from the sums of `poolhouse_squares` in an order of its own: a sum
+// in another order moves some numbers in bfloat16 by a rounding.
 
-#include <cmath>
-#include <type_traits>
-
-#include "lanes.h"
+#include "norms.h"
 #include "parallel.h"
 
 namespace {
 
-using namespace lanes;
+using namespace norms;
 
 // Features that are worth waking another thread for.
 constexpr int64_t WORTH_A_THREAD = 1 << 17;
-
-template <class Number>
-float own_factor(const Number* from, int64_t width, float eps) {
-    // Several sums, so that one need not wait for another.
-    V sums[4] = {zero(), zero(), zero(), zero()};
-    for (int64_t at = 0, part = 0; at < width; at += WIDTH, part = (part + 1) % 4) {
-        const V x = load(from + at);
-        sums[part] = multiply_add(x, x, sums[part]);
-    }
-    const float mean = sum(add(add(sums[0], sums[1]), add(sums[2], sums[3]))) / static_cast<float>(width);
-    return 1.0f / std::sqrt(mean + eps);
-}
-
-// weight: floats. factor: the row's; null where it is computed here. ROUND: the scaled row is rounded to its type before it is multiplied by the weight.
-template <class Number, bool ROUND>
-void norm_row(const Number* from, int64_t width, const float* weight, const float* factor, float eps, Number* to) {
-    const V scale = all(factor != nullptr ? *factor : own_factor(from, width, eps));
-    for (int64_t at = 0; at < width; at += WIDTH) {
-        V x = mul(load(from + at), scale);
-        if constexpr (ROUND && !std::is_same<Number, float>::value) x = rounded_to_bfloat16(x);
-        store(to + at, mul(x, load(weight + at)));
-    }
-}
 
 // work(where a row of a head begins, its number), for all of them.
 template <class Number, class Work>
@@ -54,9 +28,9 @@ template <class Number>
 void norm(const Number* from, int64_t rows, int64_t heads, int64_t row_step, int64_t head_step, int64_t width,
           const float* weight, const float* factors, float eps, bool round, Number* to, int64_t threads) {
     each_row(from, rows, heads, row_step, head_step, width, threads, [=](const Number* x, int64_t number) {
-        const float* factor = factors != nullptr ? factors + number : nullptr;
-        if (round) norm_row<Number, true>(x, width, weight, factor, eps, to + number * width);
-        else norm_row<Number, false>(x, width, weight, factor, eps, to + number * width);
+        const float factor = factors != nullptr ? factors[number] : rms_factor(x, width, eps);
+        if (round) rms_row<Number, true>(x, width, weight, factor, to + number * width);
+        else rms_row<Number, false>(x, width, weight, factor, to + number * width);
     });
 }
 
@@ -83,5 +57,13 @@ KERNEL void poolhouse_squares(const uint16_t* from, int64_t rows, int64_t heads,
             const V wide = load(x + at);
             store(to + number * width + at, mul(wide, wide));
         }
+    });
+}
+
+// from: [rows, width], `row_step` floats from row to row; to: the same without gaps. width: a multiple of 16. bias: or null.
+KERNEL void poolhouse_layer_norm(const float* from, int64_t rows, int64_t row_step, int64_t width, const float* weight,
+                                 const float* bias, float eps, float* to, int64_t threads) {
+    each_row(from, rows, 1, row_step, 0, width, threads, [=](const float* x, int64_t number) {
+        layer_row(x, width, weight, bias, eps, to + number * width);
     });
 }
