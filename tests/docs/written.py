@@ -1,19 +1,24 @@
-"""What the documents take from the code: the file map of docs/architecture.md, and excerpts of files.
+"""What the documents take from the code: the file map of docs/architecture.md, the public names, and excerpts of files.
 
-`python -m tests.docs.written` writes both (`make docs` does); `tests/docs/test_architecture.py` says when they are stale.
+`python -m tests.docs.written` writes them (`make docs` does); `tests/docs/test_architecture.py` says when they are stale.
 An excerpt is the block below `<!-- from: PATH -->`, a whole file, or `<!-- from: PATH#NAME -->`, a definition in it.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
+import poolhouse
 from tests.docs.pages import PAGES, ROOT
 
 SOURCE = ROOT / "src" / "poolhouse"
 _MAP = re.compile(r"(<!-- map:begin -->\n).*(<!-- map:end -->)", re.DOTALL)
+_PUBLIC = re.compile(r"(<!-- public:begin -->\n).*(<!-- public:end -->)", re.DOTALL)
 _EXCERPT = re.compile(
     r"(?P<mark><!-- from: (?P<path>[^#>\s]+)(?:#(?P<name>\w+))? -->\n```python\n).*?^```$", re.MULTILINE | re.DOTALL
 )
@@ -22,6 +27,7 @@ _EXCERPT = re.compile(
 def written(text: str) -> str:
     """A page, with what it takes from the code of today."""
     text = _EXCERPT.sub(lambda found: f"{found['mark']}{_excerpt(found['path'], found['name'])}```", text)
+    text = _PUBLIC.sub(lambda found: found[1] + _public() + found[2], text)
     return _MAP.sub(lambda found: found[1] + _map() + found[2], text)
 
 
@@ -43,6 +49,39 @@ def _map() -> str:
         files = sorted(room.rglob("*.py"), key=lambda path: (path.parent, path.name != "__init__.py", path.name))
         tables.append(_table(f"`{room.name}/`", _idea(room / "__init__.py"), files[1:]))
     return "\n".join(tables)
+
+
+def _public() -> str:
+    """What `from poolhouse import ...` gives: each name with its arguments or fields, and the methods of `LLM`."""
+    lines = []
+    for name in sorted(poolhouse.__all__, key=str.lower):
+        value = getattr(poolhouse, name)
+        if not callable(value) or not hasattr(value, "__module__"):
+            lines.append(name)
+        elif inspect.isclass(value) and issubclass(value, Exception):
+            lines.append(f"{name}({', '.join(base.__name__ for base in value.__bases__)})")
+        elif not str(value.__module__).startswith("poolhouse"):
+            # An alias of types, or a class of another library.
+            lines.append(name)
+        else:
+            lines += _called(name, value)
+        if name == "LLM":
+            methods = inspect.getmembers(value, inspect.isfunction)
+            lines += [
+                f"    {line}" for method, f in methods if not method.startswith("_") for line in _called(method, f)
+            ]
+    return "\n```text\n" + "\n".join(lines) + "\n```\n\n"
+
+
+def _called(name: str, value: Callable[..., object]) -> list[str]:
+    """A name with its arguments and their defaults, without types."""
+    parameters = [
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for parameter in inspect.signature(value).parameters.values()
+        if parameter.name != "self"
+    ]
+    shown = re.sub(r" at 0x[0-9a-f]+|<factory>", "", str(inspect.Signature(parameters)))
+    return textwrap.wrap(name + shown, 112, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
 def _table(title: str, idea: str, files: list[Path]) -> str:
