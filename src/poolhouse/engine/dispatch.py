@@ -149,6 +149,8 @@ class Dispatch:
         """Try its requests once more, elsewhere; fail those that were tried twice."""
         with self._lock:
             self.remove(replica)
+            if self._refusal is not None:
+                return  # all is over, and who had to be told was told
             numbers = [number for number, sent in self._sent.items() if sent.replica is replica]
             twice: list[_Sent] = []
             for number in numbers:

@@ -602,4 +602,5 @@ def _exit(replicas: weakref.ref[Replicas]) -> None:
     held = replicas()
     if held is not None:
         held._exiting = True  # noqa: SLF001
-        held._end(EngineClosed(_SHUT_DOWN))  # noqa: SLF001
+        # Told to close, they would fail what daemon threads still wait for, which would only print it.
+        held._end(EngineClosed(_SHUT_DOWN), at_once=True)  # noqa: SLF001
