@@ -131,7 +131,7 @@ def test_a_misspelt_option_of_every_command_gets_a_suggestion(command: str, said
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("srve", "No such command 'srve'. Did you mean 'serve'?"),
+        ("serv", "No such command 'serv'. Did you mean 'serve'?"),
         ("--versoin", "--version"),
         ("bench serv --backend x", "No such command 'bench serv'. Did you mean 'serve'?"),
         ("bench compar", "No such command 'bench compar'. Did you mean 'compare'?"),
