@@ -91,9 +91,9 @@ def test_a_corpus_is_read_one_block_ahead(llm: LLM, monkeypatch: pytest.MonkeyPa
     submitted: list[Request] = []
     submit = llm.engine.submit
 
-    def noted(requests: list[Request]) -> Any:
+    def noted(requests: list[Request], *how: Any) -> Any:
         submitted.extend(requests)
-        return submit(requests)
+        return submit(requests, *how)
 
     def corpus() -> Iterator[str]:
         for number in range(100):

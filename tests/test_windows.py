@@ -238,6 +238,6 @@ def test_sparse_requests_are_made_in_windows(tmp_path: Path, monkeypatch: pytest
     save_m3(tmp_path)
     with LLM(str(tmp_path)) as llm:
         whole = llm.embed_sparse(TEXTS)
-        monkeypatch.setattr(LLM, "_window", lambda *_: 4)
+        monkeypatch.setattr("poolhouse.llm.llm._window", lambda _: 4)
         for outputs in (llm.embed_sparse(TEXTS), asyncio.run(llm.embed_sparse_async(TEXTS))):
             assert [one.outputs.ids.tolist() for one in outputs] == [one.outputs.ids.tolist() for one in whole]

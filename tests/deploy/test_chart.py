@@ -165,7 +165,7 @@ def test_the_server_takes_its_config(values: dict[str, Any], tmp_path: Path) -> 
     objects = render(values)
     config = tmp_path / "config.yaml"
     config.write_text(config_of(objects))
-    server, models, _ = gather([], {}, config, {})
+    server, models, *_ = gather([], {}, config, {})
     container, pod = server_of(objects), pod_of(objects)
     (port,) = container["ports"]
     assert server.port == port["containerPort"]
@@ -238,7 +238,7 @@ def test_values_that_do_not_fit_are_named(values: dict[str, Any], said: str) -> 
 def test_large_numbers_stay_whole(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(config_of(render({"config": {"max_body_bytes": 1_073_741_824, "request_timeout_seconds": 0.5}})))
-    server, _, _ = gather([], {}, config, {})
+    server, *_ = gather([], {}, config, {})
     assert (server.max_body_bytes, server.request_timeout_seconds) == (1_073_741_824, 0.5)
 
 

@@ -135,7 +135,7 @@ def test_what_compose_mounts_and_builds_is_there() -> None:
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_compose_gives_the_server_options_that_it_has_and_time_to_stop(name: str) -> None:
     service = services()[name]
-    server, (settings,), _ = gather(service["command"][1:], {}, None, service["environment"])
+    server, (settings,), *_ = gather(service["command"][1:], {}, None, service["environment"])
     assert settings.model == "/models/model"
     assert float(service["stop_grace_period"].removesuffix("s")) > server.shutdown_seconds + 5
     assert service["read_only"] is True
@@ -191,7 +191,7 @@ def test_the_unit_waits_for_the_server_and_reads_no_key_from_its_command() -> No
     fields = dict(re.findall(r"^(\w+)=(.*)$", unit(), re.MULTILINE))
     _, command, *words = shlex.split(fields["ExecStart"])
     assert (command, words[0]) == ("serve", "--config")
-    server, _, _ = gather([], {}, None, {})
+    server, *_ = gather([], {}, None, {})
     assert int(fields["TimeoutStopSec"]) > server.shutdown_seconds + 5
     assert fields["DynamicUser"] == "yes"
     # The server does not speak sd_notify.

@@ -87,7 +87,7 @@ def test_the_values_of_the_page_fit_the_chart(tmp_path: Path) -> None:
     objects = render(values)
     config = tmp_path / "config.yaml"
     config.write_text(config_of(objects))
-    _, (settings,), _ = gather([], {}, config, {})
+    _, (settings,), *_ = gather([], {}, config, {})
     assert settings.dtype == values["config"]["dtype"]
     text = (ROOT / PAGE).read_text()
     known = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -102,7 +102,7 @@ def test_the_config_of_the_unit_fits_the_server(tmp_path: Path) -> None:
     (block,) = (block for block in blocks(PAGE) if block.text.startswith("# config.yaml"))
     config = tmp_path / "config.yaml"
     config.write_text(block.text)
-    server, _, _ = gather([], {}, config, {})
+    server, *_ = gather([], {}, config, {})
     # Where systemd puts the credentials of a unit of this name.
     unit = (DEPLOY / "poolhouse.service").read_text()
     (name,) = re.findall(r"^LoadCredential=(\w+):", unit, re.MULTILINE)

@@ -184,6 +184,8 @@ def _plugin(folder: Path) -> None:
 
 
 def _files(folder: Path) -> None:
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": {"input": "The moon pulls the sea."}}
+    (folder / "in.jsonl").write_text(json.dumps(line) + "\n")
     (folder / "texts.txt").write_text("The moon pulls the sea.\nBread needs yeast.\nThere are tides.\n")
     template = "{% for message in messages %}[CLS] {{ message.content }} [SEP]{% endfor %}"
     (folder / "template.jinja").write_text(template)

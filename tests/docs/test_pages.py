@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 import tokenize
 import tomllib
@@ -73,6 +74,8 @@ def test_the_examples_of_a_page_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(folder)
+    # Another page's job.
+    shutil.rmtree("vectors", ignore_errors=True)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     names: dict[str, Any] = {}
