@@ -14,10 +14,11 @@ from __future__ import annotations
 import pickle
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from operator import attrgetter
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -208,3 +209,17 @@ def answers_of(columns: Columns) -> list[Answer]:
             timing = timings[times] = Timing(*times)
         answers.append(Answer(array, Tokens(own, kinds, *tokens), chunks, further or {}, timing))
     return answers
+
+
+def gathered(outbox: SimpleQueue[tuple[Any, ...] | None]) -> Iterator[list[tuple[Any, ...]]]:
+    """All that is there, again and again, for one message each; ends behind None."""
+    last = False
+    while not last:
+        items = [outbox.get()]
+        try:
+            while True:
+                items.append(outbox.get_nowait())
+        except Empty:
+            pass
+        last = None in items
+        yield [item for item in items if item is not None]

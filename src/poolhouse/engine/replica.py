@@ -13,10 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, Protocol
 
-from poolhouse.engine.channel import Channel, answers_of, row_of
+from poolhouse.engine.channel import Channel, answers_of, gathered, row_of
 from poolhouse.engine.observing import BatchRun
 from poolhouse.engine.replica_process import Order, RemoteFacts
 from poolhouse.engine.request import Answer, Request, fail
@@ -231,16 +231,8 @@ class Replica:
         """Send all that is there in one message, again and again."""
         try:
             self.channel.send(order)
-            last = False
-            while not last:
-                items = [self._outbox.get()]
-                try:
-                    while True:
-                        items.append(self._outbox.get_nowait())
-                except Empty:
-                    pass
-                last = None in items
-                self._send([item for item in items if item is not None])
+            for items in gathered(self._outbox):
+                self._send(items)
         except OSError:
             self.channel.end()
 

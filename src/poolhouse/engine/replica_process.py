@@ -24,11 +24,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from poolhouse.engine import process
-from poolhouse.engine.channel import Channel, Row, columns_of, request_of
+from poolhouse.engine.channel import Channel, Row, columns_of, gathered, request_of
 from poolhouse.engine.interface import EngineFacts, WarmUpLevel
 from poolhouse.engine.observing import BatchRun
 from poolhouse.engine.queue import Caller
@@ -213,16 +213,8 @@ class _Process:
 
     def _send(self) -> None:
         """Send all that is there in one message, again and again; answers together."""
-        last = False
-        while not last:
-            items = [self.outbox.get()]
-            try:
-                while True:
-                    items.append(self.outbox.get_nowait())
-            except Empty:
-                pass
-            last = None in items
-            self._send_all([item for item in items if item is not None])
+        for items in gathered(self.outbox):
+            self._send_all(items)
 
     def _send_all(self, items: list[tuple[Any, ...]]) -> None:
         answers = [item for item in items if item[0] == "answer"]
