@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -24,40 +26,56 @@ if TYPE_CHECKING:
     from poolhouse.llm import LLM
 
 
+Texts = Annotated[list[str] | None, typer.Argument(help="Texts; none: read them from --input.")]
+Documents = Annotated[list[str] | None, typer.Argument(help="Documents; none: read them from --input.")]
+
+
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """Where texts come from: the line, or a file; and where answers go."""
+    """The options that all of these commands share: the texts of the line, or a file; the model; where answers go."""
 
-    texts: Sequence[str] | None
-    source: str
-    input_format: str | None
-    column: str | None
-    output: Path | None
-    model: str | None
+    model: Annotated[str | None, typer.Option("--model", help="Folder or hub id; none: the embedded default.")] = None
+    source: files.Input = "-"
+    input_format: files.InputFormat = None
+    column: files.Column = None
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write; none: standard output.")] = None
 
-    def opened(self, stack: contextlib.ExitStack) -> files.Texts[str]:
+    def opened(self, texts: Sequence[str] | None, stack: contextlib.ExitStack) -> files.Texts[str]:
         """The texts; the stack closes their file."""
-        if not self.texts:
+        if not texts:
             files.refuse_same_file(self.source, self.output)
             return files.opened(self.source, self.input_format, self.column, stack)
-        check_are_texts(self.texts, self.source, self.model)
+        check_are_texts(texts, self.source, self.model)
         for flag, value in (("--column", self.column), ("--input-format", self.input_format)):
             if value is not None:
                 raise ConfigError(f"{flag} is for --input.")
-        return files.of_the_line(self.texts)
+        return files.of_the_line(texts)
 
-    def all(self, stack: contextlib.ExitStack) -> list[str]:
+    def all(self, texts: Sequence[str] | None, stack: contextlib.ExitStack) -> list[str]:
         """All texts, of which there is one at least."""
-        found = [text for _, text in self.opened(stack).numbered]
+        found = [text for _, text in self.opened(texts, stack).numbered]
         if not found:
             raise files.nothing_in(self.source)
         return found
 
 
-Texts = Annotated[list[str] | None, typer.Argument(help="Texts; none: read them from --input.")]
-Documents = Annotated[list[str] | None, typer.Argument(help="Documents; none: read them from --input.")]
-ModelName = Annotated[str | None, typer.Option("--model", help="Folder or hub id; none: the embedded default.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write; none: standard output.")]
+def _with_given(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `_Given`, which arrive as `given`."""
+    own = inspect.signature(command, eval_str=True).parameters
+    shared = inspect.signature(_Given, eval_str=True).parameters
+
+    @wraps(command)
+    def with_options_of_all(**values: Any) -> None:
+        given = _Given(**{name: values.pop(name) for name in shared})
+        command(given=given, **values)
+
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in own.items():
+        parameters += shared.values() if name == "given" else [parameter]
+    with_options_of_all.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return with_options_of_all
+
+
 # Fields of a line, of the answers to some texts and their numbers.
 Fields = Callable[["LLM", "Answered", int], Mapping[str, object]]
 
@@ -68,14 +86,11 @@ _MOST_COMPARED = 5000
 
 
 @with_options(Settings)
+@_with_given
 def classify(
     texts: Texts = None,
-    model: ModelName = None,
-    source: files.Input = "-",
-    input_format: files.InputFormat = None,
-    column: files.Column = None,
-    output: Output = None,
     *,
+    given: _Given,
     options: dict[str, object],
 ) -> None:
     """Write the most likely label of each text, and the probability of each label."""
@@ -89,36 +104,29 @@ def classify(
             return {**row, "probabilities": named}
         return row
 
-    _answer("classify", fields, _Given(texts, source, input_format, column, output, model), options)
+    _answer("classify", fields, texts, given, options)
 
 
 @with_options(Settings)
+@_with_given
 def ner(
     texts: Texts = None,
-    model: ModelName = None,
-    source: files.Input = "-",
-    input_format: files.InputFormat = None,
-    column: files.Column = None,
-    output: Output = None,
     *,
+    given: _Given,
     options: dict[str, object],
 ) -> None:
     """Write the entities of each text: label, text, score, and where it begins and ends, in characters."""
-    given = _Given(texts, source, input_format, column, output, model)
-    _answer("entities", lambda _, answered, index: _row(answered, index), given, options)
+    _answer("entities", lambda _, answered, index: _row(answered, index), texts, given, options)
 
 
 @with_options(Settings)
+@_with_given
 def sparse(
     texts: Texts = None,
-    model: ModelName = None,
-    source: files.Input = "-",
-    input_format: files.InputFormat = None,
-    column: files.Column = None,
-    output: Output = None,
     prompt_name: files.PromptName = None,
     input_type: Annotated[str | None, typer.Option(help="What the texts are, query or document.")] = None,
     *,
+    given: _Given,
     options: dict[str, object],
 ) -> None:
     """Write the sparse vector of each text: vocabulary entries, their numbers and weights, the heaviest first."""
@@ -131,57 +139,51 @@ def sparse(
         return {"tokens": llm.engine.token_strings(ids.tolist()), "indices": ids, "values": weights}
 
     asked = {"prompt_name": prompt_name, "input_type": input_type}
-    _answer("sparse", fields, _Given(texts, source, input_format, column, output, model), options, **asked)
+    _answer("sparse", fields, texts, given, options, **asked)
 
 
 @with_options(Settings)
+@_with_given
 def rerank(
     query: Annotated[str, typer.Argument(help="What is looked for.")],
     documents: Documents = None,
-    model: ModelName = None,
-    source: files.Input = "-",
-    input_format: files.InputFormat = None,
-    column: files.Column = None,
-    output: Output = None,
     top_n: Annotated[int | None, typer.Option("--top-n", "-n", min=1, help="Write the best so many alone.")] = None,
     instruction: Annotated[
         str | None, typer.Option(help="What makes a document fit, for models that read one.")
     ] = None,
     *,
+    given: _Given,
     options: dict[str, object],
 ) -> None:
     """Write documents from the best to the worst for a query: score, index from 0, and text."""
     with contextlib.ExitStack() as stack:
-        found = _Given(documents, source, input_format, column, output, model).all(stack)
-        llm = stack.enter_context(_opened(model, options))
-        stream = stack.enter_context(files.output_stream(output))
+        found = given.all(documents, stack)
+        llm = stack.enter_context(_opened(given.model, options))
+        stream = stack.enter_context(files.output_stream(given.output))
         scores = np.array([one.outputs.score for one in llm.score(query, found, instruction=instruction)])
         for index in np.argsort(-scores, kind="stable")[:top_n].tolist():
             _write_line(stream, {"score": scores[index], "index": index, "text": found[index]})
 
 
 @with_options(Settings)
+@_with_given
 def similarity(
     texts: Texts = None,
-    model: ModelName = None,
-    source: files.Input = "-",
-    input_format: files.InputFormat = None,
-    column: files.Column = None,
-    output: Output = None,
     prompt_name: files.PromptName = None,
     dimensions: files.Dimensions = None,
     *,
+    given: _Given,
     options: dict[str, object],
 ) -> None:
     """Write how alike texts are: for each its text and the cosine with every text, in order."""
     with contextlib.ExitStack() as stack:
-        found = _Given(texts, source, input_format, column, output, model).all(stack)
+        found = given.all(texts, stack)
         if len(found) > _MOST_COMPARED:
             raise ConfigError(
                 f"There are {len(found)} texts; similarity compares each with each, up to {_MOST_COMPARED}."
             )
-        llm = stack.enter_context(_opened(model, options))
-        stream = stack.enter_context(files.output_stream(output))
+        llm = stack.enter_context(_opened(given.model, options))
+        stream = stack.enter_context(files.output_stream(given.output))
         from poolhouse.params import PoolingParams
 
         params = PoolingParams(dimensions=dimensions)
@@ -191,7 +193,14 @@ def similarity(
             _write_line(stream, {"text": text, "similarity": rows @ row})
 
 
-def _answer(task: JobTask, fields: Fields, given: _Given, options: dict[str, object], **asked: str | None) -> None:
+def _answer(
+    task: JobTask,
+    fields: Fields,
+    texts: Sequence[str] | None,
+    given: _Given,
+    options: dict[str, object],
+    **asked: str | None,
+) -> None:
     """A line for each text, by a task of jobs. asked: what all texts are asked with, see `Job`."""
     from poolhouse.jobs.asking import Asker
     from poolhouse.jobs.job import Job
@@ -199,7 +208,7 @@ def _answer(task: JobTask, fields: Fields, given: _Given, options: dict[str, obj
     from poolhouse.llm.calls import read_ahead
 
     with contextlib.ExitStack() as stack:
-        inputs = given.opened(stack)
+        inputs = given.opened(texts, stack)
         llm = stack.enter_context(_opened(given.model, options))
         asker = Asker(llm.engine, Job((given.source,), Path(), tasks=(task,), **asked))  # type: ignore[arg-type]
         stream = stack.enter_context(files.output_stream(given.output))
