@@ -57,7 +57,8 @@ class Engines:
     @property
     def only(self) -> bool:
         """Whether one model is served, without adapters; its names do not count."""
-        return len({one.model for one in self.listed()}) == 1
+        always = {served.name for served in self._loaded.values()}
+        return len(always) + (0 if self.on_demand is None else len(self.on_demand.names)) == 1
 
     @property
     def names(self) -> str:
