@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import logging
 import math
+import sys
 import threading
 import time
 import weakref
@@ -311,9 +312,9 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        # Not where __init__ failed.
-        if "_at_exit" in self.__dict__ and not self._exiting:
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # Not where __init__ failed, nor while the interpreter is taken apart: its modules are gone, and `_exit` has run.
+        if "_at_exit" in self.__dict__ and not self._exiting and not finalizing():
             self.close()
 
     def _warm_up_rounds(self, level: WarmUpLevel) -> Iterator[list[Request]]:

@@ -313,9 +313,9 @@ class Replicas:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        # Not where __init__ failed.
-        if "_at_exit" in self.__dict__:
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # Not where __init__ failed, nor while the interpreter is taken apart.
+        if "_at_exit" in self.__dict__ and not finalizing():
             self.close()
 
     # --- Starting ---
