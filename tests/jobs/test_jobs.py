@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -389,6 +390,18 @@ def test_a_full_disk_stops_a_job_that_goes_on_when_there_is_room(folder: Path, t
     )
     assert done.returncode == 0, done.stderr
     assert [row["row"] for row in read(out)] == list(range(1, 3001))
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_a_folder_that_vanishes_is_what_the_error_says(llm: LLM, tmp_path: Path, form: str) -> None:
+    name = write(tmp_path / "in.jsonl", made(3000))
+    job = Job((name,), tmp_path / "out", form=form, shard_rows=1000)
+
+    def remove(_: object) -> None:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+    with pytest.raises(OSError, match="part-0000"):
+        run(job, lambda: Kept(llm), remove)
 
 
 def test_a_job_goes_on_with_the_same_words_only(llm: LLM, m3: LLM, tmp_path: Path) -> None:

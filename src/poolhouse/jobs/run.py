@@ -188,6 +188,7 @@ class _Writing:
         self._under_way: deque[Future[None]] = deque()
         self._file: ShardFile | None = None
         self._shard = Shard(None, journal.place)
+        self._failed = False
 
     def __enter__(self) -> _Writing:
         return self
@@ -196,7 +197,8 @@ class _Writing:
         try:
             while self._under_way:
                 self._under_way.popleft().result()
-            self._thread.submit(self._end).result()
+            if not self._failed:
+                self._thread.submit(self._end).result()
         finally:
             self._thread.shutdown()
             if self._file is not None:
@@ -213,6 +215,14 @@ class _Writing:
             self._under_way.popleft().result()
 
     def _write(self, answered: Answered, failed: Sequence[Failed], after: Place) -> None:
+        # Groups behind one that could not be written are computed again by the run that goes on.
+        if self._failed:
+            return
+        self._failed = True
+        self._append(answered, failed, after)
+        self._failed = False
+
+    def _append(self, answered: Answered, failed: Sequence[Failed], after: Place) -> None:
         if self._file is None:
             self._file = ShardFile(self._journal, self._job, self._types)
         self._file.write(answered)
