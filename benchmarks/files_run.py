@@ -2,7 +2,8 @@
 
 A profile function sees every call in every thread; a file counts when one of its functions is entered between the
 request and its reply, after the same request was answered before. Of three requests the one with the fewest files counts:
-what is done once a second is no part of a request.
+what is done once a second is no part of a request. Compiled kernels, of which each kind of processor has others, are left
+out: they answer from fewer files.
 
     python benchmarks/files_run.py
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import sys
 import threading
@@ -22,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+os.environ["POOLHOUSE_KERNELS"] = "0"
 SOURCE = str(Path(__file__).parent.parent / "src" / "poolhouse") + "/"
 BODY = json.dumps({"input": "How warm is the water of the pool?"}).encode()
 
