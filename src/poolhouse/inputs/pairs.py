@@ -75,6 +75,11 @@ class Template:
         """Special tokens after the last text."""
         return self.parts[-1]
 
+    @property
+    def around(self) -> set[int]:
+        """The special tokens that there are."""
+        return {token for part in self.parts for token in part.tolist()}
+
     @cached_property
     def special_tokens(self) -> int:
         """How many special tokens there are."""

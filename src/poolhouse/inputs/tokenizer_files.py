@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import tokenizers
-from tokenizers import normalizers
+from tokenizers import normalizers, processors
 
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder, JsonObject, special_tokens
@@ -85,7 +85,7 @@ def read_tokenizer(folder: Folder, trust_remote_code: bool = False) -> ReadToken
         _truncation_side(settings.get("truncation_side", truncation.get("direction")), folder),
         settings.get("clean_up_tokenization_spaces") is True,
         hides_types,
-        (*notes, *_contradictions(native, settings, named_tokens(folder, settings))),
+        (*notes, *_about_ends(native, folder, settings, named_tokens(folder, settings))),
     )
 
 
@@ -169,7 +169,8 @@ def _by_transformers(folder: Folder, trust_remote_code: bool, settings: JsonObje
         native = PythonTokenizer(theirs)
         notes = (f"Texts are tokenised by {native.name}, which is Python code and slower: no other form of it exists.",)
     elif folder.has("tokenizer.json"):
-        notes = _contradictions(native, settings, {"bos_token": theirs.bos_token, "eos_token": theirs.eos_token})
+        named = {"bos_token": theirs.bos_token, "eos_token": theirs.eos_token}
+        notes = _about_ends(native, folder, settings, named)
     return ReadTokenizer(
         native,
         _truncation_side(theirs.truncation_side, folder),
@@ -177,6 +178,55 @@ def _by_transformers(folder: Folder, trust_remote_code: bool, settings: JsonObje
         hides_types,
         notes,
     )
+
+
+def _about_ends(
+    native: tokenizers.Tokenizer, folder: Folder, settings: JsonObject, tokens: Mapping[str, object]
+) -> tuple[str, ...]:
+    """Let texts end as the checkpoint's own code ends them; notes about special tokens at the ends of texts."""
+    return (*_ended(native, folder, settings, tokens), *_contradictions(native, settings, tokens))
+
+
+def _ended(
+    native: tokenizers.Tokenizer, folder: Folder, settings: JsonObject, tokens: Mapping[str, object]
+) -> tuple[str, ...]:
+    """Put the end token behind each text where code of the checkpoint does so, and not tokenizer.json; a note of it.
+
+    gte-Qwen2 and what was trained from it have a tokenizer class of their own for this, NV-Embed does it in its model.
+    """
+    own = (settings.get("auto_map") or {}).get("AutoTokenizer")
+    by_class = own is not None and settings.get("add_eos_token") is True
+    config = folder.json("config.json", needed=False)
+    by_model = config.get("model_type") == "nvembed" and config.get("add_eos") is not False
+    end = tokens.get("eos_token")
+    if not (by_class or by_model) or not isinstance(end, str):
+        return ()
+    number = native.token_to_id(end)
+    if number is None or number in Template.of(native, 1).tail:
+        return ()
+    single, pair = (_ending(native, Template.of(native, texts), end) for texts in (1, 2))
+    kept = {*Template.of(native, 1).around, *Template.of(native, 2).around}
+    known = [(str(native.id_to_token(one)), one) for one in {*kept, number}]
+    template = processors.TemplateProcessing(single=single, pair=pair, special_tokens=known)
+    # One that puts nothing around texts may still trim offsets.
+    before = native.post_processor
+    native.post_processor = template if kept or before is None else processors.Sequence([before, template])
+    who = "the checkpoint's own tokenizer class" if by_class else "the model's own code"
+    return (f"Each text ends in {end}, which {who} puts there. tokenizer.json alone does not.",)
+
+
+def _ending(native: tokenizers.Tokenizer, template: Template, end: str) -> list[str]:
+    """The pieces of a template with `end` behind each text, in the words of the tokenizers library."""
+    pieces: list[str] = []
+    texts = [f"${name}:{kind}" for name, kind in zip("AB", template.text_types, strict=False)]
+    for number, (ids, kinds) in enumerate(zip(template.parts, template.part_types, strict=True)):
+        around = [f"{native.id_to_token(one)}:{kind}" for one, kind in zip(ids.tolist(), kinds.tolist(), strict=True)]
+        last = number == len(texts)
+        if number and not last:
+            pieces.append(f"{end}:{template.text_types[number - 1]}")
+        pieces += around
+        pieces.append(f"{end}:{template.text_types[-1]}" if last else texts[number])
+    return pieces
 
 
 def _contradictions(
