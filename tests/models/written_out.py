@@ -56,6 +56,18 @@ def jina_v2(tensors: Tensors, ids: Tensor, heads: int) -> Tensor:
     return x
 
 
+def latent_attention(tensors: Tensors, x: Tensor, heads: int) -> Tensor:
+    """NV-Embed: each hidden state asks a dictionary, then passes a feed-forward gated by GELU, the value before the gate."""
+    block = "cross_attend_blocks."
+    dictionary = _layer_norm(tensors["latents"], tensors, block + "0.norm_context", 1e-5)
+    q = _linear(_layer_norm(x, tensors, block + "0.norm", 1e-5), tensors, block + "0.fn.to_q")
+    k, v = _linear(dictionary, tensors, block + "0.fn.to_kv").chunk(2, -1)
+    x = x + _linear(_attend(*(_heads(rows, heads) for rows in (q, k, v))), tensors, block + "0.fn.to_out")
+    up = _linear(_layer_norm(x, tensors, block + "1.norm", 1e-5), tensors, block + "1.fn.net.0")
+    value, gate = up.chunk(2, -1)
+    return x + _linear(value * F.gelu(gate), tensors, block + "1.fn.net.2")
+
+
 def _slopes(heads: int) -> list[float]:
     """Press et al. 2022: a geometric row from 2^(-8/n); other counts take every second slope of the next power of two."""
     power = 2 ** int(math.log2(heads))
@@ -71,8 +83,8 @@ def _linear(x: Tensor, tensors: Tensors, name: str) -> Tensor:
     return F.linear(x, tensors[name + ".weight"], tensors.get(name + ".bias"))
 
 
-def _layer_norm(x: Tensor, tensors: Tensors, name: str) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], tensors[name + ".weight"], tensors[name + ".bias"], 1e-12)
+def _layer_norm(x: Tensor, tensors: Tensors, name: str, eps: float = 1e-12) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], tensors[name + ".weight"], tensors[name + ".bias"], eps)
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

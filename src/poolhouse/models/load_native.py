@@ -19,6 +19,7 @@ from poolhouse.models.adapters.task_adapters import plain, read_task_adapters
 from poolhouse.models.backbone import Backbone, Tower
 from poolhouse.models.files.checkpoint import Checkpoint, Config
 from poolhouse.models.files.config import architecture
+from poolhouse.models.files.own_classes import own_code_of
 from poolhouse.models.heads.heads import VOCABULARY, LoadedHead, check_head, read_head, step_head
 from poolhouse.models.heads.rerankers import token_head
 from poolhouse.models.model import Served, Sizes
@@ -63,6 +64,11 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
         notes.append(
             "config.json says is_causal: false, so tokens see both sides, as in transformers, although the model is "
             "named after a decoder. hf_overrides={'is_causal': True} makes it one."
+        )
+    if (own := own_code_of(config)) is not None:
+        notes.append(
+            f"The checkpoint brings code of its own ({own}), which was not run. "
+            "`poolhouse check MODEL --trust-remote-code` compares with it."
         )
     if loaded.int8:
         notes.append(

@@ -36,6 +36,7 @@ from poolhouse.pooling.steps import (
     Reduce,
     Step,
     StepTags,
+    TanhInt8,
     Truncate,
     Unit,
     WithoutEnds,
@@ -264,7 +265,7 @@ def _reduction(user: PoolerConfig, files: SentenceTransformersFiles, default_poo
         return Reduce(tuple(user.seq_pooling_type.split("+")), files.include_prompt), described
     if files.pooling is not None:
         return Reduce(files.pooling, files.include_prompt), True
-    return Reduce((default_pooling,)), described
+    return Reduce((default_pooling,), files.include_prompt), described
 
 
 def _width(width: int, heads: tuple[Step, ...]) -> int:
@@ -284,7 +285,7 @@ def _width(width: int, heads: tuple[Step, ...]) -> int:
             width = head.weight.shape[0]
         elif isinstance(head, Norm) and head.weight.shape[0] != width:
             raise CheckpointError(f"A LayerNorm takes {head.weight.shape[0]} features, but {width} come in.")
-        assert isinstance(head, Dense | Norm | Unit | SparseEncoder | Every | WithoutToken)
+        assert isinstance(head, Dense | Norm | Unit | SparseEncoder | Every | WithoutToken | TanhInt8)
     return width
 
 

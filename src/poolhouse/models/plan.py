@@ -19,6 +19,7 @@ from poolhouse.models.adapters.peft import base_of, is_peft_folder, trained_labe
 from poolhouse.models.files.checkpoint import Checkpoint, Config
 from poolhouse.models.files.config import Overrides, architecture, overridden
 from poolhouse.models.files.model_card import published_pooling, read_card
+from poolhouse.models.files.own_classes import OwnClass, own_class_of
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 from poolhouse.models.heads.heads import Head
 from poolhouse.models.heads.late_interaction import LateInteractionFiles, read_late_interaction
@@ -227,7 +228,10 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
         files = replace(files, truncate_dim=files.truncate_dim or dims)
         config = {"is_matryoshka": True, **config}
     longest = reranker.max_tokens or (None if pictures is None else pictures.longest(config))
-    default_pooling, pooling_from = _default_pooling(config, family, stated, folders.described, pictures)
+    own = own_class_of(config)
+    if own is not None and files.pooling is None:
+        files = replace(files, include_prompt=own.include_prompt, prompts=files.prompts or own.prompts)
+    default_pooling, pooling_from = _default_pooling(config, family, stated, own, folders.described, pictures)
     return LoadPlan(
         options=options,
         folder=folders.described,
@@ -452,15 +456,21 @@ def _tower(family: TowerFamily, config: Config, weights: Folder) -> NativeTower:
 
 
 def _default_pooling(
-    config: JsonObject, family: Family | None, stated: str | None, folder: Folder, pictures: PictureModel | None
+    config: JsonObject,
+    family: Family | None,
+    stated: str | None,
+    own: OwnClass | None,
+    folder: Folder,
+    pictures: PictureModel | None,
 ) -> tuple[str | None, str]:
     """How an embedder pools where neither the user nor sentence-transformers' files say, and who says so.
 
-    None: by what transformers' model turns out to be. stated: by config.json.
+    None: by what transformers' model turns out to be. stated: by config.json. own: the class of the checkpoint's code.
     """
     by = {
         "config.json": stated,
         "its kind of model": None if pictures is None else pictures.pooling,
+        "its own code": None if own is None else own.pooling,
         "its model card": published_pooling(folder.path),
         "its family": None if family is None else family.pooling,
         "its architecture": DEFAULT_POOLINGS.get(architecture(config)),

@@ -219,6 +219,16 @@ class Unit(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class TanhInt8(Step):
+    """Whole numbers from -127 to 127, as Perplexity's quantiser makes them; floats still, which have no unit length."""
+
+    description = "tanh to int8"
+
+    def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
+        return rows.with_values((rows.values.tanh() * 127).round())
+
+
+@dataclass(frozen=True, slots=True)
 class Truncate(Step):
     """The first `params.dimensions` features (Matryoshka)."""
 

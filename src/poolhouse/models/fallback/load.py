@@ -16,6 +16,7 @@ from poolhouse.models.fallback import attention
 from poolhouse.models.fallback.backbones import Forward, Packed, Padding, Unpacked, hidden_states, logits, text_features
 from poolhouse.models.fallback.probe import Verdict, may_pack, reads_ahead, take_head
 from poolhouse.models.files.checkpoint import Checkpoint, Config, reason
+from poolhouse.models.files.own_classes import names_of_code, own_class_of
 from poolhouse.models.heads.heads import Head, LoadedHead
 from poolhouse.models.model import Served, Sizes
 from poolhouse.models.roles import Role
@@ -72,6 +73,8 @@ def load_hugging_face(
                 forward, head = taken
                 width = _width(forward, ids, device)
         causal = verdict is None and not reads_ahead(forward, ids, device)
+        if causal:
+            _check_both_sides(whole, config, checkpoint.folder)
         if verdict is None:
             register_attention()
             verdict = may_pack(forward, ids, _pad_id(whole.config), device)
@@ -91,6 +94,20 @@ def load_hugging_face(
         pools_itself=pools_itself,
         notes=notes,
     )
+
+
+def _check_both_sides(model: Any, config: Config, folder: Folder) -> None:
+    """Refuse a model whose tokens see those before them alone, where its class says that they see both sides.
+
+    Raises:
+        CheckpointError: naming the class, and what is possible.
+    """
+    if own_class_of(config) is not None:
+        raise CheckpointError(
+            f"{folder} names {', '.join(names_of_code(config))}, whose tokens see both sides. transformers' "
+            f"{type(model).__name__} would run instead, whose tokens see only those before them. If the repository has "
+            "code of its own, read it, then use trust_remote_code=True to run it."
+        )
 
 
 def _kept_head(forward: Forward, role: Role, labels: int) -> LoadedHead:

@@ -18,7 +18,7 @@ from poolhouse.models.files.module_steps import LayerMean, StoredStep
 from poolhouse.models.files.routes import Routes, StoredWeights, read_routes
 from poolhouse.models.files.transformer_module import TransformerModule, read_transformer
 from poolhouse.pooling.splade import SpladePooling
-from poolhouse.pooling.steps import Step, Unit
+from poolhouse.pooling.steps import Step, TanhInt8, Unit
 
 # sentence-transformers' names of poolings -> ours; in the order in which it concatenates them.
 _POOLINGS = {
@@ -317,6 +317,8 @@ def _followed(folder: Folder, modules: Sequence[JsonObject], of_tokens: bool) ->
             # What is not there is not normalised.
             if (config.get("module_input_name") or followed.answer) in followed.vectors:
                 followed.apply(Unit(), config, kind)
+        elif kind == "FlexibleQuantizer":
+            followed.apply(TanhInt8(), {}, kind)
         elif kind == "MultiVectorMask":
             scored = config
         elif kind == "LogitScore":
@@ -348,7 +350,9 @@ def _followed(folder: Folder, modules: Sequence[JsonObject], of_tokens: bool) ->
 
 
 # Modules whose folder has a config.json of another meaning, or none: the model's own.
-_OF_ROOT = ("Transformer", "MLMTransformer", "CLIPModel", "MultiModalTransformer", "StaticEmbedding")
+_OF_ROOT = (
+    *("Transformer", "MLMTransformer", "CLIPModel", "MultiModalTransformer", "StaticEmbedding", "FlexibleQuantizer"),
+)
 _WITH_CONFIG = ("Pooling", "Dense", "LogitScore", "SpladePooling", "SparseAutoEncoder", "WeightedLayerPooling")
 _KINDS = (
     *("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout", "WeightedLayerPooling", "LogitScore", "SpladePooling"),
@@ -357,11 +361,14 @@ _KINDS = (
 
 
 def own_code_is_known(module: JsonObject, folder: Folder) -> bool:
-    """Whether a Transformer of the repository's own code does what is done here.
+    """Whether a module of the repository's own code does what is done here.
 
-    That of Jina chooses task adapters. Those of GME and vdr write prompts of texts and pictures.
+    The Transformer of Jina chooses task adapters. Those of GME and vdr write prompts of texts and pictures. Perplexity's
+    quantiser makes whole numbers.
     """
     kind, config = str(module["type"]), folder.json("config.json", needed=False)
+    if kind == "st_quantize.FlexibleQuantizer":
+        return True
     if kind in ("custom_st.Transformer", "custom_st.MultiModalTransformer") and config.get("model_type") == "qwen2_vl":
         return True
     if kind != "custom_st.Transformer":

@@ -65,7 +65,8 @@ class Transformer:
         self.project: Product | None = linear_of(weights / "project") if weights / "project" else None
         self.layers = blocks(spec, weights)
         self.final_norm = norm_of(weights / "final_norm", spec)
-        self.output = linear_of(weights / "output") if weights / "output" else None
+        # What a hidden state passes in the end, of models that have such a thing.
+        self.output: Callable[[Tensor], Tensor] | None = linear_of(weights / "output") if weights / "output" else None
         self.ropes = {layer.rope for layer in spec.layers if layer.rope}
         self.longest_shared = self._longest_shared()
         self._rows = self.layers[0].attention.qkv.padded_rows

@@ -8,6 +8,7 @@ from typing import Protocol
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder
 from poolhouse.models.files.checkpoint import Config
+from poolhouse.models.files.own_classes import own_class_of
 from poolhouse.models.native.families.albert import ALBERT
 from poolhouse.models.native.families.bert import BERT, ROBERTA
 from poolhouse.models.native.families.deberta import DEBERTA
@@ -22,18 +23,20 @@ from poolhouse.models.native.families.internlm import INTERNLM2
 from poolhouse.models.native.families.jina import JINA
 from poolhouse.models.native.families.jina_v2 import JINA_V2
 from poolhouse.models.native.families.jina_v5 import JINA_V5
-from poolhouse.models.native.families.llama import LLAMA, LLAMA_BIDIRECTIONAL, bidirectional_by_name
+from poolhouse.models.native.families.llama import LLAMA, LLAMA_BIDIRECTIONAL
 from poolhouse.models.native.families.mistral import MISTRAL
 from poolhouse.models.native.families.modernbert import MODERNBERT
 from poolhouse.models.native.families.mpnet import MPNET
 from poolhouse.models.native.families.nomic import NOMIC
-from poolhouse.models.native.families.qwen import QWEN2, QWEN3, QWEN3_VOYAGE
+from poolhouse.models.native.families.nv_embed import NV_EMBED
+from poolhouse.models.native.families.qwen import PPLX, QWEN2, QWEN3, QWEN3_VOYAGE
 from poolhouse.models.native.spec import TransformerSpec
 
 FAMILIES: tuple[Family, ...] = (
     *(BERT, ROBERTA, DISTILBERT, MPNET, ALBERT, ELECTRA, DEBERTA),
     *(MODERNBERT, NOMIC, GTE, JINA_V2, JINA, JINA_V5, EUROBERT),
-    *(LLAMA, LLAMA_BIDIRECTIONAL, MISTRAL, QWEN2, QWEN3, QWEN3_VOYAGE, GEMMA, GEMMA2, GEMMA3, INTERNLM2),
+    *(LLAMA, LLAMA_BIDIRECTIONAL, MISTRAL, QWEN2, QWEN3, QWEN3_VOYAGE, PPLX, GEMMA, GEMMA2, GEMMA3, INTERNLM2),
+    NV_EMBED,
 )
 
 
@@ -80,7 +83,7 @@ def _projects(config: Config) -> bool:
     Files that transformers writes name their labels and never count them; nobody counts as many as there are features.
     """
     width = config.get("num_labels")
-    return isinstance(width, int) and (bidirectional_by_name(config) or width >= config.get("hidden_size", 4096))
+    return isinstance(width, int) and (own_class_of(config) is not None or width >= config.get("hidden_size", 4096))
 
 
 __all__ = ["FAMILIES", "Family", "family_of", "spec_of"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from poolhouse.models.files.checkpoint import Config
+from poolhouse.models.files.own_classes import own_class_of
 from poolhouse.models.heads.heads import Head, HeadModule
 from poolhouse.models.native.families._config import NotNative, activation, pooling, refuse, rope
 from poolhouse.models.native.families.family import Family
@@ -39,15 +40,9 @@ def is_causal(config: Config) -> bool:
     bidirectional = (
         config.get("is_causal") is False
         or config.get("use_bidirectional_attention") is True
-        or bidirectional_by_name(config)
+        or own_class_of(config) is not None
     )
     return not bidirectional
-
-
-def bidirectional_by_name(config: Config) -> bool:
-    """Whether a config names a class, of its own code or of vLLM's, that lets tokens see both sides."""
-    named = (*(config.get("architectures") or ()), str((config.get("auto_map") or {}).get("AutoModel", "")))
-    return any("Bidirectional" in name for name in named)
 
 
 def each_side(window: int, causal: bool) -> int:

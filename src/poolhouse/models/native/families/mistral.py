@@ -9,7 +9,7 @@ from poolhouse.models.native.families.llama import HEADS, NAMES, decoder
 from poolhouse.models.native.spec import TransformerSpec
 from poolhouse.models.native.weights import Layout
 
-_DEFAULTS = {
+DEFAULTS = {
     "hidden_size": 4096,
     "num_attention_heads": 32,
     "num_hidden_layers": 32,
@@ -19,7 +19,7 @@ _DEFAULTS = {
 
 
 def _mistral(config: Config) -> TransformerSpec:
-    config = {**_DEFAULTS, **config}
+    config = {**DEFAULTS, **config}
     window = config["sliding_window"]
     # transformers' Mistral has one kind of layer whatever `layer_types` says, so a mixture is somebody else's model.
     if window and set(config.get("layer_types") or ()) - {"sliding_attention"}:

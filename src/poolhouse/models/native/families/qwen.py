@@ -1,4 +1,4 @@
-"""Qwen2, with biases on query, key and value, Qwen3, with norms on query and key, Voyage's Qwen3, and Qwen-VL's text halves."""
+"""Qwen2, with biases on query, key and value, Qwen3, with norms on both, Voyage's and Perplexity's Qwen3, Qwen-VL's text halves."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _qwen3(config: Config) -> TransformerSpec:
     return decoder(config, _windows(config), head_dim=128)
 
 
-def _voyage(config: Config) -> TransformerSpec:
+def _both_sides(config: Config) -> TransformerSpec:
     return _qwen3({**config, "is_causal": False})
 
 
@@ -93,12 +93,14 @@ QWEN3 = Family(
 # Tokens see both sides, and each hidden state is projected to `num_labels` features, before any pooling.
 QWEN3_VOYAGE = Family(
     ("qwen3-voyage",),
-    _voyage,
+    _both_sides,
     (Layout(NAMES | QK_NORMS | {"output": "linear"}, outside=frozenset({"output"})),),
     pooling="MEAN",
     aside=HEADS,
     max_tokens=_max_tokens,
 )
+# Its quantiser is a module of sentence-transformers' files.
+PPLX = replace(QWEN3, model_types=("bidirectional_pplx_qwen3",), spec=_both_sides, pooling="MEAN", aside=HEADS)
 # The text halves of Qwen2-VL and Qwen2.5-VL, and of Qwen3-VL: rows of `poolhouse.models.vision.kinds` name them.
 # Pictures drive their states, and those of the towers, beyond float16's range.
 QWEN2_VL_TEXT = replace(QWEN2, model_types=("qwen2_vl_text", "qwen2_5_vl_text"), spec=_qwen2_vl, float16=False)
