@@ -190,6 +190,8 @@ def test_heavy_libraries_stay_in_their_rooms(name: str) -> None:
         assert name.startswith(("poolhouse.models.fallback.", "poolhouse.bench.")) or name in (
             "poolhouse.inputs.tokenizer_files",
             "poolhouse.inputs.media.processor",
+            # A process of its own, for code of a checkpoint.
+            "poolhouse.cli.own_code",
         )
 
 

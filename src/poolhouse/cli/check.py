@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from poolhouse import kernels
+from poolhouse.cli import own_code
 from poolhouse.cli.options import Model, with_options
 from poolhouse.data import passages, queries
 from poolhouse.engine.request import Request
@@ -39,6 +40,7 @@ _LARGEST_LOGIT_DIFFERENCE = 1e-3
 # Published numbers were computed in half precision and rounded; both in the score's own unit and relative.
 _RELATIVE, _ABSOLUTE = 0.01, 1e-3
 _REFERENCE = "the reference, sentence-transformers"
+_OWN_CODE = "the model's own code"
 # Of int8 to float32: the lowest cosine of texts, and the largest difference of scores from 0 to 1. Of single tokens the
 # mean is judged: some are further off, and what is made of them are sums over many.
 _LEAST_INT8_COSINE, _LARGEST_INT8_DIFFERENCE = 0.99, 0.1
@@ -57,7 +59,8 @@ def check(
 ) -> None:
     """Print a model's facts and pipelines, compare it with the reference library, and say whether all is well.
 
-    Exits with status 0 only if the model loads, answers, and differs from no reference that there is.
+    With --trust-remote-code, the code that the checkpoint brings for its model is the reference. It runs in a process of
+    its own. Exits with status 0 only if the model loads, answers, and differs from no reference that there is.
     """
     if not as_json:
         console = Console(soft_wrap=True)
@@ -135,7 +138,11 @@ def _checked(
         values = golden_values(llm.settings.model, llm.model.facts.path)
         if values:
             found(compare(values, measure(llm, values)))
-        if find_spec("sentence_transformers") is None:
+        if llm.settings.trust_remote_code and _has_own_code(llm):
+            distance = own_code.compare(llm)
+            why = None
+            found(Compared(distance.summary, distance.lowest >= _LEAST_COSINE, _OWN_CODE))
+        elif find_spec("sentence_transformers") is None:
             why = "sentence-transformers is not installed."
         else:
             compared = _compare(llm)
@@ -145,6 +152,12 @@ def _checked(
     if why is not None:
         show(f"No reference: {why}")
     return facts, _Report(comparisons, why)
+
+
+def _has_own_code(llm: LLM) -> bool:
+    """Whether a model of vectors brings code that can be compared with."""
+    plan = llm.model.plan
+    return "embed" in llm.engine.facts.tasks and any(map(own_code.brings_code, (plan.folder, plan.weights)))
 
 
 def _answer_something(llm: LLM) -> None:

@@ -35,7 +35,7 @@ OWN_CLASSES = (
     OwnClass("ReasonIRModel", "MEAN", include_prompt=False),
     OwnClass("NVEmbedModel", "MEAN", include_prompt=False),
     OwnClass(
-        "modeling_gritlm7b.", "MEAN", include_prompt=False,
+        "modeling_gritlm", "MEAN", include_prompt=False,
         prompts={"query": "<|embed|>\n", "document": "<|embed|>\n"},
     ),
 )  # fmt: skip
