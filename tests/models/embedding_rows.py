@@ -61,6 +61,10 @@ GTE_WORDS: dict[str, Any] = {
     "unpad_inputs": False,
     **dict.fromkeys(("use_memory_efficient_attention", "logn_attention_scale", "logn_attention_clip1"), False),
 }
+STELLA_PROMPTS = {
+    "s2p_query": "Instruct: Given a web search query, retrieve relevant passages that answer the query.\nQuery: ",
+    "s2s_query": "Instruct: Retrieve semantically similar text.\nQuery: ",
+}
 GEMMA_PROMPTS = {"query": "task: search result | query: ", "document": "title: none | text: "}
 
 
@@ -135,6 +139,7 @@ ROWS: dict[str, Hub] = {
     ),
     "Snowflake/snowflake-arctic-embed-xs": _bert("cls", prompts=SNOWFLAKE_PROMPTS),
     "Snowflake/snowflake-arctic-embed-m-v1.5": _bert("cls", prompts=SNOWFLAKE_PROMPTS),
+    "MongoDB/mdbr-leaf-ir": _bert("mean", dense=((32, 48),), prompts=SNOWFLAKE_PROMPTS),
     "sentence-transformers/all-roberta-large-v1": Hub(
         "RobertaForMaskedLM", "Roberta", ROBERTA, head="ForMaskedLM", tokenizer="roberta", pooling="mean"
     ),
@@ -187,6 +192,19 @@ ROWS: dict[str, Hub] = {
         tensors=prefixed("new.", "classifier.weight", "classifier.bias"),
         config=GTE_WORDS | {"model_type": "new"},
     ),
+    # Its flags choose how the hub's code computes, not what.
+    "NovaSearch/stella_en_400M_v5": Hub(
+        "NewModel",
+        "Gte",
+        ENCODER | {"pad_token_id": 0},
+        tokenizer="wordpiece",
+        pooling="mean",
+        dense=((32, 48),),
+        normalize=False,
+        prompts=STELLA_PROMPTS,
+        tensors=prefixed("new."),
+        config=GTE_WORDS | {"model_type": "new", "unpad_inputs": True, "use_memory_efficient_attention": True},
+    ),
     "nomic-ai/nomic-embed-text-v1.5": Hub(
         "NomicBertModel", "NomicBert", BERT, tokenizer="wordpiece", pooling="mean", config=_nomic(), normalize=False
     ),
@@ -224,6 +242,13 @@ ROWS: dict[str, Hub] = {
         pooling="mean",
         dense=((32, 64), (64, 32)),
         prompts=GEMMA_PROMPTS,
+    ),
+    "microsoft/harrier-oss-v1-270m, -27b": Hub(
+        "Gemma3TextModel",
+        "Gemma3Text",
+        DECODER | {"sliding_window": 16, "layer_types": MIXED, "query_pre_attn_scalar": 8},
+        ends=(True, True),
+        prompts={"web_search_query": "Instruct: Given a web search query, retrieve passages\nQuery: "},
     ),
     "BAAI/bge-multilingual-gemma2": Hub(
         "Gemma2Model",
@@ -279,6 +304,15 @@ ROWS: dict[str, Hub] = {
         "GPT2Model",
         "GPT2",
         {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "bos_token_id": 0, "eos_token_id": 2},
+    ),
+    "sentence-transformers/gtr-t5-base, sentence-t5-base": Hub(
+        "T5EncoderModel",
+        "T5",
+        {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+        head="EncoderModel",
+        tokenizer="unigram",
+        pooling="mean",
+        dense=((32, 48),),
     ),
     "an ERNIE embedder": Hub("ErnieModel", "Ernie", BERT, tokenizer="wordpiece", pooling="cls"),
     "a DeBERTa v1 embedder": Hub("DebertaModel", "Deberta", BERT, tokenizer="wordpiece", pooling="mean"),

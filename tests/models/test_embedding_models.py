@@ -19,7 +19,7 @@ from torch import Tensor
 from poolhouse import LLM
 from poolhouse.errors import CheckpointError
 from poolhouse.outputs import Array
-from tests.models.embedding_rows import DECODER, ROWS
+from tests.models.embedding_rows import DECODER, PLAIN_DECODER, ROWS, STELLA_PROMPTS
 from tests.models.hub_layout import TEXTS, Hub, prefixed, random_tensor, write, write_modules, write_tokenizer
 from tests.models.parity import Parity, Record, change_config, change_tensors
 from tests.models.written_out import jina_v2, nomic_with_experts
@@ -255,6 +255,35 @@ def test_the_text_part_of_embedding_gemma_2_is_served(tmp_path: Path, record_par
     assert parity.error < TOLERANCE
     assert parity.packing_error < TOLERANCE
     assert cosines(got[:1], got[1:]).max() < 0.999
+
+
+def test_stellas_dense_is_the_one_that_modules_json_names(tmp_path: Path, record_parity: Record) -> None:
+    """The repository has a folder for each width, 2_Dense_256 to 2_Dense_8192; a Qwen2 whose tokens see both sides."""
+    hub = Hub(
+        "Qwen2ForCausalLM", "Qwen2", PLAIN_DECODER | {"is_causal": False}, head="ForCausalLM", tokenizer="qwen",
+        pooling="mean", dense=((32, 48),), normalize=False, prompts=STELLA_PROMPTS,
+        config={"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}},
+    )  # fmt: skip
+    folder, twin = tmp_path / "stella_en_1.5B_v5", tmp_path / "twin"
+    write(hub, folder, twin)
+    (folder / "2_Dense").rename(folder / "2_Dense_1024")
+    (folder / "2_Dense_256").mkdir()
+    save_file({"linear.weight": torch.randn(8, 32)}, folder / "2_Dense_256" / "model.safetensors")
+    modules = (folder / "modules.json").read_text()
+    (folder / "modules.json").write_text(modules.replace('"2_Dense"', '"2_Dense_1024"'))
+    reference = SentenceTransformer(str(twin), device="cpu")
+    with LLM(str(folder), dtype="float32", device="cpu") as llm:
+        expected = reference.encode(TEXTS, batch_size=1, prompt=STELLA_PROMPTS["s2p_query"])
+        got = llm.embed_array(TEXTS, prompt_name="s2p_query", use_tqdm=False)
+        alone = np.concatenate([llm.embed_array(text, prompt_name="s2p_query", use_tqdm=False) for text in TEXTS])
+        parity = Parity(
+            "NovaSearch/stella_en_1.5B_v5", llm.model.facts.served_by, "sentence-transformers",
+            difference(got, expected), difference(got, alone), architecture=llm.model.facts.architecture,
+            tasks=llm.model.tasks, examples="NovaSearch/stella_en_1.5B_v5",
+        )  # fmt: skip
+    record_parity(parity)
+    assert parity.error < TOLERANCE
+    assert parity.packing_error < TOLERANCE
 
 
 def test_vllms_override_for_gte_changes_nothing(tmp_path: Path) -> None:

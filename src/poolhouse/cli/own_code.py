@@ -53,8 +53,9 @@ class Distance:
 
 def brings_code(folder: Folder) -> bool:
     """Whether a checkpoint brings code for its model, or for a module of sentence-transformers' files."""
-    modules = folder.any_json("modules.json") if folder.has("modules.json") else []
-    kinds = [str(module.get("type")) for module in modules if isinstance(module, dict)]
+    modules = folder.any_json("modules.json") if folder.has("modules.json") else None
+    listed = modules if isinstance(modules, list) else []
+    kinds = [str(module.get("type")) for module in listed if isinstance(module, dict)]
     return own_code_of(folder.json("config.json", needed=False)) is not None or any(
         not kind.startswith(PACKAGES) for kind in kinds
     )
@@ -145,8 +146,11 @@ def _vectors(asked: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         trust_remote_code=True,
         model_kwargs={"dtype": asked["dtype"]},
     )
-    given = {"batch_size": 1, "show_progress_bar": False}
-    matrices = (model.encode(asked["texts"], prompt=prompt, **given) for prompt in asked["prompts"].values())
+    texts: list[str] = asked["texts"]
+    matrices = (
+        model.encode(texts, prompt=prompt, batch_size=1, show_progress_bar=False)
+        for prompt in asked["prompts"].values()
+    )
     return {f"vectors {number}": np.asarray(matrix, np.float32) for number, matrix in enumerate(matrices)}
 
 
@@ -172,4 +176,5 @@ def _states(asked: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
 
 if __name__ == "__main__":
     request = orjson.loads(sys.stdin.buffer.read())
-    np.savez(sys.argv[1], **(_vectors(request) if request["whole"] else _states(request)))
+    content: dict[str, Any] = _vectors(request) if request["whole"] else _states(request)
+    np.savez(sys.argv[1], **content)

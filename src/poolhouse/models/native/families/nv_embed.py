@@ -15,6 +15,7 @@ from poolhouse.errors import CheckpointError
 from poolhouse.layers.norm import LayerNorm
 from poolhouse.models.backbone import Backbone
 from poolhouse.models.files.checkpoint import Config
+from poolhouse.models.native.families._config import refuse
 from poolhouse.models.native.families.family import Family
 from poolhouse.models.native.families.llama import HEADS, NAMES, decoder
 from poolhouse.models.native.families.mistral import DEFAULTS
@@ -31,6 +32,7 @@ def _text(config: Config) -> Config:
 
 def _nv_embed(config: Config) -> TransformerSpec:
     """Its code makes a mask without a window, whatever `sliding_window` says."""
+    refuse(config, {"mask_type": ("b",), "is_mask_instruction": (True,)})
     text = _text(config)
     return decoder({**text, "is_causal": False}, [None] * text["num_hidden_layers"])
 
