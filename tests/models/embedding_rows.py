@@ -321,6 +321,25 @@ ROWS: dict[str, Hub] = {
     "nvidia/llama-nemotron-embed-1b-v2": _nemotron("avg", "mean"),
     "nvidia/llama-nemotron-embed, pooling cls": _nemotron("cls", "cls"),
     "nvidia/llama-nemotron-embed, pooling last": _nemotron("last", "lasttoken"),
+    "nvidia/Nemotron-3-Embed-1B-BF16, -8B-BF16": Hub(
+        "Ministral3BidirectionalModel",
+        "Ministral3",
+        DECODER
+        | {
+            "is_causal": False,
+            "sliding_window": None,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1000000.0,
+                "factor": 16.0,
+                "original_max_position_embeddings": 128,
+                "llama_4_scaling_beta": 0.1,
+            },
+        },
+        ends=(True, False),
+        pooling="mean",
+        prompts={"query": "query: ", "document": "passage: "},
+    ),
     "a Phi-3 embedder": Hub("Phi3ForCausalLM", "Phi3", PLAIN_DECODER, head="ForCausalLM"),
     "a GLM-4 embedder": Hub(
         "GlmForCausalLM", "Glm", DECODER | {"partial_rotary_factor": 0.5, "attention_bias": True}, head="ForCausalLM"

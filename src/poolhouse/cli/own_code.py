@@ -74,7 +74,7 @@ def compare(llm: LLM) -> Distance:
             "The model's own code was not run: sentence-transformers is not installed, which its modules.json needs: "
             "pip install sentence-transformers."
         )
-    # A pair or a task of its own has prompts too; queries and documents first.
+    # At most four, those of queries and documents first.
     names = sorted(facts.prompts, key=lambda name: name not in ("query", "document"))[:4] if whole else []
     texts = [*queries()[:_TEXTS], *passages()[:_TEXTS]]
     prompts = {"": "", **{name: facts.prompts[name] for name in names}}
