@@ -1,7 +1,8 @@
 """The fenced code blocks of the documents, and what the pages say of them in comments that readers do not see.
 
-`<!-- not run: REASON -->` before a block leaves it out; `<!-- from: PATH -->` says that it comes from that file, from
-which `tests/docs/written.py` writes it.
+`<!-- not run: REASON -->` before a block leaves it out, but for Python, which is compiled; `<!-- from: PATH -->` says that
+it comes from that file, from which `tests/docs/written.py` writes it. `<!-- with: PACKAGE, ... -->` says that the Python of a
+page needs packages which are not among those of the tests: `make test-stores` runs it, the other tests compile it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from pathlib import Path
 from textwrap import dedent
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
+)
 # Programs whose commands `tests/deploy/test_documents.py` holds against the files of deploy/.
 OF_CLUSTERS = ("docker", "helm", "kubectl")
 
+_WITH = re.compile(r"^<!-- with: (.*) -->$", re.MULTILINE)
 _BLOCK = re.compile(
     r"(?:<!-- (?P<mark>not run|from): (?P<value>[^>]*) -->\n\s*)?"
     r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
@@ -52,6 +58,12 @@ def blocks(page: str) -> list[Block]:
         )
         for found in _BLOCK.finditer(text)
     ]
+
+
+def packages(page: str) -> tuple[str, ...]:
+    """The packages, by the names of their imports, that the Python of a page needs beside those of the tests."""
+    found = _WITH.search((ROOT / page).read_text(encoding="utf-8"))
+    return tuple(found[1].split(", ")) if found else ()
 
 
 def commands(block: Block) -> list[tuple[list[str], str]]:
