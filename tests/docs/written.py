@@ -1,4 +1,5 @@
-"""What the documents take from the code: the file map of docs/architecture.md, the public names, and excerpts of files.
+"""What the documents take from the code: the file map of docs/architecture.md, the public names, the options, and excerpts
+of files.
 
 `python -m tests.docs.written` writes them (`make docs` does); `tests/docs/test_architecture.py` says when they are stale.
 An excerpt is the block below `<!-- from: PATH -->`, a whole file, or `<!-- from: PATH#NAME -->`, a definition in it.
@@ -12,13 +13,20 @@ import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 import poolhouse
+from poolhouse.cli.options import JSON_OPTIONS, flag
+from poolhouse.settings import ServerSettings, Settings, panel_of
 from tests.docs.pages import PAGES, ROOT
 
 SOURCE = ROOT / "src" / "poolhouse"
 _MAP = re.compile(r"(<!-- map:begin -->\n).*(<!-- map:end -->)", re.DOTALL)
 _PUBLIC = re.compile(r"(<!-- public:begin -->\n).*(<!-- public:end -->)", re.DOTALL)
+_OPTIONS = re.compile(r"(<!-- options of (Settings|ServerSettings):begin -->\n).*?(<!-- options:end -->)", re.DOTALL)
 _EXCERPT = re.compile(
     r"(?P<mark><!-- from: (?P<path>[^#>\s]+)(?:#(?P<name>\w+))? -->\n```python\n).*?^```$", re.MULTILINE | re.DOTALL
 )
@@ -28,6 +36,7 @@ def written(text: str) -> str:
     """A page, with what it takes from the code of today."""
     text = _EXCERPT.sub(lambda found: f"{found['mark']}{_excerpt(found['path'], found['name'])}```", text)
     text = _PUBLIC.sub(lambda found: found[1] + _public() + found[2], text)
+    text = _OPTIONS.sub(lambda found: found[1] + _options(_CLASSES[found[2]]) + found[3], text)
     return _MAP.sub(lambda found: found[1] + _map() + found[2], text)
 
 
@@ -82,6 +91,56 @@ def _called(name: str, value: Callable[..., object]) -> list[str]:
     ]
     shown = re.sub(r" at 0x[0-9a-f]+|<factory>", "", str(inspect.Signature(parameters)))
     return textwrap.wrap(name + shown, 112, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+_CLASSES: dict[str, type[BaseModel]] = {"Settings": Settings, "ServerSettings": ServerSettings}
+
+
+def _options(settings: type[BaseModel]) -> str:
+    """A table per panel of `--help`: the flag of each option, its values, its default, and its help text."""
+    panels: dict[str, str] = {}
+    for name, field in settings.model_fields.items():
+        if name != "model":
+            head = f"\n### {panel_of(field)}\n\n| option | values | default | meaning |\n|---|---|---|---|\n"
+            row = (
+                f"| `{flag(name)}` | {_values(name, field)} | {_default(field)} | {_cell(field.description or '')} |\n"
+            )
+            panels[panel_of(field)] = panels.get(panel_of(field), head) + row
+    return "".join(panels.values()) + "\n"
+
+
+_KINDS = {bool: "on, off", int: "whole number", float: "number", str: "text"}
+
+
+def _values(name: str, field: FieldInfo) -> str:
+    """What an option takes, in a few words."""
+    if name in JSON_OPTIONS:
+        return "JSON"
+    kinds = [field.annotation] if get_origin(field.annotation) is Literal else get_args(field.annotation)
+    if tuple in (get_origin(field.annotation), *map(get_origin, kinds)):
+        return "several, with commas"
+    words = [
+        _codes(get_args(kind)) if get_origin(kind) is Literal else _KINDS.get(kind, "")
+        for kind in kinds or [field.annotation]
+    ]
+    return ", ".join(filter(None, words)) or "text"
+
+
+def _codes(values: tuple[object, ...]) -> str:
+    return ", ".join(f"`{value}`" for value in values)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default in (None, "", ()):
+        return ""
+    if isinstance(field.default, bool):
+        return "on" if field.default else "off"
+    return _codes(field.default if isinstance(field.default, tuple) else (field.default,))
+
+
+def _cell(text: str) -> str:
+    """A sentence as a cell of a table, where no sign means anything to Markdown."""
+    return re.sub(r"([|*<_])", r"\\\1", text) if "`" not in text else text.replace("|", "\\|")
 
 
 def _table(title: str, idea: str, files: list[Path]) -> str:
