@@ -9,7 +9,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 KERNELS := $(wildcard src/poolhouse/kernels/*.cpp src/poolhouse/kernels/*.h) src/poolhouse/kernels/build.py
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo quick check test test-browser test-scale lint types slow docs bench clean
+.PHONY: demo quick check test test-browser test-scale test-stores site lint types slow docs bench clean
 
 # Search a small corpus from Python and over HTTP.
 demo: .venv/.demo
@@ -29,6 +29,15 @@ test: .venv/.test
 # The recipes of docs/scale.md under Ray, Spark, Daft and Dask, and the loaders of databases. Spark needs Java.
 test-scale: .venv/.scale
 	HF_HUB_OFFLINE=1 .venv/scale/bin/python -m pytest -q tests/scale
+
+# The Python of the pages about vector stores and frameworks, with their clients.
+test-stores: .venv/.stores
+	HF_HUB_OFFLINE=1 .venv/stores/bin/python -m pytest -q tests/stores
+
+# The documents as a site, in site/: a broken link fails.
+site: .venv/.site
+	.venv/site/bin/python -m tests.docs.site build/site
+	.venv/site/bin/zensical build --strict --clean
 
 # The page in a real browser: CHROMIUM names one that is not on the path.
 CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
@@ -59,7 +68,7 @@ bench: .venv/.test
 	$(BIN)/poolhouse bench $(if $(PEERS),--peers $(PEERS))
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .coverage
+	rm -rf .venv site build/site .cache .pytest_cache .ruff_cache .mypy_cache .coverage
 
 .venv/.torch: constraints.txt
 	$(PYTHON) -m venv .venv
@@ -82,6 +91,20 @@ clean:
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > \
 		"$$(.venv/scale/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
 	.venv/scale/bin/pip --disable-pip-version-check --quiet install -c constraints.txt 'poolhouse[scale]'
+	touch $@
+
+# The same, for the clients of vector stores.
+.venv/.stores: .venv/.test
+	$(BIN)/python -m venv .venv/stores
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > \
+		"$$(.venv/stores/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	.venv/stores/bin/pip --disable-pip-version-check --quiet install -c constraints.txt 'poolhouse[stores]'
+	touch $@
+
+# About 100 MB, and nothing of Poolhouse.
+.venv/.site: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv/site
+	.venv/site/bin/pip --disable-pip-version-check --quiet install -c constraints.txt "$$(sed -n 's/^site = \["\(.*\)"\]$$/\1/p' pyproject.toml)"
 	touch $@
 
 .venv/.browser: .venv/.test
