@@ -22,10 +22,22 @@ def write(folder: Path) -> None:
     shutil.copytree(ROOT / "docs", folder)
     for path in folder.rglob("*.md"):
         depth = len(path.relative_to(folder).parts) - 1
-        path.write_text(_from_docs(path.read_text(encoding="utf-8"), depth), encoding="utf-8")
+        path.write_text(nested(_from_docs(path.read_text(encoding="utf-8"), depth)), encoding="utf-8")
     for name, page in OF_THE_ROOT.items():
-        text = (ROOT / name).read_text(encoding="utf-8")
-        (folder / page).write_text(_LINK.sub(lambda found: f"]({_from_root(found[1])})", text), encoding="utf-8")
+        text = _LINK.sub(lambda found: f"]({_from_root(found[1])})", (ROOT / name).read_text(encoding="utf-8"))
+        (folder / page).write_text(nested(text), encoding="utf-8")
+
+
+def nested(text: str) -> str:
+    """What belongs to an item of a list, indented by four blanks as Python's Markdown wants it; code hosts want two."""
+    lines, fence = [], None
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip(" "))
+        more = indent if fence is None else fence
+        if line.lstrip(" ").startswith("```"):
+            fence = indent if fence is None else None
+        lines.append(" " * more + line if line.strip() else line)
+    return "\n".join(lines) + "\n"
 
 
 def _from_docs(text: str, depth: int) -> str:
