@@ -132,6 +132,7 @@ def test_no_circle_of_modules() -> None:
 # Entries of registries: each is found by its kind, not by the number of its readers.
 REGISTRIES = (
     "poolhouse.models.native.families.",
+    "poolhouse.models.heads.labelled.",
     "poolhouse.models.vision.kinds.",
     "poolhouse.models.vision.towers.",
     "poolhouse.server.dialects.",

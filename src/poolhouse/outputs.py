@@ -85,7 +85,8 @@ class ClassificationOutput:
 class Entity:
     """A part of a text and its label.
 
-    label: without its B- or I-, except for single tokens (strategy "none"). score: the mean probability of its parts.
+    label: one of the request's, or of the model's without its B- or I-, except for single tokens (strategy "none").
+    score: how likely it is; of labelled tokens the mean probability of the parts.
     start, end: its first character, and the one after its last. text: the part itself.
     """
 
@@ -104,6 +105,13 @@ class TokenClassificationOutput(PoolingOutput):
     """
 
     entities: tuple[Entity, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ExtractionOutput:
+    """The answer of `LLM.extract`: what was found in the text, in order of its first characters."""
+
+    entities: tuple[Entity, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,6 +288,10 @@ class ClassificationRequestOutput(RequestOutput[ClassificationOutput]):
 
 class TokenClassificationRequestOutput(RequestOutput[TokenClassificationOutput]):
     """A prompt's answer from `LLM.token_classify`."""
+
+
+class ExtractionRequestOutput(RequestOutput[ExtractionOutput]):
+    """A text's answer from `LLM.extract`; `chunks` counts the windows in which it was read."""
 
 
 class ChunkedEmbeddingRequestOutput(RequestOutput[list[EmbeddedChunk]]):

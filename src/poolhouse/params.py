@@ -175,6 +175,7 @@ _TASK_PARAMS: dict[Task, tuple[str, ...]] = {
     "token_embed": ("use_activation", "dimensions", "late_chunking_params"),
     "classify": ("use_activation",),
     "token_classify": ("use_activation", "step_tag_id", "returned_token_ids"),
+    "extract": (),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from poolhouse.errors import InvalidRequest, UnsupportedTask, did_you_mean
 
-Task = Literal["embed", "token_embed", "classify", "token_classify", "plugin"]
+Task = Literal["embed", "token_embed", "classify", "token_classify", "extract", "plugin"]
 
 TASKS: tuple[Task, ...] = get_args(Task)
 

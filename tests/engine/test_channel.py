@@ -14,8 +14,9 @@ import pytest
 
 from poolhouse.engine.channel import Channel, answers_of, columns_of, request_of, row_of
 from poolhouse.engine.request import Answer, Request, Timing
+from poolhouse.inputs.labels import Labels
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.packing.tokens import Offsets, Pictures, Tokens
+from poolhouse.packing.tokens import Marks, Offsets, Pictures, Tokens
 from poolhouse.params import PoolingParams
 
 
@@ -79,7 +80,7 @@ def same(one: Any, other: Any) -> bool:
     """Whether two values are equal, arrays within them too."""
     if isinstance(one, np.ndarray):
         return isinstance(other, np.ndarray) and one.dtype == other.dtype and np.array_equal(one, other)
-    if isinstance(one, Prompt | Request | Answer | Tokens | Offsets | Pictures):
+    if isinstance(one, Prompt | Request | Answer | Tokens | Offsets | Pictures | Marks):
         names = [field.name for field in fields(one) if field.name != "future"]
         return type(one) is type(other) and all(same(getattr(one, name), getattr(other, name)) for name in names)
     if isinstance(one, dict):
@@ -94,7 +95,7 @@ REQUESTS = [
     Request(
         Prompt("a", prefix="query: ", pair="b", instruction="find", processor_options={"max_pixels": 3}),
         "token_embed", PoolingParams(dimensions=3), "query", False, "adapter", True, 7, True,
-        np.array([[0, 2]]), "document", ("embed",), -3, (), True,
+        np.array([[0, 2]]), "document", ("embed",), -3, (), True, Labels(("a", "b"), ("what", ""), 0.25, False, True),
     ),
     Request(Prompt(None, np.arange(5)), "classify"),
 ]  # fmt: skip
@@ -113,7 +114,7 @@ def test_requests_arrive_with_all_their_fields(ends: tuple[Channel, Channel]) ->
             "max_tokens",
             "offsets",
         ),
-        *("spans", "input_type", "further", "priority", "pictures", "local_files", "future"),
+        *("spans", "input_type", "further", "priority", "pictures", "local_files", "labels", "future"),
     }
     again = [request_of(row) for row in sent(ends, [row_of(request) for request in REQUESTS])]
     assert all(map(same, REQUESTS, again))
@@ -125,6 +126,7 @@ def tokens(count: int, **more: Any) -> Tokens:
 
 
 OFFSETS = Offsets(np.zeros((3, 2), np.int64), np.arange(3), np.zeros(3, np.bool_))
+MARKS = Marks(*(np.arange(6).reshape(3, 2) + n for n in range(3)), np.array([1]), 7, 0.25)
 ANSWERS: dict[str, list[Answer]] = {
     "vectors": [Answer(np.full(4, n, np.float32), tokens(n + 1), timing=Timing(0.1, 0.2, n)) for n in range(70)],
     "rows per token": [
@@ -137,6 +139,7 @@ ANSWERS: dict[str, list[Answer]] = {
         Answer(np.ones(3, np.float64), tokens(3, offsets=OFFSETS, attended=2, kept=np.array([True, False, True]))),
         Answer(np.ones((0, 3), np.float32), tokens(1, skip=1, original_is_estimate=True)),
         Answer(np.ones(3, np.float32), tokens(3, pictures=Pictures((), np.array([True, False, True])))),
+        Answer(np.ones((1, 4), np.float32), tokens(6, marks=MARKS)),
     ],
     "one": [Answer(np.ones((4, 6), np.float32)[::2, 1:3], tokens(2))],
 }

@@ -49,7 +49,8 @@ def test_a_text_in_chunks_took_as_long_as_the_last_of_them() -> None:
     request = Request(Prompt("text"), "embed", further=("token_embed",))
     tokens = Tokens(np.arange(5), original_tokens=5)
     further = (("token_embed", PoolingParams()),)
-    parts = chunks_of(request, WaitingRequest(tokens, "embed", PoolingParams(), request.future, further=further), 2)
+    whole = WaitingRequest(tokens, "embed", PoolingParams(), request.future, further=further)
+    parts = chunks_of(request, whole, split(tokens, 2))
     assert all(part.further == further for part in parts)
     for part, timing in zip(parts, (Timing(1, 2, 3), Timing(1, 7, 1), Timing(1, 1, 1)), strict=True):
         rows = np.ones((part.length, 3), np.float32)
@@ -67,7 +68,7 @@ def test_no_row_is_an_answer_of_a_text_in_chunks_whose_tokens_are_all_skipped(
     whole = WaitingRequest(
         Tokens(np.arange(4), original_tokens=4, kept=kept), "token_embed", PoolingParams(), request.future
     )
-    for part in chunks_of(request, whole, 2):
+    for part in chunks_of(request, whole, split(whole.tokens, 2)):
         part.future.set_result(Answer(np.ones((0, 3), np.float32), part.tokens))
     if error is None:
         assert request.future.result(0).array.shape == (0, 3)
@@ -78,6 +79,8 @@ def test_no_row_is_an_answer_of_a_text_in_chunks_whose_tokens_are_all_skipped(
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_cancelled_text_takes_its_chunks_along(count: int) -> None:
     request = Request(Prompt("text"), "embed", future=Future())
-    parts = chunks_of(request, WaitingRequest(Tokens(np.arange(count)), "embed", PoolingParams(), request.future), 1)
+    tokens = Tokens(np.arange(count))
+    whole = WaitingRequest(tokens, "embed", PoolingParams(), request.future)
+    parts = chunks_of(request, whole, split(tokens, 1))
     assert request.future.cancel()
     assert [part.future.cancelled() for part in parts] == [True] * count

@@ -42,6 +42,7 @@ from poolhouse.engine.scheduler import Scheduler
 from poolhouse.engine.workers import Workers
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, NoStep
 from poolhouse.inputs.content import Content, Image
+from poolhouse.inputs.labels import Labels
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
@@ -327,7 +328,8 @@ class Engine:
             return
         options, tasks, max_tokens = self.options, self.facts.tasks, self.facts.max_tokens
         # Queries may be looked up instead of run.
-        texts = [Request(Prompt(_WARM_UP_TEXT), task, input_type="document") for task in tasks]
+        labels = Labels(("label",)) if self.facts.reads_labels else None
+        texts = [Request(Prompt(_WARM_UP_TEXT), task, input_type="document", labels=labels) for task in tasks]
         (tokens,) = self.tokenize(texts[:1])
         longest = min(max_tokens, options.max_prompt_tokens or max_tokens, options.max_batch_tokens)
         if len(tokens) <= longest:
@@ -337,7 +339,11 @@ class Engine:
             while lengths[-1] // 2 >= _SHORTEST_WARM_UP:
                 lengths.append(lengths[-1] // 2)
             for length in reversed(lengths):
-                request = partial(Request, Prompt(None, np.resize(tokens.ids, length)), tasks[0], input_type="document")
+                prompt = Prompt(None, np.resize(tokens.ids, length))
+                if labels is not None:
+                    # Of one token a word, beside those of the label.
+                    prompt = Prompt("a " * (length - len(tokens)))
+                request = partial(Request, prompt, tasks[0], input_type="document", labels=labels)
                 yield [request()]
                 yield [request() for _ in range(options.workers * (options.max_batch_tokens // length))]
 

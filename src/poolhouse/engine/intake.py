@@ -16,6 +16,7 @@ from poolhouse.engine.queue import Arrival, CallerQueue, Lead, WaitingRequest
 from poolhouse.engine.request import Answer, Request, fail, start
 from poolhouse.errors import InvalidRequest, NoStep, did_you_mean
 from poolhouse.inputs.content import Content
+from poolhouse.inputs.labels import LabelledTokens, Labels
 from poolhouse.inputs.late_interaction import LateInteractionTokens
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.pictures import PicturePair, PictureReader, PictureTokens, Written, WrittenPrompt, in_order
@@ -52,6 +53,8 @@ class Intake:
         )
         reader = model.facts.pictures
         self._picture_tokens = None if reader is None else PictureTokens(reader, tokenizer)
+        labelled = model.facts.labelled
+        self._labelled = None if labelled is None else labelled.tokens(tokenizer, model.facts.max_tokens)
 
     def limit(self, params: PoolingParams) -> Limit:
         """How long a prompt with these parameters may be."""
@@ -134,13 +137,19 @@ class Intake:
             queue=queue,
         )
         max_tokens = self._model.facts.max_tokens
-        return chunks_of(request, whole, max_tokens) if len(tokens) > max_tokens else (whole,)
+        if tokens.marks is not None and self._labelled is not None:
+            parts = self._labelled.windows(tokens)
+        else:
+            parts = split(tokens, max_tokens) if len(tokens) > max_tokens else (tokens,)
+        return chunks_of(request, whole, parts) if len(parts) > 1 else (whole,)
 
     def _encoded(self, prepared: Sequence[Prepared], whole: bool = False) -> list[Tokens | InvalidRequest]:
         """Tokens of each prompt, or its error.
 
         whole: late interaction does not cut texts to the lengths of queries and documents.
         """
+        if self._labelled is not None:
+            return _with_labels(self._labelled, prepared)
         if self._late_interaction is not None:
             return self._encoded_late(self._late_interaction, prepared, whole)
         if self._static_tokenizer is None or all(one.lookup is None for one in prepared):
@@ -193,6 +202,15 @@ def _find_leads(waiting: Sequence[WaitingRequest], longest: int) -> None:
             waiting[number].lead = lead
 
 
+def _with_labels(reader: LabelledTokens, prepared: Sequence[Prepared]) -> list[Tokens | InvalidRequest]:
+    """Tokens of texts with their labels, which `Checks` has found there."""
+    return reader.encode(
+        [one.prompt.text or "" for one in prepared],
+        [labels for one in prepared if (labels := one.labels) is not None],
+        [one.limit for one in prepared],
+    )
+
+
 def _encoded(tokenizer: Tokenizer, prepared: Sequence[Prepared]) -> list[Tokens | InvalidRequest]:
     return tokenizer.encode([one.prompt for one in prepared], [one.limit for one in prepared])
 
@@ -206,6 +224,7 @@ class Prepared:
     route: the way it goes, of a model that has several. lookup: what its tokens are looked up in, instead of being run.
     role: of a text for late interaction, None for all that is read as it stands.
     written: the prompt of a model that reads pictures, instead of `prompt`; None for pairs that its tokenizer joins.
+    labels: those that are read with the text, of models that do.
     """
 
     prompt: Prompt
@@ -217,6 +236,7 @@ class Prepared:
     route: str | None = None
     role: Role | None = None
     written: WrittenPrompt | PicturePair | None = None
+    labels: Labels | None = None
 
 
 _NO_PARAMS = PoolingParams()
@@ -242,6 +262,8 @@ class Checks:
         request.params.check(request.task, facts.matryoshka, facts.name, tasks[1:], self.widths)
         if request.params.late_chunking_params is not None:
             self._check_late_chunking(request)
+        if facts.labelled is not None or request.labels is not None:
+            self._check_labels(request)
         params, *further = [self._params(request, task, len(tasks) > 1) for task in tasks]
         if request.prompt.pair is not None:
             request = self._of_pair(request)
@@ -270,6 +292,7 @@ class Checks:
             route,
             self._role(request),
             written,
+            request.labels,
         )
 
     def limit(self, params: PoolingParams) -> Limit:
@@ -349,6 +372,27 @@ class Checks:
         else:
             return
         raise InvalidRequest(f"Late chunking {why}.", "late_chunking_params")
+
+    def _check_labels(self, request: Request) -> None:
+        """Raise InvalidRequest unless it is one text with labels, for a model that reads these together."""
+        reader, labels, prompt = self.model.facts.labelled, request.labels, request.prompt
+        if reader is None:
+            raise InvalidRequest("This model has labels of its own, if any; it reads none with a text.", "labels")
+        if labels is None:
+            raise InvalidRequest("This model reads labels with each text; name what is looked for.", "labels")
+        if labels.descriptions and not reader.describes:
+            raise InvalidRequest("This model reads the names of labels alone; leave out their descriptions.", "labels")
+        if prompt.text is None or prompt.pair is not None or prompt.prefix or prompt.images or prompt.conversation:
+            raise InvalidRequest(
+                "Labels are read with plain texts; no token ids, pairs, messages or pictures.", "prompt"
+            )
+        if request.spans is not None or request.offsets or request.lower_case or not request.add_special_tokens:
+            raise InvalidRequest(
+                "A text with labels is read as the model was trained; leave out spans, offsets and options of the tokenizer.",
+                "tokenization_kwargs",
+            )
+        if request.prompt_name:
+            raise InvalidRequest("A text with labels has no named prompt.", "prompt_name")
 
     def _prompt_name(self, request: Request) -> str | None:
         """The name of the prompt that the request names, or that its kind of text has."""
@@ -506,6 +550,9 @@ class Checks:
 
     def _limit(self, request: Request, params: PoolingParams) -> Limit:
         limit, late_chunking = self.limit(params), params.late_chunking_params is not None
+        reader = self.model.facts.labelled
+        if reader is not None and reader.windows and params.overflow is None and limit.overflow == "error":
+            limit = replace(limit, overflow="chunk")
         limits = [tokens for tokens in (limit.max_prompt_tokens, request.max_tokens) if tokens is not None]
         # A chat template writes the special tokens itself, so its caller decides anew.
         source = request if request.prompt.conversation is None else request.prompt.conversation
@@ -519,9 +566,9 @@ class Checks:
         )
 
 
-def chunks_of(request: Request, whole: WaitingRequest, size: int) -> list[WaitingRequest]:
+def chunks_of(request: Request, whole: WaitingRequest, parts: Sequence[Tokens]) -> list[WaitingRequest]:
     """Chunks of an over-long prompt; the request is answered when the last one is, and fails when one does."""
-    chunks = [replace(whole, tokens=tokens, future=Future(), is_chunk=True) for tokens in split(whole.tokens, size)]
+    chunks = [replace(whole, tokens=tokens, future=Future(), is_chunk=True) for tokens in parts]
     missing = len(chunks)
     lock = threading.Lock()
 
@@ -558,13 +605,24 @@ def _joined(answers: Sequence[Answer], chunks: Sequence[WaitingRequest], whole: 
         NoStep: process rewards of a prompt without a step.
     """
     lengths = [chunk.length for chunk in chunks]
-    array = join([answer.array for answer in answers], lengths, whole.task)
+    if whole.task == "extract":
+        array = _found([answer.array for answer in answers], [chunk.tokens for chunk in chunks])
+    else:
+        array = join([answer.array for answer in answers], lengths, whole.task)
     further = {task: join([answer.further[task] for answer in answers], lengths, task) for task, _ in whole.further}
-    # Of a text of skipped tokens alone, no row is an answer.
-    if whole.tokens.kept is None and not all(map(len, (array, *further.values()))):
+    # Of a text of skipped tokens alone, or where nothing is found, no row is an answer.
+    if whole.tokens.kept is None and whole.tokens.marks is None and not all(map(len, (array, *further.values()))):
         raise NoStep
     last = max((answer.timing for answer in answers), key=lambda timing: timing.queue_seconds + timing.run_seconds)
     return Answer(array, whole.tokens, len(chunks), further, last)
+
+
+def _found(arrays: Sequence[Array], windows: Sequence[Tokens]) -> Array:
+    """What was found in the windows of a text, by the numbers of its words; what windows share is there twice."""
+    firsts = [0 if window.marks is None else window.marks.first_word for window in windows]
+    return np.concatenate(
+        [array + np.array([first, first, 0, 0], np.float32) for array, first in zip(arrays, firsts, strict=True)]
+    )
 
 
 def split(tokens: Tokens, size: int) -> list[Tokens]:

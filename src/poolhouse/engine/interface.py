@@ -38,7 +38,7 @@ class EngineFacts:
     weighs tokens for sparse retrieval, as BGE-M3 does.
     similarity: how scores compare two vectors. mean_max_sim: a late-interaction score is a mean over the query's vectors,
     not a sum. routed: queries and documents go separate ways through the model.
-    pictures: whether it reads pictures.
+    pictures: whether it reads pictures. reads_labels: whether requests bring the labels that are looked for.
     score_template: what joins pairs, where the tokenizer does not. listwise: makes the prompts of a model that scores all
     documents of a query together. calibration: the stored ranges of int8 vectors; None where a fixed range serves.
     dtype, device: of the weights, by torch's names ("float32", "cpu"). weight_bytes: what they take in memory; 0 where
@@ -66,6 +66,7 @@ class EngineFacts:
     mean_max_sim: bool = False
     routed: bool = False
     pictures: bool = False
+    reads_labels: bool = False
     score_template: ScoreTemplate | None = None
     listwise: PacksDocuments | None = None
     plugin: Plugin | None = None

@@ -76,6 +76,7 @@ def engine_facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plu
         mean_max_sim=rules is not None and rules.mean,
         routed=bool(model.routes.by_task),
         pictures=facts.pictures is not None,
+        reads_labels=facts.labelled is not None,
         score_template=options.score_template,
         listwise=None if listwise is None else ListwisePrompts(tokenizer, listwise),
         plugin=plugin,

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from threading import Condition
 from typing import TypedDict
 
+import numpy as np
+
+from poolhouse.inputs.labels import Labels
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.outputs import Array, PoolingOutput, PoolingRequestOutput
+from poolhouse.outputs import Array, Entity, PoolingOutput, PoolingRequestOutput
 from poolhouse.packing.tokens import Ids, Picture, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
+from poolhouse.vectors.entities import fitting
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,8 @@ class Timing:
 class Answer:
     """The result of one prompt.
 
-    array: [features] for embed and classify, [tokens, features] for token tasks, [spans, features] for requests of spans.
+    array: [features] for embed and classify, [tokens, features] for token tasks, [spans, features] for requests of spans,
+    [found, 4] for extract: the first and the last word of what was found, the number of its label, its score.
     tokens: the prompt as the model saw it (whole, when it was split into chunks).
     further: the arrays of the request's further tasks, from the same pass.
     """
@@ -57,6 +62,7 @@ class Request:
     pictures: those of its prompt, once they are loaded: of `content` and `pair_content`, or of `images`, in order.
     local_files: whether texts among its images may name any file, as those of callers in this process may.
     further: tasks that are answered from the same pass. priority: lower ones go first.
+    labels: what is looked for in the text, or what it may be, of models that read labels with each text.
     """
 
     prompt: Prompt
@@ -74,6 +80,7 @@ class Request:
     priority: int = 0
     pictures: tuple[Picture, ...] = ()
     local_files: bool = False
+    labels: Labels | None = None
     future: Future[Answer] = field(default_factory=Future)
 
 
@@ -103,6 +110,21 @@ def shown(array: Array, task: str, token_weights: bool) -> Array:
     token_weights: whether it does; see `EngineFacts`.
     """
     return array[:, 0] if task == "token_classify" and token_weights else array
+
+
+def entities_of(request: Request, answer: Answer) -> tuple[Entity, ...]:
+    """What was found in the text of a request of the task `extract`, in order of the first characters."""
+    text, labels, marks = request.prompt.text, request.labels, answer.tokens.marks
+    assert text is not None
+    assert labels is not None
+    assert marks is not None
+    rows = answer.array[fitting(answer.array, labels.flat, labels.multi_label)]
+    first, last, label = rows[:, :3].astype(np.int64).T
+    starts, ends = marks.bounds[first, 0].tolist(), marks.bounds[last, 1].tolist()
+    parts = zip(label.tolist(), rows[:, 3].tolist(), starts, ends, strict=True)
+    return tuple(
+        Entity(labels.names[number], score, start, end, text[start:end]) for number, score, start, end in parts
+    )
 
 
 def pooling_outputs(answers: Sequence[Answer], task: str, token_weights: bool) -> list[PoolingRequestOutput]:

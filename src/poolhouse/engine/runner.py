@@ -19,7 +19,7 @@ from poolhouse.engine.request import Answer, Timing, fail, start
 from poolhouse.errors import EngineError, NonFiniteResult, NoStep, PoolhouseError
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
-from poolhouse.packing.pack import Batch, Read, Segments
+from poolhouse.packing.pack import Batch, PackedMarks, Read, Segments
 from poolhouse.packing.prefixes import SharedPack
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.pipeline import Pipeline, Place
@@ -175,7 +175,7 @@ class Runner:
         values: Array = rows.values.numpy()
         finite: npt.NDArray[np.bool_] = np.isfinite(values)
         all_finite = bool(finite.all())
-        several = group.task in TOKEN_TASKS or group.of_spans
+        several = group.task in TOKEN_TASKS or group.of_spans or group.of_labels
         for request, begin, end in zip(group.requests, rows.segments.starts, rows.segments.ends, strict=True):
             if not all_finite and not finite[begin:end].all():
                 yield NonFiniteResult(
@@ -189,7 +189,10 @@ class Runner:
 
     def _may_be_empty(self, request: WaitingRequest, task: Task) -> bool:
         """Whether no row is an answer: all tokens are skipped, or none has a weight. Of process rewards it is a missing step."""
-        may_be = request.is_chunk or request.tokens.kept is not None or self.model.facts.takes_nothing
+        tokens = request.tokens
+        may_be = (
+            request.is_chunk or tokens.kept is not None or tokens.marks is not None or self.model.facts.takes_nothing
+        )
         return may_be or self.model.pipelines[task].sparse is not None
 
     def _report(self, launched: Launched) -> None:
@@ -240,13 +243,14 @@ def _fail(request: WaitingRequest, error: Exception) -> None:
 class Group:
     """Requests of a batch that are pooled in one call, since their task and its parameters are equal.
 
-    of_spans: spans of their tokens are pooled, not the whole. route: their way, of a model that has several.
-    indexes: of these requests in the batch.
+    of_spans: spans of their tokens are pooled, not the whole. of_labels: they hold labels, and an answer has as many rows
+    as labels, or as were found. route: their way, of a model that has several. indexes: of these requests in the batch.
     """
 
     task: Task
     params: PoolingParams
     of_spans: bool
+    of_labels: bool
     route: str | None
     indexes: list[int]
     requests: list[WaitingRequest]
@@ -257,17 +261,17 @@ def groups_of(requests: Sequence[WaitingRequest], pipelines: Mapping[Task, Pipel
 
     width: numbers that a row takes before its pipeline.
     """
-    alike: dict[tuple[Task, PoolingParams, bool, str | None], list[int]] = {}
+    alike: dict[tuple[Task, PoolingParams, bool, bool, str | None], list[int]] = {}
     for index, request in enumerate(requests):
-        of_spans = request.spans is not None
-        alike.setdefault((request.task, request.params, of_spans, request.route), []).append(index)
+        kind = request.spans is not None, request.tokens.marks is not None, request.route
+        alike.setdefault((request.task, request.params, *kind), []).append(index)
         for task, params in request.further:
-            alike.setdefault((task, params, of_spans, request.route), []).append(index)
+            alike.setdefault((task, params, *kind), []).append(index)
     groups: list[Group] = []
-    for (task, params, of_spans, route), members in alike.items():
+    for (task, params, of_spans, of_labels, route), members in alike.items():
         widest = max(width, pipelines[task].width) if task in TOKEN_TASKS else width
         groups.extend(
-            Group(task, params, of_spans, route, indexes, [requests[index] for index in indexes])
+            Group(task, params, of_spans, of_labels, route, indexes, [requests[index] for index in indexes])
             for indexes in _slices_of(members, requests, _MAX_NUMBERS // widest)
         )
     return groups
@@ -332,9 +336,11 @@ class Passed:
         skip, kept = (None, None) if self.one_each else (_skip(group.requests), _kept(group.requests, self.ids.device))
         if len(group.indexes) == len(self.segments):
             values = self.hidden if self.rows is None else self.hidden[self.rows]
-            return Rows(values, self.segments, self.ids, skip, kept)
-        bounds = [(starts[index], ends[index]) for index in group.indexes]
-        return self._slices(bounds, [request.adapter for request in group.requests], skip, kept)
+            rows = Rows(values, self.segments, self.ids, skip, kept)
+        else:
+            bounds = [(starts[index], ends[index]) for index in group.indexes]
+            rows = self._slices(bounds, [request.adapter for request in group.requests], skip, kept)
+        return replace(rows, marks=_marks(group.requests, rows.segments)) if group.of_labels else rows
 
     def _slices(
         self,
@@ -367,6 +373,12 @@ def _kept(requests: list[WaitingRequest], device: torch.device) -> Tensor | None
         return None
     kept = [np.ones(request.length, bool) if (own := request.tokens.kept) is None else own for request in requests]
     return torch.from_numpy(np.concatenate(kept)).to(device, non_blocking=True)
+
+
+def _marks(requests: list[WaitingRequest], segments: Segments) -> PackedMarks:
+    """Where labels and words of these requests stand in their rows."""
+    marks = [own for request in requests if (own := request.tokens.marks) is not None]
+    return PackedMarks.of(marks, segments.starts, segments.device)
 
 
 class Stopwatch:

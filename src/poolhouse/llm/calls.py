@@ -27,7 +27,7 @@ import numpy as np
 
 from poolhouse.engine.interface import EngineFacts, OfflineEngine
 from poolhouse.engine.queue import Caller
-from poolhouse.engine.request import Answer, Request, pooling, pooling_outputs, prompt_fields, token_fields
+from poolhouse.engine.request import Answer, Request, entities_of, pooling, pooling_outputs, prompt_fields, token_fields
 from poolhouse.engine.waiting import gather, prompt_path, with_path
 from poolhouse.errors import EngineError, InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import role_of
@@ -40,6 +40,8 @@ from poolhouse.outputs import (
     EmbeddingOutput,
     EmbeddingRequestOutput,
     Entity,
+    ExtractionOutput,
+    ExtractionRequestOutput,
     PoolingRequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
@@ -414,6 +416,13 @@ def labelled(
         return TokenClassificationRequestOutput(request_id, output, **prompt_fields(answer))
 
     return build
+
+
+def extracted(request_id: str, answered: Answered) -> ExtractionRequestOutput:
+    """What was found in a text."""
+    request, answer = answered
+    output = ExtractionOutput(entities_of(request, answer))
+    return ExtractionRequestOutput(request_id, output, **prompt_fields(answer))
 
 
 def scored(request_id: str, score: Score) -> ScoringRequestOutput:

@@ -18,6 +18,7 @@ from poolhouse.engine.replicas import start_engine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import prompt_path
 from poolhouse.errors import ConfigError, InvalidRequest, PoolhouseError, did_you_mean
+from poolhouse.inputs.labels import LabelSet
 from poolhouse.inputs.prompts import PromptInput, PromptsInput, TextsInput, each
 from poolhouse.inputs.templates.score import score_template
 from poolhouse.llm import calls
@@ -34,12 +35,14 @@ from poolhouse.llm.requests import (
     requests_of,
     required_task,
     sparse_asked,
+    with_labels,
 )
 from poolhouse.llm.streams import Stream
 from poolhouse.outputs import (
     ChunkedEmbeddingRequestOutput,
     ClassificationRequestOutput,
     EmbeddingRequestOutput,
+    ExtractionRequestOutput,
     PoolingRequestOutput,
     RequestOutput,
     ScoringRequestOutput,
@@ -458,6 +461,36 @@ class LLM:
     token_classify_async = coroutine(token_classify)
 
     @blocking
+    def extract(
+        self,
+        texts: PromptsInput,
+        labels: LabelSet | Sequence[LabelSet],
+        *,
+        threshold: float = 0.5,
+        flat: bool = True,
+        multi_label: bool = False,
+        use_tqdm: Progress = True,
+        pooling_params: Params = None,
+    ) -> Described[list[ExtractionRequestOutput]]:
+        """The parts of each text that fit one of the labels, in input order. Offsets are characters of the text as given.
+
+        A text over the model's limit is read in windows that overlap, unless `PoolingParams` cuts it.
+        labels: what to look for, in plain words; of models that read descriptions, names with these. The same for all
+            texts, or a list of them for each.
+        threshold: what is found has a higher score, from 0 to 1. flat: parts do not overlap; False lets one lie within
+            another. multi_label: the same part may have several labels.
+
+        Raises:
+            UnsupportedTask: the model finds no labels of the caller. InvalidRequest: for wrong options, or for the first
+            text that could not be answered.
+        """
+        asked = asked_of(self.engine, texts, "extract", CallOptions(pooling_params))
+        asked = with_labels(asked, labels, threshold, flat, multi_label)
+        return Call(asked, self._each(calls.extracted), "extract", use_tqdm)
+
+    extract_async = coroutine(extract, "the texts")
+
+    @blocking
     def score(
         self,
         data_1: TextsInput,
@@ -541,7 +574,7 @@ class LLM:
         """Outputs of items that come one by one, in order; the items are read, tokenised and computed ahead.
 
         items: prompts as for `embed`, or pairs (query, document) of `score`; any iterable, without an end too.
-        task: embed, token_embed, classify, token_classify, embed_sparse or score: outputs and options are those of the
+        task: embed, token_embed, classify, token_classify, extract, embed_sparse or score: outputs and options are those of the
             method of that name, for all items alike; those of token_embed are of `encode`.
         window: items that are asked together; no more than twice as many are in memory. None: 1024 or more, and 256 where
             answers are large.
@@ -558,6 +591,7 @@ class LLM:
             "token_embed": partial(LLM.encode, pooling_task="token_embed"),
             "classify": LLM.classify,
             "token_classify": LLM.token_classify,
+            "extract": LLM.extract,
             "embed_sparse": LLM.embed_sparse,
             "score": LLM.score,
         }

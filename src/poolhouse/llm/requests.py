@@ -13,6 +13,7 @@ from poolhouse.engine.interface import OfflineEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest, PoolhouseError, UnsupportedDimensions, UnsupportedTask, did_you_mean
 from poolhouse.inputs.content import TextOrContent
+from poolhouse.inputs.labels import Labels, label_sets, parse_labels
 from poolhouse.inputs.prompts import Prompt, PromptsInput, TextsInput, check_prompts, parse_texts
 from poolhouse.params import PoolingParams, parse_lora_requests
 from poolhouse.plans import scoring, sparse
@@ -30,7 +31,8 @@ class NamedAdapter(Protocol):
 # Fields of requests that are the same for all prompts of a call: an error of theirs belongs to none of them.
 _OF_ALL = frozenset(
     """
-    adapter dimensions input_type instruction lora_request pooling_params prompt_name task tokenization_kwargs
+    adapter dimensions flat input_type instruction labels lora_request multi_label pooling_params prompt_name task threshold
+    tokenization_kwargs
     """.split()  # noqa: SIM905
 )
 
@@ -69,7 +71,7 @@ class Asked:
     """The requests of one call, checked; each is made when its turn comes.
 
     A request with its future and its answer takes ten times the memory of a short text, so those of a million texts are
-    never there at once. params, adapters: of each prompt. offsets: as in `Request`.
+    never there at once. params, adapters, labels: of each prompt. offsets: as in `Request`.
     """
 
     prompts: Sequence[str | Prompt]
@@ -79,6 +81,7 @@ class Asked:
     options: CallOptions
     tokenization: Tokenization
     offsets: bool = False
+    labels: Sequence[Labels] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -86,7 +89,8 @@ class Asked:
     def __iter__(self) -> Iterator[Request]:
         """New ones, whenever they are asked for."""
         options = self.options
-        for prompt, params, adapter in zip(self.prompts, self.params, self.adapters, strict=True):
+        labels: Sequence[Labels | None] = self.labels or [None] * len(self.prompts)
+        for prompt, params, adapter, own in zip(self.prompts, self.params, self.adapters, labels, strict=True):
             yield self.tokenization.applied(
                 Request(
                     Prompt(prompt) if isinstance(prompt, str) else prompt,
@@ -97,8 +101,25 @@ class Asked:
                     offsets=self.offsets,
                     input_type=options.input_type,
                     local_files=True,
+                    labels=own,
                 )
             )
+
+
+def with_labels(
+    asked: Asked, labels: object, threshold: object = 0.5, flat: object = True, multi_label: object = False
+) -> Asked:
+    """The same texts with labels: for all alike, or a list of lists, one for each.
+
+    Raises:
+        InvalidRequest: naming the field that is wrong.
+    """
+    sets = label_sets(labels, len(asked))
+    if all(own is sets[0] for own in sets):
+        parsed = [parse_labels(sets[0], threshold, flat, multi_label)] * len(sets)
+    else:
+        parsed = [parse_labels(own, threshold, flat, multi_label, f"labels[{index}]") for index, own in enumerate(sets)]
+    return replace(asked, labels=parsed)
 
 
 def requests_of(

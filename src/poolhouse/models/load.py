@@ -101,6 +101,7 @@ def build(plan: LoadPlan) -> Model:
             takes_nothing=plan.static is not None,
             similarity=similarity,
             pictures=reader,
+            labelled=None if plan.labelled is None else plan.labelled.reader,
             longest_shared=served.backbone.longest_shared,
             picks=served.backbone.picks,
             notes=(
@@ -194,6 +195,8 @@ def _mix_layers(served: Served, layers: LayerMean) -> None:
 
 def _pipelines(plan: LoadPlan, served: Served, checkpoint: Checkpoint) -> dict[Task, Pipeline]:
     """What the model answers, by task, the first one first."""
+    if plan.labelled is not None:
+        return plan.labelled.head(checkpoint.tensors, served.sizes.hidden_size)
     if plan.late is not None:
         heads = _projection(plan, plan.late, served, checkpoint)
         late = late_interaction_pipelines(heads, served.sizes.hidden_size, plan.late.unit, plan.options.pooler)

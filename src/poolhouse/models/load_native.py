@@ -46,7 +46,11 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
         CheckpointError: tensors that are missing, not known, or do not fit.
     """
     family, config = native.family, plan.config
-    others = frozenset[str]() if plan.late is None else plan.late.used(checkpoint.tensors)
+    others = frozenset[str]()
+    if plan.labelled is not None:
+        others = plan.labelled.used(checkpoint.tensors)
+    elif plan.late is not None:
+        others = plan.late.used(checkpoint.tensors)
     known = () if plan.pictures is None else plan.pictures.aside
     known += (*map(re.escape, others), *(rf"{name}\.(weight|bias)" for name in plan.adapters.projections))
     join = None

@@ -10,6 +10,7 @@ from types import FunctionType, ModuleType
 import torch
 from torch import Tensor
 
+from poolhouse.inputs.labels import ReadsLabels
 from poolhouse.inputs.late_interaction import LateInteraction
 from poolhouse.inputs.listwise import ListwiseTokens
 from poolhouse.inputs.pictures import PictureReader
@@ -89,6 +90,7 @@ class Facts:
     query together.
     late_interaction: how queries and documents are read, of models that compare token by token.
     pictures: how it reads pictures and writes prompts around them, of models that do.
+    labelled: how it reads a text with the labels of its request, of models that do.
     add_special_tokens: whether texts get special tokens unless their caller says no. takes_nothing: whether a text
     without tokens has an answer. similarity: how vectors are compared in scores.
     longest_shared, picks: those of its backbone.
@@ -113,6 +115,7 @@ class Facts:
     listwise: ListwiseTokens | None = None
     late_interaction: LateInteraction | None = None
     pictures: PictureReader | None = None
+    labelled: ReadsLabels | None = None
     add_special_tokens: bool = True
     takes_nothing: bool = False
     similarity: str = "cosine"

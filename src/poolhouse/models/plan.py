@@ -22,6 +22,8 @@ from poolhouse.models.files.model_card import published_pooling, read_card
 from poolhouse.models.files.own_classes import OwnClass, own_class_of
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 from poolhouse.models.heads.heads import Head
+from poolhouse.models.heads.labelled import read_labelled
+from poolhouse.models.heads.labelled.files import LabelledFiles
 from poolhouse.models.heads.late_interaction import LateInteractionFiles, read_late_interaction
 from poolhouse.models.heads.rerankers import Reranker, names_of, read_reranker
 from poolhouse.models.native.families import Family, family_of, spec_of
@@ -91,6 +93,7 @@ class LoadPlan:
     default_pooling: where neither the user nor sentence-transformers' files say; None: by what transformers' model turns
     out to be. pooling_from: who says so.
     late: of late interaction. reranker: what is special about scoring. pictures: the kind of a model that reads them.
+    labelled: of a model that reads labels with each text; `config` is then of its encoder.
     notes: a sentence each.
     """
 
@@ -113,6 +116,7 @@ class LoadPlan:
     late: LateInteractionFiles | None = None
     reranker: Reranker = field(default_factory=Reranker)
     pictures: PictureModel | None = None
+    labelled: LabelledFiles | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -139,6 +143,7 @@ class LoadPlan:
         files, reranker, head = self.files, self.reranker, None if self.native is None else self.native.head
         late_only = self.late is not None and self.late.rules is not None
         pools = self.role in ("embed", "masked_lm") and not late_only and reranker.listwise is None
+        pools = pools and self.labelled is None
         late = "plain texts" if self.plain_texts else "rules of queries and documents"
         rows: dict[str, str | list[str] | None] = {
             "weights": str(self.weights),
@@ -146,6 +151,7 @@ class LoadPlan:
             "runner": f"{self._runner()} ({self.why})" if self.why else self._runner(),
             "role": self.role,
             "pictures": None if self.pictures is None else self.pictures.name,
+            "labels": None if self.labelled is None else f"read with each text ({self.labelled.name})",
             "head": None if head is None else " > ".join(module.name for module in head.modules),
             "pooling": self._pooling() if pools else None,
             "late_interaction": late if late_only else None,
@@ -191,27 +197,37 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     """
     folders = _folders_of(Folder.of(folder), options.adapters.find)
     files, weights, device = folders.files, folders.weights, device_of(options.device)
-    static = read_static(folders.described, files)
+    labelled = read_labelled(weights)
+    static = None if labelled is not None else read_static(folders.described, files)
     if static is not None:
         return _static(static, folders, options, device)
     adapters = replace(options.adapters, base_merge=(*options.adapters.base_merge, *folders.adapters))
     trained = trained_role(adapters.merged_folders) if options.convert == "auto" else None
     labels = {} if trained is None else trained_labels(adapters.merged_folders)
     # A copy, which the user's function or transformers may change without changing what the folder has read.
-    config = overridden(deepcopy({**Checkpoint(weights).config, **files.config_changes, **labels}), options.overrides)
+    own = Checkpoint(weights).config if labelled is None else labelled.encoder
+    config = overridden(deepcopy({**own, **files.config_changes, **labels}), options.overrides)
     pictures = None if family_of(config) is not None else _pictures(config, folders, options)
     scored = pictures is not None and pictures.answers == "score"
     late, reranker = None, Reranker()
-    if options.convert != "classify" and not scored:
+    if options.convert != "classify" and not scored and labelled is None:
         if pictures is not None:
             late = pictures.late(config, picture_folder(folders.tokenizer, weights, folders.described))
         late = late or read_late_interaction(folders.described, weights, config, files)
     if pictures is not None and scored:
         reranker = pictures.reranker(config, weights)
-    elif trained is None and late is None and options.convert != "embed" and not judges_steps(config, options.pooler):
+    elif (
+        trained is None
+        and late is None
+        and labelled is None
+        and options.convert != "embed"
+        and not judges_steps(config, options.pooler)
+    ):
         reranker = read_reranker(folders.described, weights, config, files, options.name)
-    role = trained or _role(config, files, reranker, late, scored, options)
+    role = trained or ("embed" if labelled is not None else _role(config, files, reranker, late, scored, options))
     native, why, notes = _native(config, role, options, reranker, late, weights, pictures)
+    if labelled is not None:
+        _check_labelled(labelled, native, why, options, adapters)
     family = None if native is None else native.family
     if native is None and pictures is not None and pictures.join is not None:
         pictures = None  # transformers runs the text half of such models alone
@@ -260,8 +276,25 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
         late=late,
         reranker=reranker,
         pictures=pictures,
+        labelled=labelled,
         notes=notes,
     )
+
+
+def _check_labelled(
+    labelled: LabelledFiles, native: Native | None, why: str, options: LoadOptions, adapters: AdapterOptions
+) -> None:
+    """Refuse what a model that reads labels cannot be.
+
+    Raises:
+        ConfigError: naming the option. CheckpointError: an encoder of no native family.
+    """
+    if options.convert not in ("auto", "none") or options.pooler != PoolerConfig():
+        raise ConfigError(f"{labelled.name} answers by its own head: no convert and no pooler_config.")
+    if adapters.named:
+        raise ConfigError(f"Adapters are not served of {labelled.name}.")
+    if native is None:
+        raise CheckpointError(f"{labelled.name}: its encoder must be of a native family; {why}.")
 
 
 def picture_folder(*folders: Folder) -> Folder:

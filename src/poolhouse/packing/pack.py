@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poolhouse.packing.tokens import Picture, Tokens
+from poolhouse.packing.tokens import Marks, Picture, Tokens
 
 
 class AdapterRows(NamedTuple):
@@ -234,6 +234,39 @@ def _axes_of(prompt: Tokens) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     if prompt.pictures is not None and prompt.pictures.axes is not None:
         return prompt.pictures.axes
     return np.broadcast_to(np.arange(len(prompt)), (3, len(prompt)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedMarks:
+    """Where labels and words of a pack stand; see `Marks`.
+
+    labels, words: [labels], [words] of all prompts by 2, int64, rows of the pack. points: [points], likewise.
+    of_labels, of_words: how many each prompt has, as segments of these. thresholds: [prompts] float32.
+    """
+
+    labels: Tensor
+    words: Tensor
+    points: Tensor
+    of_labels: Segments
+    of_words: Segments
+    thresholds: Tensor
+
+    @classmethod
+    def of(cls, marks: Sequence[Marks], starts: Sequence[int], device: torch.device | str) -> PackedMarks:
+        """Those of prompts that lie end to end. starts: the first row of each."""
+
+        def rows(parts: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.int64]]]) -> Tensor:
+            moved = [part + start for part, start in zip(parts, starts, strict=True)]
+            return on_device(np.concatenate(moved), device)
+
+        return cls(
+            labels=rows([own.labels for own in marks]),
+            words=rows([own.words for own in marks]),
+            points=rows([own.points for own in marks]),
+            of_labels=Segments([len(own.labels) for own in marks], device),
+            of_words=Segments([len(own.words) for own in marks], device),
+            thresholds=torch.tensor([own.threshold for own in marks]).to(device, non_blocking=True),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -94,6 +94,26 @@ class Pictures:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Marks:
+    """Where the parts of a prompt stand that holds a text and labels to find in it.
+
+    labels: [labels, 2], the first token that stands for each label and the one after its last.
+    words: [words, 2], the same for each word of the text; none where the text is not read by words.
+    bounds: [words, 2], where each word stands in the caller's text, in characters.
+    points: [points], further tokens that the model's head reads.
+    first_word: the number of the first word in the whole text, of a prompt that is a window of it.
+    threshold: what is found has a higher score.
+    """
+
+    labels: Ids
+    words: Ids
+    bounds: Ids
+    points: Ids
+    first_word: int = 0
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
     """Token ids of one prompt, and how much of it was cut.
 
@@ -106,6 +126,7 @@ class Tokens:
     attended: how many leading tokens are attended to; the rest only looks on (mask tokens behind a query). None: all.
     kept: [tokens], whether a token gets a row of its own in token tasks; None: all do.
     pictures: those that the prompt shows; None for text alone.
+    marks: where labels and words stand, of a prompt that holds labels.
     """
 
     ids: Ids
@@ -117,6 +138,7 @@ class Tokens:
     attended: int | None = None
     kept: Flags | None = None
     pictures: Pictures | None = None
+    marks: Marks | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poolhouse import kernels
-from poolhouse.packing.pack import Segments
+from poolhouse.packing.pack import PackedMarks, Segments
 
 _MEANS = (
     *(kernels.ADDRESS, kernels.COUNT, kernels.COUNT, kernels.ADDRESS, kernels.COUNT),
@@ -26,6 +26,7 @@ class Rows:
     values: [rows, features]. segments: which rows are whose. ids: [rows], the token behind each row.
     skip: [prompts], leading rows that pooling leaves out; None where there are none.
     kept: [rows], bool, the rows that token tasks answer with; None where these are all.
+    marks: where labels and words stand, of prompts with labels.
     """
 
     values: Tensor
@@ -33,6 +34,7 @@ class Rows:
     ids: Tensor
     skip: Tensor | None = None
     kept: Tensor | None = None
+    marks: PackedMarks | None = None
 
     def with_values(self, values: Tensor) -> Rows:
         return replace(self, values=values)

@@ -1,12 +1,12 @@
-"""Entities: labelled parts of a text, from the label probabilities of its tokens.
+"""Entities: labelled parts of a text, from the label probabilities of its tokens, or from scored spans of its words.
 
-Source of the strategies: transformers' token-classification pipeline. Labels, scores and offsets are the same, except
+Source of the strategies for tokens: transformers' token-classification pipeline. Labels, scores and offsets are the same, except
 that white space at the ends of an entity is left out, and so are entities of white space alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -124,3 +124,61 @@ def _entity(text: str, names: list[str], parts: _Parts, index: int) -> Entity:
     start += len(found) - len(found.lstrip())
     found = found.strip()
     return Entity(names[parts.label[index]], float(parts.score[index]), start, start + len(found), found)
+
+
+def fitting(found: Array, flat: bool, multi_label: bool) -> Ids:
+    """The numbers of the found spans that fit together, by their first words.
+
+    The best goes first, and what does not fit to those before it is left out (GLiNER, Zaratiana et al. 2024):
+
+        text      The Bank of England raised rates
+        found         [Bank of England]  organisation .9
+                              [England]  place        .7
+                  [The Bank]             organisation .6
+        flat          [Bank of England]                       nothing overlaps
+        else          [Bank of England], [England]            one may lie within another
+
+    found: [found, 4], each one's first and last word, the number of its label, its score. Windows may find a span twice.
+    flat, multi_label: see `poolhouse.inputs.labels.Labels`.
+    """
+    best = np.argsort(-found[:, 3], kind="stable")
+    first, last, label = found[best, :3].astype(np.int64).T
+    # What two windows found counts once, with the higher score.
+    place = (first * (last.max(initial=0) + 1) + last) * (label.max(initial=0) + 1) + label
+    once = np.sort(np.unique(place, return_index=True)[1])
+    best, first, last = best[once], first[once], last[once]
+    pick = _flat if flat else _nested
+    kept = best[np.fromiter(pick(first.tolist(), last.tolist(), multi_label), np.int64)]
+    ordered: Ids = kept[np.argsort(found[kept, 0], kind="stable")]
+    return ordered
+
+
+def _flat(first: list[int], last: list[int], multi_label: bool) -> Iterator[int]:
+    """The numbers of spans that overlap no better one. first, last: of the best span first."""
+    taken = bytearray(max(last, default=-1) + 1)
+    whole: set[tuple[int, int]] = set()
+    for number, (begin, end) in enumerate(zip(first, last, strict=True)):
+        if taken.find(1, begin, end + 1) < 0:
+            taken[begin : end + 1] = b"\1" * (end + 1 - begin)
+            whole.add((begin, end))
+        elif not multi_label or (begin, end) not in whole:
+            continue
+        yield number
+
+
+def _nested(first: list[int], last: list[int], multi_label: bool) -> Iterator[int]:
+    """The numbers of spans that cross no better one: of two, one may lie within the other."""
+    words = max(last, default=-1) + 1
+    # Of what was chosen: the furthest end of what begins at a word, and the nearest begin of what ends there.
+    ends, begins = [-1] * words, [words] * words
+    whole: set[tuple[int, int]] = set()
+    for number, (begin, end) in enumerate(zip(first, last, strict=True)):
+        if (begin, end) in whole:
+            if multi_label:
+                yield number
+            continue
+        if max(ends[begin + 1 : end + 1], default=-1) > end or min(begins[begin:end], default=words) < begin:
+            continue
+        whole.add((begin, end))
+        ends[begin], begins[end] = max(ends[begin], end), min(begins[end], begin)
+        yield number
