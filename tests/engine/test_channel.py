@@ -126,7 +126,7 @@ def tokens(count: int, **more: Any) -> Tokens:
 
 
 OFFSETS = Offsets(np.zeros((3, 2), np.int64), np.arange(3), np.zeros(3, np.bool_))
-MARKS = Marks(*(np.arange(6).reshape(3, 2) + n for n in range(3)), np.array([1]), 7, 0.25)
+MARKS = Marks(*(np.arange(6).reshape(3, 2) + n for n in range(3)), np.array([1]), 7, True, 0.25)
 ANSWERS: dict[str, list[Answer]] = {
     "vectors": [Answer(np.full(4, n, np.float32), tokens(n + 1), timing=Timing(0.1, 0.2, n)) for n in range(70)],
     "rows per token": [

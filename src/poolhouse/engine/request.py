@@ -118,12 +118,15 @@ def entities_of(request: Request, answer: Answer) -> tuple[Entity, ...]:
     assert text is not None
     assert labels is not None
     assert marks is not None
-    rows = answer.array[fitting(answer.array, labels.flat, labels.multi_label)]
+    rows = answer.array[fitting(answer.array, labels.flat, labels.multi_label, marks.apart)]
     first, last, label = rows[:, :3].astype(np.int64).T
     starts, ends = marks.bounds[first, 0].tolist(), marks.bounds[last, 1].tolist()
     parts = zip(label.tolist(), rows[:, 3].tolist(), starts, ends, strict=True)
     return tuple(
-        Entity(labels.names[number], score, start, end, text[start:end]) for number, score, start, end in parts
+        Entity(labels.names[number], score, start, end, text[start:end])
+        for number, score, start, end in parts
+        # The mark that a reader puts behind a text is no part of it.
+        if start < end
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models
 
-from poolhouse.errors import InvalidRequest
+from poolhouse.errors import CheckpointError, InvalidRequest
 from poolhouse.files import Folder
 from poolhouse.inputs.limits import (
     CHARACTERS_PER_TOKEN,
@@ -32,6 +32,14 @@ from poolhouse.inputs.tokenizer_files import ReadTokenizer, read_tokenizer
 from poolhouse.packing.tokens import Ids, Tokens
 
 _Encoding = tokenizers.Encoding | PythonEncoding
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Words:
+    """The tokens of a text that is split into words. numbers: [tokens], the word of each, rising."""
+
+    ids: Ids
+    numbers: Ids
 
 
 class Tokenizer:
@@ -174,6 +182,33 @@ class Tokenizer:
                     results[index] = error
         return [results[index] for index in range(len(prompts))]
 
+    def words(self, texts: Sequence[Sequence[str]]) -> list[Words | InvalidRequest]:
+        """The tokens of texts that are split into words, without special tokens; each word is read by itself.
+
+        Raises:
+            CheckpointError: a tokenizer that is run in Python, which knows no words.
+        """
+        if isinstance(self._native, PythonTokenizer):
+            raise CheckpointError("Texts are read by words here, which needs a tokenizer.json.")
+        try:
+            encoded = self._native.encode_batch(list(texts), is_pretokenized=True, add_special_tokens=False)
+        except Exception as error:  # noqa: BLE001 - one bad text fails the whole call, with any exception of the library
+            if len(texts) == 1:
+                return [_untokenised(error, " ".join(texts[0]))]
+            return [result for text in texts for result in self.words([text])]
+        results: list[Words | InvalidRequest] = []
+        for encoding in encoded:
+            ids: Ids = np.array(encoding.ids, dtype=np.int64)
+            if self._check_texts:
+                check_ids(ids, self.vocabulary_size)
+            results.append(Words(ids, np.array(encoding.word_ids, dtype=np.int64)))
+        return results
+
+    @property
+    def special_around(self) -> tuple[Ids, Ids]:
+        """The special tokens before a text, and those behind it."""
+        return self._template.head, self._template.tail
+
     def id_of(self, token: str) -> int | None:
         """The id of a vocabulary entry; None where there is none."""
         found: int | None = self._native.token_to_id(token)
@@ -204,8 +239,7 @@ class Tokenizer:
             return list(encode(texts, add_special_tokens=special))
         except Exception as error:  # noqa: BLE001 - one bad text fails the whole call, with any exception of the library
             if len(texts) == 1:
-                why = str(error) if is_unicode(texts[0]) else "it is no valid Unicode."
-                return [InvalidRequest(f"The text cannot be tokenised: {why}", "prompt")]
+                return [_untokenised(error, texts[0])]
             return [result for text in texts for result in self._encode([text], special, offsets)]
 
     def _ids(self, texts: list[str], special: bool) -> list[Ids | InvalidRequest]:
@@ -343,6 +377,12 @@ class Tokenizer:
             ids = self._native.encode(key[0], add_special_tokens=special).ids
             self._prefix_tokens[key] = len(ids) - (1 if special and self._tail else 0)
         return self._prefix_tokens[key]
+
+
+def _untokenised(error: Exception, text: str) -> InvalidRequest:
+    """What is wrong with a text that the library does not take."""
+    why = str(error) if is_unicode(text) else "it is no valid Unicode."
+    return InvalidRequest(f"The text cannot be tokenised: {why}", "prompt")
 
 
 # The replacements of transformers' clean_up_tokenization_spaces, in its order.

@@ -231,9 +231,9 @@ def _longest(plan: LoadPlan, served: Served) -> int:
     if plan.static is not None:
         return plan.static.longest(plan.max_tokens)
     longest_side = None if plan.late is None else plan.late.longest_side
-    return longest_prompt(
-        served.sizes.positions, plan.weights, plan.files, plan.max_tokens, longest_side, served.endless
-    )
+    # What counts distances reads texts of any length; labelled ones have a limit in words.
+    positions = None if plan.labelled is not None and served.endless else served.sizes.positions
+    return longest_prompt(positions, plan.weights, plan.files, plan.max_tokens, longest_side, served.endless)
 
 
 def _reader(plan: LoadPlan) -> PictureReader | None:

@@ -102,6 +102,7 @@ class Marks:
     bounds: [words, 2], where each word stands in the caller's text, in characters.
     points: [points], further tokens that the model's head reads.
     first_word: the number of the first word in the whole text, of a prompt that is a window of it.
+    apart: whether labels are found each by itself, so that parts with different ones may overlap.
     threshold: what is found has a higher score.
     """
 
@@ -110,6 +111,7 @@ class Marks:
     bounds: Ids
     points: Ids
     first_word: int = 0
+    apart: bool = False
     threshold: float = 0.5
 
 

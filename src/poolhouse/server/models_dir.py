@@ -18,7 +18,7 @@ from poolhouse.settings import Settings
 log = logging.getLogger("poolhouse")
 
 # What says that a folder holds a model, or an adapter that names its model.
-_SIGNS = ("config.json", "modules.json", "adapter_config.json")
+_SIGNS = ("config.json", "modules.json", "adapter_config.json", "gliner_config.json")
 # Where sentence-transformers may keep the weights of its first module, and where a hub's cache has a repository.
 _FIRST_MODULE = "0_"
 _OF_THE_HUB = "models--"

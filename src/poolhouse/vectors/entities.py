@@ -126,7 +126,7 @@ def _entity(text: str, names: list[str], parts: _Parts, index: int) -> Entity:
     return Entity(names[parts.label[index]], float(parts.score[index]), start, start + len(found), found)
 
 
-def fitting(found: Array, flat: bool, multi_label: bool) -> Ids:
+def fitting(found: Array, flat: bool, multi_label: bool, apart: bool = False) -> Ids:
     """The numbers of the found spans that fit together, by their first words.
 
     The best goes first, and what does not fit to those before it is left out (GLiNER, Zaratiana et al. 2024):
@@ -139,7 +139,7 @@ def fitting(found: Array, flat: bool, multi_label: bool) -> Ids:
         else          [Bank of England], [England]            one may lie within another
 
     found: [found, 4], each one's first and last word, the number of its label, its score. Windows may find a span twice.
-    flat, multi_label: see `poolhouse.inputs.labels.Labels`.
+    flat, multi_label: see `poolhouse.inputs.labels.Labels`. apart: whether only spans of one label must fit together.
     """
     best = np.argsort(-found[:, 3], kind="stable")
     first, last, label = found[best, :3].astype(np.int64).T
@@ -147,6 +147,10 @@ def fitting(found: Array, flat: bool, multi_label: bool) -> Ids:
     place = (first * (last.max(initial=0) + 1) + last) * (label.max(initial=0) + 1) + label
     once = np.sort(np.unique(place, return_index=True)[1])
     best, first, last = best[once], first[once], last[once]
+    if apart:
+        # The words of each label lie behind those of the label before.
+        moved = label[once] * (last.max(initial=0) + 1)
+        first, last = first + moved, last + moved
     pick = _flat if flat else _nested
     kept = best[np.fromiter(pick(first.tolist(), last.tolist(), multi_label), np.int64)]
     ordered: Ids = kept[np.argsort(found[kept, 0], kind="stable")]

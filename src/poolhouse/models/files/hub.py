@@ -214,14 +214,15 @@ def _install(package: str) -> None:
 
 
 def cached(download_dir: str | None = None) -> Iterator[tuple[str, Path]]:
-    """The models in a cache of the hub, by name: hub ids and folders of their newest snapshots with a config.json.
+    """The models in a cache of the hub, by name: hub ids and folders of their newest snapshots with a config.
 
     download_dir: another cache than Hugging Face's own.
     """
     from huggingface_hub import constants
 
     for folder in sorted(Path(download_dir or constants.HF_HUB_CACHE).glob("models--*")):
-        found = [path.parent for path in (folder / "snapshots").glob("*/config.json")]
+        configs = ("*/config.json", "*/gliner_config.json")
+        found = [path.parent for name in configs for path in (folder / "snapshots").glob(name)]
         if found:
             yield (
                 folder.name.removeprefix("models--").replace("--", "/"),

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from poolhouse.files import Folder
 from poolhouse.models.heads.labelled.files import LabelledFiles
+from poolhouse.models.heads.labelled.gliner import read_gliner
+from poolhouse.models.heads.labelled.gliner2 import read_gliner2
 
 # One per kind: what the files in a folder say, or None where they are of another kind. CheckpointError: not served.
-READERS: tuple[Callable[[Folder], LabelledFiles | None], ...] = ()
+READERS: tuple[Callable[[Folder], LabelledFiles | None], ...] = (read_gliner, read_gliner2)
 
 
 def read_labelled(folder: Folder) -> LabelledFiles | None:
