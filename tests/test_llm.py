@@ -218,7 +218,7 @@ TWINS = [
     ("embed_tokens", 8),
     ("embed_chunks", 9),
     ("encode", 7),
-    ("classify", 4),
+    ("classify", 7),
     ("token_classify", 6),
     ("score", 9),
 ]

@@ -27,11 +27,20 @@ import numpy as np
 
 from poolhouse.engine.interface import EngineFacts, OfflineEngine
 from poolhouse.engine.queue import Caller
-from poolhouse.engine.request import Answer, Request, entities_of, pooling, pooling_outputs, prompt_fields, token_fields
+from poolhouse.engine.request import (
+    Answer,
+    PromptFields,
+    Request,
+    entities_of,
+    pooling,
+    pooling_outputs,
+    prompt_fields,
+    token_fields,
+)
 from poolhouse.engine.waiting import gather, prompt_path, with_path
 from poolhouse.errors import EngineError, InvalidRequest, UnsupportedTask
 from poolhouse.inputs.prompts import role_of
-from poolhouse.llm.requests import Asked, AskedScores
+from poolhouse.llm.requests import Asked, AskedLabels, AskedScores
 from poolhouse.outputs import (
     Array,
     ChunkedEmbeddingRequestOutput,
@@ -52,6 +61,7 @@ from poolhouse.outputs import (
 from poolhouse.plans.late_chunking import Chunked, fixed_chunks
 from poolhouse.plans.scoring import Score
 from poolhouse.plans.sparse import Sparse
+from poolhouse.plans.zero_shot import Labelled
 from poolhouse.plugins import Plugin, task_of
 from poolhouse.vectors.entities import Strategy, entities, probabilities
 from poolhouse.vectors.precision import parse_precision
@@ -112,7 +122,7 @@ class Call(Generic[Result]):
     path: where the caller gave the prompt of a request, for messages.
     """
 
-    requests: list[Request] | Asked | AskedScores
+    requests: list[Request] | Asked | AskedLabels | AskedScores
     finish: Callable[[Iterable[Answered]], Result]
     label: str
     progress: Progress
@@ -377,6 +387,12 @@ def classified(engine: OfflineEngine) -> Callable[[str, Answered], Classificatio
     return build
 
 
+def zero_shot(request_id: str, text: Labelled) -> ClassificationRequestOutput:
+    """The labels of a text, by one answer or several."""
+    output = ClassificationOutput(text.array, text.label)
+    return ClassificationRequestOutput(request_id, output, **_fields_of(text.answers))
+
+
 def entity_finder(
     engine: OfflineEngine, strategy: Strategy = "simple", ignored: Collection[str] = ("O",)
 ) -> Callable[[Answered], list[Entity]]:
@@ -426,16 +442,20 @@ def extracted(request_id: str, answered: Answered) -> ExtractionRequestOutput:
 
 
 def scored(request_id: str, score: Score) -> ScoringRequestOutput:
-    """A pair's score; its token ids are those of all prompts that were run for it."""
-    prompts = [prompt_fields(answer) for answer in score.answers]
-    return ScoringRequestOutput(
-        request_id,
-        ScoringOutput(score.score),
-        prompt_token_ids=[token for own in prompts for token in own["prompt_token_ids"]],
-        truncated=any(own["truncated"] for own in prompts),
-        original_tokens=sum(own["original_tokens"] for own in prompts),
-        original_is_estimate=any(own["original_is_estimate"] for own in prompts),
-    )
+    """A pair's score."""
+    return ScoringRequestOutput(request_id, ScoringOutput(score.score), **_fields_of(score.answers))
+
+
+def _fields_of(answers: Sequence[Answer]) -> PromptFields:
+    """What an output says about all prompts that were run for it; its token ids are those of all."""
+    prompts = [prompt_fields(answer) for answer in answers]
+    return {
+        "prompt_token_ids": [token for own in prompts for token in own["prompt_token_ids"]],
+        "truncated": any(own["truncated"] for own in prompts),
+        "original_tokens": sum(own["original_tokens"] for own in prompts),
+        "original_is_estimate": any(own["original_is_estimate"] for own in prompts),
+        "chunks": max(own["chunks"] for own in prompts),
+    }
 
 
 def chunked(request_id: str, text: Chunked) -> ChunkedEmbeddingRequestOutput:

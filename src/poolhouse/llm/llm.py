@@ -28,6 +28,7 @@ from poolhouse.llm.requests import (
     CallOptions,
     Params,
     Variables,
+    asked_labels,
     asked_of,
     asked_scores,
     plugin_of,
@@ -55,6 +56,7 @@ from poolhouse.plans import late_chunking
 from poolhouse.plans.late_chunking import Chunking, Span
 from poolhouse.plans.scoring import ScoreOptions
 from poolhouse.plans.sparse import SparseOptions
+from poolhouse.plans.zero_shot import LabelOptions
 from poolhouse.plugins import PluginPrompt
 from poolhouse.settings import Settings
 from poolhouse.tasks import SparseHead, Task
@@ -409,6 +411,9 @@ class LLM:
         self,
         prompts: PromptsInput,
         *,
+        labels: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        multi_label: bool = False,
+        hypothesis_template: str | None = None,
         use_tqdm: Progress = True,
         pooling_params: Params = None,
         prompt_name: str | None = None,
@@ -419,12 +424,25 @@ class LLM:
 
         prompts: as for `embed`, pictures too; pairs, such as premise and hypothesis, are read together, as the model was
             trained.
+        labels: what the texts may be, for zero-shot classifiers; a list, or one for each text. `probs` is in their order.
+        multi_label: each of them is true or false by itself; else one of them is true.
+        hypothesis_template: with {} for the label, for models of entailment; by default "This example is {}."
         `PoolingParams(use_activation=False)` asks for logits instead.
 
         Raises:
-            UnsupportedTask: the model is no classifier; the message says how to make it one.
+            UnsupportedTask: the model is no classifier, or has labels of its own; the message says what to do.
         """
         options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request)
+        if labels is not None:
+            label_options = LabelOptions(multi_label, hypothesis_template=hypothesis_template)
+            asked = asked_labels(self.engine, prompts, labels, options, label_options)
+
+            def finish(answers: Iterable[Answer]) -> list[ClassificationRequestOutput]:
+                return self._outputs(asked.finish(answers), calls.zero_shot)
+
+            return Call(asked, of_answers(finish), "classify", use_tqdm, path=asked.path)
+        if multi_label or hypothesis_template is not None:
+            raise InvalidRequest("multi_label and hypothesis_template are for labels; give labels too.", "labels")
         requests = asked_of(self.engine, prompts, "classify", options)
         return Call(requests, self._each(calls.classified(self.engine)), "classify", use_tqdm)
 
@@ -618,7 +636,9 @@ class LLM:
             large = named in ("token_embed", "token_classify", "embed_sparse")
             window = _LARGE_WINDOW if large else calls.window_of(self.engine)
         name = "pairs" if pairs else "prompts"
-        return Stream(self.engine, call_of, pairs, name, window, on_error).outputs(items)
+        # With labels, an item may be several requests.
+        apart = pairs or options.get("labels") is not None
+        return Stream(self.engine, call_of, apart, name, window, on_error).outputs(items)
 
     def close(self) -> None:
         """Finish what was submitted and free the engine's threads."""

@@ -16,7 +16,7 @@ from poolhouse.inputs.content import TextOrContent
 from poolhouse.inputs.labels import Labels, label_sets, parse_labels
 from poolhouse.inputs.prompts import Prompt, PromptsInput, TextsInput, check_prompts, parse_texts
 from poolhouse.params import PoolingParams, parse_lora_requests
-from poolhouse.plans import scoring, sparse
+from poolhouse.plans import scoring, sparse, zero_shot
 from poolhouse.plugins import Plugin, PluginPrompt, is_data, params_of, prompts_of, task_of
 from poolhouse.tasks import Task, parse_task
 
@@ -31,8 +31,8 @@ class NamedAdapter(Protocol):
 # Fields of requests that are the same for all prompts of a call: an error of theirs belongs to none of them.
 _OF_ALL = frozenset(
     """
-    adapter dimensions flat input_type instruction labels lora_request multi_label pooling_params prompt_name task threshold
-    tokenization_kwargs
+    adapter dimensions flat hypothesis_template input_type instruction labels lora_request multi_label pooling_params
+    prompt_name task threshold tokenization_kwargs
     """.split()  # noqa: SIM905
 )
 
@@ -262,6 +262,50 @@ def asked_scores(
         return score_plan(engine, own, documents[begin:end], options, score_options)
 
     return AskedScores(plan, len(queries), len(documents), window)
+
+
+class AskedLabels:
+    """The requests of texts and the labels that they are classified by; `finish` makes labelled texts of their answers."""
+
+    def __init__(self, plan: zero_shot.LabelPlan, texts: Asked) -> None:
+        self._plan, self._texts = plan, texts
+        self._total = plan.total
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __iter__(self) -> Iterator[Request]:
+        return self._plan.requests(self._texts)
+
+    def finish(self, answers: Iterable[Answer]) -> Iterator[zero_shot.Labelled]:
+        """The labels of each text, in order."""
+        return self._plan.finish(answers)
+
+    def path(self, index: int) -> str:
+        """Where the caller gave the text of a request."""
+        return f"prompts[{self._plan.text_of(index)}]"
+
+
+def asked_labels(
+    engine: OfflineEngine,
+    prompts: PromptsInput,
+    labels: object,
+    options: CallOptions,
+    label_options: zero_shot.LabelOptions,
+) -> AskedLabels:
+    """Texts and the labels that `LLM.classify` was given for them.
+
+    Raises:
+        InvalidRequest, UnsupportedTask: see `asked_of` and `poolhouse.plans.zero_shot.plan`.
+    """
+    params = _one_for_all(options, "classify with labels takes one PoolingParams for all prompts.")
+    logits = params is not None and params.use_activation is False
+    texts = asked_of(engine, prompts, "classify", options)
+    plan = zero_shot.plan(engine, labels, len(texts), replace(label_options, use_activation=not logits))
+    for index, prompt in enumerate(texts.prompts):
+        if not isinstance(prompt, str):
+            zero_shot.check_text(prompt, f"prompts[{index}]")
+    return AskedLabels(plan, texts)
 
 
 def sparse_asked(

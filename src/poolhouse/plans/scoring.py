@@ -92,6 +92,8 @@ def plan(
         _refuse_templates(options, "scores all documents in one prompt of its own")
         return _listwise(engine, engine.facts.listwise, queries, documents, options)
     if "classify" in engine.facts.tasks:
+        if engine.facts.reads_labels:
+            raise UnsupportedTask("This model classifies by labels of the request: use classify with labels.", "model")
         if engine.facts.labels != 1:
             raise UnsupportedTask(
                 f"Scoring API is only enabled for num_labels == 1. This model has {engine.facts.labels} labels; "
