@@ -9,7 +9,9 @@ LABELS = {0: "calm", 1: "angry", 2: "glad"}
 
 
 def every_kind() -> list[FakeEngine]:
-    """An embedder with token weights beside its vectors, a classifier, labels of tokens, a reranker, SPLADE, and a reader of pictures."""
+    """An embedder with token weights beside its vectors, a classifier, labels of tokens, a reranker, SPLADE, a reader of pictures, and
+    a judge of entailment.
+    """
     embedder = FakeEngine(
         "embedder",
         tasks=("embed", "token_embed", "token_classify"),
@@ -23,4 +25,5 @@ def every_kind() -> list[FakeEngine]:
         FakeEngine("reranker", tasks=("classify",), label_names={0: "fits"}),
         FakeEngine("splade", sparse=SparseHead("embed", "vocabulary", 8)),
         FakeEngine("pages", pictures=True),
+        FakeEngine("judge", tasks=("classify",), label_names={0: "contradiction", 1: "neutral", 2: "entailment"}),
     ]

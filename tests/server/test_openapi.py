@@ -104,6 +104,7 @@ REPLIES: list[tuple[str, dict[str, Any]]] = [
     *(("/pooling", {"input": TEXTS, "tasks": ["embed", "token_embed"], "encoding_format": form}) for form in ("float", "base64")),
     ("/pooling", {"input": TEXTS, "model": "classifier"}),
     ("/classify", {"input": TEXTS, "model": "classifier"}),
+    ("/classify", {"input": TEXTS, "model": "judge", "labels": ["good", "bad"], "multi_label": True}),
     ("/classify_tokens", {"input": TEXTS, "model": "tagger"}),
     ("/score", {"queries": "a", "documents": TEXTS}),
     ("/score", {"queries": "a", "documents": TEXTS, "mode": "sparse+dense"}),

@@ -139,6 +139,60 @@ def test_labels_come_with_the_probability_of_each() -> None:
     assert body["usage"]["prompt_tokens"] == 3
 
 
+def test_labels_of_the_request_are_compared(judge: TestClient) -> None:
+    texts, labels = ["one", "two words", "three"], ["calm", "angry", "glad", "sad"]
+    body = judge.post("/v1/classify", json={"input": texts, "labels": labels}).json()
+    for index, item in enumerate(body["data"]):
+        assert set(item) == {"index", "label", "probs", "num_classes"}
+        assert (item["index"], item["num_classes"]) == (index, 4)
+        assert sum(item["probs"]) == pytest.approx(1)
+        assert item["label"] == labels[max(range(4), key=item["probs"].__getitem__)]
+        alone = judge.post("/classify", json={"input": texts[index], "labels": labels}).json()["data"]
+        assert alone[0]["probs"] == item["probs"]
+    own = judge.post("/classify", json={"input": texts, "labels": [labels[:2], labels[1:], labels[:1]]}).json()["data"]
+    assert [item["num_classes"] for item in own] == [2, 3, 1]
+    several = judge.post("/classify", json={"input": "one", "labels": labels, "multi_label": True}).json()["data"][0]
+    assert sum(several["probs"]) != pytest.approx(1)
+    raw = judge.post("/classify", json={"input": "one", "labels": labels, "use_activation": False}).json()["data"][0]
+    assert min(raw["probs"]) < 0 or max(raw["probs"]) > 1 or sum(raw["probs"]) != pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[TestClient]:
+    names = {0: "contradiction", 1: "neutral", 2: "entailment"}
+    engines = [FakeEngine("judge", tasks=("classify",), label_names=names, max_tokens=20)]
+    engines += [FakeEngine("moods", tasks=("classify",), label_names={0: "calm", 1: "angry"}), FakeEngine("vectors")]
+    with TestClient(create_app(engines, ServerSettings(max_client_batch_size=12))) as http:
+        checked(http)
+        yield http
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"labels": []}, "labels", "labels is empty"),
+        ({"labels": "a"}, "labels", "labels must be a list of names"),
+        ({"labels": ["a", "a"]}, "labels", "'a' twice"),
+        ({"labels": ["a", 5]}, "labels[1]", "labels[1] must be a text"),
+        ({"labels": [["a"], ["b"]]}, "labels", "2 lists for 1 texts"),
+        ({"labels": list("abcdefghijklm")}, "labels", "make 13 pairs; one request may hold 12"),
+        ({"labels": ["a"], "hypothesis_template": "so"}, "hypothesis_template", "must hold {} once"),
+        ({"labels": ["a"], "input": [1, 2]}, "input[0]", "labels are for texts"),
+        ({"labels": ["a"], "input": ["one", "w " * 30]}, "input_tokens", "input[1]: The limit is 20 tokens"),
+        ({"labels": ["a"], "model": "moods"}, "labels", "labels of its own: ['calm', 'angry']"),
+        ({"labels": ["a"], "model": "vectors"}, "model", "does not support Classification API"),
+        ({"multi_label": True}, "labels", "give labels too"),
+    ],
+)
+def test_labels_that_cannot_be_compared_are_said(
+    judge: TestClient, body: dict[str, Any], param: str, words: str
+) -> None:
+    reply = judge.post("/classify", json={"input": "one", **body})
+    assert reply.status_code == 400, reply.text
+    assert words in reply.json()["message"]
+    assert reply.json()["param"] == param
+
+
 def test_a_request_template_is_taken_where_it_is_trusted() -> None:
     engine = FakeEngine(tasks=("classify",), label_names={0: "fits"})
     template = "{{ messages[0]['content'] }} ? {{ messages[1]['content'] }}"

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 from pydantic import Field
+from pydantic.config import JsonDict
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest, UnsupportedTask
+from poolhouse.plans import zero_shot
 from poolhouse.server.call import Call
 from poolhouse.server.dialects import _replies
 from poolhouse.server.dialects._fields import Inputs, Many
@@ -22,9 +24,22 @@ from poolhouse.server.wire import encoding
 from poolhouse.server.wire.contract import Cut, Vector
 from poolhouse.vectors.entities import Strategy, entities
 
+_LABELS: JsonDict = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+
 
 class ClassifyFields(Inputs):
     """The body of POST /classify."""
+
+    # Checked by the plan, as inputs are by parse_prompts.
+    labels: object = Field(
+        None,
+        description="What the inputs may be, for zero-shot classifiers: a list for all, or one for each.",
+        json_schema_extra={"anyOf": [_LABELS, {"type": "array", "items": _LABELS, "minItems": 1}, {"type": "null"}]},
+    )
+    multi_label: bool = Field(False, description="Each label is true or false by itself; else one of them is true.")
+    hypothesis_template: str | None = Field(
+        None, description='With {} for the label, for models of entailment; none: "This example is {}."'
+    )
 
 
 class ClassifyTokensFields(Inputs):
@@ -43,10 +58,47 @@ async def classify(call: Call, fields: ClassifyFields) -> Response:
         raise UnsupportedTask(
             f"The model does not support Classification API. Supported tasks: {list(engine.facts.tasks)}", "model"
         )
+    if fields.labels is not None:
+        return await _by_labels(call, fields)
+    if fields.multi_label or fields.hypothesis_template is not None:
+        raise InvalidRequest("multi_label and hypothesis_template are for labels; give labels too.", "labels")
     answers = await call.answers(fields.requests(call.engines, "classify", fields.params()))
     head = call.list_head("classify", fields.request_id)
     items = [_labelled(index, answer, engine) for index, answer in enumerate(answers)]
     return await call.write(lambda: encoding.render(head, items, {"usage": _replies.usage(answers)}), answers)
+
+
+async def _by_labels(call: Call, fields: ClassifyFields) -> Response:
+    """The same for the labels of the request, in their order."""
+    texts = fields.requests(call.engines, "classify", fields.params())
+    for index, text in enumerate(texts):
+        zero_shot.check_text(text.prompt, f"input[{index}]")
+    options = zero_shot.LabelOptions(fields.multi_label, fields.use_activation is not False, fields.hypothesis_template)
+    plan = zero_shot.plan(call.engine, fields.labels, len(texts), options)
+    most = call.settings.max_client_batch_size
+    if plan.total > most:
+        raise InvalidRequest(
+            f"The labels of the inputs make {plan.total} pairs; one request may hold {most} (--max-client-batch-size).",
+            "labels",
+        )
+    requests = list(plan.requests(texts))
+    answers = await call.answers(requests, lambda index: f"input[{plan.text_of(index)}]")
+    head = call.list_head("classify", fields.request_id)
+
+    def render() -> bytes:
+        items = [
+            {
+                "index": index,
+                "label": text.label,
+                "probs": text.array,
+                "num_classes": len(text.array),
+                **_replies.cut_of_pair(text.answers),
+            }
+            for index, text in enumerate(plan.finish(answers))
+        ]
+        return encoding.render(head, items, {"usage": _replies.usage(answers)})
+
+    return await call.write(render, answers)
 
 
 async def classify_tokens(call: Call, fields: ClassifyTokensFields) -> Response:
