@@ -274,6 +274,8 @@ def _compare(llm: LLM) -> Compared | str:
         return f"sentence-transformers does not know the prompt of this model ({template.name})."
     if llm.model.facts.pictures is not None:
         return "sentence-transformers does not know the prompts of this model."
+    if llm.engine.facts.reads_labels:
+        return "sentence-transformers reads no labels with texts."
     if "classify" in llm.engine.facts.tasks:
         return _with_reference(_compare_pairs, llm)
     return f"sentence-transformers has no {' or '.join(llm.engine.facts.tasks)}."
