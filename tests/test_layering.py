@@ -134,6 +134,7 @@ REGISTRIES = (
     "poolhouse.models.native.families.",
     "poolhouse.models.heads.labelled.",
     "poolhouse.models.vision.kinds.",
+    "poolhouse.models.files.quantised.",
     "poolhouse.models.vision.towers.",
     "poolhouse.server.dialects.",
     "poolhouse.layers.attention.",

@@ -185,12 +185,12 @@ def test_nothing_is_quantised_by_default(word: str, nothing: str | None) -> None
 
 @pytest.mark.parametrize(
     ("word", "words"),
-    [("quantization", "possible are none and 'int8'.*'fp8'"), ("quantization_config", "nothing to configure.*'fp8'")],
+    [("quantization", "possible are none, 'int8', .*'int4'"), ("quantization_config", "nothing to configure.*'int4'")],
 )
 def test_other_quantisation_is_refused_not_ignored(word: str, words: str) -> None:
     assert Settings.parse(quantization="int8").quantization == "int8"
     with pytest.raises(ConfigError, match=f"^{word}: .*{words}"):
-        Settings.parse(**{word: "fp8"})
+        Settings.parse(**{word: "int4"})
 
 
 def test_options_of_other_engines_warn_once_and_unknown_ones_are_refused() -> None:

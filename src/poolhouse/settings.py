@@ -68,8 +68,11 @@ class Settings(BaseModel):
     served_model_name: tuple[str, ...] | None = option(
         "Model", None, "Names that requests may use; with several models, one each."
     )
-    quantization: Literal["int8"] | None = option(
-        "Model", None, "int8: products of blocks in int8, on CPUs, of native models; none: nothing is quantised."
+    quantization: Literal["int8", "compressed-tensors", "awq", "gptq", "bitsandbytes", "fp8"] | None = option(
+        "Model",
+        None,
+        "int8: products of blocks in int8, on CPUs, of native models; none, or the method of a quantised checkpoint: "
+        "everything in dtype.",
     )
     quantization_config: object = option("Model", None, "Only none is taken; see quantization.")
     seed: int = option("Model", 0, "Seed of torch's random numbers.")
@@ -204,12 +207,16 @@ class Settings(BaseModel):
 
     @field_validator("quantization", mode="before")
     @classmethod
-    def _int8_or_nothing(cls, value: object) -> object:
+    def _int8_or_as_stored(cls, value: object) -> object:
         if value in (None, "", "none", "auto"):
             return None
-        if value == "int8":
+        methods = ("compressed-tensors", "awq", "gptq", "bitsandbytes", "fp8")
+        if value == "int8" or value in methods:
             return value
-        raise ValueError("possible are none and 'int8'; dtype='bfloat16' saves memory too")
+        raise ValueError(
+            f"possible are none, 'int8', and the method of a quantised checkpoint, one of {list(methods)}; "
+            "dtype='bfloat16' saves memory too"
+        )
 
     @field_validator("quantization_config", mode="before")
     @classmethod

@@ -158,6 +158,6 @@ def test_int8_that_is_far_from_float32_is_a_verdict(said: Run, model: str, monke
 
 def test_a_quantisation_that_is_not_there_is_named_as_typed(said: Run, model: str) -> None:
     done = said("check", model, "--quantization", "int4")
-    assert (done.status, done.error.count("--quantization: possible are none and 'int8'")) == (2, 1)
+    assert (done.status, done.error.count("--quantization: possible are none, 'int8'")) == (2, 1)
     done = said("check", model, "--quantization", "int8", "--dtype", "bfloat16")
     assert "--dtype bfloat16 beside --quantization int8" in done.error

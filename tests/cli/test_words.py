@@ -150,7 +150,8 @@ def test_a_misspelt_option_of_every_command_gets_a_suggestion(command: str, said
         ("embed word --pooler-config.task embd", "Did you mean 'embed'?"),
         ("embed word --runner generate", "--runner generate: Poolhouse runs pooling models only; use 'pooling' or 'auto'."),
         ("embed word --int8-calibration /no/such", "/no/such cannot be read as a calibration"),
-        ("embed word --quantization awq", "--quantization: possible are none and 'int8'; --dtype bfloat16 saves memory too"),
+        ("embed word --quantization int4", "'fp8']; --dtype bfloat16 saves memory too"),
+        ("embed word --quantization awq", "--quantization awq, but the checkpoint is not quantised; leave it out."),
         ("embed --tokens word -o o.npz --input-type qury", "Did you mean 'query'?"),
     ],
 )  # fmt: skip

@@ -70,7 +70,6 @@ def test_the_window_of_embeddinggemma_is_half_of_what_its_file_says() -> None:
         ("llama", {"hidden_act": "xielu"}),
         ("llama", {"sliding_window": 6}),
         ("llama", {"partial_rotary_factor": 0.5}),
-        ("llama", {"quantization_config": {"quant_method": "gptq"}}),
         ("llama", {"rope_scaling": {"rope_type": "proportional"}}),
         ("mistral", {"layer_types": ["sliding_attention", "full_attention"]}),
         ("qwen2", {"layer_types": ["chunked_attention"] * 32}),

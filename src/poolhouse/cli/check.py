@@ -127,7 +127,7 @@ def _checked(
         _answer_something(llm)
         if not reference:
             return facts, _Report(comparisons, "--no-reference was asked for.")
-        if llm.settings.quantization is not None:
+        if llm.settings.quantization == "int8":
             # What remains to be compared is float32 and the reference: without the option.
             with LLM(model, **{**options, "quantization": None}) as plain:
                 compared = _compare_int8(llm, plain)

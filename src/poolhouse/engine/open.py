@@ -31,6 +31,7 @@ from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.adapters.adapters import AdapterOptions
 from poolhouse.models.files import hub
 from poolhouse.models.files.hub import locate
+from poolhouse.models.files.quantised import bits_of
 from poolhouse.models.files.routes import StaticWeights
 from poolhouse.models.load import load
 from poolhouse.models.model import Model
@@ -108,7 +109,8 @@ def open_engine(settings: Settings) -> Engine:
 def memory_of(settings: Settings, config: Mapping[str, object], numbers: int, other_bytes: int) -> tuple[int, int]:
     """Bytes that the weights of a model will take, and packs of prompts beside them, before it is loaded.
 
-    numbers: floating-point numbers of its weights. other_bytes: of its other tensors.
+    numbers: floating-point numbers of its weights. other_bytes: of its other tensors; those of quantised weights become
+    numbers.
 
     Raises:
         ConfigError: a device, or a type of numbers, that there is none of.
@@ -117,6 +119,8 @@ def memory_of(settings: Settings, config: Mapping[str, object], numbers: int, ot
     width = dtype_of(settings.dtype, config, None, device).itemsize
     tokens = settings.max_num_batched_tokens or (_CPU_BATCH_TOKENS if device.type == "cpu" else _CUDA_BATCH_TOKENS)
     features = next((size for key in _FEATURES if isinstance(size := config.get(key), int)), _MANY_FEATURES)
+    if bits := bits_of(config):
+        numbers, other_bytes = numbers + other_bytes * 8 // bits, 0
     return numbers * width + other_bytes, tokens * features * width * _NUMBERS_PER_FEATURE
 
 

@@ -37,11 +37,12 @@ class Int8Linear:
     """`x @ weight.T + bias` with the weight in int8.
 
     weight: [out, in], float32, not kept. bias: [out] or None.
+    steps: [out], float32, of a weight that is whole numbers of int8 already: what one step of each output is worth.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, steps: Tensor | None = None) -> None:
         self.out_features, self.in_features = weight.shape
-        whole, steps = quantised(weight.float())
+        whole, steps = quantised(weight.float()) if steps is None else (weight, steps)
         product = _Compiled if compiled_layout() is not None else _ByTorch
         self.product: _Compiled | _ByTorch = product(whole, steps, bias)
         self.dtype = torch.int8

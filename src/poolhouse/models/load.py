@@ -62,7 +62,7 @@ def build(plan: LoadPlan) -> Model:
         CheckpointError: tensors that are missing, corrupt or do not fit. ConfigError: an option that does not fit them.
     """
     options, files, config, reranker = plan.options, plan.files, plan.config, plan.reranker
-    checkpoint = Checkpoint(plan.weights, options.variant)
+    checkpoint = Checkpoint(plan.weights, options.variant, plan.quantised)
     reader = _reader(plan)
     served = _served(plan, checkpoint, reader)
     if files.layers is not None:

@@ -20,6 +20,7 @@ from poolhouse.models.backbone import Backbone, Tower
 from poolhouse.models.files.checkpoint import Checkpoint, Config
 from poolhouse.models.files.config import architecture
 from poolhouse.models.files.own_classes import own_code_of
+from poolhouse.models.files.quantised import Dequantised
 from poolhouse.models.heads.heads import VOCABULARY, LoadedHead, check_head, read_head, step_head
 from poolhouse.models.heads.rerankers import token_head
 from poolhouse.models.model import Served, Sizes
@@ -74,6 +75,7 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
             f"The checkpoint brings code of its own ({own}), which was not run. "
             "`poolhouse check MODEL --trust-remote-code` compares with it."
         )
+    notes += _about_quantised(plan, checkpoint, loaded)
     if loaded.int8:
         notes.append(
             f"Int8: {loaded.int8 / 1e6:.1f} MB of weights instead of {4 * loaded.int8 / 1e6:.1f} MB; tables, norms and "
@@ -105,7 +107,7 @@ class Loaded:
     prefix: what stands before the backbone's names in the checkpoint. token_table: name of the matrix of its tokens.
     table: that matrix, [vocabulary, features]. endless: whether positions are neither looked up nor turned into angles,
     so that texts longer than `sizes.positions` are read in the same way. merged: the adapters that the weights hold.
-    int8: how many weights are int8.
+    int8: how many numbers of weights are int8. whole: how many weights are the checkpoint's own whole numbers.
     """
 
     transformer: Backbone
@@ -118,6 +120,7 @@ class Loaded:
     merged: tuple[Adapter, ...] = ()
     endless: bool = False
     int8: int = 0
+    whole: int = 0
 
 
 def load_transformer(
@@ -148,7 +151,9 @@ def load_transformer(
         raise CheckpointError(f"{checkpoint.folder} has no token table. Looked for {wanted}, with any prefix.")
     layout, prefix = found
     family = replace(family, aside=(*family.aside, *known))
-    claimed = claim(layout, prefix, spec, tensors, dtype, device)
+    # What is merged needs weights that can be added to.
+    whole = int8 and not options.base_merge and options.merge is None
+    claimed = claim(layout, prefix, spec, tensors, dtype, device, whole)
     left, shown = claimed.left, dict[str, Tensor]()
     aside: list[str] = []
     if tower is not None:
@@ -174,6 +179,7 @@ def load_transformer(
         assert isinstance(text, Transformer)
         backbone = _with_tower(tower, Weights(shown), text, join, device)
     positions = family.max_tokens(config)
+    everything = (*claimed.tensors.items(), *shown.items())
     table = claimed.tensors.get("positions.weight")
     _check_positions(table, spec.position_offset, positions)
     return Loaded(
@@ -181,7 +187,7 @@ def load_transformer(
         sizes=Sizes(
             hidden_size=hidden_size,
             vocabulary_size=len(claimed.tensors["tokens.weight"]),
-            parameters=sum(tensor.numel() for tensor in (*claimed.tensors.values(), *shown.values())),
+            parameters=sum(tensor.numel() for name, tensor in everything if not name.endswith(".steps")),
             positions=positions,
             token_types=len(claimed.tensors.get("types.weight", ())),
         ),
@@ -193,7 +199,28 @@ def load_transformer(
         merged=merged,
         endless=table is None and all(layer.rope is None for layer in spec.layers),
         int8=sum(tensor.numel() for name, tensor in claimed.tensors.items() if int8 and _OF_BLOCKS.fullmatch(name)),
+        whole=sum(tensor.dtype == torch.int8 for tensor in claimed.tensors.values()),
     )
+
+
+def _about_quantised(plan: LoadPlan, checkpoint: Checkpoint, loaded: Loaded) -> list[str]:
+    """What became of quantised weights."""
+    tensors = checkpoint.tensors
+    if not isinstance(tensors, Dequantised):
+        return []
+    quantised, dtype = tensors.quantised, str(plan.dtype).removeprefix("torch.")
+    how = (
+        f"Its {tensors.count} weights are multiplied out to {dtype} when it is loaded, and take as much memory as those of "
+        "one that is not quantised."
+    )
+    if loaded.whole:
+        how = (
+            f"The int8 products of blocks ({loaded.whole}) use its whole numbers and scales as they are; its other weights "
+            f"are {dtype}."
+        )
+    notes = [f"The checkpoint is quantised by {quantised.method} ({quantised.what}). {how}"]
+    notes += [f"Tensors of activations and caches left out: {_short(tensors.unused)}."] if tensors.unused else []
+    return notes + list(quantised.notes)
 
 
 def _fitting(build: Callable[[Weights], Backbone], weights: Weights, device: torch.device) -> tuple[Backbone, int]:

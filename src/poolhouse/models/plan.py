@@ -20,6 +20,7 @@ from poolhouse.models.files.checkpoint import Checkpoint, Config
 from poolhouse.models.files.config import Overrides, architecture, overridden
 from poolhouse.models.files.model_card import published_pooling, read_card
 from poolhouse.models.files.own_classes import OwnClass, own_class_of
+from poolhouse.models.files.quantised import Quantised, method_of, read_quantised, unquantised
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles, read_sentence_transformers
 from poolhouse.models.heads.heads import Head
 from poolhouse.models.heads.labelled import read_labelled
@@ -44,7 +45,7 @@ class LoadOptions:
     name: str
     variant: str | None = None
     dtype: str = "auto"
-    quantization: Literal["int8"] | None = None
+    quantization: str | None = None
     device: str = "auto"
     implementation: Literal["auto", "native", "transformers"] = "auto"
     trust_remote_code: bool = False
@@ -94,6 +95,7 @@ class LoadPlan:
     out to be. pooling_from: who says so.
     late: of late interaction. reranker: what is special about scoring. pictures: the kind of a model that reads them.
     labelled: of a model that reads labels with each text; `config` is then of its encoder.
+    quantised: how the weights are stored, where they are quantised and we read them; config does not say so then.
     notes: a sentence each.
     """
 
@@ -117,6 +119,7 @@ class LoadPlan:
     reranker: Reranker = field(default_factory=Reranker)
     pictures: PictureModel | None = None
     labelled: LabelledFiles | None = None
+    quantised: Quantised | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -160,7 +163,8 @@ class LoadPlan:
             "score_template": None if reranker.template is None else reranker.template.name,
             "limit": None if self.max_tokens in (None, -1) else f"{self.max_tokens} tokens",
             "dtype": str(self.dtype).removeprefix("torch."),
-            "quantization": None if self.options.quantization is None else _QUANTISED,
+            "checkpoint": None if self.quantised is None else f"{self.quantised.method}, {self.quantised.what}",
+            "quantization": _QUANTISED if self.options.quantization == "int8" else None,
             "device": str(self.device),
             "adapters": [*map(str, self.adapters.base_merge), *self.adapters.modules],
             "prompts": list(files.prompts),
@@ -236,7 +240,12 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
         raise ConfigError(f"Adapters are not served of {pictures.name}, whose halves are two models.")
     if family is None and (adapters.modules or adapters.merge or (adapters.base_merge and not hosted)):
         raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
-    _check_quantization(options, native, why, device)
+    method, quantised = method_of(config), None
+    if native is not None or hosted:
+        quantised, config = read_quantised(config), unquantised(config)
+    elif method is not None:
+        notes += (f"Its weights are quantised by {method}, which transformers reads by the packages of that method.",)
+    _check_quantization(options, native, why, device, method)
     stated = None if family is None else family.stated_pooling(config)
     if files.described and stated is not None:
         files = replace(files, pooling=(stated,))
@@ -277,6 +286,7 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
         reranker=reranker,
         pictures=pictures,
         labelled=labelled,
+        quantised=quantised,
         notes=notes,
     )
 
@@ -372,7 +382,8 @@ def _static(static: StaticFiles, folders: _Folders, options: LoadOptions, device
     folder, pooling = folders.described, options.pooler.seq_pooling_type
     if options.quantization is not None:
         raise ConfigError(
-            f"quantization='int8': {folder} holds static embeddings, which have no products; leave it out."
+            f"quantization={options.quantization!r}: {folder} holds static embeddings, which have no products; leave it "
+            "out."
         )
     if options.convert == "classify" or options.adapters.named or folders.adapters or options.overrides is not None:
         raise ConfigError(f"{folder} holds static embeddings: no classifier, no adapters, and no config to override.")
@@ -514,14 +525,21 @@ def _default_pooling(
 _QUANTISED = "int8: products of blocks, weights per output and rows as they come; all else float32"
 
 
-def _check_quantization(options: LoadOptions, native: Native | None, why: str, device: torch.device) -> None:
-    """Refuse int8 where it cannot be.
+def _check_quantization(
+    options: LoadOptions, native: Native | None, why: str, device: torch.device, method: str | None
+) -> None:
+    """Refuse int8 where it cannot be, and a method that is not the checkpoint's.
+
+    method: what the checkpoint is quantised by.
 
     Raises:
         ConfigError: naming the option, and what is possible.
     """
-    if options.quantization is None:
+    if options.quantization in (None, method):
         return
+    if options.quantization != "int8":
+        stored = "is not quantised" if method is None else f"is quantised by {method!r}"
+        raise ConfigError(f"quantization={options.quantization!r}, but the checkpoint {stored}; leave it out.")
     if native is None:
         raise ConfigError(
             f"quantization='int8' is for models of the native families; transformers would serve this one: {why}. "

@@ -17,6 +17,7 @@ from poolhouse.models.fallback.backbones import Forward, Packed, Padding, Unpack
 from poolhouse.models.fallback.probe import Verdict, may_pack, reads_ahead, take_head
 from poolhouse.models.files.checkpoint import Checkpoint, Config, reason
 from poolhouse.models.files.own_classes import names_of_code, own_class_of
+from poolhouse.models.files.quantised import method_of
 from poolhouse.models.heads.heads import Head, LoadedHead
 from poolhouse.models.model import Served, Sizes
 from poolhouse.models.roles import Role
@@ -159,9 +160,12 @@ def _build(
             ignore_mismatched_sizes=True,
         )
     except Exception as error:
-        raise CheckpointError(
+        failed = (
             f"transformers cannot load {checkpoint.folder} (model_type {config.get('model_type')!r}): {reason(error)}"
-        ) from error
+        )
+        if method := method_of(config):
+            failed += f" Its weights are quantised by {method!r}, which transformers reads with that method's packages."
+        raise CheckpointError(failed) from error
     whole.eval()
     info["unexpected_keys"] = set(info["unexpected_keys"]) - used
     if role not in AUTO_CLASSES and _is_dual_encoder(whole):

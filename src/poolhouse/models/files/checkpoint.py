@@ -15,6 +15,7 @@ from torch import Tensor
 
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder, JsonObject, weight_files
+from poolhouse.models.files.quantised import Dequantised, Quantised
 
 Config = Mapping[str, Any]
 
@@ -23,11 +24,13 @@ class Checkpoint:
     """A folder with config.json and weights: safetensors (one file or an index) or pytorch_model.bin.
 
     variant: which of several weights of one folder: "fp16" for model.fp16.safetensors and its like.
+    quantised: how its weights are stored, where that is not as they are.
     """
 
-    def __init__(self, folder: Path | Folder, variant: str | None = None) -> None:
+    def __init__(self, folder: Path | Folder, variant: str | None = None, quantised: Quantised | None = None) -> None:
         self.folder = Folder.of(folder)
         self.variant = variant
+        self.quantised = quantised
 
     @property
     def config(self) -> JsonObject:
@@ -41,8 +44,9 @@ class Checkpoint:
         return self.folder.json("config.json")
 
     @cached_property
-    def tensors(self) -> TensorFiles:
-        return TensorFiles(self.folder, self.variant)
+    def tensors(self) -> TensorFiles | Dequantised:
+        stored = TensorFiles(self.folder, self.variant)
+        return stored if self.quantised is None else Dequantised(stored, self.quantised)
 
     def check_weights(self) -> None:
         """Raise CheckpointError where there are none, before somebody else looks for them."""

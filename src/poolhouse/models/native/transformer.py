@@ -343,6 +343,9 @@ def _feed_forward(spec: TransformerSpec, layer: LayerSpec, weights: Weights) -> 
 
 def product_of(weights: Weights) -> Product:
     """A product of a block, in int8 where that was decided."""
+    if weights.whole is not None:
+        whole, steps = weights.whole
+        return Int8Linear(whole, weights.bias, steps)
     return _product(weights.weight, weights.bias, weights.int8)
 
 

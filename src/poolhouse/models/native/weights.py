@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from poolhouse.errors import CheckpointError
+from poolhouse.models.files.quantised import Dequantised, check_plain
+from poolhouse.models.files.quantised.stored import Whole
 from poolhouse.models.native.spec import TransformerSpec
 
 
@@ -90,11 +92,17 @@ class Weights:
     @property
     def weight(self) -> Tensor:
         """Raises CheckpointError where the checkpoint has none."""
-        tensor = self.get("weight")
+        tensor, steps = self.get("weight"), self.get("steps")
         if tensor is None:
             slot = self._prefix.removesuffix(".")
             raise CheckpointError(f"config.json asks for '{slot}', which no tensor of the checkpoint fills.")
-        return tensor
+        return tensor if steps is None else tensor * steps[:, None]
+
+    @property
+    def whole(self) -> Whole | None:
+        """The weight that was claimed as whole numbers, with a step per output; None where it was not."""
+        weight, steps = self.get("weight"), self.get("steps")
+        return None if weight is None or steps is None else (weight, steps)
 
     @property
     def bias(self) -> Tensor | None:
@@ -141,8 +149,11 @@ def claim(
     theirs: Mapping[str, Tensor],
     dtype: torch.dtype,
     device: torch.device,
+    whole: bool = False,
 ) -> Claimed:
     """Tensors under our names, cast to `dtype`, on `device`.
+
+    whole: take weights of blocks that are stored as int8 with a step per output as they are, their steps as "steps".
 
     Raises:
         CheckpointError: a slot that has no tensor, naming both its names.
@@ -165,14 +176,19 @@ def claim(
                     raise CheckpointError(f"The checkpoint lacks {lost}, but has their companions.")
                 present[layer] = any(there)
                 if present[layer]:
-                    parts = [theirs[name] for name in wanted]
-                    tensor = in_our_order(parts[0] if len(parts) == 1 else torch.cat(parts), source, spec)
+                    name = slot.replace("*", str(layer))
+                    stored = _whole(theirs, wanted) if whole and kind == "weight" and PRODUCT.fullmatch(slot) else None
+                    if stored is None:
+                        tensor = _joined([check_plain(name, theirs[name]) for name in wanted], source, spec)
+                        tensor = tensor.to(device, dtype)
+                    else:
+                        tensor, ours[f"{name}.steps"] = (_joined(parts, source, spec) for parts in stored)
                     shapes.add(tensor.shape)
                     if len(shapes) > 1:
                         raise CheckpointError(
                             f"{wanted} ({slot}) is {list(tensor.shape)}, unlike in the layers before it."
                         )
-                    ours[f"{slot.replace('*', str(layer))}.{kind}"] = tensor.to(device, dtype)
+                    ours[f"{name}.{kind}"] = tensor
                     used.update(wanted)
             if slot in layout.varying:
                 # A layer may lack the whole slot, but not only its bias.
@@ -180,6 +196,23 @@ def claim(
                 present = {layer: there for layer, there in present.items() if filled[layer]}
             _check_presence(slot, kind, source, present, layout, prefix)
     return Claimed(ours, sorted(set(theirs) - used))
+
+
+# Slots of products that `product_of` may make int8.
+PRODUCT = re.compile(r"layers\.[\w*]+\.(attn\.(qkv|out)|ffn\.(up|down))")
+
+
+def _whole(theirs: Mapping[str, Tensor], names: Sequence[str]) -> tuple[list[Tensor], list[Tensor]] | None:
+    """Whole numbers and steps of these weights; None where not all are stored so."""
+    if not isinstance(theirs, Dequantised):
+        return None
+    found = [theirs.whole(name) for name in names]
+    stored = [one for one in found if one is not None]
+    return None if len(stored) < len(found) else ([numbers for numbers, _ in stored], [steps for _, steps in stored])
+
+
+def _joined(parts: list[Tensor], source: Source, spec: TransformerSpec) -> Tensor:
+    return in_our_order(parts[0] if len(parts) == 1 else torch.cat(parts), source, spec)
 
 
 def unclaimed(left: Iterable[str], prefix: str, known: Iterable[str]) -> tuple[list[str], list[str]]:

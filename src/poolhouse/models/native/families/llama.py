@@ -69,7 +69,6 @@ def decoder(
     config: Config, windows: list[int | None], head_dim: int | None = None, theta: float = 10000.0
 ) -> TransformerSpec:
     """What Llama's descendants share. windows: the config's sliding window of each layer, or None. theta: the default."""
-    refuse(config, {"quantization_config": (None,)})
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or head_dim or config["hidden_size"] // heads
     turns = rope(config, head_dim, theta)
