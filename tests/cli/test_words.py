@@ -28,7 +28,7 @@ REFUSED = {
     "limit_mm_per_prompt": "[1]",
     "lora_modules": "x",
     "matryoshka_dimensions": "[",
-    "quantization": "awq",
+    "quantization": "int4",
     "quantization_config": "awq",
     "api_key": ",",
 }
