@@ -69,6 +69,8 @@ def compressed(
 
     def write(weight: Tensor) -> Written:
         middle, levels = 2 ** (bits - 1), 2**bits - 1
+        order = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(7))
+        weight = weight[:, order] if "actorder" in more else weight
         if strategy == "tensor":
             codes, scales, zeros = grouped(weight.reshape(1, -1), weight.numel(), levels, symmetric)
             codes = codes.view(weight.shape)
@@ -77,6 +79,9 @@ def compressed(
             codes, scales, zeros = grouped(weight, group or weight.shape[1], levels, symmetric)
             numbers = meant(codes, scales, zeros)
         parts = {"weight_scale": scales if strategy != "tensor" else scales.view(1)}
+        if "actorder" in more:
+            codes, numbers = codes[:, order.argsort()], numbers[:, order.argsort()]
+            parts["weight_g_idx"] = (torch.arange(len(order)) // group).int()[order.argsort()]
         if packed:
             parts |= {"weight_packed": words(codes, bits), "weight_shape": torch.tensor(weight.shape)}
         else:
@@ -282,6 +287,7 @@ LAYOUTS: dict[str, Layout] = {
     "packed 4 bit per channel": compressed(4, packed=True),
     "packed 3 bit, groups of 32, asymmetric": compressed(3, "group", 32, symmetric=False, packed=True),
     "packed 8 bit per channel": compressed(8, packed=True),
+    "packed 4 bit, act order": compressed(4, "group", 32, symmetric=False, packed=True, actorder="group"),
     "awq, groups of 32": awq(32),
     "awq, groups of 128": awq(128),
     "awq, one group": awq(-1),

@@ -219,6 +219,11 @@ def _about_quantised(plan: LoadPlan, checkpoint: Checkpoint, loaded: Loaded) -> 
             f"are {dtype}."
         )
     notes = [f"The checkpoint is quantised by {quantised.method} ({quantised.what}). {how}"]
+    if quantised.activations:
+        notes.append(
+            "The files quantise activations too; here they "
+            + ("are int8 with steps of their own." if loaded.int8 else "are not.")
+        )
     notes += [f"Tensors of activations and caches left out: {_short(tensors.unused)}."] if tensors.unused else []
     return notes + list(quantised.notes)
 

@@ -176,19 +176,19 @@ def claim(
                     raise CheckpointError(f"The checkpoint lacks {lost}, but has their companions.")
                 present[layer] = any(there)
                 if present[layer]:
-                    name = slot.replace("*", str(layer))
+                    here = slot.replace("*", str(layer))
                     stored = _whole(theirs, wanted) if whole and kind == "weight" and PRODUCT.fullmatch(slot) else None
                     if stored is None:
                         tensor = _joined([check_plain(name, theirs[name]) for name in wanted], source, spec)
                         tensor = tensor.to(device, dtype)
                     else:
-                        tensor, ours[f"{name}.steps"] = (_joined(parts, source, spec) for parts in stored)
+                        tensor, ours[f"{here}.steps"] = (_joined(parts, source, spec) for parts in stored)
                     shapes.add(tensor.shape)
                     if len(shapes) > 1:
                         raise CheckpointError(
                             f"{wanted} ({slot}) is {list(tensor.shape)}, unlike in the layers before it."
                         )
-                    ours[f"{name}.{kind}"] = tensor
+                    ours[f"{here}.{kind}"] = tensor
                     used.update(wanted)
             if slot in layout.varying:
                 # A layer may lack the whole slot, but not only its bias.

@@ -41,7 +41,7 @@ def bitsandbytes(settings: Settings) -> Quantised:
         ("weight", "SCB", "weight_format", "weight.absmax", "weight.quant_map", *_STATES, *_NESTED),
         _weight,
         _whole,
-        notes=() if four else ("Bitsandbytes would bring activations to int8; here they are not.",),
+        activations=not four,
     )
 
 

@@ -62,6 +62,7 @@ class _Scheme:
     """How the weights of a group of modules are stored.
 
     targets: names of modules, expressions behind "re:", or classes. strategy: what has a scale of its own.
+    ordered: whether each weight has an order of its inputs.
     """
 
     targets: tuple[str, ...]
@@ -72,6 +73,7 @@ class _Scheme:
     strategy: str
     group: int
     block: tuple[int, int]
+    ordered: bool
 
     def __str__(self) -> str:
         numbers = f"{'fp' if self.floats else 'int'}{self.bits}{' packed' if self.packed else ''}"
@@ -95,11 +97,7 @@ def compressed_tensors(settings: Settings) -> Quantised:
         for name, group in groups.items()
         if group.get("weights") is not None
     )
-    notes = []
-    if any(group.get(f"{way}_activations") for group in groups.values() for way in ("input", "output")):
-        notes.append("The files quantise activations too; here they are not.")
-    if settings.get("kv_cache_scheme"):
-        notes.append("The files quantise keys and values (kv_cache_scheme); here they are not.")
+    notes = ("The files quantise keys and values (kv_cache_scheme); here they are not.",)
     return Quantised(
         "compressed-tensors",
         "; ".join(dict.fromkeys(map(str, schemes))),
@@ -107,7 +105,8 @@ def compressed_tensors(settings: Settings) -> Quantised:
         partial(_weight, schemes),
         partial(_whole, schemes),
         _UNUSED,
-        tuple(notes),
+        any(group.get(f"{way}_activations") for group in groups.values() for way in ("input", "output")),
+        notes if settings.get("kv_cache_scheme") else (),
     )
 
 
@@ -136,6 +135,8 @@ def _scheme(where: str, group: Mapping[str, Any], layout: str | None) -> _Scheme
         strategy=strategy,
         group=size if strategy == "group" else 0,
         block=pair(weights, "block_structure") if strategy == "block" else (0, 0),
+        ordered=bool(weights.get("actorder"))
+        and choice(weights, "actorder", None, ("weight", "static", "group", "dynamic")) in ("group", "dynamic"),
     )
 
 
@@ -209,6 +210,8 @@ def _weight(schemes: Sequence[_Scheme], stored: Stored) -> Tensor:
         if zeros is not None:
             raise stored.wrong("blocks have no zero points")
         return scaled_by_block(numbers, scales, scheme.block)
+    if scheme.ordered:
+        stored.get("weight_g_idx")
     if scheme.strategy == "tensor":
         scales = scales.expand(len(numbers), 1)
         zeros = None if zeros is None else zeros.expand(len(numbers), 1)

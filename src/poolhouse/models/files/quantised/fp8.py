@@ -29,7 +29,6 @@ _KNOWN = frozenset(
     )
 )
 _UNUSED = ("input_scale", "k_scale", "v_scale")
-_NOTE = "The files bring activations to fp8 too; here they are not."
 
 
 def fp8(settings: Settings) -> Quantised:
@@ -51,7 +50,7 @@ def fp8(settings: Settings) -> Quantised:
 
     what = "fp8" if block is None else f"fp8 in blocks of {block[0]} x {block[1]}"
     return Quantised(
-        "fp8", what, ("weight", "weight_scale", "weight_scale_inv"), weight, unused=_UNUSED, notes=(_NOTE,)
+        "fp8", what, ("weight", "weight_scale", "weight_scale_inv"), weight, unused=_UNUSED, activations=True
     )
 
 

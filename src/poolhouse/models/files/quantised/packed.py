@@ -81,10 +81,13 @@ def gptq(settings: Settings) -> Quantised:
     bits = choice(settings, "bits", None, (4, 8, 3, 2))
     choice(settings, "pack_dtype", "int32", ("int32",))
     layout = choice(settings, "checkpoint_format", settings.get("format") or "gptq", ("gptq", "gptq_v2"))
+    ordered = bool(choice(settings, "desc_act", False, (False, True)))
     # `dynamic` gives some modules other sizes, which their tensors tell.
     size = None if settings.get("dynamic") else _group_size(settings, 128)
 
     def weight(stored: Stored) -> Tensor:
+        if ordered:
+            stored.get("g_idx")
         return _gptq(stored, bits, size, first=layout == "gptq")
 
     # Old files have an order of inputs only where it is not plain.
@@ -103,7 +106,9 @@ def _gptq(stored: Stored, bits: int, size: int | None, first: bool) -> Tensor:
     scales = stored.matrix("scales", *SCALES)
     groups = _groups(stored, scales, inputs, outputs, size)
     group_of = stored.groups("g_idx", inputs, groups)
-    zeros = _zeros(stored.shaped("qzeros", groups, outputs * bits // 32, dtypes=(torch.int32,)), bits, outputs, first)
+    zeros = _zeros(
+        stored.shaped("qzeros", groups, -(-outputs * bits // 32), dtypes=(torch.int32,)), bits, outputs, first
+    )
     return scaled(unpacked(words.T, bits, inputs), scales.T, zeros.T, group_of)
 
 

@@ -85,7 +85,7 @@ class Quantised:
     method: as config.json calls it. what: for people. parts: what stands behind a module's name in its tensors.
     unused: the same of tensors that are left out, since they say nothing of weights.
     weight: the numbers, float32 [out, in]. whole: the same as whole numbers with a step per output, of weights that are
-    stored so. notes: a sentence each.
+    stored so. activations: whether the files say that inputs of products are quantised too. notes: a sentence each.
     """
 
     method: str
@@ -94,6 +94,7 @@ class Quantised:
     weight: Callable[[Stored], Tensor]
     whole: Callable[[Stored], Whole | None] = lambda _: None
     unused: tuple[str, ...] = ()
+    activations: bool = False
     notes: tuple[str, ...] = ()
 
 
