@@ -81,7 +81,7 @@ class Embedder:
         lists: Lists = "fixed",
         **options: Any,
     ) -> None:
-        if model is not None and Path(model).is_dir():
+        if model is not None and Path(model).exists():
             # A worker may stand in another folder.
             model = Path(model).resolve()
         self.settings = Settings.parse(model=model, **options)

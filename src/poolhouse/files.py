@@ -60,6 +60,14 @@ class Folder:
         """Whether there is a file of this name."""
         return (self.path / name).is_file()
 
+    def text(self, name: str) -> str:
+        """The text of a file.
+
+        Raises:
+            OSError, UnicodeDecodeError: there is no such file, or it is no text.
+        """
+        return (self.path / name).read_text(encoding="utf-8")
+
     def json(self, name: str, needed: bool = True, keep: bool = True) -> JsonObject:
         """The JSON object in a file; an empty one where there is no file and none is needed.
 
@@ -85,7 +93,7 @@ class Folder:
         if path in self._read:
             return self._read[path]
         try:
-            value: object = json.loads(path.read_text(encoding="utf-8"))
+            value: object = json.loads(self.text(name))
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
         if keep:

@@ -63,9 +63,9 @@ def test_an_empty_name_is_no_folder() -> None:
 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").touch()
-    with pytest.raises(CheckpointError, match=r"model\.gguf is a file"):
-        locate(str(tmp_path / "model.gguf"))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a file"):
+        locate(str(tmp_path / "model.safetensors"))
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "0_Transformer/model.safetensors", "pytorch_model.bin"])
@@ -103,6 +103,8 @@ REPOSITORIES = {
         *("model.gguf", "consolidated.safetensors", "original/params.json", "training_args.bin"),
     ),
     "owner/pickled": ("config.json", "pytorch_model.bin", "sparse_linear.pt", "onnx/model.onnx_data", "optimizer.pt"),
+    "owner/one-gguf": ("README.md", "config.json", "name-Q8_0.gguf"),
+    "owner/ggufs": ("README.md", "name-Q8_0.gguf", "gguf/name.Q4_K_M.gguf", "name-f16.gguf"),
 }
 REFUSALS = {"owner/closed": (403, "GatedRepo"), "owner/nothing": (404, "RepoNotFound")}
 
@@ -122,7 +124,17 @@ class Hub(BaseHTTPRequestHandler):
         elif parts[4] == "revision" and parts[5] != "main":
             self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
         elif parts[4] == "revision":
-            self.answer(200, json.dumps({"id": name, "sha": COMMIT, "siblings": []}).encode(), {})
+            self.answer(
+                200,
+                json.dumps(
+                    {
+                        "id": name,
+                        "sha": COMMIT,
+                        "siblings": [{"rfilename": path} for path in REPOSITORIES.get(name, ())],
+                    }
+                ).encode(),
+                {},
+            )
         else:
             files = [
                 {"type": "file", "path": path, "size": len(path), "oid": hashlib.sha1(path.encode()).hexdigest()}
@@ -181,6 +193,32 @@ for model, revision in (
     assert "hf_token" in closed
     assert "owner/nothing is neither a folder here nor a repository on the hub" in nothing
     assert "not at revision 'v9'" in revision
+
+
+def test_gguf_files_of_a_repository_are_chosen_by_a_colon(hub: str, tmp_path: Path) -> None:
+    code = """
+import sys
+from poolhouse.errors import CheckpointError
+from poolhouse.models.files.hub import locate
+for model in ("owner/one-gguf", "owner/ggufs:Q4_K_M", "owner/ggufs", "owner/ggufs:Q5_0", "owner/nothing:Q8_0"):
+    try:
+        print(locate(model, download_dir=sys.argv[1]).name)
+    except CheckpointError as error:
+        print(error)
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    for offline in ("0", "1"):
+        ran = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            env={**environment, "HF_HUB_OFFLINE": offline}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        one, chosen, several, none, unknown = ran.stdout.splitlines()
+        assert (one, chosen) == ("name-Q8_0.gguf", "name.Q4_K_M.gguf")
+        if offline == "0":
+            assert "several GGUF files; there are" in several
+            assert "owner/ggufs:Q8_0" in several
+        assert "no GGUF file of the kind Q5_0" in none
+        assert "owner/nothing" in unknown
 
 
 def files_in(folder: str) -> set[str]:

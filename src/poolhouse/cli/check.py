@@ -265,6 +265,8 @@ def _table(facts: dict[str, Any]) -> Table:
 
 def _compare(llm: LLM) -> Compared | str:
     """The difference to sentence-transformers, or why there is nothing to compare with."""
+    if llm.model.facts.path.endswith(".gguf"):
+        return "sentence-transformers reads no GGUF files."
     if "embed" in llm.engine.facts.tasks:
         if not (Path(llm.model.facts.path) / "modules.json").is_file():
             return "the checkpoint has no modules.json, so sentence-transformers would guess its pooling."

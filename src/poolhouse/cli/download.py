@@ -103,6 +103,8 @@ def _here(names: Sequence[str] | None, download_dir: str | None) -> Iterator[tup
 
 def _weights_bytes(folder: Path) -> int:
     """Of the files that hold weights, those of one format."""
+    if folder.is_file():
+        return folder.stat().st_size
     for pattern in ("*.safetensors", "*.bin"):
         found = sum(path.stat().st_size for path in folder.rglob(pattern))
         if found:

@@ -30,6 +30,7 @@ from poolhouse.inputs.templates.score import ScoreTemplate, built_in, score_temp
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.adapters.adapters import AdapterOptions
 from poolhouse.models.files import hub
+from poolhouse.models.files.gguf import folder_of
 from poolhouse.models.files.hub import locate
 from poolhouse.models.files.quantised import bits_of
 from poolhouse.models.files.routes import StaticWeights
@@ -203,7 +204,7 @@ def _tokenizer(settings: Settings, model: Model) -> tuple[Folder, Tokenizer]:
     """The tokenizer that the user names, else the model's, and its folder."""
     folder = model.plan.tokenizer
     if settings.tokenizer is not None:
-        folder = Folder(
+        folder = folder_of(
             locate(
                 settings.tokenizer,
                 revision=settings.tokenizer_revision,

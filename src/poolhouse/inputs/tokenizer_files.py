@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import tokenizers
@@ -52,7 +51,7 @@ def read_tokenizer(folder: Folder, trust_remote_code: bool = False) -> ReadToken
     settings = folder.json("tokenizer_config.json", needed=False)
     names = settings.get("model_input_names")
     hides_types = isinstance(names, list) and "token_type_ids" not in names
-    if not path.is_file():
+    if not folder.has("tokenizer.json"):
         if not any(folder.has(name) for name in _FILES):
             raise CheckpointError(f"{folder} has no tokenizer. Looked for tokenizer.json, {', '.join(_FILES)}.")
         try:
@@ -63,9 +62,10 @@ def read_tokenizer(folder: Folder, trust_remote_code: bool = False) -> ReadToken
             raise CheckpointError(
                 f"{folder}: no tokenizer.json, and the older files cannot be converted: {error}"
             ) from error
-    native = _from_file(path)
+    native = _native(folder)
     notes: tuple[str, ...] = ()
-    if isinstance(native, str) or not equals_auto_tokenizer(native, folder, settings):
+    # A tokenizer that no file holds is as it stands.
+    if isinstance(native, str) or (path.is_file() and not equals_auto_tokenizer(native, folder, settings)):
         try:
             read = _by_transformers(folder, trust_remote_code, settings, hides_types)
             if not _loses_words(native, read.native):
@@ -120,11 +120,14 @@ def _loses_words(native: tokenizers.Tokenizer | str, read: tokenizers.Tokenizer 
     return of_words and isinstance(read.model, tokenizers.models.BPE)
 
 
-def _from_file(path: Path) -> tokenizers.Tokenizer | str:
-    """The tokenizer in a file, or why it cannot be read."""
+def _native(folder: Folder) -> tokenizers.Tokenizer | str:
+    """The tokenizer of a folder's tokenizer.json, or why it cannot be read."""
+    path = folder.path / "tokenizer.json"
     try:
         with _panics_as_errors():
-            return tokenizers.Tokenizer.from_file(str(path))
+            if path.is_file():
+                return tokenizers.Tokenizer.from_file(str(path))
+            return tokenizers.Tokenizer.from_str(folder.text("tokenizer.json"))
     except Exception as error:  # noqa: BLE001 - the library may raise any exception
         return str(error)
 

@@ -18,6 +18,7 @@ from poolhouse.models.adapters.adapters import AdapterOptions
 from poolhouse.models.adapters.peft import base_of, is_peft_folder, trained_labels, trained_role
 from poolhouse.models.files.checkpoint import Checkpoint, Config
 from poolhouse.models.files.config import Overrides, architecture, overridden
+from poolhouse.models.files.gguf import GgufFolder, folder_of
 from poolhouse.models.files.model_card import published_pooling, read_card
 from poolhouse.models.files.own_classes import OwnClass, own_class_of
 from poolhouse.models.files.quantised import Quantised, method_of, read_quantised, unquantised
@@ -199,7 +200,7 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     Raises:
         CheckpointError: files missing, corrupt or not understood. ConfigError: an option that cannot be honoured.
     """
-    folders = _folders_of(Folder.of(folder), options.adapters.find)
+    folders = _folders_of(folder_of(folder), options.adapters.find)
     files, weights, device = folders.files, folders.weights, device_of(options.device)
     labelled = read_labelled(weights)
     static = None if labelled is not None else read_static(folders.described, files)
@@ -233,6 +234,10 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     if labelled is not None:
         _check_labelled(labelled, native, why, options, adapters)
     family = None if native is None else native.family
+    if native is None and isinstance(weights, GgufFolder):
+        raise CheckpointError(
+            f"{weights} is served natively alone: {why.rstrip('.')}. transformers reads no GGUF here."
+        )
     if native is None and pictures is not None and pictures.join is not None:
         pictures = None  # transformers runs the text half of such models alone
     hosted = pictures is not None and pictures.hosted is not None
@@ -257,6 +262,7 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     if own is not None and files.pooling is None:
         files = replace(files, include_prompt=own.include_prompt, prompts=files.prompts or own.prompts)
     default_pooling, pooling_from = _default_pooling(config, family, stated, own, folders.described, pictures)
+    default_pooling, pooling_from = _default_pooling(config, family, stated, folders, pictures)
     return LoadPlan(
         options=options,
         folder=folders.described,
@@ -353,6 +359,9 @@ def _folders_of(folder: Folder, find: Callable[[str], Path]) -> _Folders:
     Raises:
         CheckpointError: an adapter whose base is not named or not there.
     """
+    if isinstance(folder, GgufFolder):
+        files = SentenceTransformersFiles(folder, described=False, notes=folder.notes)
+        return _Folders(folder, folder, folder.tokenizer, files)
     files = read_sentence_transformers(folder)
     transformer = files.transformer_folder
     if not is_peft_folder(transformer):
@@ -360,7 +369,7 @@ def _folders_of(folder: Folder, find: Callable[[str], Path]) -> _Folders:
     base_folder = find(_near(base_of(transformer), transformer.path))
     if base_folder.resolve() == folder.path.resolve():
         raise CheckpointError(f"{transformer} holds an adapter that names itself as its base.")
-    base = _folders_of(Folder.of(base_folder), find)
+    base = _folders_of(folder_of(base_folder), find)
     own_tokenizer = transformer.has("tokenizer_config.json") or transformer.has("tokenizer.json")
     return _Folders(
         described=folder if files.described else base.described,
@@ -506,6 +515,7 @@ def _default_pooling(
     own: OwnClass | None,
     folder: Folder,
     pictures: PictureModel | None,
+    config: JsonObject, family: Family | None, stated: str | None, folders: _Folders, pictures: PictureModel | None
 ) -> tuple[str | None, str]:
     """How an embedder pools where neither the user nor sentence-transformers' files say, and who says so.
 
@@ -513,9 +523,11 @@ def _default_pooling(
     """
     by = {
         "config.json": stated,
+        "the GGUF header": folders.weights.pooling if isinstance(folders.weights, GgufFolder) else None,
         "its kind of model": None if pictures is None else pictures.pooling,
         "its own code": None if own is None else own.pooling,
         "its model card": published_pooling(folder.path),
+        "its model card": published_pooling(folders.described.path),
         "its family": None if family is None else family.pooling,
         "its architecture": DEFAULT_POOLINGS.get(architecture(config)),
     }

@@ -16,12 +16,13 @@ from torch import Tensor
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder, JsonObject, weight_files
 from poolhouse.models.files.quantised import Dequantised, Quantised
+from poolhouse.models.files.gguf import GgufFolder, folder_of
 
 Config = Mapping[str, Any]
 
 
 class Checkpoint:
-    """A folder with config.json and weights: safetensors (one file or an index) or pytorch_model.bin.
+    """A folder with config.json and weights: safetensors (one file or an index), pytorch_model.bin, or a GGUF file.
 
     variant: which of several weights of one folder: "fp16" for model.fp16.safetensors and its like.
     quantised: how its weights are stored, where that is not as they are.
@@ -29,6 +30,8 @@ class Checkpoint:
 
     def __init__(self, folder: Path | Folder, variant: str | None = None, quantised: Quantised | None = None) -> None:
         self.folder = Folder.of(folder)
+    def __init__(self, folder: Path | Folder, variant: str | None = None) -> None:
+        self.folder = folder_of(folder)
         self.variant = variant
         self.quantised = quantised
 
@@ -47,6 +50,10 @@ class Checkpoint:
     def tensors(self) -> TensorFiles | Dequantised:
         stored = TensorFiles(self.folder, self.variant)
         return stored if self.quantised is None else Dequantised(stored, self.quantised)
+    def tensors(self) -> Mapping[str, Tensor]:
+        if isinstance(self.folder, GgufFolder):
+            return self.folder.tensors
+        return TensorFiles(self.folder, self.variant)
 
     def check_weights(self) -> None:
         """Raise CheckpointError where there are none, before somebody else looks for them."""

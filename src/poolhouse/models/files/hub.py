@@ -1,4 +1,4 @@
-"""Hub: the name of a model -> a folder on this machine, downloaded from the Hugging Face hub if need be."""
+"""Hub: the name of a model -> a folder or GGUF file on this machine, downloaded from the Hugging Face hub if need be."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import hashlib
 import importlib
 import logging
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 
 from poolhouse.errors import CheckpointError
+from poolhouse.files import weight_files
 
 log = logging.getLogger("poolhouse")
 # `*` matches slashes too, so the first line reaches into 1_Pooling and its like.
@@ -39,13 +41,16 @@ def locate(
 ) -> Path:
     """The folder of `model`: a path as it is, or a hub id's snapshot in the cache, downloaded once.
 
+    A GGUF file stands for itself. So does the one of a folder or repository without other weights; of several, the one
+    that is named behind a colon: owner/name:Q8_0.
+
     The embedded model is found by its hub id too, and without the owner's name, as in sentence-transformers.
 
     revision: branch, tag or commit on the hub. download_dir: cache to use instead of Hugging Face's own.
     variant: of its weights. With HF_HUB_OFFLINE=1 only the cache is looked at.
 
     Raises:
-        CheckpointError: a path that is no folder, or a repository that does not exist, is closed or out of reach.
+        CheckpointError: a path that is neither, or a repository that does not exist, is closed or out of reach.
     """
     if not model:
         raise CheckpointError(
@@ -53,9 +58,21 @@ def locate(
         )
     path = Path(model).expanduser()
     if path.is_dir():
+        ggufs = [] if _has_weights(path, variant) else _ggufs(path)
+        return path / _chosen(ggufs, None, model) if ggufs else path
+    if path.suffix == ".gguf" and path.is_file():
         return path
     if path.exists():
-        raise CheckpointError(f"{model} is a file. Name the folder that holds config.json and weights, or a hub id.")
+        raise CheckpointError(
+            f"{model} is a file. Name the folder that holds config.json and weights, a GGUF file, or a hub id."
+        )
+    name, _, kind = model.rpartition(":")
+    if name and re.fullmatch(r"\w+", kind):
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return folder / _chosen(_ggufs(folder), kind, name)
+        if not _looks_like_a_path(name):
+            return _gguf_of_hub(name, kind, revision, download_dir, token)
     if _looks_like_a_path(model):
         raise CheckpointError(f"{model} does not exist. Name a folder on this machine, or a hub id like 'owner/name'.")
     if model not in (NAME, HUB_NAME):
@@ -80,7 +97,77 @@ def _downloaded(
     weights = "*.safetensors" if variant is None else f"*.{variant}*.safetensors"
     if any(folder.glob(weights)) or any(folder.glob(f"0_*/{weights}")):
         return folder
-    return _snapshot(model, _PICKLES, revision, download_dir, token)
+    folder = _snapshot(model, _PICKLES, revision, download_dir, token)
+    if _has_weights(folder, variant):
+        return folder
+    return _gguf_of_hub(model, None, revision, download_dir, token, folder)
+
+
+# What makes a folder more than a place of GGUF files, besides weights of its own.
+_OTHER_SIGNS = ("modules.json", "adapter_config.json")
+
+
+def _has_weights(folder: Path, variant: str | None) -> bool:
+    return any((folder / name).is_file() for name in (*weight_files(variant), *_OTHER_SIGNS))
+
+
+def _ggufs(folder: Path) -> list[str]:
+    """GGUF files in a folder and in those within it."""
+    found = {*folder.glob("*.gguf"), *folder.glob("*/*.gguf")}
+    return [str(path.relative_to(folder)) for path in sorted(found)]
+
+
+def _gguf_of_hub(
+    model: str,
+    kind: str | None,
+    revision: str | None,
+    download_dir: str | None,
+    token: str | None,
+    folder: Path | None = None,
+) -> Path:
+    """The GGUF file of a repository, or the one of this kind, downloaded once.
+
+    folder: of the repository without weights; it is the answer where no kind is named, and there is no such file.
+
+    Raises:
+        CheckpointError: none of this kind, or several.
+    """
+    here = folder or _snapshot(model, ("README.md",), revision, download_dir, token)
+    names = _ggufs(here)
+    if not _offline():
+        from huggingface_hub import errors, list_repo_files
+
+        try:
+            names = [name for name in list_repo_files(model, revision=revision, token=token) if name.endswith(".gguf")]
+        except (errors.HfHubHTTPError, OSError) as error:
+            raise CheckpointError(f"The files of {model} cannot be listed by the hub: {error}") from error
+    if folder is not None and not names:
+        return folder
+    name = _chosen(names, kind, model)
+    return _snapshot(model, (name,), revision, download_dir, token, ignored=()) / name
+
+
+def _chosen(names: Sequence[str], kind: str | None, model: str) -> str:
+    """The one name of GGUF files that ends in this kind of numbers, or the only one.
+
+    Raises:
+        CheckpointError: none, or several; with all that are there.
+    """
+    models = [name for name in names if not Path(name).name.startswith("mmproj")]
+    ending = re.compile(rf"(?:^|.*[-._/]){re.escape(kind or '')}\.gguf", re.IGNORECASE)
+    fitting = models if kind is None else [name for name in models if ending.fullmatch(name)]
+    if len(fitting) == 1:
+        return fitting[0]
+    of_kind = f" of the kind {kind}" if kind else ""
+    count = "several GGUF files" if fitting else "no GGUF file"
+    raise CheckpointError(
+        f"{model} has {count}{of_kind}; there are {', '.join(models) or 'none'}. "
+        f"Name one by its kind, such as {model}:Q8_0, or by its path."
+    )
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _looks_like_a_path(model: str) -> bool:
@@ -88,11 +175,16 @@ def _looks_like_a_path(model: str) -> bool:
 
 
 def _snapshot(
-    model: str, files: tuple[str, ...], revision: str | None, download_dir: str | None, token: str | None
+    model: str,
+    files: tuple[str, ...],
+    revision: str | None,
+    download_dir: str | None,
+    token: str | None,
+    ignored: tuple[str, ...] = _OTHER_RUNTIMES,
 ) -> Path:
     from huggingface_hub import errors, snapshot_download
 
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    offline = _offline()
     at = f" at revision {revision!r}" if revision else ""
     try:
         return Path(
@@ -102,7 +194,7 @@ def _snapshot(
                 cache_dir=download_dir,
                 token=token,
                 allow_patterns=list(files),
-                ignore_patterns=list(_OTHER_RUNTIMES),
+                ignore_patterns=list(ignored),
                 local_files_only=offline,
             )
         )

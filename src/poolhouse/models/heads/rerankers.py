@@ -21,6 +21,7 @@ from poolhouse.inputs.listwise import ListwiseTokens
 from poolhouse.inputs.templates.score import ScoreTemplate, score_template
 from poolhouse.models.files.checkpoint import Config
 from poolhouse.models.files.config import architecture
+from poolhouse.models.files.gguf import GgufFolder
 from poolhouse.models.files.model_card import ModelCard, read_card, repository
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles
 from poolhouse.models.heads.heads import Head, LoadedHead, vocabulary_matrix
@@ -108,6 +109,8 @@ def read_reranker(
         listwise = ListwiseTokens("<|embed_token|>", "<|rerank_token|>")
         ids = token_ids(weights, (listwise.document_token, listwise.query_token))
         return Reranker(listwise=listwise, listwise_ids=ids)
+    if isinstance(weights, GgufFolder) and architecture(config) == "Qwen3ForSequenceClassification":
+        return _by_template("qwen3_reranker", "by the labels yes and no of the GGUF file")
     if architecture(config) == "LlamaBidirectionalForSequenceClassification":
         return _by_template("nemotron_rerank", "by its architecture")
     if files.described and files.pooling is None:
@@ -334,7 +337,7 @@ def token_ids(folder: Folder, texts: tuple[str, ...]) -> tuple[int, ...]:
     """
     path = folder / "tokenizer.json"
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_str(folder.text("tokenizer.json"))
     except Exception as error:  # the library raises whatever it likes
         raise CheckpointError(
             f"{path} is needed to find the tokens {list(texts)}, and cannot be read: {error}"
