@@ -66,6 +66,8 @@ def write_gguf(
         **_vocabulary(folder, tokenizer, pre),
         **(keys or {}),
     }
+    if ".context_length" not in (keys or {}):
+        fields[".context_length"] -= _cut(config)
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in fields.items():
         if value is not None:
@@ -110,17 +112,21 @@ def _renamed(tensors: Mapping[str, Tensor], architecture: str, config: dict[str,
             continue
         called = names.get_name(name.removeprefix("roberta."), (".weight", ".bias"))
         assert called is not None, name
-        cut = (
-            config["pad_token_id"] + 1 if called == "position_embd.weight" and "roberta" in config["model_type"] else 0
-        )
-        found[called] = tensor[cut:].contiguous()
+        found[called] = tensor[_cut(config) if called == "position_embd.weight" else 0 :].contiguous()
     return found
+
+
+def _cut(config: dict[str, Any]) -> int:
+    """Rows of the table of positions that the converter cuts off."""
+    return int(config["pad_token_id"]) + 1 if "roberta" in config["model_type"] else 0
 
 
 def _vocabulary(folder: Path, model: str, pre: str | None) -> dict[str, Any]:
     """The keys of a tokenizer.json, as llama.cpp's converter has them."""
     own = json.loads((folder / "tokenizer.json").read_text())
     native = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    native.no_padding()
+    native.no_truncation()
     added = native.get_added_tokens_decoder()
     tokens = [str(native.id_to_token(number)) for number in range(native.get_vocab_size())]
     types = [

@@ -102,6 +102,12 @@ def write_row(row: Row, folder: Path, path: Path, kind: str = "F32", **options: 
     return twin
 
 
+def put_beside(path: Path, folder: Path) -> None:
+    """The tiny tokenizer of pieces, which splits words and joins pairs otherwise than XLM-RoBERTa's."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (path.parent / name).write_text((folder / name).read_text())
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [*((name, "F32") for name in TABLE), ("bert", "F16"), ("bert", "Q8_0"), ("qwen3", "Q8_0"), ("qwen3", "Q4_0")],
@@ -109,6 +115,8 @@ def write_row(row: Row, folder: Path, path: Path, kind: str = "F32", **options: 
 def test_vectors_are_those_of_sentence_transformers(name: str, kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     twin = write_row(NORMALISED[name], tmp_path / "folder", path, kind)
+    if NORMALISED[name].tokenizer == "t5":
+        put_beside(path, tmp_path / "folder")
     expected = SentenceTransformer(str(twin), device="cpu").encode(TEXTS, batch_size=1)
     with LLM(str(path), dtype="float32", device="cpu", overflow="truncate") as llm:
         got = llm.embed_array(TEXTS, use_tqdm=False)
@@ -215,6 +223,7 @@ def test_a_reranker_of_xlm_roberta_scores_as_the_cross_encoder(pooling: str | No
     write(head, tmp_path / "folder", tmp_path / "twin")
     path = tmp_path / "a.gguf"
     write_gguf(path, tmp_path / "folder", "bert", tokenizer="t5", pooling=pooling)
+    put_beside(path, tmp_path / "folder")
     with LLM(str(path)) as llm, LLM(str(tmp_path / "folder")) as same:
         got = scores(llm)
         assert got == pytest.approx(scores(same), abs=1e-6)

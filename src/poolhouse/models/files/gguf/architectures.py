@@ -301,6 +301,7 @@ class _Conversion:
             if isinstance(value, np.ndarray) or value not in kind.values[key]:
                 self._fail(f"{name} is {value!r}; served is {' or '.join(map(repr, kind.values[key]))}.")
         self._check_heads(config)
+        config["tie_word_embeddings"] = "output.weight" not in self._file
         return config
 
     def _check_heads(self, config: JsonObject) -> None:

@@ -208,7 +208,11 @@ def _wordpiece(header: _Header) -> tuple[Tokenizer, str]:
         vocabulary[text] = number
     lower, why = header.get("normalizer.lowercase"), "as the header says"
     if not isinstance(lower, bool):
-        capital = any(token[1:2].isupper() for token, kind in zip(tokens, types, strict=True) if kind == _NORMAL)
+        capital = any(
+            token[:1] == _SPACE and token[1:2] != token[1:2].lower()
+            for token, kind in zip(tokens, types, strict=True)
+            if kind == _NORMAL
+        )
         lower, why = not capital, f"since {'some' if capital else 'no'} words of its vocabulary begin with a capital"
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=tokens[unknown]))
     tokenizer.normalizer = normalizers.BertNormalizer(
