@@ -47,13 +47,14 @@ if TYPE_CHECKING:
         RequestOutput,
         ScoringOutput,
         ScoringRequestOutput,
+        Sentence,
         SparseMatrix,
         SparseRequestOutput,
         SparseVector,
         TokenClassificationOutput,
         TokenClassificationRequestOutput,
     )
-    from poolhouse.params import LateChunkingParams, LoRARequest, PoolerConfig, PoolingParams
+    from poolhouse.params import LateChunkingParams, LoRARequest, PoolerConfig, PoolingParams, PruningParams
     from poolhouse.vectors.token_embeddings import TokenEmbeddings
     from poolhouse.version import __version__
 
@@ -87,9 +88,11 @@ __all__ = [
     "PoolingRequestOutput",
     "PromptInput",
     "PromptsInput",
+    "PruningParams",
     "RequestOutput",
     "ScoringOutput",
     "ScoringRequestOutput",
+    "Sentence",
     "SparseMatrix",
     "SparseRequestOutput",
     "SparseVector",

@@ -212,11 +212,31 @@ class SparseMatrix:
         return f"SparseMatrix(shape={self.shape}, entries={len(self.values)})"
 
 
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence of a document, by `LLM.score(prune=...)`.
+
+    start, end: its first character, and the one after its last. probability: to keep it, the mean of its tokens'.
+    """
+
+    start: int
+    end: int
+    probability: float
+    kept: bool
+
+
 @dataclass(frozen=True)
 class ScoringOutput:
-    """The answer of `LLM.score`: how well two texts fit, the larger the better."""
+    """The answer of `LLM.score`: how well two texts fit, the larger the better.
+
+    pruned, sentences, compression: what is left of the document, its sentences, and the share of its characters that is
+    gone; None unless the call prunes.
+    """
 
     score: float
+    pruned: str | None = field(default=None, repr=False)
+    sentences: tuple[Sentence, ...] | None = field(default=None, repr=False)
+    compression: float | None = field(default=None, repr=False)
 
 
 OutputT = TypeVar("OutputT")

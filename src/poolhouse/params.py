@@ -1,4 +1,4 @@
-"""Params: options of a request (`PoolingParams`, `LoRARequest`) and of a model's pooler (`PoolerConfig`)."""
+"""Params: options of a request (`PoolingParams`, `PruningParams`, `LoRARequest`) and of a model's pooler (`PoolerConfig`)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from poolhouse.errors import ConfigError, InvalidRequest, UnsupportedDimensions, did_you_mean
 from poolhouse.packing.tokens import Ids
-from poolhouse.tasks import Task
+from poolhouse.tasks import PruningRule, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,63 @@ class PoolingParams:
             name: None for name in _ALL_PARAMS if name not in known and getattr(self, name) is not None
         }
         return replace(self, **others) if others else self
+
+
+@dataclass(frozen=True, slots=True)
+class PruningParams:
+    """Which sentences of a document stay.
+
+    threshold: from 0 to 1; the higher, the fewer. None: the model's own, mostly 0.1.
+    keep_first: the first sentence, a title, stays wherever another one does.
+    sentences: of each document, its sentences in order, as texts or as (start, end) characters; None: found by their marks.
+    rule: how a sentence's tokens decide, "mean" or "votes"; see `poolhouse.tasks.PruningHead`. None: as the model's own code.
+    """
+
+    threshold: float | None = None
+    keep_first: bool = False
+    sentences: Sequence[Sequence[str | Sequence[int]]] | None = None
+    rule: PruningRule | None = None
+
+    def __post_init__(self) -> None:
+        threshold = self.threshold
+        if threshold is not None and (
+            isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1
+        ):
+            raise InvalidRequest(f"prune: threshold must be from 0 to 1, got {threshold!r}.", "prune", threshold)
+        if not isinstance(self.keep_first, bool):
+            raise InvalidRequest(f"prune: keep_first must be true or false, got {self.keep_first!r}.", "prune")
+        if self.rule not in (None, *get_args(PruningRule)):
+            raise InvalidRequest(
+                f"prune: rule must be one of {list(get_args(PruningRule))} or null, got {self.rule!r}.", "prune"
+            )
+
+    @classmethod
+    def parse(cls, value: object) -> PruningParams | None:
+        """From a threshold, true (the model's own threshold), a mapping of the fields, or one of these; None and false: none.
+
+        Raises:
+            InvalidRequest: another value, or a field that is unknown.
+        """
+        if value is None or value is False:
+            return None
+        if isinstance(value, cls):
+            return value
+        if value is True:
+            return cls()
+        if isinstance(value, Mapping):
+            known = [field.name for field in fields(cls)]
+            for name in value:
+                if name not in known:
+                    hint = did_you_mean(str(name), known)
+                    raise InvalidRequest(f"prune has no field {name!r}.{hint} Fields: {known}.", "prune")
+            return cls(**value)
+        if isinstance(value, int | float):
+            return cls(value)
+        raise InvalidRequest(
+            f"prune must be a threshold from 0 to 1, true, or an object with some of "
+            f"{[field.name for field in fields(cls)]}, got {value!r}.",
+            "prune",
+        )
 
 
 _PAIR_LIMITS = ("max_tokens_per_query", "max_tokens_per_doc")

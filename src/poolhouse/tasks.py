@@ -1,4 +1,4 @@
-"""Tasks: the names of the pooling tasks, former names, and the sparse reading of an answer."""
+"""Tasks: the names of the pooling tasks, former names, and answers that are read as sparse vectors or as sentences kept."""
 
 from __future__ import annotations
 
@@ -32,6 +32,25 @@ class SparseHead:
     width: int
     ends: tuple[int, int] | None = None
     left_out: frozenset[int] = frozenset()
+
+
+PruningRule = Literal["mean", "votes"]
+
+
+@dataclass(frozen=True, slots=True)
+class PruningHead:
+    """How the rows of `token_classify`, [drop, keep] for each token, choose sentences.
+
+    rule: "mean", a sentence stays if the mean of its tokens' probabilities is above the threshold; "votes", if the share
+    of its tokens above the threshold is above it. threshold: the model's own.
+    plain_query: queries are read in lower case and without punctuation.
+    parts: ids before the query, between it and the document, and behind the document.
+    """
+
+    rule: PruningRule
+    threshold: float = 0.1
+    plain_query: bool = False
+    parts: tuple[tuple[int, ...], ...] = ()
 
 
 def parse_task(name: str, supported: tuple[Task, ...], beside: tuple[str, ...] = ()) -> Task:

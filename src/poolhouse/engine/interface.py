@@ -17,7 +17,7 @@ from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.packing.tokens import Tokens
 from poolhouse.params import Matryoshka, PoolingParams
 from poolhouse.plugins import Plugin
-from poolhouse.tasks import SparseHead, Task
+from poolhouse.tasks import PruningHead, SparseHead, Task
 from poolhouse.vectors.precision import Calibration
 
 WarmUpLevel = Literal["none", "fast", "full"]
@@ -40,7 +40,8 @@ class EngineFacts:
     not a sum. routed: queries and documents go separate ways through the model.
     pictures: whether it reads pictures. reads_labels: whether requests bring the labels that are looked for.
     score_template: what joins pairs, where the tokenizer does not. listwise: makes the prompts of a model that scores all
-    documents of a query together. calibration: the stored ranges of int8 vectors; None where a fixed range serves.
+    documents of a query together. pruning: how a reranker's answers choose sentences; None for one that does not prune.
+    calibration: the stored ranges of int8 vectors; None where a fixed range serves.
     dtype, device: of the weights, by torch's names ("float32", "cpu"). weight_bytes: what they take in memory; 0 where
     nobody knows. max_batch_tokens: tokens of one pack.
     activated: the tasks that answer probabilities, or vectors of unit length, where a request says nothing.
@@ -69,6 +70,7 @@ class EngineFacts:
     reads_labels: bool = False
     score_template: ScoreTemplate | None = None
     listwise: PacksDocuments | None = None
+    pruning: PruningHead | None = None
     plugin: Plugin | None = None
     calibration: Calibration | None = None
     dtype: str = "float32"

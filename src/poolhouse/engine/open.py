@@ -212,12 +212,15 @@ def _tokenizer(settings: Settings, model: Model) -> tuple[Folder, Tokenizer]:
                 token=settings.hf_token,
             )
         )
+    pruner = model.plan.pruner
     return folder, Tokenizer.from_folder(
         folder,
         lower_case=model.plan.files.do_lower_case,
         trust_remote_code=settings.trust_remote_code,
         vocabulary_size=model.facts.sizes.vocabulary_size,
-        model_types=model.facts.sizes.token_types,
+        # Pruners were trained without types.
+        model_types=model.facts.sizes.token_types if pruner is None else 1,
+        one_separator=pruner is not None and pruner.one_separator,
     )
 
 

@@ -14,7 +14,7 @@ from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.model import Model
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
-from poolhouse.tasks import SparseHead
+from poolhouse.tasks import PruningHead, SparseHead
 from poolhouse.vectors.precision import Calibration
 
 
@@ -79,6 +79,7 @@ def engine_facts(model: Model, tokenizer: Tokenizer, options: EngineOptions, plu
         reads_labels=facts.labelled is not None,
         score_template=options.score_template,
         listwise=None if listwise is None else ListwisePrompts(tokenizer, listwise),
+        pruning=_pruning(model, tokenizer),
         plugin=plugin,
         calibration=options.calibration,
         dtype=str(facts.dtype).removeprefix("torch."),
@@ -103,3 +104,12 @@ def _sparse(model: Model, tokenizer: Tokenizer) -> SparseHead | None:
     if head is None or head.unit != "token" or unknown is None:
         return head
     return replace(head, left_out=head.left_out | {unknown})
+
+
+def _pruning(model: Model, tokenizer: Tokenizer) -> PruningHead | None:
+    """How answers choose sentences, with what the tokenizer puts around query and document."""
+    pruner = model.plan.pruner
+    if pruner is None:
+        return None
+    _, whole = tokenizer.pair_templates
+    return replace(pruner.head, parts=tuple(tuple(part.tolist()) for part in whole.parts))

@@ -43,7 +43,8 @@ def offsets_of(
     if unknown is not None:
         continues &= np.array(encoding.ids) != unknown
     begins = content & ~continues
-    begins[content.argmax()] |= content.any()
+    if content.any():
+        begins[content.argmax()] = True
     return Offsets(offsets, np.where(content, begins.cumsum() - 1, -1), special)
 
 
@@ -53,6 +54,14 @@ def white_space(text: str) -> npt.NDArray[np.bool_]:
         np.frombuffer(text.encode(_UTF_32, "surrogatepass"), dtype=np.uint32), _SPACES
     )
     return found
+
+
+def anchors_of(text: str, offsets: Ids) -> Ids:
+    """[tokens]: the first character of each that is no white space; a token of nothing else keeps its first."""
+    code = white_space(text)
+    solid = np.append(np.flatnonzero(~code), len(text))
+    found = solid[np.searchsorted(solid, offsets[:, 0])]
+    return np.where(found < offsets[:, 1], found, offsets[:, 0])
 
 
 def _same_word(encoding: tokenizers.Encoding | PythonEncoding) -> npt.NDArray[np.bool_]:

@@ -96,6 +96,11 @@ class Template:
             self, part_types=tuple(map(np.zeros_like, self.part_types)), text_types=(0,) * len(self.text_types)
         )
 
+    def of_pairs(self) -> Template:
+        """A template of one text as one of two, with what stands behind the text between them too, and no types."""
+        parts = (self.head, self.tail, self.tail)
+        return Template(parts, tuple(map(np.zeros_like, parts)), (0, 0))
+
     def join(self, *texts: Ids) -> Ids:
         """Ids of the whole prompt."""
         return np.concatenate([part for pair in zip(self.parts, texts, strict=False) for part in pair] + [self.tail])

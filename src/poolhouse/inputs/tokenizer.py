@@ -49,6 +49,7 @@ class Tokenizer:
     lower_case: lower-case texts first (sentence-transformers' do_lower_case).
     vocabulary_size: larger ids are refused, and this one too.
     model_types: rows of the model's table of token types; None where it is not known.
+    one_separator: two texts are joined by what ends one of them, whatever the tokenizer puts between two.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Tokenizer:
         lower_case: bool = False,
         vocabulary_size: int | None = None,
         model_types: int | None = None,
+        one_separator: bool = False,
     ) -> None:
         if isinstance(read, tokenizers.Tokenizer):
             read = ReadTokenizer(read)
@@ -69,6 +71,7 @@ class Tokenizer:
         self._shorten = longest_first_of_python if isinstance(native, PythonTokenizer) else longest_first
         self._lower_case = lower_case
         self._types = 1 if read.hides_types else model_types
+        self._one_separator = one_separator
         self.vocabulary_size = vocabulary_size or native.get_vocab_size()
         self.decoder = Decoder(native, read.clean_up, self.vocabulary_size)
         self._check_texts = native.get_vocab_size() > self.vocabulary_size
@@ -86,13 +89,15 @@ class Tokenizer:
         trust_remote_code: bool = False,
         vocabulary_size: int | None = None,
         model_types: int | None = None,
+        one_separator: bool = False,
     ) -> Tokenizer:
         """The tokenizer in a folder: tokenizer.json, or older files converted by transformers.
 
         Raises:
             CheckpointError: no tokenizer, or one that cannot be read.
         """
-        return cls(read_tokenizer(Folder.of(folder), trust_remote_code), lower_case, vocabulary_size, model_types)
+        read = read_tokenizer(Folder.of(folder), trust_remote_code)
+        return cls(read, lower_case, vocabulary_size, model_types, one_separator)
 
     @property
     def special_tokens(self) -> int:
@@ -124,7 +129,7 @@ class Tokenizer:
     def pair_templates(self) -> tuple[Template, Template]:
         """How two texts are joined, without special tokens and with them."""
         plain, whole = (self._typed(Template.of(self._native, 2, special)) for special in (False, True))
-        return plain, whole
+        return plain, self._template.of_pairs() if self._one_separator else whole
 
     def _typed(self, template: Template) -> Template:
         """The template with the token types that the model was trained with: none where it has no table of them."""

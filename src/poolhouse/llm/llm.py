@@ -20,6 +20,7 @@ from poolhouse.engine.waiting import prompt_path
 from poolhouse.errors import ConfigError, InvalidRequest, PoolhouseError, did_you_mean
 from poolhouse.inputs.labels import LabelSet
 from poolhouse.inputs.prompts import PromptInput, PromptsInput, TextsInput, each
+from poolhouse.inputs.prompts import PromptInput, PromptsInput, TextsInput, each, parse_texts
 from poolhouse.inputs.templates.score import score_template
 from poolhouse.llm import calls
 from poolhouse.llm.calls import Call, Described, Progress, blocking, coroutine, of_answers, read_ahead, results_of
@@ -27,6 +28,7 @@ from poolhouse.llm.requests import (
     Adapters,
     CallOptions,
     Params,
+    Pruning,
     Variables,
     asked_labels,
     asked_of,
@@ -35,6 +37,7 @@ from poolhouse.llm.requests import (
     plugin_requests,
     requests_of,
     required_task,
+    score_plan,
     sparse_asked,
     with_labels,
 )
@@ -51,7 +54,7 @@ from poolhouse.outputs import (
     SparseRequestOutput,
     TokenClassificationRequestOutput,
 )
-from poolhouse.params import PoolingParams
+from poolhouse.params import PoolingParams, PruningParams
 from poolhouse.plans import late_chunking
 from poolhouse.plans.late_chunking import Chunking, Span
 from poolhouse.plans.scoring import ScoreOptions
@@ -525,6 +528,7 @@ class LLM:
         mode: str | None = None,
         weights: Sequence[float] | None = None,
         mm_processor_kwargs: Variables = None,
+        prune: Pruning = None,
     ) -> Described[list[ScoringRequestOutput]]:
         """How well each pair of texts fits: by a cross-encoder, else by cosine, else by late interaction.
 
@@ -536,6 +540,8 @@ class LLM:
         mode: what is compared instead: dense, sparse or colbert answers, or their weighted mean ("weighted",
             "sparse+dense"), as FlagEmbedding does for BGE-M3. weights: of the dense, sparse and colbert scores.
         mm_processor_kwargs: settings of the picture processor, such as min_pixels and max_pixels.
+        prune: keep the sentences of documents that answer their query, for models that say (Provence): a threshold from 0
+            to 1, True for the model's own, or `PruningParams`. Outputs have `pruned`, `sentences` and `compression` then.
 
         Raises:
             InvalidRequest: lists that do not fit together. UnsupportedTask: a model that cannot score, and why.
@@ -548,7 +554,10 @@ class LLM:
             mode=mode,
             weights=None if weights is None else tuple(weights),
             processor_options=mm_processor_kwargs or {},
+            prune=PruningParams.parse(prune),
         )
+        if score_options.prune is not None:
+            return lambda: self._pruning(data_1, data_2, options, score_options, use_tqdm)
         window = calls.window_of(self.engine)
         asked = asked_scores(self.engine, data_1, data_2, options, score_options, window)
 
@@ -558,6 +567,24 @@ class LLM:
         return Call(asked, of_answers(finish), "score", use_tqdm, path=asked.path)
 
     score_async = coroutine(score, "the pairs")
+
+    def _pruning(
+        self,
+        data_1: TextsInput,
+        data_2: TextsInput,
+        options: CallOptions,
+        score_options: ScoreOptions,
+        use_tqdm: Progress,
+    ) -> Call[list[ScoringRequestOutput]]:
+        """The call of a score that prunes: how many prompts it takes depends on the tokens of all documents."""
+        queries, documents = parse_texts(data_1, "data_1"), parse_texts(data_2, "data_2")
+        plan = score_plan(self.engine, queries, documents, options, score_options)
+        pairs = plan.pairs or []
+
+        def finish(answers: Iterable[Answer]) -> list[ScoringRequestOutput]:
+            return self._outputs(plan.finish(list(answers)), calls.scored)
+
+        return Call(plan.requests, of_answers(finish), "score", use_tqdm, path=lambda index: f"data_2[{pairs[index]}]")
 
     def reward(
         self,
@@ -627,7 +654,8 @@ class LLM:
                     raise InvalidRequest("a number is no prompt.", "prompts")
                 return cast("Call[list[Any]]", describe(self, own, **options))
             ((query, document),) = [_pair(one) for one in own]
-            return cast("Call[list[Any]]", describe(self, query, document, **options))
+            described = describe(self, query, document, **options)
+            return cast("Call[list[Any]]", described() if callable(described) else described)
 
         # What is wrong with the options is said before the first item is read.
         call_of([("a", "b")] if pairs else ["a"])

@@ -17,6 +17,8 @@ from poolhouse.inputs.labels import Labels, label_sets, parse_labels
 from poolhouse.inputs.prompts import Prompt, PromptsInput, TextsInput, check_prompts, parse_texts
 from poolhouse.params import PoolingParams, parse_lora_requests
 from poolhouse.plans import scoring, sparse, zero_shot
+from poolhouse.params import PoolingParams, PruningParams, parse_lora_requests
+from poolhouse.plans import scoring, sparse
 from poolhouse.plugins import Plugin, PluginPrompt, is_data, params_of, prompts_of, task_of
 from poolhouse.tasks import Task, parse_task
 
@@ -47,6 +49,8 @@ def is_of_all(error: PoolhouseError, engine: OfflineEngine) -> bool:
 Params = PoolingParams | Sequence[PoolingParams] | None
 Adapters = str | NamedAdapter | Sequence[str | NamedAdapter | None] | None
 Variables = Mapping[str, object] | None
+# Which sentences of documents stay; see `PruningParams.parse`.
+Pruning = bool | float | PruningParams | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)

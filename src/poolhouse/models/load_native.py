@@ -22,6 +22,7 @@ from poolhouse.models.files.config import architecture
 from poolhouse.models.files.own_classes import own_code_of
 from poolhouse.models.files.quantised import Dequantised
 from poolhouse.models.heads.heads import VOCABULARY, LoadedHead, check_head, read_head, step_head
+from poolhouse.models.heads.pruning import LoadedPruner, read_heads
 from poolhouse.models.heads.rerankers import token_head
 from poolhouse.models.model import Served, Sizes
 from poolhouse.models.native.families import Family
@@ -54,6 +55,10 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
         others = plan.late.used(checkpoint.tensors)
     known = () if plan.pictures is None else plan.pictures.aside
     known += (*map(re.escape, others), *(rf"{name}\.(weight|bias)" for name in plan.adapters.projections))
+    if plan.pruner is not None and native.head is not None:
+        known += plan.pruner.known(native.head)
+        if plan.pruner.before_norm:
+            family = _without_last_norm(family)
     join = None
     if plan.pictures is not None and plan.pictures.join is not None:
         join = partial(plan.pictures.join, config, plan.tokenizer)
@@ -61,8 +66,9 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
         *(family, native.spec, native.config, checkpoint, plan.dtype, plan.device, plan.adapters),
         *(known, native.tower, join, plan.options.quantization == "int8"),
     )
-    head, notes = _head(plan, native, checkpoint, loaded)
-    used = others if head is None else others | head.used
+    pruner = _pruner(plan, native, checkpoint, loaded)
+    head, notes = (None, []) if pruner is not None else _head(plan, native, checkpoint, loaded)
+    used = others | (head.used if head is not None else pruner.used if pruner is not None else frozenset())
     left = tuple(name for name in loaded.aside if used.isdisjoint(tails(name)))
     notes += [f"Tensors left out: {_short(left)}."] if left else []
     if config.get("is_causal") is False and any("CausalLM" in name for name in config.get("architectures") or ()):
@@ -92,6 +98,7 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
         sizes=loaded.sizes,
         pooling=family.pooling,
         head=head,
+        pruner=pruner,
         adapters=loaded.adapters,
         endless=loaded.endless,
         pools_itself=join is not None,
@@ -306,6 +313,26 @@ def _head(
             return None, [f"Tokens are not classified by the vocabulary: {error}"]
     check_head(head, loaded.sizes.hidden_size, name)
     return head, []
+
+
+def _pruner(plan: LoadPlan, native: Native, checkpoint: Checkpoint, loaded: Loaded) -> LoadedPruner | None:
+    """The two heads of a pruner; None of other models."""
+    if plan.pruner is None or native.head is None:
+        return None
+    return read_heads(
+        plan.pruner,
+        native.head,
+        *(checkpoint.tensors, loaded.prefix, native.spec.norm_eps, loaded.sizes.hidden_size),
+    )
+
+
+def _without_last_norm(family: Family) -> Family:
+    """The family with a backbone that ends before its last norm."""
+    layouts = (
+        replace(layout, names={slot: source for slot, source in layout.names.items() if slot != "final_norm"})
+        for layout in family.layouts
+    )
+    return replace(family, layouts=tuple(layouts))
 
 
 def _short(names: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from poolhouse.models.adapters.low_rank import Adapter
 from poolhouse.models.backbone import Backbone
 from poolhouse.models.files.routes import Routes
 from poolhouse.models.heads.heads import LoadedHead
+from poolhouse.models.heads.pruning import LoadedPruner
 from poolhouse.models.plan import LoadPlan
 from poolhouse.params import Matryoshka
 from poolhouse.pooling.pipeline import Pipeline
@@ -143,7 +144,8 @@ class Sizes:
 class Served:
     """A backbone with its tensors, as native loading, transformers or a static table give it.
 
-    pooling: the default where no file says. head: of a classifier or masked language model.
+    pooling: the default where no file says. head: of a classifier or masked language model. pruner: the two of a pruner,
+    in place of it.
     endless: whether no table of positions ends, so that the user may ask for more than `sizes.positions`.
     pools_itself: whether the rows of a text are all the same, its vector. merged: adapters that the weights hold.
     """
@@ -153,6 +155,7 @@ class Served:
     sizes: Sizes
     pooling: str
     head: LoadedHead | None = None
+    pruner: LoadedPruner | None = None
     adapters: Adapters | None = None
     endless: bool = False
     pools_itself: bool = False

@@ -19,6 +19,7 @@ from poolhouse.models.files.config import architecture
 from poolhouse.models.files.module_steps import read_steps
 from poolhouse.models.files.sentence_transformers import SentenceTransformersFiles
 from poolhouse.models.heads.heads import LoadedHead
+from poolhouse.models.heads.pruning import LoadedPruner, Pruner
 from poolhouse.models.model import Served
 from poolhouse.models.plan import LoadPlan
 from poolhouse.params import PoolerConfig
@@ -42,6 +43,7 @@ from poolhouse.pooling.steps import (
     WithoutEnds,
     WithoutToken,
     classifier_activation,
+    probabilities,
     stated_activation,
 )
 from poolhouse.tasks import SparseHead, Task
@@ -54,6 +56,8 @@ def pipelines_of(plan: LoadPlan, served: Served) -> dict[Task, Pipeline]:
         CheckpointError, ConfigError: files or options that the model does not honour.
     """
     head, files, user, config = served.head, plan.files, plan.options.pooler, plan.config
+    if plan.pruner is not None and served.pruner is not None:
+        return pruner_pipelines(plan.pruner, served.pruner, user)
     if plan.role in ("classify", "token_classify") and head is not None:
         return classify_pipelines(head, config, files.activation, user, plan.options.score_compat == "files")
     if plan.role == "splade" and head is not None:
@@ -190,6 +194,22 @@ def classify_pipelines(
         kept = _kept_steps(user, head.step_tag_id, loaded.labels, loaded.columns)
         pipelines["token_classify"] = Pipeline((Every(), *steps, *kept, tail), loaded.labels)
     return pipelines
+
+
+def pruner_pipelines(pruner: Pruner, loaded: LoadedPruner, user: PoolerConfig) -> dict[Task, Pipeline]:
+    """`classify`, the score of a pair, and `token_classify`, [drop, keep] for each token."""
+    refuse_steps(user)
+    score, keep = loaded.score, loaded.keep
+    reduce = Reduce((score.head.pooling or "CLS",))
+    # The mean is one of rows behind the norm.
+    first = (reduce, *loaded.norm) if reduce.names == ("CLS",) else (Every(), *loaded.norm, reduce)
+    activates = not pruner.raw if user.use_activation is None else user.use_activation
+    of_pair = Probabilities(probabilities(1), activates, user.logit_mean, user.logit_sigma)
+    of_tokens = Probabilities(probabilities(2), user.use_activation is not False)
+    return {
+        "classify": Pipeline((*first, *score.steps, of_pair), 1),
+        "token_classify": Pipeline((Every(), *keep.steps, of_tokens), 2),
+    }
 
 
 def splade_pipelines(

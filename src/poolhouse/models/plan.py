@@ -27,6 +27,7 @@ from poolhouse.models.heads.heads import Head
 from poolhouse.models.heads.labelled import read_labelled
 from poolhouse.models.heads.labelled.files import LabelledFiles
 from poolhouse.models.heads.late_interaction import LateInteractionFiles, read_late_interaction
+from poolhouse.models.heads.pruning import Pruner, read_pruner
 from poolhouse.models.heads.rerankers import Reranker, names_of, read_reranker
 from poolhouse.models.native.families import Family, family_of, spec_of
 from poolhouse.models.native.families._config import NotNative
@@ -97,6 +98,7 @@ class LoadPlan:
     late: of late interaction. reranker: what is special about scoring. pictures: the kind of a model that reads them.
     labelled: of a model that reads labels with each text; `config` is then of its encoder.
     quantised: how the weights are stored, where they are quantised and we read them; config does not say so then.
+    late: of late interaction. reranker: what is special about scoring. pruner: of a reranker that prunes. pictures: the kind of a model that reads them.
     notes: a sentence each.
     """
 
@@ -118,6 +120,7 @@ class LoadPlan:
     pooling_from: str = ""
     late: LateInteractionFiles | None = None
     reranker: Reranker = field(default_factory=Reranker)
+    pruner: Pruner | None = None
     pictures: PictureModel | None = None
     labelled: LabelledFiles | None = None
     quantised: Quantised | None = None
@@ -160,6 +163,7 @@ class LoadPlan:
             "pooling": self._pooling() if pools else None,
             "late_interaction": late if late_only else None,
             "score": None if reranker.tokens is None else f"logits of the tokens {list(reranker.tokens.tokens)}",
+            "pruning": None if self.pruner is None else f"{self.pruner.name}, by {self.pruner.head.rule}",
             "listwise": None if reranker.listwise is None else "all documents of a query in one prompt",
             "score_template": None if reranker.template is None else reranker.template.name,
             "limit": None if self.max_tokens in (None, -1) else f"{self.max_tokens} tokens",
@@ -216,6 +220,16 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     scored = pictures is not None and pictures.answers == "score"
     late, reranker = None, Reranker()
     if options.convert != "classify" and not scored and labelled is None:
+    config = overridden(deepcopy({**Checkpoint(weights).config, **files.config_changes, **labels}), options.overrides)
+    pruner = read_pruner(config)
+    if pruner is not None:
+        config = pruner.config
+    if options.convert == "embed":
+        pruner = None
+    pictures = None if family_of(config) is not None else _pictures(config, folders, options)
+    scored = pictures is not None and pictures.answers == "score"
+    late, reranker = None, Reranker()
+    if options.convert != "classify" and not scored and pruner is None:
         if pictures is not None:
             late = pictures.late(config, picture_folder(folders.tokenizer, weights, folders.described))
         late = late or read_late_interaction(folders.described, weights, config, files)
@@ -233,6 +247,14 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     native, why, notes = _native(config, role, options, reranker, late, weights, pictures)
     if labelled is not None:
         _check_labelled(labelled, native, why, options, adapters)
+    elif pruner is not None:
+        reranker = Reranker(max_tokens=pruner.max_tokens)
+    elif trained is None and late is None and options.convert != "embed" and not judges_steps(config, options.pooler):
+        reranker = read_reranker(folders.described, weights, config, files, options.name)
+    role = trained or ("classify" if pruner is not None else _role(config, files, reranker, late, scored, options))
+    native, why, notes = _native(config, role, options, reranker, late, weights, pictures)
+    if pruner is not None:
+        _check_pruner(pruner, native, why, adapters)
     family = None if native is None else native.family
     if native is None and isinstance(weights, GgufFolder):
         raise CheckpointError(
@@ -290,6 +312,7 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
         pooling_from=pooling_from,
         late=late,
         reranker=reranker,
+        pruner=pruner,
         pictures=pictures,
         labelled=labelled,
         quantised=quantised,
@@ -506,6 +529,20 @@ def _served_by(
 def _tower(family: TowerFamily, config: Config, weights: Folder) -> NativeTower:
     own = family.config(config)
     return NativeTower(family, own, spec_of(family, own, weights))
+
+
+def _check_pruner(pruner: Pruner, native: Native | None, why: str, adapters: AdapterOptions) -> None:
+    """Refuse what a pruner cannot be run with.
+
+    Raises:
+        ConfigError: naming what is possible.
+    """
+    if native is None:
+        raise ConfigError(
+            f"{pruner.name} is served by the native families alone: {why}. convert='embed' runs its encoder alone."
+        )
+    if adapters.modules or adapters.merge or adapters.base_merge:
+        raise ConfigError(f"Adapters are not served of {pruner.name}, which has two heads.")
 
 
 def _default_pooling(

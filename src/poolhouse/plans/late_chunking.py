@@ -20,7 +20,7 @@ import numpy as np
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest
-from poolhouse.inputs.offsets import white_space
+from poolhouse.inputs.offsets import anchors_of
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import Array, EmbeddedChunk, LateChunk, LateChunkingMetadata
 from poolhouse.packing.tokens import Ids, Tokens
@@ -120,7 +120,7 @@ def _cut(request: Request, tokens: Tokens, chunking: Chunking, index: int, limit
     if not len(content):
         return _Cut(text, tokens, [], [], [])
     offsets = tokens.offsets.bounds[content]
-    anchors = _anchors(text, offsets)
+    anchors = anchors_of(text, offsets)
     if chunking.size is not None:
         bounds = _bounds(anchors, chunking.size)
         ranges = list(pairwise(bounds))
@@ -161,14 +161,6 @@ def _windows(
         # The text is cut already, and ids carry their prefix.
         yield Request(Prompt(None, window), request.task, request.params.for_pooler(), "", spans=spans)
         taken = fits
-
-
-def _anchors(text: str, offsets: Ids) -> Ids:
-    """[tokens]: the first character of each that is no white space; a token of nothing else keeps its first."""
-    code = white_space(text)
-    solid = np.append(np.flatnonzero(~code), len(text))
-    found = solid[np.searchsorted(solid, offsets[:, 0])]
-    return np.where(found < offsets[:, 1], found, offsets[:, 0])
 
 
 def _bounds(anchors: Ids, size: int) -> list[int]:

@@ -6,6 +6,7 @@
 | classifier with one label | reads both texts of a pair together (cross-encoder) |
 | `embed` | compares two vectors (bi-encoder) |
 | `token_embed` | MaxSim (late interaction) |
+| prunes | a cross-encoder, which gives the sentences that stay too (see `poolhouse.plans.pruning`) |
 | any, with a mode | the mean of dense, sparse and multi-vector scores (see `poolhouse.plans.combined`) |
 
 Offline callers wait for the answers of a plan, the server awaits them.
@@ -27,8 +28,8 @@ from poolhouse.inputs.listwise import ListwisePrompt, PacksDocuments
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.templates.score import ScoreTemplate
 from poolhouse.outputs import Array
-from poolhouse.params import PoolingParams
-from poolhouse.plans import combined
+from poolhouse.params import PoolingParams, PruningParams
+from poolhouse.plans import combined, pruning
 from poolhouse.tasks import Task
 from poolhouse.vectors.max_sim import max_sim, max_sim_pairs
 
@@ -37,18 +38,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """One pair's score, and the answers that it comes from, the query's first."""
+    """One pair's score, and the answers that it comes from, the query's first. pruned: its document, where that is asked."""
 
     score: float
     answers: tuple[Answer, ...]
+    pruned: pruning.Pruned | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScorePlan:
-    """Requests to run, and how their answers, in that order, become a score per pair."""
+    """Requests to run, and how their answers, in that order, become a score per pair.
+
+    pairs: for each request the number of its pair, where a pair may have several; else None.
+    """
 
     requests: list[Request]
     finish: Callable[[Sequence[Answer]], list[Score]]
+    pairs: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,7 @@ class ScoreOptions:
     template: joins the texts of a pair, instead of the model's own. variables: what the template sees beside them.
     mode: which answers of the model are compared, see `combined.MODES`; None leaves it to the model.
     weights: of the dense, sparse and colbert scores in a mode that adds several; None: all alike.
+    prune: which sentences of the documents stay; None: documents are not pruned.
     """
 
     params: PoolingParams = PoolingParams()
@@ -69,6 +76,7 @@ class ScoreOptions:
     mode: str | None = None
     weights: tuple[float, ...] | None = None
     processor_options: Mapping[str, object] = field(default_factory=dict)
+    prune: PruningParams | None = None
 
 
 def plan(
@@ -82,6 +90,8 @@ def plan(
     check_lengths(queries, documents)
     if options.params.late_chunking_params is not None:
         raise InvalidRequest("Scores are of whole texts; late chunking makes vectors.", "late_chunking_params")
+    if options.prune is not None:
+        return _pruning(engine, queries, documents, options, options.prune)
     if options.mode is not None:
         _refuse_templates(options, "is asked to compare what it says of each text apart")
         _refuse_instruction(engine, options)
@@ -100,6 +110,8 @@ def plan(
                 "use classify for the probability of each.",
                 "model",
             )
+        if engine.facts.pruning is not None and engine.facts.pruning.plain_query:
+            queries = [pruning.plain_query(query) if isinstance(query, str) else query for query in queries]
         return _cross_encoder(queries, documents, options, _bound_template(engine, options))
     _refuse_templates(options, "encodes query and document apart")
     _refuse_instruction(engine, options)
@@ -110,6 +122,27 @@ def plan(
     raise UnsupportedTask(
         f"This model does not support the Scoring API. Supported tasks: {list(engine.facts.tasks)}.", "model"
     )
+
+
+def _pruning(
+    engine: PoolingEngine,
+    queries: Sequence[TextOrContent],
+    documents: Sequence[TextOrContent],
+    options: ScoreOptions,
+    prune: PruningParams,
+) -> ScorePlan:
+    """The model reads both of a pair together, and says which sentences of the document stay."""
+    if options.mode is not None or options.weights is not None:
+        raise InvalidRequest("mode and weights compare texts that are read apart; prune reads pairs.", "mode")
+    _refuse_templates(options, "prunes, which it does as it was trained")
+    _refuse_instruction(engine, options)
+    texts = _texts_alone(queries, "data_1"), _texts_alone(documents, "data_2")
+    planned = pruning.plan(engine, *texts, options.params, prune)
+
+    def finish(answers: Sequence[Answer]) -> list[Score]:
+        return [Score(pruned.score, pruned.answers, pruned) for pruned in planned.finish(answers)]
+
+    return ScorePlan(planned.requests, finish, planned.pairs)
 
 
 def check_lengths(queries: Sequence[TextOrContent], documents: Sequence[TextOrContent]) -> None:
