@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from poolhouse import LLM, InvalidRequest, PoolingParams, PruningParams, Sentence, UnsupportedTask
-from poolhouse.engine.request import Request
-from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import ScoringOutput
 from tests.checkpoints import save_checkpoint
 from tests.models.parity import change_config, change_tensors
@@ -195,12 +194,15 @@ def test_tokens_that_hold_the_blank_before_them_belong_to_their_word(kind: str, 
         (output,) = llm.score("moon", "".join(pieces), prune=0.4)
         assert len(output.prompt_token_ids) < 190
         labels = llm.encode([{"prompt_token_ids": output.prompt_token_ids}], pooling_task="token_classify")
-        # As they stand in the text: with the blank before, without the one behind.
-        apart = [
-            Request(Prompt(f" {piece.strip()}" if number else piece.strip()), "classify", add_special_tokens=False)
-            for number, piece in enumerate(pieces)
-        ]
-        lengths = [len(tokens) for tokens in llm.engine.tokenize(apart)]
-    keep = labels[0].outputs.array[-1 - sum(lengths) : -1, 1]
-    means = [float(own.mean()) for own in np.split(keep, np.cumsum(lengths)[:-1])]
+    text = "".join(pieces)
+    offsets = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text, add_special_tokens=False).offsets
+    # Where the letters of a token begin; a blank alone belongs to the sentence before it.
+    begins = [end - len(text[start:end].lstrip() or text[start:end]) for start, end in offsets]
+    keep = labels[0].outputs.array[-1 - len(begins) : -1, 1]
+    spans = [(sentence.start, sentence.end) for sentence in found(output.outputs)]
+    means = [
+        float(np.mean([value for value, begin in zip(keep, begins, strict=True) if start <= begin < end]))
+        for start, end in spans
+    ]
+    assert [text[start:end] for start, end in spans] == pieces
     assert [sentence.probability for sentence in found(output.outputs)] == pytest.approx(means, abs=1e-6)

@@ -212,7 +212,7 @@ def _tokenizer(settings: Settings, model: Model) -> tuple[Folder, Tokenizer]:
                 token=settings.hf_token,
             )
         )
-    pruner = model.plan.pruner
+    pruner = model.plan.pruner if model.plan.prunes else None
     return folder, Tokenizer.from_folder(
         folder,
         lower_case=model.plan.files.do_lower_case,

@@ -109,7 +109,7 @@ def _sparse(model: Model, tokenizer: Tokenizer) -> SparseHead | None:
 def _pruning(model: Model, tokenizer: Tokenizer) -> PruningHead | None:
     """How answers choose sentences, with what the tokenizer puts around query and document."""
     pruner = model.plan.pruner
-    if pruner is None:
+    if pruner is None or not model.plan.prunes:
         return None
     _, whole = tokenizer.pair_templates
     return replace(pruner.head, parts=tuple(tuple(part.tolist()) for part in whole.parts))

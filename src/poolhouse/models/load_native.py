@@ -55,9 +55,9 @@ def load_native(plan: LoadPlan, native: Native, checkpoint: Checkpoint) -> Serve
         others = plan.late.used(checkpoint.tensors)
     known = () if plan.pictures is None else plan.pictures.aside
     known += (*map(re.escape, others), *(rf"{name}\.(weight|bias)" for name in plan.adapters.projections))
-    if plan.pruner is not None and native.head is not None:
-        known += plan.pruner.known(native.head)
-        if plan.pruner.before_norm:
+    if plan.pruner is not None:
+        known += plan.pruner.known(family.sequence_head(native.config))
+        if plan.prunes and plan.pruner.before_norm:
             family = _without_last_norm(family)
     join = None
     if plan.pictures is not None and plan.pictures.join is not None:
@@ -317,7 +317,7 @@ def _head(
 
 def _pruner(plan: LoadPlan, native: Native, checkpoint: Checkpoint, loaded: Loaded) -> LoadedPruner | None:
     """The two heads of a pruner; None of other models."""
-    if plan.pruner is None or native.head is None:
+    if plan.pruner is None or native.head is None or not plan.prunes:
         return None
     return read_heads(
         plan.pruner,

@@ -99,6 +99,7 @@ class LoadPlan:
     labelled: of a model that reads labels with each text; `config` is then of its encoder.
     quantised: how the weights are stored, where they are quantised and we read them; config does not say so then.
     late: of late interaction. reranker: what is special about scoring. pruner: of a reranker that prunes. pictures: the kind of a model that reads them.
+    late: of late interaction. reranker: what is special about scoring. pruner: what the files say of one. pictures: the kind of a model that reads them.
     notes: a sentence each.
     """
 
@@ -125,6 +126,11 @@ class LoadPlan:
     labelled: LabelledFiles | None = None
     quantised: Quantised | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def prunes(self) -> bool:
+        """Whether it is run as a pruner, not as the encoder of one."""
+        return self.pruner is not None and self.role == "classify"
 
     @property
     def picture_notes(self) -> tuple[str, ...]:
@@ -163,7 +169,9 @@ class LoadPlan:
             "pooling": self._pooling() if pools else None,
             "late_interaction": late if late_only else None,
             "score": None if reranker.tokens is None else f"logits of the tokens {list(reranker.tokens.tokens)}",
-            "pruning": None if self.pruner is None else f"{self.pruner.name}, by {self.pruner.head.rule}",
+            "pruning": None
+            if self.pruner is None or not self.prunes
+            else f"{self.pruner.name}, by {self.pruner.head.rule}",
             "listwise": None if reranker.listwise is None else "all documents of a query in one prompt",
             "score_template": None if reranker.template is None else reranker.template.name,
             "limit": None if self.max_tokens in (None, -1) else f"{self.max_tokens} tokens",
@@ -224,12 +232,11 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     pruner = read_pruner(config)
     if pruner is not None:
         config = pruner.config
-    if options.convert == "embed":
-        pruner = None
+    prunes = pruner is not None and options.convert != "embed"
     pictures = None if family_of(config) is not None else _pictures(config, folders, options)
     scored = pictures is not None and pictures.answers == "score"
     late, reranker = None, Reranker()
-    if options.convert != "classify" and not scored and pruner is None:
+    if options.convert != "classify" and not scored and not prunes:
         if pictures is not None:
             late = pictures.late(config, picture_folder(folders.tokenizer, weights, folders.described))
         late = late or read_late_interaction(folders.described, weights, config, files)
@@ -248,12 +255,13 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     if labelled is not None:
         _check_labelled(labelled, native, why, options, adapters)
     elif pruner is not None:
+    elif pruner is not None and prunes:
         reranker = Reranker(max_tokens=pruner.max_tokens)
     elif trained is None and late is None and options.convert != "embed" and not judges_steps(config, options.pooler):
         reranker = read_reranker(folders.described, weights, config, files, options.name)
-    role = trained or ("classify" if pruner is not None else _role(config, files, reranker, late, scored, options))
+    role = trained or ("classify" if prunes else _role(config, files, reranker, late, scored, options))
     native, why, notes = _native(config, role, options, reranker, late, weights, pictures)
-    if pruner is not None:
+    if pruner is not None and prunes:
         _check_pruner(pruner, native, why, adapters)
     family = None if native is None else native.family
     if native is None and isinstance(weights, GgufFolder):
