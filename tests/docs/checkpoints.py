@@ -19,6 +19,7 @@ from poolhouse.models.files.hub import embedded_model
 from tests import checkpoints
 from tests.docs.pages import blocks
 from tests.models import colbert_layouts, tiny_gliclass, tiny_rerankers
+from tests.models import colbert_layouts, pruners, tiny_rerankers
 
 # Entities that the recogniser knows, by the labels of their words.
 _LABELS = ["O", "B-PER", "I-PER", "B-LOC"]
@@ -84,6 +85,8 @@ def lay_out(folder: Path) -> None:
     tiny_rerankers.save(at / "Qwen3-Embedding-tiny", "Qwen3")
     tiny_rerankers.save(at / "prm", "Llama")
     write_colqwen3(at / "colqwen3")
+    (at / "provence").mkdir()
+    pruners.Pruner(at / "provence", "provence")
     e5 = folder / "intfloat" / "e5-small"
     e5.parent.mkdir()
     e5.symlink_to(embedded_model())

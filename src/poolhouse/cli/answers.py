@@ -151,6 +151,10 @@ def rerank(
     instruction: Annotated[
         str | None, typer.Option(help="What makes a document fit, for models that read one.")
     ] = None,
+    prune: Annotated[
+        float | None,
+        typer.Option(help="Write too what is left of each text by this threshold, 0 to 1, for models that prune."),
+    ] = None,
     *,
     given: _Given,
     options: dict[str, object],
@@ -160,9 +164,14 @@ def rerank(
         found = given.all(documents, stack)
         llm = stack.enter_context(_opened(given.model, options))
         stream = stack.enter_context(files.output_stream(given.output))
-        scores = np.array([one.outputs.score for one in llm.score(query, found, instruction=instruction)])
+        outputs = [one.outputs for one in llm.score(query, found, instruction=instruction, prune=prune)]
+        scores = np.array([one.score for one in outputs])
         for index in np.argsort(-scores, kind="stable")[:top_n].tolist():
-            _write_line(stream, {"score": scores[index], "index": index, "text": found[index]})
+            line = {"score": scores[index], "index": index, "text": found[index]}
+            one = outputs[index]
+            _write_line(
+                stream, line if prune is None else {**line, "pruned": one.pruned, "compression": one.compression}
+            )
 
 
 @with_options(Settings)

@@ -278,6 +278,8 @@ def _compare(llm: LLM) -> Compared | str:
         return "sentence-transformers does not know the prompts of this model."
     if llm.engine.facts.reads_labels:
         return "sentence-transformers reads no labels with texts."
+    if llm.engine.facts.pruning is not None:
+        return "sentence-transformers does not know the two heads of a pruner."
     if "classify" in llm.engine.facts.tasks:
         return _with_reference(_compare_pairs, llm)
     return f"sentence-transformers has no {' or '.join(llm.engine.facts.tasks)}."

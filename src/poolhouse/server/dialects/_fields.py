@@ -64,6 +64,22 @@ INPUT_SCHEMA: JsonDict = {"anyOf": _INPUT_FORMS}
 _INPUT_OR_NULL: JsonDict = {"anyOf": [*_INPUT_FORMS, {"type": "null"}]}
 
 
+# Which sentences of documents stay; checked by PruningParams.parse.
+PRUNE = Field(
+    None,
+    description="Keep the sentences of documents that answer the query, for models with a head for it: a threshold from 0 "
+    "to 1, true for the model's own, or an object of threshold, keep_first, sentences and rule.",
+    json_schema_extra={
+        "anyOf": [
+            {"type": "number", "minimum": 0, "maximum": 1},
+            {"type": "boolean"},
+            {"type": "object"},
+            {"type": "null"},
+        ]
+    },
+)
+
+
 class Nested(BaseModel):
     """An object within a body: its nulls too count as fields left out, as `read_json` does outside."""
 

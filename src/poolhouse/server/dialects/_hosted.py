@@ -14,7 +14,7 @@ from poolhouse.errors import InvalidRequest, UnknownModel, UnsupportedTask
 from poolhouse.inputs.content import Content, TextOrContent, from_base64
 from poolhouse.inputs.prompts import Prompt, parse_texts
 from poolhouse.outputs import Array
-from poolhouse.params import PoolingParams
+from poolhouse.params import PoolingParams, PruningParams
 from poolhouse.plans import scoring
 from poolhouse.server.call import Call
 from poolhouse.server.dialects import _replies
@@ -115,10 +115,11 @@ async def rerank(
     max_tokens_per_doc: int | None = None,
     use_activation: bool | None = None,
     priority: int = 0,
+    prune: object = None,
 ) -> Scored:
-    """A score per document; long ones are cut, unless `truncate` says no.
+    """A score per document; long ones are cut, unless `truncate` says no, or read in windows where they are pruned.
 
-    parameter: the field of the documents, for messages.
+    parameter: the field of the documents, for messages. prune: which sentences stay; see `PruningParams.parse`.
     """
     if not documents:
         raise InvalidRequest(f"{parameter} must hold at least one text.", parameter)
@@ -133,7 +134,8 @@ async def rerank(
         max_tokens_per_doc=max_tokens_per_doc,
     )
     pairs = Pairs([query], documents, ("query", parameter))
-    return await score(call, pairs, scoring.ScoreOptions(params), priority=priority)
+    options = scoring.ScoreOptions(params, prune=PruningParams.parse(prune))
+    return await score(call, pairs, options, priority=priority)
 
 
 def contents_of(value: object, parameter: str) -> list[TextOrContent]:

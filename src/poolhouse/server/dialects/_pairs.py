@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import cast
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from poolhouse.inputs.content import TextOrContent
 from poolhouse.plans import scoring
 from poolhouse.server.call import Call
 from poolhouse.server.dialects._fields import with_options
+from poolhouse.server.wire.contract import Pruned, SentenceReply
 
 # Texts of more characters are planned, and vectors of more numbers compared, beside the event loop.
 _MANY_CHARACTERS = 200_000
@@ -28,8 +30,13 @@ class Pairs:
     documents: Sequence[TextOrContent]
     names: tuple[str, str] = ("query", "documents")
 
-    def location(self, requests: int) -> Callable[[int], str]:
-        """Where the text of a request stands in the body; where each text has a request, documents come last."""
+    def location(self, requests: int, windows: Sequence[int] | None = None) -> Callable[[int], str]:
+        """Where the text of a request stands in the body; where each text has a request, documents come last.
+
+        windows: the pair of each request, where a pair may have several.
+        """
+        if windows is not None:
+            return lambda index: f"{self.names[1]}[{windows[index]}]"
         queries = requests - len(self.documents)
         query, documents = self.names
         if queries < 0:
@@ -39,7 +46,8 @@ class Pairs:
     def renamed(self, error: InvalidRequest) -> InvalidRequest:
         """An error of the plan, which speaks of data_1 and data_2, with the caller's names."""
         named = dict(zip(("data_1", "data_2"), self.names, strict=True)).get(error.parameter or "", error.parameter)
-        return type(error)(str(error), named, error.value)
+        text = str(error).replace(f"{error.parameter}[", f"{named}[", 1)
+        return type(error)(text, named, error.value)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +65,15 @@ class Scored:
     def best(self, top_n: int | None = None) -> list[tuple[int, float]]:
         """`ranked`, each index with its score."""
         return [(index, self.scores[index].score) for index in self.ranked(top_n)]
+
+
+def pruned(score: scoring.Score) -> Pruned:
+    """The fields of a document that was pruned; none of others."""
+    found = score.pruned
+    if found is None:
+        return {}
+    sentences = [cast("SentenceReply", asdict(sentence)) for sentence in found.sentences]
+    return {"pruned_text": found.text, "compression": found.compression, "sentences": sentences}
 
 
 async def score(
@@ -77,7 +94,7 @@ async def score(
     call.engines.check_items(len(documents), pairs.names[1])
     many = sum(len(document) for document in documents if isinstance(document, str)) > _MANY_CHARACTERS
     try:
-        if many or engine.facts.listwise is not None:
+        if many or engine.facts.listwise is not None or options.prune is not None:
             plan = await asyncio.to_thread(scoring.plan, engine, queries, documents, options)
         else:
             plan = scoring.plan(engine, queries, documents, options)
@@ -92,8 +109,8 @@ async def score(
         )
         for request in plan.requests
     ]
-    answers = await call.answers(requests, pairs.location(len(requests)))
-    if sum(answer.array.size for answer in answers) > _MANY_NUMBERS:
+    answers = await call.answers(requests, pairs.location(len(requests), plan.pairs))
+    if options.prune is not None or sum(answer.array.size for answer in answers) > _MANY_NUMBERS:
         scores = await asyncio.to_thread(plan.finish, answers)
     else:
         scores = plan.finish(answers)

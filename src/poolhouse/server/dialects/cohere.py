@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NotRequired
+from typing import Literal, NotRequired, cast
 
 import numpy as np
 from pydantic import Field
@@ -22,13 +22,13 @@ from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.content import TextOrContent
 from poolhouse.server.call import Call, as_json
 from poolhouse.server.dialects import _hosted, _replies, health
-from poolhouse.server.dialects._fields import Lenient, Many, Strict
+from poolhouse.server.dialects._fields import PRUNE, Lenient, Many, Strict
 from poolhouse.server.dialects._hosted import EmbeddingType, EmbedOptions
-from poolhouse.server.dialects._pairs import Scored
+from poolhouse.server.dialects._pairs import Scored, pruned
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.served import Listed
 from poolhouse.server.wire import errors
-from poolhouse.server.wire.contract import Errors, Matrix
+from poolhouse.server.wire.contract import Errors, Matrix, Pruned
 from poolhouse.server.wire.encoding import dumps
 from poolhouse.server.wire.errors import Failure
 
@@ -92,6 +92,7 @@ class RerankFields(Strict):
     max_chunks_per_doc: int | None = Field(None, ge=1, description="Without effect: a document is read in one piece.")
     max_tokens_per_doc: int = Field(4096, ge=1)
     priority: int = Field(0, ge=0, le=999)
+    prune: object = PRUNE
 
     def document_texts(self) -> list[str]:
         """The text of each document.
@@ -156,10 +157,15 @@ async def answer_rerank(call: Call, fields: RerankFields, version: int) -> Respo
         call,
         fields.query,
         fields.document_texts(),
-        max_tokens_per_doc=fields.max_tokens_per_doc,
+        # Pruned documents are read whole.
+        max_tokens_per_doc=None if fields.prune not in (None, False) else fields.max_tokens_per_doc,
         priority=fields.priority,
+        prune=fields.prune,
     )
-    results: list[Ranked] = [{"index": index, "relevance_score": score} for index, score in scored.best(fields.top_n)]
+    results = [
+        cast("Ranked", {"index": index, "relevance_score": score, **pruned(scored.scores[index])})
+        for index, score in scored.best(fields.top_n)
+    ]
     if version == 1 and fields.return_documents:
         for ranked in results:
             document = fields.documents[ranked["index"]]
@@ -294,7 +300,7 @@ class EmbedReply(TypedDict):
     response_type: Literal["embeddings_floats", "embeddings_by_type"]
 
 
-class Ranked(TypedDict):
+class Ranked(Pruned):
     """A document's index and score."""
 
     index: int

@@ -17,11 +17,12 @@ from poolhouse.errors import InvalidRequest
 from poolhouse.outputs import Array
 from poolhouse.server.call import Call
 from poolhouse.server.dialects import _hosted, _replies, openai
-from poolhouse.server.dialects._fields import Many, Strict
+from poolhouse.server.dialects._fields import PRUNE, Many, Strict
 from poolhouse.server.dialects._hosted import EmbeddingType, EmbedOptions
+from poolhouse.server.dialects._pairs import pruned
 from poolhouse.server.dialects.voyage import Error
 from poolhouse.server.routing import Dialect, Route
-from poolhouse.server.wire.contract import Cut, Errors, Matrix, Vector
+from poolhouse.server.wire.contract import Cut, Errors, Matrix, Pruned, Vector
 from poolhouse.server.wire.encoding import dumps
 from poolhouse.server.wire.errors import Failure, as_json
 from poolhouse.tasks import Task
@@ -67,6 +68,7 @@ class RerankFields(Strict):
     documents: Many[str | dict[str, object]] = Field(description="Texts, {text} or {image}.")
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = True
+    prune: object = PRUNE
 
 
 async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
@@ -117,8 +119,11 @@ async def rerank(call: Call, fields: RerankFields) -> Response:
     engine = await call.use(fields.model)
     query = _hosted.content_of(fields.query, "query", "query")
     documents = _hosted.contents_of(fields.documents, "documents")
-    scored = await _hosted.rerank(call, query, documents)
-    results: list[Ranked] = [{"index": index, "relevance_score": score} for index, score in scored.best(fields.top_n)]
+    scored = await _hosted.rerank(call, query, documents, prune=fields.prune)
+    results = [
+        cast("Ranked", {"index": index, "relevance_score": score, **pruned(scored.scores[index])})
+        for index, score in scored.best(fields.top_n)
+    ]
     if fields.return_documents:
         for ranked in results:
             ranked["document"] = _echo(fields.documents[ranked["index"]])
@@ -188,7 +193,7 @@ class Document(TypedDict, total=False):
     content: object
 
 
-class Ranked(TypedDict):
+class Ranked(Pruned):
     """A document's index and score."""
 
     index: int

@@ -35,6 +35,23 @@ class Cut(TypedDict):
     chunks: NotRequired[int]
 
 
+class SentenceReply(TypedDict):
+    """A sentence of a document, in characters, and the probability to keep it."""
+
+    start: int
+    end: int
+    probability: float
+    kept: bool
+
+
+class Pruned(TypedDict):
+    """The fields of a document that was pruned: what is left, and the share of its characters that is gone."""
+
+    pruned_text: NotRequired[str]
+    compression: NotRequired[float]
+    sentences: NotRequired[list[SentenceReply]]
+
+
 class Problem(TypedDict):
     """What went wrong."""
 

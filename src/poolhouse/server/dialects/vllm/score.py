@@ -14,16 +14,17 @@ from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.content import TextOrContent
 from poolhouse.inputs.prompts import parse_texts
 from poolhouse.inputs.templates.score import score_template
+from poolhouse.params import PruningParams
 from poolhouse.plans import scoring
 from poolhouse.server.call import Call
 from poolhouse.server.dialects import _replies
-from poolhouse.server.dialects._fields import Common, Many, check_chat_template, processor_options
-from poolhouse.server.dialects._pairs import Pairs, Scored, score
+from poolhouse.server.dialects._fields import PRUNE, Common, Many, check_chat_template, processor_options
+from poolhouse.server.dialects._pairs import Pairs, Scored, pruned, score
 from poolhouse.server.dialects._replies import TokenCounts
 from poolhouse.server.dialects.openai import List
 from poolhouse.server.engines import Engines
 from poolhouse.server.routing import Dialect, Route
-from poolhouse.server.wire.contract import Cut
+from poolhouse.server.wire.contract import Cut, Pruned
 
 _TEXTS = "A text, {text}, {content: [text and image_url parts]}, or a list of them."
 # The names of the queries and of the documents; the first are vLLM's latest.
@@ -45,6 +46,7 @@ class PairFields(Common):
     weights: Many[StrictFloat] | None = Field(
         None, description="Of the dense, sparse and colbert scores in such a mode."
     )
+    prune: object = PRUNE
 
     def options(self, engines: Engines) -> scoring.ScoreOptions:
         """How the pairs are scored.
@@ -59,7 +61,9 @@ class PairFields(Common):
         template = None if self.chat_template is None else score_template(self.chat_template)
         weights = None if self.weights is None else tuple(self.weights)
         variables = self.chat_template_kwargs or {}
-        return scoring.ScoreOptions(params, self.instruction, template, variables, self.mode, weights)
+        return scoring.ScoreOptions(
+            params, self.instruction, template, variables, self.mode, weights, prune=PruningParams.parse(self.prune)
+        )
 
     def refuse_limits_beyond(self, max_tokens: int) -> None:
         """Raise InvalidRequest for a limit of queries or documents that is not below the model's."""
@@ -111,8 +115,11 @@ class RerankFields(PairFields):
 
     def cut_to(self, max_tokens: int) -> None:
         """Lower limits to the model's: Cohere's clients send 4096, and want documents cut."""
-        if self.max_tokens_per_doc >= max_tokens and self.truncate_prompt_tokens is None:
-            self.truncate_prompt_tokens = -1
+        if self.max_tokens_per_doc >= max_tokens:
+            if self.prune not in (None, False):
+                self.max_tokens_per_doc = 0  # read whole, in windows
+            elif self.truncate_prompt_tokens is None:
+                self.truncate_prompt_tokens = -1
         self.max_tokens_per_doc = min(self.max_tokens_per_doc, max_tokens)
         self.max_tokens_per_query = min(self.max_tokens_per_query, max_tokens)
 
@@ -135,7 +142,7 @@ async def score_pairs(call: Call, fields: ScoreFields) -> Response:
     body = {
         **call.list_head("score", fields.request_id),
         "data": [
-            {"index": index, "object": "score", "score": one.score} | _replies.cut_of_pair(one.answers)
+            {"index": index, "object": "score", "score": one.score} | pruned(one) | _replies.cut_of_pair(one.answers)
             for index, one in enumerate(scored.scores)
         ],
         "usage": _replies.usage(scored.answers),
@@ -189,10 +196,10 @@ def _result(index: int, documents: Sequence[RankedDocument] | None, scored: Scor
     if documents is not None:
         result["document"] = documents[index]
     one = scored.scores[index]
-    return {**result, "relevance_score": one.score, **_replies.cut_of_pair(one.answers)}
+    return {**result, "relevance_score": one.score, **pruned(one), **_replies.cut_of_pair(one.answers)}
 
 
-class Score(Cut):
+class Score(Cut, Pruned):
     """The score of a pair."""
 
     index: int
@@ -213,7 +220,7 @@ class RankedDocument(TypedDict):
     multi_modal: list[object] | None
 
 
-class Ranked(Cut):
+class Ranked(Cut, Pruned):
     """A document's index and score."""
 
     index: int
