@@ -85,8 +85,9 @@ def test_sentences_may_be_given(http: TestClient, llm: LLM) -> None:
 def test_coheres_usual_limit_does_not_cut_what_is_pruned(http: TestClient, llm: LLM) -> None:
     body = {"query": QUERY, "documents": DOCUMENTS, "prune": 0.45, "max_tokens_per_doc": 4096}
     for path in ("/v2/rerank", "/cohere/v2/rerank"):
-        results = http.post(path, json=body).json()["results"]
-        assert {one["index"]: one["pruned_text"] for one in results}[2] == offline(llm, 0.45)[2]["pruned_text"]
+        for prune in (0.45, 0):
+            results = http.post(path, json={**body, "prune": prune}).json()["results"]
+            assert {one["index"]: one["pruned_text"] for one in results}[2] == offline(llm, prune)[2]["pruned_text"]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.content import TextOrContent
+from poolhouse.params import PruningParams
 from poolhouse.server.call import Call, as_json
 from poolhouse.server.dialects import _hosted, _replies, health
 from poolhouse.server.dialects._fields import PRUNE, Lenient, Many, Strict
@@ -158,7 +159,7 @@ async def answer_rerank(call: Call, fields: RerankFields, version: int) -> Respo
         fields.query,
         fields.document_texts(),
         # Pruned documents are read whole.
-        max_tokens_per_doc=None if fields.prune not in (None, False) else fields.max_tokens_per_doc,
+        max_tokens_per_doc=fields.max_tokens_per_doc if PruningParams.parse(fields.prune) is None else None,
         priority=fields.priority,
         prune=fields.prune,
     )

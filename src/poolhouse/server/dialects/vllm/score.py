@@ -116,7 +116,7 @@ class RerankFields(PairFields):
     def cut_to(self, max_tokens: int) -> None:
         """Lower limits to the model's: Cohere's clients send 4096, and want documents cut."""
         if self.max_tokens_per_doc >= max_tokens:
-            if self.prune not in (None, False):
+            if PruningParams.parse(self.prune) is not None:
                 self.max_tokens_per_doc = 0  # read whole, in windows
             elif self.truncate_prompt_tokens is None:
                 self.truncate_prompt_tokens = -1
