@@ -100,6 +100,8 @@ class LoadPlan:
     quantised: how the weights are stored, where they are quantised and we read them; config does not say so then.
     late: of late interaction. reranker: what is special about scoring. pruner: of a reranker that prunes. pictures: the kind of a model that reads them.
     late: of late interaction. reranker: what is special about scoring. pruner: what the files say of one. pictures: the kind of a model that reads them.
+    late: of late interaction. reranker: what is special about scoring. pruner: what the files say of one.
+    pictures: the kind of a model that reads them.
     notes: a sentence each.
     """
 

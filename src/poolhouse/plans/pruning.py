@@ -7,7 +7,8 @@ that does not fit beside its query is read in windows that end with sentences, e
     window      [CLS] query [SEP] s1 s1 s1 s2 s2 [SEP]     a score, and a probability for each token
     window      [CLS] query [SEP] s3 s3 s3 s3 s4 [SEP]     the score of the pair is the best of these
 
-Sources: Provence (Chirkova et al. 2025, arXiv 2501.16214) and hotchpotch/open_provence, whose rule for several windows this is.
+Sources: Provence (Chirkova et al. 2025, arXiv 2501.16214), and hotchpotch/open_provence, whose rule for several windows
+this is.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Pruners: rerankers that also say of every token whether it stays; which checkpoints are some, and their two heads.
 
-Sources: Chirkova et al. 2025, "Provence" (arXiv 2501.16214), with its training code in naver/bergen; hotchpotch/open_provence.
+Sources: Chirkova et al. 2025, "Provence" (arXiv 2501.16214), and its training code in naver/bergen;
+hotchpotch/open_provence.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -59,7 +60,7 @@ class LoadedPruner:
 
     score: LoadedHead
     keep: LoadedHead
-    norm: tuple[Step, ...] = field(default=())
+    norm: tuple[Step, ...] = ()
 
     @property
     def used(self) -> frozenset[str]:
