@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from poolhouse import CheckpointError
 from poolhouse.models.files import hub
 from tests.cli.in_process import Run, Said, said
+from tests.models.pruners import Pruner
 from tests.models.tiny import LAYERS, WORDS, save, save_m3, tokenizer
 
 __all__ = ["said"]
@@ -97,6 +98,17 @@ def test_rerank_orders_documents_by_a_cross_encoder(said: Run, tmp_path: Path) -
     assert lines(said("rerank", query, *documents, "--top-n", "1", "--model", tmp_path / "model")) == found[:1]
 
 
+def test_rerank_writes_what_is_left_of_documents(said: Run, tmp_path: Path) -> None:
+    Pruner(tmp_path, "provence")
+    documents = ["W4 W5 W6. W7 W8! W9.", "W14. W15."]
+    found = lines(said("rerank", "w1 w2", *documents, "--prune", "0", "--model", tmp_path))
+    assert {line["index"]: line["pruned"] for line in found} == dict(enumerate(documents))
+    assert [line["compression"] for line in found] == [0.0, 0.0]
+    found = lines(said("rerank", "w1 w2", *documents, "--prune", "1", "--model", tmp_path))
+    assert [(line["pruned"], line["compression"]) for line in found] == [("", 1.0)] * 2
+    assert "compared with nothing" in said("check", tmp_path).out.decode()
+
+
 def test_similarity_and_comparison_of_two_types(said: Run) -> None:
     reference = SentenceTransformer(str(hub.embedded_model()), device="cpu")
     expected = reference.similarity(*(reference.encode(TEXTS),) * 2).numpy()
@@ -124,6 +136,7 @@ def test_similarity_and_comparison_of_two_types(said: Run) -> None:
         (("similarity", "x", "-i", "y"), "Texts come as arguments or from --input y, not both."),
         (("similarity", "x", "--column", "y"), "--column is for --input."),
         (("rerank", "x", "-i", "nowhere.txt"), "nowhere.txt"),
+        (("rerank", "x", "y", "--prune", "0.1"), "has no head for pruning"),
         (("compare", hub.NAME, "@int8", "--texts", "nowhere.txt"), "nowhere.txt"),
         (("models", "no/such"), "no/such is not in the cache"),
         (("download", "."), ". is here already; models of the hub are named OWNER/NAME."),
