@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from starlette.testclient import TestClient
 
-from poolhouse import LLM, CheckpointError, ConfigError, InputTooLong, InvalidRequest, PoolingParams
+from poolhouse import LLM, CheckpointError, ConfigError, EngineClosed, InputTooLong, InvalidRequest, PoolingParams
 from poolhouse.server.app import create_app
 from tests.inputs.test_tokenizer import byte_bpe, unigram, wordpiece
 
@@ -197,3 +198,124 @@ def test_a_table_answers_over_http_and_counts_its_tokens(tmp_path: Path) -> None
         cut = {"input": "a " * 30, "truncate_prompt_tokens": -1}
         assert client.post("/v1/embeddings", json=cut).json()["usage"]["prompt_tokens"] == 20
         assert client.post("/v1/embeddings", json={"input": "a " * 30}).status_code == 400
+
+
+@pytest.mark.parametrize("quantized", [{"dimensionality": 8}, {"quantize_to": "int8"}, {"vocabulary_quantization": 9}])
+def test_tables_that_model2vec_made_smaller_answer_as_there(quantized: dict[str, Any], tmp_path: Path) -> None:
+    save_model2vec(tmp_path / "whole", wordpiece(), normalize=True)
+    smaller = StaticModel.from_pretrained(str(tmp_path / "whole"), force_download=False, **quantized)
+    smaller.save_pretrained(str(tmp_path / "smaller"))
+    theirs = StaticModel.from_pretrained(str(tmp_path / "smaller"), force_download=False)
+    (tmp_path / "smaller" / "modules.json").unlink(missing_ok=True)
+    with LLM(str(tmp_path / "smaller")) as llm:
+        assert np.abs(llm.embed_array(TEXTS) - theirs.encode(TEXTS)).max() < TOLERANCE
+
+
+def many(count: int) -> list[str]:
+    words = ["the", "moon", "falls", "over", "water", "bread", "and", "ships", "東"]
+    return [" ".join(words[(number * step) % 9] for step in range(number % 7)) for number in range(count)]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_many_texts_are_looked_up_at_once_and_are_as_each_alone(normalize: bool, tmp_path: Path) -> None:
+    theirs = save_model2vec(tmp_path, wordpiece(), normalize=normalize)
+    (tmp_path / "modules.json").unlink(missing_ok=True)
+    texts, drawn = many(3000), []
+
+    def progress(answered: Any, total: int, desc: str) -> Iterator[Any]:
+        for one in answered:
+            drawn.append((total, desc))
+            yield one
+
+    with LLM(str(tmp_path), matryoshka_dimensions=(8,)) as llm:
+        submitted = count_submitted(llm)
+        found = llm.embed_array(texts, use_tqdm=progress)
+        assert submitted == []
+        assert drawn == [(3000, "embed")] * 3000
+        assert np.abs(found - theirs.encode(texts)).max() < TOLERANCE
+        assert np.abs(found[::100] - np.concatenate([llm.embed_array(text) for text in texts[::100]])).max() < TOLERANCE
+        cut = llm.embed_array(texts, pooling_params=PoolingParams(dimensions=8))
+        assert cut.shape == (3000, 8)
+        assert llm.embed_array(texts, precision="float16").dtype == np.float16
+        # What a text of its own needs, the texts around it get too.
+        submitted.clear()
+        with pytest.raises(InputTooLong, match=r"prompts\[2500\]") as refused:
+            llm.embed_array([*texts[:2500], "moon " * 600, *texts])
+        assert refused.value.parameter is not None
+        assert sum(submitted) == 1024
+        short = llm.embed_array(
+            [*texts, "moon " * 600], pooling_params=PoolingParams(truncate_prompt_tokens=-1), use_tqdm=False
+        )
+        assert np.abs(short[:-1] - found).max() < TOLERANCE
+        # A sum of 512 numbers of about 2.
+        assert np.abs(short[-1] - llm.embed_array("moon")).max() < 10 * TOLERANCE
+        with pytest.raises(InvalidRequest, match="no prompt named"):
+            llm.embed_array(texts, prompt_name="none")
+        with pytest.raises(InvalidRequest, match="Unicode"):
+            llm.embed_array([*texts, "\ud800"])
+    with pytest.raises(EngineClosed):
+        llm.embed_array(texts)
+
+
+def count_submitted(llm: LLM) -> list[int]:
+    """How many requests each `submit` from now on takes."""
+    counts: list[int] = []
+    submit = llm.engine.submit
+
+    def counted(requests: Any, *more: Any) -> Any:
+        counts.append(len(requests))
+        return submit(requests, *more)
+
+    llm.engine.submit = counted  # type: ignore[method-assign]
+    return counts
+
+
+def test_prompts_of_a_table_stand_before_many_texts_too(tmp_path: Path) -> None:
+    theirs = save_described(tmp_path, [Normalize()], prompts={"query": "moon water "})
+    texts = many(1500)
+    with LLM(str(tmp_path)) as llm:
+        found = llm.embed_array(texts, prompt_name="query")
+        assert np.abs(found - theirs.encode(texts, prompt_name="query")).max() < TOLERANCE
+
+
+BODIES: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
+    "/v1/embeddings": ({"input": TEXTS[:2]}, lambda reply: [one["embedding"] for one in reply["data"]]),
+    "/openai/v1/embeddings": ({"input": TEXTS[:2]}, lambda reply: [one["embedding"] for one in reply["data"]]),
+    "/pooling": ({"input": TEXTS[:2]}, lambda reply: [one["data"] for one in reply["data"]]),
+    "/embed": ({"inputs": TEXTS[:2]}, lambda reply: reply),
+    "/tei/v1/embeddings": ({"input": TEXTS[:2]}, lambda reply: [one["embedding"] for one in reply["data"]]),
+    "/v1/embed": ({"texts": TEXTS[:2], "input_type": "search_document"}, lambda reply: reply["embeddings"]),
+    "/v2/embed": (
+        {"texts": TEXTS[:2], "input_type": "search_document", "embedding_types": ["float"]},
+        lambda reply: reply["embeddings"]["float"],
+    ),
+    "/jina/v1/embeddings": ({"input": TEXTS[:2]}, lambda reply: [one["embedding"] for one in reply["data"]]),
+    "/voyage/v1/embeddings": ({"input": TEXTS[:2]}, lambda reply: [one["embedding"] for one in reply["data"]]),
+    "/infinity/embeddings": ({"input": TEXTS[:2]}, lambda reply: [one["embedding"] for one in reply["data"]]),
+    "/api/embed": ({"input": TEXTS[:2]}, lambda reply: reply["embeddings"]),
+    "/embedding": ({"content": TEXTS[:2]}, lambda reply: [one["embedding"][0] for one in reply]),
+    "/v1/encode/table": (
+        {"items": [{"text": text} for text in TEXTS[:2]]},
+        lambda reply: [one["dense"]["values"] for one in reply["items"]],
+    ),
+    "/vectors": ({"text": TEXTS[0]}, lambda reply: [reply["vector"]]),
+    "/vectorize": ({"texts": TEXTS[:2]}, lambda reply: reply["textVectors"]),
+}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    folder = tmp_path_factory.mktemp("table")
+    save_described(folder, [Normalize()])
+    with LLM(str(folder), served_model_name="table") as llm:
+        yield TestClient(create_app([llm.engine]))
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_all_routes_for_embeddings_serve_a_table(path: str, client: TestClient) -> None:
+    body, vectors_of = BODIES[path]
+    reply = client.post(path, json=body)
+    assert reply.status_code == 200, reply.text
+    expected = client.post("/embed", json={"inputs": TEXTS[:2]}).json()
+    found = vectors_of(reply.json())
+    assert np.abs(np.array(found) - np.array(expected)[: len(found)]).max() < TOLERANCE

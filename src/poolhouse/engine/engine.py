@@ -35,6 +35,7 @@ from poolhouse.engine.interface import WarmUpLevel
 from poolhouse.engine.media import Media
 from poolhouse.engine.observing import Guarded, Observer
 from poolhouse.engine.options import EngineOptions, engine_facts
+from poolhouse.engine.process import one_core
 from poolhouse.engine.queue import Caller, CallerQueue, TokenizerCall, Turns
 from poolhouse.engine.request import Answer, Pending, Request, fail
 from poolhouse.engine.runner import Runner
@@ -47,6 +48,8 @@ from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.model import Model
+from poolhouse.models.native.static import Table
+from poolhouse.outputs import Array
 from poolhouse.packing.tokens import Ids, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
@@ -188,6 +191,19 @@ class Engine:
                 # The engine is being closed, or no thread is to be had: the caller's own does it.
                 self._prepare_next()
         return futures
+
+    def look_up(self, texts: Sequence[str], like: Request) -> Future[Array | None] | None:
+        """The vectors of many texts at once, [texts, features], of a model that is a table; None of one that is run.
+
+        like: what is asked of each, by task and options; one vector per text. What comes is None where a text needs more
+        care than that, such as a cut or an error: then all of them must be submitted.
+        """
+        if not isinstance(self.model.backbone, Table) or self._refusal() is not None:
+            return None
+        try:
+            return self._tokenizer_threads.submit(self._look_up, texts, like)
+        except RuntimeError:
+            return None  # the engine is being closed
 
     def warm_up(self, level: WarmUpLevel) -> None:
         """Run made-up prompts, so that the first real ones find kernels, allocator and caches warm.
@@ -368,6 +384,17 @@ class Engine:
         refusal = self._refusal() or EngineClosed("The engine is shut down.")
         for future in futures:
             fail(future, refusal)
+
+    def _look_up(self, texts: Sequence[str], like: Request) -> Array | None:
+        self._preparing.add(call := object())
+        try:
+            short = None if self._exiting else self._intake.short(texts, like)
+            with one_core():
+                return None if short is None else self._runner.look_up(short)
+        except Exception:  # noqa: BLE001 - where they are submitted, it is said whose fault it is
+            return None
+        finally:
+            self._preparing.discard(call)
 
     def _prepare_next(self) -> None:
         call = self._turns.next()

@@ -27,7 +27,7 @@ from poolhouse.models.files.routes import LookedUp
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
 from poolhouse.packing.prefixes import SMALLEST_PREFIX, shared_beginnings
-from poolhouse.packing.tokens import Tokens
+from poolhouse.packing.tokens import Ids, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
 
@@ -76,6 +76,20 @@ class Intake:
                 raise result
             tokens.append(result)
         return tokens
+
+    def short(self, texts: Sequence[str], like: Request) -> ShortTexts | None:
+        """Texts that are asked for as `like` is, ready for a table; None where one needs more care.
+
+        Raises:
+            InvalidRequest: something is wrong with all of them, or with one.
+        """
+        prepared = self._checks.prepared(replace(like, prompt=Prompt(texts[0])))
+        if prepared.prompt.prefix or prepared.adapter or prepared.route or like.params.late_chunking_params:
+            return None
+        encoded = self._tokenizer.encode_short(texts, prepared.limit)
+        if encoded is None or max(encoded[1]) > self._model.facts.max_tokens:
+            return None
+        return ShortTexts(*encoded, like.task, prepared.params)
 
     def waiting(self, requests: Sequence[Request], queues: Mapping[int, CallerQueue]) -> list[WaitingRequest]:
         """What is to be run. queues: those of one `submit`, by priority.
@@ -237,6 +251,16 @@ class Prepared:
     role: Role | None = None
     written: WrittenPrompt | PicturePair | None = None
     labels: Labels | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShortTexts:
+    """Texts that are asked for alike: their ids end to end, and how many each has."""
+
+    ids: Ids
+    lengths: Sequence[int]
+    task: Task
+    params: PoolingParams
 
 
 _NO_PARAMS = PoolingParams()

@@ -14,6 +14,7 @@ from poolhouse.errors import EngineError
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import PacksDocuments
 from poolhouse.inputs.templates.score import ScoreTemplate
+from poolhouse.outputs import Array
 from poolhouse.packing.tokens import Tokens
 from poolhouse.params import Matryoshka, PoolingParams
 from poolhouse.plugins import Plugin
@@ -166,6 +167,10 @@ class OfflineEngine(PoolingEngine, Protocol):
         self, requests: Sequence[Request], waits: bool = ..., caller: Caller | None = ...
     ) -> list[Future[Answer]]:
         """Start work on requests; see `Engine.submit`."""
+        ...
+
+    def look_up(self, texts: Sequence[str], like: Request) -> Future[Array | None] | None:
+        """The vectors of many texts at once, where the model is a table of this process; see `Engine.look_up`."""
         ...
 
     def load_adapter(self, name: str, source: str) -> None:

@@ -228,6 +228,9 @@ class Replicas:
         strings: list[str] = self._ask("token_strings", ids)
         return strings
 
+    def look_up(self, texts: Sequence[str], like: Request) -> None:
+        """None: a table of other processes is asked by requests."""
+
     def load_adapter(self, name: str, source: str) -> None:
         """Make the adapter available in every replica, also in those that are started later; see `Engine.load_adapter`."""
         self._ask_each("load_adapter", name, source, seconds=_WARM_UP_SECONDS)

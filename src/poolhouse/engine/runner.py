@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from poolhouse.engine.intake import ShortTexts
 from poolhouse.engine.observing import BatchRun, Observer, waits
 from poolhouse.engine.queue import Arrival, WaitingRequest, cost_of
 from poolhouse.engine.request import Answer, Timing, fail, start
@@ -87,6 +88,16 @@ class Runner:
             self._report(launched)
         except Exception as error:  # noqa: BLE001 - whatever it is, callers must get it
             self._retry(launched.requests, error)
+
+    @torch.inference_mode()
+    def look_up(self, texts: ShortTexts) -> Array | None:
+        """The vector of each text, [texts, features], of a model that is a table; None where one is not finite."""
+        segments, ids = Segments(texts.lengths), torch.from_numpy(texts.ids)
+        # A table reads no positions.
+        hidden = self.model.backbone(Batch(ids, torch.zeros_like(ids), segments))
+        pooled = self.model.pipelines[texts.task](Rows(hidden, segments, ids), texts.params)
+        vectors: Array = pooled.values.numpy()
+        return vectors if np.isfinite(vectors).all() else None
 
     @torch.inference_mode()
     def _launch(self, requests: list[WaitingRequest]) -> Launched | None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,29 @@ class Tokenizer:
             tokens = encode_group([prompts[index] for index in own], [limits[index] for index in own])
             results.update(zip(own, tokens, strict=True))
         return [results[index] for index in range(len(prompts))]
+
+    def encode_short(self, texts: Sequence[str], limit: Limit) -> tuple[Ids, list[int]] | None:
+        """Ids of many texts end to end, and how many each has; None where a text needs more care than that.
+
+        Raises:
+            InvalidRequest: a limit that cannot be, or an id out of the vocabulary.
+        """
+        keep = limit.cut
+        most = limit.max_uncut_tokens if keep is None else keep
+        if most is None or limit.max_query_tokens is not None or limit.offsets or self._lower(limit) is not None:
+            return None
+        if max(map(len, texts)) > CHARACTERS_PER_TOKEN * (most + SURPLUS):
+            return None
+        listed: list[list[int]] = []
+        for encoding in self._encode(list(texts), limit.add_special_tokens, offsets=False):
+            if isinstance(encoding, InvalidRequest) or len(own := encoding.ids) > most:
+                return None
+            listed.append(own)
+        lengths = list(map(len, listed))
+        ids = np.fromiter(chain.from_iterable(listed), np.int64, sum(lengths))
+        if self._check_texts:
+            check_ids(ids, self.vocabulary_size)
+        return ids, lengths
 
     def _encode_pairs(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
         """`encode` for pairs that the tokenizer joins."""

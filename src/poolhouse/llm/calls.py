@@ -21,7 +21,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import wraps
 from operator import itemgetter
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 
@@ -58,6 +58,7 @@ from poolhouse.outputs import (
     TokenClassificationOutput,
     TokenClassificationRequestOutput,
 )
+from poolhouse.packing.tokens import Tokens
 from poolhouse.plans.late_chunking import Chunked, fixed_chunks
 from poolhouse.plans.scoring import Score
 from poolhouse.plans.sparse import Sparse
@@ -72,6 +73,7 @@ from poolhouse.vectors.token_pooling import pooled as pool_tokens
 P = ParamSpec("P")
 T = TypeVar("T")
 Result = TypeVar("Result")
+Found = TypeVar("Found")
 
 
 class Submits(Protocol):
@@ -109,6 +111,9 @@ _MIN_PROMPTS_TO_DRAW = 256
 # Requests that are made and submitted at a time, at least; twice as many are under way. Packs of like lengths are chosen
 # from them: of 512, a text of five words takes 2 % longer. Where packs are large, half as many as a pack has tokens.
 _WINDOW = 1024
+# Texts that a table answers at once; fewer are submitted one by one.
+_LOOKED_UP = 1024
+_NO_TOKENS = Tokens(np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,6 +125,7 @@ class Call(Generic[Result]):
     label, progress: the name of the progress bar, and whether or how it is drawn; coroutines draw none.
     window: how many requests are submitted at once, where their answers are large.
     path: where the caller gave the prompt of a request, for messages.
+    arrays_alone: whether `finish` reads nothing of a request and its answer but the array.
     """
 
     requests: list[Request] | Asked | AskedLabels | AskedScores
@@ -128,6 +134,7 @@ class Call(Generic[Result]):
     progress: Progress
     window: int | None = None
     path: Callable[[int], str] = prompt_path
+    arrays_alone: bool = False
 
 
 # A call that takes long to prepare or to finish (a plugin's code, whole texts to tokenize) is described by a function,
@@ -148,7 +155,8 @@ def blocking(
         described = describe(llm, *args, **kwargs)
         call = described() if callable(described) else described
         total = len(call.requests)
-        with closing(_answered(llm.engine, call)) as answered:
+        answers = _looked_up(llm.engine, call) or _answered(llm.engine, call)
+        with closing(answers) as answered:
             return call.finish(_drawn(answered, total, call.progress, call.label))
 
     _present(method, describe, inspect.signature(describe))
@@ -277,6 +285,36 @@ def _answered(engine: Submits, call: Call[Result]) -> Generator[Answered, None, 
         del window, futures
 
 
+def _looked_up(engine: OfflineEngine, call: Call[Result]) -> Generator[Answered, None, None] | None:
+    """The answers of a table to many plain texts, by many at once; None where that cannot be.
+
+    A request for each of them, and its future, take three times as long as to look them up.
+    """
+    asked = call.requests
+    if not call.arrays_alone or not isinstance(asked, Asked) or len(asked) < _LOOKED_UP:
+        return None
+    like, texts = asked.like, cast("Sequence[str]", asked.prompts)
+    opening = None if like is None else engine.look_up(texts[:_LOOKED_UP], like)
+    if like is None or opening is None:
+        return None
+
+    def start(first: int) -> list[Future[Array | None]]:
+        future = engine.look_up(texts[first : first + _LOOKED_UP], like) if first else opening
+        return [] if future is None else [future]
+
+    def answered() -> Generator[Answered, None, None]:
+        for first, futures in _ahead(range(0, len(asked), _LOOKED_UP), start):
+            rows = futures[0].result() if futures else None
+            if rows is not None:
+                yield from ((like, Answer(row, _NO_TOKENS)) for row in rows)
+                continue
+            window = list(asked.part(first, first + _LOOKED_UP))
+            answers = results_of(engine.submit(window, True), call.path, first, len(asked) > 1)
+            yield from zip(window, answers, strict=True)
+
+    return answered()
+
+
 def window_of(engine: Submits) -> int:
     """How many requests of a call are submitted at a time, by the tokens of a pack and the processes that have packs."""
     return engine.processes * max(_WINDOW, (engine.facts.max_batch_tokens or 0) // 2)
@@ -304,13 +342,21 @@ def read_ahead(
     All groups share the engine with other calls as one caller. waits: see `Engine.submit`. Leaving the loop, by an error
     or otherwise, cancels what still waits.
     """
-    rest, caller = iter(groups), Caller()
-    started: deque[tuple[T, Sequence[Future[Answer]]]] = deque()
+    caller = Caller()
+    return _ahead(groups, lambda group: engine.submit(requests_of(group), waits, caller))
+
+
+def _ahead(
+    groups: Iterable[T], start: Callable[[T], Sequence[Future[Found]]]
+) -> Iterator[tuple[T, Sequence[Future[Found]]]]:
+    """Groups in order, each with what was started for it: while one is read, the next is under way."""
+    rest = iter(groups)
+    started: deque[tuple[T, Sequence[Future[Found]]]] = deque()
     process = os.getpid()
     try:
         while True:
             for group in itertools.islice(rest, 2 - len(started)):
-                started.append((group, engine.submit(requests_of(group), waits, caller)))
+                started.append((group, start(group)))
             if not started:
                 return
             yield started[0]

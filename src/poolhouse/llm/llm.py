@@ -190,7 +190,7 @@ class LLM:
         def finish(answers: Iterable[Answer]) -> Codes:
             return quantize(calls.stacked(answers, len(requests)), numbers, self.engine.facts.calibration)
 
-        return Call(requests, of_answers(finish), "embed", use_tqdm)
+        return Call(requests, of_answers(finish), "embed", use_tqdm, arrays_alone=True)
 
     @blocking
     def embed_sparse(

@@ -90,6 +90,19 @@ class Asked:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def like(self) -> Request | None:
+        """What is asked of every text; None where prompts are no plain texts, or are asked for differently."""
+        alike = len(set(map(id, self.params))) == len(set(self.adapters)) == 1
+        if not alike or not all(type(prompt) is str for prompt in self.prompts):
+            return None
+        return next(iter(self.part(0, 1)))
+
+    def part(self, first: int, last: int) -> Asked:
+        """The requests of some of the prompts."""
+        own = slice(first, last)
+        return replace(self, prompts=self.prompts[own], params=self.params[own], adapters=self.adapters[own])
+
     def __iter__(self) -> Iterator[Request]:
         """New ones, whenever they are asked for."""
         options = self.options

@@ -89,7 +89,9 @@ class WithoutToken(Step):
         return f"without token {self.token}"
 
     def __call__(self, rows: Rows, params: PoolingParams) -> Rows:
-        return rows.select(rows.ids != self.token)
+        kept = rows.ids != self.token
+        # On a GPU this test would make the host wait for the device.
+        return rows if not kept.is_cuda and bool(kept.all()) else rows.select(kept)
 
 
 @dataclass(frozen=True, slots=True)
