@@ -55,6 +55,8 @@ if TYPE_CHECKING:
         TokenClassificationRequestOutput,
     )
     from poolhouse.params import LateChunkingParams, LoRARequest, PoolerConfig, PoolingParams, PruningParams
+    from poolhouse.params import LateChunkingParams, LoRARequest, PoolerConfig, PoolingParams
+    from poolhouse.vectors.muvera import Muvera
     from poolhouse.vectors.token_embeddings import TokenEmbeddings
     from poolhouse.version import __version__
 
@@ -79,6 +81,7 @@ __all__ = [
     "LateChunkingMetadata",
     "LateChunkingParams",
     "LoRARequest",
+    "Muvera",
     "NoStep",
     "NonFiniteResult",
     "PoolerConfig",
@@ -107,7 +110,7 @@ __all__ = [
 ]
 
 # Where names stand. Nothing is drawn in before it is used: the command line must hear a signal at once, and torch takes long.
-_HOMES = ("errors", "params", "outputs", "vectors.token_embeddings")
+_HOMES = ("errors", "params", "outputs", "vectors.muvera", "vectors.token_embeddings")
 _LATE = {
     "LLM": "llm",
     "PromptInput": "inputs.prompts",

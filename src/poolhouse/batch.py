@@ -22,6 +22,7 @@ import numpy.typing as npt
 from poolhouse.errors import ConfigError, InvalidRequest, PoolhouseError, did_you_mean
 from poolhouse.jobs.job import COLUMNS, STANDARD_INPUT, Job, parse_tasks
 from poolhouse.settings import Settings
+from poolhouse.vectors.muvera import Muvera
 from poolhouse.vectors.precision import parse_precision
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Embedder:
     output: what the new columns are called: a name where there is one, else a mapping from those of jobs (embedding,
         token_embeddings, sparse_indices, sparse_values, label, probabilities, entities, score). "truncated" and "error"
         in the mapping add whether a text was cut, and why a row is null.
+    muvera: makes the vector of `embed` of those of a text's tokens; `input_type` says whether texts are queries.
     errors: "raise" ends a batch with a row that cannot be answered, by an InvalidRequest that names it; "null" leaves
         such rows empty. numpy has no null: vectors of floats are NaN, all else None in an array of objects.
     lists: what vectors are in Arrow, lists of one length ("fixed"), or of any ("variable"), as Spark wants them.
@@ -77,6 +79,7 @@ class Embedder:
         instruction: str | None = None,
         dimensions: int | None = None,
         precision: str = "float32",
+        muvera: Muvera | None = None,
         errors: Errors = "raise",
         lists: Lists = "fixed",
         **options: Any,
@@ -101,6 +104,7 @@ class Embedder:
                 instruction=instruction,
                 dimensions=dimensions,
                 precision=parse_precision(precision),
+                muvera=muvera,
             )
         self._errors, self._lists = errors, lists
         self._names = _names(output, self._job)

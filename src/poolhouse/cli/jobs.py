@@ -14,9 +14,10 @@ import yaml
 
 from poolhouse.cli.options import with_options
 from poolhouse.cli.texts import PromptName, check_input_format
-from poolhouse.errors import ConfigError, did_you_mean
+from poolhouse.errors import ConfigError, InvalidRequest, did_you_mean
 from poolhouse.jobs.job import FORMS, READ_AS, TASKS, Job, OutputForm, parse_tasks
 from poolhouse.settings import Settings, split_values
+from poolhouse.vectors.muvera import Muvera
 from poolhouse.vectors.precision import PRECISIONS, parse_precision
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ def run_job(
         str | None,
         typer.Option(help="Length of the vectors, for Matryoshka models; several, with commas, are a column each."),
     ] = None,
+    muvera: Annotated[
+        str | None,
+        typer.Option(
+            help="With --task embed, of models with a vector per token: one vector of a text by MUVERA; `default`, or "
+            "k_sim=5,repetitions=20,projection=16,dimension=10240,seed=42."
+        ),
+    ] = None,
     prompt_name: PromptName = None,
     input_type: Annotated[str | None, typer.Option(help="What the texts are, query or document.")] = None,
     instruction: Annotated[str | None, typer.Option(help="With --task score: of rerankers that read one.")] = None,
@@ -76,7 +84,7 @@ def run_job(
     line: dict[str, object] = {
         "out": out, "model": model, "task": task, "column": column, "query_column": query_column,
         "image_column": image_column, "id": id, "keep": keep, "input_format": input_format, "format": form,
-        "precision": precision, "dimensions": dimensions, "prompt_name": prompt_name, "input_type": input_type,
+        "precision": precision, "dimensions": dimensions, "muvera": muvera, "prompt_name": prompt_name, "input_type": input_type,
         "instruction": instruction, "shard_rows": shard_rows, "shard_bytes": shard_bytes, "max_errors": max_errors,
     }  # fmt: skip
     given = {name: value for name, value in line.items() if value is not None} | options
@@ -134,6 +142,8 @@ def _job(inputs: Sequence[str], given: Mapping[str, object]) -> Job:
     check_input_format(values.get("input_form"))
     if values.get("dimensions") is not None:
         values["dimensions"] = _sizes(values["dimensions"])
+    if values.get("muvera") is not None:
+        values["muvera"] = _muvera(values["muvera"])
     for name in ("shard_rows", "shard_bytes", "max_errors"):
         if name in values and type(values[name]) is not int:
             raise ConfigError(f"--{name.replace('_', '-')} must be a whole number, got {values[name]!r}.")
@@ -176,6 +186,19 @@ def _sizes(value: object) -> int | tuple[int, ...]:
     except ValueError:
         raise ConfigError(f"--dimensions must be numbers, such as 256 or 256,64, got {value!r}.") from None
     return sizes[0] if len(sizes) == 1 else sizes
+
+
+def _muvera(value: object) -> Muvera:
+    """How encodings are made: of a line as a text, of a job's file also as an object."""
+    if isinstance(value, str) and value != "default":
+        pairs = [part.partition("=") for part in value.split(",")]
+        value = {name.strip(): yaml.safe_load(number) if number else None for name, _, number in pairs}
+    if value != "default" and not isinstance(value, dict):
+        raise ConfigError(f"--muvera is `default` or numbers by name, such as k_sim=4,repetitions=10, got {value!r}.")
+    try:
+        return Muvera() if value == "default" else Muvera.of(value)
+    except InvalidRequest as error:
+        raise ConfigError(f"--muvera: {error}") from None
 
 
 def _name_of(field: str) -> str:

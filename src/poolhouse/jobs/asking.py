@@ -12,7 +12,7 @@ import numpy as np
 from poolhouse.engine.interface import OfflineEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import ConfigError, InvalidRequest, PoolhouseError, UnsupportedDimensions, UnsupportedTask
-from poolhouse.inputs.prompts import PromptInput
+from poolhouse.inputs.prompts import PromptInput, role_of
 from poolhouse.jobs.job import Job, JobTask
 from poolhouse.jobs.source import Place, Row
 from poolhouse.llm.calls import entity_finder
@@ -22,6 +22,7 @@ from poolhouse.params import PoolingParams
 from poolhouse.plans import sparse
 from poolhouse.plans.scoring import ScoreOptions, ScorePlan
 from poolhouse.tasks import Task
+from poolhouse.vectors.muvera import Muvera
 from poolhouse.vectors.precision import QUANTIZED, Codes, quantize
 
 # Rows that are asked and answered together; pictures are megabytes each, and answers of tokens hundreds of kilobytes.
@@ -92,6 +93,8 @@ class Asker:
             raise ConfigError("--dimensions is for the tasks embed and tokens.")
         if len(job.sizes) > 1:
             self._check_sizes()
+        if job.muvera is not None:
+            job.muvera.length(self._width("token_embed"))
         if job.instruction is not None and "score" not in job.tasks:
             raise ConfigError(
                 "--instruction is for --task score; --prompt-name and --input-type choose prompts of others."
@@ -169,6 +172,8 @@ class Asker:
             except UnsupportedTask as error:
                 raise ConfigError(f"--task sparse: {error}") from None
         names: Mapping[JobTask, Task] = {"tokens": "token_embed", "entities": "token_classify"}
+        if self.job.muvera is not None:
+            names = {**names, "embed": "token_embed"}
         wanted: Task = names.get(task, task)  # type: ignore[arg-type]
         if wanted not in facts.tasks or (task == "entities" and facts.token_weights):
             raise ConfigError(f"--task {task}: this model does not do that. Its tasks: {', '.join(facts.tasks)}.")
@@ -247,11 +252,19 @@ class Asker:
         return columns
 
     def _embeddings(self, arrays: Sequence[Array]) -> list[Column]:
+        if self.job.muvera is not None:
+            return [Column("embedding", self._quantized(self._encodings(self.job.muvera, arrays)))]
         rows = np.stack(arrays) if arrays else self._no_vectors("embed")
         return [
             Column(name, self._quantized(self._cut(rows, size, "embed")))
             for name, size in self._named_sizes("embedding")
         ]
+
+    def _encodings(self, muvera: Muvera, arrays: Sequence[Array]) -> Array:
+        """[rows, length]: an encoding of each row's vectors."""
+        if not arrays:
+            return np.zeros((0, muvera.length(self._width("token_embed"))), np.float32)
+        return muvera.encode(arrays, queries=role_of(self.job.input_type) == "query")
 
     def _tokens(self, arrays: Sequence[Array]) -> list[Column]:
         columns = []
@@ -265,7 +278,11 @@ class Asker:
 
     def _no_vectors(self, task: Task) -> Array:
         """[0, width] of a task."""
-        return np.zeros((0, max(self.job.sizes, default=self.engine.facts.widths[task])), np.float32)
+        return np.zeros((0, self._width(task)), np.float32)
+
+    def _width(self, task: Task) -> int:
+        """Numbers of a vector of this task."""
+        return max(self.job.sizes, default=self.engine.facts.widths[task])
 
     def _named_sizes(self, name: str) -> list[tuple[str, int | None]]:
         """Columns of vectors and the size of each; None: as they came."""
@@ -326,7 +343,8 @@ class Asker:
 
 def rows_at_once(job: Job) -> int:
     """How many rows are asked together."""
-    return _PICTURE_ROWS if job.image_column else _TOKEN_ROWS if "tokens" in job.tasks else _ROWS
+    of_tokens = "tokens" in job.tasks or job.muvera is not None
+    return _PICTURE_ROWS if job.image_column else _TOKEN_ROWS if of_tokens else _ROWS
 
 
 def check_precision(job: Job) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from poolhouse.errors import ConfigError, did_you_mean
+from poolhouse.vectors.muvera import Muvera
 from poolhouse.vectors.precision import Precision
 
 # What a job asks of each row; `tokens` is a vector per token, `entities` the labelled parts of a text.
@@ -64,7 +65,8 @@ class Job:
     image_column: of pictures: paths, URLs, bytes, or datasets' {"bytes", "path"}. id: a column that names rows; None:
     rows are named by file and number. keep: columns that come along.
     shard_rows, shard_bytes: a file of the output has no more rows than this, or is ended behind so many bytes.
-    dimensions: of vectors; several are columns of their own, from one pass.
+    dimensions: of vectors; several are columns of their own, from one pass. muvera: makes the vector of `embed` of those
+    of a text's tokens.
     max_errors: rows that may be set aside; one more stops the job. None: none stops it, any lets it end with an error.
     options: of the engine, see `poolhouse.settings.Settings`.
     """
@@ -82,6 +84,7 @@ class Job:
     form: OutputForm = "parquet"
     precision: Precision = "float32"
     dimensions: int | tuple[int, ...] | None = None
+    muvera: Muvera | None = None
     prompt_name: str | None = None
     input_type: str | None = None
     instruction: str | None = None
@@ -105,6 +108,10 @@ class Job:
             raise ConfigError(f"--dimensions are different numbers from 1, got {', '.join(map(str, self.sizes))}.")
         if self.form == "npy" and len(self.sizes) > 1:
             raise ConfigError("--format npy holds one matrix per file; parquet and jsonl take several --dimensions.")
+        if self.muvera is not None:
+            if "embed" not in self.tasks or len(self.sizes) > 1:
+                raise ConfigError("--muvera is for the task embed, and one of --dimensions.")
+            self.muvera.checked(self.precision, "--precision")
         if self.image_column is not None and ("score" in self.tasks or "entities" in self.tasks):
             raise ConfigError("--image-column is for embed, sparse, tokens and classify.")
         if min(self.shard_rows, self.shard_bytes) < 1 or (self.max_errors is not None and self.max_errors < 0):

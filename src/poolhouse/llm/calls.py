@@ -65,7 +65,8 @@ from poolhouse.plans.sparse import Sparse
 from poolhouse.plans.zero_shot import Labelled
 from poolhouse.plugins import Plugin, task_of
 from poolhouse.vectors.entities import Strategy, entities, probabilities
-from poolhouse.vectors.precision import parse_precision
+from poolhouse.vectors.muvera import Muvera
+from poolhouse.vectors.precision import Codes, parse_precision, quantize
 from poolhouse.vectors.token_embeddings import TokenEmbeddings
 from poolhouse.vectors.token_pooling import check_factor
 from poolhouse.vectors.token_pooling import pooled as pool_tokens
@@ -114,6 +115,8 @@ _WINDOW = 1024
 # Texts that a table answers at once; fewer are submitted one by one.
 _LOOKED_UP = 1024
 _NO_TOKENS = Tokens(np.zeros(0, np.int64))
+# Texts whose token vectors become encodings together.
+_ENCODED_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -547,6 +550,29 @@ def packing(
         return TokenEmbeddings.of(matrices, parsed, engine.facts.calibration)
 
     return pack
+
+
+def encoding(muvera: Muvera, input_type: str | None, precision: str, count: int) -> Callable[[Iterable[Answer]], Codes]:
+    """How answers of token vectors become one matrix with an encoding each; see `LLM.embed_array`.
+
+    Raises:
+        InvalidRequest: a precision that encodings cannot have.
+    """
+    parsed, queries = muvera.checked(parse_precision(precision)), role_of(input_type) == "query"
+
+    def encode(answers: Iterable[Answer]) -> Codes:
+        arrays = (answer.array for answer in answers)
+        matrix, first = None, 0
+        while block := list(itertools.islice(arrays, _ENCODED_AT_ONCE)):
+            codes = quantize(muvera.encode(block, queries=queries), parsed)
+            if matrix is None:
+                matrix = np.empty((count, codes.shape[1]), codes.dtype)
+            matrix[first : first + len(block)] = codes
+            first += len(block)
+        assert matrix is not None
+        return matrix
+
+    return encode
 
 
 def from_plugin(engine: OfflineEngine, plugin: Plugin) -> Callable[[Iterable[Answer]], list[PoolingRequestOutput]]:

@@ -33,6 +33,7 @@ from poolhouse.llm.requests import (
     asked_labels,
     asked_of,
     asked_scores,
+    one_for_all,
     plugin_of,
     plugin_requests,
     requests_of,
@@ -64,6 +65,7 @@ from poolhouse.plugins import PluginPrompt
 from poolhouse.settings import Settings
 from poolhouse.tasks import SparseHead, Task
 from poolhouse.vectors.entities import parse_strategy
+from poolhouse.vectors.muvera import Muvera
 from poolhouse.vectors.precision import Codes, parse_precision, quantize
 from poolhouse.vectors.token_embeddings import TokenEmbeddings
 
@@ -177,14 +179,22 @@ class LLM:
         tokenization_kwargs: Variables = None,
         input_type: str | None = None,
         precision: str = "float32",
+        muvera: Muvera | None = None,
     ) -> Described[Codes]:
         """`embed` as one matrix, [prompts, dimensions]; cuts are not reported here.
 
         precision: float32, float16, int8, uint8; bfloat16 and fp8_e4m3, fp8_e5m2 as bit patterns (uint16, uint8);
             binary (int8) and ubinary (uint8) with eight dimensions per byte. `poolhouse.vectors.precision.dequantize` reads them.
+        muvera: make one vector of the vectors of a text's tokens, of models that have these (late interaction); `input_type`
+            says whether the texts are queries or documents, which they are without it.
         """
         numbers = parse_precision(precision)
         options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
+        if muvera is not None:
+            one_for_all(options, "muvera takes one PoolingParams for all prompts.")
+            requests = asked_of(self.engine, prompts, "token_embed", options)
+            encode = calls.encoding(muvera, input_type, precision, len(requests))
+            return Call(requests, of_answers(encode), "embed", use_tqdm, _LARGE_WINDOW)
         requests = asked_of(self.engine, prompts, "embed", options)
 
         def finish(answers: Iterable[Answer]) -> Codes:

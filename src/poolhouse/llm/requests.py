@@ -174,7 +174,10 @@ def asked_of(engine: OfflineEngine, prompts: PromptsInput, task: Task, options: 
 def _cannot(task: Task, tasks: Sequence[Task]) -> str:
     """The error for a task that the model lacks: vLLM's wording where it helps."""
     if task == "embed" and "token_embed" in tasks:
-        return "This model gives a vector per token, not one per text: use embed_tokens, and score to compare texts."
+        return (
+            "This model gives a vector per token, not one per text: use embed_tokens, embed_array with muvera, and score to "
+            "compare texts."
+        )
     if task == "embed":
         return "Embedding API is not supported by this model. Try converting the model using `--convert embed`."
     if task == "classify":
@@ -198,7 +201,7 @@ def score_plan(
         InvalidRequest, UnsupportedTask: see `poolhouse.plans.scoring.plan`.
     """
     tokenization = Tokenization.parse(options.tokenization)
-    params = tokenization.params(_one_for_all(options, "score takes one PoolingParams for all pairs."))
+    params = tokenization.params(one_for_all(options, "score takes one PoolingParams for all pairs."))
     if not tokenization.add_special_tokens:
         raise InvalidRequest("add_special_tokens=False means nothing to pairs.", "add_special_tokens")
     (adapter,) = _adapters(engine, options, 1)
@@ -334,7 +337,7 @@ def sparse_asked(
         InvalidRequest, UnsupportedTask: see `poolhouse.plans.sparse.plan`.
     """
     tokenization = Tokenization.parse(options.tokenization)
-    params = tokenization.params(_one_for_all(options, "embed_sparse takes one PoolingParams for all prompts."))
+    params = tokenization.params(one_for_all(options, "embed_sparse takes one PoolingParams for all prompts."))
     parsed = check_prompts(prompts)
     plan = sparse.plan(engine, (), replace(sparse_options, params=params))
     adapters = _adapters(engine, options, len(parsed))
@@ -364,7 +367,7 @@ def plugin_requests(
     Raises:
         InvalidRequest: data that the plugin does not understand, or several parameters.
     """
-    params = _one_for_all(options, "pooling_params: a plugin takes one PoolingParams for all its prompts.")
+    params = one_for_all(options, "pooling_params: a plugin takes one PoolingParams for all its prompts.")
     task = parse_task(task_of(plugin, engine.facts.tasks), engine.facts.tasks)
     options = replace(options, params=params_of(plugin, params))
     return requests_of(engine, prompts_of(plugin, data), task, options)
@@ -390,7 +393,7 @@ def required_task(name: str | None, params: Params, engine: OfflineEngine) -> Ta
     return parse_task(name, engine.facts.tasks)
 
 
-def _one_for_all(options: CallOptions, error: str) -> PoolingParams | None:
+def one_for_all(options: CallOptions, error: str) -> PoolingParams | None:
     """The parameters of a call that takes the same for all prompts."""
     _check_types(options.params, options.prompt_name)
     if isinstance(options.params, Sequence):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from typing import Any, Literal, NotRequired
 
@@ -16,7 +17,7 @@ from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer, shown
 from poolhouse.engine.request import Request as EngineRequest
 from poolhouse.errors import InvalidRequest, UnsupportedTask
-from poolhouse.inputs.prompts import Prompt
+from poolhouse.inputs.prompts import Prompt, role_of
 from poolhouse.outputs import Array
 from poolhouse.params import LateChunkingParams, PoolingParams
 from poolhouse.plans.late_chunking import Chunking, fixed_chunks, plan
@@ -28,10 +29,13 @@ from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire import encoding
 from poolhouse.server.wire.contract import Cut, Matrix, Vector
 from poolhouse.tasks import Task, parse_task
+from poolhouse.vectors.muvera import Muvera
 from poolhouse.vectors.precision import Precision
 
 # Between the inputs, which are sentences or paragraphs of one text.
 _JOINT = " "
+# Numbers of the encodings of one reply: 256 MiB in float32.
+_MAX_ENCODED = 2**26
 
 
 class LateChunkingFields(Nested):
@@ -40,6 +44,24 @@ class LateChunkingFields(Nested):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     chunk_size: int = Field(ge=1, lt=2**63, description="Tokens of a chunk.")
+
+
+class MuveraFields(Nested):
+    """How the vectors of a text's tokens become one vector; see `poolhouse.vectors.muvera.Muvera`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    k_sim: int = Field(5, description="Planes of a repetition, which make 2**k_sim parts.")
+    repetitions: int = Field(20, description="Draws of planes.")
+    projection: int | None = Field(16, description="Numbers of a part; 0 takes the vectors as they are.")
+    dimension: int | None = Field(None, description="Length of the vector, by a count sketch; none leaves all numbers.")
+    fill: bool = Field(True, description="Whether a part without a vector of a document takes the nearest.")
+    seed: int = Field(42, description="What all draws follow from.")
+
+    @property
+    def config(self) -> Muvera:
+        """Raises InvalidRequest for a number that cannot be."""
+        return Muvera.of(self.model_dump() | {"projection": self.projection or None})
 
 
 class VectorFields(Inputs):
@@ -58,6 +80,11 @@ class VectorFields(Inputs):
     late_chunking_params: LateChunkingFields | None = Field(
         None,
         description="Of token_embed: a vector per chunk, the mean of its tokens after one pass over the whole text.",
+    )
+    muvera: MuveraFields | None = Field(
+        None,
+        description="Of models with token_embed: one vector of those of a text's tokens, whose product with that of a query "
+        "comes near to their MaxSim; input_type says which texts are queries.",
     )
 
     def params(self, **more: Any) -> PoolingParams:
@@ -126,7 +153,8 @@ class EmbeddingFields(VectorFields):
         Raises:
             UnsupportedTask: it has neither.
         """
-        task: Task = "token_embed" if self.late_chunking_params is not None else "embed"
+        of_tokens = self.late_chunking_params is not None or self.muvera is not None
+        task: Task = "token_embed" if of_tokens else "embed"
         if self.task in ("embed", "token_embed"):
             task = parse_task(self.task, ("embed", "token_embed"))
         elif engine.facts.tasks[0] == "token_embed":
@@ -152,7 +180,7 @@ async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
     names = Names("embd", "embedding", "embedding")
     if not fields.late_chunking:
         return await reply(call, fields, requests, names)
-    if task != "embed":
+    if task != "embed" or fields.muvera is not None:
         raise InvalidRequest("late_chunking gives a vector per input; it is for the task embed.", "late_chunking")
     chunked = await read(call, requests)
     how = fields.encoding_of("embed", engine)
@@ -171,6 +199,8 @@ class Names:
 async def reply(call: Call, fields: VectorFields, requests: Sequence[EngineRequest], names: Names) -> Response:
     """The answers to requests of one task, as a list of objects or as bytes alone."""
     engine, task = call.engine, requests[0].task
+    if fields.muvera is not None:
+        return await _encoded(call, fields, fields.muvera.config, requests, names)
     how = fields.encoding_of(task, engine)
     answers = await call.answers(requests)
     arrays = [shown(answer.array, task, engine.facts.token_weights) for answer in answers]
@@ -179,6 +209,33 @@ async def reply(call: Call, fields: VectorFields, requests: Sequence[EngineReque
         return await write(call, fields, answers, arrays, names, how)
     chunks = [{"late_chunking": fixed_chunks(chunking, answer.tokens)} for answer in answers]
     return await write(call, fields, answers, arrays, names, how, chunks)
+
+
+async def _encoded(
+    call: Call, fields: VectorFields, muvera: Muvera, requests: Sequence[EngineRequest], names: Names
+) -> Response:
+    """An encoding of the token vectors of each input.
+
+    Raises:
+        InvalidRequest: another task; chunks; a length or precision that encodings cannot have; more than a reply holds.
+    """
+    engine = call.engine
+    if requests[0].task != "token_embed":
+        raise InvalidRequest("muvera belongs to the task 'token_embed'.", "muvera")
+    if fields.late_chunking_params is not None:
+        raise InvalidRequest("muvera makes one vector of a text, late_chunking_params one per chunk.", "muvera")
+    muvera.checked(fields.embed_dtype, "embed_dtype")
+    length = muvera.length(fields.dimensions or engine.facts.widths["token_embed"])
+    if len(requests) * length > _MAX_ENCODED:
+        raise InvalidRequest(
+            f"muvera: {len(requests)} vectors of {length} numbers are more than {_MAX_ENCODED}; send fewer inputs.",
+            "muvera",
+        )
+    how = encoding.Encoding(fields.encoding_format, fields.embed_dtype, fields.endianness)
+    answers = await call.answers(requests)
+    arrays, queries = [answer.array for answer in answers], role_of(fields.input_type) == "query"
+    encodings = await asyncio.to_thread(partial(muvera.encode, arrays, queries=queries))
+    return await write(call, fields, answers, list(encodings), names, how)
 
 
 async def write(

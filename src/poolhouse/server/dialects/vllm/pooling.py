@@ -95,6 +95,8 @@ async def pooling(call: Call, fields: PoolingFields) -> Response:
         _check_token_pooling(fields, engine)
     if fields.return_tokens:
         _check_return_tokens(fields, engine)
+    if fields.muvera is not None:
+        _check_muvera(fields, engine)
     if fields.task == "plugin":
         return await _of_plugin(call, fields, params)
     if fields.task == SPARSE:
@@ -124,6 +126,16 @@ def _check_token_pooling(fields: PoolingFields, engine: PoolingEngine) -> None:
     if fields.late_chunking_params is not None:
         raise InvalidRequest("Vectors are pooled by clusters or by chunks, not both.", "token_pooling_factor")
     check_factor(fields.token_pooling_factor, role_of(fields.input_type))
+
+
+def _check_muvera(fields: PoolingFields, engine: PoolingEngine) -> None:
+    """Make token_embed the task where none is named; raise InvalidRequest for what does not give one vector per text."""
+    if fields.task is None and fields.tasks is None:
+        fields.task = parse_task("token_embed", engine.facts.tasks)
+    if fields.task in (None, "plugin", SPARSE) or fields.token_pooling_factor is not None or fields.return_tokens:
+        raise InvalidRequest(
+            "muvera belongs to the task 'token_embed' alone, without token_pooling_factor and return_tokens.", "muvera"
+        )
 
 
 def _check_return_tokens(fields: PoolingFields, engine: PoolingEngine) -> None:
