@@ -195,7 +195,7 @@ def test_options_that_cannot_be_are_named(llm: LLM) -> None:
     for options, words in (
         ({"k_sim": 17}, "k_sim must be a whole number from 0 to 16"),
         ({"k_sim": True}, "k_sim must be a whole number"),
-        ({"repetitions": 0}, "repetitions must be"),
+        ({"repetitions": 0}, "repetitions must be a whole number from 1 to 256"),
         ({"fill": 1}, "fill must be true or false"),
         ({"ksim": 3}, "no option 'ksim'.*Did you mean 'k_sim'"),
     ):
@@ -203,7 +203,7 @@ def test_options_that_cannot_be_are_named(llm: LLM) -> None:
             Muvera.of(options)
     for config, words in (
         (Muvera(projection=17), "at most the width of the vectors, 16"),
-        (Muvera(k_sim=12, repetitions=5), "more than 262144"),
+        (Muvera(k_sim=12, repetitions=5), "262144 is the most"),
         (Muvera(k_sim=1, repetitions=1, projection=2, dimension=5), "dimension is at most"),
     ):
         with pytest.raises(InvalidRequest, match=words):
@@ -214,6 +214,8 @@ def test_options_that_cannot_be_are_named(llm: LLM) -> None:
         llm.embed_array(["paris"], muvera=SMALL, pooling_params=[PoolingParams()])
     with pytest.raises(InvalidRequest, match="embed_array with muvera"):
         llm.embed_array("paris")
+    with pytest.raises(InvalidRequest, match="would be drawn"):
+        Muvera(k_sim=0, repetitions=64, projection=4095).length(4096)
     with pytest.raises(InvalidRequest, match="one width"):
         SMALL.encode([np.zeros((1, 8), np.float32), np.zeros((1, 9), np.float32)])
 
@@ -259,7 +261,12 @@ def test_jobs_and_batches_write_encodings(llm: LLM, tmp_path: Path, said: Run) -
     embedder = Embedder(model, muvera=SMALL, overflow="truncate")
     assert np.abs(embedder(np.array(texts)) - expected).max() < 1e-5
     embedder.close()
-    for wrong, words in (("k_sim=40", "k_sim must be"), ("depth=3", "no option 'depth'"), ("3", "no option '3'")):
+    for wrong, words in (
+        ("k_sim=40", "k_sim must be"),
+        ("k_sim=a: b: c", "got 'a:b:c'"),
+        ("depth=3", "no option 'depth'"),
+        ("3", "no option '3'"),
+    ):
         refused = said(*line, "--muvera", wrong)
         assert refused.status != 0
         assert words in refused.error

@@ -190,13 +190,16 @@ def _sizes(value: object) -> int | tuple[int, ...]:
 
 def _muvera(value: object) -> Muvera:
     """How encodings are made: of a line as a text, of a job's file also as an object."""
-    if isinstance(value, str) and value != "default":
-        pairs = [part.partition("=") for part in value.split(",")]
-        value = {name.strip(): yaml.safe_load(number) if number else None for name, _, number in pairs}
-    if value != "default" and not isinstance(value, dict):
+    if value == "default":
+        return Muvera()
+    if isinstance(value, str):
+        words = {"true": True, "false": False, "none": None}
+        pairs = [part.replace(" ", "").partition("=") for part in value.split(",")]
+        value = {name: int(one) if one.isdecimal() and len(one) < 20 else words.get(one, one) for name, _, one in pairs}
+    if not isinstance(value, dict):
         raise ConfigError(f"--muvera is `default` or numbers by name, such as k_sim=4,repetitions=10, got {value!r}.")
     try:
-        return Muvera() if value == "default" else Muvera.of(value)
+        return Muvera.of(value)
     except InvalidRequest as error:
         raise ConfigError(f"--muvera: {error}") from None
 

@@ -33,8 +33,8 @@ from poolhouse.vectors.token_embeddings import TokenEmbeddings
 
 Ints = npt.NDArray[np.int64]
 
-# Numbers of an encoding before and after the sketch: 1 MiB in float32.
-MAX_NUMBERS = 2**18
+# Numbers of an encoding before and after the sketch (1 MiB in float32), draws of planes, and numbers that are drawn.
+_MAX_NUMBERS, _MAX_REPETITIONS, _MAX_DRAWN = 2**18, 256, 2**24
 # Rows and numbers of encodings at once, and products of rows and projections (16 MiB).
 _MAX_ROWS, _MAX_OUT, _MAX_PRODUCTS = 2**13, 2**24, 2**22
 # What a seed is joined with, so that what it draws for one purpose tells nothing of another.
@@ -63,11 +63,11 @@ class Muvera:
 
     def __post_init__(self) -> None:
         _check("k_sim", self.k_sim, 0, 16)
-        _check("repetitions", self.repetitions, 1, MAX_NUMBERS)
+        _check("repetitions", self.repetitions, 1, _MAX_REPETITIONS)
         if self.projection is not None:
-            _check("projection", self.projection, 1, MAX_NUMBERS)
+            _check("projection", self.projection, 1, _MAX_NUMBERS)
         if self.dimension is not None:
-            _check("dimension", self.dimension, 1, MAX_NUMBERS)
+            _check("dimension", self.dimension, 1, _MAX_NUMBERS)
         _check("seed", self.seed, 0, 2**63 - 1)
         if not isinstance(self.fill, bool):
             raise InvalidRequest(f"muvera: fill must be true or false, got {self.fill!r}.", "muvera.fill", self.fill)
@@ -98,9 +98,11 @@ class Muvera:
             raise InvalidRequest(
                 f"muvera: projection is at most the width of the vectors, {width}, got {own}.", "muvera.projection", own
             )
-        if numbers > MAX_NUMBERS:
+        drawn = self.repetitions * width * (3 * self.k_sim + (own if own < width else 0))
+        if numbers > _MAX_NUMBERS or drawn > _MAX_DRAWN:
             raise InvalidRequest(
-                f"muvera: repetitions * 2**k_sim * projection is {numbers}, more than {MAX_NUMBERS}; lower one of them.",
+                f"muvera: repetitions * 2**k_sim * projection is {numbers}, where {_MAX_NUMBERS} is the most, and {drawn} "
+                f"numbers would be drawn, where {_MAX_DRAWN} is; lower one of the three.",
                 "muvera.repetitions",
                 self.repetitions,
             )
@@ -170,7 +172,8 @@ class Draws:
     def numbers(self) -> int:
         """Numbers of an encoding before the sketch."""
         repetitions, width, bits = self.planes.shape
-        return repetitions * 2**bits * (width if self.projections is None else self.projections.shape[2])
+        own: int = width if self.projections is None else self.projections.shape[2]
+        return repetitions * own * (1 << bits)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
