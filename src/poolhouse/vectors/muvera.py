@@ -173,7 +173,7 @@ class Draws:
         """Numbers of an encoding before the sketch."""
         repetitions, width, bits = self.planes.shape
         own: int = width if self.projections is None else self.projections.shape[2]
-        return repetitions * own * (1 << bits)
+        return int(repetitions * own) * (1 << int(bits))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
