@@ -217,7 +217,7 @@ TWINS = [
     ("embed_sparse", 7),
     ("embed_tokens", 8),
     ("embed_chunks", 9),
-    ("encode", 7),
+    ("encode", 8),
     ("classify", 7),
     ("token_classify", 6),
     ("score", 9),

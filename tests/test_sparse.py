@@ -17,6 +17,7 @@ from poolhouse.engine.request import Answer, Request
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.llm import llm
 from poolhouse.packing.tokens import Tokens
+from poolhouse.plans import several
 from poolhouse.plans.sparse import SparseOptions, dot, plan
 from poolhouse.tasks import SparseHead
 from poolhouse.testing import FakeEngine
@@ -36,6 +37,15 @@ def sparse(head: SparseHead, array: Any, ids: Any, max_tokens: int = 512, **opti
     assert request.task == head.task
     answer = Answer(np.array(array, dtype=np.float32), Tokens(np.array(ids)))
     return made.finish([answer])[0].vector
+
+
+def test_weights_of_a_vocabulary_beside_other_tasks_need_their_activation() -> None:
+    engine, raw = FakeEngine(tasks=MASKED, sparse=BY_ENTRY), PoolingParams(use_activation=False)
+    with pytest.raises(InvalidRequest, match="need use_activation"):
+        several.plan(engine, ["sparse", "token_embed"], SparseOptions(), raw)
+    assert several.plan(engine, ["token_embed"], SparseOptions(), raw).sparse is None
+    found = several.plan(engine, ["sparse", "token_embed"], SparseOptions())
+    assert (found.first, found.further) == ("token_embed", ("embed",))
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,47 @@ def test_requests_with_and_without_further_tasks_share_a_pack(engine: Engine) ->
             assert np.abs(array - alone.array).max() < TOLERANCE * max(1, np.abs(array).max())
 
 
+def test_llm_answers_several_tasks_from_one_pass(folder: Path) -> None:
+    with LLM(str(folder)) as llm:
+        together = llm.encode(TEXTS, tasks=["sparse", "embed", "token_embed"])
+        sparse, dense, rows = llm.embed_sparse(TEXTS), llm.embed(TEXTS), llm.encode(TEXTS, pooling_task="token_embed")
+        for one, *alone in zip(together, sparse, dense, rows, strict=True):
+            got: Any = one.outputs
+            assert list(got) == ["sparse", "embed", "token_embed"]
+            assert got["sparse"].indices == alone[0].outputs.indices
+            assert np.allclose(got["sparse"].weights, alone[0].outputs.weights, atol=TOLERANCE)
+            assert np.abs(got["embed"].array - alone[1].outputs.array).max() < TOLERANCE
+            assert np.abs(got["token_embed"].array - alone[2].outputs.array).max() < TOLERANCE
+            assert one.prompt_token_ids == alone[1].prompt_token_ids
+        (weighed,) = llm.encode(TEXTS[1], tasks=["token_classify"])
+        (alone_weighed,) = llm.encode(TEXTS[1], pooling_task="token_classify")
+        weights: Any = weighed.outputs
+        assert np.array_equal(weights["token_classify"].array, alone_weighed.outputs.array)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"tasks": []}, InvalidRequest, "tasks must be a list of names"),
+        ({"tasks": "embed"}, InvalidRequest, "tasks must be a list of names"),
+        ({"tasks": [3]}, InvalidRequest, "tasks must be a list of names"),
+        ({"tasks": ["embedd"]}, InvalidRequest, "Unknown task: 'embedd'"),
+        ({"tasks": ["embed", "classify"]}, UnsupportedTask, "Unsupported task: 'classify'"),
+        ({"tasks": ["embed", "embed"]}, InvalidRequest, "task 'embed' is asked for twice"),
+        ({"tasks": ["sparse", "sparse"]}, InvalidRequest, "task 'sparse' is asked for twice"),
+        ({"tasks": ["embed"], "pooling_task": "embed"}, InvalidRequest, "pooling_task or tasks, not both"),
+        ({"tasks": ["embed"], "pooling_params": [RAW] * len(TEXTS)}, InvalidRequest, "one PoolingParams for all"),
+        ({"tasks": ["extract"]}, UnsupportedTask, "Unsupported task: 'extract'"),
+        ({"tasks": ["plugin"]}, UnsupportedTask, "No IOProcessor plugin"),
+    ],
+)
+def test_llm_refuses_tasks_that_cannot_be(
+    folder: Path, options: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with LLM(str(folder)) as llm, pytest.raises(error, match=match):
+        llm.encode(TEXTS, **options)
+
+
 @pytest.mark.parametrize(
     ("further", "params", "error", "match"),
     [

@@ -35,6 +35,7 @@ from poolhouse.engine.request import (
     pooling,
     pooling_outputs,
     prompt_fields,
+    shown,
     token_fields,
 )
 from poolhouse.engine.waiting import gather, prompt_path, with_path
@@ -51,6 +52,7 @@ from poolhouse.outputs import (
     Entity,
     ExtractionOutput,
     ExtractionRequestOutput,
+    PoolingOutput,
     PoolingRequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
@@ -61,6 +63,7 @@ from poolhouse.outputs import (
 from poolhouse.packing.tokens import Tokens
 from poolhouse.plans.late_chunking import Chunked, fixed_chunks
 from poolhouse.plans.scoring import Score
+from poolhouse.plans.several import SPARSE, SeveralPlan
 from poolhouse.plans.sparse import Sparse
 from poolhouse.plans.zero_shot import Labelled
 from poolhouse.plugins import Plugin, task_of
@@ -414,6 +417,23 @@ def pooled(engine: OfflineEngine) -> Callable[[str, Answered], PoolingRequestOut
         output = pooling(request.task, engine.facts.token_weights)(request_id, answer)
         chunking = request.params.late_chunking_params
         return output if chunking is None else replace(output, late_chunking=fixed_chunks(chunking, answer.tokens))
+
+    return build
+
+
+def several(engine: OfflineEngine, plan: SeveralPlan) -> Callable[[str, Answered], PoolingRequestOutput]:
+    """The rows of several tasks and the sparse vector of a prompt, by task."""
+    weights = engine.facts.token_weights
+
+    def build(request_id: str, answered: Answered) -> PoolingRequestOutput:
+        _, answer = answered
+        outputs: Any = {
+            task: plan.vector(answer)
+            if task == SPARSE
+            else PoolingOutput(shown(plan.array(answer, task), task, weights))
+            for task in plan.tasks
+        }
+        return PoolingRequestOutput(request_id, outputs, **prompt_fields(answer))
 
     return build
 

@@ -39,6 +39,7 @@ from poolhouse.llm.requests import (
     requests_of,
     required_task,
     score_plan,
+    several_plan,
     sparse_asked,
     with_labels,
 )
@@ -396,6 +397,7 @@ class LLM:
         task: str | None = None,
         tokenization_kwargs: Variables = None,
         input_type: str | None = None,
+        tasks: Sequence[str] | None = None,
     ) -> Described[list[PoolingRequestOutput]]:
         """The pooled rows of any task: one row per prompt, or one per token for the token tasks; prompts as for `embed`.
 
@@ -404,11 +406,18 @@ class LLM:
         `pooling_task="plugin"` takes `{"data": ...}`, and `outputs` is what the plugin makes of it.
         `input_type`: whether the texts are queries or documents of a search, which late interaction reads differently;
         without it, all texts are documents.
+        tasks: several of them from one pass, and "sparse" for sparse vectors; `outputs` is a dictionary by task then, of
+        a `PoolingOutput` each, and a `SparseVector`.
 
         Raises:
             UnsupportedTask: the model lacks the task; the message names what it has.
         """
         options = CallOptions(pooling_params, prompt_name, tokenization_kwargs, lora_request, task, input_type)
+        if tasks is not None:
+            plan = several_plan(self.engine, tasks, pooling_task, options)
+            asked = replace(asked_of(self.engine, prompts, plan.first, options), further=plan.further)
+            window = None if plan.sparse is None else _window(plan.sparse.head)
+            return Call(asked, self._each(calls.several(self.engine, plan)), plan.first, use_tqdm, window)
         plugin = plugin_of(self.engine, prompts, pooling_task)
         if plugin is not None:
             finish = of_answers(calls.from_plugin(self.engine, plugin))

@@ -19,6 +19,8 @@ from poolhouse.params import PoolingParams, parse_lora_requests
 from poolhouse.plans import scoring, sparse, zero_shot
 from poolhouse.params import PoolingParams, PruningParams, parse_lora_requests
 from poolhouse.plans import scoring, sparse
+from poolhouse.params import PoolingParams, PruningParams, parse_lora_requests
+from poolhouse.plans import scoring, several, sparse, zero_shot
 from poolhouse.plugins import Plugin, PluginPrompt, is_data, params_of, prompts_of, task_of
 from poolhouse.tasks import Task, parse_task
 
@@ -34,7 +36,7 @@ class NamedAdapter(Protocol):
 _OF_ALL = frozenset(
     """
     adapter dimensions flat hypothesis_template input_type instruction labels lora_request multi_label pooling_params
-    prompt_name task threshold tokenization_kwargs
+    prompt_name task tasks threshold tokenization_kwargs
     """.split()  # noqa: SIM905
 )
 
@@ -86,6 +88,7 @@ class Asked:
     tokenization: Tokenization
     offsets: bool = False
     labels: Sequence[Labels] | None = None
+    further: tuple[Task, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -119,6 +122,7 @@ class Asked:
                     input_type=options.input_type,
                     local_files=True,
                     labels=own,
+                    further=self.further,
                 )
             )
 
@@ -326,6 +330,23 @@ def asked_labels(
         if not isinstance(prompt, str):
             zero_shot.check_text(prompt, f"prompts[{index}]")
     return AskedLabels(plan, texts)
+
+
+def several_plan(
+    engine: OfflineEngine, tasks: object, pooling_task: str | None, options: CallOptions
+) -> several.SeveralPlan:
+    """What the tasks of a call of `LLM.encode` run.
+
+    Raises:
+        InvalidRequest: they are no list of names, or `pooling_task` or parameters for each prompt are there too.
+        UnsupportedTask: the model lacks one.
+    """
+    if pooling_task is not None:
+        raise InvalidRequest("Give pooling_task or tasks, not both.", "tasks")
+    if not isinstance(tasks, list | tuple) or not tasks or not all(isinstance(name, str) for name in tasks):
+        raise InvalidRequest(f"tasks must be a list of names of tasks, got {tasks!r}.", "tasks", tasks)
+    params = one_for_all(options, "Several tasks take one PoolingParams for all prompts.")
+    return several.plan(engine, tasks, sparse.SparseOptions(), params)
 
 
 def sparse_asked(

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final, Literal, NotRequired
+from typing import Literal, NotRequired
 
 import numpy as np
 import orjson
@@ -22,7 +22,8 @@ from poolhouse.errors import ConfigError, EngineError, InvalidRequest, Unsupport
 from poolhouse.inputs.prompts import parse_prompts, role_of
 from poolhouse.outputs import Array, SparseVector
 from poolhouse.params import PoolingParams
-from poolhouse.plans import sparse
+from poolhouse.plans import several, sparse
+from poolhouse.plans.several import SPARSE, TaskOrSparse
 from poolhouse.plugins import Plugin, params_of, prompts_of, task_of
 from poolhouse.server.call import Call
 from poolhouse.server.dialects import _replies
@@ -31,12 +32,9 @@ from poolhouse.server.dialects.openai import BYTES, METADATA, LateChunking, List
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire import encoding
 from poolhouse.server.wire.contract import Cut, Matrix, Vector
-from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
+from poolhouse.tasks import TOKEN_TASKS, parse_task
 from poolhouse.vectors.token_pooling import check_factor, pooled
 
-# The task of /pooling that is none of the engine's.
-SPARSE: Final = "sparse"
-TaskOrSparse = Task | Literal["sparse"]
 _IN_JSON = ("float", "base64")
 
 
@@ -216,24 +214,21 @@ async def _of_several(call: Call, fields: PoolingFields, params: PoolingParams) 
         raise InvalidRequest(
             "Several tasks come as float or base64; bytes hold one.", "encoding_format", fields.encoding_format
         )
-    tasks: list[TaskOrSparse] = [
-        SPARSE if name == SPARSE else parse_task(name, engine.facts.tasks, (SPARSE,)) for name in fields.tasks or ()
-    ]
-    plan = None
-    if SPARSE in tasks:
-        plan = sparse.plan(engine, (), sparse.SparseOptions(top_k=fields.top_k, threshold=fields.threshold))
-    else:
+    names = fields.tasks or ()
+    if SPARSE not in names:
         fields.refuse_pruning()
-    first, *further = _passes(tasks, plan)
-    encodings = {task: fields.encoding_of(task, engine) for task in (first, *further) if task in tasks}
-    requests = fields.requests(call.engines, first, params)
-    answers = await call.answers([replace(request, further=tuple(further)) for request in requests])
+    options = sparse.SparseOptions(top_k=fields.top_k, threshold=fields.threshold)
+    plan = several.plan(engine, names, options, params)
+    passes = (plan.first, *plan.further)
+    encodings = {task: fields.encoding_of(task, engine) for task in passes if task in plan.tasks}
+    requests = fields.requests(call.engines, plan.first, params)
+    answers = await call.answers([replace(request, further=plan.further) for request in requests])
     head = call.list_head("pooling", fields.request_id)
 
     def render() -> bytes:
         by_task = {
             task: encoding.encode(
-                [shown(_array(answer, task, first), task, engine.facts.token_weights) for answer in answers], how
+                [shown(plan.array(answer, task), task, engine.facts.token_weights) for answer in answers], how
             )
             for task, how in encodings.items()
         }
@@ -247,9 +242,8 @@ async def _of_several(call: Call, fields: PoolingFields, params: PoolingParams) 
                 for task, arrays in by_task.items()
                 if encoding.shape(arrays[index], fields.encoding_format)
             }
-            if plan is not None:
-                sparse_answer = replace(answer, array=_array(answer, plan.head.task, first))
-                data[SPARSE] = entries(plan.each(sparse_answer).vector)
+            if plan.sparse is not None:
+                data[SPARSE] = entries(plan.vector(answer))
             item = {"index": index, "object": "pooling", "data": data} | ({"shapes": shapes} if shapes else {})
             items.append(item | _replies.cut(answer))
         return encoding.render(head, items, {"usage": _replies.usage(answers)})
@@ -265,24 +259,6 @@ def entries(vector: SparseVector) -> list[dict[str, object]]:
         {"token_id": entry, "token": token, "weight": weight}
         for entry, token, weight in zip(vector.indices, tokens, vector.weights, strict=True)
     ]
-
-
-def _passes(tasks: Sequence[TaskOrSparse], plan: sparse.SparsePlan | None) -> list[Task]:
-    """The engine's tasks to run, each once: sparse vectors are read from the answer of another task.
-
-    Raises:
-        InvalidRequest: sparse vectors requested twice; the engine refuses other repetitions.
-    """
-    own: list[Task] = [task for task in tasks if task != SPARSE]
-    if plan is None:
-        return own
-    if tasks.count(SPARSE) > 1:
-        raise InvalidRequest(f"The task '{SPARSE}' is asked for twice; name each once.", "task", SPARSE)
-    return own if plan.head.task in own else [*own, plan.head.task]
-
-
-def _array(answer: Answer, task: Task, first: Task) -> Array:
-    return answer.array if task == first else answer.further[task]
 
 
 async def _of_plugin(call: Call, fields: PoolingFields, params: PoolingParams) -> Response:
