@@ -68,7 +68,7 @@ def lay_out(folder: Path) -> None:
     (at / "gliclass").mkdir()
     tiny_gliclass.save(at / "gliclass", "deberta v3, first")
     _bert(at / "reranker", "ForSequenceClassification", num_labels=1)
-    _recogniser(at / "ner")
+    recogniser(at / "ner")
     _m3(at / "bge-m3")
     _bert(at / "splade", "ForMaskedLM")
     _json(
@@ -124,7 +124,7 @@ def _bert(folder: Path, head: str, words: tuple[str, ...] = _WORDS, **options: A
     return model
 
 
-def _recogniser(folder: Path) -> None:
+def recogniser(folder: Path) -> None:
     """A BERT whose layers pass the vectors of words on as they are, and whose head reads the label from them."""
     labels = dict(enumerate(_LABELS))
     model = _bert(
@@ -213,4 +213,4 @@ def _json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value))
 
 
-__all__ = ["lay_out"]
+__all__ = ["lay_out", "recogniser"]
