@@ -23,7 +23,7 @@ from poolhouse.inputs.conversations import Conversations
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.prompts import Prompt, check_ids, images_of
 from poolhouse.outputs import Array
-from poolhouse.packing.tokens import Ids, Offsets, Picture, Pictures, Tokens
+from poolhouse.packing.tokens import Ids, Marks, Offsets, Picture, Pictures, Tokens
 from poolhouse.params import Matryoshka, PoolingParams
 from poolhouse.tasks import TOKEN_TASKS, SparseHead, Task, parse_task
 from poolhouse.vectors.precision import Calibration
@@ -37,7 +37,8 @@ class FakeEngine:
     conversations: what renders messages; one line per message, `role: content`, unless set.
     sparse: how its answers become sparse vectors. dimensions: the Matryoshka sizes it offers.
     label_names: of `classify`, whose answers are as wide. pictures: whether prompts may hold pictures, which are not
-    looked at: the same source is the same picture, of four tokens. `received` holds every request it was given.
+    looked at: the same source is the same picture, of four tokens. Of `extract`, a word that is a label is found, with a
+    score of 0.9. `received` holds every request it was given.
     Clear `open` to let requests wait until it is set again; set `alive` to False to let the engine be dead, or call `die`
     to let it die of an error. `warmed_up` holds the levels that it was warmed up with.
     """
@@ -69,6 +70,7 @@ class FakeEngine:
             prompts=prompts or {},
             sparse=sparse,
             pictures=pictures,
+            reads_labels="extract" in tasks,
             calibration=calibration,
             max_batch_tokens=2048,
             tokenizer_threads=1,
@@ -211,6 +213,8 @@ class FakeEngine:
         )
 
     def _array(self, request: Request, task: Task, tokens: Tokens) -> Array:
+        if task == "extract":
+            return self._found(request)
         width = self.facts.labels if task == "classify" else request.params.for_task(task).dimensions or self.width
         if request.spans is not None:
             return np.stack(
@@ -219,6 +223,15 @@ class FakeEngine:
         if task in TOKEN_TASKS:
             return np.stack([_vector(int(token), width) for token in tokens.ids])
         return _vector(zlib.crc32(tokens.ids.tobytes()), width)
+
+    def _found(self, request: Request) -> Array:
+        """[found, 4], the words that are labels."""
+        if request.labels is None:
+            raise InvalidRequest("This model reads labels with each text; name what is looked for.", "labels")
+        words, names = re.findall(r"\S+", request.prompt.text or ""), request.labels.names
+        rows = [(at, at, names.index(word), 0.9) for at, word in enumerate(words) if word in names]
+        above = [row for row in rows if row[3] > request.labels.threshold]
+        return np.array(above, np.float32).reshape(-1, 4)
 
     def _tokens(self, request: Request) -> Tokens:
         tokens, keep = self._all_tokens(request), request.params.truncate_prompt_tokens
@@ -256,7 +269,12 @@ class FakeEngine:
         if images:
             ids, pictures = _with_pictures(images, ids)
             return Tokens(ids, original_tokens=len(ids), pictures=pictures)
-        return Tokens(ids, original_tokens=len(ids), offsets=offsets)
+        marks = None
+        if request.labels is not None:
+            bounds = np.array([word.span() for word in words], np.int64)
+            each = np.stack([np.arange(len(ids)), np.arange(1, len(ids) + 1)], axis=1)
+            marks = Marks(np.zeros((0, 2), np.int64), each, bounds, np.zeros(0, np.int64))
+        return Tokens(ids, original_tokens=len(ids), offsets=offsets, marks=marks)
 
 
 _PICTURE_TOKENS = 4

@@ -16,6 +16,7 @@ TWINS = {
     "/tei/": "/embed",
     "/tei/vertex": "/embed",
     "/tei/embeddings": "/tei/v1/embeddings",
+    "/extract": "/v1/extract",
     "/v1/classify": "/classify",
     "/v1/score": "/score",
     "/v1/rerank": "/rerank",

@@ -9,8 +9,8 @@ LABELS = {0: "calm", 1: "angry", 2: "glad"}
 
 
 def every_kind() -> list[FakeEngine]:
-    """An embedder with token weights beside its vectors, a classifier, labels of tokens, a reranker, SPLADE, a reader of pictures, and
-    a judge of entailment.
+    """An embedder with token weights beside its vectors, a classifier, labels of tokens, a reranker, SPLADE, a reader of
+    pictures, a judge of entailment, and one that reads labels with each text.
     """
     embedder = FakeEngine(
         "embedder",
@@ -26,4 +26,5 @@ def every_kind() -> list[FakeEngine]:
         FakeEngine("splade", sparse=SparseHead("embed", "vocabulary", 8)),
         FakeEngine("pages", pictures=True),
         FakeEngine("judge", tasks=("classify",), label_names={0: "contradiction", 1: "neutral", 2: "entailment"}),
+        FakeEngine("finder", tasks=("extract",)),
     ]

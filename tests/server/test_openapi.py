@@ -171,6 +171,11 @@ REPLIES: list[tuple[str, dict[str, Any]]] = [
     ("/weaviate/rerank", {"query": "q", "property": "a"}),
     ("/v1/encode/embedder", {"items": [{"text": "a"}, {"id": "x", "text": "word " * 600}], "params": {"output_types": ["dense", "sparse", "multivector"]}}),
     *(("/v1/encode/embedder", {"items": [{"text": "a"}], "params": {"output_dtype": kind}}) for kind in ("float16", "int8", "uint8", "binary")),
+    ("/v1/extract", {"input": ["one two", "word " * 600], "labels": ["two"], "model": "finder"}),
+    ("/api/extract", {"input": "one two", "labels": {"two": ""}, "model": "finder"}),
+    ("/api/extract", {"input": TEXTS, "labels": ["two"], "model": "finder"}),
+    *(("/gliner", {"text": text, "labels": ["two"]}) for text in ("one two", ["one two", "word " * 600])),
+    ("/v1/extract/finder", {"items": [{"text": "one two"}, {"id": "x", "text": "word " * 600}], "params": {"labels": ["two"]}}),
     ("/v1/encode/splade", {"items": [{"text": "a"}], "params": {"output_types": ["sparse"]}}),
     ("/v1/score/embedder", {"query": {"text": "q"}, "items": [{"text": text} for text in TEXTS], "options": {"score_mode": "hybrid"}}),
     ("/v1/retrieval/reranker/reranking", {"query": {"text": "q"}, "passages": [{"text": text} for text in TEXTS], "top_k": 1}),
@@ -184,9 +189,9 @@ def test_replies_are_as_documented(http: TestClient, path: str, body: dict[str, 
     unknown = 400 if re.match("/(voyage|jina|infinity)/|/v1/multi", path) or "top_k" in body else 404
     if path.startswith("/v1/retrieval"):
         unknown = 404
-    elif path.endswith(("/vectors", "/vectorize")) or path == "/weaviate/rerank" or "property" in body:
+    elif path.endswith(("/vectors", "/vectorize", "/gliner")) or path == "/weaviate/rerank" or "property" in body:
         unknown = 200
-    elsewhere = re.sub("/(embedder|splade|pages)(?=/|$)", "/nobody", path)
+    elsewhere = re.sub("/(embedder|splade|pages|finder)(?=/|$)", "/nobody", path)
     assert http.post(elsewhere, json={**body, "model": "nobody"}).status_code == unknown
     assert http.post(path, content=b"{", headers={"content-type": "application/json"}).status_code == 400
 
@@ -262,7 +267,7 @@ def test_a_null_within_a_prompt_is_one_too(http: TestClient, field: str, with_nu
 
 def test_every_route_has_a_reply_above(http: TestClient) -> None:
     paths = http.get("/openapi.json").json()["paths"]
-    templates = {re.sub("/(embedder|splade|reranker|pages)(?=/|$)", "/{}", path) for path, _ in REPLIES}
+    templates = {re.sub("/(embedder|splade|reranker|pages|finder)(?=/|$)", "/{}", path) for path, _ in REPLIES}
     assert templates == {re.sub("{.*}", "{}", path) for path, operations in paths.items() if "post" in operations}
     for path, operations in paths.items():
         if "get" in operations:

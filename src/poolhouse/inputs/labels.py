@@ -92,6 +92,20 @@ def label_sets(labels: object, texts: int) -> Sequence[LabelSet]:
     ]
 
 
+def labels_of(
+    labels: object, texts: int, threshold: object = 0.5, flat: object = True, multi_label: object = False
+) -> list[Labels]:
+    """The labels of each of so many texts; of all that share a set they are one object.
+
+    Raises:
+        InvalidRequest: as `label_sets` and `parse_labels`.
+    """
+    sets = label_sets(labels, texts)
+    if all(own is sets[0] for own in sets):
+        return [parse_labels(sets[0], threshold, flat, multi_label)] * texts if sets else []
+    return [parse_labels(own, threshold, flat, multi_label, f"labels[{index}]") for index, own in enumerate(sets)]
+
+
 def parse_labels(
     labels: object,
     threshold: object = 0.5,

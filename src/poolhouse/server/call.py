@@ -175,6 +175,29 @@ class Call:
             tracing.note(state["steps"], submitted, answers)
         return answers
 
+    async def each(
+        self, requests: Sequence[Request], location: Callable[[int], str] = "input[{}]".format
+    ) -> list[Answer | InvalidRequest]:
+        """As `answers`, but what is wrong with a prompt stands in its place, unless that is so with all of them.
+
+        Raises:
+            as `answers`; of the prompts' own errors the first, where no prompt has an answer.
+        """
+        try:
+            return [*await self.answers(requests, location)]
+        except InvalidRequest:
+            futures = [request.future for request in requests]
+            if not all(future.done() and not future.cancelled() for future in futures):
+                # None was accepted.
+                raise
+            results = [_answer_or_error(future) for future in futures]
+            answers = [one for one in results if isinstance(one, Answer)]
+            if not answers:
+                raise
+        self.answered = answers
+        self._count(requests, answers)
+        return results
+
     async def _answered(self, futures: Sequence[Future[Answer]], watched: bool) -> list[Answer]:
         """Answers in order. watched: whether there is a client that may leave, and a limit of time."""
         loop = asyncio.get_running_loop()
@@ -281,6 +304,13 @@ def _located(
     if len(futures) < 2 or (_message(futures[0]) == _message(futures[-1]) and not isinstance(error, InputTooLong)):
         return error
     return with_path(error, futures, location)
+
+
+def _answer_or_error(future: Future[Answer]) -> Answer | InvalidRequest:
+    error = future.exception()
+    if isinstance(error, InvalidRequest):
+        return error
+    return future.result()
 
 
 def _message(future: Future[Answer]) -> str | None:

@@ -11,7 +11,7 @@ import math
 import re
 import time
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -22,9 +22,10 @@ from poolhouse.engine.interface import EngineFacts, PoolingEngine
 from poolhouse.engine.request import Answer
 from poolhouse.errors import InputTooLong, InvalidRequest
 from poolhouse.server.call import Call, as_json
-from poolhouse.server.dialects import _hosted, _replies
+from poolhouse.server.dialects import _hosted, _replies, extract
 from poolhouse.server.dialects._fields import Many, Strict
 from poolhouse.server.dialects._hosted import EmbedOptions
+from poolhouse.server.dialects.extract import LABELS_SCHEMA, Part, Wanted
 from poolhouse.server.dialects.tei.info import is_splade
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.served import Listed
@@ -84,6 +85,14 @@ class EmbeddingsFields(_Fields):
     prompt: str = ""
 
 
+class ExtractFields(_Fields):
+    """The body of POST /api/extract, which Ollama's developers have proposed."""
+
+    input: str | Many[str] = Field(description="A text, or several.")
+    labels: Any = Field(description="Names of what to look for.", json_schema_extra=LABELS_SCHEMA)
+    threshold: float = Field(0.5, ge=0, le=1)
+
+
 class ShowFields(Strict):
     """The body of POST /api/show."""
 
@@ -132,6 +141,31 @@ async def embeddings(call: Call, fields: EmbeddingsFields) -> Response:
         options = EmbedOptions(max_tokens=_max_tokens(engine, fields.options))
         answers = await _hosted.embed(call, [fields.prompt], options, parameter="prompt")
     return await call.write(lambda: dumps({"embedding": answers[0].array if answers else []}), answers)
+
+
+async def extract_entities(call: Call, fields: ExtractFields) -> Response:
+    """The parts of a text that fit one of the labels; of several texts, a list of these for each."""
+    fields.refuse_pictures()
+    engine = await _use(call, fields)
+    texts = [fields.input] if isinstance(fields.input, str) else fields.input
+    found = await extract.find(call, texts, Wanted(fields.labels, fields.threshold), "input")
+    for item in found.items:
+        if isinstance(item, InvalidRequest):
+            raise item
+
+    def render() -> bytes:
+        entities = found.items[0] if isinstance(fields.input, str) else found.items
+        return dumps(
+            {
+                "model": engine.facts.name,
+                "entities": entities,
+                "total_duration": round((time.perf_counter() - call.started) * 1e9),
+                "load_duration": round(call.load_seconds * 1e9),
+                "prompt_eval_count": _replies.tokens_of(found.answers),
+            }
+        )
+
+    return await call.write(render, found.answers)
 
 
 async def tags(call: Call) -> Response:
@@ -355,6 +389,16 @@ class ShowReply(TypedDict):
     modified_at: str
 
 
+class EntitiesReply(TypedDict):
+    """The reply of /api/extract."""
+
+    model: str
+    entities: list[Part] | list[list[Part]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
 class VersionReply(TypedDict):
     """The reply of /api/version."""
 
@@ -367,6 +411,7 @@ DIALECT = Dialect(
     (
         Route("POST", "/api/embed", embed, EmbedFields, (EmbedReply,)),
         Route("POST", "/api/embeddings", embeddings, EmbeddingsFields, (EmbeddingsReply,)),
+        Route("POST", "/api/extract", extract_entities, ExtractFields, (EntitiesReply,)),
         Route("GET", "/api/tags", tags, replies=(TagsReply,)),
         Route("GET", "/api/ps", running, replies=(RunningReply,)),
         Route("POST", "/api/show", show, ShowFields, (ShowReply,)),

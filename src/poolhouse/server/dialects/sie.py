@@ -1,4 +1,4 @@
-"""SIE: encode and score of Superlinked's inference engine; the path names the model, in JSON or msgpack.
+"""SIE: encode, score and extract of Superlinked's inference engine; the path names the model, in JSON or msgpack.
 
 Bodies and replies are msgpack with numpy arrays where Content-Type and Accept say so, as its SDK always does.
 Source: sie_server 0.10.
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
-from typing import Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
 import numpy as np
 from pydantic import Field
@@ -26,10 +26,11 @@ from poolhouse.outputs import Array, SparseVector
 from poolhouse.params import PoolingParams
 from poolhouse.plans import scoring, sparse
 from poolhouse.server.call import Call, FieldsT, JsonObject
-from poolhouse.server.dialects import _hosted, _replies
+from poolhouse.server.dialects import _hosted, _replies, extract
 from poolhouse.server.dialects._fields import Many, Strict
 from poolhouse.server.dialects._hosted import EmbedOptions
 from poolhouse.server.dialects._pairs import Pairs, Scored, score
+from poolhouse.server.dialects.extract import LABELS_SCHEMA, Part
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire.body import read_bytes, read_json
 from poolhouse.server.wire.contract import STATUSES, Cut, Errors, Matrix, Vector
@@ -45,6 +46,11 @@ _TASKS: dict[Output, Task] = {"dense": "embed", "multivector": "token_embed"}
 _MODES = {"dense": "dense", "sparse": "sparse", "colbert": "colbert", "hybrid": "weighted"}
 _HYBRID = (0.4, 0.2, 0.4)
 _MSGPACK = ("application/msgpack", "application/x-msgpack")
+_OVERFLOW = {
+    "default": PoolingParams(),
+    "truncate_text": PoolingParams(truncate_prompt_tokens=-1),
+    "error": PoolingParams(overflow="error"),
+}
 _OTHER_MEDIA = ("audio", "video", "document")
 
 
@@ -120,6 +126,31 @@ class ScoreFields(Strict):
     items: Many[Item] = Field(min_length=1)
     instruction: str | None = Field(None, description="What makes an item fit, for models that read one.")
     options: ScoreOptions | None = None
+
+
+class ExtractOptions(Strict):
+    """Options of a model; those of others are left to them."""
+
+    threshold: float = Field(0.5, ge=0, le=1)
+    flat_ner: bool = True
+    multi_label: bool = False
+    overflow_policy: Literal["default", "truncate_text", "error"] = "default"
+
+
+class ExtractParams(Strict):
+    """What is looked for, and how."""
+
+    labels: Any = Field(description="Names of what to look for.", json_schema_extra=LABELS_SCHEMA)
+    output_schema: object = Field(None, description="Refused: labels say what is looked for.")
+    instruction: str | None = Field(None, description="Refused, as output_schema.")
+    options: ExtractOptions | None = None
+
+
+class ExtractFields(Strict):
+    """The body of POST /v1/extract/{model}."""
+
+    items: Many[Item] = Field(min_length=1)
+    params: ExtractParams
 
 
 async def encode(call: Call, body: JsonObject) -> Response:
@@ -201,6 +232,50 @@ async def score_items(call: Call, body: JsonObject) -> Response:
         "usage": {"input_tokens": _replies.tokens_of(scored.answers)},
     }
     return await call.write(lambda: write(reply), scored.answers)
+
+
+async def extract_items(call: Call, body: JsonObject) -> Response:
+    """The parts of each item that fit one of the labels; an item that cannot be read has its error."""
+    fields = _parsed(call, body, ExtractFields)
+    write = _writer(call.http)
+    engine = await call.use(call.path_params["model"])
+    params = fields.params
+    for name in ("output_schema", "instruction"):
+        if getattr(params, name):
+            raise InvalidRequest(f"{name} cannot be given here: labels say what is looked for.", f"params.{name}")
+    options = params.options or ExtractOptions()
+    texts = [_text_of(item, f"items[{index}]") for index, item in enumerate(fields.items)]
+    wanted = extract.Wanted(
+        params.labels, options.threshold, options.flat_ner, options.multi_label, _OVERFLOW[options.overflow_policy]
+    )
+    found = await extract.find(call, texts, wanted, "items")
+    reply = {
+        "model": engine.facts.name,
+        "items": [
+            _extracted(item.id, entities, cut)
+            for item, entities, cut in zip(fields.items, found.items, found.cuts, strict=True)
+        ],
+        "usage": {"input_tokens": _replies.tokens_of(found.answers)},
+    }
+    return await call.write(lambda: write(reply), found.answers)
+
+
+def _text_of(item: Item, path: str) -> str:
+    content = item.content(path)
+    if isinstance(content, str):
+        return content
+    raise InvalidRequest(f"{path} has images; labels are looked for in texts.", f"{path}.images")
+
+
+def _extracted(
+    name: str | None, found: Sequence[Part] | InvalidRequest, cut: dict[str, bool | int]
+) -> dict[str, object]:
+    """An item with its parts, or with what is wrong with it."""
+    named: dict[str, object] = {} if name is None else {"id": name}
+    if isinstance(found, InvalidRequest):
+        code = "INPUT_TOO_LONG" if isinstance(found, InputTooLong) else "INVALID_INPUT"
+        return {**named, "entities": [], "error": {"code": code, "message": str(found)}}
+    return {**named, "entities": found, **cut}
 
 
 def _contents_of(items: Sequence[Item]) -> list[TextOrContent]:
@@ -411,6 +486,22 @@ class EncodeReply(TypedDict):
     usage: Usage
 
 
+class Extracted(Cut):
+    """What was found in an item, and what was cut of it; or why it was not read."""
+
+    id: NotRequired[str]
+    entities: list[Part]
+    error: NotRequired[Problem]
+
+
+class ExtractReply(TypedDict):
+    """The reply of /v1/extract/{model}."""
+
+    model: str
+    items: list[Extracted]
+    usage: Usage
+
+
 class ScoreEntry(TypedDict):
     """An item's rank, from 0, and score."""
 
@@ -434,9 +525,18 @@ DIALECT = Dialect(
     (
         Route("POST", "/v1/encode/{model:path}", encode, (EncodeFields,), (EncodeReply,), media=_MSGPACK, read=_read),
         Route("POST", "/v1/score/{model:path}", score_items, (ScoreFields,), (ScoreReply,), media=_MSGPACK, read=_read),
+        Route(
+            "POST",
+            "/v1/extract/{model:path}",
+            extract_items,
+            (ExtractFields,),
+            (ExtractReply,),
+            media=_MSGPACK,
+            read=_read,
+        ),
     ),
     shape,
     ERRORS,
-    # /v1/score itself is vLLM's.
-    owns=("/v1/encode", "/v1/score/"),
+    # /v1/score itself is vLLM's, and /v1/extract our own.
+    owns=("/v1/encode", "/v1/score/", "/v1/extract/"),
 )
