@@ -220,7 +220,7 @@ def test_every_container_runs_with_few_rights(values: dict[str, Any]) -> None:
         ({"config": {"port": 9000}}, "port"),
         ({"config": {"api-key": "secret"}}, "api-key"),
         ({"config": {"shutdown_seconds": 5}}, "shutdown_seconds"),
-        ({"gpu": {"count": 2}}, "/gpu/count"),
+        ({"gpu": {"count": -1}}, "/gpu/count"),
         ({"autoscaling": {"kind": "vpa"}}, "/autoscaling/kind"),
         ({"image": {"digest": "sha256:1"}}, "/image/digest"),
         ({"download": {"enabled": True}}, "download.repository"),
@@ -256,6 +256,18 @@ def test_a_gpu_is_asked_for_beside_what_else_is() -> None:
         "requests": {"cpu": 4, "memory": "2Gi"},
         "limits": {"cpu": "2", "memory": "16Gi", "nvidia.com/gpu": 1},
     }
+
+
+def test_the_model_runs_on_each_gpu_of_a_pod(tmp_path: Path) -> None:
+    def replicas(**values: Any) -> object:
+        (tmp_path / "config.yaml").write_text(config_of(render(values)))
+        _, (model, *_), *_ = gather([], {}, tmp_path / "config.yaml", {})
+        return model.replicas
+
+    assert replicas(gpu={"count": 8}) == 8
+    assert server_of(render({"gpu": {"count": 8}}))["resources"]["limits"]["nvidia.com/gpu"] == 8
+    assert replicas(gpu={"count": 8}, config={"replicas": 2}) == 2
+    assert replicas(gpu={"count": 1}) == replicas()
 
 
 @pytest.mark.parametrize("name", ["closed", "defaults"])

@@ -45,7 +45,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.tls.existingSecret }}
 {{- $config = merge $config (dict "ssl_certfile" "/etc/poolhouse/tls/tls.crt" "ssl_keyfile" "/etc/poolhouse/tls/tls.key" "enable_ssl_refresh" true) }}
 {{- end }}
-{{- merge $config .Values.config | toYaml }}
+{{- $last := dict }}
+{{- if gt (int .Values.gpu.count) 1 }}
+{{- $last = dict "replicas" (int .Values.gpu.count) }}
+{{- end }}
+{{- merge $config .Values.config $last | toYaml }}
 {{- end }}
 
 {{/* Without more room than replicas need, so that a burst does not start some only to stop them. */}}
