@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, pipeline
 
-from poolhouse import CheckpointError
+from poolhouse import LLM, CheckpointError
 from poolhouse.models.files import hub
 from tests.cli.in_process import Run, Said, said
+from tests.models import tiny_gliner
 from tests.models.pruners import Pruner
 from tests.models.tiny import LAYERS, WORDS, save, save_m3, tokenizer
 
@@ -72,6 +74,16 @@ def test_ner_writes_entities_as_transformers_finds_them(said: Run, tmp_path: Pat
     assert [[(one["label"], one["start"], one["end"]) for one in own] for own in found] == [
         [(one["entity_group"], one["start"], one["end"]) for one in own] for own in expected
     ]
+
+
+def test_ner_looks_for_labels_of_the_line(said: Run, tmp_path: Path) -> None:
+    tiny_gliner.save(tmp_path, "spans")
+    texts = ["the bank of england, person new york", "rate"]
+    with LLM(str(tmp_path)) as llm:
+        expected = llm.extract(texts, ["person", "location"], threshold=0.3, use_tqdm=False)
+    assert any(one.outputs.entities for one in expected)
+    found = lines(said("ner", *texts, "--labels", "person, location", "--threshold", "0.3", "--model", tmp_path))
+    assert [line["entities"] for line in found] == [[asdict(part) for part in one.outputs.entities] for one in expected]
 
 
 def test_sparse_names_the_heaviest_words_first(said: Run, tmp_path: Path) -> None:
@@ -132,6 +144,7 @@ def test_similarity_and_comparison_of_two_types(said: Run) -> None:
     [
         (("classify", "x"), "--task classify: this model does not do that. Its tasks: embed"),
         (("ner", "x"), "--task entities: this model does not do that"),
+        (("ner", "x", "--labels", "a"), "--task entities: this model does not do that"),
         (("sparse", "x"), "--task sparse: This model has no sparse vectors"),
         (("similarity", "x", "-i", "y"), "Texts come as arguments or from --input y, not both."),
         (("similarity", "x", "--column", "y"), "--column is for --input."),

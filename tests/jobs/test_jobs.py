@@ -22,6 +22,7 @@ from poolhouse import LLM, ConfigError, PoolingParams
 from poolhouse.jobs.job import Job, input_files, parse_tasks
 from poolhouse.jobs.run import Progress, TooManyErrors, estimate, run
 from poolhouse.jobs.source import Place, Source
+from tests.models import tiny_gliner
 from tests.models.tiny import LAYERS, WORDS, save, save_m3, tokenizer
 
 # Sums of a pack come in another order than those of one text, in float32.
@@ -424,6 +425,31 @@ def test_a_job_goes_on_with_the_same_words_only(llm: LLM, m3: LLM, tmp_path: Pat
     (tmp_path / "other" / "precious.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds other files"):
         go(Job((name,), tmp_path / "other"), llm)
+
+
+def test_entities_of_labels_are_found_in_whole_files(tmp_path: Path) -> None:
+    tiny_gliner.save(tmp_path / "finder", "spans")
+    said = [" ".join(["the bank of england", "person", "new york"][: 1 + number % 3]) for number in range(20)]
+    name = write(tmp_path / "in.jsonl", [{"id": number, "text": text} for number, text in enumerate([*said, ""])])
+    with LLM(str(tmp_path / "finder")) as llm:
+        job = Job((name,), tmp_path / "out", tasks=("entities",), labels=("person", "location"), threshold=0.3)
+        go(job, llm)
+        expected = llm.extract([*said, ""], ["person", "location"], threshold=0.3, use_tqdm=False)
+        found = [row["entities"] for row in read(job.out)]
+        assert [[part["text"] for part in own] for own in found] == [
+            [part.text for part in one.outputs.entities] for one in expected
+        ]
+        assert any(found)
+        with pytest.raises(ConfigError, match="--labels names"):
+            go(replace(job, out=tmp_path / "none", labels=()), llm)
+        with pytest.raises(ConfigError, match="threshold must be a number from 0 to 1"):
+            go(replace(job, out=tmp_path / "none", threshold=2.0), llm)
+        # What the model cannot do begins no job.
+        assert not (tmp_path / "none").exists()
+        with pytest.raises(ConfigError, match="with other options"):
+            go(replace(job, threshold=0.4), llm)
+    with pytest.raises(ConfigError, match="--labels is for --task entities"):
+        Job((name,), tmp_path / "none", labels=("person",))
 
 
 def test_one_process_at_a_time_writes_to_a_folder(llm: LLM, tmp_path: Path) -> None:

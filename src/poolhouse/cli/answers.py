@@ -111,12 +111,25 @@ def classify(
 @_with_given
 def ner(
     texts: Texts = None,
+    labels: Annotated[
+        str | None, typer.Option(help="What to look for, with commas; of models that read labels with each text.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="With --labels: what is found has a higher score, 0 to 1.")] = 0.5,
     *,
     given: _Given,
     options: dict[str, object],
 ) -> None:
     """Write the entities of each text: label, text, score, and where it begins and ends, in characters."""
-    _answer("entities", lambda _, answered, index: _row(answered, index), texts, given, options)
+    named = tuple(name.strip() for name in labels.split(",")) if labels else ()
+    _answer(
+        "entities",
+        lambda _, answered, index: _row(answered, index),
+        texts,
+        given,
+        options,
+        labels=named,
+        threshold=threshold,
+    )
 
 
 @with_options(Settings)
@@ -208,7 +221,7 @@ def _answer(
     texts: Sequence[str] | None,
     given: _Given,
     options: dict[str, object],
-    **asked: str | None,
+    **asked: object,
 ) -> None:
     """A line for each text, by a task of jobs. asked: what all texts are asked with, see `Job`."""
     from poolhouse.jobs.asking import Asker

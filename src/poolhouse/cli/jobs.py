@@ -63,6 +63,13 @@ def run_job(
             "k_sim=5,repetitions=20,projection=16,dimension=10240,seed=42."
         ),
     ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="With --task entities, of models that read labels: what to look for, with commas."),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="With --labels: what is found has a higher score, 0 to 1. (0.5)")
+    ] = None,
     prompt_name: PromptName = None,
     input_type: Annotated[str | None, typer.Option(help="What the texts are, query or document.")] = None,
     instruction: Annotated[str | None, typer.Option(help="With --task score: of rerankers that read one.")] = None,
@@ -84,7 +91,8 @@ def run_job(
     line: dict[str, object] = {
         "out": out, "model": model, "task": task, "column": column, "query_column": query_column,
         "image_column": image_column, "id": id, "keep": keep, "input_format": input_format, "format": form,
-        "precision": precision, "dimensions": dimensions, "muvera": muvera, "prompt_name": prompt_name, "input_type": input_type,
+        "precision": precision, "dimensions": dimensions, "muvera": muvera, "labels": labels, "threshold": threshold,
+        "prompt_name": prompt_name, "input_type": input_type,
         "instruction": instruction, "shard_rows": shard_rows, "shard_bytes": shard_bytes, "max_errors": max_errors,
     }  # fmt: skip
     given = {name: value for name, value in line.items() if value is not None} | options
@@ -129,7 +137,7 @@ def _job(inputs: Sequence[str], given: Mapping[str, object]) -> Job:
     values = {name: value for name, value in values.items() if name in fields}
     if values.get("out") is None:
         raise ConfigError("A job needs --out DIR, the folder that its files go to.")
-    for name in ("inputs", "tasks", "keep"):
+    for name in ("inputs", "tasks", "keep", "labels"):
         if name in values:
             values[name] = _several(values[name], name)
     if "tasks" in values:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from poolhouse.engine.interface import OfflineEngine
-from poolhouse.engine.request import Answer, Request
+from poolhouse.engine.request import Answer, Request, entities_of
 from poolhouse.errors import ConfigError, InvalidRequest, PoolhouseError, UnsupportedDimensions, UnsupportedTask
+from poolhouse.inputs.labels import Labels, parse_labels
 from poolhouse.inputs.prompts import PromptInput, role_of
 from poolhouse.jobs.job import Job, JobTask
 from poolhouse.jobs.source import Place, Row
@@ -93,6 +94,7 @@ class Asker:
             raise ConfigError("--dimensions is for the tasks embed and tokens.")
         if len(job.sizes) > 1:
             self._check_sizes()
+        self.labels = self._labels(job)
         if job.muvera is not None:
             job.muvera.length(self._width("token_embed"))
         if job.instruction is not None and "score" not in job.tasks:
@@ -163,9 +165,25 @@ class Asker:
         tokens = sum(len(answer.tokens.ids) for own in answers for answer in own)
         return Answered(rows, columns, truncated, tokens), sorted(failed, key=lambda one: one.row.after)
 
+    def _labels(self, job: Job) -> Labels | None:
+        """What all texts are read with; None of a model that reads no labels."""
+        reads = "extract" in self.tasks
+        if reads != bool(job.labels):
+            raise ConfigError(
+                "This model looks for what --labels names: give it a list, such as person,city."
+                if reads
+                else f"--labels: {self.engine.facts.name} reads no labels with a text."
+            )
+        try:
+            return parse_labels(job.labels, job.threshold) if reads else None
+        except InvalidRequest as error:
+            raise ConfigError(f"--labels and --threshold: {error}") from None
+
     def _task(self, task: JobTask) -> Task:
         """The engine's task for one of the job's."""
         facts = self.engine.facts
+        if task == "entities" and "extract" in facts.tasks:
+            return "extract"
         if task == "sparse":
             try:
                 return sparse.head_of(self.engine).task
@@ -209,10 +227,10 @@ class Asker:
             return []
         first, *further = self.tasks
         requests = requests_of(self.engine, list(prompts), first, self.options)
-        offsets = "entities" in self.job.tasks
-        if not further and not offsets:
+        offsets = "token_classify" in self.tasks and "entities" in self.job.tasks
+        if not further and not offsets and self.labels is None:
             return requests
-        return [replace(request, further=tuple(further), offsets=offsets) for request in requests]
+        return [replace(request, further=tuple(further), offsets=offsets, labels=self.labels) for request in requests]
 
     def _one_by_one(
         self, rows: Sequence[Row], prompts: Sequence[PromptInput], failed: list[Failed]
@@ -333,6 +351,9 @@ class Asker:
     def _entities(
         self, requests: Sequence[Request], answers: Sequence[Answer], arrays: Sequence[Array]
     ) -> list[Column]:
+        if self.labels is not None:
+            parts = [entities_of(request, answer) for request, answer in zip(requests, answers, strict=True)]
+            return [Column("entities", [[asdict(entity) for entity in own] for own in parts])]
         find = entity_finder(self.engine)
         found = [
             find((request, replace(answer, array=array)))

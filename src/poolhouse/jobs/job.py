@@ -66,7 +66,7 @@ class Job:
     rows are named by file and number. keep: columns that come along.
     shard_rows, shard_bytes: a file of the output has no more rows than this, or is ended behind so many bytes.
     dimensions: of vectors; several are columns of their own, from one pass. muvera: makes the vector of `embed` of those
-    of a text's tokens.
+    of a text's tokens. labels, threshold: what `entities` looks for, of models that read labels with each text.
     max_errors: rows that may be set aside; one more stops the job. None: none stops it, any lets it end with an error.
     options: of the engine, see `poolhouse.settings.Settings`.
     """
@@ -85,6 +85,8 @@ class Job:
     precision: Precision = "float32"
     dimensions: int | tuple[int, ...] | None = None
     muvera: Muvera | None = None
+    labels: tuple[str, ...] = ()
+    threshold: float = 0.5
     prompt_name: str | None = None
     input_type: str | None = None
     instruction: str | None = None
@@ -112,6 +114,8 @@ class Job:
             if "embed" not in self.tasks or len(self.sizes) > 1:
                 raise ConfigError("--muvera is for the task embed, and one of --dimensions.")
             self.muvera.checked(self.precision, "--precision")
+        if self.labels and "entities" not in self.tasks:
+            raise ConfigError("--labels is for --task entities: what is looked for in each text.")
         if self.image_column is not None and ("score" in self.tasks or "entities" in self.tasks):
             raise ConfigError("--image-column is for embed, sparse, tokens and classify.")
         if min(self.shard_rows, self.shard_bytes) < 1 or (self.max_errors is not None and self.max_errors < 0):

@@ -95,9 +95,10 @@ def run(job: Job, open_model: Callable[[], LLM], tell: Callable[[Progress], None
     inputs = stated(files)
     with contextlib.ExitStack() as stack:
         llm = stack.enter_context(open_model())
+        # Before the journal: a job that the model cannot do begins none, and may be called again with other words.
+        asker = Asker(llm.engine, job)
         journal = Journal(job.out, job.fingerprint(Path(llm.engine.facts.path)), inputs)
         stack.callback(journal.close)
-        asker = Asker(llm.engine, job)
         progress = _begun(journal, source)
         if (journal.out / MANIFEST).exists():
             return progress
