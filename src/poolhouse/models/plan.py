@@ -95,13 +95,10 @@ class LoadPlan:
     max_tokens: the longest prompt, by the user or by a reranker's files; None: by the model.
     default_pooling: where neither the user nor sentence-transformers' files say; None: by what transformers' model turns
     out to be. pooling_from: who says so.
-    late: of late interaction. reranker: what is special about scoring. pictures: the kind of a model that reads them.
-    labelled: of a model that reads labels with each text; `config` is then of its encoder.
-    quantised: how the weights are stored, where they are quantised and we read them; config does not say so then.
-    late: of late interaction. reranker: what is special about scoring. pruner: of a reranker that prunes. pictures: the kind of a model that reads them.
-    late: of late interaction. reranker: what is special about scoring. pruner: what the files say of one. pictures: the kind of a model that reads them.
     late: of late interaction. reranker: what is special about scoring. pruner: what the files say of one.
     pictures: the kind of a model that reads them.
+    labelled: of a model that reads labels with each text; `config` is then of its encoder.
+    quantised: how the weights are stored, where they are quantised and we read them; config does not say so then.
     notes: a sentence each.
     """
 
@@ -224,59 +221,18 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     trained = trained_role(adapters.merged_folders) if options.convert == "auto" else None
     labels = {} if trained is None else trained_labels(adapters.merged_folders)
     # A copy, which the user's function or transformers may change without changing what the folder has read.
-    own = Checkpoint(weights).config if labelled is None else labelled.encoder
-    config = overridden(deepcopy({**own, **files.config_changes, **labels}), options.overrides)
-    pictures = None if family_of(config) is not None else _pictures(config, folders, options)
-    scored = pictures is not None and pictures.answers == "score"
-    late, reranker = None, Reranker()
-    if options.convert != "classify" and not scored and labelled is None:
-    config = overridden(deepcopy({**Checkpoint(weights).config, **files.config_changes, **labels}), options.overrides)
-    pruner = read_pruner(config)
-    if pruner is not None:
-        config = pruner.config
-    prunes = pruner is not None and options.convert != "embed"
-    pictures = None if family_of(config) is not None else _pictures(config, folders, options)
-    scored = pictures is not None and pictures.answers == "score"
-    late, reranker = None, Reranker()
-    if options.convert != "classify" and not scored and not prunes:
-        if pictures is not None:
-            late = pictures.late(config, picture_folder(folders.tokenizer, weights, folders.described))
-        late = late or read_late_interaction(folders.described, weights, config, files)
-    if pictures is not None and scored:
-        reranker = pictures.reranker(config, weights)
-    elif (
-        trained is None
-        and late is None
-        and labelled is None
-        and options.convert != "embed"
-        and not judges_steps(config, options.pooler)
-    ):
-        reranker = read_reranker(folders.described, weights, config, files, options.name)
-    role = trained or ("embed" if labelled is not None else _role(config, files, reranker, late, scored, options))
+    stored = Checkpoint(weights).config if labelled is None else labelled.encoder
+    config = overridden(deepcopy({**stored, **files.config_changes, **labels}), options.overrides)
+    special, config = _special(folders, config, labelled, trained, options)
+    late, reranker, pictures = special.late, special.reranker, special.pictures
+    role = trained or special.role or _role(config, files, reranker, late, special.scored, options)
     native, why, notes = _native(config, role, options, reranker, late, weights, pictures)
-    if labelled is not None:
-        _check_labelled(labelled, native, why, options, adapters)
-    elif pruner is not None:
-    elif pruner is not None and prunes:
-        reranker = Reranker(max_tokens=pruner.max_tokens)
-    elif trained is None and late is None and options.convert != "embed" and not judges_steps(config, options.pooler):
-        reranker = read_reranker(folders.described, weights, config, files, options.name)
-    role = trained or ("classify" if prunes else _role(config, files, reranker, late, scored, options))
-    native, why, notes = _native(config, role, options, reranker, late, weights, pictures)
-    if pruner is not None and prunes:
-        _check_pruner(pruner, native, why, adapters)
+    special.check(native, why, options, adapters)
     family = None if native is None else native.family
-    if native is None and isinstance(weights, GgufFolder):
-        raise CheckpointError(
-            f"{weights} is served natively alone: {why.rstrip('.')}. transformers reads no GGUF here."
-        )
     if native is None and pictures is not None and pictures.join is not None:
         pictures = None  # transformers runs the text half of such models alone
     hosted = pictures is not None and pictures.hosted is not None
-    if pictures is not None and pictures.join is not None and adapters.named:
-        raise ConfigError(f"Adapters are not served of {pictures.name}, whose halves are two models.")
-    if family is None and (adapters.modules or adapters.merge or (adapters.base_merge and not hosted)):
-        raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
+    _check_served(native, why, folders, adapters, pictures)
     method, quantised = method_of(config), None
     if native is not None or hosted:
         quantised, config = read_quantised(config), unquantised(config)
@@ -293,8 +249,7 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
     own = own_class_of(config)
     if own is not None and files.pooling is None:
         files = replace(files, include_prompt=own.include_prompt, prompts=files.prompts or own.prompts)
-    default_pooling, pooling_from = _default_pooling(config, family, stated, own, folders.described, pictures)
-    default_pooling, pooling_from = _default_pooling(config, family, stated, folders, pictures)
+    default_pooling, pooling_from = _default_pooling(config, family, stated, own, folders, pictures)
     return LoadPlan(
         options=options,
         folder=folders.described,
@@ -322,12 +277,92 @@ def decide(folder: Path | Folder, options: LoadOptions) -> LoadPlan:
         pooling_from=pooling_from,
         late=late,
         reranker=reranker,
-        pruner=pruner,
+        pruner=special.pruner,
         pictures=pictures,
         labelled=labelled,
         quantised=quantised,
         notes=notes,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Special:
+    """What a model is besides an encoder or a decoder with a head, as `LoadPlan` has it; None and defaults where nothing.
+
+    pruner: also of a pruner whose encoder alone is asked for, which does not prune.
+    """
+
+    labelled: LabelledFiles | None = None
+    pruner: Pruner | None = None
+    prunes: bool = False
+    pictures: PictureModel | None = None
+    late: LateInteractionFiles | None = None
+    reranker: Reranker = field(default_factory=Reranker)
+
+    @property
+    def scored(self) -> bool:
+        """Whether it reads pictures and scores pairs."""
+        return self.pictures is not None and self.pictures.answers == "score"
+
+    @property
+    def role(self) -> Role | None:
+        """What it is run as, where that follows."""
+        return "embed" if self.labelled is not None else "classify" if self.prunes else None
+
+    def check(self, native: Native | None, why: str, options: LoadOptions, adapters: AdapterOptions) -> None:
+        """Refuse what models that read labels, and those that prune, cannot be."""
+        if self.labelled is not None:
+            _check_labelled(self.labelled, native, why, options, adapters)
+        if self.pruner is not None and self.prunes:
+            _check_pruner(self.pruner, native, why, adapters)
+
+
+def _special(
+    folders: _Folders, config: JsonObject, labelled: LabelledFiles | None, trained: Role | None, options: LoadOptions
+) -> tuple[_Special, JsonObject]:
+    """What is special about a model, and its config, which a pruner has within its own."""
+    if labelled is not None:
+        return _Special(labelled), config
+    pruner, weights, embeds = read_pruner(config), folders.weights, options.convert == "embed"
+    if pruner is not None:
+        config = pruner.config
+        if not embeds:
+            return _Special(pruner=pruner, prunes=True, reranker=Reranker(max_tokens=pruner.max_tokens)), config
+    special = _Special(
+        pruner=pruner, pictures=None if family_of(config) is not None else _pictures(config, folders, options)
+    )
+    pictures, late = special.pictures, None
+    if special.scored:
+        assert pictures is not None
+        return replace(special, reranker=pictures.reranker(config, weights)), config
+    if options.convert != "classify":
+        if pictures is not None:
+            late = pictures.late(config, picture_folder(folders.tokenizer, weights, folders.described))
+        late = late or read_late_interaction(folders.described, weights, config, folders.files)
+    special = replace(special, late=late)
+    if trained is None and late is None and not embeds and not judges_steps(config, options.pooler):
+        reranker = read_reranker(folders.described, weights, config, folders.files, options.name)
+        special = replace(special, reranker=reranker)
+    return special, config
+
+
+def _check_served(
+    native: Native | None, why: str, folders: _Folders, adapters: AdapterOptions, pictures: PictureModel | None
+) -> None:
+    """Refuse files and adapters that whoever serves the model cannot read.
+
+    Raises:
+        CheckpointError: a GGUF file of no native family. ConfigError: adapters.
+    """
+    hosted = pictures is not None and pictures.hosted is not None
+    if native is None and isinstance(folders.weights, GgufFolder):
+        raise CheckpointError(
+            f"{folders.weights} is served natively alone: {why.rstrip('.')}. transformers reads no GGUF here."
+        )
+    if pictures is not None and pictures.join is not None and adapters.named:
+        raise ConfigError(f"Adapters are not served of {pictures.name}, whose halves are two models.")
+    if native is None and (adapters.modules or adapters.merge or (adapters.base_merge and not hosted)):
+        raise ConfigError("Adapters are for models of the native families; transformers serves this one.")
 
 
 def _check_labelled(
@@ -560,9 +595,8 @@ def _default_pooling(
     family: Family | None,
     stated: str | None,
     own: OwnClass | None,
-    folder: Folder,
+    folders: _Folders,
     pictures: PictureModel | None,
-    config: JsonObject, family: Family | None, stated: str | None, folders: _Folders, pictures: PictureModel | None
 ) -> tuple[str | None, str]:
     """How an embedder pools where neither the user nor sentence-transformers' files say, and who says so.
 
@@ -573,7 +607,6 @@ def _default_pooling(
         "the GGUF header": folders.weights.pooling if isinstance(folders.weights, GgufFolder) else None,
         "its kind of model": None if pictures is None else pictures.pooling,
         "its own code": None if own is None else own.pooling,
-        "its model card": published_pooling(folder.path),
         "its model card": published_pooling(folders.described.path),
         "its family": None if family is None else family.pooling,
         "its architecture": DEFAULT_POOLINGS.get(architecture(config)),

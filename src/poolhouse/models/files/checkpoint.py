@@ -15,8 +15,8 @@ from torch import Tensor
 
 from poolhouse.errors import CheckpointError
 from poolhouse.files import Folder, JsonObject, weight_files
-from poolhouse.models.files.quantised import Dequantised, Quantised
 from poolhouse.models.files.gguf import GgufFolder, folder_of
+from poolhouse.models.files.quantised import Dequantised, Quantised
 
 Config = Mapping[str, Any]
 
@@ -29,8 +29,6 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path | Folder, variant: str | None = None, quantised: Quantised | None = None) -> None:
-        self.folder = Folder.of(folder)
-    def __init__(self, folder: Path | Folder, variant: str | None = None) -> None:
         self.folder = folder_of(folder)
         self.variant = variant
         self.quantised = quantised
@@ -47,13 +45,11 @@ class Checkpoint:
         return self.folder.json("config.json")
 
     @cached_property
-    def tensors(self) -> TensorFiles | Dequantised:
-        stored = TensorFiles(self.folder, self.variant)
-        return stored if self.quantised is None else Dequantised(stored, self.quantised)
-    def tensors(self) -> Mapping[str, Tensor]:
+    def tensors(self) -> TensorFiles | Dequantised | Mapping[str, Tensor]:
         if isinstance(self.folder, GgufFolder):
             return self.folder.tensors
-        return TensorFiles(self.folder, self.variant)
+        stored = TensorFiles(self.folder, self.variant)
+        return stored if self.quantised is None else Dequantised(stored, self.quantised)
 
     def check_weights(self) -> None:
         """Raise CheckpointError where there are none, before somebody else looks for them."""
