@@ -220,7 +220,7 @@ TWINS = [
     ("encode", 8),
     ("classify", 7),
     ("token_classify", 6),
-    ("score", 9),
+    ("score", 10),
 ]
 
 

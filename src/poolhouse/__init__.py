@@ -55,7 +55,6 @@ if TYPE_CHECKING:
         TokenClassificationRequestOutput,
     )
     from poolhouse.params import LateChunkingParams, LoRARequest, PoolerConfig, PoolingParams, PruningParams
-    from poolhouse.params import LateChunkingParams, LoRARequest, PoolerConfig, PoolingParams
     from poolhouse.vectors.muvera import Muvera
     from poolhouse.vectors.token_embeddings import TokenEmbeddings
     from poolhouse.version import __version__

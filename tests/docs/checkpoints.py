@@ -18,8 +18,7 @@ from poolhouse.bench.made_up import write_colqwen3
 from poolhouse.models.files.hub import embedded_model
 from tests import checkpoints
 from tests.docs.pages import blocks
-from tests.models import colbert_layouts, tiny_gliclass, tiny_rerankers
-from tests.models import colbert_layouts, pruners, tiny_rerankers
+from tests.models import colbert_layouts, pruners, tiny_gliclass, tiny_gliner, tiny_rerankers
 
 # Entities that the recogniser knows, by the labels of their words.
 _LABELS = ["O", "B-PER", "I-PER", "B-LOC"]
@@ -65,6 +64,7 @@ def lay_out(folder: Path) -> None:
     _bert(at / "classifier", "ForSequenceClassification", id2label=labels, label2id={b: a for a, b in labels.items()})
     verdicts = dict(enumerate(("contradiction", "neutral", "entailment")))
     _bert(at / "nli", "ForSequenceClassification", id2label=verdicts, label2id={b: a for a, b in verdicts.items()})
+    tiny_gliner.save(at / "gliner", "spans")
     (at / "gliclass").mkdir()
     tiny_gliclass.save(at / "gliclass", "deberta v3, first")
     _bert(at / "reranker", "ForSequenceClassification", num_labels=1)

@@ -1,6 +1,6 @@
 """Checkpoints whose own code does what their type does not: tokens that see both sides, what stands behind, how texts end.
 
-The references are written out from the published code, which no longer runs with the transformers of today: the model code
+The references are written out from the published code, which was read and not run: the model code
 of nvidia/NV-Embed-v2 and perplexity-ai/pplx-embed-v1-0.6b, the package gritlm 1.0.2, the tokenizer class of gte-Qwen2.
 """
 

@@ -512,7 +512,13 @@ def extracted(request_id: str, answered: Answered) -> ExtractionRequestOutput:
 
 def scored(request_id: str, score: Score) -> ScoringRequestOutput:
     """A pair's score."""
-    return ScoringRequestOutput(request_id, ScoringOutput(score.score), **_fields_of(score.answers))
+    pruned = score.pruned
+    output = (
+        ScoringOutput(score.score)
+        if pruned is None
+        else ScoringOutput(score.score, pruned.text, pruned.sentences, pruned.compression)
+    )
+    return ScoringRequestOutput(request_id, output, **_fields_of(score.answers))
 
 
 def _fields_of(answers: Sequence[Answer]) -> PromptFields:
@@ -525,22 +531,6 @@ def _fields_of(answers: Sequence[Answer]) -> PromptFields:
         "original_is_estimate": any(own["original_is_estimate"] for own in prompts),
         "chunks": max(own["chunks"] for own in prompts),
     }
-    """A pair's score; its token ids are those of all prompts that were run for it."""
-    prompts = [prompt_fields(answer) for answer in score.answers]
-    pruned = score.pruned
-    output = (
-        ScoringOutput(score.score)
-        if pruned is None
-        else ScoringOutput(score.score, pruned.text, pruned.sentences, pruned.compression)
-    )
-    return ScoringRequestOutput(
-        request_id,
-        output,
-        prompt_token_ids=[token for own in prompts for token in own["prompt_token_ids"]],
-        truncated=any(own["truncated"] for own in prompts),
-        original_tokens=sum(own["original_tokens"] for own in prompts),
-        original_is_estimate=any(own["original_is_estimate"] for own in prompts),
-    )
 
 
 def chunked(request_id: str, text: Chunked) -> ChunkedEmbeddingRequestOutput:

@@ -19,7 +19,6 @@ from poolhouse.engine.request import Answer, Request
 from poolhouse.engine.waiting import prompt_path
 from poolhouse.errors import ConfigError, InvalidRequest, PoolhouseError, did_you_mean
 from poolhouse.inputs.labels import LabelSet
-from poolhouse.inputs.prompts import PromptInput, PromptsInput, TextsInput, each
 from poolhouse.inputs.prompts import PromptInput, PromptsInput, TextsInput, each, parse_texts
 from poolhouse.inputs.templates.score import score_template
 from poolhouse.llm import calls

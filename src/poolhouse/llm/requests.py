@@ -13,12 +13,8 @@ from poolhouse.engine.interface import OfflineEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest, PoolhouseError, UnsupportedDimensions, UnsupportedTask, did_you_mean
 from poolhouse.inputs.content import TextOrContent
-from poolhouse.inputs.labels import Labels, label_sets, parse_labels
+from poolhouse.inputs.labels import Labels, labels_of
 from poolhouse.inputs.prompts import Prompt, PromptsInput, TextsInput, check_prompts, parse_texts
-from poolhouse.params import PoolingParams, parse_lora_requests
-from poolhouse.plans import scoring, sparse, zero_shot
-from poolhouse.params import PoolingParams, PruningParams, parse_lora_requests
-from poolhouse.plans import scoring, sparse
 from poolhouse.params import PoolingParams, PruningParams, parse_lora_requests
 from poolhouse.plans import scoring, several, sparse, zero_shot
 from poolhouse.plugins import Plugin, PluginPrompt, is_data, params_of, prompts_of, task_of
@@ -135,12 +131,7 @@ def with_labels(
     Raises:
         InvalidRequest: naming the field that is wrong.
     """
-    sets = label_sets(labels, len(asked))
-    if all(own is sets[0] for own in sets):
-        parsed = [parse_labels(sets[0], threshold, flat, multi_label)] * len(sets)
-    else:
-        parsed = [parse_labels(own, threshold, flat, multi_label, f"labels[{index}]") for index, own in enumerate(sets)]
-    return replace(asked, labels=parsed)
+    return replace(asked, labels=labels_of(labels, len(asked), threshold, flat, multi_label))
 
 
 def requests_of(
@@ -322,7 +313,7 @@ def asked_labels(
     Raises:
         InvalidRequest, UnsupportedTask: see `asked_of` and `poolhouse.plans.zero_shot.plan`.
     """
-    params = _one_for_all(options, "classify with labels takes one PoolingParams for all prompts.")
+    params = one_for_all(options, "classify with labels takes one PoolingParams for all prompts.")
     logits = params is not None and params.use_activation is False
     texts = asked_of(engine, prompts, "classify", options)
     plan = zero_shot.plan(engine, labels, len(texts), replace(label_options, use_activation=not logits))
