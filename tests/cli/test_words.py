@@ -209,7 +209,9 @@ def test_late_interaction_is_told_of_its_own_methods(tmp_path: Path, said: Run) 
     folder = repository(tmp_path, JINA)
     with opened(folder) as llm, pytest.raises(UnsupportedTask) as caught:
         llm.embed_array("x")
-    assert "a vector per token, not one per text: use embed_tokens, and score" in str(caught.value)
+    assert "a vector per token, not one per text: use embed_tokens, embed_array with muvera, and score" in str(
+        caught.value
+    )
     assert "convert" not in str(caught.value)
     done = said("embed", "word", "--model", folder)
     assert (done.status, "use --tokens, with --output FILE.npz" in done.error) == (2, True), done.error

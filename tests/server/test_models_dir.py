@@ -92,7 +92,7 @@ def test_what_is_no_model_is_logged_once_and_left_out(tmp_path: Path, caplog: py
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == len(skipped) == 4
     for part in (
-        "nothing is skipped: it holds no model: none of config.json, modules.json, adapter_config.json.",
+        "nothing is skipped: it holds no model: none of config.json, modules.json, adapter_config.json, gliner_config.json.",
         "bare is skipped: it has no weights; looked for model.safetensors,",
         r"new\nline' is skipped: its name cannot be written in a request.",
         f"two/same is skipped: the name same is taken by {tmp_path}/one/same.",

@@ -69,7 +69,7 @@ def test_every_row_says_whose_words_a_route_speaks() -> None:
             "TEI",
         ),
         *("Cohere, vLLM", "Cohere", "Jina", "Voyage", "Infinity", "NVIDIA"),
-        *("Ollama", "llama.cpp", "llama.cpp, OpenAI", "Azure", "Weaviate", "SIE"),
+        *("Ollama", "llama.cpp", "llama.cpp, OpenAI", "Azure", "Weaviate", "SIE", "GLiNER"),
     }
     assert all(words for _, _, _, words in rows())
 

@@ -213,7 +213,7 @@ def test_matryoshka_is_refused_in_the_words_of_vllm(http: httpx.Client) -> None:
         ("/v1/embeddings", {"input": "x", "prompt_name": "query"}, 400, "BadRequestError", "prompt_name", "no prompt named 'query'"),
         ("/v1/embeddings", {"input": "x", "model": "nope"}, 404, "NotFoundError", None, "The model `nope` does not exist."),
         ("/pooling", {"input": "x", "task": "classify"}, 400, "BadRequestError", "task", "Supported tasks: ['embed', 'token_embed']"),
-        ("/pooling", {"input": "x", "task": "sing"}, 400, "BadRequestError", "task", "Unknown task: 'sing'. Tasks: ['embed', 'token_embed', 'classify', 'token_classify', 'plugin', 'sparse']."),
+        ("/pooling", {"input": "x", "task": "sing"}, 400, "BadRequestError", "task", "Unknown task: 'sing'. Tasks: ['embed', 'token_embed', 'classify', 'token_classify', 'extract', 'plugin', 'sparse']."),
     ],
 )  # fmt: skip
 def test_bad_requests_say_what_is_wrong(

@@ -112,9 +112,7 @@ def _has_weights(folder: Path, variant: str | None) -> bool:
 
 
 def _ggufs(folder: Path) -> list[str]:
-    """GGUF files in a folder and in those within it."""
-    found = {*folder.glob("*.gguf"), *folder.glob("*/*.gguf")}
-    return [str(path.relative_to(folder)) for path in sorted(found)]
+    return sorted(path.name for path in folder.glob("*.gguf"))
 
 
 def _gguf_of_hub(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from poolhouse.models.files.checkpoint import Config
+if TYPE_CHECKING:
+    from poolhouse.models.files.checkpoint import Config
 
 
 @dataclass(frozen=True, slots=True)
