@@ -111,8 +111,10 @@ def _has_weights(folder: Path, variant: str | None) -> bool:
     return any((folder / name).is_file() for name in (*weight_files(variant), *_OTHER_SIGNS))
 
 
-def _ggufs(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*.gguf"))
+def _ggufs(folder: Path, *patterns: str) -> list[str]:
+    """GGUF files in a folder; by `patterns`, also in those within it."""
+    found = {path for pattern in ("*.gguf", *patterns) for path in folder.glob(pattern)}
+    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 def _gguf_of_hub(
@@ -131,7 +133,7 @@ def _gguf_of_hub(
         CheckpointError: none of this kind, or several.
     """
     here = folder or _snapshot(model, ("README.md",), revision, download_dir, token)
-    names = _ggufs(here)
+    names = _ggufs(here, "*/*.gguf")
     if not _offline():
         from huggingface_hub import errors, list_repo_files
 
