@@ -13,10 +13,9 @@ Sources: the libraries gliner and gliner2 (Zaratiana et al. 2024, "GLiNER", and 
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from threading import Lock
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -171,8 +170,7 @@ class WordTokens:
         self._rules, self._tokenizer, self._max_tokens = rules, tokenizer, max_tokens
         nothing = np.zeros(0, np.int64)
         self._head, self._tail = tokenizer.special_around if rules.special else (nothing, nothing)
-        self._sets: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], _Beginning | InvalidRequest] = OrderedDict()
-        self._lock = Lock()
+        self._beginning = lru_cache(_KEPT_SETS)(self._read)
 
     def encode(
         self, texts: Sequence[str], labels: Sequence[Labels], limits: Sequence[Limit]
@@ -183,7 +181,7 @@ class WordTokens:
         words: list[list[str]] = []
         for index, (text, own) in enumerate(zip(texts, labels, strict=True)):
             try:
-                beginning = self._beginning(own)
+                beginning = self._beginning(Labels(own.names, own.descriptions))
                 if not is_unicode(text):
                     raise InvalidRequest("The text cannot be tokenised: it is no valid Unicode.", "prompt")
                 cut = limits[index].cut
@@ -240,40 +238,24 @@ class WordTokens:
             begin = max(end - min(shared, (end - begin) // 2), begin + 1)
         return found
 
-    def _beginning(self, labels: Labels) -> _Beginning:
+    def _read(self, labels: Labels) -> _Beginning:
         """What stands before every text with these labels.
 
         Raises:
             InvalidRequest: no tokens, or too many.
         """
-        key = labels.names, labels.descriptions
-        with self._lock:
-            known = self._sets.get(key)
-            if known is not None:
-                self._sets.move_to_end(key)
-        if known is None:
-            known = self._read(labels)
-            with self._lock:
-                self._sets[key] = known
-                while len(self._sets) > _KEPT_SETS:
-                    self._sets.popitem(last=False)
-        if isinstance(known, InvalidRequest):
-            raise known
-        return known
-
-    def _read(self, labels: Labels) -> _Beginning | InvalidRequest:
         prompt = self._rules.prompt(labels)
         (words,) = self._tokenizer.words([prompt])
         if isinstance(words, InvalidRequest):
-            return InvalidRequest(str(words).replace("The text", "A label"), "labels")
+            raise InvalidRequest(str(words).replace("The text", "A label"), "labels")
         missing = np.setdiff1d(np.arange(len(prompt)), words.numbers)
         if len(missing):
             name = prompt[int(missing[0])]
-            return InvalidRequest(f"The label {name!r} has no token in this model's vocabulary.", "labels", name)
+            raise InvalidRequest(f"The label {name!r} has no token in this model's vocabulary.", "labels", name)
         marked, points = self._rules.marked(bounds_of(words))
         taken, head = len(words.ids) + len(self._head) + len(self._tail), len(self._head)
         if taken + _LEAST_ROOM > self._max_tokens:
-            return InvalidRequest(
+            raise InvalidRequest(
                 f"The {len(labels.names)} labels take {taken} of the {self._max_tokens} tokens that this model reads at "
                 "once, which leaves no room for a text; ask for fewer labels at a time.",
                 "labels",

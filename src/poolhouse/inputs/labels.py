@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -100,10 +100,19 @@ def labels_of(
     Raises:
         InvalidRequest: as `label_sets` and `parse_labels`.
     """
+    return each_set(labels, texts, lambda own, path: parse_labels(own, threshold, flat, multi_label, path))
+
+
+def each_set(labels: object, texts: int, parse: Callable[[LabelSet, str], Labels]) -> list[Labels]:
+    """What `parse` makes of the labels of each text and their path; one value for all that share a set.
+
+    Raises:
+        InvalidRequest: as `label_sets` and `parse`.
+    """
     sets = label_sets(labels, texts)
     if all(own is sets[0] for own in sets):
-        return [parse_labels(sets[0], threshold, flat, multi_label)] * texts if sets else []
-    return [parse_labels(own, threshold, flat, multi_label, f"labels[{index}]") for index, own in enumerate(sets)]
+        return [parse(sets[0], "labels")] * texts if sets else []
+    return [parse(own, f"labels[{index}]") for index, own in enumerate(sets)]
 
 
 def parse_labels(

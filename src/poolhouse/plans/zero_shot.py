@@ -21,7 +21,7 @@ import numpy as np
 from poolhouse.engine.interface import PoolingEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask
-from poolhouse.inputs.labels import Labels, label_sets, parse_labels
+from poolhouse.inputs.labels import Labels, each_set, parse_labels
 from poolhouse.inputs.prompts import Prompt
 from poolhouse.outputs import Array
 
@@ -152,10 +152,7 @@ def _parsed(labels: object, texts: int, multi_label: bool) -> Sequence[Labels]:
     """
     if isinstance(labels, set | frozenset):
         raise InvalidRequest("labels is a set, which has no order; give a list.", "labels")
-    sets = label_sets(labels, texts)
-    if all(own is sets[0] for own in sets):
-        return [_names(sets[0], multi_label, "labels")] * texts
-    return [_names(own, multi_label, f"labels[{index}]") for index, own in enumerate(sets)]
+    return each_set(labels, texts, lambda own, path: _names(own, multi_label, path))
 
 
 def _names(labels: object, multi_label: bool, path: str) -> Labels:

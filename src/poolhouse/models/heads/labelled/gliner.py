@@ -66,10 +66,9 @@ def read_gliner(folder: Folder) -> LabelledFiles | None:
         )
     width = int(config.get("max_width", 12))
     index = config.get("class_token_index", -1)
-    architecture = "GLiNER"
     return LabelledFiles(
         name=f"GLiNER, {'token by token' if mode == _TOKENS else 'span by span'}",
-        encoder={"model_type": "deberta-v2", **encoder, "architectures": [architecture]},
+        encoder={"model_type": "deberta-v2", **encoder, "architectures": ["GLiNER"]},
         reader=GlinerRules(
             words=WORDS,
             label_token=str(config.get("ent_token", "<<ENT>>")),
