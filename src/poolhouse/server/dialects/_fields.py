@@ -27,6 +27,8 @@ Many = Annotated[list[ItemT], Field(fail_fast=True)]
 # vLLM's former names of use_activation.
 _FORMER_NAMES = ("normalize", "softmax", "activation")
 _TEXT: JsonDict = {"type": "string"}
+# Names of labels that a request brings.
+LABEL_NAMES: JsonDict = {"type": "array", "items": _TEXT, "minItems": 1}
 _IDS: JsonDict = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
 _PAIR: JsonDict = {"type": "array", "items": _TEXT, "minItems": 2, "maxItems": 2}
 _URL: JsonDict = {"anyOf": [_TEXT, {"type": "object", "properties": {"url": _TEXT}, "required": ["url"]}]}

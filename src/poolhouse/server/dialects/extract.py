@@ -22,7 +22,7 @@ from poolhouse.inputs.prompts import Prompt
 from poolhouse.params import PoolingParams
 from poolhouse.server.call import Call
 from poolhouse.server.dialects import _replies
-from poolhouse.server.dialects._fields import Common, Many, Strict
+from poolhouse.server.dialects._fields import LABEL_NAMES, Common, Many, Strict
 from poolhouse.server.dialects.openai import List
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire import encoding, errors
@@ -30,10 +30,9 @@ from poolhouse.server.wire.contract import Cut, Errors
 from poolhouse.server.wire.encoding import dumps
 from poolhouse.server.wire.errors import Failure
 
-_NAMES: JsonDict = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 _DESCRIBED: JsonDict = {"type": "object", "additionalProperties": {"type": "string"}, "minProperties": 1}
-_SETS: JsonDict = {"type": "array", "items": {"anyOf": [_NAMES, _DESCRIBED]}, "minItems": 1}
-LABELS_SCHEMA: JsonDict = {"anyOf": [_NAMES, _DESCRIBED, _SETS]}
+_SETS: JsonDict = {"type": "array", "items": {"anyOf": [LABEL_NAMES, _DESCRIBED]}, "minItems": 1}
+LABELS_SCHEMA: JsonDict = {"anyOf": [LABEL_NAMES, _DESCRIBED, _SETS]}
 _LABELS = (
     "What to look for: names, or names with descriptions where the model reads these; or a list of either per text."
 )

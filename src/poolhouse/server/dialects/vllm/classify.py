@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 from pydantic import Field
-from pydantic.config import JsonDict
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -17,14 +16,12 @@ from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.plans import zero_shot
 from poolhouse.server.call import Call
 from poolhouse.server.dialects import _replies
-from poolhouse.server.dialects._fields import Inputs, Many
+from poolhouse.server.dialects._fields import LABEL_NAMES, Inputs, Many
 from poolhouse.server.dialects.openai import List
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire import encoding
 from poolhouse.server.wire.contract import Cut, Vector
 from poolhouse.vectors.entities import Strategy, entities
-
-_LABELS: JsonDict = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 
 
 class ClassifyFields(Inputs):
@@ -34,7 +31,9 @@ class ClassifyFields(Inputs):
     labels: object = Field(
         None,
         description="What the inputs may be, for zero-shot classifiers: a list for all, or one for each.",
-        json_schema_extra={"anyOf": [_LABELS, {"type": "array", "items": _LABELS, "minItems": 1}, {"type": "null"}]},
+        json_schema_extra={
+            "anyOf": [LABEL_NAMES, {"type": "array", "items": LABEL_NAMES, "minItems": 1}, {"type": "null"}]
+        },
     )
     multi_label: bool = Field(False, description="Each label is true or false by itself; else one of them is true.")
     hypothesis_template: str | None = Field(
