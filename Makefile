@@ -85,20 +85,12 @@ clean:
 	$(BIN)/poolhouse download demo
 	touch $@
 
-# Lies on top of .venv, whose packages it sees.
-.venv/.scale: .venv/.test
-	$(BIN)/python -m venv .venv/scale
+# Each lies on top of .venv, whose packages it sees, with those of the extra of its name.
+.venv/.scale .venv/.stores: .venv/.%: .venv/.test
+	$(BIN)/python -m venv .venv/$*
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > \
-		"$$(.venv/scale/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
-	.venv/scale/bin/pip --disable-pip-version-check --quiet install -c constraints.txt 'poolhouse[scale]'
-	touch $@
-
-# The same, for the clients of vector stores.
-.venv/.stores: .venv/.test
-	$(BIN)/python -m venv .venv/stores
-	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > \
-		"$$(.venv/stores/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
-	.venv/stores/bin/pip --disable-pip-version-check --quiet install -c constraints.txt 'poolhouse[stores]'
+		"$$(.venv/$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	.venv/$*/bin/pip --disable-pip-version-check --quiet install -c constraints.txt 'poolhouse[$*]'
 	touch $@
 
 # About 100 MB, and nothing of Poolhouse.
