@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.docs.checkpoints import lay_out
+from tests.models.test_hosted_pictures import idefics3
 from tests.server.running import served
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ MODELS = (
     "colqwen3",
     "bge-m3",
     "with-prompts",
+    "gliner",
+    "gliclass",
+    "nli",
+    "colidefics3",
 )
 # Tasks with a model that can do them.
 TASKS = [
@@ -49,7 +54,8 @@ TASKS = [
         ("sparse", "splade"),
         ("sparse", "bge-m3"),
     ),
-    *(("words", "colbert"), ("pictures", "colqwen3"), ("similarity", "with-prompts")),
+    *(("words", "colbert"), ("pictures", "colqwen3"), ("pictures", "colidefics3"), ("similarity", "with-prompts")),
+    *(("entities", "gliner"), ("labels", "gliclass"), ("labels", "nli")),
 ]
 
 
@@ -71,6 +77,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of models of every kind."""
     home = tmp_path_factory.mktemp("models")
     lay_out(home)
+    (home / "path" / "to" / "colidefics3").mkdir()
+    idefics3("ColIdefics3").save(home / "path" / "to" / "colidefics3")
     (home / "path" / "to" / "all-MiniLM-L6-v2").symlink_to(home / "path" / "to" / "model")
     words = [f"path/to/{name}" for name in MODELS]
     with served(home, *words, "--served-model-name", *MODELS) as client:

@@ -141,6 +141,60 @@ def test_entities_stand_in_their_text(opened: Opener, url: str) -> None:
     assert first == "Marie CuriePER 1.00 was born in WarsawLOC 1.00 and worked in Paris."
 
 
+def test_entities_of_the_labels_in_the_field(opened: Opener, url: str) -> None:
+    shown = opened(url).task("entities", "gliner")
+    shown.page.get_by_label("Texts", exact=True).fill("the bank of england\nnew york rating")
+    shown.page.get_by_label("Labels", exact=True).fill(" person ,loc、 org,, person")
+    shown.run()
+    (body,) = map(json.loads, sent(shown))
+    assert body["labels"] == ["person", "loc", "org"]
+    items = ask(url, "v1/extract", **body)["data"]
+    found = [part for item in items for part in item["entities"]]
+    assert found, "the test needs a model that finds something"
+    assert shown.page.locator("mark bdi").all_text_contents() == [part["text"] for part in found]
+    assert shown.page.locator("mark .kind").all_text_contents() == [
+        f"{part['label']} {part['score']:.2f}" for part in found
+    ]
+    assert [re.sub(r"(person|loc|org) \d\.\d\d", "", text or "") for text in
+            shown.page.locator(".marked").all_text_contents()] == body["input"]  # fmt: skip
+    shown.page.get_by_label("Labels", exact=True).fill(" , ")
+    shown.run()
+    assert shown.texts(".result .problem p") == ["Give a label first."]
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("model", ["gliclass", "nli"])
+def test_bars_of_the_labels_in_the_field(opened: Opener, url: str, model: str, several: bool) -> None:
+    shown = opened(url).task("labels", model)
+    shown.page.get_by_label("Texts", exact=True).fill("what a fine day\nthe sea w1 w2 w3")
+    shown.page.get_by_label("Labels", exact=True).fill("w7 w8, bread, the moon")
+    shown.page.get_by_label("Several labels may fit a text").set_checked(several)
+    shown.run()
+    asked = ["w7 w8", "bread", "the moon"]
+    fields = {"model": model, "input": given(shown, "Texts"), "labels": asked, "multi_label": several}
+    items = ask(url, "classify", **fields)["data"]
+    bars = [list(zip(one[::2], map(read, one[1::2]), strict=True)) for one in (
+        item.locator(".bars .name, .bars .number").all_inner_texts() for item in
+        shown.page.locator(".documents > li").all())]  # fmt: skip
+    for item, drawn in zip(items, bars, strict=True):
+        expected = dict(zip(asked, item["probs"], strict=True))
+        assert sorted(label for label, _ in drawn) == sorted(asked)
+        assert [value for _, value in drawn] == sorted((value for _, value in drawn), reverse=True)
+        assert max(abs(expected[label] - value) for label, value in drawn) < 0.00051
+        assert several or abs(sum(item["probs"]) - 1) < 1e-4
+
+
+def test_without_labels_a_model_has_its_own_or_none(opened: Opener, url: str) -> None:
+    shown = opened(url).task("labels", "nli")
+    shown.page.get_by_label("Labels", exact=True).fill("")
+    shown.run()
+    assert set(shown.texts(".bars .name")) == {"contradiction", "neutral", "entailment"}
+    shown.page.locator("#model").select_option("gliclass")
+    wait_until(lambda: "gliclass" in shown.page.title(), "the model")
+    shown.run()
+    assert shown.texts(".result .problem p") == ["Give a label first."]
+
+
 def test_labels_are_the_likeliest_first(opened: Opener, url: str) -> None:
     shown = opened(url).task("labels", "classifier").run()
     texts = given(shown, "Texts")
@@ -203,6 +257,29 @@ def test_pages_are_ranked_and_lit_by_the_query(opened: Opener, url: str, tmp_pat
     assert veil[line - 1, column - 1] == veil.min() < veil.max()
 
 
+def test_pages_that_are_read_in_tiles_are_lit_too(opened: Opener, url: str) -> None:
+    shown = opened(url).task("pictures", "colidefics3").run()
+    body = json.loads(sent(shown)[-1])
+    query = ask(url, "pooling", **(json.loads(sent(shown)[-2])))["data"][0]
+    pages = ask(url, "pooling", **body)["data"]
+    best = [np.array(query["data"]) @ np.array(page["data"]).T for page in pages]
+    first = int(np.argmax([matrix.max(1).sum() for matrix in best]))
+    cells = np.array(pages[first]["tokens"]["pictures"][0]["cells"])
+    products = best[first].max(0)[cells]
+    # Pages of 480 x 640 become tiles of two lines and two columns of cells each: two by two of them.
+    assert products.shape == (4, 4)
+    shown.unfold("The strongest patches, as a table")
+    listed = [
+        [read(text) for text in row.locator("th, td").all_text_contents()]
+        for row in shown.page.locator(".pages .plain").first.locator("tbody tr").all()
+    ]
+    assert len(listed) == 12
+    values = [value for _, _, value in listed]
+    assert np.abs(np.array(values) - np.sort(products.ravel())[::-1][:12]).max() < 0.00051
+    for line, column, value in listed:
+        assert abs(products[int(line) - 1, int(column) - 1] - value) < 0.00051
+
+
 def test_places_on_the_map_are_principal_components(opened: Opener, url: str) -> None:
     shown = opened(url).task("map", "all-MiniLM-L6-v2").run()
     texts = given(shown, "Texts")
@@ -222,10 +299,70 @@ def test_places_on_the_map_are_principal_components(opened: Opener, url: str) ->
 def test_the_server_view_counts_what_is_done(opened: Opener, url: str) -> None:
     shown = opened(url).task("server", "all-MiniLM-L6-v2")
     assert shown.texts(".server tbody th") == shown.texts("#model option")
+    titles = shown.texts(".card h2")
+    charts = shown.page.locator(".card [role=img]")
     # Two readings are a rate.
     wait_until(lambda: shown.texts(".card .large")[0] != "–", "a rate")
+    # The page's own readings of /metrics are no requests, and nothing ran.
+    assert shown.texts(".card .large") == ["0", "0.0", "0.0", "–", "0", "–"]
+    assert not inked(shown, titles.index("Batch fill, %"))
     ask(url, "v1/embeddings", model="all-MiniLM-L6-v2", input=["word " * 100] * 8)
     wait_until(lambda: int(re.sub(r"\D", "", shown.texts(".card .large")[0])) > 0, "tokens")
+    figures = dict(zip(titles, shown.texts(".card .large"), strict=True))
+    tokens, prompts, requests = (
+        float(figures[f"{what} per second"].replace("\u202f", "")) for what in ("Tokens", "Prompts", "Requests")
+    )
+    # 8 prompts of 102 tokens in one request; all are shown as rates of the same seconds.
+    assert abs(prompts / requests - 8) < 2
+    assert abs(tokens / prompts - 102) < 4
+    assert 0 < float(figures["Batch fill, %"]) <= 100
+    assert re.fullmatch(
+        r"Batch fill, % in the last two minutes: from \d+ to \d+",
+        str(charts.nth(titles.index("Batch fill, %")).get_attribute("aria-label")),
+    )
+    assert inked(shown, titles.index("Batch fill, %"))
+    # It asks while it is shown, and no longer.
+    shown.page.locator("nav a", has_text="Similarity").click()
+    shown.page.get_by_role("heading", name="Similarity").wait_for()
+    shown.page.wait_for_timeout(2500)
+    asked = len(shown.asked)
+    shown.page.wait_for_timeout(2500)
+    assert len(shown.asked) == asked
+
+
+def inked(shown: Any, chart: int) -> bool:
+    """Whether a chart has marks in the colour of readings."""
+    shown.allowed = ["willReadFrequently"]  # what this test does, and the page does not
+    return bool(
+        shown.page.locator(".card .chart")
+        .nth(chart)
+        .evaluate(
+            """(plot) => {
+                const canvas = plot.querySelector("canvas");
+                const [red, green, blue] = getComputedStyle(plot).color.match(/\\d+/g).map(Number);
+                const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+                for (let at = 0; at < data.length; at += 4)
+                    if (data[at + 3] === 255 && data[at] === red && data[at + 1] === green && data[at + 2] === blue) return true;
+                return false;
+            }"""
+        )
+    )
+
+
+def test_the_charts_follow_the_theme_and_the_window(opened: Opener, url: str) -> None:
+    shown = opened(url, color_scheme="light").task("server", "all-MiniLM-L6-v2")
+    wait_until(lambda: shown.texts(".card .large")[0] != "–", "a rate")
+    assert inked(shown, 0)
+    shown.page.emulate_media(color_scheme="dark")
+    wait_until(lambda: inked(shown, 0), "the colours of the dark")
+    shown.page.set_viewport_size({"width": 360, "height": 740})
+    wait_until(
+        lambda: shown.page.evaluate(
+            "[...document.querySelectorAll('.chart')].every((one) => one.querySelector('canvas').clientWidth <= one.clientWidth)"
+        ),
+        "narrow charts",
+    )
+    assert shown.page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_models_show_the_tasks_that_they_can_do(opened: Opener, url: str) -> None:
@@ -239,6 +376,9 @@ def test_models_show_the_tasks_that_they_can_do(opened: Opener, url: str) -> Non
         "colbert": ["Rerank", "Words"],
         "colqwen3": ["Rerank", "Words", "Pictures"],
         "bge-m3": ["Similarity", "Rerank", "Words", "Sparse", "Map"],
+        "gliner": ["Entities"],
+        "gliclass": ["Labels"],
+        "nli": ["Labels"],
     }
     shown.page.goto(url)
     for model, tasks in expected.items():
@@ -252,13 +392,20 @@ LANGUAGES = ("curl", "Python", "JavaScript")
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize(
-    ("task", "model"), [("similarity", "all-MiniLM-L6-v2"), ("words", "colbert"), ("rerank", "all-MiniLM-L6-v2")]
+    ("task", "model"),
+    [
+        ("similarity", "all-MiniLM-L6-v2"),
+        ("words", "colbert"),
+        ("rerank", "all-MiniLM-L6-v2"),
+        ("entities", "gliner"),
+        ("labels", "nli"),
+    ],
 )
 def test_the_calls_shown_are_programs_that_get_the_same(
     opened: Opener, url: str, language: str, task: str, model: str, tmp_path: Path
 ) -> None:
     shown = opened(url).task(task, model)
-    label = "Texts" if task == "similarity" else "Documents"
+    label = "Documents" if task in ("words", "rerank") else "Texts"
     shown.page.get_by_label(label, exact=True).fill("""it's "quoted" \\ $HOME `date`\n🙂 Größe 潮\n'''\n%s {x} !""")
     shown.run()
     shown.page.get_by_role("button", name=language, exact=True).click()
@@ -274,8 +421,11 @@ def test_the_calls_shown_are_programs_that_get_the_same(
         key = "results" if task == "rerank" else "data"
         assert [sorted(item) for item in got[key]] == [sorted(item) for item in wanted[key]]
         for one, other in zip(got[key], wanted[key], strict=True):
-            for field in ("embedding", "data", "relevance_score"):
+            for field in ("embedding", "data", "relevance_score", "probs"):
                 assert np.allclose(one.get(field, 0), other.get(field, 0), atol=1e-4)
+            assert [part["label"] for part in one.get("entities", ())] == [
+                part["label"] for part in other.get("entities", ())
+            ]
 
 
 def path(program: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import signal
+import tomllib
 
 import httpx
 import pytest
@@ -15,6 +17,7 @@ from poolhouse.server.app import create_app
 from poolhouse.server.page import FILES
 from poolhouse.settings import ServerSettings
 from poolhouse.testing import FakeEngine
+from tests.docs.pages import ROOT
 from tests.server.running import Running
 
 # What Chromium, Firefox and Safari send for an address that is typed.
@@ -77,8 +80,9 @@ def test_each_file_is_served_with_headers_that_keep_everything_here(name: str) -
 
 
 def test_the_files_are_small_and_name_nothing_elsewhere() -> None:
-    assert sum(len(file.content) for file in FILES.values()) < 100_000
-    for name, file in FILES.items():
+    own = {name: file for name, file in FILES.items() if "/vendor/" not in name}
+    assert sum(len(file.content) for file in own.values()) < 100_000
+    for name, file in own.items():
         text = file.content.decode()
         allowed = {"http://www.w3.org/2000/svg"}
         assert set(re.findall(r"https?://[\w./-]+", text)) <= allowed, name
@@ -100,6 +104,24 @@ def test_the_files_are_small_and_name_nothing_elsewhere() -> None:
     assert not re.search(r"<script(?![^>]*src=)|<style| style=| on\w+=", page)
     imported = {name for file in FILES.values() for name in re.findall(r'from "\./([\w.]+)"', file.content.decode())}
     assert {f"/page/{name}" for name in imported} <= set(FILES)
+
+
+def test_vendored_files_are_those_of_their_release_and_have_their_licence() -> None:
+    """The hashes are those of dist/uPlot.iife.min.js, dist/uPlot.min.css and LICENSE in uplot 1.6.32 of the npm registry."""
+    vendored = {name: file.content for name, file in FILES.items() if "/vendor/" in name}
+    assert {
+        name.removeprefix("/page/vendor/"): hashlib.sha256(content).hexdigest() for name, content in vendored.items()
+    } == {
+        "uPlot.LICENSE.txt": "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd",
+        "uPlot.css": "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
+        "uPlot.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
+    }
+    view = FILES["/page/server.js"].content.decode()
+    (version,) = re.findall(rb"uPlot \(v([\d.]+)\)", vendored["/page/vendor/uPlot.js"])
+    assert f"uPlot {version.decode()}, " in view
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["license"] == "Apache-2.0 AND MIT"
+    assert "src/poolhouse/server/page/vendor/*.LICENSE.txt" in project["license-files"]
 
 
 @pytest.mark.parametrize(

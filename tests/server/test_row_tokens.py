@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from PIL import Image
 from starlette.testclient import TestClient
@@ -110,19 +111,39 @@ def test_pictures_of_any_shape_are_grids_of_cells(tmp_path: Path) -> None:
     assert text["tokens"]["pictures"] == []
 
 
-def test_squares_are_grids_and_tiles_are_none(tmp_path: Path) -> None:
-    for make, grid in ((lambda: paligemma("engine"), True), (lambda: idefics3("ColIdefics3"), False)):
-        tiny, folder = make(), tmp_path / str(grid)
-        folder.mkdir()
-        tiny.save(folder)
-        with LLM(str(folder), device="cpu", dtype="float32") as llm:
-            (item,) = asked(llm, [page(40, 30)], input_type="document")
-        (place,) = item["tokens"]["pictures"]
+def test_squares_are_grids(tmp_path: Path) -> None:
+    paligemma("engine").save(tmp_path)
+    with LLM(str(tmp_path), device="cpu", dtype="float32") as llm:
+        (item,) = asked(llm, [page(40, 30)], input_type="document")
+    (place,) = item["tokens"]["pictures"]
+    start, end = place["rows"]
+    assert 0 <= start < end <= len(item["data"])
+    assert place["grid"][0] == place["grid"][1] == (end - start) ** 0.5
+    assert place["cells"] is None
+
+
+def test_cells_of_tiles_lie_where_their_marks_and_patches_do(tmp_path: Path) -> None:
+    tiny = idefics3("ColIdefics3")
+    tiny.save(tmp_path)
+    # transformers' own shuffle says which patches, of four lines of four, each row of a tile is made of.
+    patches = tiny.model.connector.pixel_shuffle(torch.arange(16.0).reshape(1, 16, 1), 2)[0].int().tolist()
+    with LLM(str(tmp_path), device="cpu", dtype="float32") as llm:
+        (tiled,) = asked(llm, [page(40, 30)], input_type="document")
+        small = {"size": {"longest_edge": 16}}
+        (alone,) = asked(llm, [page(40, 30)], input_type="document", mm_processor_kwargs=small)
+    for item, shape in ((tiled, (4, 4)), (alone, (2, 2))):
+        strings, (place,) = item["tokens"]["strings"], item["tokens"]["pictures"]
+        cells = np.array(place["cells"])
+        assert (cells.shape, place["grid"]) == (shape, None)
+        assert len(set(cells.flat)) == cells.size
+        for (line, column), row in np.ndenumerate(cells):
+            begin = max(index for index in range(row) if strings[index].startswith(("<row_", "<global")))
+            wanted = "<global-img>" if item is alone else f"<row_{line // 2 + 1}_col_{column // 2 + 1}>"
+            assert strings[begin] == wanted
+            top = 4 * 2 * (line % 2) + 2 * (column % 2)
+            assert sorted(patches[row - begin - 1]) == [top, top + 1, top + 4, top + 5]
         start, end = place["rows"]
-        assert 0 <= start < end <= len(item["data"])
-        assert (place["grid"] is not None) == grid
-        if grid:
-            assert place["grid"][0] == place["grid"][1] == (end - start) ** 0.5
+        assert start <= cells.min() < cells.max() < end
 
 
 @pytest.mark.parametrize(
@@ -149,3 +170,14 @@ def test_models_list_what_a_page_has_to_know() -> None:
     assert models["classifier"] == (["calm", "angry", "glad"], None)
     assert models["reranker"] == (["fits"], None)
     assert (models["embedder"], models["splade"], models["plain"]) == (([], "token"), ([], "vocabulary"), ([], None))
+
+
+def test_models_tell_whether_requests_may_bring_labels() -> None:
+    """As their routes do: those that say so answer, the others refuse."""
+    with TestClient(create_app(every_kind())) as http:
+        models = http.get("/v1/models").json()["data"]
+        for model in models:
+            path = "/v1/extract" if "extract" in model["tasks"] else "/classify"
+            reply = http.post(path, json={"model": model["id"], "input": "a b", "labels": ["one", "two"]})
+            assert (reply.status_code == 200) == model["takes_labels"], (model["id"], reply.text)
+    assert {model["takes_labels"] for model in models} == {True, False}

@@ -43,6 +43,7 @@ class Picture:
     filled: [tokens], which of these are replaced by the tower's rows, in order; there are as many rows.
     extent: rows and columns of the cells of the picture that its rows stand for, line by line; None where these are no grid.
     Positions of three axes count them.
+    cells: [lines, columns], which of its rows stands for each cell of the picture, where tiles have them in another order.
     more: what the tower of a transformers model reads beside pixels, by the name of its argument; arrays whose first
     dimension goes over pictures or tiles.
     """
@@ -52,6 +53,7 @@ class Picture:
     filled: Flags
     grid: tuple[int, int] | None = None
     extent: tuple[int, int] | None = None
+    cells: Ids | None = None
     more: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
 
     @property
@@ -72,7 +74,7 @@ class Picture:
     @property
     def answered(self) -> Picture:
         """Where it stands in a prompt, without what a tower reads."""
-        return Picture(self.pixels[:0].copy(), self.ids, self.filled, self.grid, self.extent)
+        return Picture(self.pixels[:0].copy(), self.ids, self.filled, self.grid, self.extent, self.cells)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from poolhouse.engine.interface import PoolingEngine
+from poolhouse.engine.interface import EngineFacts, PoolingEngine
 from poolhouse.engine.request import Answer, Request
 from poolhouse.errors import InvalidRequest, UnsupportedTask
 from poolhouse.inputs.labels import Labels, each_set, parse_labels
@@ -138,6 +138,11 @@ def plan(engine: PoolingEngine, labels: object, texts: int, options: LabelOption
     return LabelPlan(sets, options.use_activation, entailment, _template(options.hypothesis_template))
 
 
+def takes_labels(facts: EngineFacts) -> bool:
+    """Whether a request may bring the labels: the model reads them, or judges entailment."""
+    return facts.reads_labels or ("classify" in facts.tasks and _of_entailment(facts.label_names) is not None)
+
+
 def check_text(prompt: Prompt, path: str) -> None:
     """Raise InvalidRequest for a prompt that is no plain text."""
     if prompt.text is None or prompt.pair is not None or prompt.images:
@@ -167,19 +172,28 @@ def _names(labels: object, multi_label: bool, path: str) -> Labels:
 def _entailment(names: Mapping[int, str]) -> tuple[int, int]:
     """The numbers of the labels that say that a text follows and that it does not.
 
-    As in transformers' pipeline, but that a label called contradiction is found by its name, wherever it stands.
-
     Raises:
         UnsupportedTask: a classifier with other labels.
     """
-    lowered = {index: name.lower() for index, name in names.items()}
-    follows = next((index for index, name in lowered.items() if name.startswith("entail")), None)
-    if follows is None or len(names) < 2:
+    found = _of_entailment(names)
+    if found is None:
         raise UnsupportedTask(
             f"This classifier has labels of its own: {list(names.values()) or 'without names'}; leave labels out. "
             "Labels of a request are for models that read them (GLiClass), or with a label 'entailment'.",
             "labels",
         )
+    return found
+
+
+def _of_entailment(names: Mapping[int, str]) -> tuple[int, int] | None:
+    """The same, None where there are none.
+
+    As in transformers' pipeline, but that a label called contradiction is found by its name, wherever it stands.
+    """
+    lowered = {index: name.lower() for index, name in names.items()}
+    follows = next((index for index, name in lowered.items() if name.startswith("entail")), None)
+    if follows is None or len(names) < 2:
+        return None
     last = 0 if follows else max(names)
     return follows, next((index for index, name in lowered.items() if name.startswith("contradict")), last)
 

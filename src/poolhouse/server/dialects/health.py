@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 
 from poolhouse.engine.interface import EngineFacts, Replicated
 from poolhouse.errors import UnknownModel
+from poolhouse.plans.zero_shot import takes_labels
 from poolhouse.server.call import Call, as_json
 from poolhouse.server.engines import Engines
 from poolhouse.server.routing import Dialect, Route
@@ -107,6 +108,7 @@ def about(engines: Engines, one: Listed) -> dict[str, object]:
         "modalities": ["text", "image"] if facts is not None and facts.pictures else ["text"],
         "prompts": [] if facts is None else sorted(facts.prompts),
         "labels": [] if facts is None else [facts.label_names[index] for index in sorted(facts.label_names)],
+        "takes_labels": facts is not None and takes_labels(facts),
         "sparse": None if facts is None or facts.sparse is None else facts.sparse.unit,
         "state": one.state,
         "reason": one.reason,
@@ -174,7 +176,7 @@ class Model(TypedDict):
     """A served model, or an adapter of one; null, or empty, is what is not known before it was loaded.
 
     `weight_bytes`: of its files, or of its weights in memory. `memory_bytes`: what counts for --memory-limit. `last_used`,
-    `expires`: seconds since 1970. `reason`: why it failed.
+    `expires`: seconds since 1970. `reason`: why it failed. `takes_labels`: whether requests may bring labels.
     """
 
     id: str
@@ -189,6 +191,7 @@ class Model(TypedDict):
     modalities: list[Literal["text", "image"]]
     prompts: list[str]
     labels: list[str]
+    takes_labels: bool
     sparse: Literal["token", "vocabulary", "feature"] | None
     state: State
     reason: str | None

@@ -14,7 +14,12 @@ from poolhouse.server.security import path_of
 
 # Where the files are, beside the page at /.
 PREFIX = "/page/"
-_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
+}
 # The page holds a key and the texts of its user: nothing of it may come from elsewhere, or go there.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -79,9 +84,10 @@ def _wants_html(accept: str) -> bool:
 def _read() -> dict[str, File]:
     """The files by their paths."""
     folder, files = Path(__file__).parent, {}
-    for source in sorted(folder.iterdir()):
+    for source in sorted(folder.rglob("*")):
         if source.suffix in _TYPES:
-            files[PREFIX + source.name] = _file(PREFIX + source.name, source, _TYPES[source.suffix])
+            path = PREFIX + source.relative_to(folder).as_posix()
+            files[path] = _file(path, source, _TYPES[source.suffix])
     files["/"] = _file("/", folder / "index.html", "text/html; charset=utf-8")
     return files
 

@@ -34,11 +34,15 @@ export const PEOPLE = [
   "The United Nations moved its office from Geneva to Nairobi.",
 ];
 
+export const KINDS = ["person", "place", "organisation", "date"];
+
 export const MOODS = [
   "What a fine day.",
   "I have waited for two hours, and nobody answers the phone.",
   "The parcel came on Tuesday.",
 ];
+
+export const TONES = ["complaint", "praise", "news"];
 
 export const SPARSE = ["Why are there tides?", "The moon pulls the sea towards it."];
 

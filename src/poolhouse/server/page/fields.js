@@ -14,6 +14,19 @@ export function text({ label, value, hint }) {
   };
 }
 
+/** Short names in one line, with commas between them. */
+export function commaList({ label, value, hint }) {
+  const id = fresh("field");
+  const input = h("input", { id, type: "text", dir: "auto", spellcheck: "false", autocomplete: "off", "aria-describedby": `${id}-hint` });
+  const set = (next) => { input.value = next.join(", "); };
+  set(value);
+  return {
+    element: h("div", { class: "field" }, h("label", { for: id, text: label }), input, h("p", { id: `${id}-hint`, class: "hint", text: hint })),
+    value: () => [...new Set(input.value.split(/[,，、،]/).map((one) => one.trim()).filter((one) => one !== ""))],
+    set,
+  };
+}
+
 /** Several texts, one per line, or with blank lines between them. */
 export function texts({ label, value, rows = 9 }) {
   const id = fresh("field");

@@ -2,7 +2,7 @@
 
 import { bars, colored, cutNote, detail, dot, ends, maxSim, names, picker, products, scale } from "./drawing.js";
 import * as examples from "./examples.js";
-import { choice, flag, pictures, text, texts } from "./fields.js";
+import { choice, commaList, flag, pictures, text, texts } from "./fields.js";
 import { count, folded, h, number, pointed, plural, roving, short, table } from "./dom.js";
 import { axes, placed } from "./plane.js";
 
@@ -245,20 +245,20 @@ const seen = {
     const asked = names(values.query, query.tokens);
     const pages = read.map((item, index) => {
       const matrix = products(query.data, item.data);
-      return { picture: values.pictures[index], place: item.tokens.pictures[0], matrix, score: maxSim(matrix) };
+      return { picture: values.pictures[index], cells: cellsOf(item.tokens.pictures[0]), matrix, score: maxSim(matrix) };
     }).sort((a, b) => b.score - a.score);
     const below = detail("Point at a patch, or choose a token of the query.");
     const list = h("ol", { class: "pages" });
     const lights = [];
-    for (const { picture, place, matrix, score } of pages) {
-      const lit = place?.grid ? patches(picture, place, below) : null;
-      if (lit) lights.push({ ...lit, matrix, place });
+    for (const { picture, cells, matrix, score } of pages) {
+      const lit = cells ? patches(picture, cells, below) : null;
+      if (lit) lights.push({ ...lit, matrix, rows: cells.flat() });
       list.append(h("li", {}, h("p", { class: "score" }, h("span", { class: "number", text: number(score) }), " ", h("bdi", { text: picture.name })),
         lit ? lit.element : h("img", { src: picture.uri, alt: picture.name }),
-        lit ? lit.table : h("p", { class: "hint", text: "This model reads pictures in parts that are no one grid, so nothing is lit." })));
+        lit ? lit.table : h("p", { class: "hint", text: "The vectors of this model stand for no patches, so nothing is lit." })));
     }
     const draw = (row) => {
-      const all = lights.map(({ matrix, place }) => best(matrix, row).slice(...place.rows));
+      const all = lights.map(({ matrix, rows }) => { const values_ = best(matrix, row); return rows.map((at) => values_[at]); });
       const colors = scale(all.flat());
       lights.forEach(({ light }, index) => light(all[index], colors));
     };
@@ -267,8 +267,16 @@ const seen = {
   },
 };
 
+/** The rows of the cells of a picture, line by line; null where they are no grid. */
+function cellsOf(place) {
+  if (!place?.grid) return place?.cells ?? null;
+  const [lines, columns] = place.grid;
+  return Array.from({ length: lines }, (_, line) => Array.from({ length: columns }, (_, column) => place.rows[0] + line * columns + column));
+}
+
 /** A picture under a veil that is thin over patches with large products. */
-function patches(picture, { grid: [rows, columns] }, below) {
+function patches(picture, cells, below) {
+  const rows = cells.length, columns = cells[0].length;
   const veil = h("canvas", { width: columns, height: rows, "aria-hidden": "true" });
   const element = h("div", { class: "lit" }, h("img", { src: picture.uri, alt: picture.name }), veil);
   let values = [], strongest = () => [];
@@ -296,20 +304,33 @@ function patches(picture, { grid: [rows, columns] }, below) {
 
 // -- labels
 
+const labelField = (value, more = "") => commaList({ label: "Labels", value, hint: `With commas between them.${more}` });
+
 const labels = {
   id: "labels",
   title: "Labels",
   about: "The probability of each label of a text.",
   empty: "the labels of each text, likeliest first",
   can: (model) => does(model, "classify") && model.model_type !== "rerank",
-  fields: () => ({ texts: texts({ label: "Texts", value: examples.MOODS, rows: 5 }), cut: cutField() }),
+  fields: (model) => ({
+    texts: texts({ label: "Texts", value: examples.MOODS, rows: 5 }),
+    ...(model.takes_labels ? {
+      labels: labelField(examples.TONES, model.labels.length ? " None: the model's own." : ""),
+      several: flag({ label: "Several labels may fit a text", value: false }),
+    } : {}),
+    cut: cutField(),
+  }),
   async run(values, model, calls) {
     needed(values.texts, 1, "a text");
-    return (await calls.post("classify", { input: [...values.texts], ...cutting(values) })).data;
+    // Models that judge whether one text follows from another have labels of their own besides.
+    if (!model.labels.length && values.labels) needed(values.labels, 1, "a label");
+    const own = values.labels?.length ? { labels: values.labels, multi_label: values.several } : {};
+    return (await calls.post("classify", { input: [...values.texts], ...own, ...cutting(values) })).data;
   },
-  draw(items, { texts: given }, model) {
+  draw(items, { texts: given, labels: asked }, model) {
+    const called = asked?.length ? asked : model.labels;
     return [h("ul", { class: "documents" }, items.map((item, index) => {
-      const all = item.probs.map((value, which) => ({ value, label: model.labels[which] ?? `LABEL_${which}` })).sort((a, b) => b.value - a.value);
+      const all = item.probs.map((value, which) => ({ value, label: called[which] ?? `LABEL_${which}` })).sort((a, b) => b.value - a.value);
       return h("li", {}, h("p", { class: "given", dir: "auto", text: given[index] }), cutNote(item), shownFirst(all, 8, "labels", ends(all.map(({ value }) => value).concat(1))));
     }))];
   },
@@ -326,14 +347,21 @@ const entities = {
   title: "Entities",
   about: "Parts of a text with labels: people, places, what the model knows.",
   empty: "the texts with what was found in them",
-  can: (model) => model.tasks[0] === "token_classify" && model.labels?.length > 0,
-  fields: () => ({
+  can: (model) => does(model, "extract") || (model.tasks[0] === "token_classify" && model.labels?.length > 0),
+  fields: (model) => does(model, "extract") ? {
+    texts: texts({ label: "Texts", value: examples.PEOPLE, rows: 6 }),
+    labels: labelField(examples.KINDS),
+  } : {
     texts: texts({ label: "Texts", value: examples.PEOPLE, rows: 6 }),
     how: choice({ label: "Join tokens", options: [["simple", "simple"], ["first", "by words: first"], ["average", "by words: average"], ["max", "by words: max"], ["none", "not at all"]] }),
     cut: cutField(),
-  }),
+  },
   async run(values, model, calls) {
     needed(values.texts, 1, "a text");
+    if (values.labels) {
+      needed(values.labels, 1, "a label");
+      return (await calls.post("v1/extract", { input: [...values.texts], labels: values.labels })).data;
+    }
     return (await calls.post("classify_tokens", { input: [...values.texts], aggregation_strategy: values.how, ...cutting(values) })).data;
   },
   draw(items, { texts: given }) {
@@ -341,7 +369,7 @@ const entities = {
     const kind = (label) => `entity kind-${kinds.indexOf(label) % 6}`;
     return [h("ul", { class: "documents" }, items.map((item, index) => h("li", {},
       marked(given[index], item.entities, kind), cutNote(item),
-      item.entities.length ? null : h("p", { class: "hint", text: "Nothing was found." })))),
+      item.entities.length ? null : h("p", { class: "hint", dir: "auto", text: item.error?.message ?? "Nothing was found." })))),
     folded("As a table", () => table("Entities", ["part", "label", "score"],
       items.flatMap(({ entities: found }) => found.map((one) => [one.text, one.label, number(one.score, 3)]))))];
   },

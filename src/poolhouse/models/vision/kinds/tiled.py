@@ -5,11 +5,13 @@ Each tile has a mark with its row and column, and as many rows as any other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,8 +55,9 @@ class TiledPictures:
             raise InvalidRequest(
                 "A tile of the picture is zero everywhere once normalised, which the model cannot read."
             )
-        ids = self._ids(int(values["rows"][0][0]), int(values["cols"][0][0]))
-        return Picture(tiles, ids, ids == self._token)
+        shape = int(values["rows"][0][0]), int(values["cols"][0][0])
+        ids = self._ids(*shape)
+        return Picture(tiles, ids, ids == self._token, cells=self._cells(*shape))
 
     def _marked(self, rows: int, columns: int) -> Ids:
         """The ids of a picture in so many tiles; 0 by 0 for one that is small enough to stand whole."""
@@ -64,6 +67,12 @@ class TiledPictures:
             for row in range(1, rows + 1)
         )
         return self._tokens("".join(lines) + ("\n" if rows else "") + f"{_EDGE}<global-img>{shown}{_EDGE}")
+
+    def _cells(self, rows: int, columns: int) -> Ids:
+        """The rows of the tiles as they lie side by side; those of the whole picture where it has no tiles."""
+        side, down, across = math.isqrt(self._rows), max(rows, 1), max(columns, 1)
+        tiles = np.arange(down * across * side**2).reshape(down, across, side, side)
+        return tiles.swapaxes(1, 2).reshape(down * side, across * side)
 
 
 def _whole(config: Config) -> Config:

@@ -176,9 +176,11 @@ def _tokens(engine: PoolingEngine, answer: Answer) -> RowTokens:
         filled, end = np.flatnonzero(tokens.pictures.filled), 0
         for picture in tokens.pictures.pictures:
             begin, end = end, end + picture.rows
-            first, last = np.searchsorted(rows, filled[[begin, end - 1]]).tolist()
+            own = np.searchsorted(rows, filled[begin:end])
+            first, last = own[[0, -1]].tolist()
             whole = picture.extent is not None and math.prod(picture.extent) == last - first + 1
-            pictures.append({"rows": (first, last + 1), "grid": picture.extent if whole else None})
+            cells = None if picture.cells is None else own[picture.cells].tolist()
+            pictures.append({"rows": (first, last + 1), "grid": picture.extent if whole else None, "cells": cells})
     return {"strings": engine.token_strings(tokens.ids[rows].tolist()), "spans": bounds.tolist(), "pictures": pictures}
 
 
@@ -310,11 +312,13 @@ Value = Vector | Matrix | list[Entry] | str
 class PictureRows(TypedDict):
     """A picture: its first row and the one after its last, and how many lines and columns of cells these are.
 
-    Cells go line by line; null where the rows are no grid.
+    Cells go line by line; null where the rows are no grid. `cells`: of a picture that was read in tiles, the row of each
+    cell of the whole picture, in lines.
     """
 
     rows: tuple[int, int]
     grid: tuple[int, int] | None
+    cells: list[list[int]] | None
 
 
 class RowTokens(TypedDict):
