@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import subprocess
 
 import yaml
 
@@ -22,6 +23,13 @@ def test_the_version_stands_in_one_place(said: Run) -> None:
     places = [path for path in ROOT.glob("src/**/*.py") if f'"{version}"' in path.read_text(encoding="utf-8")]
     assert places == [ROOT / "src" / "poolhouse" / "version.py"]
     assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_a_tag_of_this_commit_is_its_version() -> None:
+    # Of a folder without git's history there are no tags.
+    tags = ["git", "-C", str(ROOT), "tag", "--points-at", "HEAD", "--list", "v*"]
+    found = subprocess.run(tags, capture_output=True, text=True, check=False).stdout.split()
+    assert set(found) <= {f"v{poolhouse.__version__}"}
 
 
 def test_the_changelog_tells_of_the_version_and_of_modules_that_exist() -> None:
