@@ -92,6 +92,7 @@ _MODEL = {
     **dict.fromkeys(("weight_bytes?", "memory_bytes?"), int),
     "last_used?": {"<time>"},
     "labels?": list,
+    "takes_labels?": bool,
     "sparse?": (str, None),
     "limits?": dict,
 }
