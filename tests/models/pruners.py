@@ -125,7 +125,7 @@ class Pruner:
         options = kind.options | {"vocab_size": len(VOCABULARY)}
         self.model = save(folder, kind.model, f"{kind.family}Config", options, num_labels=1)
         torch.manual_seed(5)
-        self.weight, self.bias = torch.randn(2, 32) * 0.5, torch.randn(2) * 0.3
+        self.weight, self.bias = torch.randn(2, options["hidden_size"]) * 0.5, torch.randn(2) * 0.3
         with torch.no_grad():
             # Norms of ones would hide on which side of one a head stands.
             for name, parameter in self.model.named_parameters():

@@ -1,7 +1,8 @@
-"""GLiClass from text to probability, against its published formula (see `tiny_gliclass`)."""
+"""GLiClass from text to probability: as gliclass 0.1.21, and as its formula where that has not answered (`tiny_gliclass`)."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,15 +25,10 @@ from poolhouse.packing.tokens import Tokens
 from poolhouse.server.app import create_app
 from tests.inputs.test_tokenizer import byte_bpe, unigram, wordpiece
 from tests.models.parity import Parity, Record, change_config
-from tests.models.tiny_gliclass import ROWS, WORDS, logits, save
+from tests.models.tiny_gliclass import ANSWERS, ROWS, SETS, TEXTS, logits, save
 
 # Both sides add the same float32 numbers in another order, which heads of random weights enlarge.
 TOLERANCE = 2e-4
-TEXTS = [
-    " ".join(WORDS[(start * 13 + place * 7) % 90] for place in range(length))
-    for start, length in enumerate((9, 40, 1, 0, 23))
-]
-SETS = [["w3", "w4 w5", "w6"], ["w80"], [f"w{number}" for number in range(12)], ["w7", "w8"], ["w9 w10 w11", "w1"]]
 RAW = PoolingParams(use_activation=False)
 
 
@@ -52,12 +48,16 @@ def llm(folder: Path) -> Iterator[LLM]:
 @pytest.mark.parametrize("row", ROWS)
 def test_a_pack_of_different_labels_is_each_text_alone(row: str, tmp_path: Path, record_parity: Record) -> None:
     save(tmp_path, row)
-    wanted = np.concatenate([logits(tmp_path, text, labels) for text, labels in zip(TEXTS, SETS, strict=True)])
+    answers = json.loads(ANSWERS.read_text())[row]
+    wanted = np.concatenate([answer["logits"] for answer in answers])
+    formula = np.concatenate([logits(tmp_path, text, labels) for text, labels in zip(TEXTS, SETS, strict=True)])
     with LLM(tmp_path) as llm:
         assert llm.engine.facts.tasks == ("classify",)
         served_by = llm.model.facts.served_by
         outputs = llm.classify(TEXTS, labels=SETS, pooling_params=RAW)
         packed = np.concatenate([output.outputs.array for output in outputs])
+        single = [output.outputs for output in llm.classify(TEXTS, labels=SETS)]
+        several = [output.outputs.array for output in llm.classify(TEXTS, labels=SETS, multi_label=True)]
         alone = np.concatenate(
             [
                 llm.classify(text, labels=labels, pooling_params=RAW)[0].outputs.array
@@ -68,7 +68,7 @@ def test_a_pack_of_different_labels_is_each_text_alone(row: str, tmp_path: Path,
     parity = Parity(
         f"GLiClass: {row}",
         served_by,
-        "its formula over transformers' encoder",
+        "gliclass",
         float(np.abs(packed - wanted).max() / largest),
         float(np.abs(packed - alone).max() / largest),
         "GLiClassModel",
@@ -77,6 +77,14 @@ def test_a_pack_of_different_labels_is_each_text_alone(row: str, tmp_path: Path,
     record_parity(parity)
     assert parity.error < TOLERANCE
     assert parity.packing_error < TOLERANCE
+    assert np.abs(formula - wanted).max() / largest < TOLERANCE
+    np.testing.assert_allclose(
+        np.concatenate(several), np.concatenate([answer["multi"] for answer in answers]), atol=TOLERANCE
+    )
+    for output, labels, (best, score) in zip(single, SETS, (answer["best"] for answer in answers), strict=True):
+        assert output.label == best
+        # gliclass takes a softmax of one label too, which is always 1.
+        assert len(labels) == 1 or max(output.probs) == pytest.approx(score, abs=TOLERANCE)
 
 
 def test_probabilities_are_a_softmax_or_of_each_label(llm: LLM, folder: Path) -> None:

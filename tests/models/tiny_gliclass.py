@@ -1,12 +1,15 @@
-"""Tiny random GLiClass checkpoints in the hub's layout, and the published formula with transformers' encoder.
+"""Tiny random GLiClass checkpoints in the hub's layout, what gliclass answers for them, and its formula.
 
-The formula was compared with gliclass 0.1.21 by `python -m tests.models.tiny_gliclass`, which needs that package: where it
-is installed, this prints the largest difference of logits of each row.
+`python -m tests.models.tiny_gliclass`, in an environment with gliclass 0.1.21, stores its answers in gliclass.json. The
+weights are made by numpy's frozen generator, so that they are the same there and here. The formula, with transformers'
+encoder, answers for other texts and labels.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
+from tests.models.tiny_gliner import filled
+
+ANSWERS = Path(__file__).with_name("gliclass.json")
 Weights = dict[str, Tensor]
 LABEL, SEP, EXAMPLE = "<<LABEL>>", "<<SEP>>", "<<EXAMPLE>>"
 WORDS = [f"w{number}" for number in range(90)]
@@ -74,6 +80,12 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mlp": (BERT, {"scorer_type": "mlp"}),
     "hopfield": (BERT, {"scorer_type": "hopfield"}),
 }
+# Texts and the labels of each, which gliclass answered one by one.
+TEXTS = [
+    " ".join(WORDS[(start * 13 + place * 7) % 90] for place in range(length))
+    for start, length in enumerate((9, 40, 1, 0, 23))
+]
+SETS = [["w3", "w4 w5", "w6"], ["w80"], [f"w{number}" for number in range(12)], ["w7", "w8"], ["w9 w10 w11", "w1"]]
 
 
 def tokenizer(folder: Path, most: int = 512) -> transformers.PreTrainedTokenizerFast:
@@ -132,12 +144,10 @@ def save(folder: Path, row: str, **more: Any) -> None:
     }
     config |= options | more
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    torch.manual_seed(0)
     encoder = encoder_of(encoder_options)
-    for parameter in encoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
     tensors = {f"model.encoder_model.{name}": tensor.clone() for name, tensor in encoder.state_dict().items()}
     tensors |= {f"model.{name}": tensor for name, tensor in _heads(config).items()}
+    tensors = filled(tensors, 0) | {"model.logit_scale": torch.tensor(1.7)}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
@@ -155,11 +165,11 @@ def _heads(config: dict[str, Any]) -> Weights:
         sizes |= {"scorer.mlp.0": (256, 2 * wide), **mlp}
     elif kind == "hopfield":
         sizes |= {"scorer.mlp.0": (256, wide), **mlp}
-    tensors: Weights = {"logit_scale": torch.tensor(1.7)}
+    tensors: Weights = {}
     for name, size in sizes.items():
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = 0.3 * torch.randn(size), 0.3 * torch.randn(size[0])
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = torch.empty(size), torch.empty(size[0])
     if kind == "hopfield":
-        tensors |= {f"scorer.{name}_proj.weight": 0.3 * torch.randn(wide, wide) for name in "qkv"}
+        tensors |= {f"scorer.{name}_proj.weight": torch.empty(wide, wide) for name in "qkv"}
     return tensors
 
 
@@ -233,27 +243,38 @@ def _scores(weights: Weights, kind: str, text: Tensor, labels: Tensor) -> Tensor
     return _linear(weights, "scorer.mlp.4", values)[:, 0]
 
 
-def _compare(folder: Path, row: str) -> float:
-    """The largest difference of gliclass's logits from the formula's, one text at a time."""
+def record() -> None:
+    """Write what gliclass answers to each text alone: logits, probabilities of each label, and the likeliest by a softmax."""
+    found = {}
+    for row in ROWS:
+        with tempfile.TemporaryDirectory() as folder:
+            save(Path(folder), row)
+            found[row] = _answers(Path(folder))
+            formula = [logits(Path(folder), text, labels) for text, labels in zip(TEXTS, SETS, strict=True)]
+        theirs = torch.tensor([logit for answer in found[row] for logit in answer["logits"]])
+        sys.stdout.write(f"{row:45} {(torch.cat(formula) - theirs).abs().max() / theirs.abs().max():.1g}\n")
+    ANSWERS.write_text(json.dumps(found, separators=(",", ":")) + "\n")
+
+
+def _answers(folder: Path) -> list[dict[str, Any]]:
     import gliclass
     from gliclass.pipeline import ZeroShotClassificationPipeline
 
-    save(folder, row)
     model = gliclass.GLiClassModel.from_pretrained(folder).eval()
     own = transformers.AutoTokenizer.from_pretrained(folder)
     pipe = ZeroShotClassificationPipeline(model, own, device="cpu", progress_bar=False)
-    worst = 0.0
-    for text, labels in ((" ".join(WORDS[:20]), ["w3", "w4 w5", "w6"]), ("w8", ["w7", "w1 w2"]), ("", ["w2", "w9"])):
+    found = []
+    for text, labels in zip(TEXTS, SETS, strict=True):
         inputs = pipe.pipe.prepare_inputs([text], labels, True)
-        theirs = model(**inputs, max_num_classes=len(labels)).logits[0]
-        worst = max(worst, float((theirs - logits(folder, text, labels)).abs().max()))
-    return worst
+        with torch.inference_mode():
+            raw = model(**inputs, max_num_classes=len(labels)).logits[0].tolist()
+        (several,) = pipe([text], labels, threshold=0.0, classification_type="multi-label")
+        ((best,),) = pipe([text], labels, classification_type="single-label")
+        assert [one["label"] for one in several] == labels
+        multi = [one["score"] for one in several]
+        found.append({"logits": raw, "multi": multi, "best": [best["label"], best["score"]]})
+    return found
 
 
 if __name__ == "__main__":
-    import sys
-    import tempfile
-
-    for name in ROWS:
-        with tempfile.TemporaryDirectory() as place:
-            sys.stdout.write(f"{name:45} {_compare(Path(place), name):.2g}\n")
+    record()
