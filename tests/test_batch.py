@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 from datasets import Dataset
 
 from poolhouse import LLM, ConfigError, InvalidRequest, PoolingParams, UnsupportedDimensions
@@ -23,6 +24,7 @@ from poolhouse.jobs.arrow import arrow_array
 from poolhouse.jobs.asking import Column
 from poolhouse.llm.llm import shared_engine
 from poolhouse.vectors.precision import PRECISIONS
+from tests.models import tiny_gliclass
 from tests.models.tiny import LAYERS, TEXTS, save, save_m3, tokenizer
 
 # Sums of a pack come in another order than those of another pack, in float32.
@@ -198,6 +200,18 @@ def test_classes_entities_and_scores(tmp_path: Path) -> None:
                     for own in (ours, also):
                         assert [(one["label"], one["start"], one["end"], one["text"]) for one in own] == spans
         embedder.close()
+
+
+def test_labels_of_the_caller(tmp_path: Path) -> None:
+    tiny_gliclass.save(tmp_path, "bert, labels by their tokens")
+    texts, labels = ["w1 w2", "w3"], ["w4", "w5 w6"]
+    embedder = Embedder(tmp_path, "classify", labels=labels, multi_label=True)
+    table = embedder(pa.table({"text": texts}))
+    wanted = torch.stack([tiny_gliclass.logits(tmp_path, text, labels) for text in texts]).sigmoid()
+    assert close(table["probabilities"].to_pylist(), wanted.numpy())
+    assert table["label"].to_pylist() == [labels[index] for index in wanted.argmax(1).tolist()]
+    assert embedder(pa.table({"text": pa.array([], pa.string())})).schema == table.schema
+    embedder.close()
 
 
 @pytest.mark.parametrize("kind", TABLES)

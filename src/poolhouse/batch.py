@@ -56,6 +56,8 @@ class Embedder:
         token_embeddings, sparse_indices, sparse_values, label, probabilities, entities, score). "truncated" and "error"
         in the mapping add whether a text was cut, and why a row is null.
     muvera: makes the vector of `embed` of those of a text's tokens; `input_type` says whether texts are queries.
+    labels: what `entities` looks for, or `classify` classifies by, of models that take labels; threshold, multi_label: as
+        those of `LLM.extract` and `LLM.classify`.
     errors: "raise" ends a batch with a row that cannot be answered, by an InvalidRequest that names it; "null" leaves
         such rows empty. numpy has no null: vectors of floats are NaN, all else None in an array of objects.
     lists: what vectors are in Arrow, lists of one length ("fixed"), or of any ("variable"), as Spark wants them.
@@ -80,6 +82,9 @@ class Embedder:
         dimensions: int | None = None,
         precision: str = "float32",
         muvera: Muvera | None = None,
+        labels: Sequence[str] = (),
+        threshold: float = 0.5,
+        multi_label: bool = False,
         errors: Errors = "raise",
         lists: Lists = "fixed",
         **options: Any,
@@ -105,6 +110,9 @@ class Embedder:
                 dimensions=dimensions,
                 precision=parse_precision(precision),
                 muvera=muvera,
+                labels=tuple(labels),
+                threshold=threshold,
+                multi_label=multi_label,
             )
         self._errors, self._lists = errors, lists
         self._names = _names(output, self._job)

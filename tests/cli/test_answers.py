@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from poolhouse import LLM, CheckpointError
 from poolhouse.models.files import hub
 from tests.cli.in_process import Run, Said, said
-from tests.models import tiny_gliner
+from tests.models import tiny_gliclass, tiny_gliner
 from tests.models.pruners import Pruner
 from tests.models.tiny import LAYERS, WORDS, save, save_m3, tokenizer
 
@@ -84,6 +84,23 @@ def test_ner_looks_for_labels_of_the_line(said: Run, tmp_path: Path) -> None:
     assert any(one.outputs.entities for one in expected)
     found = lines(said("ner", *texts, "--labels", "person, location", "--threshold", "0.3", "--model", tmp_path))
     assert [line["entities"] for line in found] == [[asdict(part) for part in one.outputs.entities] for one in expected]
+
+
+def test_classify_by_labels_of_the_line(said: Run, classifier: Path, tmp_path: Path) -> None:
+    tiny_gliclass.save(tmp_path, "bert, labels by their tokens")
+    texts = ["w1 w2 w3", "w40"]
+    asked = ("classify", *texts, "--labels", "w4, w5 w6", "--model", tmp_path)
+    wanted = torch.stack([tiny_gliclass.logits(tmp_path, text, ["w4", "w5 w6"]) for text in texts])
+    for found, expected in (
+        (lines(said(*asked)), wanted.softmax(1)),
+        (lines(said(*asked, "--multi-label")), wanted.sigmoid()),
+    ):
+        assert [list(line["probabilities"]) for line in found] == [["w4", "w5 w6"]] * 2
+        assert np.allclose([list(line["probabilities"].values()) for line in found], expected, atol=1e-5)
+        assert [line["label"] for line in found] == [["w4", "w5 w6"][index] for index in expected.argmax(1).tolist()]
+    assert "classifies by what --labels names" in said("classify", *texts, "--model", tmp_path).error
+    refused = said("classify", *texts, "--labels", "a,b", "--model", classifier).error
+    assert "--labels: This classifier has labels of its own: ['bad', 'good', 'odd']; leave labels out." in refused
 
 
 def test_sparse_names_the_heaviest_words_first(said: Run, tmp_path: Path) -> None:

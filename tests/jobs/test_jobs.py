@@ -22,7 +22,7 @@ from poolhouse import LLM, ConfigError, PoolingParams
 from poolhouse.jobs.job import Job, input_files, parse_tasks
 from poolhouse.jobs.run import Progress, TooManyErrors, estimate, run
 from poolhouse.jobs.source import Place, Source
-from tests.models import tiny_gliner
+from tests.models import tiny_gliclass, tiny_gliner
 from tests.models.tiny import LAYERS, WORDS, save, save_m3, tokenizer
 
 # Sums of a pack come in another order than those of one text, in float32.
@@ -448,8 +448,42 @@ def test_entities_of_labels_are_found_in_whole_files(tmp_path: Path) -> None:
         assert not (tmp_path / "none").exists()
         with pytest.raises(ConfigError, match="with other options"):
             go(replace(job, threshold=0.4), llm)
-    with pytest.raises(ConfigError, match="--labels is for --task entities"):
+    with pytest.raises(ConfigError, match="--labels is for --task entities or --task classify, each alone"):
         Job((name,), tmp_path / "none", labels=("person",))
+    with pytest.raises(ConfigError, match="--multi-label is for --labels"):
+        Job((name,), tmp_path / "none", tasks=("classify",), multi_label=True)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("kind", ["reads labels", "entailment"])
+def test_whole_files_are_classified_by_labels(kind: str, multi_label: bool, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    if kind == "reads labels":
+        tiny_gliclass.save(model, "bert, labels by their tokens")
+        said, labels = [f"w{number} w{number + 1}" for number in range(20)], ("w3", "w4 w5", "w6")
+    else:
+        tokenizer(model)
+        names = {0: "contradiction", 1: "entailment"}
+        save(model, "BertForSequenceClassification", "BertConfig", LAYERS, id2label=names)
+        said, labels = texts(20), ("red", "green", "blue")
+    name = write(tmp_path / "in.jsonl", [{"text": text} for text in (*said[:7], 5, *said[7:])])
+    with LLM(str(model)) as llm:
+        job = Job((name,), tmp_path / "out", tasks=("classify",), labels=labels, multi_label=multi_label, shard_rows=9)
+        progress = go(job, llm)
+        expected = llm.classify(said, labels=list(labels), multi_label=multi_label, use_tqdm=False)
+        rows = read(job.out)
+        assert (progress.rows, progress.errors) == (20, 1)
+        assert [row["label"] for row in rows] == [one.outputs.label for one in expected]
+        np.testing.assert_allclose(
+            [row["probabilities"] for row in rows], [one.outputs.probs for one in expected], atol=1e-6
+        )
+        with pytest.raises(ConfigError, match="--labels: labels has 'a' twice"):
+            go(replace(job, out=tmp_path / "none", labels=("a", "a")), llm)
+        if kind == "reads labels":
+            with pytest.raises(ConfigError, match="This model classifies by what --labels names"):
+                go(replace(job, out=tmp_path / "none", labels=(), multi_label=False), llm)
+        assert not (tmp_path / "none").exists()
 
 
 def test_one_process_at_a_time_writes_to_a_folder(llm: LLM, tmp_path: Path) -> None:

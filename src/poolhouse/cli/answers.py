@@ -76,6 +76,10 @@ def _with_given(command: Callable[..., None]) -> Callable[..., None]:
     return with_options_of_all
 
 
+MultiLabel = Annotated[
+    bool, typer.Option("--multi-label", help="With --labels: a text, or a part of it, may have several.")
+]
+
 # Fields of a line, of the answers to some texts and their numbers.
 Fields = Callable[["LLM", "Answered", int], Mapping[str, object]]
 
@@ -89,22 +93,27 @@ _MOST_COMPARED = 5000
 @_with_given
 def classify(
     texts: Texts = None,
+    labels: Annotated[
+        str | None, typer.Option(help="What texts may be, with commas; of models that classify by such labels.")
+    ] = None,
+    multi_label: MultiLabel = False,
     *,
     given: _Given,
     options: dict[str, object],
 ) -> None:
     """Write the most likely label of each text, and the probability of each label."""
+    given_labels = _named(labels)
 
     def fields(llm: LLM, answered: Answered, index: int) -> Mapping[str, object]:
         row = _row(answered, index)
         probabilities: np.ndarray = row["probabilities"]
-        names = llm.engine.facts.label_names
+        names = dict(enumerate(given_labels)) or llm.engine.facts.label_names
         if names:
             named = {names.get(number, f"LABEL_{number}"): value for number, value in enumerate(probabilities)}
             return {**row, "probabilities": named}
         return row
 
-    _answer("classify", fields, texts, given, options)
+    _answer("classify", fields, texts, given, options, labels=given_labels, multi_label=multi_label)
 
 
 @with_options(Settings)
@@ -115,20 +124,21 @@ def ner(
         str | None, typer.Option(help="What to look for, with commas; of models that read labels with each text.")
     ] = None,
     threshold: Annotated[float, typer.Option(help="With --labels: what is found has a higher score, 0 to 1.")] = 0.5,
+    multi_label: MultiLabel = False,
     *,
     given: _Given,
     options: dict[str, object],
 ) -> None:
     """Write the entities of each text: label, text, score, and where it begins and ends, in characters."""
-    named = tuple(name.strip() for name in labels.split(",")) if labels else ()
     _answer(
         "entities",
         lambda _, answered, index: _row(answered, index),
         texts,
         given,
         options,
-        labels=named,
+        labels=_named(labels),
         threshold=threshold,
+        multi_label=multi_label,
     )
 
 
@@ -213,6 +223,10 @@ def similarity(
         rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         for text, row in zip(found, rows, strict=True):
             _write_line(stream, {"text": text, "similarity": rows @ row})
+
+
+def _named(labels: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in labels.split(",")) if labels else ()
 
 
 def _answer(

@@ -65,10 +65,13 @@ def run_job(
     ] = None,
     labels: Annotated[
         list[str] | None,
-        typer.Option(help="With --task entities, of models that read labels: what to look for, with commas."),
+        typer.Option(help="What --task entities looks for, or --task classify classifies by, with commas."),
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="With --labels: what is found has a higher score, 0 to 1. (0.5)")
+        float | None, typer.Option(help="With --task entities: what is found has a higher score, 0 to 1. (0.5)")
+    ] = None,
+    multi_label: Annotated[
+        bool | None, typer.Option("--multi-label", help="With --labels: a text, or a part, may have several.")
     ] = None,
     prompt_name: PromptName = None,
     input_type: Annotated[str | None, typer.Option(help="What the texts are, query or document.")] = None,
@@ -92,7 +95,7 @@ def run_job(
         "out": out, "model": model, "task": task, "column": column, "query_column": query_column,
         "image_column": image_column, "id": id, "keep": keep, "input_format": input_format, "format": form,
         "precision": precision, "dimensions": dimensions, "muvera": muvera, "labels": labels, "threshold": threshold,
-        "prompt_name": prompt_name, "input_type": input_type,
+        "multi_label": multi_label, "prompt_name": prompt_name, "input_type": input_type,
         "instruction": instruction, "shard_rows": shard_rows, "shard_bytes": shard_bytes, "max_errors": max_errors,
     }  # fmt: skip
     given = {name: value for name, value in line.items() if value is not None} | options

@@ -20,8 +20,9 @@ from poolhouse.llm.calls import entity_finder
 from poolhouse.llm.requests import CallOptions, is_of_all, requests_of, score_plan
 from poolhouse.outputs import Array
 from poolhouse.params import PoolingParams
-from poolhouse.plans import sparse
+from poolhouse.plans import sparse, zero_shot
 from poolhouse.plans.scoring import ScoreOptions, ScorePlan
+from poolhouse.plans.zero_shot import Labelled, LabelOptions, LabelPlan
 from poolhouse.tasks import Task
 from poolhouse.vectors.muvera import Muvera
 from poolhouse.vectors.precision import QUANTIZED, Codes, quantize
@@ -94,7 +95,7 @@ class Asker:
             raise ConfigError("--dimensions is for the tasks embed and tokens.")
         if len(job.sizes) > 1:
             self._check_sizes()
-        self.labels = self._labels(job)
+        self.labels, self.label_plan = self._labels(job), self._label_plan(job)
         if job.muvera is not None:
             job.muvera.length(self._width("token_embed"))
         if job.instruction is not None and "score" not in job.tasks:
@@ -141,12 +142,15 @@ class Asker:
         requests: list[Request] = []
         answers: list[list[Answer]] = []
         scores: list[float] = []
+        labelled: list[Labelled] = []
         each = len(futures) // max(len(asked.rows), 1)
         for number, row in enumerate(asked.rows):
             try:
                 own = [future.result() for future in futures[number * each : (number + 1) * each]]
                 if asked.plans:
                     scores.append(asked.plans[number].finish(own)[0].score)
+                if self.label_plan is not None:
+                    labelled += self.label_plan.finish(own)
                 answers.append(own)
                 rows.append(row)
                 requests.append(asked.requests[number * each])
@@ -157,7 +161,9 @@ class Asker:
                 if is_of_all(error, self.engine):
                     raise
                 failed.append(Failed(row, _reason(error)))
-        if self.tasks:
+        if self.label_plan is not None:
+            columns = _labelled(labelled, len(self.job.labels))
+        elif self.tasks:
             columns = self._columns(requests, [own[0] for own in answers])
         else:
             columns = [Column("score", np.asarray(scores, np.float32))]
@@ -166,18 +172,27 @@ class Asker:
         return Answered(rows, columns, truncated, tokens), sorted(failed, key=lambda one: one.row.after)
 
     def _labels(self, job: Job) -> Labels | None:
-        """What all texts are read with; None of a model that reads no labels."""
+        """What all texts are read with by a model that finds parts of them; None of all others."""
         reads = "extract" in self.tasks
-        if reads != bool(job.labels):
+        if reads != (bool(job.labels) and not job.by_labels):
             raise ConfigError(
                 "This model looks for what --labels names: give it a list, such as person,city."
                 if reads
                 else f"--labels: {self.engine.facts.name} reads no labels with a text."
             )
         try:
-            return parse_labels(job.labels, job.threshold) if reads else None
+            return parse_labels(job.labels, job.threshold, multi_label=job.multi_label) if reads else None
         except InvalidRequest as error:
             raise ConfigError(f"--labels and --threshold: {error}") from None
+
+    def _label_plan(self, job: Job) -> LabelPlan | None:
+        """How a text is classified by labels of the job; None without."""
+        if "classify" in self.tasks and self.engine.facts.reads_labels and not job.labels:
+            raise ConfigError("This model classifies by what --labels names: give it a list, such as sports,politics.")
+        try:
+            return zero_shot.plan(self.engine, job.labels, 1, LabelOptions(job.multi_label)) if job.by_labels else None
+        except InvalidRequest as error:
+            raise ConfigError(f"--labels: {error}") from None
 
     def _task(self, task: JobTask) -> Task:
         """The engine's task for one of the job's."""
@@ -222,11 +237,13 @@ class Asker:
         return {"content": [{"type": "image", "image": value}]}
 
     def _requests(self, prompts: Sequence[PromptInput]) -> list[Request]:
-        """A request per prompt, which asks for all tasks at once."""
+        """A request per prompt, which asks for all tasks at once; as many for each, where labels need several."""
         if not prompts:
             return []
         first, *further = self.tasks
         requests = requests_of(self.engine, list(prompts), first, self.options)
+        if self.label_plan is not None:
+            return [one for request in requests for one in self.label_plan.requests([request])]
         offsets = "token_classify" in self.tasks and "entities" in self.job.tasks
         if not further and not offsets and self.labels is None:
             return requests
@@ -360,6 +377,13 @@ class Asker:
             for request, answer, array in zip(requests, answers, arrays, strict=True)
         ]
         return [Column("entities", [[asdict(entity) for entity in own] for own in found])]
+
+
+def _labelled(found: Sequence[Labelled], labels: int) -> list[Column]:
+    """Columns of texts that are classified by so many labels."""
+    none = np.zeros((0, labels), np.float32)
+    rows = np.stack([one.array for one in found]) if found else none
+    return [Column("label", [one.label for one in found]), Column("probabilities", rows)]
 
 
 def rows_at_once(job: Job) -> int:

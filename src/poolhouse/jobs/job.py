@@ -66,7 +66,8 @@ class Job:
     rows are named by file and number. keep: columns that come along.
     shard_rows, shard_bytes: a file of the output has no more rows than this, or is ended behind so many bytes.
     dimensions: of vectors; several are columns of their own, from one pass. muvera: makes the vector of `embed` of those
-    of a text's tokens. labels, threshold: what `entities` looks for, of models that read labels with each text.
+    of a text's tokens. labels: what `entities` looks for, of models that read labels with each text, or what `classify`
+    classifies by, of zero-shot classifiers. threshold: of `entities`. multi_label: a text, or a part, may have several.
     max_errors: rows that may be set aside; one more stops the job. None: none stops it, any lets it end with an error.
     options: of the engine, see `poolhouse.settings.Settings`.
     """
@@ -87,6 +88,7 @@ class Job:
     muvera: Muvera | None = None
     labels: tuple[str, ...] = ()
     threshold: float = 0.5
+    multi_label: bool = False
     prompt_name: str | None = None
     input_type: str | None = None
     instruction: str | None = None
@@ -114,8 +116,12 @@ class Job:
             if "embed" not in self.tasks or len(self.sizes) > 1:
                 raise ConfigError("--muvera is for the task embed, and one of --dimensions.")
             self.muvera.checked(self.precision, "--precision")
-        if self.labels and "entities" not in self.tasks:
-            raise ConfigError("--labels is for --task entities: what is looked for in each text.")
+        if self.labels and self.tasks not in (("entities",), ("classify",)):
+            raise ConfigError("--labels is for --task entities or --task classify, each alone.")
+        if self.multi_label and not self.labels:
+            raise ConfigError("--multi-label is for --labels.")
+        if self.by_labels and self.image_column is not None:
+            raise ConfigError("--labels is for texts, not for --image-column.")
         if self.image_column is not None and ("score" in self.tasks or "entities" in self.tasks):
             raise ConfigError("--image-column is for embed, sparse, tokens and classify.")
         if min(self.shard_rows, self.shard_bytes) < 1 or (self.max_errors is not None and self.max_errors < 0):
@@ -130,6 +136,11 @@ class Job:
         if self.dimensions is None:
             return ()
         return self.dimensions if isinstance(self.dimensions, tuple) else (self.dimensions,)
+
+    @property
+    def by_labels(self) -> bool:
+        """Whether texts are classified by labels of the job."""
+        return bool(self.labels) and "classify" in self.tasks
 
     @property
     def columns(self) -> tuple[str, ...]:
