@@ -24,8 +24,8 @@ from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import Rows
 from poolhouse.pooling.steps import Step
 
-# Numbers of spans, or of pairs of words and labels, that are computed at once.
-_MAX_NUMBERS = 2**22
+# Numbers of spans, or of pairs of words and labels, that are computed at once: on CPUs as many as caches hold.
+_MAX_NUMBERS = {"cpu": 2**19, "cuda": 2**22}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,7 +224,7 @@ class SpanScores(Step):
         begins = F.linear(self.starts.of(words).relu_(), self.spans.first[:, :half])
         ends = F.linear(self.ends.of(words).relu_(), self.spans.first[:, half:], self.spans.first_bias)
         weights, offsets = labels @ self.spans.second, labels @ self.spans.second_bias
-        most = max(1, _MAX_NUMBERS // begins.shape[1])
+        most = max(1, _most_numbers(words) // begins.shape[1])
         logits: list[Tensor] = []
         for start, end, first, last in zip(
             spans.of_spans.starts, spans.of_spans.ends, of_labels.starts, of_labels.ends, strict=True
@@ -273,7 +273,7 @@ class TokenScores(Step):
         for start, end, begin, stop in zip(
             marks.of_words.starts, marks.of_words.ends, marks.of_labels.starts, marks.of_labels.ends, strict=True
         ):
-            most = max(1, _MAX_NUMBERS // (len(first) * max(end - start, 1)))
+            most = max(1, _most_numbers(words) // (len(first) * max(end - start, 1)))
             for block in range(begin, stop, most):
                 own = slice(block, min(block + most, stop))
                 met = F.linear(label_factor[own, None] * word_factor[start:end], first[:, 2 * width :])
@@ -371,6 +371,10 @@ def _answer(first: Tensor, last: Tensor, label: Tensor, score: Tensor, owner: Te
     values = torch.stack([part.float() for part in (first - base, last - base, label, score)], dim=1)
     counts = torch.bincount(owner, minlength=len(marks.of_words))
     return Rows(values, Segments(counts.tolist(), score.device), label)
+
+
+def _most_numbers(values: Tensor) -> int:
+    return _MAX_NUMBERS.get(values.device.type, 2**22)
 
 
 def _marks_of(rows: Rows) -> PackedMarks:
