@@ -134,6 +134,7 @@ class EmbeddingFields(VectorFields):
 
     def prompts(self, engines: Engines) -> list[Prompt]:
         """As of every body, and pictures in the form of Jina, {image}, and of Infinity and NVIDIA, by `modality`."""
+        engines.check_list(self.input, "input")
         items = self.input if isinstance(self.input, list) else [self.input]
         of_jina = any(type(item) is dict and "image" in item for item in items)
         if self.messages is not None or not (of_jina or self.modality == "image"):
