@@ -19,6 +19,7 @@ from poolhouse.plans import scoring
 from poolhouse.server.call import Call
 from poolhouse.server.dialects import _replies
 from poolhouse.server.dialects._pairs import Pairs, Scored, score
+from poolhouse.server.engines import Engines
 from poolhouse.server.wire import encoding
 from poolhouse.server.wire.errors import Failure
 from poolhouse.tasks import Task
@@ -138,9 +139,14 @@ async def rerank(
     return await score(call, pairs, options, priority=priority)
 
 
-def contents_of(value: object, parameter: str) -> list[TextOrContent]:
-    """What each of one or several items holds; see `content_of`."""
+def contents_of(engines: Engines, value: object, parameter: str) -> list[TextOrContent]:
+    """What each of one or several items holds; see `content_of`.
+
+    Raises:
+        InvalidRequest: as there, and more items than one request may hold.
+    """
     items = value if isinstance(value, list) else [value]
+    engines.check_items(len(items), parameter)
     return [
         item if type(item) is str else content_of(item, f"{parameter}[{index}]", parameter)
         for index, item in enumerate(items)
@@ -179,8 +185,9 @@ def picture(source: object, path: str) -> Content:
     return Content((from_base64(source, path),))
 
 
-def pictures(sources: Sequence[object], parameter: str) -> list[Content]:
-    """`picture` of each."""
+def pictures(engines: Engines, sources: Sequence[object], parameter: str) -> list[Content]:
+    """`picture` of each, if they are not more than one request may hold."""
+    engines.check_items(len(sources), parameter)
     return [picture(source, f"{parameter}[{index}]") for index, source in enumerate(sources)]
 
 

@@ -26,6 +26,7 @@ from poolhouse.server.dialects import _hosted, _replies, health
 from poolhouse.server.dialects._fields import PRUNE, Lenient, Many, Strict
 from poolhouse.server.dialects._hosted import EmbeddingType, EmbedOptions
 from poolhouse.server.dialects._pairs import Scored, pruned
+from poolhouse.server.engines import Engines
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.served import Listed
 from poolhouse.server.wire import errors
@@ -56,19 +57,19 @@ class EmbedFields(Lenient):
     truncate: Literal["NONE", "START", "END"] = "END"
     priority: int = Field(0, ge=0, le=999)
 
-    def contents(self) -> tuple[str, list[TextOrContent]]:
+    def contents(self, engines: Engines) -> tuple[str, list[TextOrContent]]:
         """One of three fields: its name, and what its items hold.
 
         Raises:
-            InvalidRequest: none of them, or several.
+            InvalidRequest: none of them, or several; more items than one request may hold.
         """
         filled = [name for name in ("texts", "images", "inputs") if getattr(self, name)]
         if len(filled) != 1:
             raise InvalidRequest("Give one of texts, images and inputs, and not an empty one.", "texts")
         (name,) = filled
         if self.images:
-            return name, list(_hosted.pictures(self.images, name))
-        return name, _hosted.contents_of(self.texts or self.inputs, name)
+            return name, list(_hosted.pictures(engines, self.images, name))
+        return name, _hosted.contents_of(engines, self.texts or self.inputs, name)
 
     def options(self, model_limit: int) -> EmbedOptions:
         """How the items are read; `max_tokens` cannot raise the model's limit."""
@@ -116,7 +117,7 @@ async def embed_v2(call: Call, fields: EmbedFields) -> Response:
 
 async def _embed(call: Call, fields: EmbedFields, version: int) -> Response:
     engine = await call.use(fields.model)
-    name, contents = fields.contents()
+    name, contents = fields.contents(call.engines)
     answers = await _hosted.embed(call, contents, fields.options(engine.facts.max_tokens), parameter=name)
     kinds: list[EmbeddingType] = list(dict.fromkeys(fields.embedding_types or ["float"]))
     bare = version == 1 and not fields.embedding_types

@@ -115,7 +115,7 @@ async def embeddings_image(call: Call, fields: ImageFields) -> Response:
 async def _embed(call: Call, fields: ImageFields, of_pictures: bool) -> Response:
     engine = await call.use(fields.name)
     inputs = [fields.input] if isinstance(fields.input, str) else fields.input
-    contents = _hosted.pictures(inputs, "input") if of_pictures else inputs
+    contents = _hosted.pictures(call.engines, inputs, "input") if of_pictures else inputs
     task: Task = "embed" if "embed" in engine.facts.tasks else "token_embed"
     answers = await _hosted.embed(call, contents, EmbedOptions(dimensions=fields.dimensions or None), task=task)
 

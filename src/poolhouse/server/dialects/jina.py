@@ -76,7 +76,7 @@ async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
     if fields.late_chunking and fields.return_multivector:
         raise InvalidRequest("late_chunking gives a vector per chunk; leave return_multivector out.", "late_chunking")
     await call.use(fields.model)
-    contents = _hosted.contents_of(fields.input, "input")
+    contents = _hosted.contents_of(call.engines, fields.input, "input")
     named = fields.embedding_type
     kinds: list[EmbeddingType] = list(dict.fromkeys([named] if isinstance(named, str) else named))
     if fields.late_chunking:
@@ -91,7 +91,7 @@ async def multi_vector(call: Call, fields: MultiVectorFields) -> Response:
     """One vector per token of each input."""
     await call.use(fields.model)
     options = EmbedOptions(fields.input_type, fields.dimensions, truncate=None if fields.truncate else "NONE")
-    contents = _hosted.contents_of(fields.input, "input")
+    contents = _hosted.contents_of(call.engines, fields.input, "input")
     answers = await _hosted.embed(call, contents, options, task="token_embed")
     return await _write(call, answers, _hosted.arrays_of(answers), [fields.embedding_type])
 
@@ -118,7 +118,7 @@ async def rerank(call: Call, fields: RerankFields) -> Response:
     """Documents by how well they answer a query, best first."""
     engine = await call.use(fields.model)
     query = _hosted.content_of(fields.query, "query", "query")
-    documents = _hosted.contents_of(fields.documents, "documents")
+    documents = _hosted.contents_of(call.engines, fields.documents, "documents")
     scored = await _hosted.rerank(call, query, documents, prune=fields.prune)
     results = [
         cast("Ranked", {"index": index, "relevance_score": score, **pruned(scored.scores[index])})

@@ -66,6 +66,7 @@ async def reranking(call: Call, fields: RankingFields) -> Response:
 
 
 async def _rank(call: Call, fields: RankingFields) -> Response:
+    call.engines.check_items(len(fields.passages), "passages")
     passages = [passage.content(f"passages[{index}]") for index, passage in enumerate(fields.passages)]
     truncate = fields.truncate == "END"
     scored = await _hosted.rerank(call, fields.query.text, passages, truncate=truncate, use_activation=False)

@@ -139,9 +139,8 @@ class EmbeddingFields(VectorFields):
         of_jina = any(type(item) is dict and "image" in item for item in items)
         if self.messages is not None or not (of_jina or self.modality == "image"):
             return super().prompts(engines)
-        engines.check_items(len(items), "input")
         read = _hosted.pictures if self.modality == "image" else _hosted.contents_of
-        return [Prompt.of(content) for content in read(items, "input")]
+        return [Prompt.of(content) for content in read(engines, items, "input")]
 
     @property
     def _names_a_use(self) -> bool:

@@ -80,8 +80,7 @@ async def embeddings(call: Call, fields: EmbeddingFields) -> Response:
 async def multimodal_embeddings(call: Call, fields: MultimodalFields) -> Response:
     """One vector per input, each of texts and pictures together."""
     await call.use(fields.model)
-    call.engines.check_items(len(fields.inputs), "inputs")
-    inputs = _hosted.contents_of(fields.inputs, "inputs")
+    inputs = _hosted.contents_of(call.engines, fields.inputs, "inputs")
     answers = await _hosted.embed(call, inputs, _options(fields), parameter="inputs")
     tokens, of_pictures = _replies.tokens_of(answers), _replies.picture_tokens_of(answers)
     usage: MultimodalUsage = {

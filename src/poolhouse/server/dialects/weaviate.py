@@ -78,7 +78,7 @@ async def vectorize(call: Call, fields: VectorizeFields) -> Response:
     """The vectors of texts, and those of pictures."""
     await _use_first(call, lambda facts: "embed" in facts.tasks and (facts.pictures or not fields.images))
     texts = len(fields.texts)
-    contents: list[TextOrContent] = [*fields.texts, *_hosted.pictures(fields.images, "images")]
+    contents: list[TextOrContent] = [*fields.texts, *_hosted.pictures(call.engines, fields.images, "images")]
     requests = _hosted.requests(call, contents, EmbedOptions(), parameter="texts")
 
     def location(index: int) -> str:

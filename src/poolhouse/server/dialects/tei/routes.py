@@ -127,6 +127,7 @@ async def predict(call: Call, fields: PredictFields) -> Response:
 async def similarity(call: Call, fields: SimilarityFields) -> Response:
     """The cosine of one sentence with each of many."""
     inputs, parameters = fields.inputs, fields.parameters
+    call.engines.check_items(len(inputs.sentences) + 1, "inputs")
     if not inputs.sentences or "" in (inputs.source_sentence, *inputs.sentences):
         raise EmptyInput("inputs")
     prompts = [Prompt(inputs.source_sentence), *map(Prompt, inputs.sentences)]
