@@ -206,10 +206,12 @@ def test_a_huge_number_is_no_failure(http: TestClient, document: Document, field
         ("/v2/embed", '{"input_type":"image","images":[', '"a",', '"a"]}'),
         ("/v1/encode/embedder", '{"items":[', '{"text":"a"},', '{"text":"a"}]}'),
         ("/voyage/v1/multimodalembeddings", '{"inputs":[', '{"content":[]},', '{"content":[]}]}'),
+        ("/cohere/v2/rerank", '{"model":"reranker","query":"a","documents":[', '{"text":"a"},', '"a"]}'),
+        ("/jina/v1/rerank", '{"model":"reranker","query":"a","documents":[', '{"text":"a"},', '"a"]}'),
         ("/weaviate/vectorize", '{"texts":[],"images":[', '"a",', '"a"]}'),
     ],
 )
-def test_a_million_wrong_items_do_not_hold_up_the_server(
+def test_many_items_too_many_do_not_hold_up_the_server(
     document: Document, path: str, start: str, item: str, end: str
 ) -> None:
     """The event loop calls Python for no item; what counts the names of a large body does so in a thread of its own."""
@@ -227,14 +229,14 @@ def test_a_million_wrong_items_do_not_hold_up_the_server(
         nonlocal calls
         calls += event in ("call", "c_call")
 
-    content = f"{start}{item * 1_000_000}{end}".encode()
+    content = f"{start}{item * 200_000}{end}".encode()
     sys.setprofile(count)
     try:
         status = asyncio.run(ask(content))
     finally:
         sys.setprofile(None)
     assert 400 <= status < 500
-    assert calls < 100_000
+    assert calls < 40_000
 
 
 def test_a_batch_of_bodies_is_bounded_as_any_other(http: TestClient, document: Document) -> None:

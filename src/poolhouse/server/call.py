@@ -137,10 +137,11 @@ class Call:
         """The fields of a body.
 
         Raises:
-            ValidationError: a field is missing, or has a wrong type or value.
+            ValidationError: a field is missing, or has a wrong type or value. InvalidRequest: more items than one request
+                may hold.
         """
         started = time.perf_counter()
-        parsed = fields.model_validate(body)
+        parsed = fields.model_validate(body, context=self.engines)
         self.engines.metrics.parse_seconds.observe(time.perf_counter() - started)
         return parsed
 

@@ -8,7 +8,16 @@ from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
@@ -23,6 +32,16 @@ from poolhouse.tasks import Task
 ItemT = TypeVar("ItemT")
 # A list of which only the first wrong item is reported: a report of millions would stop the server for minutes.
 Many = Annotated[list[ItemT], Field(fail_fast=True)]
+
+
+def _counted(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, list) and isinstance(info.context, Engines):
+        info.context.check_items(len(value), info.field_name or "items")
+    return value
+
+
+# The objects that a request asks about, counted before each is read: that takes seconds for a million.
+Items = Annotated[Many[ItemT], BeforeValidator(_counted)]
 
 # vLLM's former names of use_activation.
 _FORMER_NAMES = ("normalize", "softmax", "activation")

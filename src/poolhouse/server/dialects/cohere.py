@@ -23,7 +23,7 @@ from poolhouse.inputs.content import TextOrContent
 from poolhouse.params import PruningParams
 from poolhouse.server.call import Call, as_json
 from poolhouse.server.dialects import _hosted, _replies, health
-from poolhouse.server.dialects._fields import PRUNE, Lenient, Many, Strict
+from poolhouse.server.dialects._fields import PRUNE, Items, Lenient, Many, Strict
 from poolhouse.server.dialects._hosted import EmbeddingType, EmbedOptions
 from poolhouse.server.dialects._pairs import Scored, pruned
 from poolhouse.server.engines import Engines
@@ -48,7 +48,7 @@ class EmbedFields(Lenient):
     input_type: str | None = Field(None, description="search_query, search_document, image, or the name of a prompt.")
     texts: Many[str] | None = None
     images: Many[str] | None = Field(None, description="Pictures: data URIs, or URLs.")
-    inputs: Many[Document] | None = Field(
+    inputs: Items[Document] | None = Field(
         None, description="Texts and pictures together: {content: [parts]}, see the parts of messages."
     )
     embedding_types: Many[EmbeddingType] | None = None
@@ -87,7 +87,7 @@ class RerankFields(Strict):
 
     model: str | None = None
     query: str
-    documents: Many[str | Document]
+    documents: Items[str | Document]
     top_n: int | None = Field(None, ge=1)
     rank_fields: Many[str] | None = Field(None, description="Version 1: fields of documents that are read, in order.")
     return_documents: bool = Field(False, description="Version 1: whether results hold their documents.")

@@ -17,7 +17,7 @@ from poolhouse.errors import InvalidRequest
 from poolhouse.outputs import Array
 from poolhouse.server.call import Call
 from poolhouse.server.dialects import _hosted, _replies, openai
-from poolhouse.server.dialects._fields import PRUNE, Many, Strict
+from poolhouse.server.dialects._fields import PRUNE, Items, Many, Strict
 from poolhouse.server.dialects._hosted import EmbeddingType, EmbedOptions
 from poolhouse.server.dialects._pairs import pruned
 from poolhouse.server.dialects.voyage import Error
@@ -65,7 +65,7 @@ class RerankFields(Strict):
 
     model: str | None = None
     query: str | dict[str, object] = Field(description="A text, {text} or {image}.")
-    documents: Many[str | dict[str, object]] = Field(description="Texts, {text} or {image}.")
+    documents: Items[str | dict[str, object]] = Field(description="Texts, {text} or {image}.")
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = True
     prune: object = PRUNE

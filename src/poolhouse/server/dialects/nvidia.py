@@ -15,7 +15,7 @@ from poolhouse.errors import InvalidRequest
 from poolhouse.inputs.content import TextOrContent
 from poolhouse.server.call import Call
 from poolhouse.server.dialects import _hosted
-from poolhouse.server.dialects._fields import Many, Strict
+from poolhouse.server.dialects._fields import Items, Strict
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire.encoding import dumps
 
@@ -48,7 +48,7 @@ class RankingFields(Strict):
 
     model: str | None = None
     query: Text
-    passages: Many[Passage] = Field(min_length=1)
+    passages: Items[Passage] = Field(min_length=1)
     truncate: Literal["NONE", "END"] = "NONE"
     top_k: int | None = Field(None, ge=1, description="How many of the best to give; LiteLLM asks for it.")
 
@@ -66,7 +66,6 @@ async def reranking(call: Call, fields: RankingFields) -> Response:
 
 
 async def _rank(call: Call, fields: RankingFields) -> Response:
-    call.engines.check_items(len(fields.passages), "passages")
     passages = [passage.content(f"passages[{index}]") for index, passage in enumerate(fields.passages)]
     truncate = fields.truncate == "END"
     scored = await _hosted.rerank(call, fields.query.text, passages, truncate=truncate, use_activation=False)

@@ -25,9 +25,9 @@ from poolhouse.inputs.content import Content, Image, TextOrContent
 from poolhouse.outputs import Array, SparseVector
 from poolhouse.params import PoolingParams
 from poolhouse.plans import scoring, sparse
-from poolhouse.server.call import Call, FieldsT, JsonObject
+from poolhouse.server.call import Call, JsonObject
 from poolhouse.server.dialects import _hosted, _replies, extract
-from poolhouse.server.dialects._fields import Many, Strict
+from poolhouse.server.dialects._fields import Items, Many, Strict
 from poolhouse.server.dialects._hosted import EmbedOptions
 from poolhouse.server.dialects._pairs import Pairs, Scored, score
 from poolhouse.server.dialects.extract import LABELS_SCHEMA, Part
@@ -107,7 +107,7 @@ class EncodeParams(Strict):
 class EncodeFields(Strict):
     """The body of POST /v1/encode/{model}."""
 
-    items: Many[Item] = Field(min_length=1)
+    items: Items[Item] = Field(min_length=1)
     params: EncodeParams | None = None
 
 
@@ -123,7 +123,7 @@ class ScoreFields(Strict):
     """The body of POST /v1/score/{model}."""
 
     query: Item
-    items: Many[Item] = Field(min_length=1)
+    items: Items[Item] = Field(min_length=1)
     instruction: str | None = Field(None, description="What makes an item fit, for models that read one.")
     options: ScoreOptions | None = None
 
@@ -149,13 +149,13 @@ class ExtractParams(Strict):
 class ExtractFields(Strict):
     """The body of POST /v1/extract/{model}."""
 
-    items: Many[Item] = Field(min_length=1)
+    items: Items[Item] = Field(min_length=1)
     params: ExtractParams
 
 
 async def encode(call: Call, body: JsonObject) -> Response:
     """Dense, sparse and token vectors of each item, from one pass."""
-    fields = _parsed(call, body, EncodeFields)
+    fields = call.parse(body, EncodeFields)
     write = _writer(call.http)
     engine = await call.use(call.path_params["model"])
     params = fields.params or EncodeParams()
@@ -210,7 +210,7 @@ async def encode(call: Call, body: JsonObject) -> Response:
 
 async def score_items(call: Call, body: JsonObject) -> Response:
     """Items by how well they answer a query, best first."""
-    fields = _parsed(call, body, ScoreFields)
+    fields = call.parse(body, ScoreFields)
     write = _writer(call.http)
     engine = await call.use(call.path_params["model"])
     options = fields.options or ScoreOptions()
@@ -236,7 +236,7 @@ async def score_items(call: Call, body: JsonObject) -> Response:
 
 async def extract_items(call: Call, body: JsonObject) -> Response:
     """The parts of each item that fit one of the labels; an item that cannot be read has its error."""
-    fields = _parsed(call, body, ExtractFields)
+    fields = call.parse(body, ExtractFields)
     write = _writer(call.http)
     engine = await call.use(call.path_params["model"])
     params = fields.params
@@ -308,11 +308,6 @@ async def _read(http: Request, settings: ServerSettings) -> dict[str, object]:
     if not isinstance(body, dict):
         raise Refused("The body must be a map.", parameter="body")
     return body
-
-
-def _parsed(call: Call, body: JsonObject, fields: type[FieldsT]) -> FieldsT:
-    call.engines.check_list(body.get("items"), "items")
-    return call.parse(body, fields)
 
 
 def quantized(array: Array, dtype: Dtype) -> Numbers:

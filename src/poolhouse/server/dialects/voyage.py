@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from poolhouse.engine.request import Answer
 from poolhouse.server.call import Call
 from poolhouse.server.dialects import _hosted, _replies
-from poolhouse.server.dialects._fields import Many, Strict
+from poolhouse.server.dialects._fields import Items, Many, Strict
 from poolhouse.server.dialects._hosted import EmbedOptions
 from poolhouse.server.routing import Dialect, Route
 from poolhouse.server.wire.contract import Cut, Errors, Vector
@@ -46,7 +46,7 @@ class MultimodalFields(Strict):
     """The body of POST /v1/multimodalembeddings."""
 
     model: str | None = None
-    inputs: Many[dict[str, object]] = Field(
+    inputs: Items[dict[str, object]] = Field(
         min_length=1,
         description="{content: [parts]}, each {type: text, text}, {type: image_url, image_url} or "
         "{type: image_base64, image_base64}.",
