@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -178,6 +179,24 @@ def test_a_fatal_error_of_one_engine_ends_the_process_after_what_the_other_has_i
     status, log = server.ended()
     assert status == 1
     assert "poolhouse: The device is gone." in log
+
+
+HOLDING = """
+    class Holding(FakeEngine):
+        def close(self, drain_seconds=30.0): pass
+    engines = [Holding('holding')]
+    engines[0].open.clear()"""
+
+
+def test_what_a_batch_still_holds_when_a_stop_has_waited_long_enough_is_refused() -> None:
+    server = Running(HOLDING, shutdown_seconds=0.2).ready()
+    asked = Client(server.url).send("/v1/embeddings", {"input": "early"})
+    wait_until(lambda: load(server.url) == 1, "the request")
+    server.process.send_signal(signal.SIGTERM)
+    reply = asked.reply()
+    assert (reply.status, reply.json["message"]) == (503, "The server was stopped before it could answer.")
+    server.process.kill()
+    assert "Traceback" not in server.ended()[1]
 
 
 LOSING = """

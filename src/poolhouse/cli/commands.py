@@ -6,11 +6,11 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Annotated, NoReturn
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from poolhouse.cli import serve
 from poolhouse.cli.options import Written, arranged, as_typed, join_dotted, on_the_line, spelled
 from poolhouse.errors import ConfigError, PoolhouseError
 from poolhouse.settings import MEANINGLESS
@@ -31,27 +31,39 @@ def _root(
     """An inference engine and server for pooling models."""
 
 
+# The module and the function, or the app, of each command, in the order in which --help lists them.
+_COMMANDS = {
+    "serve": "serve.serve",
+    "embed": "embed.embed",
+    "run": "jobs.run_job",
+    "run-batch": "run_batch.run_batch",
+    "rerank": "answers.rerank",
+    "classify": "answers.classify",
+    "ner": "answers.ner",
+    "sparse": "answers.sparse",
+    "similarity": "answers.similarity",
+    "compare": "compare.compare",
+    "models": "download.models",
+    "download": "download.download",
+    "calibrate": "calibrate.calibrate",
+    "check": "check.check",
+    "bench": "bench.bench",
+}
+
+
 def commands(first: str | None = None) -> typer.Typer:
-    """The command line whose first argument is this: all commands, but for `serve` that one alone, which starts sooner."""
+    """The command line whose first argument is this: the command of that name alone, which starts sooner, else all."""
     app = typer.Typer(
         name="poolhouse", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=first != "serve"
     )
     app.callback()(_root)
-    app.command("serve")(serve.serve)
-    if first != "serve":
-        from poolhouse.cli import answers, bench, calibrate, check, compare, download, embed, jobs, run_batch
-
-        app.command("embed")(embed.embed)
-        app.command("run")(jobs.run_job)
-        app.command("run-batch")(run_batch.run_batch)
-        for command in (answers.rerank, answers.classify, answers.ner, answers.sparse, answers.similarity):
-            app.command(command.__name__)(command)
-        app.command("compare")(compare.compare)
-        app.command("models")(download.models)
-        app.command("download")(download.download)
-        app.command("calibrate")(calibrate.calibrate)
-        app.command("check")(check.check)
-        app.add_typer(bench.bench, name="bench")
+    for name in [first] if first in _COMMANDS else _COMMANDS:
+        module, _, attribute = _COMMANDS[name].partition(".")
+        command = getattr(import_module(f"poolhouse.cli.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
     return app
 
 
@@ -59,8 +71,11 @@ def run(arguments: Sequence[str]) -> None:
     """Run the command of these arguments; an error becomes one line, with options as they were typed."""
     arguments = list(arguments)
     typed = as_typed(arguments)
-    app = commands(*arguments[:1])
-    options = _options_of(app, arguments, typed)
+    if arguments[:1] == ["embed"] and any(argument.partition("=")[0] == "--out" for argument in arguments):
+        # Whole files into a folder, which is a job.
+        arguments[0] = "run"
+    command_line = typer.main.get_command(commands(*arguments[:1]))
+    options = _options_of(command_line, arguments, typed)
     # A warning is for the user; the line of our code that raised it is not.
     warnings.formatwarning = lambda message, *_, **__: f"poolhouse: {spelled(str(message), options)}\n"
     # Here former names were typed by a person, to whom Python would not show these warnings.
@@ -73,14 +88,11 @@ def run(arguments: Sequence[str]) -> None:
             options = {}
         else:
             _let_signals_end()
-        if arguments[:1] == ["embed"] and any(argument.partition("=")[0] == "--out" for argument in arguments):
-            # Whole files into a folder, which is a job.
-            arguments[0] = "run"
         if arguments[:1] == ["bench"]:
             from poolhouse.cli.bench import name_comparison
 
             arguments[1:] = name_comparison(arguments[1:])
-        app(arguments, obj=typed)
+        command_line(arguments, obj=typed)
     except PoolhouseError as error:
         print(f"poolhouse: {spelled(str(error), options)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
@@ -89,9 +101,8 @@ def run(arguments: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def _options_of(app: typer.Typer, arguments: Sequence[str], typed: Mapping[str, str]) -> dict[str, Written]:
+def _options_of(command: Any, arguments: Sequence[str], typed: Mapping[str, str]) -> dict[str, Written]:
     """The options of the command that a line names, by their names in Python."""
-    command = typer.main.get_command(app)
     for argument in arguments:
         command = getattr(command, "commands", {}).get(argument, command)
     long = {

@@ -411,6 +411,9 @@ class Engine:
             if self.fatal is not None:
                 _fail(requests, self.fatal)
                 return
+            if self._scheduler.closed:
+                self._refuse([request.future for request in requests])
+                return
             waiting = self._intake.waiting(requests, queues)
             if waits and self._workers.run_here(waiting):
                 return

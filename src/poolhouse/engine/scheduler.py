@@ -62,6 +62,11 @@ class Scheduler:
     def __len__(self) -> int:
         return sum(1 for queue in self._queues.values() for _ in queue)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more."""
+        return self._closed
+
     def add(self, requests: Sequence[WaitingRequest]) -> bool:
         """Let requests wait; False when the scheduler is closed and took none."""
         with self._lock:

@@ -204,6 +204,9 @@ class Call:
         loop = asyncio.get_running_loop()
         answering = all_results(futures)
         watches: list[asyncio.Task[None]] = []
+        # A server that is stopped gives up on these.
+        unanswered: set[asyncio.Future[list[Answer]]] = self.http.scope["state"].get("unanswered", set())
+        unanswered.add(answering)
         # Most answers are there before it pays to watch whether the client still waits for them.
         later = loop.call_later(
             _SECONDS_UNWATCHED, lambda: watches.append(loop.create_task(self._watch(answering))) if watched else None
@@ -215,6 +218,7 @@ class Call:
                 future.cancel()
             raise
         finally:
+            unanswered.discard(answering)
             later.cancel()
             for watch in watches:
                 watch.cancel()

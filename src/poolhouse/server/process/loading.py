@@ -11,7 +11,8 @@ from concurrent.futures import Future
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poolhouse.engine.interface import PoolingEngine
-from poolhouse.errors import PoolhouseError
+from poolhouse.engine.request import Answer
+from poolhouse.errors import EngineClosed, PoolhouseError
 from poolhouse.server.app import create_app
 from poolhouse.server.models_dir import ModelsDir
 from poolhouse.server.on_demand import OnDemand
@@ -229,6 +230,8 @@ class Stopping:
         self.shape: Shape = shape
         self.begun = False
         self.in_flight = 0
+        # What requests wait for.
+        self.unanswered: set[asyncio.Future[list[Answer]]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -238,6 +241,12 @@ class Stopping:
             await turn_away(scope, receive, send, self.shape, "stopping", message)
         else:
             await self._counted(scope, receive, send)
+
+    def refuse_all(self) -> None:
+        """Wait no longer for any answer: its request gets 503."""
+        for answering in self.unanswered:
+            if not answering.done():
+                answering.set_exception(EngineClosed("The server was stopped before it could answer."))
 
     async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let it through; it is in flight until its reply is there, read or not."""
@@ -251,6 +260,7 @@ class Stopping:
             await send(message)
 
         self.in_flight += 1
+        scope.setdefault("state", {})["unanswered"] = self.unanswered
         try:
             await self.app(scope, receive, sent)
         finally:

@@ -169,7 +169,7 @@ class _Server(uvicorn.Server):
         while self.stopping.in_flight and not self.force_exit and time.monotonic() < end:
             await asyncio.sleep(_SECONDS_PER_ROUND)
         if self.stopping.in_flight:
-            # A closed engine fails what still waits, and the clients get a proper 503; uvicorn would cut them off.
+            # The clients get a proper 503; uvicorn would cut them off.
             self._refuse_the_rest()
         # Large replies are still on their way to slow readers.
         self.config.timeout_graceful_shutdown = math.ceil(max(0, end - time.monotonic())) + _SECONDS_TO_REFUSE
@@ -206,6 +206,8 @@ class _Server(uvicorn.Server):
             engine.close(0)
         if self.on_demand is not None:
             self.on_demand.refuse_all()
+        # A closed engine fails what waits for a batch. What is in one could take longer than anybody waits.
+        self.stopping.refuse_all()
 
     def _refresh(self, certificates: CertificateFiles) -> None:
         try:
