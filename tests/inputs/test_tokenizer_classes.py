@@ -151,9 +151,14 @@ def agrees(folder: Path) -> list[Any]:
     return differences(ours, theirs, TEXTS, PAIRS)
 
 
-@pytest.mark.parametrize("key", sorted({*known_keys(), *VALUES}))
+KEYS = sorted({*known_keys(), *VALUES})
+
+
+@pytest.mark.parametrize("key", KEYS)
 def test_every_setting_of_the_commonest_classes_gives_the_ids_of_auto_tokenizer(key: str, tmp_path: Path) -> None:
-    for name in MODEL_TYPES:
+    # One without values of its own means nothing to most classes: each is tried with one of them.
+    names = [*MODEL_TYPES]
+    for name in names if key in VALUES else [names[KEYS.index(key) % len(names)]]:
         for value in VALUES.get(key, [True, "moon"]):
             folder = copy_of(name, tmp_path)
             edit(folder / "tokenizer_config.json", **{key: value})

@@ -55,7 +55,7 @@ def document(http: TestClient) -> Document:
 @pytest.mark.filterwarnings("ignore:Parameter `.*` was renamed:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The task `.*` was removed:DeprecationWarning")
 @settings(
-    max_examples=600, deadline=None, derandomize=True, database=None,
+    max_examples=300, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(data=st.data())
