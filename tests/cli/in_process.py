@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,6 +24,7 @@ class Said:
 
 
 Run = Callable[..., Said]
+RunText = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -53,6 +55,17 @@ def said(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byt
         assert isinstance(status, int)
         assert b"Traceback" not in error
         return Said(status, out, error.decode())
+
+    return run
+
+
+@pytest.fixture
+def run(said: Run) -> RunText:
+    """As `said`, with texts in and out."""
+
+    def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+        done = said(*arguments, stdin=text.encode())
+        return subprocess.CompletedProcess(arguments, done.status, done.out.decode(), done.error)
 
     return run
 

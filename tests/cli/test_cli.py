@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,33 +19,18 @@ from poolhouse.models.files.hub import embedded_model
 from poolhouse.settings import MEANINGLESS, ServerSettings, Settings
 from poolhouse.vectors.precision import Calibration, quantize
 from tests.checkpoints import save_checkpoint
-from tests.cli import in_process
-from tests.cli.in_process import said
+from tests.cli.in_process import Run, RunText, run, said
 from tests.models.tiny_rerankers import save
 
-__all__ = ["said"]
-
-Done = subprocess.CompletedProcess[str]
-Run = Callable[..., Done]
+__all__ = ["run", "said"]
 
 
-def process(*arguments: str, text: str | None = None) -> Done:
+def process(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "poolhouse.cli", *arguments],
-        input=text, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120"},
+        capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120"},
     )  # fmt: skip
-
-
-@pytest.fixture
-def run(said: in_process.Run) -> Run:
-    """The command within the test, which spares an import of everything."""
-
-    def run(*arguments: str, text: str = "") -> Done:
-        done = said(*arguments, stdin=text.encode())
-        return Done(arguments, done.status, done.out.decode(), done.error)
-
-    return run
 
 
 def test_embed_writes_json_lines(tmp_path: Path) -> None:
@@ -60,7 +44,7 @@ def test_embed_writes_json_lines(tmp_path: Path) -> None:
     assert "embedded default" in done.stderr
 
 
-def test_embed_reads_standard_input_and_files_and_writes_numpy(tmp_path: Path, run: Run) -> None:
+def test_embed_reads_standard_input_and_files_and_writes_numpy(tmp_path: Path, run: RunText) -> None:
     texts = "one\n\ntwo\n"
     (tmp_path / "texts.txt").write_text(texts)
     assert run("embed", "--format", "npy", "--output", str(tmp_path / "a.npy"), text=texts).returncode == 0
@@ -71,7 +55,7 @@ def test_embed_reads_standard_input_and_files_and_writes_numpy(tmp_path: Path, r
 
 
 @pytest.mark.parametrize("form", ["npz", "safetensors", "arrow"])
-def test_embed_writes_the_vectors_of_tokens(form: str, tmp_path: Path, run: Run) -> None:
+def test_embed_writes_the_vectors_of_tokens(form: str, tmp_path: Path, run: RunText) -> None:
     texts = ["one", "two words", "three short words"]
     path = tmp_path / f"tokens.{form}"
     options = ("--token-pooling-factor", "2", "--input-type", "document", "--precision", "float16")
@@ -85,7 +69,7 @@ def test_embed_writes_the_vectors_of_tokens(form: str, tmp_path: Path, run: Run)
     assert np.allclose(written.floats(), expected.floats(), atol=1e-3)
 
 
-def test_embed_options_reach_the_model(run: Run) -> None:
+def test_embed_options_reach_the_model(run: RunText) -> None:
     done = run(
         "embed", "x", "--matryoshka-dimensions", "64,128", "--dimensions", "64", "--pooler-config.pooling-type", "CLS"
     )
@@ -119,14 +103,14 @@ def test_embed_options_reach_the_model(run: Run) -> None:
         (["sing"], "No such command", 2),
     ],
 )
-def test_what_goes_wrong_is_one_clear_line(arguments: list[str], words: str, status: int, run: Run) -> None:
+def test_what_goes_wrong_is_one_clear_line(arguments: list[str], words: str, status: int, run: RunText) -> None:
     done = run(*arguments)
     assert words in done.stderr
     assert done.returncode == status
     assert "Traceback" not in done.stderr
 
 
-def test_calibrate_writes_the_ranges_that_embed_then_uses(tmp_path: Path, run: Run) -> None:
+def test_calibrate_writes_the_ranges_that_embed_then_uses(tmp_path: Path, run: RunText) -> None:
     texts = passages()
     (tmp_path / "texts.txt").write_text("\n".join(texts))
     ranges, vectors = tmp_path / "ranges.safetensors", tmp_path / "vectors.npy"
@@ -147,7 +131,7 @@ def test_calibrate_writes_the_ranges_that_embed_then_uses(tmp_path: Path, run: R
     assert np.abs(codes - quantize(expected[:1], "uint8", calibration).astype(int)).max() <= 1
 
 
-def test_calibrate_cuts_vectors_as_asked_and_needs_texts(tmp_path: Path, run: Run) -> None:
+def test_calibrate_cuts_vectors_as_asked_and_needs_texts(tmp_path: Path, run: RunText) -> None:
     options = ("--matryoshka-dimensions", "64", "--dimensions", "64", "-o", str(tmp_path / "ranges"))
     assert run("calibrate", *options, text="one\ntwo\n").returncode == 0
     assert Calibration.load(tmp_path / "ranges").width == 64
@@ -157,7 +141,7 @@ def test_calibrate_cuts_vectors_as_asked_and_needs_texts(tmp_path: Path, run: Ru
     assert not (tmp_path / "none").exists()
 
 
-def test_embed_writes_whole_numbers_as_json_and_others_as_numpy(tmp_path: Path, run: Run) -> None:
+def test_embed_writes_whole_numbers_as_json_and_others_as_numpy(tmp_path: Path, run: RunText) -> None:
     done = run("embed", "hello world", "--precision", "binary")
     with LLM() as llm:
         expected = llm.embed_array("hello world", precision="binary")
@@ -166,19 +150,19 @@ def test_embed_writes_whole_numbers_as_json_and_others_as_numpy(tmp_path: Path, 
     assert np.load(tmp_path / "a.npy").dtype == np.float16
 
 
-def test_embed_names_the_line_that_is_no_utf_8(said: in_process.Run) -> None:
+def test_embed_names_the_line_that_is_no_utf_8(said: Run) -> None:
     done = said("embed", stdin=b"fine\n\xff\n")
     assert "Line 2 of standard input is not UTF-8" in done.error
     assert (done.status, done.out) == (2, b"")
 
 
-def test_embed_without_any_text_says_so(run: Run) -> None:
+def test_embed_without_any_text_says_so(run: RunText) -> None:
     done = run("embed", text="")
     assert "There is no text in standard input" in done.stderr
     assert done.returncode == 2
 
 
-def test_check_tells_facts_pipelines_and_the_distance_to_sentence_transformers(run: Run) -> None:
+def test_check_tells_facts_pipelines_and_the_distance_to_sentence_transformers(run: RunText) -> None:
     done = run("check")
     assert done.returncode == 0, done.stderr
     for words in ("native bert, packed", "mean > truncate > normalize", "256 tokens", "22,565,376"):
@@ -188,7 +172,7 @@ def test_check_tells_facts_pipelines_and_the_distance_to_sentence_transformers(r
     assert done.stdout.splitlines()[-1] == "OK: the model loads, and answers as the reference, sentence-transformers."
 
 
-def test_check_shows_what_a_reranker_was_taken_for_and_its_prompt(tmp_path: Path, run: Run) -> None:
+def test_check_shows_what_a_reranker_was_taken_for_and_its_prompt(tmp_path: Path, run: RunText) -> None:
     save(tmp_path / "Qwen3-Reranker", "Qwen3")
     done = run("check", str(tmp_path / "Qwen3-Reranker"))
     assert done.returncode == 0, done.stderr
@@ -203,20 +187,20 @@ def test_check_shows_what_a_reranker_was_taken_for_and_its_prompt(tmp_path: Path
         assert words in done.stdout
 
 
-def test_check_names_the_labels_of_a_token_classifier(tmp_path: Path, run: Run) -> None:
+def test_check_names_the_labels_of_a_token_classifier(tmp_path: Path, run: RunText) -> None:
     save_checkpoint(tmp_path, "bert, wordpiece", "ForTokenClassification", id2label={0: "O", 1: "PERSON"})
     done = run("check", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert re.search(r"labels: +O, PERSON", done.stdout)
 
 
-def test_check_fails_when_the_vectors_differ(run: Run) -> None:
+def test_check_fails_when_the_vectors_differ(run: RunText) -> None:
     done = run("check", "--pooler-config", '{"pooling_type": "MAX"}')
     assert done.returncode == 1
     assert "differ from the reference" in done.stderr
 
 
-def test_check_names_a_tensor_that_nobody_claims(tmp_path: Path, run: Run) -> None:
+def test_check_names_a_tensor_that_nobody_claims(tmp_path: Path, run: RunText) -> None:
     for path in embedded_model().rglob("*"):
         if path.is_file():
             target = tmp_path / path.relative_to(embedded_model())

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import run
+from tests.cli.in_process import RunText, run, said
 from tests.models.embedding_rows import ROWS
 from tests.models.hub_layout import write
 from tests.models.parity import change_config
+
+__all__ = ["run", "said"]
 
 QWEN2 = "a bidirectional Qwen2"
 CODE = """
@@ -39,7 +41,7 @@ def brought(folder: Path, name: str = "QZhouModel", causal: bool = False, code: 
 
 
 @pytest.mark.parametrize("files", [True, False], ids=["vectors of texts", "states of tokens"])
-def test_the_own_code_of_a_checkpoint_is_the_reference(files: bool, tmp_path: Path) -> None:
+def test_the_own_code_of_a_checkpoint_is_the_reference(files: bool, tmp_path: Path, run: RunText) -> None:
     folder = brought(tmp_path / "own")
     if not files:
         (folder / "modules.json").unlink()
@@ -54,7 +56,7 @@ def test_the_own_code_of_a_checkpoint_is_the_reference(files: bool, tmp_path: Pa
 
 
 @pytest.mark.parametrize("files", [True, False], ids=["vectors of texts", "states of tokens"])
-def test_code_that_does_something_else_fails_the_check(files: bool, tmp_path: Path) -> None:
+def test_code_that_does_something_else_fails_the_check(files: bool, tmp_path: Path, run: RunText) -> None:
     """A class that we do not know: its file looks both ways, and the native family does not."""
     folder = brought(tmp_path / "own", name="UnheardOfModel")
     if not files:
@@ -66,14 +68,14 @@ def test_code_that_does_something_else_fails_the_check(files: bool, tmp_path: Pa
     assert "lowest cosine" in done.stdout
 
 
-def test_own_code_runs_only_where_the_user_says_so(tmp_path: Path) -> None:
+def test_own_code_runs_only_where_the_user_says_so(tmp_path: Path, run: RunText) -> None:
     mark = tmp_path / "was here"
     folder = brought(tmp_path / "own", code=f"open({os.fspath(mark)!r}, 'w').close()\n" + CODE)
     assert run("check", str(folder)).returncode == 0
     assert not mark.exists()
 
 
-def test_code_that_does_not_run_is_one_clear_line(tmp_path: Path) -> None:
+def test_code_that_does_not_run_is_one_clear_line(tmp_path: Path, run: RunText) -> None:
     folder = brought(tmp_path / "own", code="import no_such_package_of_it\n" + CODE)
     done = run("check", str(folder), "--trust-remote-code")
     assert done.returncode == 1
@@ -81,7 +83,7 @@ def test_code_that_does_not_run_is_one_clear_line(tmp_path: Path) -> None:
     assert re.search("own code does not run: .*no_such_package_of_it", done.stderr), done.stderr
 
 
-def test_another_tokenizer_of_its_own_is_named(tmp_path: Path) -> None:
+def test_another_tokenizer_of_its_own_is_named(tmp_path: Path, run: RunText) -> None:
     folder = brought(tmp_path / "own")
     (folder / "modules.json").unlink()
     (folder / "tokenization_own.py").write_text(
@@ -101,7 +103,7 @@ def test_another_tokenizer_of_its_own_is_named(tmp_path: Path) -> None:
     assert "own tokenizer makes other tokens" in done.stderr
 
 
-def test_a_checkpoint_without_code_is_compared_as_ever(tmp_path: Path) -> None:
+def test_a_checkpoint_without_code_is_compared_as_ever(tmp_path: Path, run: RunText) -> None:
     write(ROWS["BAAI/bge-small-en-v1.5, bge-base-en-v1.5"], tmp_path / "plain", tmp_path / "twin")
     done = run("check", str(tmp_path / "plain"), "--trust-remote-code")
     assert done.returncode == 0, done.stderr
