@@ -63,7 +63,7 @@ def map_body(context: schemathesis.HookContext, body: Any) -> Any:
 
 
 @schema.parametrize()
-@settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_whatever_is_asked_the_answer_is_as_documented(case: schemathesis.Case) -> None:
     case.call_and_validate(checks=CHECKS)
 
