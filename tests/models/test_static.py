@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from starlette.testclient import TestClient
 
 from poolhouse import LLM, CheckpointError, ConfigError, EngineClosed, InputTooLong, InvalidRequest, PoolingParams
+from poolhouse.engine.runner import Runner
+from poolhouse.jobs.job import Job
+from poolhouse.jobs.run import run
 from poolhouse.server.app import create_app
 from tests.inputs.test_tokenizer import byte_bpe, unigram, wordpiece
 
@@ -104,11 +108,20 @@ def test_the_length_at_which_the_tokenizer_cuts_is_the_longest_prompt(tmp_path: 
 def test_a_folder_of_model2vec_answers_as_model2vec_does(tokenizer: Any, normalize: bool, tmp_path: Path) -> None:
     theirs = save_model2vec(tmp_path, tokenizer(), normalize=normalize, max_length=50)
     (tmp_path / "modules.json").unlink(missing_ok=True)
-    # model2vec cuts a text by characters first, at 50 times the median length of a token: of bytes too few for 50 tokens.
-    texts = TEXTS[:-1] if tokenizer is byte_bpe else TEXTS
     with LLM(str(tmp_path), overflow="truncate") as llm:
-        assert np.abs(llm.embed_array(texts) - theirs.encode(texts)).max() < TOLERANCE
+        assert np.abs(llm.embed_array(TEXTS) - theirs.encode(TEXTS)).max() < TOLERANCE
         assert llm.model.facts.max_tokens == 50
+        # A text is cut by characters first, at 50 times the median length of a vocabulary entry: within a word too.
+        most = 50 * theirs.median_token_length
+        texts = [("falls water " * 50)[: most + more] for more in range(-1, 4)] + ["falls" * most, "\u6771" * most]
+        assert np.abs(llm.embed_array(texts) - theirs.encode(texts)).max() < TOLERANCE
+        assert all(output.truncated for output, text in zip(llm.embed(texts), texts, strict=True) if len(text) > most)
+        kept = PoolingParams(truncate_prompt_tokens=7)
+        assert (
+            np.abs(llm.embed_array(texts, pooling_params=kept) - theirs.encode(texts, max_length=7)).max() < TOLERANCE
+        )
+        with pytest.raises(InputTooLong, match=f"{most + 1} characters"):
+            llm.embed("a" * (most + 1), pooling_params=PoolingParams(overflow="error"))
     with LLM(str(tmp_path), overflow="truncate", max_model_len=600) as llm:
         assert np.abs(llm.embed_array(TEXTS) - theirs.encode(TEXTS, max_length=600)).max() < TOLERANCE
 
@@ -242,7 +255,7 @@ def test_many_texts_are_looked_up_at_once_and_are_as_each_alone(normalize: bool,
         with pytest.raises(InputTooLong, match=r"prompts\[2500\]") as refused:
             llm.embed_array([*texts[:2500], "moon " * 600, *texts])
         assert refused.value.parameter is not None
-        assert sum(submitted) == 1024
+        assert sum(submitted) == 1
         short = llm.embed_array(
             [*texts, "moon " * 600], pooling_params=PoolingParams(truncate_prompt_tokens=-1), use_tqdm=False
         )
@@ -268,6 +281,82 @@ def count_submitted(llm: LLM) -> list[int]:
 
     llm.engine.submit = counted  # type: ignore[method-assign]
     return counts
+
+
+Road = Callable[[LLM, list[str], Path], Any]
+
+
+def plain(outputs: Any) -> list[Any]:
+    """Outputs, or errors in their place, as what can be compared."""
+    return [
+        (type(one), str(one))
+        if isinstance(one, Exception)
+        else (
+            np.asarray(one.outputs.data).tobytes(),
+            one.prompt_token_ids,
+            one.truncated,
+            one.original_tokens,
+            one.chunks,
+        )
+        for one in outputs
+    ]
+
+
+def over_http(llm: LLM, texts: list[str], folder: Path) -> Any:
+    body = {"input": texts, "truncate_prompt_tokens": -1, "encoding_format": "base64"}
+    reply = TestClient(create_app([llm.engine])).post("/v1/embeddings", json=body)
+    return reply.json()["data"], reply.json()["usage"], reply.headers["X-Poolhouse-Truncated"]
+
+
+def as_a_job(llm: LLM, texts: list[str], folder: Path) -> Any:
+    source = folder / "texts.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, None]), encoding="utf-8")
+    out = folder / f"out-{len(list(folder.iterdir()))}"
+    progress = run(Job((str(source),), out, form="jsonl"), lambda: llm)
+    assert progress.errors == 2
+    return [path.read_bytes() for path in [*sorted(out.glob("part-*")), out / "errors.jsonl"]], progress.tokens
+
+
+CUT = PoolingParams(truncate_prompt_tokens=-1)
+ROADS: dict[str, Road] = {
+    "embed": lambda llm, texts, _: plain(llm.encode(texts, pooling_task="embed", pooling_params=CUT, use_tqdm=False)),
+    "embed_async": lambda llm, texts, _: plain(
+        asyncio.run(llm.encode_async(texts[:200], pooling_task="embed", pooling_params=CUT))
+    ),
+    "embed_array": lambda llm, texts, _: llm.embed_array(texts, pooling_params=CUT, use_tqdm=False).tobytes(),
+    "embed, chunked": lambda llm, texts, _: plain(
+        llm.encode(texts, pooling_task="embed", pooling_params=PoolingParams(overflow="chunk"), use_tqdm=False)
+    ),
+    "stream": lambda llm, texts, _: plain(llm.stream(texts, "token_embed", on_error="return", window=64)),
+    "stream of vectors": lambda llm, texts, _: [
+        str(one) if isinstance(one, Exception) else (one.outputs.embedding, one.prompt_token_ids)
+        for one in llm.stream([*texts, "\ud800"], on_error="return")
+    ],
+    "http": over_http,
+    "job": as_a_job,
+}
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_on_each_road_texts_are_looked_up_as_they_are_run(
+    road: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model2vec(tmp_path / "table", wordpiece(), normalize=True)
+    # One is cut, refused or split. Its tokens are unknown, since alone a sum may have another last bit than in company.
+    texts = [*many(1100), "京 " * 60, *many(99)]
+    ran, launch = list[int](), Runner.launch
+    monkeypatch.setattr(Runner, "launch", lambda self, batch: ran.append(len(batch)) or launch(self, batch))
+    answers, counts = [], []
+    for looks_up in (True, False):
+        with LLM(str(tmp_path / "table"), max_model_len=24) as llm:
+            llm.engine._is_table = looks_up  # type: ignore[attr-defined]
+            ran.clear()
+            answers.append(ROADS[road](llm, texts, tmp_path))
+            counts.append(sum(ran))
+    assert answers[0] == answers[1]
+    if road != "stream":
+        assert counts[0] <= 2
+    assert counts[1] >= 200
 
 
 def test_prompts_of_a_table_stand_before_many_texts_too(tmp_path: Path) -> None:

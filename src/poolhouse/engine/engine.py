@@ -30,17 +30,17 @@ import numpy as np
 
 from poolhouse.engine import process
 from poolhouse.engine.health import Faults
-from poolhouse.engine.intake import Intake
+from poolhouse.engine.intake import Intake, alike
 from poolhouse.engine.interface import WarmUpLevel
 from poolhouse.engine.media import Media
 from poolhouse.engine.observing import Guarded, Observer
 from poolhouse.engine.options import EngineOptions, engine_facts
 from poolhouse.engine.process import one_core
-from poolhouse.engine.queue import Caller, CallerQueue, TokenizerCall, Turns
-from poolhouse.engine.request import Answer, Pending, Request, fail
+from poolhouse.engine.queue import Arrival, Caller, CallerQueue, TokenizerCall, Turns
+from poolhouse.engine.request import Answer, LookedUp, Pending, Request, fail, start
 from poolhouse.engine.runner import Runner
 from poolhouse.engine.scheduler import Scheduler
-from poolhouse.engine.workers import Workers
+from poolhouse.engine.workers import Workers, has_modes
 from poolhouse.errors import EngineClosed, EngineError, InvalidRequest, NoStep
 from poolhouse.inputs.content import Content, Image
 from poolhouse.inputs.labels import Labels
@@ -49,7 +49,6 @@ from poolhouse.inputs.prompts import Prompt
 from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.model import Model
 from poolhouse.models.native.static import Table
-from poolhouse.outputs import Array
 from poolhouse.packing.tokens import Ids, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.plugins import Plugin
@@ -89,6 +88,8 @@ class Engine:
         self.facts = engine_facts(model, tokenizer, options, plugin)
         self._intake = Intake(model, options, tokenizer, static_tokenizer)
         self._runner = Runner(model, options.max_batch_tokens, options.prefix_sharing)
+        # Whether texts are looked up where they are tokenised.
+        self._is_table = isinstance(model.backbone, Table) and model.facts.device.type == "cpu"
         self._faults = Faults()
         self._closed = False
         # Whether the interpreter is being taken down.
@@ -192,13 +193,13 @@ class Engine:
                 self._prepare_next()
         return futures
 
-    def look_up(self, texts: Sequence[str], like: Request) -> Future[Array | None] | None:
-        """The vectors of many texts at once, [texts, features], of a model that is a table; None of one that is run.
+    def look_up(self, texts: Sequence[str], like: Request) -> Future[LookedUp | None] | None:
+        """The vectors of many texts at once, of a model that is a table; None of one that is run.
 
-        like: what is asked of each, by task and options; one vector per text. What comes is None where a text needs more
-        care than that, such as a cut or an error: then all of them must be submitted.
+        like: what is asked of each, by task and options. Texts that need more care, such as a cut or an error, must be
+        submitted; where nothing comes, so must all.
         """
-        if not isinstance(self.model.backbone, Table) or self._refusal() is not None:
+        if not self._is_table or self._refusal() is not None:
             return None
         try:
             return self._tokenizer_threads.submit(self._look_up, texts, like)
@@ -385,16 +386,37 @@ class Engine:
         for future in futures:
             fail(future, refusal)
 
-    def _look_up(self, texts: Sequence[str], like: Request) -> Array | None:
+    def _look_up(self, texts: Sequence[str], like: Request, submitted: float | None = None) -> LookedUp | None:
+        """Those of these texts of a table that need no special care; None where there are none."""
         self._preparing.add(call := object())
+        begun = time.perf_counter()
         try:
             short = None if self._exiting else self._intake.short(texts, like)
+            if short is None:
+                return None
+            tokenized = time.perf_counter()
+            arrival = Arrival(begun if submitted is None else submitted, tokenized - begun)
             with one_core():
-                return None if short is None else self._runner.look_up(short)
-        except Exception:  # noqa: BLE001 - where they are submitted, it is said whose fault it is
+                vectors = self._runner.look_up(*short, arrival)
+            timing = arrival.timing(tokenized, time.perf_counter())
+            return None if vectors is None else LookedUp(short[0], vectors, timing)
+        except Exception:  # noqa: BLE001 - where they are run, it is said whose fault it is
             return None
         finally:
             self._preparing.discard(call)
+
+    def _answer_short(self, requests: Sequence[Request], queues: Mapping[int, CallerQueue]) -> Sequence[Request]:
+        """Answer requests to a table for plain texts that are asked for alike; returns those that need more care."""
+        found, asked = None, alike(requests)
+        if asked and not has_modes():
+            texts = [request.prompt.text or "" for request in asked]
+            found = self._look_up(texts, asked[0], queues[asked[0].priority].submitted)
+        if found is None:
+            return requests
+        for request, answer in zip(asked, found.answers(len(asked)), strict=True):
+            if answer is not None and start(request.future):
+                request.future.set_result(answer)
+        return [request for request in requests if not request.future.done()]
 
     def _prepare_next(self) -> None:
         call = self._turns.next()
@@ -414,6 +436,8 @@ class Engine:
             if self._scheduler.closed:
                 self._refuse([request.future for request in requests])
                 return
+            if self._is_table:
+                requests = self._answer_short(requests, queues)
             waiting = self._intake.waiting(requests, queues)
             if waits and self._workers.run_here(waiting):
                 return

@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter, is_
 
 import numpy as np
 
@@ -21,13 +22,13 @@ from poolhouse.inputs.late_interaction import LateInteractionTokens
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.pictures import PicturePair, PictureReader, PictureTokens, Written, WrittenPrompt, in_order
 from poolhouse.inputs.prompts import Prompt, Role, images_of, prompt_of, role_of
-from poolhouse.inputs.tokenizer import Tokenizer
+from poolhouse.inputs.tokenizer import ShortTexts, Tokenizer
 from poolhouse.models.adapters.adapters import unknown_adapter
 from poolhouse.models.files.routes import LookedUp
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
 from poolhouse.packing.prefixes import SMALLEST_PREFIX, shared_beginnings
-from poolhouse.packing.tokens import Ids, Tokens
+from poolhouse.packing.tokens import Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
 
@@ -77,19 +78,24 @@ class Intake:
             tokens.append(result)
         return tokens
 
-    def short(self, texts: Sequence[str], like: Request) -> ShortTexts | None:
-        """Texts that are asked for as `like` is, ready for a table; None where one needs more care.
+    def short(self, texts: Sequence[str], like: Request) -> tuple[ShortTexts, PoolingParams] | None:
+        """Those of many texts that need no special care, and the parameters of their vectors; None where there are none.
+
+        like: what is asked of each, by task and options.
 
         Raises:
             InvalidRequest: something is wrong with all of them, or with one.
         """
+        if like.task != "embed" or like.further or like.spans is not None or like.params.late_chunking_params:
+            return None
         prepared = self._checks.prepared(replace(like, prompt=Prompt(texts[0])))
-        if prepared.prompt.prefix or prepared.adapter or prepared.route or like.params.late_chunking_params:
+        if prepared.prompt.prefix or prepared.adapter or prepared.route:
             return None
-        encoded = self._tokenizer.encode_short(texts, prepared.limit)
-        if encoded is None or max(encoded[1]) > self._model.facts.max_tokens:
-            return None
-        return ShortTexts(*encoded, like.task, prepared.params)
+        begun = time.perf_counter()
+        found = self._tokenizer.encode_short(texts, prepared.limit)
+        if self.observer is not None and found is not None:
+            self.observer.tokenized(len(found.places), time.perf_counter() - begun)
+        return None if found is None else (found, prepared.params)
 
     def waiting(self, requests: Sequence[Request], queues: Mapping[int, CallerQueue]) -> list[WaitingRequest]:
         """What is to be run. queues: those of one `submit`, by priority.
@@ -253,14 +259,26 @@ class Prepared:
     labels: Labels | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ShortTexts:
-    """Texts that are asked for alike: their ids end to end, and how many each has."""
+def alike(requests: Sequence[Request]) -> list[Request]:
+    """Those for plain texts that are asked for as the first of them is, but for their priority."""
+    plain = [request for request in requests if _is_plain(request.prompt)]
+    if not plain:
+        return []
+    options, params = _OPTIONS(plain[0]), plain[0].params
+    return [
+        request
+        for request in plain
+        if all(map(is_, _OPTIONS(request), options)) and (request.params is params or request.params == params)
+    ]
 
-    ids: Ids
-    lengths: Sequence[int]
-    task: Task
-    params: PoolingParams
+
+_APART = ("prompt", "params", "priority", "future")
+_OPTIONS = attrgetter(*(field.name for field in fields(Request) if field.name not in _APART))
+
+
+def _is_plain(prompt: Prompt) -> bool:
+    more = prompt.pair is not None or prompt.conversation is not None or prompt.prefix or prompt.images
+    return prompt.text is not None and not more
 
 
 _NO_PARAMS = PoolingParams()

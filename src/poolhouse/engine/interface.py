@@ -9,12 +9,11 @@ from typing import Literal, Protocol, runtime_checkable
 
 from poolhouse.engine.observing import Observer
 from poolhouse.engine.queue import Caller
-from poolhouse.engine.request import Answer, Request
+from poolhouse.engine.request import Answer, LookedUp, Request
 from poolhouse.errors import EngineError
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.listwise import PacksDocuments
 from poolhouse.inputs.templates.score import ScoreTemplate
-from poolhouse.outputs import Array
 from poolhouse.packing.tokens import Tokens
 from poolhouse.params import Matryoshka, PoolingParams
 from poolhouse.plugins import Plugin
@@ -169,7 +168,7 @@ class OfflineEngine(PoolingEngine, Protocol):
         """Start work on requests; see `Engine.submit`."""
         ...
 
-    def look_up(self, texts: Sequence[str], like: Request) -> Future[Array | None] | None:
+    def look_up(self, texts: Sequence[str], like: Request) -> Future[LookedUp | None] | None:
         """The vectors of many texts at once, where the model is a table of this process; see `Engine.look_up`."""
         ...
 

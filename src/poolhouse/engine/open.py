@@ -213,6 +213,7 @@ def _tokenizer(settings: Settings, model: Model) -> tuple[Folder, Tokenizer]:
             )
         )
     pruner = model.plan.pruner if model.plan.prunes else None
+    static = model.plan.static
     return folder, Tokenizer.from_folder(
         folder,
         lower_case=model.plan.files.do_lower_case,
@@ -221,6 +222,7 @@ def _tokenizer(settings: Settings, model: Model) -> tuple[Folder, Tokenizer]:
         # Pruners were trained without types.
         model_types=model.facts.sizes.token_types if pruner is None else 1,
         one_separator=pruner is not None and pruner.one_separator,
+        by_characters=static is not None and static.cuts_by_characters(model.plan.max_tokens),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from poolhouse.inputs.labels import Labels
 from poolhouse.inputs.prompts import Prompt
+from poolhouse.inputs.tokenizer import ShortTexts
 from poolhouse.outputs import Array, Entity, PoolingOutput, PoolingRequestOutput
 from poolhouse.packing.tokens import Ids, Picture, Tokens
 from poolhouse.params import PoolingParams
@@ -47,6 +48,26 @@ class Answer:
     chunks: int = 1
     further: Mapping[Task, Array] = field(default_factory=dict)
     timing: Timing = Timing()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LookedUp:
+    """Texts that a table answered at once: the ids and [texts, features] vectors of those that needed no special care."""
+
+    texts: ShortTexts
+    vectors: Array
+    timing: Timing
+
+    def answers(self, count: int, tokens: bool = True) -> list[Answer | None]:
+        """The answer of each of so many texts; None of those that need more care. tokens: whether anybody reads these."""
+        found: list[Answer | None] = [None] * count
+        texts, own = self.texts, Tokens(np.zeros(0, np.int64))
+        ends = np.cumsum(texts.lengths).tolist()
+        for place, vector, length, end in zip(texts.places, self.vectors, texts.lengths, ends, strict=True):
+            if tokens:
+                own = Tokens(texts.ids[end - length : end], original_tokens=length)
+            found[place] = Answer(vector, own, timing=self.timing)
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from poolhouse.engine.intake import ShortTexts
 from poolhouse.engine.observing import BatchRun, Observer, waits
 from poolhouse.engine.queue import Arrival, WaitingRequest, cost_of
 from poolhouse.engine.request import Answer, Timing, fail, start
 from poolhouse.errors import EngineError, NonFiniteResult, NoStep, PoolhouseError
+from poolhouse.inputs.tokenizer import ShortTexts
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
 from poolhouse.packing.pack import Batch, PackedMarks, Read, Segments
@@ -90,14 +90,22 @@ class Runner:
             self._retry(launched.requests, error)
 
     @torch.inference_mode()
-    def look_up(self, texts: ShortTexts) -> Array | None:
+    def look_up(self, texts: ShortTexts, params: PoolingParams, arrival: Arrival) -> Array | None:
         """The vector of each text, [texts, features], of a model that is a table; None where one is not finite."""
+        started = time.perf_counter()
         segments, ids = Segments(texts.lengths), torch.from_numpy(texts.ids)
         # A table reads no positions.
         hidden = self.model.backbone(Batch(ids, torch.zeros_like(ids), segments))
-        pooled = self.model.pipelines[texts.task](Rows(hidden, segments, ids), texts.params)
-        vectors: Array = pooled.values.numpy()
-        return vectors if np.isfinite(vectors).all() else None
+        looked_up = time.perf_counter()
+        vectors: Array = self.model.pipelines["embed"](Rows(hidden, segments, ids), params).values.numpy()
+        if not np.isfinite(vectors).all():
+            return None
+        if self.observer is not None:
+            count, tokens, pooled = len(texts.lengths), len(ids), time.perf_counter()
+            waited = ((arrival.waited(started), count),)
+            times = looked_up - started, pooled - looked_up
+            self.observer.ran(BatchRun(count, tokens, self.budget, waited, *times, computed=tokens))
+        return vectors
 
     @torch.inference_mode()
     def _launch(self, requests: list[WaitingRequest]) -> Launched | None:

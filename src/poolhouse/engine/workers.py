@@ -135,7 +135,7 @@ class Workers:
         thread's own settings of torch would change what is computed.
         """
         tokens = sum(map(cost_of, requests))
-        if not 0 < tokens <= self._one_core_tokens or self._runner.asynchronous or _has_modes() or not has_one_core():
+        if not 0 < tokens <= self._one_core_tokens or self._runner.asynchronous or has_modes() or not has_one_core():
             return False
         scheduler = self._scheduler
         # An interrupt may come between any two lines.
@@ -245,7 +245,7 @@ def one_core_tokens(model: Model) -> int:
     return tokens
 
 
-def _has_modes() -> bool:
+def has_modes() -> bool:
     """Whether this thread would compute something else than a worker does: by autocast, a default device, a debugging mode."""
     stacks = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()  # noqa: SLF001 - no public name
     return stacks > 0 or torch.is_autocast_enabled("cpu")

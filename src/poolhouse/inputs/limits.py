@@ -137,12 +137,19 @@ class Excerpt:
         return found + self.start
 
 
-def excerpt(text: str, characters: int | None, side: str, lower: Callable[[str], str] | None) -> Excerpt:
+def excerpt(
+    text: str, characters: int | None, side: str, lower: Callable[[str], str] | None, exactly: bool = False
+) -> Excerpt:
     """The excerpt of at most about so many characters from one end; None takes all.
 
-    lower: lower-cases a text, where requested.
+    lower: lower-cases a text, where requested. exactly: so many characters, wherever that cuts.
     """
-    start, end = (0, len(text)) if characters is None else _bounds(text, characters, side)
+    if characters is None:
+        start, end = 0, len(text)
+    elif exactly:
+        start, end = (0, min(characters, len(text))) if side == "right" else (max(0, len(text) - characters), len(text))
+    else:
+        start, end = _bounds(text, characters, side)
     raw = text[start:end]
     return Excerpt(raw if lower is None else lower(raw), raw, start, len(text))
 

@@ -43,6 +43,15 @@ class Words:
     numbers: Ids
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ShortTexts:
+    """Texts without special care: which ones of many, their ids end to end, and how many each has."""
+
+    places: Sequence[int]
+    ids: Ids
+    lengths: Sequence[int]
+
+
 class Tokenizer:
     """The tokenizer of a checkpoint; safe from several threads at once.
 
@@ -51,6 +60,8 @@ class Tokenizer:
     vocabulary_size: larger ids are refused, and this one too.
     model_types: rows of the model's table of token types; None where it is not known.
     one_separator: two texts are joined by what ends one of them, whatever the tokenizer puts between two.
+    by_characters: a text may also have no more characters than its limit of tokens times the median length of a
+    vocabulary entry, as in model2vec.
     """
 
     def __init__(
@@ -60,6 +71,7 @@ class Tokenizer:
         vocabulary_size: int | None = None,
         model_types: int | None = None,
         one_separator: bool = False,
+        by_characters: bool = False,
     ) -> None:
         if isinstance(read, tokenizers.Tokenizer):
             read = ReadTokenizer(read)
@@ -75,6 +87,8 @@ class Tokenizer:
         self._one_separator = one_separator
         self.vocabulary_size = vocabulary_size or native.get_vocab_size()
         self.decoder = Decoder(native, read.clean_up, self.vocabulary_size)
+        # Characters for each token that a text may have; None: any.
+        self._characters = int(np.median(list(map(len, native.get_vocab())))) if by_characters else None
         self._check_texts = native.get_vocab_size() > self.vocabulary_size
         # Special tokens before and after the content: [CLS] ... [SEP].
         self._template = self._typed(Template.of(native, 1))
@@ -91,6 +105,7 @@ class Tokenizer:
         vocabulary_size: int | None = None,
         model_types: int | None = None,
         one_separator: bool = False,
+        by_characters: bool = False,
     ) -> Tokenizer:
         """The tokenizer in a folder: tokenizer.json, or older files converted by transformers.
 
@@ -98,7 +113,7 @@ class Tokenizer:
             CheckpointError: no tokenizer, or one that cannot be read.
         """
         read = read_tokenizer(Folder.of(folder), trust_remote_code)
-        return cls(read, lower_case, vocabulary_size, model_types, one_separator)
+        return cls(read, lower_case, vocabulary_size, model_types, one_separator, by_characters)
 
     @property
     def special_tokens(self) -> int:
@@ -154,28 +169,31 @@ class Tokenizer:
             results.update(zip(own, tokens, strict=True))
         return [results[index] for index in range(len(prompts))]
 
-    def encode_short(self, texts: Sequence[str], limit: Limit) -> tuple[Ids, list[int]] | None:
-        """Ids of many texts end to end, and how many each has; None where a text needs more care than that.
+    def encode_short(self, texts: Sequence[str], limit: Limit) -> ShortTexts | None:
+        """Those of many texts that need no cut and no error, if there are any.
 
         Raises:
             InvalidRequest: a limit that cannot be, or an id out of the vocabulary.
         """
         keep = limit.cut
-        most = limit.max_uncut_tokens if keep is None else keep
-        if most is None or limit.max_query_tokens is not None or limit.offsets or self._lower(limit) is not None:
+        most = min(limit.max_tokens, limit.max_uncut_tokens or limit.max_tokens if keep is None else keep)
+        if limit.max_query_tokens is not None or limit.offsets or self._lower(limit) is not None:
             return None
-        if max(map(len, texts)) > CHARACTERS_PER_TOKEN * (most + SURPLUS):
+        longest = CHARACTERS_PER_TOKEN * (most + SURPLUS) if self._characters is None else self._characters * most
+        tried = [place for place, text in enumerate(texts) if len(text) <= longest]
+        encoded = self._encode([texts[place] for place in tried], limit.add_special_tokens, offsets=False)
+        places, listed = list[int](), list[list[int]]()
+        for place, encoding in zip(tried, encoded, strict=True):
+            if not isinstance(encoding, InvalidRequest) and len(own := encoding.ids) <= most:
+                places.append(place)
+                listed.append(own)
+        if not places:
             return None
-        listed: list[list[int]] = []
-        for encoding in self._encode(list(texts), limit.add_special_tokens, offsets=False):
-            if isinstance(encoding, InvalidRequest) or len(own := encoding.ids) > most:
-                return None
-            listed.append(own)
         lengths = list(map(len, listed))
         ids = np.fromiter(chain.from_iterable(listed), np.int64, sum(lengths))
         if self._check_texts:
             check_ids(ids, self.vocabulary_size)
-        return ids, lengths
+        return ShortTexts(places, ids, lengths)
 
     def _encode_pairs(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
         """`encode` for pairs that the tokenizer joins."""
@@ -297,6 +315,11 @@ class Tokenizer:
         wanted = limit.max_uncut_tokens if keep is None else keep
         if wanted is None:
             return excerpt(text, None, limit.side, self._lower(limit))
+        if self._characters is not None:
+            most = wanted * self._characters
+            if keep is None and len(text) > most:
+                raise too_many_characters(wanted, len(text), most)
+            return excerpt(text, most, limit.side, self._lower(limit), exactly=True)
         if keep is None and len(text) > 4 * CHARACTERS_PER_TOKEN * wanted:
             max_characters = wanted * self.character_bound
             if len(text) > max_characters:
@@ -349,7 +372,8 @@ class Tokenizer:
             return Tokens(ids, self._single_types(ids, special), original_tokens=len(ids), skip=skip, offsets=offsets)
         original = len(ids)
         if part.shortened:
-            original = max(round(len(ids) * part.whole / max(len(part.raw), 1)), keep + 1)
+            fewest = keep if self._characters is None else min(keep, len(ids))
+            original = max(round(len(ids) * part.whole / max(len(part.raw), 1)), fewest + 1)
         kept = self._kept_indices(len(ids), keep, limit.side, special)
         types = self._single_types(ids, special)
         return Tokens(
@@ -371,7 +395,7 @@ class Tokenizer:
     ) -> tuple[Excerpt, _Encoding]:
         """An excerpt with `SURPLUS` tokens beyond those that are kept: this one, or a longer one."""
         wanted = (limit.cut or limit.max_uncut_tokens or 0) + SURPLUS
-        while part.shortened and len(encoding.ids) < wanted:
+        while part.shortened and self._characters is None and len(encoding.ids) < wanted:
             if len(part.raw) > 2 * wanted * self.character_bound:
                 break  # a word too long for the vocabulary: its rest belongs to the same unknown token
             text = prompt.prefix + (prompt.text or "")

@@ -29,6 +29,7 @@ from poolhouse.engine.interface import EngineFacts, OfflineEngine
 from poolhouse.engine.queue import Caller
 from poolhouse.engine.request import (
     Answer,
+    LookedUp,
     PromptFields,
     Request,
     entities_of,
@@ -60,7 +61,6 @@ from poolhouse.outputs import (
     TokenClassificationOutput,
     TokenClassificationRequestOutput,
 )
-from poolhouse.packing.tokens import Tokens
 from poolhouse.plans.late_chunking import Chunked, fixed_chunks
 from poolhouse.plans.scoring import Score
 from poolhouse.plans.several import SPARSE, SeveralPlan
@@ -117,7 +117,6 @@ _MIN_PROMPTS_TO_DRAW = 256
 _WINDOW = 1024
 # Texts that a table answers at once; fewer are submitted one by one.
 _LOOKED_UP = 1024
-_NO_TOKENS = Tokens(np.zeros(0, np.int64))
 # Texts whose token vectors become encodings together.
 _ENCODED_AT_ONCE = 64
 
@@ -131,7 +130,7 @@ class Call(Generic[Result]):
     label, progress: the name of the progress bar, and whether or how it is drawn; coroutines draw none.
     window: how many requests are submitted at once, where their answers are large.
     path: where the caller gave the prompt of a request, for messages.
-    arrays_alone: whether `finish` reads nothing of a request and its answer but the array.
+    arrays_alone: whether `finish` reads nothing of an answer but the array.
     """
 
     requests: list[Request] | Asked | AskedLabels | AskedScores
@@ -294,31 +293,39 @@ def _answered(engine: Submits, call: Call[Result]) -> Generator[Answered, None, 
 def _looked_up(engine: OfflineEngine, call: Call[Result]) -> Generator[Answered, None, None] | None:
     """The answers of a table to many plain texts, by many at once; None where that cannot be.
 
-    A request for each of them, and its future, take three times as long as to look them up.
+    A request for each of them, and its future, take twice as long as to look them up.
     """
     asked = call.requests
-    if not call.arrays_alone or not isinstance(asked, Asked) or len(asked) < _LOOKED_UP:
-        return None
-    like, texts = asked.like, cast("Sequence[str]", asked.prompts)
-    opening = None if like is None else engine.look_up(texts[:_LOOKED_UP], like)
-    if like is None or opening is None:
+    if not isinstance(asked, Asked) or asked.task != "embed" or len(asked) < _LOOKED_UP:
         return None
 
-    def start(first: int) -> list[Future[Array | None]]:
-        future = engine.look_up(texts[first : first + _LOOKED_UP], like) if first else opening
+    def look_up(first: int) -> Future[LookedUp | None] | None:
+        like = (part := asked.part(first, first + _LOOKED_UP)).like
+        return None if like is None else engine.look_up(cast("Sequence[str]", part.prompts), like)
+
+    # Whether the model is a table, before all prompts are looked at.
+    opening = look_up(0)
+    if opening is None:
+        return None
+
+    def start(first: int) -> list[Future[LookedUp | None]]:
+        future = look_up(first) if first else opening
         return [] if future is None else [future]
 
-    def answered() -> Generator[Answered, None, None]:
+    def generate() -> Generator[Answered, None, None]:
         for first, futures in _ahead(range(0, len(asked), _LOOKED_UP), start):
-            rows = futures[0].result() if futures else None
-            if rows is not None:
-                yield from ((like, Answer(row, _NO_TOKENS)) for row in rows)
-                continue
-            window = list(asked.part(first, first + _LOOKED_UP))
-            answers = results_of(engine.submit(window, True), call.path, first, len(asked) > 1)
-            yield from zip(window, answers, strict=True)
+            part, found = asked.part(first, first + _LOOKED_UP), futures[0].result() if futures else None
+            answers = [None] * len(part) if found is None else found.answers(len(part), not call.arrays_alone)
+            # Those that need more care are submitted; for all others one request stands.
+            places = [place for place, answer in enumerate(answers) if answer is None]
+            like, rest = next(iter(part)), list(part.of(places))
+            paths = [call.path(first + place) for place in places]
+            futures_of_rest = engine.submit(rest, True) if rest else ()
+            answered = zip(rest, results_of(futures_of_rest, paths.__getitem__), strict=True)
+            for answer in answers:
+                yield next(answered) if answer is None else (like, answer)
 
-    return answered()
+    return generate()
 
 
 def window_of(engine: Submits) -> int:

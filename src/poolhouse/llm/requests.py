@@ -102,6 +102,15 @@ class Asked:
         own = slice(first, last)
         return replace(self, prompts=self.prompts[own], params=self.params[own], adapters=self.adapters[own])
 
+    def of(self, places: Sequence[int]) -> Asked:
+        """The requests of these prompts."""
+        return replace(
+            self,
+            prompts=[self.prompts[place] for place in places],
+            params=[self.params[place] for place in places],
+            adapters=[self.adapters[place] for place in places],
+        )
+
     def __iter__(self) -> Iterator[Request]:
         """New ones, whenever they are asked for."""
         options = self.options

@@ -26,6 +26,7 @@ from poolhouse.pooling.rows import Rows
 
 # A table has no longest text. This bounds the memory of one; `max_model_len` moves it.
 _MAX_TOKENS = 32768
+_MODEL2VEC = "table of model2vec"
 # As model2vec, where its config.json says nothing.
 _MODEL2VEC_MAX_TOKENS = 512
 
@@ -74,6 +75,10 @@ class StaticFiles:
     max_tokens: int | None
     notes: tuple[str, ...] = ()
 
+    def cuts_by_characters(self, requested: int | None) -> bool:
+        """Whether a text may have only so many characters too: in model2vec, wherever its tokens are limited."""
+        return self.layout == _MODEL2VEC and (self.max_tokens is not None or requested not in (None, -1))
+
     def longest(self, requested: int | None) -> int:
         """The longest prompt. requested: by the user; a table takes any.
 
@@ -117,7 +122,7 @@ def read_static(folder: Folder, files: SentenceTransformersFiles) -> StaticFiles
     length = config.get("max_length", _MODEL2VEC_MAX_TOKENS)
     if length is not None and (type(length) is not int or length < 1):
         raise CheckpointError(f"{folder / 'config.json'}: max_length is {length!r}.")
-    return StaticFiles(described, "table of model2vec", length)
+    return StaticFiles(described, _MODEL2VEC, length)
 
 
 def read_table(folder: Folder, dtype: torch.dtype = torch.float32) -> Table:
