@@ -22,13 +22,13 @@ from poolhouse.inputs.late_interaction import LateInteractionTokens
 from poolhouse.inputs.limits import Limit
 from poolhouse.inputs.pictures import PicturePair, PictureReader, PictureTokens, Written, WrittenPrompt, in_order
 from poolhouse.inputs.prompts import Prompt, Role, images_of, prompt_of, role_of
-from poolhouse.inputs.tokenizer import ShortTexts, Tokenizer
+from poolhouse.inputs.tokenizer import Tokenizer
 from poolhouse.models.adapters.adapters import unknown_adapter
 from poolhouse.models.files.routes import LookedUp
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
 from poolhouse.packing.prefixes import SMALLEST_PREFIX, shared_beginnings
-from poolhouse.packing.tokens import Tokens
+from poolhouse.packing.tokens import ShortTexts, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import TOKEN_TASKS, Task, parse_task
 

@@ -12,9 +12,8 @@ import numpy as np
 
 from poolhouse.inputs.labels import Labels
 from poolhouse.inputs.prompts import Prompt
-from poolhouse.inputs.tokenizer import ShortTexts
 from poolhouse.outputs import Array, Entity, PoolingOutput, PoolingRequestOutput
-from poolhouse.packing.tokens import Ids, Picture, Tokens
+from poolhouse.packing.tokens import Ids, Picture, ShortTexts, Tokens
 from poolhouse.params import PoolingParams
 from poolhouse.tasks import Task
 from poolhouse.vectors.entities import fitting

@@ -17,11 +17,11 @@ from poolhouse.engine.observing import BatchRun, Observer, waits
 from poolhouse.engine.queue import Arrival, WaitingRequest, cost_of
 from poolhouse.engine.request import Answer, Timing, fail, start
 from poolhouse.errors import EngineError, NonFiniteResult, NoStep, PoolhouseError
-from poolhouse.inputs.tokenizer import ShortTexts
 from poolhouse.models.model import Model
 from poolhouse.outputs import Array
 from poolhouse.packing.pack import Batch, PackedMarks, Read, Segments
 from poolhouse.packing.prefixes import SharedPack
+from poolhouse.packing.tokens import ShortTexts
 from poolhouse.params import PoolingParams
 from poolhouse.pooling.pipeline import Pipeline, Place
 from poolhouse.pooling.rows import Rows

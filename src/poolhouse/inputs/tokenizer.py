@@ -30,7 +30,7 @@ from poolhouse.inputs.prompts import Prompt, check_ids, is_unicode
 from poolhouse.inputs.python_tokenizers import PythonEncoding, PythonTokenizer
 from poolhouse.inputs.template_pairs import RenderedPairs
 from poolhouse.inputs.tokenizer_files import ReadTokenizer, read_tokenizer
-from poolhouse.packing.tokens import Ids, Tokens
+from poolhouse.packing.tokens import Ids, ShortTexts, Tokens
 
 _Encoding = tokenizers.Encoding | PythonEncoding
 
@@ -41,15 +41,6 @@ class Words:
 
     ids: Ids
     numbers: Ids
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ShortTexts:
-    """Texts without special care: which ones of many, their ids end to end, and how many each has."""
-
-    places: Sequence[int]
-    ids: Ids
-    lengths: Sequence[int]
 
 
 class Tokenizer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -158,3 +158,12 @@ class Tokens:
             return self
         shown = tuple(picture.answered for picture in self.pictures.pictures)
         return replace(self, pictures=Pictures(shown, self.pictures.filled))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShortTexts:
+    """Texts without special care: which ones of many, their ids end to end, and how many each has."""
+
+    places: Sequence[int]
+    ids: Ids
+    lengths: Sequence[int]
