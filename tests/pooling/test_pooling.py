@@ -61,6 +61,18 @@ def test_a_pack_is_pooled_like_each_text_alone(name: str, skip: bool) -> None:
         assert torch.allclose(step(alone, PoolingParams()).values[0], pooled[index], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", REDUCTIONS)
+@pytest.mark.parametrize("width", [24, 32])
+def test_what_a_text_is_reduced_to_does_not_depend_on_its_company(name: str, width: int) -> None:
+    lengths = (1, 24, 65, 600)
+    values = torch.randn(sum(lengths), width, generator=torch.Generator().manual_seed(0))
+    together = REDUCTIONS[name](Rows(values, Segments(lengths), torch.arange(len(values))))
+    for own, reduced in zip(values.split(lengths), together, strict=True):
+        alone = REDUCTIONS[name](Rows(own, Segments([len(own)]), torch.arange(len(own))))
+        assert torch.equal(alone[0], reduced)
+        assert torch.equal(unit(alone)[0], unit(together)[lengths.index(len(own))])
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -167,7 +167,7 @@ class Tokenizer:
             InvalidRequest: a limit that cannot be, or an id out of the vocabulary.
         """
         keep = limit.cut
-        most = min(limit.max_tokens, limit.max_uncut_tokens or limit.max_tokens if keep is None else keep)
+        most = min(limit.max_tokens, (limit.max_uncut_tokens or limit.max_tokens) if keep is None else keep)
         if limit.max_query_tokens is not None or limit.offsets or self._lower(limit) is not None:
             return None
         longest = CHARACTERS_PER_TOKEN * (most + SURPLUS) if self._characters is None else self._characters * most
@@ -363,8 +363,7 @@ class Tokenizer:
             return Tokens(ids, self._single_types(ids, special), original_tokens=len(ids), skip=skip, offsets=offsets)
         original = len(ids)
         if part.shortened:
-            fewest = keep if self._characters is None else min(keep, len(ids))
-            original = max(round(len(ids) * part.whole / max(len(part.raw), 1)), fewest + 1)
+            original = max(round(len(ids) * part.whole / max(len(part.raw), 1)), min(keep, len(ids)) + 1)
         kept = self._kept_indices(len(ids), keep, limit.side, special)
         types = self._single_types(ids, special)
         return Tokens(

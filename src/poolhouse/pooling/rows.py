@@ -154,7 +154,8 @@ def _is_plain(values: Tensor, *dtypes: torch.dtype) -> bool:
 
 def _sum(rows: Rows) -> tuple[Tensor, Tensor]:
     """Sum of each prompt's rows, and their number, never 0: [prompts, features] and [prompts, 1]."""
-    if len(rows.segments) == 1 and rows.skip is None:
+    if len(rows.segments) == 1 and rows.skip is None and rows.values.device.type != "cpu":
+        # On a CPU this sum is another in its last bit, and what a prompt answers would depend on its company.
         lengths = rows.segments.lengths_tensor[:, None].clamp(min=1)
         return rows.values.sum(0, keepdim=True, dtype=torch.float32), lengths.float()
     values, _, lengths = rows.pooled()
