@@ -62,9 +62,10 @@ class LookedUp:
         found: list[Answer | None] = [None] * count
         texts, own = self.texts, Tokens(np.zeros(0, np.int64))
         ends = np.cumsum(texts.lengths).tolist()
-        for place, vector, length, end in zip(texts.places, self.vectors, texts.lengths, ends, strict=True):
+        columns = texts.places, self.vectors, texts.lengths, texts.originals, ends
+        for place, vector, length, original, end in zip(*columns, strict=True):
             if tokens:
-                own = Tokens(texts.ids[end - length : end], original_tokens=length)
+                own = Tokens(texts.ids[end - length : end], original_tokens=original)
             found[place] = Answer(vector, own, timing=self.timing)
         return found
 

@@ -161,7 +161,7 @@ class Tokenizer:
         return [results[index] for index in range(len(prompts))]
 
     def encode_short(self, texts: Sequence[str], limit: Limit) -> ShortTexts | None:
-        """Those of many texts that need no cut and no error, if there are any.
+        """Those of many texts that need no early cut and no error, if there are any.
 
         Raises:
             InvalidRequest: a limit that cannot be, or an id out of the vocabulary.
@@ -173,18 +173,22 @@ class Tokenizer:
         longest = CHARACTERS_PER_TOKEN * (most + SURPLUS) if self._characters is None else self._characters * most
         tried = [place for place, text in enumerate(texts) if len(text) <= longest]
         encoded = self._encode([texts[place] for place in tried], limit.add_special_tokens, offsets=False)
-        places, listed = list[int](), list[list[int]]()
+        places, listed, originals = list[int](), list[list[int]](), list[int]()
         for place, encoding in zip(tried, encoded, strict=True):
-            if not isinstance(encoding, InvalidRequest) and len(own := encoding.ids) <= most:
-                places.append(place)
-                listed.append(own)
+            if isinstance(encoding, InvalidRequest) or (len(own := encoding.ids) > most and most != keep):
+                continue
+            places.append(place)
+            originals.append(len(own))
+            if len(own) > most:
+                own = [own[index] for index in self._kept_indices(len(own), most, limit.side, limit.add_special_tokens)]
+            listed.append(own)
         if not places:
             return None
         lengths = list(map(len, listed))
         ids = np.fromiter(chain.from_iterable(listed), np.int64, sum(lengths))
         if self._check_texts:
             check_ids(ids, self.vocabulary_size)
-        return ShortTexts(places, ids, lengths)
+        return ShortTexts(places, ids, lengths, originals)
 
     def _encode_pairs(self, prompts: Sequence[Prompt], limits: Sequence[Limit]) -> list[Tokens | InvalidRequest]:
         """`encode` for pairs that the tokenizer joins."""

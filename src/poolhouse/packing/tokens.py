@@ -162,8 +162,9 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShortTexts:
-    """Texts without special care: which ones of many, their ids end to end, and how many each has."""
+    """Texts without special care: which ones of many, their ids end to end, how many each has, and had before it was cut."""
 
     places: Sequence[int]
     ids: Ids
     lengths: Sequence[int]
+    originals: Sequence[int]
