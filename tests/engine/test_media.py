@@ -144,6 +144,7 @@ def error_of(request: Request) -> BaseException:
 
 
 def test_texts_do_not_pass_through_it(stage: Stage) -> None:
+    before = threading.active_count()
     texts = [Request(Prompt("a"), "embed"), Request(Prompt(None, content=Content(("a", "b"))), "embed")]
     loaded = replace(showing(noise()), pictures=(Picture(noise(), np.arange(3), np.ones(3, np.bool_)),))
     picture = showing(noise())
@@ -151,7 +152,8 @@ def test_texts_do_not_pass_through_it(stage: Stage) -> None:
     assert stage.submit(texts[0], loaded, picture, texts[1]) == [texts[0], loaded, texts[1]]
     picture.future.result(10)
     assert [len(request.pictures) for request in stage.gone_on] == [1]
-    assert threading.active_count() < 50
+    # One for the picture.
+    assert threading.active_count() <= before + 1
 
 
 def test_every_kind_of_source_is_read(stage: Stage, tmp_path: Path) -> None:
