@@ -103,9 +103,10 @@ def test_in_bfloat16_it_is_nearer_to_float32_than_block_by_block(row: str, tmp_p
     """It rounds what enters a product, and not what is kept between."""
     save(tmp_path, *ROWS[row])
     exact, transformer = load(tmp_path).transformer, load(tmp_path, torch.bfloat16).transformer
-    if transformer.layers[0].attention.qkv.__dict__["panels"] is None:
-        assert transformer.few_rows is None
-        return
+    if "avx512_bf16" in kernels.cpu_flags():
+        assert transformer.few_rows is not None
+    elif transformer.few_rows is None:
+        return  # oneDNN multiplies no bfloat16 here
     pack = batch(7, 9)
     expected, got = exact(pack), transformer(pack)
     assert got.dtype == torch.bfloat16

@@ -6,7 +6,7 @@
 // call. Weights lie as oneDNN lays them out where it has AVX-512, and are not copied:
 //
 //     float32   [out / 64, in, 64]          a panel: 64 columns, row by row
-//     bfloat16  [out / 64, in / 2, 64, 2]   two neighbouring rows together, for one instruction
+//     bfloat16  [out / 64, in / 2, 64, 2]   two neighbouring rows together, for one instruction; beside AMX 32 columns
 //     int8      [out / 64, in / 4, 64, 4]   as `Int8Linear` lays them out
 //
 // Sums, norms and the residual stream are in float32. What enters a product is in the type of the weights; rows of int8 are
@@ -28,6 +28,7 @@ struct Matrix {
     const float* steps;     // these two in int8 alone: what a whole number of each column is worth,
     const int32_t* totals;  // and the sum of its whole numbers
     int64_t out, in;
+    int64_t panel;  // columns of one: 64, or 32
 };
 
 struct Norm {
@@ -55,7 +56,7 @@ enum Type : int64_t { FLOAT32, BFLOAT16, INT8 };
 #ifdef __AVX512F__
 
 using lanes::V;
-constexpr int64_t PANEL = 64, WIDTH = lanes::WIDTH, MOST_ROWS = 64;
+constexpr int64_t WIDTH = lanes::WIDTH, MOST_ROWS = 64;
 
 // Where a product is written, and what is added to it.
 struct Target {
@@ -83,11 +84,12 @@ struct Operand<int8_t> {
     }
 };
 
-static_assert(PANEL == int8::PANEL && MOST_ROWS <= int8::BLOCK);
+static_assert(MOST_ROWS <= int8::BLOCK);
 
-// ROWS rows times `VECTORS` vectors of a panel, from column `column` of it on.
+// ROWS rows times a panel of VECTORS vectors.
 template <int ROWS, int VECTORS, class Number>
 void tile(const Number* x, int64_t in, const Number* panel, const float* bias, Target target) {
+    constexpr int64_t PANEL = VECTORS * WIDTH;
     V sums[ROWS][VECTORS];
     for (int v = 0; v < VECTORS; ++v) {
         const V first = bias == nullptr ? lanes::zero() : lanes::load(bias + v * WIDTH);
@@ -147,9 +149,8 @@ void tile(const Number* x, int64_t in, const Number* panel, const float* bias, T
 
 constexpr int64_t TALLEST = 6;
 
-template <class Number>
+template <int VECTORS, class Number>
 void some_rows(int64_t rows, const Number* x, int64_t in, const Number* panel, const float* bias, Target target) {
-    constexpr int VECTORS = PANEL / WIDTH;
     switch (rows) {
         case 1: return tile<1, VECTORS>(x, in, panel, bias, target);
         case 2: return tile<2, VECTORS>(x, in, panel, bias, target);
@@ -166,15 +167,19 @@ void multiply(team::Leader& leader, const Matrix& matrix, const Operand<Number>&
     const auto* weight = static_cast<const Number*>(matrix.weight);
     // Tiles of nearly equal height; a panel stays in the cache while they pass.
     const int64_t tiles = (rows + TALLEST - 1) / TALLEST, low = rows / tiles, taller = rows % tiles;
-    leader.each(matrix.out / PANEL, [&](int64_t number, int) {
-        const int64_t column = number * PANEL;
+    leader.each(matrix.out / matrix.panel, [&](int64_t number, int) {
+        const int64_t column = number * matrix.panel;
         const Number* panel = weight + column * matrix.in;
         const float* bias = matrix.bias == nullptr ? nullptr : matrix.bias + column;
         for (int64_t turn = 0, row = 0; turn < tiles; ++turn) {
             const int64_t count = low + (turn < taller), at = row * target.stride + column;
             const float* added = target.added == nullptr ? nullptr : target.added + at;
             const Target there{target.to + at, target.stride, added, target.activation};
-            some_rows(count, x.rows + row * matrix.in, matrix.in, panel, bias, there);
+            const Number* own = x.rows + row * matrix.in;
+            if (matrix.panel == 2 * WIDTH)
+                some_rows<2>(count, own, matrix.in, panel, bias, there);
+            else
+                some_rows<4>(count, own, matrix.in, panel, bias, there);
             row += count;
         }
     });

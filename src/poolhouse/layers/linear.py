@@ -78,8 +78,9 @@ class Linear:
         self.bias = bias
         self.dtype = weight.dtype
         self.prepacked: Tensor | None = None
-        # Where `prepacked` lies, in panels that our own kernels read: see `_panels`. None where it lies otherwise.
-        self.panels: int | None = None
+        # Where `prepacked` lies, in panels that our own kernels read, and of how many columns: see `_panels`. None where it
+        # lies otherwise.
+        self.panels: tuple[int, int] | None = None
         # [in, out], for few rows only.
         self.transposed: Tensor | None = None
 
@@ -160,30 +161,33 @@ def _mkl_is_quicker() -> bool:
     return cpu.is_file() and "GenuineIntel" in cpu.read_text(errors="replace")
 
 
-_PANEL = 64
-# By shape and type of a weight: whether oneDNN lays it out in panels.
-_laid_in_panels: dict[tuple[int, int, torch.dtype], bool] = {}
+# By shape and type of a weight: the columns of the panels in which oneDNN lays it out; None: it lies otherwise.
+_panel_columns: dict[tuple[int, int, torch.dtype], int | None] = {}
 
 
-def _panels(prepacked: Tensor, weight: Tensor) -> int | None:
-    """The address of a weight that oneDNN laid out in panels of 64 columns, as it does with AVX-512; None where it did not.
+def _panels(prepacked: Tensor, weight: Tensor) -> tuple[int, int] | None:
+    """The address of a weight that oneDNN laid out in panels, as it does with AVX-512, and their columns; None where it did not.
 
-    [out / 64, in, 64], in bfloat16 [out / 64, in / 2, 64, 2]. The first weight of a shape is compared, number by number.
+    [out / 64, in, 64], in bfloat16 [out / 64, in / 2, 64, 2], and where the CPU has AMX of 32 columns. The first weight of
+    a shape is compared, number by number.
     """
     columns, rows = weight.shape
-    if columns % _PANEL or rows % _MIN_STEP or kernels.level() in (None, "avx2"):
+    if columns % 64 or rows % _MIN_STEP or kernels.level() in (None, "avx2"):
         return None
     address = int(torch.ops.mkldnn.data_ptr(prepacked))
     key = (columns, rows, weight.dtype)
-    if key not in _laid_in_panels:
+    if key not in _panel_columns:
         size = int(torch.ops.mkldnn._nbytes(prepacked))
+        laid_out = torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=weight.dtype)
         pairs = 4 // weight.element_size()
-        expected = weight.view(columns // _PANEL, _PANEL, rows // pairs, pairs).permute(0, 2, 1, 3)
-        _laid_in_panels[key] = size == weight.nbytes and torch.equal(
-            torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=weight.dtype).view(expected.shape),
-            expected,
-        )
-    return address if _laid_in_panels[key] else None
+
+        def lies_in(panel: int) -> bool:
+            expected = weight.view(columns // panel, panel, rows // pairs, pairs).permute(0, 2, 1, 3)
+            return size == weight.nbytes and torch.equal(laid_out.view(expected.shape), expected)
+
+        _panel_columns[key] = next(filter(lies_in, (64, 32)), None)
+    panel = _panel_columns[key]
+    return None if panel is None else (address, panel)
 
 
 def _has_bfloat16() -> bool:
