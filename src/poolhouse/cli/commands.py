@@ -53,11 +53,12 @@ _COMMANDS = {
 
 def commands(first: str | None = None) -> typer.Typer:
     """The command line whose first argument is this: the command of that name alone, which starts sooner, else all."""
+    names = [first] if first in _COMMANDS else [*_COMMANDS]
     app = typer.Typer(
-        name="poolhouse", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=first != "serve"
+        name="poolhouse", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=len(names) > 1
     )
     app.callback()(_root)
-    for name in [first] if first in _COMMANDS else _COMMANDS:
+    for name in names:
         module, _, attribute = _COMMANDS[name].partition(".")
         command = getattr(import_module(f"poolhouse.cli.{module}"), attribute)
         if isinstance(command, typer.Typer):

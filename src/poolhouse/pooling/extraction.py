@@ -24,8 +24,8 @@ from poolhouse.params import PoolingParams
 from poolhouse.pooling.rows import Rows
 from poolhouse.pooling.steps import Step
 
-# Numbers of spans, or of pairs of words and labels, that are computed at once: on CPUs as many as caches hold.
-_MAX_NUMBERS = {"cpu": 2**19, "cuda": 2**22}
+# Numbers of spans, or of pairs of words and labels, that are computed at once; on CPUs as many as caches hold.
+_MAX_NUMBERS, _MAX_NUMBERS_ON_CPU = 2**22, 2**19
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -374,7 +374,7 @@ def _answer(first: Tensor, last: Tensor, label: Tensor, score: Tensor, owner: Te
 
 
 def _most_numbers(values: Tensor) -> int:
-    return _MAX_NUMBERS.get(values.device.type, 2**22)
+    return _MAX_NUMBERS_ON_CPU if values.device.type == "cpu" else _MAX_NUMBERS
 
 
 def _marks_of(rows: Rows) -> PackedMarks:

@@ -36,6 +36,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 log = logging.getLogger("poolhouse")
+# Why what still waits when a stop has waited long enough has no answer.
+STOPPED = "The server was stopped before it could answer."
 
 # A model that failed to load is not tried again within this time, unless its files change.
 _SECONDS_TO_RETRY = 30.0
@@ -248,7 +250,7 @@ class OnDemand:
         """Fail what waits, for a model or for an answer: the server stops."""
         self.closed = True
         for model in self._models.values():
-            _settle(model, EngineClosed("The server was stopped before it could answer."))
+            _settle(model, EngineClosed(STOPPED))
             if model.resident is not None:
                 model.resident.served.engine.close(0)
         for resident in self._closing:
@@ -261,7 +263,7 @@ class OnDemand:
         if self._working is not None:
             self._working.cancel()
         for model in list(self._models.values()):
-            _settle(model, EngineClosed("The server was stopped before it could answer."))
+            _settle(model, EngineClosed(STOPPED))
             if model.resident is not None:
                 self._evict(model, "stop")
         if self._closing:

@@ -15,7 +15,7 @@ from poolhouse.engine.request import Answer
 from poolhouse.errors import EngineClosed, PoolhouseError
 from poolhouse.server.app import create_app
 from poolhouse.server.models_dir import ModelsDir
-from poolhouse.server.on_demand import OnDemand
+from poolhouse.server.on_demand import STOPPED, OnDemand
 from poolhouse.server.page import Page
 from poolhouse.server.process.connections import Edge
 from poolhouse.server.routing import Addressed
@@ -246,7 +246,7 @@ class Stopping:
         """Wait no longer for any answer: its request gets 503."""
         for answering in self.unanswered:
             if not answering.done():
-                answering.set_exception(EngineClosed("The server was stopped before it could answer."))
+                answering.set_exception(EngineClosed(STOPPED))
 
     async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let it through; it is in flight until its reply is there, read or not."""
