@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import signal
 import subprocess
@@ -50,6 +51,8 @@ def said(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byt
             warnings.formatwarning = formatwarning
             for number, handler in before:
                 signal.signal(number, handler)
+            # A server's process leaves garbage until it has started; this one goes on.
+            gc.enable()
         sys.stdout.flush()
         out, error = capfdbinary.readouterr()
         assert isinstance(status, int)
