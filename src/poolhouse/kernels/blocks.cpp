@@ -86,6 +86,15 @@ struct Operand<int8_t> {
 
 static_assert(MOST_ROWS <= int8::BLOCK);
 
+// Weights come from memory, or from far in the cache: a line is asked for so many steps before its turn, since a CPU's own
+// prefetching ends with each page.
+constexpr int64_t AHEAD = 48;
+
+template <int VECTORS, class Number>
+void fetch(const Number* at) {
+    for (int v = 0; v < VECTORS; ++v) _mm_prefetch(reinterpret_cast<const char*>(at) + v * sizeof(V), _MM_HINT_T0);
+}
+
 // ROWS rows times a panel of VECTORS vectors.
 template <int ROWS, int VECTORS, class Number>
 void tile(const Number* x, int64_t in, const Number* panel, const float* bias, Target target) {
@@ -97,6 +106,7 @@ void tile(const Number* x, int64_t in, const Number* panel, const float* bias, T
     }
     if constexpr (sizeof(Number) == sizeof(float)) {
         for (int64_t k = 0; k < in; ++k) {
+            fetch<VECTORS>(panel + (k + AHEAD) * PANEL);
             V weights[VECTORS];
             for (int v = 0; v < VECTORS; ++v) weights[v] = lanes::load(panel + k * PANEL + v * WIDTH);
             for (int row = 0; row < ROWS; ++row) {
@@ -107,6 +117,7 @@ void tile(const Number* x, int64_t in, const Number* panel, const float* bias, T
     } else {
 #ifdef __AVX512BF16__
         for (int64_t k = 0; k < in; k += 2) {
+            fetch<VECTORS>(panel + (k + 2 * AHEAD) * PANEL);
             __m512bh weights[VECTORS];
             for (int v = 0; v < VECTORS; ++v)
                 weights[v] = (__m512bh)_mm512_loadu_si512(panel + k * PANEL + v * WIDTH * 2);
@@ -119,6 +130,7 @@ void tile(const Number* x, int64_t in, const Number* panel, const float* bias, T
         }
 #else
         for (int64_t k = 0; k < in; k += 2) {
+            fetch<VECTORS>(panel + (k + 2 * AHEAD) * PANEL);
             V low[VECTORS], high[VECTORS];
             for (int v = 0; v < VECTORS; ++v) {
                 const __m512i both = _mm512_loadu_si512(panel + k * PANEL + v * WIDTH * 2);
