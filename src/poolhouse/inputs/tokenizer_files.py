@@ -286,7 +286,8 @@ def _internlm2(folder: Folder) -> tokenizers.Tokenizer:
     backend = TokenizersBackend.from_pretrained(folder.path, local_files_only=True)
     native = tokenizers.Tokenizer.from_str(backend.backend_tokenizer.to_str())
     pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).encode("a", out_type=str)
-    if pieces[0].startswith("▁"):
-        # transformers leaves out the space that sentencepiece may put before a text.
+    ours = native.encode("a", add_special_tokens=False).tokens
+    if pieces[0].startswith("▁") and not ours[0].startswith("▁"):
+        # transformers before 5.24 leaves out the space that sentencepiece may put before a text.
         native.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), native.normalizer])
     return native
