@@ -208,6 +208,27 @@ def test_a_prefix_that_lies_elsewhere_comes_before_a_sequences_own_keys(
         assert (got[start:end].double() - expected[before:]).abs().max() <= tolerance(*tensors, 0.2)
 
 
+@levels
+@pytest.mark.parametrize("width", [8, 16, 24, 40, 64, 128])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (False, 40)])
+def test_floats_may_be_multiplied_as_those_of_bfloat16_are(
+    causal: bool, window: int | None, biased: bool, width: int, level: str, at_level: AtLevel
+) -> None:
+    at_level(level)
+    tensors = fused(SHORT, 4, 2, width, torch.float32)
+    longest = max(SHORT)
+    bias = torch.randn(4, longest, longest, generator=torch.Generator().manual_seed(1)) if biased else None
+    options = {"scale": 0.2, "causal": causal, "window": window, "bias": bias}
+    coarse = compiled.attend(*tensors, Segments(SHORT), coarse=True, **options)  # type: ignore[arg-type]
+    assert coarse.dtype == torch.float32
+    if level == "avx512_bf16":
+        narrow = compiled.attend(*(x.bfloat16() for x in tensors), Segments(SHORT), **options)  # type: ignore[misc, arg-type]
+        assert torch.equal(coarse.bfloat16(), narrow)
+    else:
+        assert torch.equal(coarse, compiled.attend(*tensors, Segments(SHORT), **options))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("cores", [2, 5])
 def test_several_cores_give_what_one_gives(cores: int) -> None:
     lengths = (1, 700, 3, 300, 5)

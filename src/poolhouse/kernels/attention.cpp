@@ -7,6 +7,9 @@ namespace {
 
 using namespace attention;
 
+// COARSE: stored in float32, multiplied in bfloat16 where the CPU can.
+enum Type : int64_t { FLOAT32, BFLOAT16, COARSE };
+
 // Multiplications that are worth waking another thread for.
 constexpr int64_t WORTH_A_THREAD = 1 << 19;
 
@@ -62,23 +65,22 @@ void attend(const Call& call, int64_t threads) {
 
 }  // namespace
 
-// See poolhouse/layers/attention/compiled.py. segments: [count, 5], as Segment. head_dim: a multiple of 8. scale: above 0.
+// See poolhouse/layers/attention/compiled.py. type: see Type; how the pack is stored, and how it is multiplied. segments: [count, 5], as Segment. head_dim: a multiple of 8. scale: above 0.
 // bias: [heads, longest, longest], or null.
 KERNEL void poolhouse_attention(const void* query, const void* key, const void* value, void* out, int64_t query_row,
                                 int64_t query_head, int64_t key_row, int64_t key_head, int64_t value_row,
                                 int64_t value_head, int64_t out_row, int64_t out_head, const int64_t* segments,
                                 int64_t count, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t window,
-                                int64_t causal, float scale, const float* bias, int64_t longest, int64_t bfloat16,
+                                int64_t causal, float scale, const float* bias, int64_t longest, int64_t type,
                                 int64_t threads) {
     const Call call{query,     key,        value,   out,      query_row,
                     query_head, key_row,   key_head, value_row, value_head,
                     out_row,   out_head,   reinterpret_cast<const Segment*>(segments),
                     count,     heads,      kv_heads, head_dim, window,
                     causal != 0, scale * LOG2_E, bias, longest};
-    if (!bfloat16) return attend<float, Floats>(call, threads);
-#ifdef __AVX512BF16__
-    attend<uint16_t, Pairs>(call, threads);
-#else
-    attend<uint16_t, Floats>(call, threads);
-#endif
+    switch (type) {
+        case BFLOAT16: return attend<uint16_t, BestPairs>(call, threads);
+        case COARSE: return attend<float, BestPairs>(call, threads);
+        default: return attend<float, Floats>(call, threads);
+    }
 }

@@ -9,7 +9,8 @@
 //     weights [rows, keys]  x  values [keys, lanes of d]   -> answer [rows, d]          the same tile
 //
 // Blocks that a row block does not see are not computed. bfloat16 is multiplied in pairs where the CPU can, with sums in
-// float32; elsewhere it is widened when keys, values and queries are laid out.
+// float32; elsewhere it is widened when keys, values and queries are laid out. Floats may be multiplied so too: they are
+// rounded when they are laid out.
 
 #pragma once
 
@@ -72,6 +73,9 @@ struct Pairs {
     static __m512i broadcast(const Unit* from) { return _mm512_set1_epi32(static_cast<int>(*from)); }
     static V step(V sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 };
+using BestPairs = Pairs;
+#else
+using BestPairs = Floats;
 #endif
 
 // c[R, N vectors] = or += a[R, steps] x b[steps, N vectors].
@@ -134,9 +138,23 @@ void product(const typename Kind::Unit* a, int64_t a_row, int64_t rows, const ty
     }
 }
 
+// 8 numbers in bfloat16.
+inline __m128i narrow_8(const uint16_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
+#ifdef __AVX512BF16__
+inline __m128i narrow_8(const float* from) { return (__m128i)_mm256_cvtneps_pbh(_mm256_loadu_ps(from)); }
+#endif
+
 // 8 units of a row from unit `at` on; zeros behind its end, which lies after a multiple of 4.
 template <class Kind>
-inline __m256 units(const float* row, int64_t at, int64_t) {
+inline __m256 units(const float* row, int64_t at, int64_t count) {
+#ifdef __AVX512BF16__
+    if constexpr (Kind::PER_UNIT == 2) {
+        const float* from = row + 2 * at;
+        if (at + 8 <= count) return (__m256)_mm512_cvtneps_pbh(_mm512_loadu_ps(from));
+        return _mm256_insertf128_ps(_mm256_setzero_ps(), (__m128)narrow_8(from), 0);
+    }
+#endif
+    (void)count;
     return _mm256_loadu_ps(row + at);
 }
 template <class Kind>
@@ -294,16 +312,14 @@ class Work {
         } else {
             auto* to = reinterpret_cast<uint16_t*>(values);
             for (int64_t row = 0; row < count; row += 2, to += 2 * wide) {
-                const auto* a = reinterpret_cast<const uint16_t*>(value + row_of(segment, block + row) * call.value_row);
-                const auto* b = row + 1 < count ? reinterpret_cast<const uint16_t*>(
-                                                      value + row_of(segment, block + row + 1) * call.value_row)
-                                                : nullptr;
+                const Number* a = value + row_of(segment, block + row) * call.value_row;
+                const Number* b =
+                    row + 1 < count ? value + row_of(segment, block + row + 1) * call.value_row : nullptr;
                 expect(a + call.value_head, call.head_dim * sizeof(Number));
                 if (b != nullptr) expect(b + call.value_head, call.head_dim * sizeof(Number));
                 for (int64_t at = 0; at < call.head_dim; at += 8) {
-                    const __m128i even = _mm_loadu_si128(reinterpret_cast<const __m128i*>(a + at));
-                    const __m128i odd =
-                        b != nullptr ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(b + at)) : _mm_setzero_si128();
+                    const __m128i even = narrow_8(a + at);
+                    const __m128i odd = b != nullptr ? narrow_8(b + at) : _mm_setzero_si128();
                     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * at), _mm_unpacklo_epi16(even, odd));
                     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * at + 8), _mm_unpackhi_epi16(even, odd));
                 }

@@ -229,6 +229,7 @@ void rotate(float* x, const float* cosines, const float* sines, int64_t rotated)
 }
 
 // Attention of one block: heads of queries, keys and values side by side, [rows, all heads]; first norms and positions.
+template <class Kind>
 struct Attention {
     const Spec& spec;
     const Block& block;
@@ -253,7 +254,7 @@ struct Attention {
         const int64_t group = spec.heads / spec.kv_heads;
         prepare(spec.heads + kv);
         for (int64_t head = kv * group; head < (kv + 1) * group; ++head) prepare(head);
-        attention::Work<float, attention::Floats> work(call);
+        attention::Work<float, Kind> work(call);
         for (int64_t number = 0; number < call.count; ++number) work.run(call.segments[number], kv);
     }
 };
@@ -298,11 +299,13 @@ void run(const Spec& spec, const Block* blocks, int64_t count, float* x, int64_t
         });
     };
 
+    // As longer packs of this type are multiplied.
+    using Kind = std::conditional_t<std::is_same_v<Number, int8_t>, attention::BestPairs, attention::Floats>;
     norm_rows(nullptr, &blocks->attn_in);
     for (const Block* block = blocks; block < blocks + count; ++block) {
         multiply(leader, block->qkv, entering, rows, Target{wide, joined, nullptr, 0});
         const float *key = wide + attended, *value = key + keys;
-        leader.each(spec.kv_heads, Attention{spec, *block, wide, rows, {
+        leader.each(spec.kv_heads, Attention<Kind>{spec, *block, wide, rows, {
             wide, key, value, mixed, joined, spec.head_dim, joined, spec.head_dim, joined, spec.head_dim, attended,
             spec.head_dim, segments, sequences, spec.heads, spec.kv_heads, spec.head_dim, block->window,
             spec.causal != 0, spec.scale * attention::LOG2_E, bias, longest}});

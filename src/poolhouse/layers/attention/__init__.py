@@ -22,6 +22,7 @@ def attend(
     window: int | None = None,
     bias: Tensor | None = None,
     softcap: float | None = None,
+    coarse: bool = False,
 ) -> Tensor:
     """Softmax attention of every token over those of its own sequence that are attended to (`Segments.attended`).
 
@@ -32,6 +33,7 @@ def attend(
     window: tokens seen on each side, inclusive; None sees all.
     bias: [heads, longest, longest], added to the scores; a shorter sequence uses the top left corner.
     softcap: scores are squeezed to (-softcap, softcap) by tanh before the bias and the mask.
+    coarse: whether float32 may be multiplied in bfloat16, with sums in float32, where that is quicker.
     Returns [total, heads, head_dim].
     """
     if query.is_cuda:
@@ -39,7 +41,9 @@ def attend(
         if varlen.can_run(query, bias, softcap, limited):
             return varlen.attend(query, key, value, segments, scale=scale, causal=causal, window=window)
     elif compiled.can_run(query, key, scale, softcap):
-        return compiled.attend(query, key, value, segments, scale=scale, causal=causal, window=window, bias=bias)
+        return compiled.attend(
+            query, key, value, segments, scale=scale, causal=causal, window=window, bias=bias, coarse=coarse
+        )
     return sdpa.attend(
         query, key, value, segments, scale=scale, causal=causal, window=window, bias=bias, softcap=softcap
     )

@@ -19,6 +19,8 @@ _ARGUMENTS = (
     *[kernels.COUNT] * 3,
 )
 _TYPES = (torch.float32, torch.bfloat16)
+# As attention.cpp has them.
+_FLOAT32, _BFLOAT16, _COARSE = range(3)
 # Widths of heads, and heads that share one of keys, for which the kernel has room.
 _WIDEST, _MOST_SHARING = 256, 256
 
@@ -47,6 +49,7 @@ def attend(
     causal: bool,
     window: int | None,
     bias: Tensor | None = None,
+    coarse: bool = False,
 ) -> Tensor:
     """See `poolhouse.layers.attention.attend`."""
     kernel = _kernel()
@@ -70,7 +73,7 @@ def attend(
         scale,
         None if bias is None else bias.data_ptr(),
         0 if bias is None else bias.shape[-1],
-        query.dtype == torch.bfloat16,
+        _BFLOAT16 if query.dtype == torch.bfloat16 else _COARSE if coarse else _FLOAT32,
         torch.get_num_threads(),
     )
     if rows > segments.total:

@@ -304,6 +304,8 @@ class Attention:
             window=self.layer.window,
             bias=bias,
             softcap=spec.softcap,
+            # Products in int8 lose far more.
+            coarse=isinstance(self.qkv, Int8Linear),
         )
         return mixed.flatten(1)
 
