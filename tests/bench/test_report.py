@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from poolhouse.bench.documents import BEGIN, END, write_document, write_table
+from poolhouse.bench.documents import BEGIN, END, KEPT_BEGIN, KEPT_END, write_document, write_table
 from poolhouse.bench.machine import Machine, this_machine
 from poolhouse.bench.page import page, plot
 from poolhouse.bench.report import Ceilings, Goal, Report, Row, SideFigures, cells, number, read_report, remarks
@@ -148,9 +148,11 @@ def test_a_document_is_written_twice_the_same(tmp_path: Path) -> None:
     (path.with_suffix("")).mkdir()
     (path.with_suffix("") / "old.svg").touch()
     (path.with_suffix("") / "kept.txt").touch()
-    write_document([REPORT, REPORT], path)
+    path.write_text(f"# Old\n\n{KEPT_BEGIN}\nby hand\n{KEPT_END}\n\n## Older\n")
+    elsewhere = replace(REPORT, machine=replace(MACHINE, cores=8, gpu="A GPU"))
+    write_document([REPORT, elsewhere, REPORT], path)
     first = {file.relative_to(tmp_path): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    write_document([REPORT, REPORT], path)
+    write_document([REPORT, elsewhere, REPORT], path)
     assert first == {file.relative_to(tmp_path): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     text = path.read_text()
     pictures = re.findall(r"\]\((.*?\.svg)\)", text)
@@ -158,11 +160,42 @@ def test_a_document_is_written_twice_the_same(tmp_path: Path) -> None:
     assert len(set(pictures)) == len(pictures) == 6
     assert sorted(path.parent / name for name in pictures) == sorted(path.with_suffix("").glob("*.svg"))
     assert (path.with_suffix("") / "kept.txt").exists()
+    assert f"{KEPT_BEGIN}\nby hand\n{KEPT_END}\n" in text
+    assert "Older" not in text
+
+
+def test_a_document_has_a_chapter_per_machine_and_a_table_per_command(tmp_path: Path) -> None:
+    path = tmp_path / "performance.md"
+    far = replace(ROW, dtype="bfloat16", sides=(OURS, SLOW, replace(FAST, lowest=0.5)), notes=("said once",))
+    query = replace(QUERY, sides=(replace(SLOW, name="Poolhouse"), replace(OURS, name="vLLM 1")))
+    other = Report("poolhouse bench other", "2026-11-30", replace(MACHINE, torch="2.14.0"), None, (far, far, query), ())
+    write_document([REPORT, other, replace(REPORT, machine=replace(MACHINE, cores=8, quota=4.0, gpu="A GPU"))], path)
+    text = path.read_text()
+    heads = [line for line in text.splitlines() if line.startswith("#")]
+    sections = ["### Throughput", "### Latency", "### Memory"]
+    assert heads == [
+        "# Performance",
+        *("## A <CPU> & more, 2 cores, quota 1.5", *sections),
+        *("## A <CPU> & more, 8 cores, quota 4, A GPU", *sections),
+    ]
+    first, second = text.split("## A <CPU>")[1:]
+    assert "torch 2.13.0, Python 3.11.7, Linux x86_64; Poolhouse 0.1.0, torch 2.14.0" in first
+    assert "Measured on 2026-11-29, 2026-11-30." in first
+    assert "```sh\npoolhouse bench throughput\npoolhouse bench other\n```" in first
+    assert "Ceilings: products in float32 100 GFLOP/s, reading 42 MB 9.50 GB/s." in first
     assert (
-        "| 8 texts, minilm (6 x 384), float32, texts/s | 11.0 | 50 % | 1.6 times the best peer | 2.00 | 1.83 | met |"
-        in text
+        "| work | type | Poolhouse | ONNX Runtime 1.32 | OpenVINO 2026 | better | lowest | of its ceiling | goal |  |"
+        in first
     )
-    assert "**missed**" in text
+    row = "| 8 texts, minilm (6 x 384), texts/s | float32 | 11.0 | 5.00 |  | 2.00 | 1.83 | 50 % | 1.6 times the best peer | met |"
+    assert row in first
+    assert "| bfloat16 | 11.0 | 5.00 | (20.0) | 2.00 |" in first
+    assert "A figure in brackets does not count" in first
+    assert "A figure in brackets" not in second
+    assert "- Lowest cosine in bfloat16: Poolhouse 1.0000, ONNX Runtime 1.32 1.0000, OpenVINO 2026 0.5000." in first
+    assert "- Settings: ONNX Runtime 1.32: batch size 8; OpenVINO 2026: batch size 4." in first
+    assert first.count("said once") == 1
+    assert "| peak, minilm (6 x 384), MiB | float32 | 11.0 |  |  |  | at most 5 MiB | **missed** |" in first
 
 
 def test_the_table_of_a_readme_stands_between_its_marks(tmp_path: Path) -> None:
@@ -175,6 +208,8 @@ def test_the_table_of_a_readme_stands_between_its_marks(tmp_path: Path) -> None:
     assert "| 8 texts, texts/s | float32 | 11.0 | 5.00 | ONNX Runtime 1.32 | 2.00 | 1.83 |" in first
     assert "old" not in first
     write_table([REPORT], path)
+    assert path.read_text() == first
+    write_table([REPORT, replace(REPORT, machine=replace(MACHINE, cores=8))], path)
     assert path.read_text() == first
     write_table([REPORT], path, tmp_path / "docs" / "performance.md")
     assert "\n[docs/performance.md](docs/performance.md) has all rows" in path.read_text()

@@ -119,11 +119,12 @@ def test_every_alert_is_explained() -> None:
 
 def test_costs_are_those_of_the_measured_rates() -> None:
     """The table of costs follows from docs/performance.md, and the formula from the table."""
-    goals = (ROOT / "docs" / "performance.md").read_text()
+    figures = (ROOT / "docs" / "performance.md").read_text()
     rows = re.findall(r"^\| (float32|bfloat16|int8) \| ([\d.]+) \| ([\d,]+) \| (\d+) \|$", (ROOT / PAGE).read_text(), re.MULTILINE)  # fmt: skip
     assert [row[0] for row in rows] == ["float32", "bfloat16", "int8"]
     for dtype, texts, tokens, hours in rows:
-        assert f"| 96 ragged texts of 95 tokens on average, minilm (6 x 384), {dtype}, texts/s | {texts} |" in goals
+        work = re.escape(f"ragged texts of 95 tokens on average, minilm (6 x 384), texts/s | {dtype} | {texts} |")
+        assert re.search(rf"^\| \d+ {work}", figures, re.MULTILINE)
         per_core = float(texts) * 95 / 2
         assert abs(per_core - int(tokens.replace(",", ""))) < 6
         assert round(100e6 * 95 / per_core / 3600) == int(hours)

@@ -137,6 +137,7 @@ def _ceilings(spec: dict[str, Any]) -> Commands:
     import torch
 
     from poolhouse.engine.process import limit_threads_to_quota
+    from poolhouse.layers.int8 import Int8Linear
     from poolhouse.layers.linear import Linear
 
     limit_threads_to_quota()
@@ -153,7 +154,10 @@ def _ceilings(spec: dict[str, Any]) -> Commands:
         x, weight = torch.randn(rows, width), torch.randn(inner, width)
         if dtype == "int8":
             packed = torch.ops.quantized.linear_prepack(torch.quantize_per_tensor(weight, 0.05, 0, torch.qint8), None)
-            return {"rate": rate(lambda: torch.ops.quantized.linear_dynamic(x, packed, True))}
+            ours = Int8Linear(weight)
+            return {
+                "rate": max(rate(lambda: torch.ops.quantized.linear_dynamic(x, packed, True)), rate(lambda: ours(x)))
+            }
         kind = getattr(torch, dtype)
         x, weight = x.to(kind), weight.to(kind)
         linear = Linear(weight)
