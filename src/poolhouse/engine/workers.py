@@ -37,8 +37,9 @@ _ONE_CORE = 2**28
 _FEW_CORES = 2**31
 # Nor has it more tokens than this, however small the model is.
 _MOST_TOKENS = 256
-# Between two times that freed memory is returned while batches run: it takes a few milliseconds.
-_RELEASE_SECONDS = 1.0
+# Between two times that freed memory is returned while batches run: it takes a few milliseconds, and to map it anew 30 or
+# more; every second, that was 3 to 5 % of two cores.
+_RELEASE_SECONDS = 5.0
 
 
 class Workers:
