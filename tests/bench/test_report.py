@@ -15,6 +15,7 @@ from poolhouse.bench.machine import Machine, this_machine
 from poolhouse.bench.page import page, plot
 from poolhouse.bench.report import Ceilings, Goal, Report, Row, SideFigures, cells, number, read_report, remarks
 from poolhouse.errors import ConfigError
+from tests.docs.pages import ROOT
 
 MACHINE = Machine("A <CPU> & more", ("AVX2",), 2, 1.5, 24.0, None, "Linux x86_64", "3.11.7", "2.13.0", "0.1.0")
 OURS = SideFigures("Poolhouse", (10.0, 12.0, 11.0), "", 1.0, 1.0)
@@ -196,6 +197,21 @@ def test_a_document_has_a_chapter_per_machine_and_a_table_per_command(tmp_path: 
     assert "- Settings: ONNX Runtime 1.32: batch size 8; OpenVINO 2026: batch size 4." in first
     assert first.count("said once") == 1
     assert "| peak, minilm (6 x 384), MiB | float32 | 11.0 |  |  |  | at most 5 MiB | **missed** |" in first
+
+
+def test_the_page_about_speed_is_that_of_its_reports(tmp_path: Path) -> None:
+    docs = ROOT / "docs"
+    reports = [read_report(path) for path in sorted((docs / "performance").glob("*.json"))]
+    page = tmp_path / "performance.md"
+    page.write_text((docs / "performance.md").read_text())
+    write_document(reports, page)
+    assert page.read_text() == (docs / "performance.md").read_text()
+    plots = {path.name: path.read_bytes() for path in (tmp_path / "performance").glob("*.svg")}
+    assert plots == {path.name: path.read_bytes() for path in (docs / "performance").glob("*.svg")}
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "README.md").read_text())
+    write_table(reports, readme, tmp_path / "docs" / "performance.md")
+    assert readme.read_text() == (ROOT / "README.md").read_text()
 
 
 def test_the_table_of_a_readme_stands_between_its_marks(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ texts sorted by length and the best batch size of a short trial. A cosine compar
 reference in float32; a side that is too far off does not count. Shapes have random weights and MiniLM's tokenizer; MiniLM
 is real. Neighbours on a machine move all of it: run the commands on yours. `PEERS` is an environment with the peers.
 """
+# The sections of a chapter, in this order; others come behind.
+_SECTIONS = ("throughput", "latency", "rerank", "serve", "start", "memory", "extraction", "pictures", "gpu")
 # Rows of a README's table: command, and what begins the work.
 _SHORT = (
     ("throughput", ""),
@@ -108,13 +110,17 @@ def _chapter(reports: Sequence[Report], names: _Names) -> list[str]:
     by_command: dict[str, list[Row]] = {}
     for row in (row for report in reports for row in report.rows):
         by_command.setdefault(row.command, []).append(row)
-    for command, rows in by_command.items():
+    for command, rows in sorted(by_command.items(), key=lambda one: _place(one[0])):
         parts += [f"### {command.capitalize()}\n", _table(rows)]
         for (_, shape), own in grouped(rows).items():
             file = names.new(f"{command}-{shape}")
             file.write_text(plot(own, f"{command}, {shape}", alone=True) + "\n", encoding="utf-8")
             parts.append(f"![{command}, {shape}]({names.folder.name}/{file.name})\n")
     return parts
+
+
+def _place(command: str) -> int:
+    return _SECTIONS.index(command) if command in _SECTIONS else len(_SECTIONS)
 
 
 def _about(reports: Sequence[Report]) -> str:
