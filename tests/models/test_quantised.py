@@ -181,12 +181,13 @@ def test_int8_uses_the_whole_numbers_of_the_checkpoint(
     folder, plain = made(tmp_path, LAYOUTS[layout], model)
     taken: list[tuple[Tensor, Tensor]] = []
 
-    def watched(weight: Tensor, bias: Tensor | None = None, steps: Tensor | None = None) -> Int8Linear:
-        assert steps is not None
-        taken.append((weight, steps))
-        return Int8Linear(weight, bias, steps)
+    class Watched(Int8Linear):
+        def __init__(self, weight: Tensor, bias: Tensor | None = None, steps: Tensor | None = None) -> None:
+            assert steps is not None
+            taken.append((weight, steps))
+            super().__init__(weight, bias, steps)
 
-    monkeypatch.setattr("poolhouse.models.native.transformer.Int8Linear", watched)
+    monkeypatch.setattr("poolhouse.models.native.transformer.Int8Linear", Watched)
     whole = load(folder, LoadOptions("m", quantization="int8"))
     assert len(taken) == 8
     assert {numbers.dtype for numbers, _ in taken} == {torch.int8}
