@@ -141,8 +141,8 @@ def _about(reports: Sequence[Report]) -> str:
     rates = [f"products in {dtype} {number(rate)} GFLOP/s" for dtype, rate in products.items()]
     rates += [f"reading {size} MB {number(rate)} GB/s" for size, rate in reading.items()]
     lines += [f"Ceilings: {', '.join(rates)}.\n"] if rates else []
-    commands = "\n".join(_once(report.command for report in reports))
-    return "\n".join([*lines, f"```sh\n{commands}\n```\n"])
+    commands = _once("\n".join([report.command, *(f"# {note}" for note in report.notes)]) for report in reports)
+    return "\n".join([*lines, "```sh", *commands, "```\n"])
 
 
 def _table(rows: Sequence[Row]) -> str:
