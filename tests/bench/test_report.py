@@ -227,6 +227,10 @@ def test_the_table_of_a_readme_stands_between_its_marks(tmp_path: Path) -> None:
     assert path.read_text() == first
     write_table([REPORT, replace(REPORT, machine=replace(MACHINE, cores=8))], path)
     assert path.read_text() == first
+    # Of two rounds the middle lies between them, as on the page.
+    two = replace(ROW, sides=(replace(OURS, values=(10.0, 12.0)), replace(SLOW, values=(5.0, 4.0))))
+    write_table([replace(REPORT, rows=(two,))], path)
+    assert f"| {two.ratio:.2f} | 2.00 |" in path.read_text()
     write_table([REPORT], path, tmp_path / "docs" / "performance.md")
     assert "\n[docs/performance.md](docs/performance.md) has all rows" in path.read_text()
     path.write_text("no marks")

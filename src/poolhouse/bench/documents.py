@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 
 from poolhouse.bench.machine import Machine
 from poolhouse.bench.page import grouped, plot
@@ -104,9 +105,8 @@ class _Names:
 def _chapter(reports: Sequence[Report], names: _Names) -> list[str]:
     """One machine: what it is, how to measure, and a section per command."""
     machine = reports[0].machine
-    quota = "" if machine.quota is None else f", quota {machine.quota:g}"
     gpu = "" if machine.gpu is None else f", {machine.gpu}"
-    parts = [f"## {machine.cpu}, {machine.cores} cores{quota}{gpu}\n", _about(reports)]
+    parts = [f"## {machine.processor}{gpu}\n", _about(reports)]
     by_command: dict[str, list[Row]] = {}
     for row in (row for report in reports for row in report.rows):
         by_command.setdefault(row.command, []).append(row)
@@ -126,12 +126,10 @@ def _place(command: str) -> int:
 def _about(reports: Sequence[Report]) -> str:
     machine = reports[0].machine
     dates = _once(report.date for report in reports)
-    versions = _once(
-        f"Poolhouse {one.poolhouse}, torch {one.torch}, Python {one.python}, {one.system}"
-        for one in (report.machine for report in reports)
-    )
-    features = ", ".join(machine.features) or "no features known"
-    lines = [f"{features}; {machine.memory_gib:.0f} GiB. {'; '.join(versions)}. Measured on {', '.join(dates)}.\n"]
+    versions = _once(report.machine.versions for report in reports)
+    lines = [
+        f"{machine.abilities}; {machine.memory_gib:.0f} GiB. {'; '.join(versions)}. Measured on {', '.join(dates)}.\n"
+    ]
     products: dict[str, float] = {}
     reading: dict[str, float] = {}
     for ceilings in (report.ceilings for report in reports if report.ceilings is not None):
@@ -228,10 +226,11 @@ def _short(reports: Sequence[Report]) -> str:
                 or (row.unit == "ms" and "p95" in row.work)
             ):
                 continue
-            ratios = sorted(row.ratios(best))
+            ratios = row.ratios(best)
             figures = f"{number(row.ours.median)} | {number(best.median)} | {best.name}"
-            middle = ratios[len(ratios) // 2]
-            lines.append(f"| {row.work}, {row.unit} | {row.dtype} | {figures} | {middle:.2f} | {ratios[0]:.2f} |")
+            lines.append(
+                f"| {row.work}, {row.unit} | {row.dtype} | {figures} | {median(ratios):.2f} | {min(ratios):.2f} |"
+            )
     features = ", ".join(machine.features)
     head = f"all-MiniLM-L6-v2 on {machine.cpu}, {machine.cores} cores ({features}); medians of rounds in turn:"
     return f"{head}\n\n" + "\n".join(dict.fromkeys(lines)) + "\n"

@@ -46,14 +46,25 @@ class Machine:
     torch: str
     poolhouse: str
 
+    @property
+    def processor(self) -> str:
+        """The CPU, and how much of it there was."""
+        return f"{self.cpu}, {self.cores} cores" + ("" if self.quota is None else f", quota {self.quota:g}")
+
+    @property
+    def abilities(self) -> str:
+        """The features of the CPU."""
+        return ", ".join(self.features) or "no features known"
+
+    @property
+    def versions(self) -> str:
+        """What ran on it."""
+        return f"Poolhouse {self.poolhouse}, torch {self.torch}, Python {self.python}, {self.system}"
+
     def lines(self) -> list[str]:
         """The machine in words, a line for each half."""
-        quota = "" if self.quota is None else f", quota {self.quota:g}"
         gpu = "" if self.gpu is None else f"; {self.gpu}"
-        return [
-            f"{self.cpu}, {self.cores} cores{quota}, {self.memory_gib:.0f} GiB{gpu}; {', '.join(self.features) or 'no features known'}.",
-            f"Poolhouse {self.poolhouse}, torch {self.torch}, Python {self.python}, {self.system}.",
-        ]
+        return [f"{self.processor}, {self.memory_gib:.0f} GiB{gpu}; {self.abilities}.", f"{self.versions}."]
 
 
 def this_machine(gpu: bool = False) -> Machine:
