@@ -59,6 +59,7 @@ def test_throughput_to_json_html_and_documents(said: Run, nobody: str, tmp_path:
 @pytest.mark.parametrize(
     ("line", "units"),
     [
+        ("latency --under quiet", ["ms"] * 10),
         ("start", ["s", "s"]),
         ("memory --budgets 2048 --texts 8", ["MiB", "MiB"]),
     ],
