@@ -24,6 +24,9 @@ _NUMBERS = {number: np.dtype(name) for number, name in enumerate(_TYPES) if name
 _STRING, _ARRAY = 8, 9
 _ALIGNMENT = 32
 _MOST_DIMENSIONS = 4
+# The fewest bytes in a header: of a tensor the length of its name, dimensions, kind and offset; of a field the length of its
+# name, its type and one byte. A damaged count ends there, and not somewhere in what would be read by it.
+_LEAST_OF_A_TENSOR, _LEAST_OF_A_FIELD = 8 + 4 + 4 + 8, 8 + 4 + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class GgufFile(Mapping[str, Tensor]):
         found = [cursor.tensor() for _ in range(tensors)]
         begin = -(-cursor.place // alignment) * alignment
         self.stored = {name: Stored(kind, shape, begin + offset) for name, kind, shape, offset in found}
-        self._check(len(found))
+        self._check(len(found), alignment)
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self.stored[name]
@@ -89,7 +92,7 @@ class GgufFile(Mapping[str, Tensor]):
             fields[name] = cursor.value(cursor.number(4), name)
         return fields
 
-    def _check(self, count: int) -> None:
+    def _check(self, count: int, alignment: int) -> None:
         """Raise CheckpointError where tensors do not lie whole in the file."""
         if len(self.stored) != count:
             raise CheckpointError(f"{self.path} is damaged: it has two tensors of one name.")
@@ -103,6 +106,11 @@ class GgufFile(Mapping[str, Tensor]):
         if end > len(self._bytes):
             raise CheckpointError(
                 f"{self.path} is cut short: it has {len(self._bytes)} bytes, and its tensors end at {end}. Fetch it again."
+            )
+        if self.stored and len(self._bytes) - end >= alignment:
+            # A count that is too small also moves the place where all tensors begin.
+            raise CheckpointError(
+                f"{self.path} is damaged: {len(self._bytes) - end} bytes lie behind its {count} tensors. Fetch it again."
             )
 
 
@@ -128,7 +136,9 @@ class _Cursor:
             raise CheckpointError(
                 f"{self._path} is GGUF version {version}; versions 2 and 3 are read. Convert the model anew."
             )
-        return self.number(8), self.number(8)
+        tensors, fields = self.number(8), self.number(8)
+        self._room(tensors * _LEAST_OF_A_TENSOR + fields * _LEAST_OF_A_FIELD)
+        return tensors, fields
 
     def number(self, size: int) -> int:
         """An unsigned number of so many bytes."""
@@ -155,21 +165,24 @@ class _Cursor:
     def tensor(self) -> tuple[str, Kind, tuple[int, ...], int]:
         """Name, kind, shape and offset of a tensor."""
         name, dimensions = self.string(), self.number(4)
+        if not name:
+            raise CheckpointError(f"{self._path} is damaged: its header has a tensor without a name.")
         if dimensions > _MOST_DIMENSIONS:
             raise CheckpointError(f"{self._path} is damaged: the tensor {name} has {dimensions} dimensions.")
         # The first one runs fastest there, the last one here.
         shape = tuple(self.number(8) for _ in range(dimensions))[::-1]
         number, offset = self.number(4), self.number(8)
         if number not in KINDS:
-            kind = UNSERVED.get(number, f"type {number}")
-            raise CheckpointError(
-                f"{self._path}: the tensor {name} is of the kind {kind}, which is not read. "
-                f"Choose a file of {', '.join(kind.name for kind in KINDS.values())}."
-            )
+            choose = f"Choose a file of {', '.join(kind.name for kind in KINDS.values())}."
+            kind = f"the tensor {name} is of the kind {UNSERVED.get(number, number)}"
+            if number not in UNSERVED:
+                raise CheckpointError(f"{self._path} is damaged, or newer than what is read here: {kind}. {choose}")
+            raise CheckpointError(f"{self._path}: {kind}, which is not read. {choose}")
         return name, KINDS[number], shape, offset
 
     def _strings(self, count: int) -> list[str]:
         """Texts one behind another. This runs once per entry of a vocabulary, so it calls nothing of ours."""
+        self._room(count * 8)
         data, place, end = self._data.data, self.place, len(self._data)
         length_at, found = struct.Struct("<Q").unpack_from, []
         for _ in range(count):
@@ -184,10 +197,14 @@ class _Cursor:
         return found
 
     def _take(self, size: int) -> memoryview:
+        self._room(size)
         begin, self.place = self.place, self.place + size
-        if self.place > len(self._data):
-            raise self._short()
         return self._data.data[begin : self.place]
+
+    def _room(self, size: int) -> None:
+        """Raise CheckpointError where fewer bytes are left."""
+        if self.place + size > len(self._data):
+            raise self._short()
 
     def _short(self) -> CheckpointError:
         return CheckpointError(
