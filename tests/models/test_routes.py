@@ -37,6 +37,7 @@ def static() -> StaticEmbedding:
 
 
 # Name -> the modules, of a Transformer.
+SIDES = ("query", "document")
 ROUTERS: dict[str, Callable[[Transformer], list[Any]]] = {
     "a Dense per side": lambda transformer: [
         transformer,
@@ -113,6 +114,23 @@ def test_texts_go_the_ways_of_sentence_transformers(name: str, tmp_path: Path) -
         # Both ways in one pack, and in a score.
         scores = [output.outputs.score for output in llm.score(TEXTS[0], TEXTS)]
     assert scores == pytest.approx(theirs.similarity(queries[:1], documents)[0].tolist(), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["a table of queries", "tables alone", "one encoder, another pooling and heads"])
+def test_answers_are_memory_of_numpy(name: str, tmp_path: Path) -> None:
+    """A tensor that a daemon thread drops while the interpreter ends would end the process by a signal."""
+    save(tmp_path, ROUTERS[name])
+    with LLM(str(tmp_path / "saved")) as llm:
+        answers = [llm.embed_array(texts, input_type=side) for texts in (TEXTS[0], TEXTS) for side in SIDES]
+        answers += [output.outputs.array for side in SIDES for output in llm.embed(TEXTS, input_type=side)]
+        if name != "tables alone":
+            answers += [output.outputs.array for output in llm.encode(TEXTS, pooling_task="token_embed")]
+    for answer in answers:
+        owner = answer
+        while owner.base is not None:
+            owner = owner.base
+            assert isinstance(owner, np.ndarray)
+        assert owner.flags.owndata
 
 
 def test_a_route_of_another_name_is_chosen_by_it_and_an_unknown_one_is_refused(tmp_path: Path) -> None:

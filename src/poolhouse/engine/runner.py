@@ -97,7 +97,7 @@ class Runner:
         # A table reads no positions.
         hidden = self.model.backbone(Batch(ids, torch.zeros_like(ids), segments))
         looked_up = time.perf_counter()
-        vectors: Array = self.model.pipelines["embed"](Rows(hidden, segments, ids), params).values.numpy()
+        vectors = self.model.pipelines["embed"](Rows(hidden, segments, ids), params).owned_by_numpy()
         if not np.isfinite(vectors).all():
             return None
         if self.observer is not None:
@@ -191,7 +191,7 @@ class Runner:
 
     def _arrays(self, group: Group, rows: Rows) -> Iterator[Array | PoolhouseError]:
         """The answer of each request to the group's task, or what is wrong with it."""
-        values: Array = rows.values.numpy()
+        values = rows.owned_by_numpy()
         finite: npt.NDArray[np.bool_] = np.isfinite(values)
         all_finite = bool(finite.all())
         several = group.task in TOKEN_TASKS or group.of_spans or group.of_labels

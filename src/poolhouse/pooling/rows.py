@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from poolhouse import kernels
+from poolhouse.outputs import Array
 from poolhouse.packing.pack import PackedMarks, Segments
 
 _MEANS = (
@@ -65,6 +67,14 @@ class Rows:
         kept = segments.positions >= skip[segments.owner]
         lengths = (segments.lengths_tensor - skip).clamp(min=0)
         return values[kept], segments.positions[kept], lengths
+
+    def owned_by_numpy(self) -> Array:
+        """The values in memory of numpy's own, for a caller to keep.
+
+        A tensor that goes lets go of the interpreter's lock and takes it again. A daemon thread that drops an answer while
+        the interpreter ends would never get it, within a destructor that must not fail, which ends the process by SIGABRT.
+        """
+        return np.array(self.values.numpy())
 
     @property
     def first(self) -> Tensor:

@@ -58,8 +58,8 @@ class StaticVectors:
         """[features]: the pooled rows of these tokens."""
         known = torch.from_numpy(ids)
         with torch.inference_mode():
-            rows = self.pipeline(Rows(self.table.rows[known], Segments((len(ids),)), known), params)
-        vector: Array = rows.values[0].numpy()
+            pooled = self.pipeline(Rows(self.table.rows[known], Segments((len(ids),)), known), params)
+        vector: Array = pooled.owned_by_numpy()[0]
         return vector
 
 
