@@ -411,6 +411,7 @@ def broken(path: Path, change: Callable[[bytearray], bytearray]) -> None:
         (lambda data: data[:4] + b"\0\0\0\3" + data[8:], "big-endian GGUF file"),
         (lambda data: data[:20], "cut short or damaged: its header goes on"),
         (lambda data: data[:300], "cut short or damaged: its header goes on"),
+        (lambda data: data[:8] + b"\xff" * 8 + data[16:], "cut short or damaged|is damaged"),
         (lambda data: data[:-4000], "is cut short: it has .* Fetch it again"),
     ],
 )

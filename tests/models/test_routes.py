@@ -36,8 +36,8 @@ def static() -> StaticEmbedding:
     return StaticEmbedding(tokenizer, embedding_weights=torch.randn(tokenizer.get_vocab_size(), 32))
 
 
-# Name -> the modules, of a Transformer.
 SIDES = ("query", "document")
+# Name -> the modules, of a Transformer.
 ROUTERS: dict[str, Callable[[Transformer], list[Any]]] = {
     "a Dense per side": lambda transformer: [
         transformer,

@@ -93,7 +93,7 @@ class GgufFile(Mapping[str, Tensor]):
         return fields
 
     def _check(self, count: int, alignment: int) -> None:
-        """Raise CheckpointError where tensors do not lie whole in the file."""
+        """Raise CheckpointError where tensors do not lie whole in the file, or something lies behind them."""
         if len(self.stored) != count:
             raise CheckpointError(f"{self.path} is damaged: it has two tensors of one name.")
         for name, stored in self.stored.items():
